@@ -1,0 +1,2 @@
+//! The appshot format.
+pub mod records;

@@ -1,0 +1,559 @@
+//! The records of an appshot: what is known of each kernel object.
+//!
+//! A record is plain data: it holds no descriptor and calls no kernel. Records
+//! are written as JSON (one note or one manifest field each), with unknown
+//! fields refused, so that an appshot can be read, listed and compared on any
+//! machine.
+
+use crate::ids::{FdNum, FileId, ShmId, VirtualPid};
+use serde::{Deserialize, Serialize};
+
+/// Everything that belongs to the app as a whole (the file `manifest`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of the format, apart from the version of the product.
+    pub format: u32,
+    /// Product and version that wrote it, for people.
+    pub product: String,
+    /// App id.
+    pub app: String,
+    /// Milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    pub needs: Needs,
+    pub clocks: Clocks,
+    pub hostname: String,
+    pub domainname: String,
+    /// The snaplist: every process, parents before children.
+    pub processes: Vec<SnapEntry>,
+    /// Open file descriptions, shared by descriptors of all processes.
+    pub files: Vec<OpenFile>,
+    /// Pipes (and fifos), named by [`FileKind::Pipe`].
+    pub pipes: Vec<PipeRecord>,
+    /// Memory shared between mappings.
+    pub shmem: Vec<ShmRecord>,
+    /// Files outside the appshot that must be there, unchanged, at restore.
+    pub external: Vec<ExternalFile>,
+    /// The parts of this appshot with their digests.
+    pub parts: Vec<Part>,
+}
+
+/// One file of the appshot directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    pub name: String,
+    pub bytes: u64,
+    /// BLAKE3, lower-case hex.
+    pub blake3: String,
+}
+
+/// What the machine must offer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Needs {
+    /// `x86_64`
+    pub arch: String,
+    /// `uname -r` where the appshot was taken; told, not required.
+    pub kernel_release: String,
+    pub page_size: u64,
+    /// Size of the xsave area and the state components in use (XCR0).
+    pub xsave_bytes: u32,
+    pub xcr0: u64,
+    /// BLAKE3 of the vdso image; another one is bridged at restore.
+    pub vdso_blake3: String,
+}
+
+/// The app's clocks when it stopped, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clocks {
+    pub realtime_ns: i64,
+    pub monotonic_ns: i64,
+    pub boottime_ns: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapEntry {
+    pub pid: VirtualPid,
+    /// 0 or 1: the parent is outside the app (its init).
+    pub ppid: VirtualPid,
+    pub pgid: VirtualPid,
+    pub sid: VirtualPid,
+    /// Signal its parent gets when it ends.
+    pub exit_signal: i32,
+    pub comm: String,
+    pub life: Life,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Life {
+    /// State in the part of this name (an ELF core file).
+    Alive { part: String },
+    /// Ended, not yet reaped; the wait status its parent will read.
+    Zombie { wait_status: i32 },
+}
+
+/// An ordinary file outside the appshot that the app maps or has open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalFile {
+    pub path: String,
+    pub dev: u64,
+    pub ino: u64,
+    pub size: u64,
+    pub mtime_ns: i64,
+    /// GNU build-id, lower-case hex, where the file is an ELF that has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub build_id: Option<String>,
+    /// Content must be the same (mapped, or open read-only). Otherwise it may
+    /// have grown since.
+    pub must_equal: bool,
+}
+
+/// State of one process besides threads and memory (note type 1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessRecord {
+    pub pid: VirtualPid,
+    pub exe: String,
+    pub cwd: String,
+    pub root: String,
+    pub umask: u32,
+    pub personality: u64,
+    /// `prctl(PR_GET_DUMPABLE)`: 0, 1 or 2.
+    pub dumpable: i32,
+    pub child_subreaper: bool,
+    pub oom_score_adj: i32,
+    pub coredump_filter: u32,
+    pub thp_disable: bool,
+    pub mm: MmRecord,
+    /// `(soft, hard)` for RLIMIT_CPU (0) to RLIMIT_RTTIME (15).
+    pub rlimits: Vec<(u64, u64)>,
+    /// Signals 1 to 64.
+    pub sigactions: Vec<SigAction>,
+    /// Pending for the whole process, oldest first.
+    pub pending: Vec<SigInfo>,
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
+    pub itimers: [TimerValue; 3],
+    pub posix_timers: Vec<PosixTimer>,
+    pub fds: Vec<FdEntry>,
+    /// Attached controlling terminal: the file id of a pty slave of this app.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ctty: Option<FileId>,
+}
+
+/// Marks in the address space (`prctl(2)` PR_SET_MM_MAP).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MmRecord {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+    /// Pairs of words, as in `/proc/PID/auxv`.
+    pub auxv: Vec<u64>,
+}
+
+/// `struct sigaction` as the kernel keeps it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SigAction {
+    pub handler: u64,
+    pub flags: u64,
+    pub restorer: u64,
+    pub mask: u64,
+}
+
+/// A raw `siginfo_t`: 128 bytes as 16 words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SigInfo(pub [u64; 16]);
+
+/// `struct itimerval`/`itimerspec` in nanoseconds; `value_ns` 0 means disarmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimerValue {
+    pub interval_ns: u64,
+    /// Time left.
+    pub value_ns: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PosixTimer {
+    pub id: i32,
+    pub clock: i32,
+    /// `sigev_notify`, with SIGEV_THREAD_ID where set.
+    pub notify: i32,
+    pub signal: i32,
+    pub sigev_value: u64,
+    /// Target thread of SIGEV_THREAD_ID (virtual), else 0.
+    pub thread: VirtualPid,
+    pub time: TimerValue,
+    pub overrun: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FdEntry {
+    pub fd: FdNum,
+    pub file: FileId,
+    pub cloexec: bool,
+}
+
+/// State of one thread (note type 2). Registers stand in the standard notes
+/// NT_PRSTATUS and NT_X86_XSTATE beside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ThreadRecord {
+    pub tid: VirtualPid,
+    pub comm: String,
+    pub sigmask: u64,
+    pub pending: Vec<SigInfo>,
+    pub sigaltstack: AltStack,
+    /// `set_tid_address`: cleared and woken when the thread ends.
+    pub tid_address: u64,
+    pub robust_list: (u64, u64),
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rseq: Option<Rseq>,
+    pub creds: Creds,
+    pub no_new_privs: bool,
+    pub pdeathsig: i32,
+    pub timer_slack_ns: u64,
+    pub sched: Sched,
+    /// `ioprio_get(2)` of the thread; 0 when never set.
+    pub ioprio: i32,
+    pub blocked_in: Blocked,
+}
+
+/// What to do with the system call in which the thread was interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blocked {
+    /// It was in user code, or the call had ended: registers are complete.
+    No,
+    /// The kernel's restart code (-ERESTART…) stands in rax: the kernel
+    /// restarts the call, or ends it with EINTR for a handler, as it would have.
+    Restart,
+    /// A call with a relative time-out: it is entered again for the time left.
+    Timed { left_ns: u64 },
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AltStack {
+    pub sp: u64,
+    pub flags: i32,
+    pub size: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rseq {
+    pub pointer: u64,
+    pub size: u32,
+    pub signature: u32,
+}
+
+/// Credentials of a thread (`credentials(7)`, `capabilities(7)`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Creds {
+    /// Real, effective, saved, file system.
+    pub uid: [u32; 4],
+    pub gid: [u32; 4],
+    pub groups: Vec<u32>,
+    pub cap_inheritable: u64,
+    pub cap_permitted: u64,
+    pub cap_effective: u64,
+    pub cap_bounding: u64,
+    pub cap_ambient: u64,
+    pub securebits: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sched {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    /// CPU mask, 64 CPUs a word.
+    pub affinity: Vec<u64>,
+}
+
+/// One mapping (note type 3 holds all of a process, in address order).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vma {
+    pub start: u64,
+    pub end: u64,
+    /// PROT_READ (1), PROT_WRITE (2), PROT_EXEC (4).
+    pub prot: u32,
+    pub kind: VmaKind,
+    /// Two-letter flags of `/proc/PID/smaps` that are re-applied
+    /// (`dc dd wf hg nh mg sr rr lo lf nr gd`).
+    pub flags: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmaKind {
+    /// Private anonymous memory, heap and stacks.
+    Anon,
+    /// A private mapping of a file; changed pages are in the core file.
+    PrivateFile { path: String, offset: u64 },
+    /// A shared mapping of a file; the file holds the content.
+    /// `writable` tells whether the descriptor must be open for writing.
+    SharedFile { path: String, offset: u64, writable: bool },
+    /// A mapping of a shared-memory object. `private` is a private mapping of it.
+    Shm { shm: ShmId, offset: u64, private: bool },
+    /// `[vvar]`, `[vvar_vclock]`: provided by the kernel.
+    Vvar,
+    Vdso,
+}
+
+/// Memory shared by mappings and descriptors; its content is in a part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShmRecord {
+    pub id: ShmId,
+    pub kind: ShmKind,
+    pub bytes: u64,
+    /// Runs of data `(offset, length)`; the part holds them back to back.
+    pub runs: Vec<(u64, u64)>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub part: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShmKind {
+    /// `mmap(MAP_SHARED|MAP_ANONYMOUS)`.
+    Anon,
+    Memfd {
+        name: String,
+        seals: i32,
+        mode: u32,
+    },
+    /// System V shared memory.
+    Sysv {
+        id: i32,
+        key: i32,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        cuid: u32,
+        cgid: u32,
+    },
+}
+
+/// A pipe: its two ends are [`OpenFile`]s.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PipeRecord {
+    /// Inode of the pipe where the appshot was taken: its name in the appshot.
+    pub ino: u64,
+    /// Path of a fifo; none for a pipe.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fifo: Option<String>,
+    pub capacity: u32,
+    #[serde(with = "hex_bytes")]
+    pub data: Vec<u8>,
+}
+
+/// An open file description.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenFile {
+    pub id: FileId,
+    /// Flags of `fcntl(F_GETFL)`.
+    pub flags: i32,
+    /// `F_SETOWN_EX` type and id, F_SETSIG; absent when never set.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub owner: Option<FileOwner>,
+    pub kind: FileKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileOwner {
+    /// F_OWNER_TID, F_OWNER_PID, F_OWNER_PGRP.
+    pub kind: i32,
+    pub id: VirtualPid,
+    pub signal: i32,
+}
+
+/// What an open file description refers to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// Regular file, directory or device by path.
+    Path { path: String, offset: u64 },
+    /// A regular file that has no name any more; content in a part.
+    Unlinked { path: String, offset: u64, mode: u32, uid: u32, gid: u32, part: String },
+    /// One end of a pipe or fifo; the access mode is in the flags.
+    Pipe { ino: u64 },
+    Memfd { shm: ShmId, offset: u64 },
+    Eventfd { count: u64, semaphore: bool },
+    Timerfd { clock: i32, ticks: u64, settime_flags: i32, time: TimerValue },
+    Signalfd { mask: u64 },
+    Epoll { watches: Vec<EpollWatch> },
+    Inotify { watches: Vec<InotifyWatch> },
+    Pidfd { pid: VirtualPid },
+    Socket(Box<SocketRecord>),
+    Pty(PtyRecord),
+    /// Something outside the app that the caller said is to be replaced
+    /// (the terminal or pipe the app was started on, as stdin, stdout, stderr).
+    Outside { what: String },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpollWatch {
+    /// Number under which it was added.
+    pub fd: FdNum,
+    pub file: FileId,
+    pub events: u32,
+    pub data: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InotifyWatch {
+    pub wd: i32,
+    pub path: String,
+    pub mask: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PtyRecord {
+    pub index: u32,
+    pub master: bool,
+    pub termios: Vec<u8>,
+    pub winsize: [u16; 4],
+    pub packet_mode: bool,
+    pub locked: bool,
+    /// Foreground process group, 0 for none.
+    pub foreground: VirtualPid,
+    pub sid: VirtualPid,
+    /// Not yet read by the master.
+    #[serde(with = "hex_bytes")]
+    pub output: Vec<u8>,
+}
+
+/// A socket of any family that is carried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SocketRecord {
+    /// Inode where the appshot was taken: its name in the appshot.
+    pub ino: u64,
+    pub domain: i32,
+    pub kind: i32,
+    pub protocol: i32,
+    pub state: SocketState,
+    /// Raw socket options `(level, name, value)`, set in this order.
+    pub options: Vec<SockOpt>,
+    /// Bits: 1 receive, 2 send.
+    pub shutdown: u8,
+    /// Queued data not yet read by the app, one entry a message (one for a stream).
+    pub queue: Vec<Message>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    #[serde(with = "hex_bytes")]
+    pub data: Vec<u8>,
+    /// Raw address of the sender, where it has one.
+    #[serde(with = "hex_bytes")]
+    pub from: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SockOpt {
+    pub level: i32,
+    pub name: i32,
+    #[serde(with = "hex_bytes")]
+    pub value: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SocketState {
+    /// Neither bound nor connected.
+    Fresh,
+    /// Bound; raw `sockaddr` bytes. `file` is the owner and mode of a unix path.
+    Bound {
+        #[serde(with = "hex_bytes")]
+        name: Vec<u8>,
+        file: Option<SocketFile>,
+    },
+    Listening {
+        #[serde(with = "hex_bytes")]
+        name: Vec<u8>,
+        file: Option<SocketFile>,
+        backlog: i32,
+    },
+    /// Unix: connected with the socket of this inode, inside the app.
+    /// 0: the peer has been closed.
+    Paired {
+        #[serde(with = "hex_bytes")]
+        name: Vec<u8>,
+        peer: u64,
+    },
+    /// UDP connected to an address.
+    Connected {
+        #[serde(with = "hex_bytes")]
+        name: Vec<u8>,
+        #[serde(with = "hex_bytes")]
+        peer: Vec<u8>,
+    },
+    /// A connection to outside that is restored as closed by its peer (`--tcp=close`).
+    Severed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SocketFile {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Bytes as lower-case hex in JSON.
+pub mod hex_bytes {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt::Write;
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(bytes.len() * 2);
+        for byte in bytes {
+            let _ = write!(text, "{byte:02x}");
+        }
+        to.serialize_str(&text)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        if !text.len().is_multiple_of(2) || !text.is_ascii() {
+            return Err(D::Error::custom("hex text of odd length or with other letters"));
+        }
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).map_err(D::Error::custom))
+            .collect()
+    }
+}

@@ -1,0 +1,193 @@
+//! What a person asks the engine to act on, and what it answers.
+
+use crate::error::Refusal;
+use crate::ids::HostPid;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The processes a request is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The process tree below this host PID.
+    Pid(HostPid),
+    /// Everything in this app's cgroup, except its init (`None` with `--pids=host`).
+    App {
+        name: String,
+        cgroup: Option<PathBuf>,
+        root: HostPid,
+        init: Option<HostPid>,
+    },
+}
+
+/// What happens to connections whose other end is outside the app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TcpPolicy {
+    /// The snapshot is refused, naming them.
+    #[default]
+    Refuse,
+    /// The restored app sees them closed by their peer. The running original keeps them.
+    Close,
+}
+
+/// What happens to terminals and pipes that lead outside the app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutsidePolicy {
+    /// The snapshot is refused, naming them.
+    #[default]
+    Refuse,
+    /// The restored app gets the stdio that the restorer gives it (terminal,
+    /// log file or /dev/null) in their place.
+    Replace,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SnapshotOptions {
+    /// The app goes on running; otherwise it is ended once the appshot is sealed.
+    pub leave_running: bool,
+    pub tcp: TcpPolicy,
+    pub outside: OutsidePolicy,
+}
+
+/// A named step with its duration, for logs, progress and receipts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    pub name: String,
+    pub micros: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    pub appshot: PathBuf,
+    pub app: String,
+    pub processes: usize,
+    pub threads: usize,
+    /// Memory stored, without zero pages.
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+    /// How long the app stood still, where it goes on running; until it was
+    /// ended otherwise.
+    pub frozen_micros: u64,
+    pub total_micros: u64,
+    pub phases: Vec<Phase>,
+}
+
+/// Which PIDs the restored app gets on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PidMode {
+    /// A new PID namespace: the app sees its own numbers, any number of
+    /// instances run side by side.
+    #[default]
+    New,
+    /// The same numbers on the host.
+    Host,
+}
+
+/// Where stdin, stdout and stderr go when they led outside the app.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stdio {
+    /// The caller's own.
+    Inherit,
+    #[default]
+    Null,
+    /// stdin from /dev/null, stdout and stderr appended to this file.
+    Log(PathBuf),
+}
+
+/// What the destination allows an appshot to ask for (design, section 7).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Allow {
+    /// User ids it may run as; `None` allows any.
+    pub uids: Option<Vec<u32>>,
+    /// Capabilities (bit mask) its threads may hold.
+    pub capabilities: u64,
+    /// Files it names may have changed since the snapshot.
+    pub changed_files: bool,
+}
+
+impl Default for Allow {
+    fn default() -> Self {
+        Allow {
+            uids: None,
+            capabilities: u64::MAX,
+            changed_files: false,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RestoreOptions {
+    /// Name of the new instance; the appshot's app id by default.
+    pub name: Option<String>,
+    pub pids: PidMode,
+    pub stdio: Stdio,
+    pub allow: Allow,
+}
+
+/// A live instance, just started or restored. The caller is the parent of
+/// `init` (or of `root` with `--pids=host`) and must reap it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Instance {
+    pub name: String,
+    /// Host PID of the app's first process.
+    pub root: HostPid,
+    /// Host PID of the instance's own init; its exit status is the app's
+    /// (128 + N when a signal N ended it). `None` with `--pids=host`.
+    pub init: Option<HostPid>,
+    pub cgroup: Option<PathBuf>,
+    pub processes: usize,
+    pub total_micros: u64,
+    pub phases: Vec<Phase>,
+}
+
+impl Instance {
+    /// The child that the caller waits for.
+    pub fn child(&self) -> HostPid {
+        self.init.unwrap_or(self.root)
+    }
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunOptions {
+    pub name: String,
+    pub command: Vec<String>,
+    /// `KEY=VALUE`, added to the caller's environment.
+    pub env: Vec<String>,
+    pub cwd: Option<PathBuf>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub hostname: Option<String>,
+    pub pids: PidMode,
+    pub stdio: Stdio,
+}
+
+/// What `check` found; nothing was touched.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CheckReport {
+    pub processes: usize,
+    pub threads: usize,
+    /// A snapshot would be refused for each of these.
+    pub refusals: Vec<Refusal>,
+    /// What the appshot will need at restore: files, kernel features.
+    pub depends: Vec<String>,
+}
+
+/// A kernel feature for `appshot doctor`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Feature {
+    pub name: String,
+    pub present: bool,
+    /// Without it nothing works; otherwise a fallback or refusal stands in.
+    pub required: bool,
+    pub needed_for: String,
+    /// How to get it: kernel version, option, right.
+    pub how: String,
+}
