@@ -382,7 +382,31 @@ pub struct OpenFile {
     /// `F_SETOWN_EX` type and id, F_SETSIG; absent when never set.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub owner: Option<FileOwner>,
+    /// Advisory locks held through this description.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub locks: Vec<FileLock>,
     pub kind: FileKind,
+}
+
+/// An advisory lock: flock(2), or fcntl(2) of an open file description or a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileLock {
+    pub kind: LockKind,
+    pub write: bool,
+    pub start: u64,
+    /// 0: to the end of the file, however long it grows.
+    pub len: u64,
+    /// Owner of a process lock.
+    pub pid: VirtualPid,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LockKind {
+    Flock,
+    OpenFile,
+    Process,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
