@@ -76,6 +76,8 @@
 //! [`limits`] before memory is taken for it.
 
 mod core_read;
+#[cfg(test)]
+mod core_tests;
 mod core_write;
 mod digest;
 mod elf;
