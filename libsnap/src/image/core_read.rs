@@ -101,9 +101,8 @@ fn check_loads(part: &str, loads: &[Phdr]) -> Result<Vec<Segment>> {
             .iter()
             .all(|n| n.is_multiple_of(PAGE));
         let ordered = load.vaddr >= address && end > load.vaddr && end <= limits::ADDRESS_END;
-        let expected = if load.file_bytes == 0 { 0 } else { offset };
         ensure(
-            aligned && ordered && load.file_bytes <= load.memory_bytes && load.offset == expected,
+            aligned && ordered && load.file_bytes <= load.memory_bytes && load.offset == offset,
             part,
             || format!("the segment at address {:#x} is out of place", load.vaddr),
         )?;
@@ -247,6 +246,7 @@ mod tests {
             return;
         };
         let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text.matches("[New LWP").count(), 2, "{text}");
         for expected in ["LWP 2", "LWP 20", "0x401000", "0x0000000000000000", "0x03"] {
             assert!(
                 text.contains(expected),

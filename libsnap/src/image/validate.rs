@@ -452,13 +452,13 @@ mod tests {
             ),
             ("xsave", Box::new(|p| p.threads[1].xsave.truncate(575))),
             ("xsave", Box::new(|p| p.threads[1].xsave.resize(20000, 0))),
-            ("out of place", Box::new(|p| p.vmas.swap(0, 6))),
+            ("out of place", Box::new(|p| p.vmas.swap(5, 6))),
             (
                 "out of place",
                 Box::new(|p| p.vmas[6].end = 0x7fff_ffff_f000 + 4096),
             ),
             ("out of place", Box::new(|p| p.vmas[0].start = 0x1000)),
-            ("out of place", Box::new(|p| p.vmas[2].start += 1)),
+            ("out of place", Box::new(|p| p.vmas[4].start += 1)),
             (
                 "unknown flag",
                 Box::new(|p| p.vmas[0].flags.push("zz".into())),
