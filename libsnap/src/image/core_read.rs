@@ -133,8 +133,10 @@ fn check_note(part: &str, note: &Phdr, segments: &[Segment], tables: Tables) -> 
         .offset
         .checked_add(note.file_bytes)
         .and_then(|end| end.checked_next_multiple_of(8));
+    let plain = (note.vaddr, note.memory_bytes, note.prot) == (0, 0, 0);
     ensure(
-        note.offset == memory_end
+        plain
+            && note.offset == memory_end
             && notes_end == Some(tables_start)
             && note.file_bytes <= limits::NOTES_BYTES,
         part,

@@ -97,6 +97,8 @@ mod staging;
 mod validate;
 mod validate_files;
 mod validate_process;
+#[cfg(test)]
+mod validate_tests;
 mod writer;
 
 pub use core_read::parse as parse_core;
