@@ -203,14 +203,9 @@ impl Executor {
     /// Runs the batch in thread `tid`. Fails when a call that must succeed did
     /// not, naming it.
     pub fn run(&self, tid: HostPid, regs: &Regs, batch: &mut Batch) -> Result<Born> {
-        let image = batch.image();
-        let lost = |e: nix::Error| Error::failed(format!("cannot run system calls in pid {tid}")).because(e);
-        memory::write(tid, self.base + PAGE, &image).map_err(lost)?;
-        if !batch.payload.is_empty() {
-            memory::write(tid, batch.payload_base, &batch.payload).map_err(lost)?;
-        }
-        let born = self.drive(tid, regs)?;
-        self.collect(tid, batch).map_err(lost)?;
+        self.load(tid, regs, batch)?;
+        let born = self.drive(tid)?;
+        self.collect(tid, batch).map_err(|e| lost(tid, e))?;
         match batch.first_failure() {
             None => Ok(born),
             Some((name, entry, errno)) => {
@@ -223,13 +218,26 @@ impl Executor {
         }
     }
 
-    fn drive(&self, tid: HostPid, regs: &Regs) -> Result<Born> {
+    /// Writes the batch and points the thread at it.
+    pub(crate) fn load(&self, tid: HostPid, regs: &Regs, batch: &Batch) -> Result<()> {
         let start = regs
             .with(reg::RIP, self.base)
             .with(reg::RBX, self.base + PAGE)
             .with(reg::ORIG_RAX, u64::MAX);
-        let lost = |e: nix::Error| Error::failed(format!("lost pid {tid} in the middle of a batch")).because(e);
-        ptrace::set_regs(tid, &start).map_err(lost)?;
+        let written = memory::write(tid, self.base + PAGE, &batch.image()).and_then(|()| {
+            if batch.payload.is_empty() { Ok(()) } else { memory::write(tid, batch.payload_base, &batch.payload) }
+        });
+        written.and_then(|()| ptrace::set_regs(tid, &start)).map_err(|e| lost(tid, e))
+    }
+
+    /// Raw result of the only call of a batch that has come to its end.
+    pub(crate) fn result_of(&self, tid: HostPid, batch: &mut Batch) -> Result<u64> {
+        self.collect(tid, batch).map_err(|e| lost(tid, e))?;
+        Ok(batch.entries.first().map_or(0, |entry| entry.result))
+    }
+
+    fn drive(&self, tid: HostPid) -> Result<Born> {
+        let lost = |e| lost(tid, e);
         ptrace::cont(tid, 0).map_err(lost)?;
         let mut born = Vec::new();
         loop {
@@ -272,6 +280,10 @@ impl Batch {
             (entry.flags & 1 != 0).then_some((*name, entry, errno))
         })
     }
+}
+
+fn lost(tid: HostPid, errno: nix::Error) -> Error {
+    Error::failed(format!("cannot run system calls in pid {tid}")).because(errno)
 }
 
 fn arguments(entry: &Entry) -> String {

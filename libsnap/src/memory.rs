@@ -323,7 +323,7 @@ pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter) -> Result<
             end: vma.end,
         };
         find_pages(&pagemap, whole, &mut spans).or_fail(failed)?;
-        reader.copy(&spans, vma.prot, core)?;
+        reader.copy(&spans, vma, core)?;
     }
     Ok(())
 }
@@ -342,7 +342,7 @@ struct PageReader {
 }
 
 impl PageReader {
-    fn copy(&mut self, spans: &[Span], prot: u32, core: &mut CoreWriter) -> Result<()> {
+    fn copy(&mut self, spans: &[Span], vma: &Vma, core: &mut CoreWriter) -> Result<()> {
         let most = self.buffer.len() as u64;
         let mut rest = spans.iter().flat_map(|span| pieces(*span, most)).peekable();
         let mut batch = Vec::new();
@@ -353,11 +353,16 @@ impl PageReader {
                 room -= piece.len();
                 batch.push(piece);
             }
-            self.read(&batch, prot)?;
+            self.read(&batch, vma.prot)?;
             let mut at = 0;
             for piece in &batch {
                 let len = piece.len() as usize;
-                core.pages(piece.start, prot, &self.buffer[at..at + len])?;
+                let bytes = &self.buffer[at..at + len];
+                // Zeroes over a file are content; in anonymous memory they are nothing.
+                match vma.kind {
+                    VmaKind::Anon => core.pages(piece.start, vma.prot, bytes)?,
+                    _ => core.pages_as_is(piece.start, vma.prot, bytes)?,
+                }
                 at += len;
             }
         }

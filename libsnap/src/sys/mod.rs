@@ -3,9 +3,11 @@
 
 pub mod blob;
 pub mod diag;
+pub mod exec;
 pub mod fd;
 pub mod memory;
 pub mod ptrace;
+pub mod shm;
 pub mod task;
 
 use nix::errno::Errno;
@@ -25,4 +27,13 @@ pub fn check_raw(value: i64) -> Sys<i64> {
     } else {
         Ok(value)
     }
+}
+
+/// XCR0: the state components that the kernel saves.
+pub fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the kernel sets CR4.OSXSAVE on every processor that has xsave,
+    // which the caller has checked; register 0 always exists.
+    unsafe { std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high) };
+    u64::from(high) << 32 | u64::from(low)
 }

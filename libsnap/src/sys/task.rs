@@ -215,3 +215,15 @@ pub fn ioprio_set(tid: HostPid, value: i32) -> Sys<()> {
     // SAFETY: only numbers are passed.
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, 1, tid.0, value) }).map(drop)
 }
+
+pub fn setdomainname(name: &str) -> Sys<()> {
+    // SAFETY: the bytes are live and their length is passed.
+    check(i64::from(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) })).map(drop)
+}
+
+/// Children made from now on live in a new time namespace.
+pub fn unshare_time() -> Sys<()> {
+    const CLONE_NEWTIME: i32 = 0x80;
+    // SAFETY: only a number is passed.
+    check(i64::from(unsafe { libc::unshare(CLONE_NEWTIME) })).map(drop)
+}
