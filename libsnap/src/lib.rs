@@ -2,6 +2,7 @@
 pub mod error;
 pub mod ids;
 pub mod image;
+pub mod store;
 pub mod target;
 
 /// Stubs while the engine is being written.
