@@ -180,8 +180,10 @@ impl Store {
         match known {
             Some(app) => app.target(),
             None if start_time(pid).is_some() => Ok(Target::Pid(pid)),
-            None => Err(Error::new(Kind::NotFound, format!("there is no process {pid}"))
-                .fix("`appshot ps` lists the apps, `ps -e` all processes")),
+            None => Err(
+                Error::new(Kind::NotFound, format!("there is no process {pid}"))
+                    .fix("`appshot ps` lists the apps, `ps -e` all processes"),
+            ),
         }
     }
 

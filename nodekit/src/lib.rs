@@ -1,0 +1,35 @@
+//! What the command-line tools and the daemons share.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`args`] | arguments that several programs take |
+//! | [`out`] | results on stdout, messages on stderr, exit codes |
+//! | [`hidden`] | the programs' second lives: worker and detached supervisor |
+//! | [`worker`] | the process that takes a snapshot, safe from Ctrl-C |
+//! | [`jobs`] | what a worker does |
+//! | [`start`], [`supervise`], [`detach`] | bringing an app up and owning it |
+//! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
+//! | [`client`] | asking a daemon |
+//!
+//! Nothing here forks: a second process is always `/proc/self/exe` started
+//! anew, since a fork of a program with threads may only call async-signal-safe
+//! functions.
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod client;
+pub mod daemon;
+pub mod detach;
+pub mod hidden;
+pub mod jobs;
+pub mod listen;
+pub mod log;
+pub mod notify;
+pub mod out;
+pub mod peer;
+pub mod process;
+pub mod progress;
+pub mod reply;
+pub mod start;
+pub mod supervise;
+pub mod worker;

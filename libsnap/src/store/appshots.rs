@@ -98,7 +98,14 @@ impl Store {
         }
         let what = || format!("cannot put the new appshot in place of {}", path.display());
         if path.exists() {
-            renameat2(AT_FDCWD, &next, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE).or_fail(what)?;
+            renameat2(
+                AT_FDCWD,
+                &next,
+                AT_FDCWD,
+                &path,
+                RenameFlags::RENAME_EXCHANGE,
+            )
+            .or_fail(what)?;
             files::sync_parent(&path).or_fail(what)?;
             return delete(&next);
         }
@@ -118,9 +125,12 @@ impl Store {
 }
 
 fn already_there(path: &Path) -> Error {
-    Error::new(Kind::Conflict, format!("there is already an appshot {}", path.display()))
-        .fix("pass --replace to overwrite it, or name the new one with --tag or --out")
-        .state("the app was not touched")
+    Error::new(
+        Kind::Conflict,
+        format!("there is already an appshot {}", path.display()),
+    )
+    .fix("pass --replace to overwrite it, or name the new one with --tag or --out")
+    .state("the app was not touched")
 }
 
 /// Hidden first, then deleted: an interrupted deletion never shows half an appshot.

@@ -98,7 +98,9 @@ pub fn remove(path: &Path) -> Result<()> {
         Err(e) if e.kind() != ErrorKind::NotFound => {
             Err(e).or_fail(|| format!("cannot remove {}", path.display()))
         }
-        _ => sync_parent(path).or_fail(|| format!("cannot sync the directory of {}", path.display())),
+        _ => {
+            sync_parent(path).or_fail(|| format!("cannot sync the directory of {}", path.display()))
+        }
     }
 }
 

@@ -20,7 +20,11 @@ pub fn validate(name: &str) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::new(Kind::Usage, format!("{name:?} cannot be the name of an app")).because(problem))
+    Err(Error::new(
+        Kind::Usage,
+        format!("{name:?} cannot be the name of an app"),
+    )
+    .because(problem))
 }
 
 fn allowed(c: char) -> bool {
@@ -50,9 +54,7 @@ pub fn from_command(command: &str) -> String {
 pub fn closest<'a>(wanted: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .map(|candidate| (distance(wanted, candidate), candidate))
-        .filter(|(distance, candidate)| {
-            *distance <= wanted.len().max(candidate.len()).div_ceil(3)
-        })
+        .filter(|(distance, candidate)| *distance <= wanted.len().max(candidate.len()).div_ceil(3))
         .min()
         .map(|(_, candidate)| candidate)
 }
@@ -81,7 +83,18 @@ mod tests {
         for good in ["web", "a", "0a", "redis-6.2_x", &"a".repeat(63)] {
             assert!(validate(good).is_ok(), "{good}");
         }
-        for bad in ["", "Web", "-a", ".", "..", "a/b", "a b", "12", "ä", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "Web",
+            "-a",
+            ".",
+            "..",
+            "a/b",
+            "a b",
+            "12",
+            "ä",
+            &"a".repeat(64),
+        ] {
             assert_eq!(validate(bad).unwrap_err().kind, Kind::Usage, "{bad}");
         }
     }
