@@ -22,7 +22,7 @@ mod names;
 
 pub use app::{App, State, View, start_time};
 pub use appshots::{AppshotEntry, SUFFIX};
-pub use files::Lock;
+pub use files::{Lock, absolute};
 pub use names::{closest, from_command, validate};
 
 use crate::error::{Error, Kind, OrFail, Result};
@@ -74,6 +74,11 @@ impl Store {
     /// Where the output of a detached app goes.
     pub fn log_path(&self, name: &str) -> PathBuf {
         self.data_dir.join("logs").join(format!("{name}.log"))
+    }
+
+    pub fn remove_log(&self, name: &str) -> Result<()> {
+        names::validate(name)?;
+        files::remove(&self.log_path(name))
     }
 
     fn record_path(&self, name: &str) -> PathBuf {
@@ -130,7 +135,7 @@ impl Store {
         Ok(Some(current))
     }
 
-    /// Forgets an app. Its appshot and log stay.
+    /// Forgets an app; its appshot and log stay.
     pub fn remove(&self, name: &str) -> Result<()> {
         names::validate(name)?;
         let _held = self.record_lock(name)?;

@@ -7,7 +7,7 @@
 //! | [`hidden`] | the programs' second lives: worker and detached supervisor |
 //! | [`worker`] | the process that takes a snapshot, safe from Ctrl-C |
 //! | [`jobs`] | what a worker does |
-//! | [`start`], [`supervise`], [`detach`] | bringing an app up and owning it |
+//! | [`start`], [`bring_up`], [`supervise`], [`detach`] | bringing an app up and owning it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
 //! | [`client`] | asking a daemon |
 //!
@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod bring_up;
 pub mod client;
 pub mod daemon;
 pub mod detach;
