@@ -7,7 +7,7 @@
 //! | [`hidden`] | the programs' second lives: worker and detached supervisor |
 //! | [`worker`] | the process that takes a snapshot, safe from Ctrl-C |
 //! | [`jobs`] | what a worker does |
-//! | [`start`], [`bring_up`], [`supervise`], [`detach`] | bringing an app up and owning it |
+//! | [`start`], [`bring_up`], [`supervise`], [`detach`], [`ending`] | bringing an app up, owning it, ending it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
 //! | [`client`] | asking a daemon |
 //!
@@ -21,6 +21,7 @@ pub mod bring_up;
 pub mod client;
 pub mod daemon;
 pub mod detach;
+pub mod ending;
 pub mod hidden;
 pub mod jobs;
 pub mod listen;

@@ -2,51 +2,17 @@
 
 use crate::cli;
 use libsnap::error::{Error, Kind, Result};
-use libsnap::store::{App, State, Store};
-use nodekit::{process, supervise};
-use std::time::Duration;
-
-const SIGKILL: i32 = 9;
-
-/// A killed app is gone within microseconds, unless a task is stuck in the kernel.
-const KILL_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The end of an app is written down by its supervisor shortly after.
-const RECORD_PATIENCE: Duration = Duration::from_millis(500);
+use libsnap::store::{State, Store};
+use nodekit::{ending, process};
 
 pub fn kill(store: &Store, args: &cli::Kill) -> Result<u8> {
     let app = store.get(&args.name)?;
-    if args.signal == SIGKILL {
-        kill_all(store, &app)?;
+    if args.signal == ending::SIGKILL {
+        ending::kill_all(store, &app)?;
     } else {
         process::signal(&app, args.signal)?;
     }
     Ok(0)
-}
-
-/// When this returns the app is gone, and written down as gone.
-fn kill_all(store: &Store, app: &App) -> Result<()> {
-    let child = process::open_child(app)?;
-    process::signal(app, SIGKILL)?;
-    if !process::wait(&child, Some(KILL_PATIENCE))? {
-        return Err(Error::failed(format!("app {} did not end", app.name))
-            .because("a task is stuck in the kernel")
-            .fix("try again when the device or file system it waits for answers"));
-    }
-    settle(store, app)
-}
-
-/// Waits for the supervisor to write the end down; a dead one's work is done for it.
-fn settle(store: &Store, app: &App) -> Result<()> {
-    if let Some(supervisor) = app.supervisor.and_then(|pid| process::open(pid).ok()) {
-        process::wait(&supervisor, Some(RECORD_PATIENCE))?;
-    }
-    match store.find(&app.name)? {
-        Some(now) if now.same_instance(app) && now.exit.is_none() => {
-            supervise::finish(store, app, Some(128 + SIGKILL)).map(drop)
-        }
-        _ => Ok(()),
-    }
 }
 
 pub fn rm(store: &Store, args: &cli::Rm) -> Result<u8> {

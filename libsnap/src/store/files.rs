@@ -6,7 +6,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A record larger than this was not written by us.
@@ -104,17 +104,21 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// A lock of `flock(2)`: the kernel releases it when the holder dies. The file
-/// stays; removing it would let two holders lock two files of one name.
+/// A lock of `flock(2)`: the kernel releases it when the holder dies.
+///
+/// The holder removes the file when it lets go, so that gone names leave
+/// nothing behind. Whoever got the lock of a removed file begins again: another
+/// may have made and locked a new one.
 #[derive(Debug)]
 #[must_use]
 pub struct Lock {
+    path: PathBuf,
     _file: Flock<File>,
 }
 
 impl Lock {
     pub fn take(path: &Path) -> Result<Lock> {
-        match flock(path, FlockArg::LockExclusive)? {
+        match lock(path, FlockArg::LockExclusive)? {
             Some(lock) => Ok(lock),
             None => Err(Error::failed(format!("cannot lock {}", path.display()))),
         }
@@ -122,25 +126,36 @@ impl Lock {
 
     /// `None` when another process holds it.
     pub fn try_take(path: &Path) -> Result<Option<Lock>> {
-        flock(path, FlockArg::LockExclusiveNonblock)
+        lock(path, FlockArg::LockExclusiveNonblock)
     }
 }
 
-fn flock(path: &Path, how: FlockArg) -> Result<Option<Lock>> {
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn lock(path: &Path, how: FlockArg) -> Result<Option<Lock>> {
     let what = || format!("cannot lock {}", path.display());
-    let mut file = OpenOptions::new()
+    loop {
+        match Flock::lock(lock_file(path).or_fail(what)?, how) {
+            Ok(held) if held.metadata().or_fail(what)?.nlink() > 0 => {
+                let path = path.to_owned();
+                return Ok(Some(Lock { path, _file: held }));
+            }
+            Ok(_) | Err((_, Errno::EINTR)) => {}
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(Error::failed(what()).because(errno)),
+        }
+    }
+}
+
+fn lock_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .open(path)
-        .or_fail(what)?;
-    loop {
-        match Flock::lock(file, how) {
-            Ok(held) => return Ok(Some(Lock { _file: held })),
-            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-            Err((again, Errno::EINTR)) => file = again,
-            Err((_, errno)) => return Err(Error::failed(what()).because(errno)),
-        }
-    }
 }

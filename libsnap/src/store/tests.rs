@@ -96,6 +96,26 @@ fn one_operation_at_a_time() {
     assert!(store.try_lock("other").is_ok());
     drop(held);
     assert!(store.try_lock("web").is_ok());
+    assert_eq!(store.run_dir.join("locks").read_dir().unwrap().count(), 0);
+}
+
+#[test]
+fn changes_of_a_record_do_not_race() {
+    let (_dir, store) = store();
+    let record = app("web");
+    store.put(&record).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let add = |app: &mut App| app.started_unix_ms += 1;
+                    store.update(&record, add).unwrap().unwrap();
+                }
+            });
+        }
+    });
+    let added = store.get("web").unwrap().started_unix_ms - record.started_unix_ms;
+    assert_eq!(added, 200);
 }
 
 #[test]
