@@ -142,3 +142,117 @@ fn check_note(part: &str, note: &Phdr, segments: &[Segment], tables: Tables) -> 
         || format!("the notes at byte {} are out of place", note.offset),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    fn core() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        sample::write(&dir.path().join("sample.appshot"));
+        let path = dir.path().join("sample.appshot/2.core");
+        (dir, path)
+    }
+
+    /// Without the digest in front, damage is found or harmless, and never panics.
+    #[test]
+    fn damage_never_panics() {
+        let (_dir, path) = core();
+        let good = std::fs::read(path).unwrap();
+        assert!(parse("core", &good[..]).is_ok());
+        for at in (0..good.len()).filter(|at| *at < 100 || at % 3 == 0) {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            let parsed = parse("core", &bad[..]);
+            assert!(at >= 64 || parsed.is_err(), "ELF header flip at {at}");
+            if at % 16 == 0 {
+                assert!(parse("core", &good[..at]).is_err(), "cut at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn goblin_agrees() {
+        let (_dir, path) = core();
+        let bytes = std::fs::read(path).unwrap();
+        let (_, segments) = parse("core", &bytes[..]).unwrap();
+        let elf = goblin::elf::Elf::parse(&bytes).unwrap();
+        let loads = elf
+            .program_headers
+            .iter()
+            .filter(|header| header.p_filesz > 0 && header.p_type == 1);
+        let loads: Vec<_> = loads
+            .map(|load| Segment {
+                vaddr: load.p_vaddr,
+                offset: load.p_offset,
+                bytes: load.p_filesz,
+            })
+            .collect();
+        assert_eq!(loads, segments);
+        let notes = elf
+            .iter_note_headers(&bytes)
+            .unwrap()
+            .filter(Result::is_ok)
+            .count();
+        assert_eq!(notes, 2 * 4 + 5);
+    }
+
+    #[test]
+    fn readelf_lists_the_notes() {
+        let (_dir, path) = core();
+        let Ok(output) = Command::new("readelf").args(["-lnW"]).arg(path).output() else {
+            eprintln!("skipped: needs readelf");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        for note in [
+            "NT_PRSTATUS",
+            "NT_FPREGSET",
+            "NT_X86_XSTATE",
+            "NT_PRPSINFO",
+            "NT_AUXV",
+            "NT_FILE",
+            "0x41505301",
+        ] {
+            assert!(text.contains(note), "{note} in {text}");
+        }
+        assert!(
+            output.stderr.is_empty(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    #[test]
+    fn gdb_opens_it() {
+        let (_dir, path) = core();
+        let output = Command::new("gdb")
+            .args(["-nx", "-batch", "-ex", "info threads", "-ex", "p $rip"])
+            .args([
+                "-ex",
+                "x/xg 0x555555551000",
+                "-ex",
+                "x/xb 0x555555552000",
+                "-ex",
+                "x/xg 0x555555560000",
+            ])
+            .arg("-c")
+            .arg(path)
+            .output();
+        let Ok(output) = output else {
+            eprintln!("skipped: needs gdb");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        for expected in ["LWP 2", "LWP 20", "0x401000", "0x0000000000000000", "0x03"] {
+            assert!(
+                text.contains(expected),
+                "{expected} in {text}{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+    }
+}

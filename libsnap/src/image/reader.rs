@@ -236,4 +236,80 @@ mod tests {
             );
         }
     }
+
+    /// Any damage in any file is found, wherever it is.
+    #[test]
+    fn flips_and_truncations_are_refused() {
+        let (_dir, path) = sealed();
+        for name in [
+            "manifest",
+            "2.core",
+            "7.core",
+            "shm-0.data",
+            "unlinked-3.data",
+        ] {
+            let file = path.join(name);
+            let good = std::fs::read(&file).unwrap();
+            // Dense where structures are, sampled in the memory.
+            let step = if name == "shm-0.data" { 501 } else { 37 };
+            for at in
+                (0..good.len()).filter(|at| *at < 300 || at % step == 0 || *at + 300 > good.len())
+            {
+                let mut bad = good.clone();
+                bad[at] ^= 1 << (at % 8);
+                std::fs::write(&file, &bad).unwrap();
+                let error = Appshot::open(&path).expect_err("flip");
+                assert_eq!(
+                    error.state.as_deref(),
+                    Some("nothing was started"),
+                    "{name} {at}: {error}"
+                );
+                std::fs::write(&file, &good[..at]).unwrap();
+                assert!(Appshot::open(&path).is_err(), "{name} cut at {at}");
+            }
+            std::fs::write(&file, [&good[..], b"\0"].concat()).unwrap();
+            assert!(Appshot::open(&path).is_err(), "{name} grown");
+            std::fs::write(&file, &good).unwrap();
+            assert!(Appshot::open(&path).is_ok());
+        }
+    }
+
+    #[test]
+    fn only_the_listed_files_are_taken() {
+        let (_dir, path) = sealed();
+        for extra in ["extra", ".hidden", "3.core"] {
+            std::fs::write(path.join(extra), "").unwrap();
+            let error = Appshot::open(&path).unwrap_err();
+            assert!(error.what.contains(extra), "{error}");
+            std::fs::remove_file(path.join(extra)).unwrap();
+        }
+        for name in ["manifest", "2.core", "shm-0.data"] {
+            let (file, aside) = (path.join(name), path.with_extension("aside"));
+            std::fs::rename(&file, &aside).unwrap();
+            let error = Appshot::open(&path).unwrap_err();
+            assert!(error.what.contains("missing"), "{error}");
+            std::os::unix::fs::symlink(&aside, &file).unwrap();
+            assert!(Appshot::open(&path).is_err(), "a link is not followed");
+            std::fs::remove_file(&file).unwrap();
+            std::fs::rename(&aside, &file).unwrap();
+        }
+        assert!(Appshot::open(&path).is_ok());
+        let gone = Appshot::open(&path.join("nothing")).unwrap_err();
+        assert_eq!(gone.kind, Kind::NotFound);
+    }
+
+    /// Listing does not need the memory to be whole, only the records.
+    #[test]
+    fn memory_can_be_left_unverified() {
+        let (_dir, path) = sealed();
+        let file = path.join("2.core");
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[5000] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        assert!(Appshot::open(&path).is_err());
+        assert_eq!(
+            Appshot::open_unverified_memory(&path).unwrap().cores.len(),
+            2
+        );
+    }
 }

@@ -63,19 +63,30 @@ impl Staging {
 
     /// Gives the directory its name. The files must be on disk already.
     pub fn commit(mut self) -> Result<PathBuf> {
-        let cannot = || format!("cannot seal appshot {}", self.dest.display());
         File::open(&self.temp)
             .and_then(|dir| dir.sync_all())
-            .or_fail(cannot)?;
-        rename_new(&self.temp, &self.dest)?;
+            .or_fail(|| format!("cannot seal appshot {}", self.dest.display()))?;
+        self.publish(&self.temp)?;
         self.committed = true;
-        let synced = File::open(&self.parent).and_then(|dir| dir.sync_all());
-        if let Err(cause) = synced {
-            // The name may not survive a power cut: it must not be reported as sealed.
-            let _ = std::fs::remove_dir_all(&self.dest);
-            return Err(Error::failed(cannot()).because(cause));
-        }
         Ok(self.dest.clone())
+    }
+
+    /// Gives one of the files the name instead; the directory is removed.
+    pub fn commit_file(self, name: &str) -> Result<()> {
+        self.publish(&self.temp.join(name))
+    }
+
+    fn publish(&self, from: &Path) -> Result<()> {
+        rename_new(from, &self.dest)?;
+        if let Err(cause) = File::open(&self.parent).and_then(|dir| dir.sync_all()) {
+            // The name may not survive a power cut: it must not be reported as sealed.
+            let _ = std::fs::rename(&self.dest, from);
+            return Err(
+                Error::failed(format!("cannot seal appshot {}", self.dest.display()))
+                    .because(cause),
+            );
+        }
+        Ok(())
     }
 }
 
@@ -88,7 +99,7 @@ impl Drop for Staging {
 }
 
 /// Creates a file that must not exist, for its owner alone.
-pub fn create_private(path: &Path) -> io::Result<File> {
+fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -98,7 +109,7 @@ pub fn create_private(path: &Path) -> io::Result<File> {
 }
 
 /// `.NAME.partial-<pid>-<random>`
-pub fn partial_name(name: &std::ffi::OsStr) -> std::ffi::OsString {
+fn partial_name(name: &std::ffi::OsStr) -> std::ffi::OsString {
     let random = RandomState::new().build_hasher().finish();
     let mut partial = std::ffi::OsString::from(".");
     partial.push(name);
@@ -108,7 +119,7 @@ pub fn partial_name(name: &std::ffi::OsStr) -> std::ffi::OsString {
 
 /// Renames without replacing. File systems without RENAME_NOREPLACE get a
 /// check and a plain rename, which never replaces a directory that has files.
-pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
+fn rename_new(from: &Path, to: &Path) -> Result<()> {
     let renamed = renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE);
     match renamed {
         Ok(()) => Ok(()),
@@ -125,7 +136,7 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The destination is taken.
-pub fn exists(dest: &Path) -> Error {
+fn exists(dest: &Path) -> Error {
     Error::new(
         Kind::Conflict,
         format!("cannot write {}: it exists", dest.display()),
