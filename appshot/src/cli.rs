@@ -41,6 +41,8 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Bring an appshot back to life
     Restore(Restore),
+    /// Show what is in an appshot
+    Inspect(Inspect),
     /// Tell what a snapshot would refuse; touch nothing
     Check(Check),
     /// Send a signal to an app
@@ -49,6 +51,10 @@ pub enum Command {
     Rm(Rm),
     /// Show the output of a detached app
     Logs(Logs),
+    /// Pack an appshot into one file, for travel
+    Pack(Pack),
+    /// Unpack a packed appshot
+    Unpack(Unpack),
     /// Tell what the kernel offers and what is missing
     Doctor(Doctor),
     /// Print the completions of a shell
@@ -147,6 +153,52 @@ pub struct Restore {
     /// How the new instance is told with -d
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+}
+
+#[derive(Args, Debug)]
+pub struct Inspect {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub appshot: String,
+    /// The processes
+    #[arg(long)]
+    pub tree: bool,
+    /// Their descriptors
+    #[arg(long)]
+    pub fds: bool,
+    /// Their sockets
+    #[arg(long)]
+    pub sockets: bool,
+    /// Their mappings
+    #[arg(long)]
+    pub memory: bool,
+    /// Hold every byte against its digest
+    #[arg(long)]
+    pub verify: bool,
+    /// How it is written; JSON always holds everything
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+#[derive(Args, Debug)]
+pub struct Pack {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub appshot: String,
+    /// The new file
+    pub file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Unpack {
+    /// A packed appshot
+    pub file: PathBuf,
+    /// Unpack to this new directory instead of the store
+    #[arg(long, value_name = "DIR", conflicts_with = "tag")]
+    pub out: Option<PathBuf>,
+    /// Name in the store [default: the file's]
+    #[arg(long, value_name = "NAME")]
+    pub tag: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -250,13 +302,21 @@ mod tests {
 
     #[test]
     fn a_command_keeps_its_own_flags() {
-        let words = ["run", "--name", "web", "-d", "--env", "A=1", "--user", "7:8"];
+        let words = [
+            "run", "--name", "web", "-d", "--env", "A=1", "--user", "7:8",
+        ];
         let cli = parse(&[&words[..], &["--", "sh", "-c", "-d"]].concat()).unwrap();
         let Command::Run(run) = cli.command else {
             panic!("not run: {:?}", cli.command);
         };
         assert_eq!(run.command, ["sh", "-c", "-d"]);
-        assert_eq!(run.user, Some(User { uid: 7, gid: Some(8) }));
+        assert_eq!(
+            run.user,
+            Some(User {
+                uid: 7,
+                gid: Some(8)
+            })
+        );
         assert!(run.detach);
     }
 
@@ -273,7 +333,10 @@ mod tests {
         ] {
             assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
         }
-        assert_eq!(parse(&["snap"]).unwrap_err().kind(), ErrorKind::InvalidSubcommand);
+        assert_eq!(
+            parse(&["snap"]).unwrap_err().kind(),
+            ErrorKind::InvalidSubcommand
+        );
     }
 
     #[test]

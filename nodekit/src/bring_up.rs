@@ -51,7 +51,8 @@ fn attached(start: Start, quiet: bool) -> Result<u8> {
     let mut start = start.attached();
     let Started { app, .. } = start.go()?;
     let code = supervise::supervise(&start.store, &app)?;
-    if !quiet && let Some(now) = start.store.find(&app.name)?
+    if !quiet
+        && let Some(now) = start.store.find(&app.name)?
         && now.same_instance(&app)
         && now.state() == State::Asleep
     {

@@ -1,9 +1,12 @@
 //! Bringing an app up: a new command, or an appshot.
 
-use libsnap::error::Result;
+use libsnap::error::{OrFail, Result};
+use libsnap::image::MANIFEST;
+use libsnap::image::records::Manifest;
 use libsnap::store::{App, SUFFIX, Store};
 use libsnap::target::{Instance, RestoreOptions, RunOptions, Stdio};
 use serde::{Deserialize, Serialize};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A request to bring an app up. The process that goes through with it becomes
@@ -39,7 +42,8 @@ impl Start {
         let appshot = store.resolve_appshot(name_or_path)?;
         let name = match &options.name {
             Some(name) => name.clone(),
-            None => named_by(&appshot),
+            None if store.is_stored(&appshot, name_or_path) => name_or_path.to_owned(),
+            None => named_by(&appshot)?,
         };
         libsnap::store::validate(&name)?;
         options.name = Some(name.clone());
@@ -119,11 +123,26 @@ impl Start {
     }
 }
 
-/// `/backup/web.appshot` is named `web`.
-fn named_by(appshot: &Path) -> String {
+/// The app's name stands in the manifest of an appshot directory; a packed one
+/// is called as its file is.
+pub fn named_by(appshot: &Path) -> Result<String> {
+    let manifest = appshot.join(MANIFEST);
+    if manifest.exists() {
+        return Ok(read_manifest(&manifest)?.app);
+    }
     let name = appshot.file_name().unwrap_or_default().to_string_lossy();
     let name = name.strip_suffix(SUFFIX).unwrap_or(&name);
-    libsnap::store::from_command(name)
+    Ok(libsnap::store::from_command(name))
+}
+
+/// Only for the name: the engine verifies the whole appshot by itself.
+fn read_manifest(path: &Path) -> Result<Manifest> {
+    let what = || format!("cannot read {}", path.display());
+    let mut bytes = Vec::new();
+    let limit = libsnap::image::limits::MANIFEST_BYTES + 1;
+    let file = std::fs::File::open(path).or_fail(what)?;
+    file.take(limit).read_to_end(&mut bytes).or_fail(what)?;
+    libsnap::image::parse_manifest(&bytes)
 }
 
 /// The command line that a restored process shows.

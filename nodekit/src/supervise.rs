@@ -22,9 +22,8 @@ const FORWARDED: [Signal; 4] = [
 ///
 /// Call it from the only thread: the signals are blocked in the calling one.
 pub fn supervise(store: &Store, app: &App) -> Result<i32> {
-    let signals =
-        SignalFd::with_flags(&block()?, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-            .or_fail(|| "cannot take signals")?;
+    let signals = SignalFd::with_flags(&block()?, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .or_fail(|| "cannot take signals")?;
     let child = process::open(app.child())?;
     while !ended_or_signalled(&child, &signals)? {
         while let Ok(Some(signal)) = signals.read_signal() {

@@ -40,8 +40,10 @@ impl InstanceRequest {
             allow: self.allow,
         };
         if self.appshot.contains('/') && !self.appshot.starts_with('/') {
-            return Err(Error::new(Kind::Usage, format!("path {} is relative", self.appshot))
-                .because("the daemon's working directory is not yours"));
+            return Err(
+                Error::new(Kind::Usage, format!("path {} is relative", self.appshot))
+                    .because("the daemon's working directory is not yours"),
+            );
         }
         Start::restore(instances.store.clone(), &self.appshot, options)
     }

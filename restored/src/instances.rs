@@ -4,12 +4,14 @@ use libsnap::error::{Error, Result};
 use libsnap::store::{App, Store, View};
 use libsnap::target::Instance;
 use nodekit::daemon::Stopping;
+use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
 use nodekit::{ending, process, supervise};
-use std::os::fd::OwnedFd;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use std::time::Duration;
 use tokio::sync::oneshot;
+
+/// How soon one who waits for an instance sees that the daemon stops.
+const STOP_INTERVAL: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug)]
 pub struct Instances {
@@ -54,17 +56,20 @@ impl Instances {
     /// Waits until the instance has ended and that is written down, or until
     /// the daemon stops.
     pub async fn wait_exited(&self, name: &str) -> Result<()> {
-        let app = self.app(name)?;
-        let Ok(child) = process::open_child(&app) else {
+        let (app, this) = (self.app(name)?, self.clone());
+        on_own_thread(move || this.follow(&app)).await
+    }
+
+    fn follow(&self, app: &App) -> Result<()> {
+        let Ok(child) = process::open_child(app) else {
             return Ok(());
         };
-        let mut stopping = self.stopping.clone();
-        tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => return Ok(()),
-            ended = ended(child) => ended?,
+        while !process::wait(&child, Some(STOP_INTERVAL))? {
+            if *self.stopping.borrow() {
+                return Ok(());
+            }
         }
-        let store = self.store.clone();
-        nodekit::reply::on_own_thread(move || ending::written_down(&store, &app).map(drop)).await
+        ending::written_down(&self.store, app).map(drop)
     }
 }
 
@@ -86,7 +91,12 @@ fn own(mut start: Start, answer: oneshot::Sender<Result<Instance>>) {
 
 fn log(instance: &Instance) {
     for phase in &instance.phases {
-        tracing::info!(app = instance.name, phase = phase.name, micros = phase.micros, "phase");
+        tracing::info!(
+            app = instance.name,
+            phase = phase.name,
+            micros = phase.micros,
+            "phase"
+        );
     }
     tracing::info!(
         app = instance.name,
@@ -95,11 +105,4 @@ fn log(instance: &Instance) {
         total_micros = instance.total_micros,
         "restored"
     );
-}
-
-/// A pidfd becomes readable when its process has ended.
-async fn ended(child: OwnedFd) -> Result<()> {
-    let failed = |e: std::io::Error| Error::failed("cannot wait for the instance").because(e);
-    let child = AsyncFd::register_with_interest(child, Interest::READABLE).map_err(failed)?;
-    child.readable().await.map(drop).map_err(failed)
 }

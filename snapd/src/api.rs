@@ -5,9 +5,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{AppshotEntry, Store, View};
-use libsnap::target::{
-    CheckReport, OutsidePolicy, SnapshotOptions, SnapshotReport, TcpPolicy,
-};
+use libsnap::target::{CheckReport, OutsidePolicy, SnapshotOptions, SnapshotReport, TcpPolicy};
 use nodekit::jobs::{Job, Place, Snapshot};
 use nodekit::reply::{self, Body, Reply, on_own_thread};
 use nodekit::worker;
@@ -77,13 +75,21 @@ impl SnapshotRequest {
             outside: self.outside,
         };
         let target = self.target.text();
-        Ok(Job::Snapshot(Snapshot { store, target, place, options }))
+        Ok(Job::Snapshot(Snapshot {
+            store,
+            target,
+            place,
+            options,
+        }))
     }
 }
 
 fn relative(path: &std::path::Path) -> Error {
-    Error::new(Kind::Usage, format!("output {} is relative", path.display()))
-        .because("the daemon's working directory is not yours")
+    Error::new(
+        Kind::Usage,
+        format!("output {} is relative", path.display()),
+    )
+    .because("the daemon's working directory is not yours")
 }
 
 fn both() -> Error {
@@ -106,7 +112,12 @@ fn take(job: &Job) -> Result<SnapshotReport> {
         tracing::warn!(kind = ?error.kind, %error, "snapshot failed");
     })?;
     for phase in &report.phases {
-        tracing::info!(app = report.app, phase = phase.name, micros = phase.micros, "phase");
+        tracing::info!(
+            app = report.app,
+            phase = phase.name,
+            micros = phase.micros,
+            "phase"
+        );
     }
     tracing::info!(
         app = report.app,

@@ -3,7 +3,9 @@
 pub mod doctor;
 pub mod end;
 pub mod generate;
+pub mod inspect;
 pub mod logs;
+pub mod pack;
 pub mod ps;
 pub mod run;
 pub mod snapshot;

@@ -57,6 +57,11 @@ impl Store {
         self.stored_appshot(name_or_path)
     }
 
+    /// Whether `path` is what the store keeps under `name`.
+    pub fn is_stored(&self, path: &Path, name: &str) -> bool {
+        path == self.appshot_path(name)
+    }
+
     /// A halting snapshot may have put it elsewhere (`--out`): the record knows.
     fn stored_appshot(&self, name: &str) -> Result<PathBuf> {
         let recorded = self.find(name)?.and_then(|app| app.appshot);
