@@ -4,6 +4,7 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind};
 use serde::de::DeserializeOwned;
@@ -59,20 +60,23 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// The routes that every daemon has.
-pub fn common<S: Clone + Send + Sync + 'static>(
+/// A daemon's routes with those that every daemon has. The fallback for wrong
+/// methods covers only the routes that stand before it.
+pub fn complete<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
     name: &'static str,
     openapi: &'static str,
 ) -> Router<S> {
-    use axum::routing::get;
-    let version = json!({ "name": name, "version": env!("CARGO_PKG_VERSION"), "api": "v1" });
+    let healthz = Json(json!({ "status": "ok" }));
+    let version = Json(json!({
+        "name": name,
+        "version": env!("CARGO_PKG_VERSION"),
+        "api": "v1",
+    }));
     let json = [("content-type", "application/json")];
-    Router::new()
-        .route(
-            "/v1/healthz",
-            get(|| async { Json(json!({ "status": "ok" })) }),
-        )
-        .route("/v1/version", get(|| async { Json(version) }))
+    routes
+        .route("/v1/healthz", get(|| async { healthz }))
+        .route("/v1/version", get(|| async { version }))
         .route(
             "/v1/openapi.json",
             get(move || async move { (json, openapi) }),

@@ -57,9 +57,8 @@ fn run(cli: &Cli) -> Result<u8> {
 }
 
 fn router(store: Store) -> Router {
-    reply::common("perfd", include_str!("../openapi.json"))
-        .route("/v1/usage", get(usage))
-        .with_state(store)
+    let routes = Router::new().route("/v1/usage", get(usage));
+    reply::complete(routes, "perfd", include_str!("../openapi.json")).with_state(store)
 }
 
 async fn usage(State(store): State<Store>) -> Reply<Vec<Meter>> {

@@ -13,10 +13,10 @@ use nodekit::start::Start;
 use serde::Deserialize;
 
 pub fn router(instances: Instances) -> Router {
-    reply::common("restored", include_str!("../openapi.json"))
+    let routes = Router::new()
         .route("/v1/instances", post(create).get(list))
-        .route("/v1/instances/{name}", get(show).delete(remove))
-        .with_state(instances)
+        .route("/v1/instances/{name}", get(show).delete(remove));
+    reply::complete(routes, "restored", include_str!("../openapi.json")).with_state(instances)
 }
 
 #[derive(Debug, Deserialize)]

@@ -13,14 +13,14 @@ use serde::Deserialize;
 use std::path::PathBuf;
 
 pub fn router(store: Store) -> Router {
-    reply::common("snapd", include_str!("../openapi.json"))
+    let routes = Router::new()
         .route("/v1/snapshots", post(snapshot))
         .route("/v1/check", post(check))
         .route("/v1/apps", get(apps))
         .route("/v1/apps/{name}", get(app))
         .route("/v1/appshots", get(appshots))
-        .route("/v1/appshots/{name}", delete(remove_appshot))
-        .with_state(store)
+        .route("/v1/appshots/{name}", delete(remove_appshot));
+    reply::complete(routes, "snapd", include_str!("../openapi.json")).with_state(store)
 }
 
 /// Name of an app, or a PID as number or text.
