@@ -37,11 +37,10 @@ fn detached(start: Start, manner: Manner) -> Result<u8> {
 
 /// `web runs: 3 processes, pid 4312, up in 1.4 ms`
 pub fn told(instance: &Instance) -> String {
-    let plural = if instance.processes == 1 { "" } else { "es" };
     format!(
-        "{} runs: {} process{plural}, pid {}, up in {}",
+        "{} runs: {}, pid {}, up in {}",
         instance.name,
-        instance.processes,
+        out::count(instance.processes, "process", "processes"),
         instance.root,
         out::millis(instance.total_micros)
     )

@@ -5,7 +5,7 @@
 //! | [`args`] | arguments that several programs take |
 //! | [`out`] | results on stdout, messages on stderr, exit codes |
 //! | [`hidden`] | the programs' second lives: worker and detached supervisor |
-//! | [`worker`] | the process that takes a snapshot, safe from Ctrl-C |
+//! | [`worker`], [`interrupt`] | the process that takes a snapshot, safe from Ctrl-C |
 //! | [`jobs`] | what a worker does |
 //! | [`start`], [`bring_up`], [`supervise`], [`detach`], [`ending`] | bringing an app up, owning it, ending it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
@@ -23,6 +23,7 @@ pub mod daemon;
 pub mod detach;
 pub mod ending;
 pub mod hidden;
+pub mod interrupt;
 pub mod jobs;
 pub mod listen;
 pub mod log;
@@ -32,6 +33,7 @@ pub mod peer;
 pub mod process;
 pub mod progress;
 pub mod reply;
+pub mod signals;
 pub mod start;
 pub mod supervise;
 pub mod worker;

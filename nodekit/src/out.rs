@@ -19,7 +19,8 @@ pub fn finish(program: &str, body: impl FnOnce() -> Result<u8>) -> ExitCode {
 
 /// Prints an error. Nothing can be done when stderr is gone too.
 pub fn complain(program: &str, error: &Error) {
-    let _ = writeln!(std::io::stderr(), "{program}: {error}");
+    let text = harmless(&error.to_string(), true);
+    let _ = writeln!(std::io::stderr(), "{program}: {text}");
 }
 
 /// Writes to stdout. A reader that has seen enough (`| head`) ends the program
@@ -42,7 +43,7 @@ pub fn show<T: Serialize>(
     text: impl FnOnce(&T) -> String,
 ) -> Result<()> {
     match format {
-        Format::Text => print(&text(value)),
+        Format::Text => print(&harmless(&text(value), true)),
         Format::Json => {
             let json = serde_json::to_string_pretty(value).or_fail(|| "cannot write JSON")?;
             print(&(json + "\n"))
@@ -50,8 +51,22 @@ pub fn show<T: Serialize>(
     }
 }
 
+/// Names of processes, files and apps come from others: control characters in
+/// them must not reach the terminal.
+fn harmless(text: &str, lines: bool) -> String {
+    let escaped = |c: char| c.is_control() && !(lines && c == '\n');
+    text.chars()
+        .map(|c| match escaped(c) {
+            true => c.escape_default().to_string(),
+            false => c.to_string(),
+        })
+        .collect()
+}
+
 /// Columns as wide as their widest cell, two blanks between them.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let clean = |row: &Vec<String>| row.iter().map(|cell| harmless(cell, false)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(clean).collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].len()]).max().unwrap_or_default()
@@ -59,7 +74,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
     std::iter::once(&head)
-        .chain(rows)
+        .chain(&rows)
         .map(|row| line(row, &widths))
         .collect()
 }
@@ -95,6 +110,11 @@ pub fn millis(micros: u64) -> String {
     format!("{}.{:01} ms", micros / 1000, micros % 1000 / 100)
 }
 
+/// `1 process`, `3 processes`
+pub fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// How long ago a moment was: `3s`, `5m`, `2h`, `9d`.
 pub fn age(since_unix_ms: u64, now_unix_ms: u64) -> String {
     match now_unix_ms.saturating_sub(since_unix_ms) / 1000 {
@@ -117,6 +137,13 @@ mod tests {
         ];
         let text = table(&["NAME", "PID"], &rows);
         assert_eq!(text, "NAME      PID\nweb       1\npostgres\n");
+    }
+
+    #[test]
+    fn control_characters_are_shown_not_sent() {
+        let rows = [vec!["a\u{1b}[31m\nb".to_owned()]];
+        assert_eq!(table(&["NAME"], &rows), "NAME\na\\u{1b}[31m\\nb\n");
+        assert_eq!(harmless("a\n\tb", true), "a\n\\tb");
     }
 
     #[test]

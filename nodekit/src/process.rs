@@ -17,13 +17,18 @@ pub fn open(pid: HostPid) -> Result<OwnedFd> {
         .map_err(|e| Error::new(Kind::NotFound, what()).because(e))
 }
 
-/// The app's end, to be waited for.
+/// The process whose end is the app's.
 pub fn open_child(app: &App) -> Result<OwnedFd> {
-    let process = open(app.child())?;
-    match app.alive() {
-        true => Ok(process),
-        false => Err(ended(app)),
-    }
+    open_of(app, app.child())
+}
+
+/// The app's own error where it does not run, before and after: the number may
+/// have been given out again in between.
+fn open_of(app: &App, pid: HostPid) -> Result<OwnedFd> {
+    app.target()?;
+    let process = open(pid);
+    app.target()?;
+    process
 }
 
 /// Sends a signal to the app's first process; SIGKILL ends all of the app at
@@ -31,24 +36,17 @@ pub fn open_child(app: &App) -> Result<OwnedFd> {
 pub fn signal(app: &App, number: i32) -> Result<()> {
     let signal = Signal::from_named_raw(number)
         .ok_or_else(|| Error::new(Kind::Usage, format!("there is no signal {number}")))?;
-    let process = if signal == Signal::KILL {
-        open_child(app)?
-    } else {
-        open_root(app)?
+    let process = match signal {
+        Signal::KILL => open_child(app)?,
+        _ => open_of(app, app.root)?,
     };
-    pidfd_send_signal(&process, signal).or_fail(|| format!("cannot signal app {}", app.name))
-}
-
-fn open_root(app: &App) -> Result<OwnedFd> {
-    let process = open(app.root)?;
-    match app.root_alive() {
-        true => Ok(process),
-        false => Err(ended(app)),
+    if signal != Signal::KILL && !app.root_alive() {
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("the first process of app {} has ended", app.name),
+        ));
     }
-}
-
-fn ended(app: &App) -> Error {
-    Error::new(Kind::Conflict, format!("app {} is not running", app.name))
+    pidfd_send_signal(&process, signal).or_fail(|| format!("cannot signal app {}", app.name))
 }
 
 /// Waits until the process has ended; `false` when the time was up before.

@@ -1,29 +1,20 @@
 //! Owning an app: passing signals on, reaping it, writing down how it ended.
 
-use crate::process;
+use crate::{process, signals};
 use libsnap::error::{OrFail, Result};
 use libsnap::store::{App, State, Store};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use nix::sys::signalfd::{SignalFd, siginfo};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgid, getpgrp};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::OwnedFd;
-
-const FORWARDED: [Signal; 4] = [
-    Signal::SIGINT,
-    Signal::SIGTERM,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-];
 
 /// Waits for the app as its parent, passing on the signals that we get.
 /// Returns its exit code, 128 + N after signal N.
 ///
 /// Call it from the only thread: the signals are blocked in the calling one.
 pub fn supervise(store: &Store, app: &App) -> Result<i32> {
-    let signals = SignalFd::with_flags(&block()?, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .or_fail(|| "cannot take signals")?;
+    let signals = signals::block()?;
     let child = process::open(app.child())?;
     while !ended_or_signalled(&child, &signals)? {
         while let Ok(Some(signal)) = signals.read_signal() {
@@ -31,13 +22,6 @@ pub fn supervise(store: &Store, app: &App) -> Result<i32> {
         }
     }
     reap(store, app)
-}
-
-fn block() -> Result<SigSet> {
-    let mut set = SigSet::empty();
-    FORWARDED.iter().for_each(|signal| set.add(*signal));
-    set.thread_block().or_fail(|| "cannot block signals")?;
-    Ok(set)
 }
 
 fn ended_or_signalled(child: &OwnedFd, signals: &SignalFd) -> Result<bool> {

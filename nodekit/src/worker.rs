@@ -5,22 +5,26 @@
 //!    | -- stdin: Job ------------->  |
 //!    | <- stdout: {"progress":..} -  |  ptrace
 //!    | <- stdout: {"done":..} -----  |
-//!    |    stdin stays open           |  end of file there: the requester is gone
+//!    |    stdin stays open           |  end of file there: the requester has given
+//!                                       up or died, and the worker should undo
 //! ```
 //!
 //! A tracer that dies leaves its targets stopped half-way. So it is not the
 //! command at which a person may press Ctrl-C, nor the daemon, but a process
 //! of its own that either finishes or undoes.
 
-use crate::hidden;
 use crate::jobs::Job;
+use crate::{hidden, signals};
 use libsnap::error::{Error, OrFail, Result};
+use nix::sys::signalfd::SignalFd;
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ExitCode, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -30,28 +34,50 @@ enum Message {
     Failed(Box<Error>),
 }
 
-static REQUESTER_GONE: AtomicBool = AtomicBool::new(false);
+static CANCELLED: AtomicBool = AtomicBool::new(false);
 
-/// In a worker: whether the one who asked has died or given up. The engine
-/// may ask between two steps and undo what it did.
-pub fn requester_gone() -> bool {
-    REQUESTER_GONE.load(Ordering::Relaxed)
+/// In a worker: whether it should undo what it did. The one who asked has died
+/// or given up, or someone told the worker itself to end.
+pub fn cancelled() -> bool {
+    CANCELLED.load(Ordering::Relaxed)
+}
+
+/// A worker that has its job.
+#[derive(Debug)]
+pub struct Working {
+    child: Child,
+    /// Our end of its stdin: closing it cancels the job.
+    lifeline: Arc<Mutex<Option<ChildStdin>>>,
 }
 
 /// Has `job` done by a worker, and waits for its answer.
 pub fn in_worker<T: DeserializeOwned>(job: &Job, progress: &mut dyn FnMut(&str)) -> Result<T> {
-    let mut child = hidden::spawn(hidden::WORKER)?;
-    // Held until the answer is here: its end tells the worker that we are gone.
-    let lifeline = send(&mut child, job);
-    let answer = listen(&mut child, progress);
-    let status = child.wait().or_fail(|| "cannot wait for the worker")?;
-    drop(lifeline);
-    match answer {
-        Some(Message::Done(value)) => {
-            serde_json::from_value(value).or_fail(|| "cannot read the worker's answer")
+    Working::start(job)?.finish(progress)
+}
+
+impl Working {
+    pub fn start(job: &Job) -> Result<Working> {
+        let mut child = hidden::spawn(hidden::WORKER)?;
+        let lifeline = Arc::new(Mutex::new(send(&mut child, job)));
+        Ok(Working { child, lifeline })
+    }
+
+    /// Asks the worker to undo; its answer is still to be waited for.
+    pub fn canceller(&self) -> impl Fn() + Send + 'static {
+        let lifeline = Arc::clone(&self.lifeline);
+        move || drop(lifeline.lock().map(|mut stdin| stdin.take()))
+    }
+
+    pub fn finish<T: DeserializeOwned>(mut self, progress: &mut dyn FnMut(&str)) -> Result<T> {
+        let answer = listen(&mut self.child, progress);
+        let status = self.child.wait().or_fail(|| "cannot wait for the worker")?;
+        match answer {
+            Some(Message::Done(value)) => {
+                serde_json::from_value(value).or_fail(|| "cannot read the worker's answer")
+            }
+            Some(Message::Failed(error)) => Err(*error),
+            _ => Err(died(status)),
         }
-        Some(Message::Failed(error)) => Err(*error),
-        _ => Err(died(status)),
     }
 }
 
@@ -103,15 +129,22 @@ pub fn main() -> ExitCode {
 fn serve() -> Result<Value> {
     hidden::own_session()?;
     let job: Job = hidden::read_request()?;
-    std::thread::spawn(watch_requester);
+    // Blocked before the second thread begins, so that it is for both.
+    let signals = signals::block()?;
+    std::thread::spawn(move || watch(&signals));
     job.work(&mut |step| say(&Message::Progress(step.to_owned())))
 }
 
-/// The requester writes nothing more; its death closes the pipe.
-fn watch_requester() {
-    let mut byte = [0];
-    while let Ok(1) = std::io::stdin().read(&mut byte) {}
-    REQUESTER_GONE.store(true, Ordering::Relaxed);
+/// Nothing more comes on stdin: that it becomes readable means its end. Later
+/// signals find the job cancelled already.
+fn watch(signals: &SignalFd) {
+    let stdin = std::io::stdin();
+    let mut fds = [
+        PollFd::new(&stdin, PollFlags::IN),
+        PollFd::new(signals, PollFlags::IN),
+    ];
+    while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
+    CANCELLED.store(true, Ordering::Relaxed);
 }
 
 /// Nobody may be listening any more: the work goes on all the same.

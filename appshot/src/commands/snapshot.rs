@@ -5,7 +5,7 @@ use libsnap::error::{Kind, Result};
 use libsnap::store::Store;
 use libsnap::target::{CheckReport, SnapshotReport};
 use nodekit::jobs::{Job, Place, Snapshot};
-use nodekit::{out, progress, worker};
+use nodekit::{interrupt, out, progress};
 
 pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
     let format = args.format;
@@ -16,7 +16,7 @@ pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
         target: args.target,
     });
     let report: SnapshotReport =
-        progress::shown(quiet, |progress| worker::in_worker(&job, progress))?;
+        progress::shown(quiet, |progress| interrupt::in_worker(&job, progress))?;
     out::show(format, &report, |report| {
         format!("{}\n", report.appshot.display())
     })?;
@@ -39,10 +39,10 @@ fn place(args: &cli::Snapshot) -> Result<Place> {
 
 fn told(report: &SnapshotReport) -> String {
     format!(
-        "{}: {} processes, {} threads, {} of memory in {} on disk; stood still {}, took {}",
+        "{}: {}, {}, {} of memory in {} on disk; stood still {}, took {}",
         report.app,
-        report.processes,
-        report.threads,
+        out::count(report.processes, "process", "processes"),
+        out::count(report.threads, "thread", "threads"),
         out::bytes(report.memory_bytes),
         out::bytes(report.disk_bytes),
         out::millis(report.frozen_micros),
@@ -63,13 +63,16 @@ pub fn check(store: &Store, args: &cli::Check) -> Result<u8> {
 
 fn findings(report: &CheckReport) -> String {
     let mut text = match report.refusals.len() {
-        0 => "can be snapshot".to_owned(),
-        1 => "would be refused for 1 reason".to_owned(),
-        many => format!("would be refused for {many} reasons"),
+        0 => "can be frozen".to_owned(),
+        many => format!(
+            "would be refused for {}",
+            out::count(many, "reason", "reasons")
+        ),
     };
     text += &format!(
-        ": {} processes, {} threads\n",
-        report.processes, report.threads
+        ": {}, {}\n",
+        out::count(report.processes, "process", "processes"),
+        out::count(report.threads, "thread", "threads")
     );
     for refusal in &report.refusals {
         text += &format!("  refused  {refusal}\n");

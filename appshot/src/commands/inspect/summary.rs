@@ -43,9 +43,10 @@ fn processes(inspection: &Inspection) -> String {
         .filter(|entry| matches!(entry.life, Life::Zombie { .. }));
     let threads: usize = inspection.processes.iter().map(|p| p.threads.len()).sum();
     format!(
-        "{} alive with {threads} threads, {} zombies",
+        "{} alive with {}, {}",
         inspection.processes.len(),
-        zombies.count()
+        out::count(threads, "thread", "threads"),
+        out::count(zombies.count(), "zombie", "zombies")
     )
 }
 
@@ -61,19 +62,19 @@ fn memory(inspection: &Inspection) -> String {
 
 fn objects(manifest: &Manifest) -> String {
     format!(
-        "{} open files, {} pipes, {} shared memories",
-        manifest.files.len(),
-        manifest.pipes.len(),
-        manifest.shmem.len()
+        "{}, {}, {}",
+        out::count(manifest.files.len(), "open file", "open files"),
+        out::count(manifest.pipes.len(), "pipe", "pipes"),
+        out::count(manifest.shmem.len(), "shared memory", "shared memories")
     )
 }
 
 fn needs(manifest: &Manifest) -> String {
     format!(
-        "{}, xsave features {:#x}, {} files outside; taken on kernel {}",
+        "{}, xsave features {:#x}, {}; taken on kernel {}",
         manifest.needs.arch,
         manifest.needs.xcr0,
-        manifest.external.len(),
+        out::count(manifest.external.len(), "file outside", "files outside"),
         manifest.needs.kernel_release
     )
 }
