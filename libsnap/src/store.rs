@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! RUN_DIR  (/run/appshot)           gone after a reboot, as the processes are
+//!   boot                            the boot that the records are of
 //!   apps/NAME.json                  one record an app
 //!   locks/NAME.op                   held while a snapshot or restore of NAME goes on
 //!   locks/NAME.record               held for one change of the record
@@ -11,12 +12,13 @@
 //!   logs/NAME.log                   output of detached apps
 //! ```
 //!
-//! Records are replaced whole (temporary file, fsync, rename), so a reader sees
-//! the old or the new one. What a record says about processes is checked
+//! Records are replaced whole (temporary file, rename), so a reader sees the old
+//! or the new one; those of another boot are swept away. What a record says about processes is checked
 //! against `/proc` each time it is read: nothing has to be told that an app died.
 
 mod app;
 mod appshots;
+mod boot;
 mod files;
 mod names;
 
@@ -57,6 +59,7 @@ impl Store {
         for dir in [store.run_dir.join("apps"), store.run_dir.join("locks")] {
             files::directory(&dir, 0o700)?;
         }
+        boot::sweep(&store.run_dir)?;
         for dir in [store.data_dir.join("appshots"), store.data_dir.join("logs")] {
             files::directory(&dir, 0o700)?;
         }

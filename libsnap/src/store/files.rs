@@ -58,30 +58,33 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     }
 }
 
-/// Writes a record so that a crash leaves the old one or the new one. The
-/// caller holds the lock of the record: the temporary name is its own.
+/// Replaces a record whole: a reader, and whoever comes after a killed writer,
+/// sees the old one or the new one. The caller holds the lock of the record:
+/// the temporary name is its own.
+///
+/// Not synced: that takes milliseconds on a disk, on the way of every restore,
+/// and a crash of the machine ends the processes that the record is about. What
+/// such a crash leaves is swept by [`super::boot`].
 pub fn write_json(path: &Path, record: &impl Serialize) -> Result<()> {
     let what = || format!("cannot write {}", path.display());
     let temporary = path.with_extension("json.tmp");
     let bytes = serde_json::to_vec_pretty(record).or_fail(what)?;
-    let written = write_synced(&temporary, &bytes)
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .and_then(|()| sync_parent(path));
+    let written =
+        write_private(&temporary, &bytes).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
     written.or_fail(what)
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(path)?;
-    file.write_all(bytes)?;
-    file.sync_data()
+    file.write_all(bytes)
 }
 
 /// Makes a rename or removal in the directory of `path` last.
@@ -98,9 +101,7 @@ pub fn remove(path: &Path) -> Result<()> {
         Err(e) if e.kind() != ErrorKind::NotFound => {
             Err(e).or_fail(|| format!("cannot remove {}", path.display()))
         }
-        _ => {
-            sync_parent(path).or_fail(|| format!("cannot sync the directory of {}", path.display()))
-        }
+        _ => Ok(()),
     }
 }
 

@@ -165,3 +165,16 @@ fn a_damaged_record_is_told_not_ignored() {
     std::fs::write(store.record_path("web"), "{").unwrap();
     assert_eq!(store.get("web").unwrap_err().kind, Kind::Failed);
 }
+
+#[test]
+fn records_of_another_boot_are_swept() {
+    let (_dir, store) = store();
+    store.put(&app("web")).unwrap();
+    let again = || Store::open(&store.run_dir, &store.data_dir).unwrap();
+    assert_eq!(again().list().unwrap().len(), 1);
+    std::fs::write(store.record_path("torn"), "").unwrap();
+    std::fs::write(store.run_dir.join("boot"), "another").unwrap();
+    assert!(again().list().unwrap().is_empty());
+    store.put(&app("web")).unwrap();
+    assert_eq!(again().list().unwrap().len(), 1);
+}
