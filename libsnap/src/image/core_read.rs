@@ -101,9 +101,8 @@ fn check_loads(part: &str, loads: &[Phdr]) -> Result<Vec<Segment>> {
             .iter()
             .all(|n| n.is_multiple_of(PAGE));
         let ordered = load.vaddr >= address && end > load.vaddr && end <= limits::ADDRESS_END;
-        let expected = if load.file_bytes == 0 { 0 } else { offset };
         ensure(
-            aligned && ordered && load.file_bytes <= load.memory_bytes && load.offset == expected,
+            aligned && ordered && load.file_bytes <= load.memory_bytes && load.offset == offset,
             part,
             || format!("the segment at address {:#x} is out of place", load.vaddr),
         )?;
@@ -134,8 +133,10 @@ fn check_note(part: &str, note: &Phdr, segments: &[Segment], tables: Tables) -> 
         .offset
         .checked_add(note.file_bytes)
         .and_then(|end| end.checked_next_multiple_of(8));
+    let plain = (note.vaddr, note.memory_bytes, note.prot) == (0, 0, 0);
     ensure(
-        note.offset == memory_end
+        plain
+            && note.offset == memory_end
             && notes_end == Some(tables_start)
             && note.file_bytes <= limits::NOTES_BYTES,
         part,
@@ -247,6 +248,7 @@ mod tests {
             return;
         };
         let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text.matches("[New LWP").count(), 2, "{text}");
         for expected in ["LWP 2", "LWP 20", "0x401000", "0x0000000000000000", "0x03"] {
             assert!(
                 text.contains(expected),

@@ -129,7 +129,8 @@ impl CoreWriter {
             file_bytes: notes.len() as u64,
             memory_bytes: 0,
         };
-        let loads = loads(&self.runs, &image.vmas).map_err(|detail| self.misuse(detail))?;
+        let loads =
+            loads(&self.runs, &image.vmas, note.offset).map_err(|detail| self.misuse(detail))?;
         if loads.len() as u64 >= limits::SEGMENTS_PER_CORE || note.file_bytes > limits::NOTES_BYTES
         {
             return Err(self.misuse(format!(
@@ -173,13 +174,16 @@ impl CoreWriter {
 }
 
 /// Cuts the runs where mappings begin and end, and tiles every mapping with
-/// headers, so that gdb shows absent pages as zeroes.
-fn loads(runs: &[Run], vmas: &[Vma]) -> Result<Vec<Phdr>, String> {
+/// headers, so that gdb shows absent pages as zeroes. A header without pages
+/// has the offset of the next page: at offset 0 gdb would find this file's own
+/// ELF header, take it for a mapped program, and read all notes once more.
+fn loads(runs: &[Run], vmas: &[Vma], memory_end: u64) -> Result<Vec<Phdr>, String> {
     let mut loads: Vec<Phdr> = Vec::with_capacity(runs.len() + vmas.len());
     let mut rest = runs.iter().copied();
     let mut run = rest.next();
     for vma in vmas {
         let first = loads.len();
+        let offset = run.map_or(memory_end, |run| run.segment.offset);
         while let Some(Run { segment, prot }) = run.filter(|run| run.segment.vaddr < vma.end) {
             if segment.vaddr < vma.start {
                 break;
@@ -198,7 +202,7 @@ fn loads(runs: &[Run], vmas: &[Vma]) -> Result<Vec<Phdr>, String> {
             };
         }
         if loads.get(first).is_none_or(|load| load.vaddr > vma.start) {
-            loads.insert(first, load(vma.prot, 0, vma.start, 0));
+            loads.insert(first, load(vma.prot, offset, vma.start, 0));
         }
         stretch(&mut loads[first..], vma.end);
     }

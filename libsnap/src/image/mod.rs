@@ -56,7 +56,8 @@
 //!           PT_NOTE
 //!           PT_LOAD for each run of stored pages, never across two mappings;
 //!             p_memsz reaches to the next run, so that gdb shows zeroes between
-//!           PT_LOAD with p_filesz 0 for a mapping that starts with absent pages
+//!           PT_LOAD with p_filesz 0 for a mapping that starts with absent pages;
+//!             its p_offset is that of the next stored page
 //! ```
 //!
 //! Our notes have large type numbers because gdb reads types it knows
@@ -76,6 +77,8 @@
 //! [`limits`] before memory is taken for it.
 
 mod core_read;
+#[cfg(test)]
+mod core_tests;
 mod core_write;
 mod digest;
 mod elf;
@@ -94,6 +97,8 @@ mod staging;
 mod validate;
 mod validate_files;
 mod validate_process;
+#[cfg(test)]
+mod validate_tests;
 mod writer;
 
 pub use core_read::parse as parse_core;

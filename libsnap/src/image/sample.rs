@@ -314,10 +314,18 @@ fn thread(tid: i32) -> ThreadImage {
             blocked_in: Blocked::Timed { left_ns: 17 },
         },
         regs,
-        xsave: (0..832)
-            .map(|at| if at < 512 { 0 } else { (at % 13) as u8 })
-            .collect(),
+        xsave: xsave(),
     }
+}
+
+/// x87, SSE and AVX; gdb takes the components from the XCR0 at byte 464.
+fn xsave() -> Vec<u8> {
+    let mut bytes = vec![0; 832];
+    bytes[464] = 7;
+    for (at, byte) in bytes.iter_mut().enumerate().skip(576) {
+        *byte = (at % 13) as u8;
+    }
+    bytes
 }
 
 fn vmas() -> Vec<Vma> {

@@ -110,7 +110,7 @@ fn shm(shm: &ShmRecord) -> Result<()> {
     }
     let mut at = 0;
     for &(offset, bytes) in &shm.runs {
-        let end = offset.checked_add(bytes).unwrap_or(u64::MAX);
+        let end = offset.saturating_add(bytes);
         ensure(offset >= at && bytes > 0 && end <= shm.bytes, PART, || {
             format!(
                 "shared memory {}: run {offset:#x}+{bytes:#x} is out of place",

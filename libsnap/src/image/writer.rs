@@ -233,3 +233,95 @@ impl Write for BlobWriter {
         self.0.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_of_an_unsealed_appshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("x.appshot");
+        let writer = Writer::create(&dest).unwrap();
+        let mut blob = writer.blob("a.data").unwrap();
+        blob.write_all(b"data").unwrap();
+        assert_eq!(writer.blob("a.data").unwrap_err().kind, Kind::Usage);
+        assert_eq!(writer.blob("../a").unwrap_err().kind, Kind::Usage);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let error = writer.seal(sample::manifest()).unwrap_err();
+        assert!(error.to_string().contains("not finished"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_name_must_be_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("x.appshot");
+        sample::write(&dest);
+        assert_eq!(Writer::create(&dest).unwrap_err().kind, Kind::Conflict);
+        let late = dir.path().join("late.appshot");
+        let writer = Writer::create(&late).unwrap();
+        std::fs::create_dir(&late).unwrap();
+        let error = writer.staging.commit().unwrap_err();
+        assert_eq!(error.kind, Kind::Conflict, "taken meanwhile");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    /// What the disk returns is compared with what was meant, not with itself.
+    #[test]
+    fn a_changed_part_is_not_sealed() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
+        let mut blob = writer.blob("a.data").unwrap();
+        blob.write_all(&vec![1; 3 * BLOCK]).unwrap();
+        blob.finish().unwrap();
+        let part = writer.staging.path().join("a.data");
+        let file = std::fs::OpenOptions::new().write(true).open(part).unwrap();
+        file.write_all_at(b"\0", 2 * BLOCK as u64).unwrap();
+        let error = writer.seal(sample::manifest()).unwrap_err();
+        assert!(error.to_string().contains("reads back other"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn memory_out_of_order_or_without_mapping_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
+        let mut core = writer.core("2.core").unwrap();
+        core.pages(sample::HEAP, 3, &sample::memory()).unwrap();
+        assert_eq!(core.stored_bytes(), 3 * 4096);
+        assert!(
+            core.pages(sample::HEAP, 3, &[1; 4096]).is_err(),
+            "goes back"
+        );
+        assert!(
+            core.pages(sample::HEAP + 5 * 4096, 3, &[1; 4095]).is_err(),
+            "not whole pages"
+        );
+        core.pages(0x6000_0000_0000, 3, &[1; 4096]).unwrap();
+        let error = core.finish(&sample::process(2, 1)).unwrap_err();
+        assert!(error.to_string().contains("no mapping"), "{error}");
+    }
+
+    /// Run with `--release -- --ignored --nocapture` to see the throughput.
+    #[test]
+    #[ignore = "a measurement"]
+    fn throughput() {
+        let mut bytes = vec![0; 64 << 20];
+        for (page, chunk) in bytes.chunks_exact_mut(4096).enumerate() {
+            chunk.fill(page as u8 | 1);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
+        let mut core = writer.core("2.core").unwrap();
+        let start = std::time::Instant::now();
+        for round in 0..16 {
+            for (slice, chunk) in bytes.chunks(1 << 20).enumerate() {
+                let vaddr = 0x1000_0000 + round * (64 << 20) + (slice as u64) * (1 << 20);
+                core.pages(vaddr, 3, chunk).unwrap();
+            }
+        }
+        println!("1 GiB of memory written in {:?}", start.elapsed());
+    }
+}
