@@ -21,11 +21,13 @@ mod appshots;
 mod boot;
 mod files;
 mod names;
+mod view;
 
-pub use app::{App, State, View, start_time};
+pub use app::{App, State, start_time};
 pub use appshots::{AppshotEntry, SUFFIX};
 pub use files::{Lock, absolute};
 pub use names::{closest, from_command, validate};
+pub use view::View;
 
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::HostPid;
