@@ -15,6 +15,7 @@ pub mod process;
 pub mod refusals;
 pub mod restore;
 pub mod snapshot;
+pub mod store;
 pub mod survey;
 pub mod sys;
 pub mod target;
