@@ -37,7 +37,7 @@ pub fn all() -> Result<Vec<String>> {
 pub fn build(name: &str) -> Result<PathBuf> {
     let source = source_dir().join(format!("{name}.c"));
     let binary = output_dir()?.join(name);
-    let newest = modified(&source)?.max(modified(&source_dir().join("check.h"))?);
+    let newest = modified(&source)?.max(headers_modified()?);
     if !modified(&binary).is_ok_and(|built| built > newest) {
         compile(&source, &binary)?;
     }
