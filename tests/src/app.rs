@@ -86,11 +86,11 @@ impl Place {
         Ok(App::new(instance))
     }
 
-    pub fn restore(&self, appshot: &Path) -> libsnap::error::Result<App> {
+    pub fn restore(&self, appshot: &Path) -> Result<App> {
         self.restore_with(appshot, RestoreOptions::default())
     }
 
-    pub fn restore_host_pids(&self, appshot: &Path) -> libsnap::error::Result<App> {
+    pub fn restore_host_pids(&self, appshot: &Path) -> Result<App> {
         self.restore_with(
             appshot,
             RestoreOptions {
@@ -100,14 +100,10 @@ impl Place {
         )
     }
 
-    pub fn restore_with(
-        &self,
-        appshot: &Path,
-        mut options: RestoreOptions,
-    ) -> libsnap::error::Result<App> {
+    pub fn restore_with(&self, appshot: &Path, mut options: RestoreOptions) -> Result<App> {
         options.name = Some(self.next_name());
         options.stdio = self.stdio();
-        libsnap::restore::restore(appshot, &options).map(App::new)
+        Ok(App::new(libsnap::restore::restore(appshot, &options)?))
     }
 }
 
@@ -141,12 +137,12 @@ impl App {
     }
 
     /// Takes an appshot; the app ends with it.
-    pub fn freeze(&self, dest: &Path) -> libsnap::error::Result<SnapshotReport> {
+    pub fn freeze(&self, dest: &Path) -> Result<SnapshotReport> {
         self.snapshot(dest, &SnapshotOptions::default())
     }
 
     /// Takes an appshot; the app goes on.
-    pub fn freeze_running(&self, dest: &Path) -> libsnap::error::Result<SnapshotReport> {
+    pub fn freeze_running(&self, dest: &Path) -> Result<SnapshotReport> {
         let options = SnapshotOptions {
             leave_running: true,
             ..SnapshotOptions::default()
@@ -154,12 +150,13 @@ impl App {
         self.snapshot(dest, &options)
     }
 
-    pub fn snapshot(
-        &self,
-        dest: &Path,
-        options: &SnapshotOptions,
-    ) -> libsnap::error::Result<SnapshotReport> {
-        libsnap::snapshot::snapshot(&self.target(), dest, options, &mut |_| {})
+    pub fn snapshot(&self, dest: &Path, options: &SnapshotOptions) -> Result<SnapshotReport> {
+        Ok(libsnap::snapshot::snapshot(
+            &self.target(),
+            dest,
+            options,
+            &mut |_| {},
+        )?)
     }
 
     /// The app's exit code, as a shell gives it (128 + N for signal N).

@@ -64,6 +64,10 @@ fn compile(source: &Path, binary: &Path) -> Result<()> {
     std::fs::rename(&partial, binary).context("cannot name the built program")
 }
 
+fn headers_modified() -> Result<SystemTime> {
+    Ok(modified(&source_dir().join("check.h"))?.max(modified(&source_dir().join("registers.h"))?))
+}
+
 fn modified(path: &Path) -> Result<SystemTime> {
     let meta = std::fs::metadata(path).with_context(|| path.display().to_string())?;
     Ok(meta.modified()?)

@@ -8,7 +8,7 @@
 //! host_pids      as cycle, with the same pids on the host
 //! ```
 
-use crate::app::{App, Place, report_is_plausible};
+use crate::app::{App, Place};
 use crate::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched};
 use crate::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switched_on};
 use crate::{app, programs};
@@ -258,11 +258,13 @@ impl Trial<'_> {
     }
 
     /// A refusal where it is allowed; any other error is the test's.
-    fn refusal(&self, error: libsnap::error::Error) -> Result<()> {
-        if !(self.traits.may_refuse && error.kind == Kind::Refused) {
-            return Err(error).context("snapshot");
-        }
-        let Some(first) = error.refusals.first() else {
+    fn refusal(&self, error: anyhow::Error) -> Result<()> {
+        let cause = error.downcast_ref::<libsnap::error::Error>();
+        let Some(cause) = cause.filter(|e| self.traits.may_refuse && e.kind == Kind::Refused)
+        else {
+            return Err(error.context("snapshot"));
+        };
+        let Some(first) = cause.refusals.first() else {
             bail!("a refusal that names nothing: {error}");
         };
         note(self.test, &format!("refused: {first}"));
@@ -300,38 +302,41 @@ impl Trial<'_> {
 /// `app_test!(pipes)`, `app_test!(tcp_listener, alone)`.
 #[macro_export]
 macro_rules! app_test {
-    ($program:ident $(, $trait:ident)* $(,)?) => {
+    ($program:ident, alone $(, $trait:ident)*) => {
         mod $program {
+            $crate::variant_test!(cycle, Cycle, $program, alone $(, $trait)*);
+            $crate::variant_test!(two_cycles, TwoCycles, $program, alone $(, $trait)*);
+            $crate::variant_test!(leave_running, LeaveRunning, $program, alone $(, $trait)*);
+        }
+    };
+    ($program:ident $(, $trait:ident)*) => {
+        mod $program {
+            $crate::variant_test!(cycle, Cycle, $program $(, $trait)*);
+            $crate::variant_test!(two_cycles, TwoCycles, $program $(, $trait)*);
+            $crate::variant_test!(leave_running, LeaveRunning, $program $(, $trait)*);
+            $crate::variant_test!(side_by_side, SideBySide, $program $(, $trait)*);
+        }
+    };
+}
+
+/// The variant of a program that keeps its pids on the host.
+#[macro_export]
+macro_rules! host_pids_test {
+    ($program:ident $(, $trait:ident)*) => {
+        $crate::variant_test!($program, HostPids, $program $(, $trait)*);
+    };
+}
+
+#[macro_export]
+macro_rules! variant_test {
+    ($test:ident, $variant:ident, $program:ident $(, $trait:ident)*) => {
+        #[test]
+        fn $test() {
             use $crate::trial::{Traits, Variant, check};
-
-            #[allow(unused_mut, unused_assignments)]
-            fn traits() -> Traits {
-                let mut traits = Traits::PLAIN;
-                $($crate::app_trait!(traits, $trait);)*
-                traits
-            }
-
-            #[test]
-            fn cycle() {
-                check(stringify!($program), traits(), Variant::Cycle);
-            }
-
-            #[test]
-            fn two_cycles() {
-                check(stringify!($program), traits(), Variant::TwoCycles);
-            }
-
-            #[test]
-            fn leave_running() {
-                check(stringify!($program), traits(), Variant::LeaveRunning);
-            }
-
-            #[test]
-            fn side_by_side() {
-                if !traits().alone {
-                    check(stringify!($program), traits(), Variant::SideBySide);
-                }
-            }
+            #[allow(unused_mut)]
+            let mut traits = Traits::PLAIN;
+            $($crate::app_trait!(traits, $trait);)*
+            check(stringify!($program), traits, Variant::$variant);
         }
     };
 }
