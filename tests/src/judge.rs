@@ -548,6 +548,28 @@ fn listening_port(line: &str) -> Option<u16> {
     u16::from_str_radix(local.rsplit(':').next()?, 16).ok()
 }
 
+/// TCP connections of this port that either side has not yet closed wholly.
+pub fn open_connections(port: u16) -> usize {
+    let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+    let text: String = tables
+        .iter()
+        .map(|table| fs::read_to_string(table).unwrap_or_default())
+        .collect();
+    text.lines()
+        .filter(|line| is_open_connection(line, port))
+        .count()
+}
+
+/// Neither LISTEN (0A) nor TIME_WAIT (06), which belongs to no process.
+fn is_open_connection(line: &str, port: u16) -> bool {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, local, remote, state, ..] = fields[..] else {
+        return false;
+    };
+    let port = format!(":{port:04X}");
+    !["0A", "06", "st"].contains(&state) && (local.ends_with(&port) || remote.ends_with(&port))
+}
+
 fn walk(dir: &Path, depth: usize, visit: &mut dyn FnMut(&Path)) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
