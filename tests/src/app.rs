@@ -1,8 +1,9 @@
 //! One app under test: its directory, its instances, its end.
 
-use crate::judge::Scope;
-use crate::verdict::{PATIENCE, poll};
+use crate::judge::{Scope, tree};
+use crate::verdict::{PATIENCE, poll, switched_on};
 use anyhow::{Context, Result};
+use libsnap::ids::HostPid;
 use libsnap::target::{
     Instance, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target,
 };
@@ -10,7 +11,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A temporary directory and a name that nothing else on the host bears. What
@@ -81,9 +84,14 @@ impl Place {
         options.name = self.next_name();
         options.stdio = self.stdio();
         options.cwd.get_or_insert_with(|| self.dir().to_owned());
-        let instance = libsnap::launch::run(&options)
-            .with_context(|| format!("cannot start {:?}", options.command))?;
-        Ok(App::new(instance))
+        let started = if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
+            run_plainly(&options, &self.path("log"))
+        } else {
+            libsnap::launch::run(&options).map_err(Into::into)
+        };
+        Ok(App::new(started.with_context(|| {
+            format!("cannot start {:?}", options.command)
+        })?))
     }
 
     pub fn restore(&self, appshot: &Path) -> Result<App> {
@@ -105,6 +113,46 @@ impl Place {
         options.stdio = self.stdio();
         Ok(App::new(libsnap::restore::restore(appshot, &options)?))
     }
+}
+
+/// A plain child instead of an app, to prove that a test's servers and clients
+/// are right by themselves.
+fn run_plainly(options: &RunOptions, log: &Path) -> Result<Instance> {
+    let (program, arguments) = options.command.split_first().context("an empty command")?;
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(process::Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    command.envs(
+        options
+            .env
+            .iter()
+            .filter_map(|variable| variable.split_once('=')),
+    );
+    if let Some(dir) = &options.cwd {
+        command.current_dir(dir);
+    }
+    if let Some(gid) = options.gid {
+        command.gid(gid);
+    }
+    if let Some(uid) = options.uid {
+        command.uid(uid);
+    }
+    Ok(Instance {
+        name: options.name.clone(),
+        root: HostPid(i32::try_from(command.spawn()?.id())?),
+        init: None,
+        cgroup: None,
+        processes: 1,
+        total_micros: 0,
+        phases: Vec::new(),
+    })
 }
 
 /// A live instance. Dropped, it is ended with everything in it.
@@ -198,6 +246,10 @@ impl App {
         }
         if let Some(cgroup) = &self.instance.cgroup {
             let _ = libsnap::cgroup::destroy(cgroup);
+        }
+        // Where there is no cgroup: parents first, so that they start no more.
+        for pid in tree(self.top()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         let _ = kill(Pid::from_raw(self.top()), Signal::SIGKILL);
     }

@@ -548,6 +548,34 @@ fn listening_port(line: &str) -> Option<u16> {
     u16::from_str_radix(local.rsplit(':').next()?, 16).ok()
 }
 
+/// Ports on which this process listens, by the inodes of its sockets.
+pub fn listening_ports_of(pid: i32) -> Vec<u16> {
+    let base = PathBuf::from(format!("/proc/{pid}"));
+    let links = numbers(&base.join("fd")).into_iter();
+    let sockets: Vec<String> = links
+        .filter_map(|n| fs::read_link(base.join(format!("fd/{n}"))).ok())
+        .filter_map(|to| {
+            Some(
+                to.to_str()?
+                    .strip_prefix("socket:[")?
+                    .strip_suffix(']')?
+                    .to_owned(),
+            )
+        })
+        .collect();
+    let table = fs::read_to_string(base.join("net/tcp")).unwrap_or_default();
+    let ours = |line: &&str| {
+        line.split_whitespace()
+            .nth(9)
+            .is_some_and(|inode| sockets.iter().any(|s| s == inode))
+    };
+    table
+        .lines()
+        .filter(ours)
+        .filter_map(listening_port)
+        .collect()
+}
+
 /// TCP connections of this port that either side has not yet closed wholly.
 pub fn open_connections(port: u16) -> usize {
     let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];

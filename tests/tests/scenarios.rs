@@ -11,7 +11,7 @@ use appshot_tests::judge::{
     Changes, Fingerprint, HostState, Scope, judge_nothing_left, judge_untouched, open_connections,
     own_descriptors, tree,
 };
-use appshot_tests::verdict::{PATIENCE, need_program, need_root, on_own_thread, poll};
+use appshot_tests::verdict::{PATIENCE, need_program, need_root, on_own_thread, poll, switched_on};
 use libsnap::error::{Error, Kind};
 use libsnap::target::{RunOptions, SnapshotOptions, TcpPolicy};
 use std::io::Write;
@@ -35,6 +35,8 @@ struct Server<'a> {
     state: &'a dyn Fn(&App) -> Result<String>,
     /// Uses it so that the state changes.
     use_it: &'a dyn Fn(&App) -> Result<()>,
+    /// It has as many processes at any time.
+    steady: bool,
     /// One request under load, which may not fail.
     request: Option<fn(u16) -> Result<()>>,
 }
@@ -72,6 +74,9 @@ fn all_cycles(place: &Place, server: &Server<'_>, scope: &Scope) -> Result<()> {
         Ok((server.state)(&app).ok())
     })?;
     (server.fill)(&app)?;
+    if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
+        return without_snapshot(server, app);
+    }
     let descriptors = own_descriptors();
     for number in 0..cycles() {
         let shot = place.path(&format!("appshot-{number}"));
@@ -86,6 +91,24 @@ fn all_cycles(place: &Place, server: &Server<'_>, scope: &Scope) -> Result<()> {
     }
     leave_running(place, server, &app)?;
     app.end()
+}
+
+/// Proves that the server and its clients are right by themselves.
+fn without_snapshot(server: &Server<'_>, app: App) -> Result<()> {
+    let load = server
+        .port
+        .zip(server.request)
+        .map(|(port, request)| Load::start(port, request));
+    (server.use_it)(&app)?;
+    load.map_or(Ok(()), Load::finish)?;
+    settle(server)?;
+    let state = (server.state)(&app)?;
+    let state_now = (server.state)(&app)?;
+    ensure!(state == state_now, "state was {state}, is {state_now}");
+    (server.use_it)(&app)?;
+    settle(server)?;
+    app.end()?;
+    server.port.map_or(Ok(()), ensure_refused)
 }
 
 fn one_cycle(
@@ -261,6 +284,7 @@ fn redis_server() {
                     ensure!(value.starts_with("value:99999"), "key:99999 is {value}");
                     Ok(())
                 },
+                steady: true,
                 request: Some(|port| redis(port, &["INCR", "load"]).map(drop)),
             },
         )
@@ -320,6 +344,7 @@ fn nginx() {
                     );
                     Ok(())
                 },
+                steady: true,
                 request: Some(|port| http_get(port, "/index.html").map(drop)),
             },
         )
@@ -356,6 +381,7 @@ fn counter(place: &Place, command: &[&str], port: u16) -> Result<()> {
                     Ok((ticks()? > first).then_some(()))
                 })
             },
+            steady: true,
             request: Some(|port| http_get(port, "/add").map(drop)),
         },
     )
@@ -453,6 +479,7 @@ fn python_http_server() {
                     ensure!(listing.contains(&name), "{name} is not in {listing}");
                     Ok(())
                 },
+                steady: true,
                 request: Some(|port| http_get(port, "/file").map(drop)),
             },
         )
@@ -580,6 +607,7 @@ fn postgresql() {
                     ensure!(done.contains("100/100"), "pgbench: {done}");
                     Ok(())
                 },
+                steady: false,
                 request: None,
             },
         )
@@ -623,6 +651,9 @@ fn open_transaction(place: &Place, postgres: &Postgres, app: App) -> Result<()> 
 }
 
 fn refuse_then_close(place: &Place, postgres: &Postgres, app: App) -> Result<()> {
+    if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
+        return app.end();
+    }
     let shot = place.path("appshot");
     let before = Fingerprint::take(app.top());
     let error = app
@@ -700,6 +731,7 @@ fn bash_pipeline() {
                         Ok((numbers_in_order(&file)? > start + 3).then_some(()))
                     })
                 },
+                steady: false,
                 request: None,
             },
         )
@@ -721,10 +753,10 @@ fn tree_of_100_processes() {
                     ensure!(count >= 100, "{count} processes");
                     Ok(())
                 },
-                state: &|_| everyone(place),
+                state: &|_| everyone_speaks(place),
                 // Each has to say again that it lives, under the number it had.
                 use_it: &|_| {
-                    let before = everyone(place)?;
+                    let before = everyone_speaks(place)?;
                     for entry in std::fs::read_dir(place.dir())? {
                         let path = entry?.path();
                         let name = path
@@ -735,14 +767,22 @@ fn tree_of_100_processes() {
                             std::fs::remove_file(&path)?;
                         }
                     }
-                    let after = poll("all to speak", PATIENCE, || Ok(everyone(place).ok()))?;
+                    let after = everyone_speaks(place)?;
                     ensure!(before == after, "numbers were {before}, are {after}");
                     Ok(())
                 },
+                steady: true,
                 request: None,
             },
         )
     });
+}
+
+/// Waits until no file is half written.
+fn everyone_speaks(place: &Place) -> Result<String> {
+    poll("100 processes to speak", PATIENCE, || {
+        Ok(everyone(place).ok())
+    })
 }
 
 /// Names and numbers of the 100 processes that have spoken.
