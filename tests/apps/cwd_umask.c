@@ -13,7 +13,10 @@ int main(int argc, char **argv)
     check_freeze_here();
     CHECK(getcwd(now, sizeof now), "getcwd, expected success, got %s", strerror(errno));
     CHECK(!strcmp(dir, now), "cwd, expected %s, got %s", dir, now);
-    snprintf(made, sizeof made, "made-%d", getpid());
+    /* Another instance has the same pid and makes a file of its own. */
+    struct timespec t;
+    MUST(clock_gettime(CLOCK_REALTIME, &t));
+    snprintf(made, sizeof made, "made-%ld-%ld", (long)t.tv_sec, t.tv_nsec);
     MUST(close(MUST(open(made, O_CREAT | O_WRONLY | O_EXCL, 0777))));
     struct stat st;
     MUST(stat(made, &st));

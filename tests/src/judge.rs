@@ -3,7 +3,7 @@
 //! It believes only what the kernel shows of the processes, never the engine.
 
 use crate::verdict::poll;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -89,23 +89,47 @@ impl Fingerprint {
     /// Looks at the tree below `top`, itself included.
     pub fn take(top: i32) -> Fingerprint {
         let first = all_switches(top);
-        let processes = tree(top)
-            .into_iter()
-            .filter_map(|pid| Some((pid, process(pid)?)));
-        let mut print = Fingerprint {
-            processes: processes.collect(),
+        let print = Fingerprint {
+            processes: look(&tree(top)),
             moving: BTreeSet::new(),
         };
-        // The programs under test look for their `go` every millisecond.
+        // The programs under test look for their `go` every millisecond. A thread
+        // that only came to rest just now moves in one of the two spans, not in both.
         std::thread::sleep(Duration::from_millis(20));
         let second = all_switches(top);
-        print.moving = first
-            .iter()
-            .filter(|(id, n)| second.get(id).is_some_and(|m| m > n))
-            .map(|(id, _)| *id)
+        std::thread::sleep(Duration::from_millis(20));
+        let moving = moved(&second, &all_switches(top));
+        let moving = moved(&first, &second)
+            .intersection(&moving)
+            .copied()
             .collect();
-        print
+        Fingerprint { moving, ..print }
     }
+
+    /// Looks at this process alone, and not at what moves in it.
+    pub fn of_one(pid: i32) -> Fingerprint {
+        Fingerprint {
+            processes: look(&[pid]),
+            moving: BTreeSet::new(),
+        }
+    }
+}
+
+fn look(pids: &[i32]) -> BTreeMap<i32, Process> {
+    pids.iter()
+        .filter_map(|&pid| Some((pid, process(pid)?)))
+        .collect()
+}
+
+type Switches = BTreeMap<(i32, i32), u64>;
+
+fn moved(first: &Switches, second: &Switches) -> BTreeSet<(i32, i32)> {
+    let more = |id: &(i32, i32), n: u64| second.get(id).is_some_and(|m| *m > n);
+    first
+        .iter()
+        .filter(|(id, n)| more(id, **n))
+        .map(|(id, _)| *id)
+        .collect()
 }
 
 /// A1: the app is as it was, nobody traces it, and what moved still moves.
@@ -230,24 +254,34 @@ fn differences(old: &[String], new: &[String]) -> (Vec<String>, Vec<String>) {
 }
 
 fn still_moving(before: &Fingerprint, may: Changes) -> Result<()> {
+    if may.threads {
+        return some_moving(&before.moving);
+    }
     for &(pid, tid) in &before.moving {
-        let Some(start) = switches(pid, tid) else {
-            ensure!(
-                may.processes || may.threads,
-                "A1: thread {tid} of {pid} is gone"
-            );
-            continue;
-        };
-        poll(
-            &format!("A1: thread {tid} of {pid} to go on"),
-            Duration::from_secs(10),
-            || {
-                let now = switches(pid, tid);
-                Ok(now.is_none_or(|n| n > start).then_some(()))
-            },
-        )?;
+        let what = format!("A1: thread {tid} of {pid} to go on");
+        let start = switches(pid, tid).with_context(|| format!("{what}, but it is gone"))?;
+        poll(&what, Duration::from_secs(10), || {
+            Ok(switches(pid, tid).is_none_or(|n| n > start).then_some(()))
+        })?;
     }
     Ok(())
+}
+
+/// Of a server, threads come and go, and one that just served may rest for long.
+fn some_moving(moving: &BTreeSet<(i32, i32)>) -> Result<()> {
+    if moving.is_empty() {
+        return Ok(());
+    }
+    let look = || {
+        moving
+            .iter()
+            .map(|&(pid, tid)| switches(pid, tid))
+            .collect::<Vec<_>>()
+    };
+    let start = look();
+    poll("A1: any thread to go on", Duration::from_secs(10), || {
+        Ok((look() != start).then_some(()))
+    })
 }
 
 fn process(pid: i32) -> Option<Process> {
@@ -322,7 +356,7 @@ fn switches(pid: i32, tid: i32) -> Option<u64> {
     )
 }
 
-fn all_switches(top: i32) -> BTreeMap<(i32, i32), u64> {
+fn all_switches(top: i32) -> Switches {
     let mut all = BTreeMap::new();
     for pid in tree(top) {
         for tid in numbers(Path::new(&format!("/proc/{pid}/task"))) {

@@ -54,7 +54,9 @@ fn conclude(test: &str, result: Result<()>) {
 
 /// Says something that is seen also without `--nocapture`.
 pub fn note(test: &str, text: &str) {
-    let _ = writeln!(std::io::stderr(), "{test}: {text}");
+    // One write, so that lines of several tests do not mix.
+    let line = format!("{test}: {text}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 pub fn need_root() -> Result<()> {

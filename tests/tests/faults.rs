@@ -93,7 +93,7 @@ fn refuses_pid(place: &Place, pid: i32, kinds: &[Kind]) -> Result<Error> {
     let shot = place.path("appshot");
     let target = Target::Pid(HostPid(pid));
     let options = SnapshotOptions::default();
-    let before = Fingerprint::take(pid);
+    let before = Fingerprint::of_one(pid);
     let taken = libsnap::snapshot::snapshot(&target, &shot, &options, &mut |_| {});
     let error = fails(
         &format!("snapshot of pid {pid}"),
@@ -102,7 +102,7 @@ fn refuses_pid(place: &Place, pid: i32, kinds: &[Kind]) -> Result<Error> {
     )?;
     names(&error, &pid.to_string())?;
     ensure!(!shot.exists(), "a failed snapshot left {}", shot.display());
-    judge_untouched(&before, &Fingerprint::take(pid), Changes::ALL)?;
+    judge_untouched(&before, &Fingerprint::of_one(pid), Changes::ALL)?;
     // `check` says so before anything is touched.
     if let Ok(report) = libsnap::snapshot::check(&target, &options) {
         ensure!(
