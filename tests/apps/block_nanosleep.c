@@ -19,12 +19,12 @@ int main(int argc, char **argv)
     check_start(argc, argv);
     start = check_now_ms();
     pthread_t thread = check_thread(waiter, NULL);
-    struct timespec t = {3, 0}, left = {77, 77};
+    /* The kernel writes `left` also where a stop interrupts unseen: not checked. */
+    struct timespec t = {3, 0}, left;
     CHECK_EQ("nanosleep", 0, syscall(SYS_nanosleep, &t, &left));
     done = 1;
     int64_t took = check_now_ms() - start;
     CHECK(took >= 2990 && took < 3700, "nanosleep of 3000 ms, got %lld", (long long)took);
-    CHECK_EQ("remainder, written only when interrupted", 77, left.tv_sec);
     MUST0(pthread_join(thread, NULL));
     return 0;
 }
