@@ -24,6 +24,8 @@ pub struct Done {
 pub fn run(command: &mut Command, scratch: &Path) -> Result<Done> {
     let (out, err) = (scratch.join("stdout"), scratch.join("stderr"));
     command
+        // A failure is told by its last lines, which are to be its reason.
+        .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(std::fs::File::create(&out)?)
         .stderr(std::fs::File::create(&err)?);

@@ -9,7 +9,7 @@ use crate::workload::{App, Workload};
 use crate::{files, net, proc};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -73,14 +73,15 @@ impl Meter<'_> {
         figures: &mut Figures,
     ) -> Result<()> {
         let dest = self.place.disk().join("appshot");
-        let guard = Guard::new(&dest);
+        let mut guard = Guard::new(&dest);
         let app = workload.prepare(self.place)?;
         let root = start(&*app, None)?;
-        figures.original_mb = Some(megabytes(proc::pss_bytes(&proc::tree(root))));
+        let originals = proc::tree(root);
+        figures.original_mb = Some(megabytes(proc::pss_bytes(&originals)));
 
         files::warm_memory(workload.memory_bytes());
         let taken = engine.snapshot(root, &dest, false).context("snapshot")?;
-        proc::wait_gone(root, Duration::from_secs(5)).context("after the snapshot")?;
+        proc::wait_gone(&originals, Duration::from_secs(5)).context("after the snapshot")?;
         figures.snapshot_ms = Some(taken.millis);
         figures.durable_ms = Some(taken.millis + files::sync(&dest)?);
         figures.disk_mb = Some(megabytes(files::disk_bytes(&dest)?));
@@ -88,13 +89,16 @@ impl Meter<'_> {
         app.forget()?;
         files::warm_cache(&dest)?;
         files::warm_memory(workload.memory_bytes());
-        let (back, reply_ms) = restore_and_ask(&*app, engine, &dest)?;
+        let (back, answered) = restore_and_ask(&*app, engine, &dest);
+        let back = back.context("restore")?;
+        guard.cgroup.clone_from(&back.cgroup);
+        let answered_ns = answered?;
         let tree = proc::tree(back.root);
         app.verify(&tree).context("after the restore")?;
         figures.restore_ms = Some(back.millis);
-        figures.reply_ms = Some(reply_ms);
+        figures.reply_ms = Some(millis_between(back.begin_ns, answered_ns));
         figures.memory_mb = Some(megabytes(proc::pss_bytes(&tree)));
-        guard.end(back.cgroup.as_deref())
+        Ok(())
     }
 
     /// Start with a heartbeat, snapshot with leave-running, longest pause.
@@ -105,12 +109,12 @@ impl Meter<'_> {
         figures: &mut Figures,
     ) -> Result<()> {
         let dest = self.place.disk().join("appshot");
-        let guard = Guard::new(&dest);
+        let _guard = Guard::new(&dest);
         let app = workload.prepare(self.place)?;
         let (path, preload) = match (app.beat(), self.preload) {
             (Some(own), _) => (own, None),
             (None, Some(library)) => (self.place.beat_file("preloaded")?, Some(library)),
-            (None, None) => return guard.end(None),
+            (None, None) => bail!("needs cc, for the heartbeat to preload"),
         };
         let beat = BeatFile::new(path)?;
         let root = start(&*app, preload.map(|library| (library, beat.path.as_path())))?;
@@ -128,8 +132,9 @@ impl Meter<'_> {
             .context("the original, after the snapshot")?;
         figures.frozen_ms = Some(frozen_ms);
         figures.told_frozen_ms = taken.told_frozen_millis;
+        // Its write-back must not disturb the next round.
         files::sync(&dest)?;
-        guard.end(None)
+        Ok(())
     }
 }
 
@@ -159,15 +164,17 @@ fn start(app: &dyn App, beat: Option<(&Path, &Path)>) -> Result<i32> {
 }
 
 /// Restores, and asks from the beginning until the first answer.
-fn restore_and_ask(app: &dyn App, engine: &dyn Engine, source: &Path) -> Result<(Back, f64)> {
+fn restore_and_ask(
+    app: &dyn App,
+    engine: &dyn Engine,
+    source: &Path,
+) -> (Result<Back>, Result<u64>) {
     let given_up = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| first_answer_ns(app, &given_up));
-        let back = engine.restore(source).context("restore");
+        let back = engine.restore(source);
         given_up.store(back.is_err(), Ordering::Relaxed);
-        let answered = asking.join().expect("the prober does not panic");
-        let back = back?;
-        Ok((back.clone(), millis_between(back.begin_ns, answered?)))
+        (back, asking.join().expect("the prober does not panic"))
     })
 }
 
@@ -191,15 +198,17 @@ fn megabytes(bytes: u64) -> f64 {
 /// Ends everything that a round started, however it went.
 struct Guard<'a> {
     dest: &'a Path,
+    cgroup: Option<PathBuf>,
 }
 
 impl<'a> Guard<'a> {
     fn new(dest: &'a Path) -> Self {
-        Guard { dest }
+        Guard { dest, cgroup: None }
     }
 
-    fn end(self, cgroup: Option<&Path>) -> Result<()> {
-        if let Some(cgroup) = cgroup {
+    fn end(&self) -> Result<()> {
+        proc::kill_all_below_me()?;
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
             libsnap::cgroup::destroy(cgroup)?;
         }
         Ok(())
@@ -208,8 +217,8 @@ impl<'a> Guard<'a> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        if let Err(error) = proc::kill_all_below_me() {
-            eprintln!("bench: {error:#}");
+        if let Err(error) = self.end() {
+            eprintln!("bench: something is left behind: {error:#}");
         }
         files::remove(self.dest);
     }

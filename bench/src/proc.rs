@@ -92,15 +92,18 @@ fn reap() -> bool {
     }
 }
 
-/// Waits until the child `pid` has ended, and reaps it.
-pub fn wait_gone(pid: i32, limit: Duration) -> Result<()> {
+/// Waits until these processes have ended, and reaps them: orphans come to
+/// this process as zombies, which still hold their numbers.
+pub fn wait_gone(pids: &[i32], limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
-    while fs::exists(format!("/proc/{pid}"))? {
-        let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
-        if Instant::now() > deadline {
-            bail!("pid {pid} is still there after {limit:?}");
+    for pid in pids {
+        while fs::exists(format!("/proc/{pid}"))? {
+            let _ = waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG));
+            if Instant::now() > deadline {
+                bail!("pid {pid} is still there after {limit:?}");
+            }
+            std::thread::sleep(Duration::from_micros(200));
         }
-        std::thread::sleep(Duration::from_micros(200));
     }
     Ok(())
 }

@@ -82,6 +82,11 @@ const TABLES: &[Table] = &[
         note: "Proportional set size of the tree, after it was verified.",
         value: |f| f.memory_mb,
     },
+    Table {
+        title: "Memory of the original (MB)",
+        note: "The same, before the snapshot.",
+        value: |f| f.original_mb,
+    },
 ];
 
 impl Report {
@@ -98,8 +103,8 @@ impl Report {
         let m = &self.machine;
         let mut text = format!(
             "# Benchmark\n\n{} x {}, {:.0} GiB, Linux {}. {} rounds of each, in turn; \
-             median / p90; page cache warm. Ratio: how many times less the last column \
-             of ours needs than the peer, median over the rounds.\n\n\
+             median / p90; page cache warm. A ratio above 1 says how many times better \
+             ours is: median of the ratios of each round.\n\n\
              For scale: fork, exec and wait of /bin/true took {:.2} / {:.2} ms.\n\n",
             m.cpus,
             m.cpu,

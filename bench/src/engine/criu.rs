@@ -2,7 +2,7 @@
 //! kernel probes cached on the tmpfs at /run.
 
 use super::{Back, Engine, Taken};
-use crate::command::{find, run, version};
+use crate::command::{Done, find, run, version};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,8 +24,18 @@ impl Criu {
     fn command(&self, action: &str, dir: &Path) -> Result<Command> {
         let binary = self.binary.as_ref().context("no criu binary")?;
         let mut command = Command::new(binary);
-        command.args([action, "-v0", "-D"]).arg(dir);
+        command.args([action, "-D"]).arg(dir);
         Ok(command)
+    }
+
+    /// Runs it quietly. One that fails is run once more, to be told why.
+    fn quietly(&self, mut command: Command) -> Result<Done> {
+        let mut again = copy(&command);
+        run(command.arg("-v0"), &self.scratch).map_err(|quiet| {
+            let loud = run(again.arg("-v1"), &self.scratch).err();
+            let why = loud.map_or_else(|| "the second try succeeded".to_owned(), |e| e.to_string());
+            quiet.context(why)
+        })
     }
 }
 
@@ -47,7 +57,8 @@ impl Engine for Criu {
 
     fn missing(&self) -> Option<String> {
         let fix = || "a criu binary (--criu PATH)".to_owned();
-        self.binary.is_none().then(fix)
+        let found = self.binary.as_ref().is_some_and(|binary| binary.is_file());
+        (!found).then(fix)
     }
 
     fn snapshot(&self, root: i32, dest: &Path, leave_running: bool) -> Result<Taken> {
@@ -55,7 +66,7 @@ impl Engine for Criu {
         let mut command = self.command("dump", dest)?;
         command.args(["-t", &root.to_string()]);
         command.args(leave_running.then_some("--leave-running"));
-        let done = run(&mut command, &self.scratch)?;
+        let done = self.quietly(command)?;
         Ok(Taken {
             millis: done.millis,
             told_frozen_millis: None,
@@ -67,7 +78,7 @@ impl Engine for Criu {
         let _ = std::fs::remove_file(&pidfile);
         let mut command = self.command("restore", source)?;
         command.arg("-d").arg("--pidfile").arg(&pidfile);
-        let done = run(&mut command, &self.scratch)?;
+        let done = self.quietly(command)?;
         let root = std::fs::read_to_string(&pidfile)?.trim().parse()?;
         Ok(Back {
             begin_ns: done.begin_ns,
@@ -76,4 +87,10 @@ impl Engine for Criu {
             cgroup: None,
         })
     }
+}
+
+fn copy(command: &Command) -> Command {
+    let mut copy = Command::new(command.get_program());
+    copy.args(command.get_args());
+    copy
 }

@@ -7,7 +7,7 @@ use crate::place::Place;
 use anyhow::{Context, Result, ensure};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -162,13 +162,6 @@ impl Beating {
             .collect()
     }
 
-    fn command_for(&self, file: &Path) -> Command {
-        let mut command = detached(&self.program);
-        command.arg(file).arg(self.nonce.to_string());
-        command.arg(self.kind).arg(self.tasks.to_string());
-        command
-    }
-
     /// Every thread or process counts on within a second.
     fn all_count(&self, before: &[u64]) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -190,7 +183,10 @@ impl Beating {
 
 impl App for Beating {
     fn command(&self) -> Command {
-        self.command_for(&self.file.path)
+        let mut command = detached(&self.program);
+        command.arg(&self.file.path).arg(self.nonce.to_string());
+        command.arg(self.kind).arg(self.tasks.to_string());
+        command
     }
 
     fn answers(&self) -> Result<()> {

@@ -57,7 +57,8 @@ impl Server {
         let mut key = 0;
         while key < self.keys {
             let end = (key + BATCH).min(self.keys);
-            let batch: Vec<u8> = (key..end).flat_map(set_command).collect();
+            let mut batch = Vec::new();
+            (key..end).for_each(|key| push_set_command(&mut batch, key));
             redis.send(&batch)?;
             for _ in key..end {
                 redis.reply()?;
@@ -68,28 +69,26 @@ impl Server {
     }
 }
 
-/// The value of a key: pseudo-random letters that begin from the key.
+/// The value of a key: pseudo-random bytes that begin from the key.
 fn value(key: u64) -> Vec<u8> {
     let mut state = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut word = || {
+    let mut value = Vec::with_capacity(VALUE_BYTES);
+    while value.len() < VALUE_BYTES {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..VALUE_BYTES / 8).flat_map(|_| word()).collect()
+        value.extend_from_slice(&state.to_le_bytes());
+    }
+    value
 }
 
-fn set_command(key: u64) -> Vec<u8> {
+fn push_set_command(batch: &mut Vec<u8>, key: u64) {
     let name = format!("key:{key}");
-    let mut bytes = format!(
-        "*3\r\n$3\r\nSET\r\n${}\r\n{name}\r\n${VALUE_BYTES}\r\n",
-        name.len()
-    )
-    .into_bytes();
-    bytes.extend(value(key));
-    bytes.extend(b"\r\n");
-    bytes
+    let length = name.len();
+    let head = format!("*3\r\n$3\r\nSET\r\n${length}\r\n{name}\r\n${VALUE_BYTES}\r\n");
+    batch.extend_from_slice(head.as_bytes());
+    batch.extend_from_slice(&value(key));
+    batch.extend_from_slice(b"\r\n");
 }
 
 impl App for Server {
