@@ -1,1 +1,38 @@
-fn main() {}
+//! `appshot`: the command line.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use libsnap::error::Result;
+use nodekit::{hidden, out};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if let Some(code) = hidden::dispatch() {
+        return code;
+    }
+    out::finish("appshot", || run(Cli::parse()))
+}
+
+fn run(cli: Cli) -> Result<u8> {
+    let (dirs, quiet) = (cli.dirs, cli.quiet);
+    match cli.command {
+        Command::Run(args) => commands::run::run(&dirs.open()?, args, quiet),
+        Command::Ps(args) => commands::ps::ps(&dirs.open()?, &args),
+        Command::Snapshot(args) => commands::snapshot::snapshot(&dirs.open()?, args, quiet),
+        Command::Restore(args) => commands::run::restore(&dirs.open()?, &args, quiet),
+        Command::Inspect(args) => commands::inspect::inspect(&dirs.open()?, &args),
+        Command::Check(args) => commands::snapshot::check(&dirs.open()?, &args),
+        Command::Kill(args) => commands::end::kill(&dirs.open()?, &args),
+        Command::Rm(args) => commands::end::rm(&dirs.open()?, &args),
+        Command::Logs(args) => commands::logs::logs(&dirs.open()?, &args),
+        Command::Pack(args) => commands::pack::pack(&dirs.open()?, &args, quiet),
+        Command::Unpack(args) => commands::pack::unpack(&dirs.open()?, &args),
+        Command::Doctor(args) => commands::doctor::doctor(&args),
+        Command::Completions(args) => commands::generate::completions(&args),
+        Command::Generate(args) => commands::generate::generate(&args),
+    }
+}

@@ -1,2 +1,120 @@
-//! The appshot format.
+//! The appshot format: what a frozen app looks like on disk.
+//!
+//! Nothing in here calls the kernel for anything but files. An appshot opens,
+//! verifies and lists on any Linux machine, without rights.
+//!
+//! # The directory
+//!
+//! ```text
+//! NAME.appshot/          0700
+//!   manifest             0600  the seal, then the records of the whole app
+//!   2.core               0600  one ELF core file per live process, named by virtual PID
+//!   shm-0.data ...       0600  raw content of shared memory and unlinked files
+//! ```
+//!
+//! It is written under a hidden name next to its destination and renamed when
+//! every byte is on disk, read back and verified. So a directory of the final
+//! name is whole, or was damaged later, which its digests show: the manifest
+//! holds the size and BLAKE3 digest of every other file, the seal those of the
+//! manifest. Files that the manifest does not list are refused.
+//!
+//! # `manifest`
+//!
+//! ```text
+//! APPSHOT 1 <n> <64 hex digits>\n     version, size and BLAKE3 of what follows
+//! { ... }                             n bytes: records::Manifest as JSON, to the end
+//! ```
+//!
+//! # `<vpid>.core`
+//!
+//! An ELF core file that `gdb` and `readelf` understand. All numbers are
+//! little-endian; nothing lies between or after the areas below.
+//!
+//! ```text
+//!      0  Elf64_Ehdr (64 bytes), zeroes up to 4096
+//!           e_type ET_CORE, e_machine EM_X86_64, e_phoff = P
+//!           e_phnum, or PN_XNUM (0xffff) from 65535 headers on
+//!   4096  memory pages, back to back in address order; all-zero pages are left out
+//!      N  notes; each is
+//!           u32 name size with NUL, u32 content size, u32 type,
+//!           name padded to 4, content padded to 4
+//!           for every thread, the first is the main thread:
+//!             "CORE"     1 NT_PRSTATUS     336  ids at 32, registers (27 x u64) at 112
+//!             "CORE"     2 NT_FPREGSET     512  first 512 bytes of the xsave area
+//!             "LINUX"    0x202 NT_X86_XSTATE    the xsave area
+//!             "APPSHOT"  0x41505302             ThreadRecord as JSON
+//!           then once:
+//!             "CORE"     3 NT_PRPSINFO     136  for gdb only
+//!             "CORE"     6 NT_AUXV              for gdb only
+//!             "CORE"     0x46494c45 NT_FILE     for gdb only
+//!             "APPSHOT"  0x41505301             ProcessRecord as JSON
+//!             "APPSHOT"  0x41505303             Vec<Vma> as JSON
+//!         zeroes up to a multiple of 8
+//!      S  Elf64_Shdr (64 bytes) with the number of headers in sh_info,
+//!           only if e_phnum is PN_XNUM
+//!      P  Elf64_Phdr (56 bytes each) up to the end of the file
+//!           PT_NOTE
+//!           PT_LOAD for each run of stored pages, never across two mappings;
+//!             p_memsz reaches to the next run, so that gdb shows zeroes between
+//!           PT_LOAD with p_filesz 0 for a mapping that starts with absent pages;
+//!             its p_offset is that of the next stored page
+//! ```
+//!
+//! Our notes have large type numbers because gdb reads types it knows
+//! whatever the name: an "APPSHOT" note of type 2 would be taken for
+//! floating-point registers.
+//!
+//! # The packed form
+//!
+//! See [`packed`].
+//!
+//! # Reading
+//!
+//! [`Appshot::open`] checks in this order: the seal, the manifest by itself,
+//! the names and sizes of all files, their digests, the cores by themselves,
+//! and all references between them. It keeps the descriptors it verified;
+//! nobody opens a part by name afterwards. Every length is held against
+//! [`limits`] before memory is taken for it.
+
+mod core_read;
+#[cfg(test)]
+mod core_tests;
+mod core_write;
+mod digest;
+mod elf;
+mod fault;
+pub mod limits;
+mod manifest;
+mod notes;
+pub mod packed;
+mod process;
+mod reader;
 pub mod records;
+#[cfg(test)]
+mod sample;
+mod source;
+mod staging;
+mod validate;
+mod validate_files;
+mod validate_process;
+#[cfg(test)]
+mod validate_tests;
+mod writer;
+
+pub use core_read::parse as parse_core;
+pub use core_write::CoreWriter;
+pub use manifest::parse as parse_manifest;
+pub use packed::{pack, parse as parse_packed, unpack};
+pub use process::{Core, ProcessImage, Segment, ThreadImage};
+pub use reader::Appshot;
+pub use source::Source;
+pub use writer::{BlobWriter, Sealed, Writer};
+
+/// Version of the format that is written, and the only one that is read.
+pub const FORMAT: u32 = 1;
+
+/// Name of the part that seals the others.
+pub const MANIFEST: &str = "manifest";
+
+/// The only page size of x86-64.
+pub const PAGE: u64 = 4096;

@@ -113,7 +113,7 @@ pub struct ExternalFile {
     pub must_equal: bool,
 }
 
-/// State of one process besides threads and memory (note type 1).
+/// State of one process besides threads and memory (note type 0x41505301).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessRecord {
@@ -211,7 +211,7 @@ pub struct FdEntry {
     pub cloexec: bool,
 }
 
-/// State of one thread (note type 2). Registers stand in the standard notes
+/// State of one thread (note type 0x41505302). Registers stand in the standard notes
 /// NT_PRSTATUS and NT_X86_XSTATE beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -292,7 +292,7 @@ pub struct Sched {
     pub affinity: Vec<u64>,
 }
 
-/// One mapping (note type 3 holds all of a process, in address order).
+/// One mapping (note type 0x41505303 holds all of a process, in address order).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vma {
@@ -382,7 +382,31 @@ pub struct OpenFile {
     /// `F_SETOWN_EX` type and id, F_SETSIG; absent when never set.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub owner: Option<FileOwner>,
+    /// Advisory locks held through this description.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub locks: Vec<FileLock>,
     pub kind: FileKind,
+}
+
+/// An advisory lock: flock(2), or fcntl(2) of an open file description or a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileLock {
+    pub kind: LockKind,
+    pub write: bool,
+    pub start: u64,
+    /// 0: to the end of the file, however long it grows.
+    pub len: u64,
+    /// Owner of a process lock.
+    pub pid: VirtualPid,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LockKind {
+    Flock,
+    OpenFile,
+    Process,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,347 @@
+//! What a person may type.
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use libsnap::target::SnapshotOptions;
+use nodekit::args::{Dirs, Format, Pids, Policies, RestoreArgs};
+use nodekit::process::parse_signal;
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  a step failed
+  2  the command makes no sense
+  3  no such app, process or appshot
+  4  refused: state that cannot be carried, or an appshot that asks for too much
+  5  conflict: a name, number or port is taken, or another tracer is there
+  6  unavailable: the kernel, a right or a resource is missing
+`run` and `restore` without -d end with the app's own code, 128 + N after signal N.";
+
+/// Freezes process trees into appshots and brings them back
+#[derive(Debug, Parser)]
+#[command(name = "appshot", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub dirs: Dirs,
+    /// Print nothing but results and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a command as an app
+    Run(Run),
+    /// List the apps
+    Ps(Ps),
+    /// Freeze an app into an appshot
+    Snapshot(Snapshot),
+    /// Bring an appshot back to life
+    Restore(Restore),
+    /// Show what is in an appshot
+    Inspect(Inspect),
+    /// Tell what a snapshot would refuse; touch nothing
+    Check(Check),
+    /// Send a signal to an app
+    Kill(Kill),
+    /// Forget an app that does not run
+    Rm(Rm),
+    /// Show the output of a detached app
+    Logs(Logs),
+    /// Pack an appshot into one file, for travel
+    Pack(Pack),
+    /// Unpack a packed appshot
+    Unpack(Unpack),
+    /// Tell what the kernel offers and what is missing
+    Doctor(Doctor),
+    /// Print the completions of a shell
+    Completions(Completions),
+    /// Write manual pages and completions, for packagers
+    #[command(hide = true)]
+    Generate(Generate),
+}
+
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Name of the app [default: the command's]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Return when the app runs; its output goes to its log
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Set a variable in the app's environment
+    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
+    pub env: Vec<String>,
+    /// Working directory of the app
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+    /// User and group to run as, by number
+    #[arg(long, value_name = "UID[:GID]", value_parser = user)]
+    pub user: Option<User>,
+    /// Host name that the app sees
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// PIDs of the app on the host
+    #[arg(long, value_enum, default_value_t)]
+    pub pids: Pids,
+    /// How the new app is told with -d
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Ps {
+    /// How the list is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+#[derive(Args, Debug)]
+pub struct Snapshot {
+    /// Name of an app, or a PID: the process tree below it
+    #[arg(value_name = "NAME|PID")]
+    pub target: String,
+    /// Write the appshot to this new directory instead of the store
+    #[arg(short, long, value_name = "DIR", conflicts_with_all = ["tag", "replace"])]
+    pub out: Option<PathBuf>,
+    /// Name in the store [default: the app's]
+    #[arg(long, value_name = "NAME")]
+    pub tag: Option<String>,
+    /// Overwrite the appshot of that name
+    #[arg(long)]
+    pub replace: bool,
+    /// Let the app go on; otherwise it ends once the appshot is sealed
+    #[arg(long)]
+    pub leave_running: bool,
+    #[command(flatten)]
+    pub policies: Policies,
+    /// How the report is written
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+impl Snapshot {
+    pub fn options(&self) -> SnapshotOptions {
+        SnapshotOptions {
+            leave_running: self.leave_running,
+            ..policies(self.policies)
+        }
+    }
+}
+
+pub fn policies(policies: Policies) -> SnapshotOptions {
+    SnapshotOptions {
+        tcp: policies.tcp.into(),
+        outside: policies.outside.into(),
+        ..SnapshotOptions::default()
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Restore {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub appshot: String,
+    #[command(flatten)]
+    pub how: RestoreArgs,
+    /// How the new instance is told with -d
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+#[derive(Args, Debug)]
+pub struct Inspect {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub appshot: String,
+    /// The processes
+    #[arg(long)]
+    pub tree: bool,
+    /// Their descriptors
+    #[arg(long)]
+    pub fds: bool,
+    /// Their sockets
+    #[arg(long)]
+    pub sockets: bool,
+    /// Their mappings
+    #[arg(long)]
+    pub memory: bool,
+    /// Hold every byte against its digest
+    #[arg(long)]
+    pub verify: bool,
+    /// How it is written; JSON always holds everything
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+#[derive(Args, Debug)]
+pub struct Pack {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub appshot: String,
+    /// The new file
+    pub file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Unpack {
+    /// A packed appshot
+    pub file: PathBuf,
+    /// Unpack to this new directory instead of the store
+    #[arg(long, value_name = "DIR", conflicts_with = "tag")]
+    pub out: Option<PathBuf>,
+    /// Name in the store [default: the file's]
+    #[arg(long, value_name = "NAME")]
+    pub tag: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Name of an app, or a PID
+    #[arg(value_name = "NAME|PID")]
+    pub target: String,
+    #[command(flatten)]
+    pub policies: Policies,
+    /// How the findings are written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+#[derive(Args, Debug)]
+pub struct Kill {
+    /// Name of an app
+    pub name: String,
+    /// Signal for its first process; KILL ends all of the app at once
+    #[arg(short, long, value_name = "SIGNAL", default_value = "TERM", value_parser = parse_signal)]
+    pub signal: i32,
+}
+
+#[derive(Args, Debug)]
+pub struct Rm {
+    /// Name of an app
+    pub name: String,
+    /// Delete its appshot too
+    #[arg(long)]
+    pub appshot: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Logs {
+    /// Name of an app
+    pub name: String,
+    /// Go on until the app ends
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// How the findings are written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+#[derive(Args, Debug)]
+pub struct Completions {
+    pub shell: Shell,
+}
+
+#[derive(Args, Debug)]
+pub struct Generate {
+    /// Directory that gets man/ and completions/
+    pub dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: Option<u32>,
+}
+
+fn user(text: &str) -> Result<User, String> {
+    let number = |text: &str| text.parse::<u32>().map_err(|e| format!("{text:?}: {e}"));
+    match text.split_once(':') {
+        Some((uid, gid)) => Ok(User {
+            uid: number(uid)?,
+            gid: Some(number(gid)?),
+        }),
+        None => Ok(User {
+            uid: number(text)?,
+            gid: None,
+        }),
+    }
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("appshot").chain(words.iter().copied()))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_flags() {
+        let words = [
+            "run", "--name", "web", "-d", "--env", "A=1", "--user", "7:8",
+        ];
+        let cli = parse(&[&words[..], &["--", "sh", "-c", "-d"]].concat()).unwrap();
+        let Command::Run(run) = cli.command else {
+            panic!("not run: {:?}", cli.command);
+        };
+        assert_eq!(run.command, ["sh", "-c", "-d"]);
+        assert_eq!(
+            run.user,
+            Some(User {
+                uid: 7,
+                gid: Some(8)
+            })
+        );
+        assert!(run.detach);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for words in [
+            &["run"][..],
+            &["run", "--env", "x", "--", "true"],
+            &["run", "--user", "root", "--", "true"],
+            &["snapshot", "web", "--out", "x", "--tag", "y"],
+            &["snapshot", "web", "--tcp", "maybe"],
+            &["kill", "web", "-s", "NOPE"],
+            &["ps", "-o", "yaml"],
+        ] {
+            assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
+        }
+        assert_eq!(
+            parse(&["snap"]).unwrap_err().kind(),
+            ErrorKind::InvalidSubcommand
+        );
+    }
+
+    #[test]
+    fn exit_codes_are_in_the_help() {
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains("Exit codes:") && help.contains("  6  unavailable"));
+    }
+}

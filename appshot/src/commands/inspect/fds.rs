@@ -1,0 +1,72 @@
+//! Descriptors and what they refer to.
+
+use super::{Inspection, Process, address, sockets};
+use libsnap::image::records::{FdEntry, FileKind, OpenFile, PtyRecord};
+use nodekit::out;
+
+pub fn text(inspection: &Inspection) -> String {
+    let rows: Vec<Vec<String>> = inspection
+        .processes
+        .iter()
+        .flat_map(|process| {
+            let fds = process.process.fds.iter();
+            fds.map(move |fd| row(inspection, process, fd))
+        })
+        .collect();
+    out::table(&["PID", "FD", "FILE", "CLOEXEC", "KIND", "DETAIL"], &rows)
+}
+
+fn row(inspection: &Inspection, process: &Process, fd: &FdEntry) -> Vec<String> {
+    let file = inspection.manifest.files.iter().find(|f| f.id == fd.file);
+    let (kind, detail) = file.map(describe).unwrap_or_default();
+    vec![
+        process.process.pid.to_string(),
+        fd.fd.to_string(),
+        fd.file.to_string(),
+        if fd.cloexec { "yes" } else { "" }.to_owned(),
+        kind.to_owned(),
+        detail,
+    ]
+}
+
+fn describe(file: &OpenFile) -> (&'static str, String) {
+    match &file.kind {
+        FileKind::Path { path, offset } => ("file", format!("{path} at {offset}")),
+        FileKind::Unlinked { path, offset, .. } => ("unlinked", format!("{path} at {offset}")),
+        FileKind::Pipe { ino } => ("pipe", format!("{ino}, {}", end(file.flags))),
+        FileKind::Memfd { shm, offset } => ("memfd", format!("memory {shm} at {offset}")),
+        FileKind::Eventfd { count, .. } => ("eventfd", format!("count {count}")),
+        FileKind::Timerfd { time, .. } => ("timerfd", format!("{} ns left", time.value_ns)),
+        FileKind::Signalfd { mask } => ("signalfd", format!("mask {mask:#x}")),
+        FileKind::Epoll { watches } => ("epoll", format!("{} watches", watches.len())),
+        FileKind::Inotify { watches } => ("inotify", format!("{} watches", watches.len())),
+        FileKind::Pidfd { pid } => ("pidfd", pid.to_string()),
+        FileKind::Socket(socket) => ("socket", socket_line(socket)),
+        FileKind::Pty(pty) => ("pty", pty_line(pty)),
+        FileKind::Outside { what } => ("outside", what.clone()),
+    }
+}
+
+fn socket_line(socket: &libsnap::image::records::SocketRecord) -> String {
+    let kind = sockets::kind(socket);
+    let (state, local, peer) = sockets::state(&socket.state);
+    [kind, state.to_owned(), local, peer]
+        .into_iter()
+        .filter(|word| !word.is_empty() && word != address::NONE)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn pty_line(pty: &PtyRecord) -> String {
+    let side = if pty.master { "master" } else { "slave" };
+    format!("{side} of {}", pty.index)
+}
+
+/// O_ACCMODE of the flags.
+fn end(flags: i32) -> &'static str {
+    match flags & 3 {
+        0 => "read end",
+        1 => "write end",
+        _ => "both ends",
+    }
+}

@@ -1,0 +1,87 @@
+//! The appshot at a glance.
+
+use super::Inspection;
+use libsnap::image::records::{Life, Manifest};
+use libsnap::store::now_unix_ms;
+use nodekit::out;
+
+pub fn text(inspection: &Inspection) -> String {
+    let manifest = &inspection.manifest;
+    let lines = [
+        ("app", manifest.app.clone()),
+        ("appshot", inspection.path.display().to_string()),
+        ("taken", taken(manifest)),
+        (
+            "format",
+            format!("{}, by {}", manifest.format, manifest.product),
+        ),
+        ("host name", manifest.hostname.clone()),
+        ("processes", processes(inspection)),
+        ("memory", memory(inspection)),
+        ("objects", objects(manifest)),
+        ("needs", needs(manifest)),
+        ("verified", verified(inspection)),
+    ];
+    lines
+        .iter()
+        .map(|(label, value)| format!("{label:<10} {value}\n"))
+        .collect()
+}
+
+fn taken(manifest: &Manifest) -> String {
+    match now_unix_ms() {
+        Ok(now) => format!("{} ago", out::age(manifest.created_unix_ms, now)),
+        Err(_) => format!("{} ms after 1970", manifest.created_unix_ms),
+    }
+}
+
+fn processes(inspection: &Inspection) -> String {
+    let zombies = inspection
+        .manifest
+        .processes
+        .iter()
+        .filter(|entry| matches!(entry.life, Life::Zombie { .. }));
+    let threads: usize = inspection.processes.iter().map(|p| p.threads.len()).sum();
+    format!(
+        "{} alive with {}, {}",
+        inspection.processes.len(),
+        out::count(threads, "thread", "threads"),
+        out::count(zombies.count(), "zombie", "zombies")
+    )
+}
+
+fn memory(inspection: &Inspection) -> String {
+    let runs = inspection.processes.iter().flat_map(|p| &p.stored);
+    let shared = inspection.manifest.shmem.iter().flat_map(|shm| &shm.runs);
+    format!(
+        "{} private, {} shared",
+        out::bytes(runs.map(|run| run.bytes).sum()),
+        out::bytes(shared.map(|(_, length)| length).sum())
+    )
+}
+
+fn objects(manifest: &Manifest) -> String {
+    format!(
+        "{}, {}, {}",
+        out::count(manifest.files.len(), "open file", "open files"),
+        out::count(manifest.pipes.len(), "pipe", "pipes"),
+        out::count(manifest.shmem.len(), "shared memory", "shared memories")
+    )
+}
+
+fn needs(manifest: &Manifest) -> String {
+    format!(
+        "{}, xsave features {:#x}, {}; taken on kernel {}",
+        manifest.needs.arch,
+        manifest.needs.xcr0,
+        out::count(manifest.external.len(), "file outside", "files outside"),
+        manifest.needs.kernel_release
+    )
+}
+
+fn verified(inspection: &Inspection) -> String {
+    match inspection.verified {
+        true => "every byte".to_owned(),
+        false => "structure only; --verify reads every byte".to_owned(),
+    }
+}

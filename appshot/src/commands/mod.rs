@@ -1,0 +1,11 @@
+//! One module a group of commands; each function is one command.
+
+pub mod doctor;
+pub mod end;
+pub mod generate;
+pub mod inspect;
+pub mod logs;
+pub mod pack;
+pub mod ps;
+pub mod run;
+pub mod snapshot;

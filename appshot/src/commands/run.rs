@@ -1,0 +1,63 @@
+//! `run` and `restore`: bringing an app up, attached or detached.
+
+use crate::cli;
+use libsnap::error::Result;
+use libsnap::store::{Store, from_command, validate};
+use libsnap::target::{RunOptions, Stdio};
+use nodekit::bring_up::{Manner, bring_up};
+use nodekit::start::{Start, What};
+
+pub fn run(store: &Store, args: cli::Run, quiet: bool) -> Result<u8> {
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => free_name(store, &from_command(&args.command[0]))?,
+    };
+    validate(&name)?;
+    let manner = Manner {
+        detach: args.detach,
+        quiet,
+        format: args.format,
+    };
+    let start = Start {
+        store: store.clone(),
+        name: name.clone(),
+        what: What::Run(options(name, args)),
+    };
+    bring_up(start, manner)
+}
+
+fn options(name: String, args: cli::Run) -> RunOptions {
+    RunOptions {
+        name,
+        command: args.command,
+        env: args.env,
+        cwd: args.cwd,
+        uid: args.user.map(|user| user.uid),
+        gid: args.user.and_then(|user| user.gid),
+        hostname: args.hostname,
+        pids: args.pids.into(),
+        stdio: Stdio::default(),
+    }
+}
+
+/// `redis-server`, or `redis-server-2` while that one is alive or asleep.
+fn free_name(store: &Store, base: &str) -> Result<String> {
+    let views = store.views()?;
+    let taken = |name: &str| {
+        let same = views.iter().find(|view| view.name == name);
+        same.is_some_and(|view| view.alive() || view.appshot.is_some())
+    };
+    let numbered = (2..).map(|number| format!("{base}-{number}"));
+    let mut names = std::iter::once(base.to_owned()).chain(numbered);
+    Ok(names.find(|name| !taken(name)).unwrap_or_default())
+}
+
+pub fn restore(store: &Store, args: &cli::Restore, quiet: bool) -> Result<u8> {
+    let start = Start::restore(store.clone(), &args.appshot, args.how.options())?;
+    let manner = Manner {
+        detach: args.how.detach,
+        quiet,
+        format: args.format,
+    };
+    bring_up(start, manner)
+}

@@ -1,0 +1,84 @@
+//! `snapshot` and `check`.
+
+use crate::cli;
+use libsnap::error::{Kind, Result};
+use libsnap::store::Store;
+use libsnap::target::{CheckReport, SnapshotReport};
+use nodekit::jobs::{Job, Place, Snapshot};
+use nodekit::{interrupt, out, progress};
+
+pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
+    let format = args.format;
+    let job = Job::Snapshot(Snapshot {
+        store: store.clone(),
+        options: args.options(),
+        place: place(&args)?,
+        target: args.target,
+    });
+    let report: SnapshotReport =
+        progress::shown(quiet, |progress| interrupt::in_worker(&job, progress))?;
+    out::show(format, &report, |report| {
+        format!("{}\n", report.appshot.display())
+    })?;
+    if !quiet && format == nodekit::args::Format::Text {
+        eprintln!("{}", told(&report));
+    }
+    Ok(0)
+}
+
+/// The worker keeps our directory, but its answer should hold everywhere.
+fn place(args: &cli::Snapshot) -> Result<Place> {
+    match &args.out {
+        Some(dir) => Ok(Place::Path(libsnap::store::absolute(dir)?)),
+        None => Ok(Place::Store {
+            tag: args.tag.clone(),
+            replace: args.replace,
+        }),
+    }
+}
+
+fn told(report: &SnapshotReport) -> String {
+    format!(
+        "{}: {}, {}, {} of memory in {} on disk; stood still {}, took {}",
+        report.app,
+        out::count(report.processes, "process", "processes"),
+        out::count(report.threads, "thread", "threads"),
+        out::bytes(report.memory_bytes),
+        out::bytes(report.disk_bytes),
+        out::millis(report.frozen_micros),
+        out::millis(report.total_micros)
+    )
+}
+
+/// Ends like the snapshot would: with "refused" where there is a finding.
+pub fn check(store: &Store, args: &cli::Check) -> Result<u8> {
+    let target = store.target(&args.target)?;
+    let report = libsnap::snapshot::check(&target, &cli::policies(args.policies))?;
+    out::show(args.output, &report, findings)?;
+    match report.refusals.is_empty() {
+        true => Ok(0),
+        false => Ok(Kind::Refused.exit_code()),
+    }
+}
+
+fn findings(report: &CheckReport) -> String {
+    let mut text = match report.refusals.len() {
+        0 => "can be frozen".to_owned(),
+        many => format!(
+            "would be refused for {}",
+            out::count(many, "reason", "reasons")
+        ),
+    };
+    text += &format!(
+        ": {}, {}\n",
+        out::count(report.processes, "process", "processes"),
+        out::count(report.threads, "thread", "threads")
+    );
+    for refusal in &report.refusals {
+        text += &format!("  refused  {refusal}\n");
+    }
+    for need in &report.depends {
+        text += &format!("  needs    {need}\n");
+    }
+    text
+}

@@ -1,0 +1,21 @@
+//! A core file: ELF structures, notes and records.
+//!
+//! ```text
+//! cargo +nightly fuzz run core -- -max_len=65536 -max_total_time=60
+//! ```
+//!
+//! Seed the corpus with the `.core` files of any appshot: the layout is so
+//! strict that random bytes hardly get past the header.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use libsnap::image::parse_core;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok((image, segments)) = parse_core("core", bytes) {
+        assert!(!image.threads.is_empty());
+        for segment in segments {
+            assert!(segment.offset + segment.bytes <= bytes.len() as u64);
+        }
+    }
+});

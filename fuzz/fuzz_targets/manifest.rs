@@ -1,0 +1,16 @@
+//! The JSON of a manifest, behind a seal that fits.
+//!
+//! ```text
+//! cargo +nightly fuzz run manifest -- -dict=fuzz/json.dict -max_total_time=60
+//! ```
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use libsnap::image::parse_manifest;
+
+fuzz_target!(|json: &[u8]| {
+    // As it is, for the seal line itself.
+    let _ = parse_manifest(json);
+    let seal = format!("APPSHOT 1 {} {}\n", json.len(), blake3::hash(json).to_hex());
+    let _ = parse_manifest(&[seal.as_bytes(), json].concat());
+});

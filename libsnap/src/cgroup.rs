@@ -1,0 +1,222 @@
+//! The cgroup that holds an app: everything it forks stays in it.
+//!
+//! On a host with cgroup v2 (mounted alone, or beside v1 without controllers)
+//! the group is there, and children are born into it (CLONE_INTO_CGROUP, Linux
+//! 5.7). On a v1-only host it is a group of the freezer, and of memory and
+//! cpuacct for the meter. See cgroups(7).
+
+use crate::error::{Error, OrFail, Result};
+use crate::ids::HostPid;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// All app groups stand below this one.
+const PARENT: &str = "appshot";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mounts {
+    v2: Option<PathBuf>,
+    /// v1 hierarchies by controller: freezer, memory, cpuacct.
+    v1: Vec<(String, PathBuf)>,
+}
+
+fn mounts() -> &'static Mounts {
+    static FOUND: OnceLock<Mounts> = OnceLock::new();
+    FOUND.get_or_init(|| parse_mounts(&fs::read_to_string("/proc/self/mounts").unwrap_or_default()))
+}
+
+fn parse_mounts(text: &str) -> Mounts {
+    let mut found = Mounts {
+        v2: None,
+        v1: Vec::new(),
+    };
+    for line in text.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [_, place, kind, options, ..] = words[..] else {
+            continue;
+        };
+        match kind {
+            "cgroup2" => found.v2 = Some(place.into()),
+            "cgroup" => {
+                for controller in options.split(',').filter(|o| ["freezer", "memory", "cpuacct"].contains(o)) {
+                    found.v1.push((controller.into(), place.into()));
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+fn v1(controller: &str) -> Option<PathBuf> {
+    let found = mounts().v1.iter().find(|(name, _)| name == controller)?;
+    Some(found.1.clone())
+}
+
+/// Whether app groups are cgroup v2.
+pub fn is_v2() -> bool {
+    mounts().v2.is_some()
+}
+
+/// Makes the group of the app `name`. `None` where the host has no cgroups.
+pub fn create(name: &str) -> Result<Option<PathBuf>> {
+    let base = match (&mounts().v2, v1("freezer")) {
+        (Some(v2), _) => v2.clone(),
+        (None, Some(freezer)) => freezer,
+        (None, None) => return Ok(None),
+    };
+    let group = base.join(PARENT).join(name);
+    let failed = || format!("cannot make the cgroup {}", group.display());
+    fs::create_dir_all(base.join(PARENT)).or_fail(failed)?;
+    match fs::create_dir(&group) {
+        Ok(()) => Ok(Some(group)),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && processes(&group)?.is_empty() => Ok(Some(group)),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            Err(Error::new(crate::error::Kind::Conflict, format!("an app named {name} is running"))
+                .because(format!("the cgroup {} holds processes", group.display()))
+                .fix("choose another name with --name, or end that app with `appshot kill`"))
+        }
+        Err(e) => Err(Error::failed(failed()).because(e)),
+    }
+}
+
+/// Moves a process into the group, where it could not be born in it (v1).
+pub fn join(group: &Path, pid: HostPid) -> Result<()> {
+    fs::write(group.join("cgroup.procs"), pid.to_string())
+        .or_fail(|| format!("cannot move pid {pid} into {}", group.display()))?;
+    let Some(name) = group.file_name().filter(|_| !is_v2()) else {
+        return Ok(());
+    };
+    for controller in ["memory", "cpuacct"] {
+        if let Some(base) = v1(controller) {
+            let beside = base.join(PARENT).join(name);
+            // Only the meter needs these: an app runs without them.
+            let joined = fs::create_dir_all(&beside)
+                .and_then(|()| fs::write(beside.join("cgroup.procs"), pid.to_string()));
+            if let Err(cause) = joined {
+                tracing::warn!(controller, %cause, "the app's use cannot be metered by its cgroup");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Processes of the group as the host numbers them.
+pub fn processes(group: &Path) -> Result<Vec<HostPid>> {
+    let path = group.join("cgroup.procs");
+    let text = fs::read_to_string(&path).or_fail(|| format!("cannot read {}", path.display()))?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).map(HostPid).collect())
+}
+
+/// Holds every process of the group still, or lets them go.
+pub fn freeze(group: &Path, frozen: bool) -> Result<()> {
+    let v2 = group.join("cgroup.freeze");
+    let (file, word) = if v2.exists() {
+        (v2, if frozen { "1" } else { "0" })
+    } else {
+        (group.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" })
+    };
+    fs::write(&file, word).or_fail(|| format!("cannot write {word} to {}", file.display()))
+}
+
+/// Whether all tasks of the group have come to a stop. Read in a loop: the
+/// poll notification of cgroup.events is up to 14 ms late.
+pub fn is_frozen(group: &Path) -> bool {
+    if let Ok(events) = fs::read_to_string(group.join("cgroup.events")) {
+        return events.lines().any(|line| line == "frozen 1");
+    }
+    fs::read_to_string(group.join("freezer.state")).is_ok_and(|state| state.trim() == "FROZEN")
+}
+
+/// Kills every process of the group and removes the group.
+pub fn destroy(group: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    freeze(group, false).ok();
+    while group.exists() {
+        kill_all(group);
+        match fs::remove_dir(group) {
+            Ok(()) => break,
+            Err(e) if e.kind() == ErrorKind::NotFound => break,
+            Err(e) if Instant::now() > deadline => {
+                return Err(Error::failed(format!("cannot remove the cgroup {}", group.display())).because(e));
+            }
+            Err(_) => std::thread::sleep(Duration::from_micros(200)),
+        }
+    }
+    if let Some(name) = group.file_name().filter(|_| !is_v2()) {
+        for base in ["memory", "cpuacct"].into_iter().filter_map(v1) {
+            fs::remove_dir(base.join(PARENT).join(name)).ok();
+        }
+    }
+    Ok(())
+}
+
+fn kill_all(group: &Path) {
+    if fs::write(group.join("cgroup.kill"), "1").is_err() {
+        for pid in processes(group).unwrap_or_default() {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL).ok();
+        }
+    }
+}
+
+/// CPU time and memory of an app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub cpu_ns: u64,
+    /// What the group is charged with, or the sum of its processes' PSS where
+    /// the host's cgroup has no memory controller; `None` when neither is known.
+    pub memory_bytes: Option<u64>,
+}
+
+pub fn usage(group: &Path) -> Result<Usage> {
+    Ok(Usage {
+        cpu_ns: cpu_ns(group).or_fail(|| format!("cannot read the CPU time of {}", group.display()))?,
+        memory_bytes: memory_bytes(group),
+    })
+}
+
+fn cpu_ns(group: &Path) -> std::io::Result<u64> {
+    if let Ok(text) = fs::read_to_string(group.join("cpu.stat")) {
+        let micros = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse::<u64>().ok());
+        return Ok(micros.unwrap_or(0) * 1000);
+    }
+    let name = group.file_name().unwrap_or_default();
+    let base = v1("cpuacct").ok_or(ErrorKind::Unsupported)?;
+    let text = fs::read_to_string(base.join(PARENT).join(name).join("cpuacct.usage"))?;
+    Ok(text.trim().parse().unwrap_or(0))
+}
+
+fn memory_bytes(group: &Path) -> Option<u64> {
+    let name = group.file_name()?;
+    let v1 = v1("memory").map(|base| base.join(PARENT).join(name).join("memory.usage_in_bytes"));
+    for file in [Some(group.join("memory.current")), v1].into_iter().flatten() {
+        if let Ok(text) = fs::read_to_string(file) {
+            return text.trim().parse().ok();
+        }
+    }
+    processes(group).ok()?.into_iter().map(pss_bytes).sum()
+}
+
+fn pss_bytes(pid: HostPid) -> Option<u64> {
+    let rollup = crate::proc::Fields::new(crate::proc::text(pid, "smaps_rollup").ok()?);
+    u64::try_from(rollup.number("Pss")?).ok().map(|kb| kb * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hybrid_and_pure_hosts_are_told_apart() {
+        let hybrid = "cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n\
+                      cgroup /x cgroup rw,cpu,cpuacct 0 0\n";
+        let found = parse_mounts(hybrid);
+        assert_eq!(found.v2, Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(found.v1.len(), 2);
+        assert_eq!(parse_mounts("proc /proc proc rw 0 0").v2, None);
+    }
+}

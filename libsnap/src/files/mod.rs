@@ -1,0 +1,329 @@
+//! Open file descriptions and the descriptors that lead to them.
+//!
+//! Each kind of file has its module, all of one shape: `capture` reads a live
+//! object through a duplicate of the app's descriptor (pidfd_getfd(2)) and
+//! answers its record or the reason of a refusal; `restore` makes an equal one
+//! in our own process, to be passed on. Descriptors that share one description
+//! (dup, fork, SCM_RIGHTS) are found with kcmp(2) and share it again.
+
+pub mod epoll;
+pub mod events;
+pub mod inet;
+pub mod inotify;
+pub mod paths;
+pub mod pipes;
+pub mod pty;
+pub mod sockets;
+pub mod unix;
+
+use crate::error::{OrFail, Result};
+use crate::ids::{FdNum, FileId, HostPid, VirtualPid};
+use crate::image::records::{FdEntry, FileKind, FileOwner, OpenFile, PipeRecord};
+use crate::memory::{FileKey, Tables};
+use crate::proc::{self, Fields};
+use crate::refusals::Refusals;
+use crate::sys::diag::UnixSocket;
+use crate::sys::fd as sysfd;
+use crate::sys::task::{self, Compare};
+use crate::target::SnapshotOptions;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+/// Why something cannot be carried, and the way out.
+pub type Refused = (String, String);
+
+pub(crate) fn refused<T>(reason: impl Into<String>, fix: impl Into<String>) -> Result<T, Refused> {
+    Err((reason.into(), fix.into()))
+}
+
+/// A process whose descriptors are captured.
+#[derive(Debug)]
+pub struct Member {
+    pub pid: HostPid,
+    pub vpid: VirtualPid,
+    pub pidfd: OwnedFd,
+}
+
+impl Member {
+    pub fn open(pid: HostPid, vpid: VirtualPid) -> Result<Member> {
+        let pidfd = task::pidfd_open(pid).or_fail(|| format!("cannot open pid {pid}"))?;
+        Ok(Member { pid, vpid, pidfd })
+    }
+}
+
+/// One descriptor as found.
+#[derive(Debug)]
+pub struct Found {
+    pub member: usize,
+    pub fd: i32,
+    pub link: String,
+    pub key: FileKey,
+    pub mode: u32,
+    pub flags: i32,
+    pub pos: u64,
+    pub info: Fields,
+}
+
+impl Found {
+    /// `fd 17 (socket:[4711])`
+    pub fn object(&self) -> String {
+        format!("fd {} ({})", self.fd, self.link)
+    }
+}
+
+/// An open file description: one of its descriptors, and a duplicate.
+#[derive(Debug)]
+pub struct Description {
+    pub id: FileId,
+    pub found: Found,
+    pub dup: OwnedFd,
+}
+
+/// All descriptors of the app.
+#[derive(Debug, Default)]
+pub struct FileTable {
+    pub files: Vec<OpenFile>,
+    pub pipes: Vec<PipeRecord>,
+    /// Per member, in its order.
+    pub fds: Vec<Vec<FdEntry>>,
+}
+
+/// What the capture of one kind may look at.
+#[derive(Debug)]
+pub struct Context<'a> {
+    pub members: &'a [Member],
+    pub options: &'a SnapshotOptions,
+    pub descriptions: &'a [Description],
+    pub fds: &'a [Vec<FdEntry>],
+    pub unix: HashMap<u64, UnixSocket>,
+    /// The app stands still: queues may be looked into.
+    pub frozen: bool,
+}
+
+impl Context<'_> {
+    pub fn member(&self, found: &Found) -> &Member {
+        &self.members[found.member]
+    }
+
+    /// The app's number of a process given by its host PID.
+    pub fn virtual_pid(&self, pid: i32) -> Option<VirtualPid> {
+        self.members.iter().find(|m| m.pid.0 == pid).map(|m| m.vpid)
+    }
+
+    pub fn by_inode(&self, ino: u64) -> impl Iterator<Item = &Description> {
+        self.descriptions.iter().filter(move |d| d.found.key.1 == ino)
+    }
+}
+
+/// Captures the descriptors of all members.
+pub fn capture(
+    members: &[Member],
+    options: &SnapshotOptions,
+    frozen: bool,
+    tables: &mut Tables,
+    refusals: &mut Refusals,
+) -> Result<FileTable> {
+    let mut table = FileTable::default();
+    let descriptions = describe(members, &mut table.fds)?;
+    let context = Context {
+        members,
+        options,
+        descriptions: &descriptions,
+        fds: &table.fds,
+        unix: unix_table(&descriptions)?,
+        frozen,
+    };
+    for description in &descriptions {
+        match capture_one(&context, description, tables, &mut table.pipes) {
+            Ok(file) => table.files.push(file),
+            Err((reason, fix)) => {
+                let found = &description.found;
+                refusals.add(context.member(found).pid, found.object(), reason, fix);
+            }
+        }
+    }
+    Ok(table)
+}
+
+fn unix_table(descriptions: &[Description]) -> Result<HashMap<u64, UnixSocket>> {
+    if !descriptions.iter().any(|d| d.found.link.starts_with("socket:")) {
+        return Ok(HashMap::new());
+    }
+    crate::sys::diag::unix_sockets().or_fail(|| "cannot list unix sockets (sock_diag)")
+}
+
+/// Finds which descriptors share a description, and numbers the descriptions.
+fn describe(members: &[Member], fds: &mut Vec<Vec<FdEntry>>) -> Result<Vec<Description>> {
+    let mut descriptions: Vec<Description> = Vec::new();
+    let mut by_key: HashMap<(FileKey, i32), Vec<usize>> = HashMap::new();
+    for at in 0..members.len() {
+        let mut entries = Vec::new();
+        for found in find(members, at)? {
+            let cloexec = found.info.octal("flags") & libc::O_CLOEXEC as u32 != 0;
+            let fd = FdNum(found.fd);
+            let alike = by_key.entry((found.key, found.flags)).or_default();
+            let file = match alike.iter().find(|i| same(members, &descriptions[**i].found, &found)) {
+                Some(i) => descriptions[*i].id,
+                None => {
+                    let Ok(dup) = task::pidfd_getfd(members[at].pidfd.as_fd(), found.fd) else {
+                        continue; // closed meanwhile: only when the app is running (check)
+                    };
+                    let id = FileId(descriptions.len() as u32);
+                    alike.push(descriptions.len());
+                    descriptions.push(Description { id, found, dup });
+                    id
+                }
+            };
+            entries.push(FdEntry { fd, file, cloexec });
+        }
+        fds.push(entries);
+    }
+    Ok(descriptions)
+}
+
+fn same(members: &[Member], a: &Found, b: &Found) -> bool {
+    let (pa, pb) = (members[a.member].pid, members[b.member].pid);
+    task::kcmp(pa, pb, Compare::File, a.fd, b.fd) == Ok(Ordering::Equal)
+}
+
+fn find(members: &[Member], at: usize) -> Result<Vec<Found>> {
+    let pid = members[at].pid;
+    let numbers = proc::numbered(&format!("/proc/{pid}/fd"))
+        .or_fail(|| format!("cannot list the descriptors of pid {pid}"))?;
+    Ok(numbers.into_iter().filter_map(|fd| find_one(pid, at, fd)).collect())
+}
+
+fn find_one(pid: HostPid, member: usize, fd: i32) -> Option<Found> {
+    let info = Fields::new(proc::text(pid, &format!("fdinfo/{fd}")).ok()?);
+    let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    Some(Found {
+        member,
+        fd,
+        link: proc::link(pid, &format!("fd/{fd}")).ok()?,
+        key: (meta.dev(), meta.ino()),
+        mode: meta.mode(),
+        flags: info.octal("flags") as i32 & !libc::O_CLOEXEC,
+        pos: info.number("pos").unwrap_or(0) as u64,
+        info,
+    })
+}
+
+fn capture_one(
+    context: &Context<'_>,
+    description: &Description,
+    tables: &mut Tables,
+    pipes: &mut Vec<PipeRecord>,
+) -> Result<OpenFile, Refused> {
+    let found = &description.found;
+    let kind = match found.link.as_str() {
+        link if link.starts_with("pipe:") => pipes::capture(context, description, pipes)?,
+        link if link.starts_with("socket:") => sockets::capture(context, description)?,
+        link if link.starts_with("anon_inode:") || link.starts_with("pidfd:") => anonymous(context, description)?,
+        link if link.starts_with("/memfd:") => paths::capture_memfd(description, context, tables),
+        _ if found.mode & libc::S_IFMT == libc::S_IFIFO => pipes::capture(context, description, pipes)?,
+        _ if pty::is_terminal(found) => pty::capture(context, description)?,
+        _ => paths::capture(context, description, tables)?,
+    };
+    Ok(OpenFile {
+        id: description.id,
+        flags: found.flags,
+        owner: owner(context, description)?,
+        locks: paths::locks(context, description)?,
+        kind,
+    })
+}
+
+fn anonymous(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
+    let found = &description.found;
+    let name = found.link.strip_prefix("anon_inode:").unwrap_or("[pidfd]");
+    match name.trim_matches(['[', ']']) {
+        "eventfd" => Ok(events::capture_eventfd(found)),
+        "timerfd" => events::capture_timerfd(found),
+        "signalfd" => Ok(events::capture_signalfd(found)),
+        "pidfd" => events::capture_pidfd(context, found),
+        "eventpoll" => epoll::capture(context, description),
+        "inotify" => inotify::capture(description),
+        "io_uring" => refused("io_uring instances are not carried yet", "run the app without io_uring"),
+        "userfaultfd" => refused("userfaultfd is not carried yet", "close it before the snapshot"),
+        other => refused(format!("descriptors of kind {other} are not carried"), "close it before the snapshot"),
+    }
+}
+
+/// Who gets SIGIO for this description (fcntl(2) F_SETOWN).
+fn owner(context: &Context<'_>, description: &Description) -> Result<Option<FileOwner>, Refused> {
+    let Ok((kind, id)) = sysfd::owner(&description.dup) else { return Ok(None) };
+    if id == 0 {
+        return Ok(None);
+    }
+    let Some(id) = context.virtual_pid(id) else {
+        return refused("its signals go to a process outside the app (F_SETOWN)", "clear F_SETOWN before the snapshot");
+    };
+    const F_GETSIG: i32 = 11;
+    let signal = sysfd::fcntl(description.dup.as_raw_fd(), F_GETSIG, 0).unwrap_or(0);
+    Ok(Some(FileOwner { kind, id, signal }))
+}
+
+/// Makes descriptions again. `processes` gives the host PID of each of the
+/// app's; `view` is the root directory of the restored app as seen from here.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    pub view: String,
+    pub processes: &'a HashMap<VirtualPid, HostPid>,
+    pub shm: &'a HashMap<crate::ids::ShmId, String>,
+    pub stdio: &'a crate::target::Stdio,
+}
+
+/// Makes every description of the appshot, as descriptors of ours.
+pub fn restore_all(builder: &Builder<'_>, manifest: &crate::image::records::Manifest) -> Result<HashMap<FileId, OwnedFd>> {
+    let mut made = HashMap::new();
+    let mut pipes = pipes::Pipes::new(builder, &manifest.pipes);
+    let mut unix = unix::Sockets::default();
+    let mut ptys = pty::Ptys::default();
+    for file in &manifest.files {
+        let fd = match &file.kind {
+            FileKind::Path { path, offset } => paths::restore(builder, path, *offset, file.flags)?,
+            FileKind::Unlinked { path, .. } => {
+                return Err(crate::error::Error::refused(format!("cannot restore the unlinked file {path}")));
+            }
+            FileKind::Pipe { ino } => pipes.open(*ino, file.flags)?,
+            FileKind::Memfd { shm, offset } => paths::restore_memfd(builder, *shm, *offset, file.flags)?,
+            FileKind::Eventfd { count, semaphore } => events::restore_eventfd(*count, *semaphore)?,
+            FileKind::Timerfd { clock, ticks, settime_flags, time } => {
+                events::restore_timerfd(*clock, *ticks, *settime_flags, *time)?
+            }
+            FileKind::Signalfd { mask } => events::restore_signalfd(*mask)?,
+            FileKind::Epoll { .. } => epoll::restore()?,
+            FileKind::Inotify { watches } => inotify::restore(builder, watches)?,
+            FileKind::Pidfd { pid } => events::restore_pidfd(builder, *pid)?,
+            FileKind::Socket(record) => sockets::restore(builder, record, &mut unix)?,
+            FileKind::Pty(record) => ptys.open(record)?,
+            FileKind::Outside { what } => paths::restore_outside(builder, what, file.flags)?,
+        };
+        made.insert(file.id, fd);
+    }
+    unix.finish(&made, manifest)?;
+    for file in &manifest.files {
+        finish(builder, file, &made[&file.id])?;
+    }
+    Ok(made)
+}
+
+/// Flags, owner and locks: the same for all kinds.
+fn finish(builder: &Builder<'_>, file: &OpenFile, fd: &OwnedFd) -> Result<()> {
+    const SETTABLE: i32 = libc::O_NONBLOCK | libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME;
+    let failed = || format!("cannot set the state of open file {}", file.id);
+    if let Some(owner) = file.owner {
+        const F_SETSIG: i32 = 10;
+        let host = builder.processes.get(&owner.id).map_or(0, |pid| pid.0);
+        sysfd::set_owner(fd, owner.kind, host).or_fail(failed)?;
+        sysfd::fcntl(fd.as_raw_fd(), F_SETSIG, i64::from(owner.signal)).or_fail(failed)?;
+    }
+    if file.flags & libc::O_PATH == 0 {
+        let wanted = i64::from(file.flags & SETTABLE);
+        sysfd::fcntl(fd.as_raw_fd(), libc::F_SETFL, wanted).or_fail(failed)?;
+    }
+    paths::restore_locks(file, fd)
+}

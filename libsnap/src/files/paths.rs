@@ -1,0 +1,179 @@
+//! Files with a name: regular files, directories, devices without state; memfds;
+//! advisory locks; and what stands in for files outside the app.
+//!
+//! Opened again by path inside the app's root, with their offset and flags.
+//! Refused: files that have no name any more, devices with state, leases.
+
+use super::{Builder, Context, Description, Refused, refused};
+use crate::error::{Error, OrFail, Result};
+use crate::ids::{ShmId, VirtualPid};
+use crate::image::records::{FileKind, FileLock, LockKind, OpenFile};
+use crate::memory::{self, Tables};
+use crate::sys::fd as sysfd;
+use crate::target::Stdio;
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+
+/// Flags that make or change a file when it is opened: not for opening again.
+const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
+/// Devices of the kernel's memory driver (null, zero, full, random, urandom).
+const MEMORY_DEVICES: u64 = 1;
+
+pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Tables) -> Result<FileKind, Refused> {
+    let found = &description.found;
+    let pid = context.member(found).pid;
+    let view = format!("/proc/{pid}/root{}", found.link);
+    let same = fs::symlink_metadata(&view).is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);
+    if !same {
+        return refused("the file has no name any more, or another one has taken it", "let the app close it, or give the file its name back");
+    }
+    match found.mode & libc::S_IFMT {
+        libc::S_IFREG => {
+            let reading = found.flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDONLY;
+            let kernel = found.link.starts_with("/proc/") || found.link.starts_with("/sys/");
+            if !kernel {
+                tables.external.enter(&found.link, &view, reading);
+            }
+        }
+        libc::S_IFDIR => {}
+        libc::S_IFCHR if is_memory_device(&view) => {}
+        _ => return refused("a device or special file whose state is not carried", "close it before the snapshot"),
+    }
+    Ok(FileKind::Path {
+        path: found.link.clone(),
+        offset: found.pos,
+    })
+}
+
+fn is_memory_device(view: &str) -> bool {
+    fs::metadata(view).is_ok_and(|meta| nix::sys::stat::major(meta.rdev()) == MEMORY_DEVICES)
+}
+
+pub fn restore(builder: &Builder<'_>, path: &str, offset: u64, flags: i32) -> Result<OwnedFd> {
+    let failed = || format!("cannot open {path} for the app again");
+    let opened = open_again(&format!("{}{path}", builder.view), flags).or_fail(failed)?;
+    if offset > 0 && flags & libc::O_PATH == 0 {
+        use nix::unistd::{Whence, lseek};
+        let at = i64::try_from(offset).or_fail(failed)?;
+        // Devices that cannot seek have no offset to lose.
+        match lseek(&opened, at, Whence::SeekSet) {
+            Ok(_) | Err(nix::Error::ESPIPE) => {}
+            Err(errno) => return Err(Error::failed(failed()).because(errno)),
+        }
+    }
+    Ok(opened)
+}
+
+fn open_again(view: &str, flags: i32) -> nix::Result<OwnedFd> {
+    use nix::fcntl::{OFlag, open};
+    let flags = OFlag::from_bits_retain(flags & !ONCE) | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    open(view, flags, nix::sys::stat::Mode::empty())
+}
+
+pub fn capture_memfd(description: &Description, context: &Context<'_>, tables: &mut Tables) -> FileKind {
+    let found = &description.found;
+    let view = format!("/proc/{}/fd/{}", context.member(found).pid, found.fd);
+    let name = found.link.trim_start_matches("/memfd:").trim_end_matches(" (deleted)");
+    let shm = tables.shm.enter(found.key, &view, || memory::memfd_kind(name, &view));
+    FileKind::Memfd {
+        shm,
+        offset: found.pos,
+    }
+}
+
+pub fn restore_memfd(builder: &Builder<'_>, shm: ShmId, offset: u64, flags: i32) -> Result<OwnedFd> {
+    let source = builder.shm.get(&shm).ok_or_else(|| Error::failed(format!("shared memory object {shm} is missing")))?;
+    let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+    let file = OpenOptions::new().read(true).write(write).open(source).or_fail(|| "cannot open a memfd again")?;
+    use nix::unistd::{Whence, lseek};
+    lseek(&file, offset as i64, Whence::SeekSet).or_fail(|| "cannot set the offset of a memfd")?;
+    Ok(file.into())
+}
+
+/// stdin, stdout or stderr of the restorer's choice for what led outside.
+pub fn restore_outside(builder: &Builder<'_>, what: &str, flags: i32) -> Result<OwnedFd> {
+    let failed = || format!("cannot replace {what}, which leads outside the app");
+    let reading = flags & libc::O_ACCMODE == libc::O_RDONLY;
+    let opened = match builder.stdio {
+        Stdio::Inherit if reading => std::io::stdin().as_fd().try_clone_to_owned(),
+        Stdio::Inherit => std::io::stdout().as_fd().try_clone_to_owned(),
+        Stdio::Log(path) if !reading => {
+            OpenOptions::new().append(true).create(true).mode(0o600).open(path).map(OwnedFd::from)
+        }
+        Stdio::Null | Stdio::Log(_) => {
+            OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from)
+        }
+    };
+    opened.or_fail(failed)
+}
+
+/// Locks as `fdinfo` lists them: `1: FLOCK  ADVISORY  WRITE 77 08:01:4711 0 EOF`
+pub fn locks(context: &Context<'_>, description: &Description) -> Result<Vec<FileLock>, Refused> {
+    description.found.info.all("lock").map(|line| parse_lock(context, line)).collect()
+}
+
+fn parse_lock(context: &Context<'_>, line: &str) -> Result<FileLock, Refused> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let unknown = || ("a file lock of unknown form".to_owned(), "release it before the snapshot".to_owned());
+    let [_, kind, _, access, pid, _, start, end] = words[..] else { return Err(unknown()) };
+    let kind = match kind {
+        "FLOCK" => LockKind::Flock,
+        "POSIX" => LockKind::Process,
+        "OFDLCK" => LockKind::OpenFile,
+        _ => return refused("a file lease is not carried yet", "release it before the snapshot"),
+    };
+    let start: u64 = start.parse().map_err(|_| unknown())?;
+    let len = match end {
+        "EOF" => 0,
+        end => end.parse::<u64>().map_err(|_| unknown())?.saturating_sub(start) + 1,
+    };
+    let owner = pid.parse().ok().and_then(|pid| context.virtual_pid(pid));
+    Ok(FileLock {
+        kind,
+        write: access == "WRITE",
+        start,
+        len,
+        pid: owner.unwrap_or(VirtualPid(0)),
+    })
+}
+
+/// Locks of the description; those of a process are taken inside it.
+pub fn restore_locks(file: &OpenFile, fd: &OwnedFd) -> Result<()> {
+    let failed = || format!("cannot take the lock on open file {} again", file.id);
+    for lock in &file.locks {
+        match lock.kind {
+            LockKind::Flock => {
+                let how = if lock.write { libc::LOCK_EX } else { libc::LOCK_SH };
+                flock(fd, how | libc::LOCK_NB).or_fail(failed)?;
+            }
+            LockKind::OpenFile => {
+                let wanted = as_flock(lock);
+                nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_OFD_SETLK(&wanted)).or_fail(failed)?;
+            }
+            LockKind::Process => {}
+        }
+    }
+    Ok(())
+}
+
+pub fn as_flock(lock: &FileLock) -> libc::flock {
+    libc::flock {
+        l_type: if lock.write { libc::F_WRLCK } else { libc::F_RDLCK } as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: lock.start as i64,
+        l_len: lock.len as i64,
+        l_pid: 0,
+    }
+}
+
+fn flock(fd: &OwnedFd, how: i32) -> crate::sys::Sys<()> {
+    sysfd::flock(fd.as_raw_fd(), how)
+}
+
+/// Opens a file the app maps, with the access its mapping needs.
+pub fn open_mapped(view: &str, path: &str, write: bool) -> Result<File> {
+    let opened = OpenOptions::new().read(true).write(write).custom_flags(libc::O_CLOEXEC).open(format!("{view}{path}"));
+    opened.or_fail(|| format!("cannot open {path}, which the app has mapped"))
+}
+

@@ -1,0 +1,158 @@
+//! pipe(2) and fifo(7): both ends, what is inside, its size.
+//!
+//! The content is copied with tee(2), which leaves it in place. At restore each
+//! further description of an end is opened through /proc/self/fd.
+//! Refused: an end whose other end is outside the app (unless it is to be
+//! replaced), packet mode with data inside.
+
+use super::{Builder, Context, Description, Refused, refused};
+use crate::error::{Error, OrFail, Result};
+use crate::image::records::{FileKind, PipeRecord};
+use crate::sys::fd as sysfd;
+use crate::target::OutsidePolicy;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+fn access(flags: i32) -> i32 {
+    flags & libc::O_ACCMODE
+}
+
+pub fn capture(context: &Context<'_>, description: &Description, pipes: &mut Vec<PipeRecord>) -> Result<FileKind, Refused> {
+    let found = &description.found;
+    let ino = found.key.1;
+    let fifo = found.link.starts_with('/');
+    if !fifo && leads_outside(context, description) {
+        return match context.options.outside {
+            OutsidePolicy::Replace => Ok(FileKind::Outside {
+                what: found.link.clone(),
+            }),
+            OutsidePolicy::Refuse => refused(
+                "a pipe whose other end is outside the app",
+                "pass --outside=replace to give the restored app its restorer's stdio instead",
+            ),
+        };
+    }
+    if !pipes.iter().any(|pipe| pipe.ino == ino) {
+        pipes.push(record(context, description)?);
+    }
+    Ok(FileKind::Pipe { ino })
+}
+
+/// Only one kind of end is in the app, and somebody still holds the other.
+fn leads_outside(context: &Context<'_>, description: &Description) -> bool {
+    let ino = description.found.key.1;
+    let ends = |mode: i32| context.by_inode(ino).any(|d| access(d.found.flags) == mode);
+    if ends(libc::O_RDWR) || (ends(libc::O_RDONLY) && ends(libc::O_WRONLY)) {
+        return false;
+    }
+    let mut polled = [PollFd::new(description.dup.as_fd(), PollFlags::empty())];
+    poll(&mut polled, PollTimeout::ZERO).ok();
+    let alone = polled[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR));
+    !alone
+}
+
+fn record(context: &Context<'_>, description: &Description) -> Result<PipeRecord, Refused> {
+    let found = &description.found;
+    let capacity = sysfd::fcntl(description.dup.as_raw_fd(), libc::F_GETPIPE_SZ, 0).unwrap_or(65536);
+    let readable = context.by_inode(found.key.1).find(|d| access(d.found.flags) != libc::O_WRONLY);
+    let data = match readable.filter(|_| context.frozen) {
+        Some(end) => content(&end.dup, capacity).or_else(|e| refused(format!("its content cannot be read: {e}"), "try again"))?,
+        None => Vec::new(),
+    };
+    let packets = context.by_inode(found.key.1).any(|d| d.found.flags & libc::O_DIRECT != 0);
+    if packets && !data.is_empty() {
+        return refused("a packet-mode pipe with data inside is not carried yet", "let the app drain it first");
+    }
+    Ok(PipeRecord {
+        ino: found.key.1,
+        fifo: found.link.starts_with('/').then(|| found.link.clone()),
+        capacity: capacity as u32,
+        data,
+    })
+}
+
+fn content(end: &OwnedFd, capacity: i32) -> Result<Vec<u8>, nix::Error> {
+    let (from, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC)?;
+    sysfd::fcntl(to.as_raw_fd(), libc::F_SETPIPE_SZ, i64::from(capacity))?;
+    let len = match sysfd::tee(end, &to, capacity as usize) {
+        Ok(len) => len,
+        Err(nix::Error::EAGAIN) => 0,
+        Err(errno) => return Err(errno),
+    };
+    let mut data = vec![0; len];
+    File::from(from).read_exact(&mut data).map_err(|_| nix::Error::EIO)?;
+    Ok(data)
+}
+
+/// Pipes being made again; an end that the app does not have is closed when
+/// this is dropped.
+#[derive(Debug)]
+pub struct Pipes<'a> {
+    records: HashMap<u64, &'a PipeRecord>,
+    view: String,
+    open: HashMap<u64, Ends>,
+}
+
+#[derive(Debug)]
+struct Ends {
+    read: OwnedFd,
+    write: OwnedFd,
+    given: Vec<i32>,
+}
+
+impl<'a> Pipes<'a> {
+    pub fn new(builder: &Builder<'_>, records: &'a [PipeRecord]) -> Self {
+        Pipes {
+            records: records.iter().map(|r| (r.ino, r)).collect(),
+            view: builder.view.clone(),
+            open: HashMap::new(),
+        }
+    }
+
+    /// A description of the pipe `ino` with the access mode of `flags`.
+    pub fn open(&mut self, ino: u64, flags: i32) -> Result<OwnedFd> {
+        let failed = || format!("cannot make pipe {ino} again");
+        if !self.open.contains_key(&ino) {
+            let record = self.records.get(&ino).copied().ok_or_else(|| Error::failed(failed()))?;
+            self.open.insert(ino, make(&self.view, record).or_fail(failed)?);
+        }
+        let ends = self.open.get_mut(&ino).ok_or_else(|| Error::failed(failed()))?;
+        let mode = access(flags);
+        let end = if mode == libc::O_RDONLY { &ends.read } else { &ends.write };
+        // The first description of an end is the end itself; others are opened anew.
+        let fresh = mode == libc::O_RDWR || ends.given.contains(&mode);
+        ends.given.push(mode);
+        if fresh { reopen(end, mode) } else { end.try_clone() }.or_fail(failed)
+    }
+}
+
+fn make(view: &str, record: &PipeRecord) -> std::io::Result<Ends> {
+    let (read, write) = match &record.fifo {
+        Some(path) => {
+            let both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(format!("{view}{path}"))?;
+            let both = OwnedFd::from(both);
+            (reopen(&both, libc::O_RDONLY)?, reopen(&both, libc::O_WRONLY)?)
+        }
+        None => nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?,
+    };
+    if sysfd::fcntl(write.as_raw_fd(), libc::F_GETPIPE_SZ, 0)? != record.capacity as i32 {
+        sysfd::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, i64::from(record.capacity))?;
+    }
+    File::from(write.try_clone()?).write_all(&record.data)?;
+    Ok(Ends {
+        read,
+        write,
+        given: Vec::new(),
+    })
+}
+
+fn reopen(end: &OwnedFd, mode: i32) -> std::io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", end.as_raw_fd());
+    let (read, write) = (mode != libc::O_WRONLY, mode != libc::O_RDONLY);
+    let file = OpenOptions::new().read(read).write(write).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
+    Ok(file.into())
+}

@@ -1,0 +1,442 @@
+//! Bringing a process tree to a stop, and letting it go.
+//!
+//! ```text
+//!   Target --freeze--> Frozen (every thread in a ptrace stop) --thaw--> running
+//!                        |                                  \--kill--> gone
+//!                        +-- Drop: thaw
+//! ```
+//!
+//! Where the app has a cgroup it is frozen first: that holds the tree still
+//! against forks while the threads are seized. Without one, the tree is scanned
+//! again until nothing new turns up: what is stopped cannot fork. The cgroup is
+//! thawed once all threads are in a ptrace stop, since a task of a frozen group
+//! could not run the executor.
+
+use crate::cgroup;
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::ids::{HostPid, VirtualPid};
+use crate::proc::{self, Fields};
+use crate::process;
+use crate::sys::memory;
+use crate::sys::ptrace::{self, Regs, Stop, reg};
+use crate::target::Target;
+use nix::errno::Errno;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A tree that is not still by then is let go again.
+pub const BUDGET: Duration = Duration::from_secs(2);
+
+/// Blocks what can be blocked while foreign code runs in a thread.
+const ALL_SIGNALS: u64 = u64::MAX;
+
+/// A stopped thread and what must be given back to it.
+#[derive(Clone, Debug)]
+pub struct FrozenThread {
+    pub tid: HostPid,
+    pub vtid: VirtualPid,
+    pub regs: Regs,
+    pub sigmask: u64,
+    /// rseq area and its critical-section pointer, where the thread is inside
+    /// one: the kernel clears it when other code runs.
+    rseq_section: Option<(u64, u64)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct FrozenProcess {
+    pub pid: HostPid,
+    pub vpid: VirtualPid,
+    pub threads: Vec<FrozenThread>,
+}
+
+impl FrozenProcess {
+    pub fn main(&self) -> &FrozenThread {
+        &self.threads[0]
+    }
+}
+
+/// A tree that stands still. Dropped, it goes on as before.
+#[derive(Debug)]
+#[must_use]
+pub struct Frozen {
+    /// Parents before children.
+    pub processes: Vec<FrozenProcess>,
+    /// Ended, not yet reaped by their parents in the tree.
+    pub zombies: Vec<HostPid>,
+    pub since: Instant,
+    armed: bool,
+}
+
+/// Processes the target names now: live ones and zombies.
+pub fn members(target: &Target) -> Result<Vec<HostPid>> {
+    match target {
+        Target::App { cgroup: Some(group), init, .. } => {
+            let mut pids = cgroup::processes(group)?;
+            pids.retain(|pid| Some(*pid) != *init);
+            let listed: HashSet<HostPid> = pids.iter().copied().collect();
+            let zombies: Vec<HostPid> = pids
+                .iter()
+                .flat_map(|pid| proc::children(*pid).unwrap_or_default())
+                .filter(|child| !listed.contains(child))
+                .collect();
+            pids.extend(zombies);
+            Ok(pids)
+        }
+        Target::App { root, .. } | Target::Pid(root) => Ok(tree(*root)),
+    }
+}
+
+/// The root and everything below it, parents first.
+fn tree(root: HostPid) -> Vec<HostPid> {
+    let mut found = if proc::exists(root) { vec![root] } else { Vec::new() };
+    let mut at = 0;
+    while at < found.len() {
+        found.extend(proc::children(found[at]).unwrap_or_default());
+        at += 1;
+    }
+    found
+}
+
+fn group_of(target: &Target) -> Option<&Path> {
+    match target {
+        Target::App { cgroup, .. } => cgroup.as_deref(),
+        Target::Pid(_) => None,
+    }
+}
+
+/// Stops every thread of the target. On failure everything runs as before.
+pub fn freeze(target: &Target) -> Result<Frozen> {
+    let since = Instant::now();
+    let group = group_of(target);
+    let _hold = group.map(|group| Hold::new(group, since)).transpose()?;
+    let mut seized = Seized::default();
+    loop {
+        let mut new = false;
+        for pid in members(target)? {
+            new |= seized.process(pid)?;
+        }
+        seized.wait(since)?;
+        if !new {
+            break;
+        }
+    }
+    drop(_hold);
+    seized.finish(since)
+}
+
+/// A frozen cgroup; dropped, it is thawed.
+struct Hold(PathBuf);
+
+impl Hold {
+    fn new(group: &Path, since: Instant) -> Result<Self> {
+        cgroup::freeze(group, true)?;
+        let hold = Hold(group.to_owned());
+        while !cgroup::is_frozen(group) {
+            if since.elapsed() > BUDGET {
+                return Err(too_slow(&cgroup::processes(group).unwrap_or_default()));
+            }
+            std::thread::yield_now();
+        }
+        Ok(hold)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Err(error) = cgroup::freeze(&self.0, false) {
+            tracing::error!(%error, "cannot thaw the cgroup");
+        }
+    }
+}
+
+fn too_slow(pids: &[HostPid]) -> Error {
+    let stuck = pids
+        .iter()
+        .flat_map(|pid| proc::threads(*pid).unwrap_or_default())
+        .find(|tid| proc::stat(*tid).is_ok_and(|stat| stat.state == b'D'));
+    let what = format!("cannot stop the app within {} s", BUDGET.as_secs());
+    match stuck {
+        Some(tid) => Error::failed(what).because(format!(
+            "task {tid} ({}) is in an uninterruptible wait (state D)",
+            proc::comm(tid)
+        )),
+        None => Error::failed(what).because(format!(
+            "its {} processes go on making new ones",
+            pids.len()
+        )),
+    }
+    .fix("try again when the task has come back, or end it")
+    .state("the app was let go and is running")
+}
+
+/// Threads seized so far.
+#[derive(Default)]
+struct Seized {
+    order: Vec<HostPid>,
+    threads: Vec<(HostPid, HostPid)>,
+    waiting: Vec<(HostPid, HostPid)>,
+    zombies: Vec<HostPid>,
+    known: HashSet<HostPid>,
+}
+
+impl Seized {
+    /// Seizes threads of `pid` not seized yet; tells whether there were any.
+    fn process(&mut self, pid: HostPid) -> Result<bool> {
+        let Ok(stat) = proc::stat(pid) else {
+            return Ok(false);
+        };
+        if stat.state == b'Z' && proc::threads(pid).map_or(0, |t| t.len()) <= 1 {
+            if !self.zombies.contains(&pid) {
+                self.zombies.push(pid);
+            }
+            return Ok(false);
+        }
+        let mut new = false;
+        loop {
+            let fresh: Vec<HostPid> = proc::threads(pid)
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|tid| !self.known.contains(tid))
+                .collect();
+            if fresh.is_empty() {
+                break;
+            }
+            for tid in fresh {
+                new |= self.thread(pid, tid)?;
+            }
+        }
+        Ok(new)
+    }
+
+    fn thread(&mut self, pid: HostPid, tid: HostPid) -> Result<bool> {
+        match ptrace::seize(tid, SEIZE_OPTIONS).and_then(|()| ptrace::interrupt(tid)) {
+            Ok(()) => {}
+            Err(Errno::ESRCH) => return Ok(false),
+            Err(errno) => return Err(cannot_seize(pid, tid, errno)),
+        }
+        self.known.insert(tid);
+        if !self.order.contains(&pid) {
+            self.order.push(pid);
+        }
+        self.threads.push((pid, tid));
+        self.waiting.push((pid, tid));
+        Ok(true)
+    }
+
+    /// Waits until all seized threads are in their stop.
+    fn wait(&mut self, since: Instant) -> Result<()> {
+        while let Some((pid, tid)) = self.waiting.pop() {
+            match wait_stopped(tid, since)? {
+                Stopped::Yes => {}
+                Stopped::Gone => self.forget(pid, tid),
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, pid: HostPid, tid: HostPid) {
+        self.threads.retain(|(_, t)| *t != tid);
+        if !self.threads.iter().any(|(p, _)| *p == pid) {
+            self.order.retain(|p| *p != pid);
+        }
+    }
+
+    fn finish(mut self, since: Instant) -> Result<Frozen> {
+        let order = self.order.clone();
+        let mut processes = Vec::with_capacity(order.len());
+        for pid in order {
+            let tids = self.threads.iter().filter(|(p, _)| *p == pid).map(|(_, t)| *t);
+            let mut threads = tids.map(inspect).collect::<Result<Vec<_>>>()?;
+            threads.sort_by_key(|thread| thread.tid != pid);
+            let vpid = threads[0].vtid;
+            processes.push(FrozenProcess { pid, vpid, threads });
+        }
+        let zombies = self.zombies.iter().copied().filter(|z| proc::exists(*z)).collect();
+        self.threads.clear();
+        sort_parents_first(&mut processes);
+        Ok(Frozen {
+            processes,
+            zombies,
+            since,
+            armed: true,
+        })
+    }
+}
+
+impl Drop for Seized {
+    /// Reached with threads only when freezing failed.
+    fn drop(&mut self) {
+        for (_, tid) in &self.threads {
+            if matches!(ptrace::detach(*tid, 0), Err(Errno::ESRCH)) {
+                // Not stopped yet: its INTERRUPT is on the way.
+                ptrace::wait(*tid, true).ok();
+                ptrace::detach(*tid, 0).ok();
+            }
+        }
+    }
+}
+
+/// Keep seccomp filters of the app away from the executor's calls.
+const SEIZE_OPTIONS: i32 = libc::PTRACE_O_SUSPEND_SECCOMP;
+
+fn cannot_seize(pid: HostPid, tid: HostPid, errno: Errno) -> Error {
+    let what = format!("cannot stop pid {pid} ({})", proc::comm(pid));
+    let tracer = Fields::status(tid).ok().and_then(|s| s.number("TracerPid")).unwrap_or(0);
+    if tracer != 0 {
+        return Error::new(Kind::Conflict, what)
+            .because(format!("it is traced by pid {tracer} ({})", proc::comm(HostPid(tracer as i32))))
+            .fix("end the debugger or tracer first")
+            .state("the app was not changed and is running");
+    }
+    Error::new(Kind::Unavailable, what)
+        .because(format!("PTRACE_SEIZE of task {tid}: {errno}"))
+        .needs("CAP_SYS_PTRACE and CAP_SYS_ADMIN over the app")
+        .fix("run as root")
+        .state("the app was not changed and is running")
+}
+
+enum Stopped {
+    Yes,
+    Gone,
+}
+
+/// Waits for the stop of one seized and interrupted thread. A signal that was
+/// being delivered is delivered, then the stop follows.
+fn wait_stopped(tid: HostPid, since: Instant) -> Result<Stopped> {
+    let mut rounds = 0u32;
+    loop {
+        match ptrace::wait(tid, false) {
+            Ok(Some(Stop::Trap | Stop::Group(_))) => return Ok(Stopped::Yes),
+            Ok(Some(Stop::Signal(signal))) => {
+                ptrace::cont(tid, signal).or_fail(|| format!("cannot pass signal {signal} on to task {tid}"))?;
+            }
+            Ok(Some(Stop::Event(_))) => {
+                ptrace::cont(tid, 0).or_fail(|| format!("cannot resume task {tid}"))?;
+            }
+            Ok(Some(Stop::Exited(_) | Stop::Killed(_))) | Err(Errno::ECHILD) => return Ok(Stopped::Gone),
+            Ok(None) if since.elapsed() > BUDGET => return Err(too_slow(&[tid])),
+            Ok(None) => {
+                rounds += 1;
+                // The stop takes some 20 us; after that the task wants this CPU.
+                if rounds > 50 {
+                    std::thread::sleep(Duration::from_micros(50));
+                } else {
+                    std::thread::yield_now();
+                }
+            }
+            Err(errno) => {
+                return Err(Error::failed(format!("cannot wait for task {tid}")).because(errno));
+            }
+        }
+    }
+}
+
+fn inspect(tid: HostPid) -> Result<FrozenThread> {
+    let failed = || format!("cannot read the state of task {tid}");
+    let regs = process::resumable(ptrace::get_regs(tid).or_fail(failed)?);
+    let status = Fields::status(tid).or_fail(failed)?;
+    Ok(FrozenThread {
+        tid,
+        vtid: VirtualPid(status.innermost("NSpid")),
+        sigmask: ptrace::get_sigmask(tid).or_fail(failed)?,
+        rseq_section: rseq_section(tid, &regs),
+        regs,
+    })
+}
+
+fn rseq_section(tid: HostPid, regs: &Regs) -> Option<(u64, u64)> {
+    let (area, _, _) = ptrace::rseq(tid).ok().filter(|(area, ..)| *area != 0)?;
+    let section = memory::read_u64(tid, area + 8).ok().filter(|at| *at != 0)?;
+    // struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
+    let start = memory::read_u64(tid, section + 8).ok()?;
+    let length = memory::read_u64(tid, section + 16).ok()?;
+    let inside = regs.get(reg::RIP).wrapping_sub(start) < length;
+    inside.then_some((area, section))
+}
+
+fn sort_parents_first(processes: &mut Vec<FrozenProcess>) {
+    let depth = |pid: HostPid| {
+        let mut at = pid;
+        let mut depth = 0;
+        while let Ok(stat) = proc::stat(at) {
+            at = HostPid(stat.ppid);
+            depth += 1;
+        }
+        depth
+    };
+    let mut keyed: Vec<(i32, i32, FrozenProcess)> =
+        processes.drain(..).map(|p| (depth(p.pid), p.vpid.0, p)).collect();
+    keyed.sort_by_key(|(depth, vpid, _)| (*depth, *vpid));
+    processes.extend(keyed.into_iter().map(|(_, _, process)| process));
+}
+
+impl FrozenThread {
+    /// Readies the thread to run foreign code.
+    pub fn prepare(&self) -> Result<()> {
+        ptrace::set_sigmask(self.tid, ALL_SIGNALS)
+            .or_fail(|| format!("cannot block the signals of task {}", self.tid))
+    }
+
+    /// Gives the thread back what it had, so that letting it go makes it
+    /// continue where it stopped.
+    pub fn recover(&self) -> Result<()> {
+        let failed = || format!("cannot give task {} its registers back", self.tid);
+        if let Some((area, section)) = self.rseq_section {
+            memory::write(self.tid, area + 8, &section.to_le_bytes()).or_fail(failed)?;
+        }
+        ptrace::set_sigmask(self.tid, self.sigmask).or_fail(failed)?;
+        ptrace::set_regs(self.tid, &self.regs).or_fail(failed)
+    }
+}
+
+impl Frozen {
+    pub fn threads(&self) -> usize {
+        self.processes.iter().map(|p| p.threads.len()).sum()
+    }
+
+    /// Lets the app go on. Returns how long it stood still.
+    pub fn thaw(mut self) -> Duration {
+        self.release();
+        self.since.elapsed()
+    }
+
+    fn release(&mut self) {
+        self.armed = false;
+        for thread in self.processes.iter().flat_map(|p| &p.threads) {
+            match ptrace::detach(thread.tid, 0) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => tracing::error!(tid = thread.tid.0, %errno, "cannot detach"),
+            }
+        }
+    }
+
+    /// Ends the app: every process is killed while it stands still, so none
+    /// sees another one die.
+    pub fn kill(mut self) -> Duration {
+        self.armed = false;
+        for process in &self.processes {
+            let pid = nix::unistd::Pid::from_raw(process.pid.0);
+            nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).ok();
+        }
+        for process in &self.processes {
+            for thread in process.threads.iter().rev() {
+                // The tracer is told first; the real parent reaps afterwards.
+                while let Ok(Some(stop)) = ptrace::wait(thread.tid, true) {
+                    if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.since.elapsed()
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if self.armed {
+            self.release();
+        }
+    }
+}

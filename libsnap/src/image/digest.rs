@@ -1,0 +1,223 @@
+//! BLAKE3 over large files, at the speed of memory.
+//!
+//! BLAKE3 is a tree: aligned blocks of a power-of-two size can be hashed apart
+//! and merged. Reading uses that to let each thread hash a block while it is
+//! still in its cache. Writing uses it to hash memory pages before the file
+//! header in front of them is known.
+
+use super::source::Source;
+use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
+use blake3::{Hash, Hasher};
+use std::io::Result;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+/// What is hashed as one subtree.
+pub const BLOCK: usize = 1 << 20;
+/// What is read at once: small enough to be hashed out of the L2 cache.
+const STEP: usize = 128 << 10;
+/// More threads gain nothing: memory bandwidth is the limit then.
+const THREADS_MAX: usize = 8;
+
+/// Digest of the first `bytes` of a source.
+pub fn of(source: &(impl Source + ?Sized), bytes: u64) -> Result<Hash> {
+    if bytes <= BLOCK as u64 {
+        return Ok(blake3::hash(&source.read_range(0, bytes)?));
+    }
+    let blocks = bytes.div_ceil(BLOCK as u64);
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads
+        .min(THREADS_MAX)
+        .min(usize::try_from(blocks).unwrap_or(1));
+    let next = AtomicU64::new(0);
+    let work = || hash_blocks(source, bytes, &next);
+    let mut hashed = thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut all = work()?;
+        for helper in helpers {
+            all.append(&mut helper.join().expect("hashing does not panic")?);
+        }
+        Ok::<_, std::io::Error>(all)
+    })?;
+    hashed.sort_unstable_by_key(|(block, _)| *block);
+    let values: Vec<ChainingValue> = hashed.into_iter().map(|(_, value)| value).collect();
+    Ok(merge_root(&values))
+}
+
+/// Takes blocks until none is left.
+fn hash_blocks(
+    source: &(impl Source + ?Sized),
+    bytes: u64,
+    next: &AtomicU64,
+) -> Result<Vec<(u64, ChainingValue)>> {
+    let mut buffer = vec![0; STEP];
+    let mut done = Vec::new();
+    loop {
+        let block = next.fetch_add(1, Ordering::Relaxed);
+        let start = block * BLOCK as u64;
+        if start >= bytes {
+            return Ok(done);
+        }
+        let end = bytes.min(start + BLOCK as u64);
+        let mut hasher = block_hasher(block);
+        let mut at = start;
+        while at < end {
+            let step = usize::try_from(end - at).map_or(STEP, |left| left.min(STEP));
+            source.fill_at(&mut buffer[..step], at)?;
+            hasher.update(&buffer[..step]);
+            at += step as u64;
+        }
+        done.push((block, hasher.finalize_non_root()));
+    }
+}
+
+fn block_hasher(block: u64) -> Hasher {
+    let mut hasher = Hasher::new();
+    hasher.set_input_offset(block * BLOCK as u64);
+    hasher
+}
+
+/// Merges at least two blocks, of which all but the last are full.
+fn merge_root(values: &[ChainingValue]) -> Hash {
+    let (left, right) = values.split_at(left_blocks(values.len()));
+    hazmat::merge_subtrees_root(&merge(left), &merge(right), Mode::Hash)
+}
+
+fn merge(values: &[ChainingValue]) -> ChainingValue {
+    if let [value] = values {
+        return *value;
+    }
+    let (left, right) = values.split_at(left_blocks(values.len()));
+    hazmat::merge_subtrees_non_root(&merge(left), &merge(right), Mode::Hash)
+}
+
+/// The left subtree has the largest power of two that leaves something right.
+fn left_blocks(blocks: usize) -> usize {
+    blocks.next_power_of_two() / 2
+}
+
+/// Digest of a file while it is written. The first block is kept until the
+/// end, so that a header in it can be filled in last.
+#[derive(Debug)]
+pub struct Stream {
+    first: Vec<u8>,
+    values: Vec<ChainingValue>,
+    open: Hasher,
+    bytes: u64,
+}
+
+impl Stream {
+    pub fn new() -> Self {
+        Stream {
+            first: Vec::new(),
+            values: Vec::new(),
+            open: block_hasher(1),
+            bytes: 0,
+        }
+    }
+
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        let room = BLOCK - self.first.len();
+        let head = bytes.len().min(room);
+        self.first.extend_from_slice(&bytes[..head]);
+        self.bytes += head as u64;
+        bytes = &bytes[head..];
+        while !bytes.is_empty() {
+            // A block is closed only when more follows: the last may be the root's child.
+            let filled = usize::try_from(self.bytes % BLOCK as u64).expect("less than a block");
+            let take = bytes.len().min(BLOCK - filled);
+            self.open.update(&bytes[..take]);
+            self.bytes += take as u64;
+            bytes = &bytes[take..];
+            if self.bytes.is_multiple_of(BLOCK as u64) {
+                self.close_block();
+            }
+        }
+    }
+
+    fn close_block(&mut self) {
+        self.values.push(self.open.finalize_non_root());
+        self.open = block_hasher(self.bytes / BLOCK as u64);
+    }
+
+    /// Replaces the first bytes, which have been given to `update` before.
+    pub fn replace_start(&mut self, bytes: &[u8]) {
+        self.first[..bytes.len()].copy_from_slice(bytes);
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn finish(mut self) -> Hash {
+        if self.bytes <= BLOCK as u64 {
+            return blake3::hash(&self.first);
+        }
+        if !self.bytes.is_multiple_of(BLOCK as u64) {
+            self.close_block();
+        }
+        self.values
+            .insert(0, block_hasher(0).update(&self.first).finalize_non_root());
+        merge_root(&self.values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes at which the tree changes its shape.
+    #[test]
+    fn equals_the_plain_digest() {
+        let data: Vec<u8> = (0..5 * BLOCK + 77).map(|i| (i * 31 % 251) as u8).collect();
+        for blocks in 0..=5 {
+            for extra in [0, 1, 1024, 1025, 4096 + 7] {
+                let length = (blocks * BLOCK + extra).min(data.len());
+                let plain = blake3::hash(&data[..length]);
+                assert_eq!(
+                    of(&data[..length], length as u64).unwrap(),
+                    plain,
+                    "{length}"
+                );
+                let mut stream = Stream::new();
+                for piece in data[..length].chunks(300_001) {
+                    stream.update(piece);
+                }
+                assert_eq!(stream.finish(), plain, "stream of {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn start_can_be_replaced() {
+        let mut data = vec![7; 3 * BLOCK];
+        let mut stream = Stream::new();
+        stream.update(&data);
+        data[..4096].fill(9);
+        stream.replace_start(&data[..4096]);
+        assert_eq!(stream.finish(), blake3::hash(&data));
+    }
+
+    /// Run with `--release -- --ignored --nocapture` to see the throughput.
+    #[test]
+    #[ignore = "a measurement"]
+    fn throughput() {
+        let file = tempfile::tempfile().unwrap();
+        let piece: Vec<u8> = (0..BLOCK).map(|i| (i * 31 % 251) as u8).collect();
+        for _ in 0..1024 {
+            std::io::Write::write_all(&mut &file, &piece).unwrap();
+        }
+        let many = piece.repeat(128);
+        let start = std::time::Instant::now();
+        std::hint::black_box(blake3::hash(&many));
+        println!(
+            "128 MiB of memory hashed by one thread in {:?}",
+            start.elapsed()
+        );
+        for _ in 0..5 {
+            let start = std::time::Instant::now();
+            of(&file, 1 << 30).unwrap();
+            println!("1 GiB of page cache verified in {:?}", start.elapsed());
+        }
+    }
+}

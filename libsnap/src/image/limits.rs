@@ -1,0 +1,65 @@
+//! Bounds on everything that is read from an appshot.
+//!
+//! They are far above what apps use and far below what would hurt the reader.
+//! The writer is held to the same bounds, so that what is sealed can be opened.
+
+/// The manifest with its seal. Queued pipe and socket data stand in it as hex.
+pub const MANIFEST_BYTES: u64 = 512 << 20;
+/// The seal line: `APPSHOT`, version, size, digest.
+pub const SEAL_BYTES: usize = 128;
+/// Parts of an appshot: cores and blobs.
+pub const PARTS: usize = 16384;
+pub const NAME_BYTES: usize = 255;
+pub const PROCESSES: usize = 4096;
+pub const THREADS_PER_PROCESS: usize = 32768;
+pub const VMAS_PER_PROCESS: usize = 1 << 20;
+pub const SEGMENTS_PER_CORE: u64 = 1 << 24;
+/// All notes of one core: 32768 threads with the largest xsave area fit.
+pub const NOTES_BYTES: u64 = 2 << 30;
+/// The content of one note.
+pub const NOTE_BYTES: usize = 512 << 20;
+/// From the legacy area with its header up to AMX and what may follow.
+pub const XSAVE_BYTES: std::ops::RangeInclusive<usize> = 576..=16384;
+
+/// Open file descriptions of the app.
+pub const FILES: usize = 1 << 20;
+pub const FDS_PER_PROCESS: usize = 1 << 20;
+/// Largest descriptor number, from the kernel's default `fs.nr_open`.
+pub const FD_MAX: i32 = 1 << 20;
+pub const PIPES: usize = 1 << 20;
+pub const SHMEM: usize = 1 << 20;
+pub const EXTERNAL: usize = 1 << 20;
+pub const RUNS_PER_SHM: usize = 1 << 24;
+pub const WATCHES_PER_FILE: usize = 1 << 20;
+pub const PENDING_SIGNALS: usize = 1 << 20;
+pub const POSIX_TIMERS: usize = 1 << 20;
+pub const AUXV_WORDS: usize = 512;
+pub const VMA_FLAGS: usize = 32;
+pub const GROUPS: usize = 65536;
+/// 64 CPUs a word.
+pub const AFFINITY_WORDS: usize = 1024;
+pub const SOCKET_OPTIONS: usize = 1024;
+pub const SOCKET_OPTION_BYTES: usize = 65536;
+/// `struct sockaddr_storage`.
+pub const SOCKADDR_BYTES: usize = 128;
+pub const MESSAGES_PER_SOCKET: usize = 1 << 20;
+pub const PIPE_CAPACITY: u32 = 1 << 31;
+pub const TERMIOS_BYTES: usize = 64;
+
+/// A path, also one longer than `PATH_MAX` that `d_path` can give.
+pub const PATH_BYTES: usize = 65536;
+/// 15 bytes in the kernel, three times as much after replacement of what is not UTF-8.
+pub const COMM_BYTES: usize = 64;
+pub const TEXT_BYTES: usize = 65536;
+
+/// `PID_MAX_LIMIT` of 64-bit kernels.
+pub const PID_MAX: i32 = 4_194_304;
+/// Lowest address: `vm.mmap_min_addr` by default.
+pub const ADDRESS_MIN: u64 = 0x10000;
+/// End of the address space with four page-table levels, less the guard page.
+pub const ADDRESS_END: u64 = 0x7fff_ffff_f000;
+
+/// One part, packed or not.
+pub const PART_BYTES: u64 = 1 << 44;
+/// The index of a packed appshot.
+pub const INDEX_BYTES: u64 = 16 << 20;

@@ -1,0 +1,315 @@
+//! Opens an appshot that nobody vouches for.
+
+use super::fault::{corrupt, ensure, unreadable};
+use super::process::Core;
+use super::records::{Life, Manifest, Part};
+use super::source::Source;
+use super::{MANIFEST, core_read, digest, limits, manifest, validate};
+use crate::error::{Error, Kind, Result};
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Seek;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+/// A whole appshot. What it says is consistent; whether it may be restored
+/// here is for the restorer to decide.
+#[derive(Debug)]
+pub struct Appshot {
+    pub manifest: Manifest,
+    /// The live processes, in the order of `manifest.processes`.
+    pub cores: Vec<Core>,
+    pub path: PathBuf,
+    /// The descriptors that were verified, without the cores'.
+    blobs: BTreeMap<String, File>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Digests {
+    Verify,
+    /// Memory and blobs may be damaged: for listing only.
+    Skip,
+}
+
+impl Appshot {
+    /// Reads and verifies every byte.
+    pub fn open(path: &Path) -> Result<Appshot> {
+        open(path, Digests::Verify)
+    }
+
+    /// As [`Appshot::open`], but trusts the parts to have the content they
+    /// were sealed with. For listing; never to restore from.
+    pub fn open_unverified_memory(path: &Path) -> Result<Appshot> {
+        open(path, Digests::Skip)
+    }
+
+    /// The verified descriptor of a part, at its start. Duplicates share their
+    /// position: read with offsets where two readers may meet.
+    pub fn part(&self, name: &str) -> Result<File> {
+        let core = || {
+            let live = self
+                .manifest
+                .processes
+                .iter()
+                .filter_map(|entry| match &entry.life {
+                    Life::Alive { part } => Some(part),
+                    Life::Zombie { .. } => None,
+                });
+            live.zip(&self.cores)
+                .find(|(part, _)| *part == name)
+                .map(|(_, core)| &core.file)
+        };
+        let file = self.blobs.get(name).or_else(core).ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("the appshot has no part {name:?}"))
+        })?;
+        let mut file = file.try_clone().map_err(|e| unreadable(name, e))?;
+        file.rewind().map_err(|e| unreadable(name, e))?;
+        Ok(file)
+    }
+}
+
+fn open(path: &Path, digests: Digests) -> Result<Appshot> {
+    let mut dir = open_dir(path)?;
+    let manifest = read_manifest(&dir)?;
+    check_names(&mut dir, &manifest)?;
+    let mut files = BTreeMap::new();
+    for part in &manifest.parts {
+        files.insert(part.name.clone(), open_part(&dir, part, digests)?);
+    }
+    let mut cores = Vec::new();
+    for entry in &manifest.processes {
+        if let Life::Alive { part } = &entry.life {
+            let file = files
+                .remove(part)
+                .ok_or_else(|| corrupt(MANIFEST, format_args!("no part {part}")))?;
+            let (image, segments) = core_read::parse(part, &file)?;
+            cores.push(Core {
+                file,
+                image,
+                segments,
+            });
+        }
+    }
+    validate::app(&manifest, &cores)?;
+    Ok(Appshot {
+        manifest,
+        cores,
+        path: path.to_path_buf(),
+        blobs: files,
+    })
+}
+
+fn open_dir(path: &Path) -> Result<Dir> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Dir::open(path, flags, Mode::empty()).map_err(|errno| {
+        let kind = match errno {
+            Errno::ENOENT => Kind::NotFound,
+            _ => Kind::Failed,
+        };
+        Error::new(kind, format!("cannot open the appshot {}", path.display()))
+            .because(errno)
+            .state("nothing was started")
+    })
+}
+
+fn read_manifest(dir: &Dir) -> Result<Manifest> {
+    let file = open_file(dir, MANIFEST)?;
+    let size = file.bytes().map_err(|e| unreadable(MANIFEST, e))?;
+    ensure(size <= limits::MANIFEST_BYTES, MANIFEST, || {
+        format!("{size} bytes are too many")
+    })?;
+    let bytes = file
+        .read_range(0, size)
+        .map_err(|e| unreadable(MANIFEST, e))?;
+    manifest::parse(&bytes)
+}
+
+/// A regular file of the directory itself: no link, no device, no fifo to
+/// wait on.
+fn open_file(dir: &Dir, name: &str) -> Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = match openat(dir.as_fd(), name, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::ENOENT) => return Err(corrupt(name, "the file is missing")),
+        Err(errno @ (Errno::EMFILE | Errno::ENFILE)) => {
+            return Err(unreadable(name, errno)
+                .needs("one open file for each process and blob")
+                .fix("raise the limit of open files (ulimit -n)"));
+        }
+        Err(errno) => return Err(unreadable(name, errno)),
+    };
+    let metadata = file.metadata().map_err(|e| unreadable(name, e))?;
+    ensure(metadata.is_file(), name, || "this is not a regular file")?;
+    Ok(file)
+}
+
+/// The directory holds the manifest, its parts and nothing else. That none is
+/// missing shows when they are opened.
+fn check_names(dir: &mut Dir, manifest: &Manifest) -> Result<()> {
+    let listed: std::collections::BTreeSet<&[u8]> = manifest
+        .parts
+        .iter()
+        .map(|part| part.name.as_bytes())
+        .collect();
+    for entry in dir.iter() {
+        let entry = entry.map_err(|e| unreadable("the directory", e))?;
+        let name = entry.file_name().to_bytes();
+        let known =
+            name == b"." || name == b".." || name == MANIFEST.as_bytes() || listed.contains(name);
+        ensure(known, MANIFEST, || {
+            format!("file {} is not listed", name.escape_ascii())
+        })?;
+    }
+    Ok(())
+}
+
+fn open_part(dir: &Dir, part: &Part, digests: Digests) -> Result<File> {
+    let file = open_file(dir, &part.name)?;
+    let bytes = file.bytes().map_err(|e| unreadable(&part.name, e))?;
+    ensure(bytes == part.bytes, &part.name, || {
+        format!("it has {bytes} bytes instead of {}", part.bytes)
+    })?;
+    if digests == Digests::Verify {
+        let found = digest::of(&file, bytes).map_err(|e| unreadable(&part.name, e))?;
+        ensure(found.to_hex().as_str() == part.blake3, &part.name, || {
+            format!("its {bytes} bytes do not match the digest they were sealed with")
+        })?;
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+
+    fn sealed() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sample.appshot");
+        sample::write(&path);
+        (dir, path)
+    }
+
+    #[test]
+    fn round_trip() {
+        let (dir, path) = sealed();
+        let appshot = Appshot::open(&path).unwrap();
+        let mut expected = sample::manifest();
+        expected.parts = appshot.manifest.parts.clone();
+        assert_eq!(appshot.manifest, expected);
+        assert_eq!(appshot.cores[0].image, sample::process(2, 1));
+        assert_eq!(appshot.cores[1].image, sample::process(7, 2));
+        let mut memory = vec![0; sample::memory().len()];
+        for segment in &appshot.cores[1].segments {
+            let at = usize::try_from(segment.vaddr - sample::HEAP).unwrap();
+            let bytes = usize::try_from(segment.bytes).unwrap();
+            appshot.cores[1]
+                .file
+                .read_exact_at(&mut memory[at..at + bytes], segment.offset)
+                .unwrap();
+        }
+        assert_eq!(memory, sample::memory());
+        assert_eq!(appshot.cores[1].segments.len(), 3);
+        assert_eq!(
+            appshot
+                .part("shm-0.data")
+                .unwrap()
+                .metadata()
+                .unwrap()
+                .len(),
+            5000
+        );
+        assert!(appshot.part("7.core").is_ok());
+        assert_eq!(appshot.part("manifest").unwrap_err().kind, Kind::NotFound);
+        let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(names.len(), 1, "nothing but the appshot is left");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        for part in ["manifest", "2.core"] {
+            assert_eq!(
+                path.join(part).metadata().unwrap().permissions().mode() & 0o777,
+                0o600
+            );
+        }
+    }
+
+    /// Any damage in any file is found, wherever it is.
+    #[test]
+    fn flips_and_truncations_are_refused() {
+        let (_dir, path) = sealed();
+        for name in [
+            "manifest",
+            "2.core",
+            "7.core",
+            "shm-0.data",
+            "unlinked-3.data",
+        ] {
+            let file = path.join(name);
+            let good = std::fs::read(&file).unwrap();
+            // Dense where structures are, sampled in the memory.
+            let step = if name == "shm-0.data" { 501 } else { 37 };
+            for at in
+                (0..good.len()).filter(|at| *at < 300 || at % step == 0 || *at + 300 > good.len())
+            {
+                let mut bad = good.clone();
+                bad[at] ^= 1 << (at % 8);
+                std::fs::write(&file, &bad).unwrap();
+                let error = Appshot::open(&path).expect_err("flip");
+                assert_eq!(
+                    error.state.as_deref(),
+                    Some("nothing was started"),
+                    "{name} {at}: {error}"
+                );
+                std::fs::write(&file, &good[..at]).unwrap();
+                assert!(Appshot::open(&path).is_err(), "{name} cut at {at}");
+            }
+            std::fs::write(&file, [&good[..], b"\0"].concat()).unwrap();
+            assert!(Appshot::open(&path).is_err(), "{name} grown");
+            std::fs::write(&file, &good).unwrap();
+            assert!(Appshot::open(&path).is_ok());
+        }
+    }
+
+    #[test]
+    fn only_the_listed_files_are_taken() {
+        let (_dir, path) = sealed();
+        for extra in ["extra", ".hidden", "3.core"] {
+            std::fs::write(path.join(extra), "").unwrap();
+            let error = Appshot::open(&path).unwrap_err();
+            assert!(error.what.contains(extra), "{error}");
+            std::fs::remove_file(path.join(extra)).unwrap();
+        }
+        for name in ["manifest", "2.core", "shm-0.data"] {
+            let (file, aside) = (path.join(name), path.with_extension("aside"));
+            std::fs::rename(&file, &aside).unwrap();
+            let error = Appshot::open(&path).unwrap_err();
+            assert!(error.what.contains("missing"), "{error}");
+            std::os::unix::fs::symlink(&aside, &file).unwrap();
+            assert!(Appshot::open(&path).is_err(), "a link is not followed");
+            std::fs::remove_file(&file).unwrap();
+            std::fs::rename(&aside, &file).unwrap();
+        }
+        assert!(Appshot::open(&path).is_ok());
+        let gone = Appshot::open(&path.join("nothing")).unwrap_err();
+        assert_eq!(gone.kind, Kind::NotFound);
+    }
+
+    /// Listing does not need the memory to be whole, only the records.
+    #[test]
+    fn memory_can_be_left_unverified() {
+        let (_dir, path) = sealed();
+        let file = path.join("2.core");
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[5000] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        assert!(Appshot::open(&path).is_err());
+        assert_eq!(
+            Appshot::open_unverified_memory(&path).unwrap().cores.len(),
+            2
+        );
+    }
+}

@@ -1,0 +1,376 @@
+//! A rich app for the tests: two processes, threads, a zombie, every kind of file.
+
+use super::process::{ProcessImage, ThreadImage};
+use super::records::*;
+use super::writer::{Sealed, Writer};
+use crate::ids::{FdNum, FileId, ShmId, VirtualPid};
+use std::io::Write;
+use std::path::Path;
+
+pub const HEAP: u64 = 0x5555_5555_0000;
+
+pub fn write(dest: &Path) -> Sealed {
+    try_write(dest, manifest(), &[process(2, 1), process(7, 2)]).unwrap()
+}
+
+/// Writes the sample memory with whatever records are given.
+pub fn try_write(
+    dest: &Path,
+    manifest: Manifest,
+    images: &[ProcessImage],
+) -> crate::error::Result<Sealed> {
+    let writer = Writer::create(dest)?;
+    for image in images {
+        let mut core = writer.core(&format!("{}.core", image.process.pid))?;
+        core.pages(HEAP, 3, &memory())?;
+        core.finish(image)?;
+    }
+    for (name, bytes) in [("shm-0.data", 5000), ("unlinked-3.data", 10)] {
+        let mut blob = writer.blob(name)?;
+        blob.write_all(&vec![0x5a; bytes]).unwrap();
+        blob.finish()?;
+    }
+    writer.seal(manifest)
+}
+
+/// Page 0 full, 1 zero, 2 and 3 full, 4 zero.
+pub fn memory() -> Vec<u8> {
+    let mut bytes = vec![0; 5 * 4096];
+    for page in [0, 2, 3] {
+        for (at, byte) in bytes[page * 4096..][..4096].iter_mut().enumerate() {
+            *byte = (at * 7 + page) as u8 | 1;
+        }
+    }
+    bytes
+}
+
+pub fn manifest() -> Manifest {
+    let entry = |pid, ppid, life| SnapEntry {
+        pid: VirtualPid(pid),
+        ppid: VirtualPid(ppid),
+        pgid: VirtualPid(2),
+        sid: VirtualPid(2),
+        exit_signal: 17,
+        comm: "sample".into(),
+        life,
+    };
+    let alive = |pid: i32| Life::Alive {
+        part: format!("{pid}.core"),
+    };
+    Manifest {
+        format: super::FORMAT,
+        product: "Appshot test".into(),
+        app: "sample".into(),
+        created_unix_ms: 1_700_000_000_000,
+        needs: Needs {
+            arch: "x86_64".into(),
+            kernel_release: "6.18.0".into(),
+            page_size: 4096,
+            xsave_bytes: 832,
+            xcr0: 7,
+            vdso_blake3: blake3::hash(b"vdso").to_hex().to_string(),
+        },
+        clocks: Clocks {
+            realtime_ns: 5,
+            monotonic_ns: 6,
+            boottime_ns: 7,
+        },
+        hostname: "host".into(),
+        domainname: "(none)".into(),
+        processes: vec![
+            entry(2, 1, alive(2)),
+            entry(7, 2, alive(7)),
+            entry(8, 2, Life::Zombie { wait_status: 9 }),
+        ],
+        files: files(),
+        pipes: vec![PipeRecord {
+            ino: 77,
+            fifo: None,
+            capacity: 65536,
+            data: b"queued".to_vec(),
+        }],
+        shmem: vec![ShmRecord {
+            id: ShmId(0),
+            kind: ShmKind::Memfd {
+                name: "shared".into(),
+                seals: 1,
+                mode: 0o777,
+            },
+            bytes: 8192 + 904,
+            runs: vec![(0, 4096), (8192, 904)],
+            part: Some("shm-0.data".into()),
+        }],
+        external: vec![ExternalFile {
+            path: "/usr/bin/true".into(),
+            dev: 1,
+            ino: 2,
+            size: 3,
+            mtime_ns: -4,
+            build_id: Some("00ff".into()),
+            must_equal: true,
+        }],
+        parts: Vec::new(),
+    }
+}
+
+fn files() -> Vec<OpenFile> {
+    let socket = |ino, peer| {
+        FileKind::Socket(Box::new(SocketRecord {
+            ino,
+            domain: 1,
+            kind: 1,
+            protocol: 0,
+            state: SocketState::Paired {
+                name: vec![1, 0],
+                peer,
+            },
+            options: vec![SockOpt {
+                level: 1,
+                name: 7,
+                value: vec![0, 1, 0, 0],
+            }],
+            shutdown: 1,
+            queue: vec![Message {
+                data: vec![1, 2, 255],
+                from: Vec::new(),
+            }],
+        }))
+    };
+    let time = TimerValue {
+        interval_ns: 0,
+        value_ns: 10,
+    };
+    let kinds = vec![
+        FileKind::Path {
+            path: "/etc/passwd".into(),
+            offset: 12,
+        },
+        FileKind::Pipe { ino: 77 },
+        FileKind::Memfd {
+            shm: ShmId(0),
+            offset: 0,
+        },
+        FileKind::Unlinked {
+            path: "/tmp/gone".into(),
+            offset: 1,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            part: "unlinked-3.data".into(),
+        },
+        FileKind::Eventfd {
+            count: 3,
+            semaphore: true,
+        },
+        FileKind::Timerfd {
+            clock: 1,
+            ticks: 0,
+            settime_flags: 0,
+            time,
+        },
+        FileKind::Signalfd { mask: 1 << 63 },
+        FileKind::Epoll {
+            watches: vec![EpollWatch {
+                fd: FdNum(5),
+                file: FileId(1),
+                events: 1,
+                data: u64::MAX,
+            }],
+        },
+        FileKind::Inotify {
+            watches: vec![InotifyWatch {
+                wd: 1,
+                path: "/tmp".into(),
+                mask: 2,
+            }],
+        },
+        FileKind::Pidfd { pid: VirtualPid(7) },
+        socket(90, 91),
+        socket(91, 90),
+        FileKind::Pty(PtyRecord {
+            index: 0,
+            master: false,
+            termios: vec![0; 44],
+            winsize: [24, 80, 0, 0],
+            packet_mode: false,
+            locked: false,
+            foreground: VirtualPid(2),
+            sid: VirtualPid(2),
+            output: b"$ ".to_vec(),
+        }),
+        FileKind::Outside {
+            what: "/dev/pts/3".into(),
+        },
+    ];
+    let owner = Some(FileOwner {
+        kind: 1,
+        id: VirtualPid(2),
+        signal: 29,
+    });
+    let file = |(id, kind)| OpenFile {
+        id: FileId(id),
+        flags: 0o100_002,
+        owner,
+        kind,
+    };
+    (0..).zip(kinds).map(file).collect()
+}
+
+pub fn process(pid: i32, ppid: i32) -> ProcessImage {
+    let fds = (0..14).map(|n| FdEntry {
+        fd: FdNum(n),
+        file: FileId(n as u32),
+        cloexec: n > 2,
+    });
+    ProcessImage {
+        process: ProcessRecord {
+            pid: VirtualPid(pid),
+            exe: "/usr/bin/sample".into(),
+            cwd: "/".into(),
+            root: "/".into(),
+            umask: 0o22,
+            personality: 0,
+            dumpable: 1,
+            child_subreaper: false,
+            oom_score_adj: -5,
+            coredump_filter: 0x33,
+            thp_disable: false,
+            mm: MmRecord {
+                brk: HEAP,
+                auxv: vec![6, 4096, 0, 0],
+                ..MmRecord::default()
+            },
+            rlimits: vec![(1024, u64::MAX); 16],
+            sigactions: vec![
+                SigAction {
+                    handler: 1,
+                    ..SigAction::default()
+                };
+                64
+            ],
+            pending: vec![SigInfo([3; 16])],
+            itimers: [TimerValue::default(); 3],
+            posix_timers: vec![PosixTimer {
+                id: 0,
+                clock: 1,
+                notify: 4,
+                signal: 34,
+                sigev_value: 9,
+                thread: VirtualPid(pid * 10),
+                time: TimerValue {
+                    interval_ns: 1,
+                    value_ns: 2,
+                },
+                overrun: 0,
+            }],
+            fds: fds.collect(),
+            ctty: Some(FileId(12)),
+        },
+        comm: "sample".into(),
+        ppid: VirtualPid(ppid),
+        pgid: VirtualPid(2),
+        sid: VirtualPid(2),
+        threads: vec![thread(pid), thread(pid * 10)],
+        vmas: vmas(),
+    }
+}
+
+fn thread(tid: i32) -> ThreadImage {
+    let mut regs = [0; 27];
+    regs[16] = 0x40_1000; // rip
+    regs[17] = 0x33; // cs
+    regs[19] = 0x7fff_0000_1000; // rsp
+    ThreadImage {
+        record: ThreadRecord {
+            tid: VirtualPid(tid),
+            comm: "sample".into(),
+            sigmask: 1 << 40,
+            pending: Vec::new(),
+            sigaltstack: AltStack {
+                sp: 1,
+                flags: 2,
+                size: 3,
+            },
+            tid_address: 0x1234,
+            robust_list: (0x5678, 24),
+            rseq: Some(Rseq {
+                pointer: 0x9abc,
+                size: 32,
+                signature: 0x5305_3053,
+            }),
+            creds: Creds {
+                groups: vec![4, 27],
+                cap_bounding: u64::MAX,
+                ..Creds::default()
+            },
+            no_new_privs: false,
+            pdeathsig: 0,
+            timer_slack_ns: 50_000,
+            sched: Sched {
+                affinity: vec![3],
+                ..Sched::default()
+            },
+            ioprio: 0,
+            blocked_in: Blocked::Timed { left_ns: 17 },
+        },
+        regs,
+        xsave: xsave(),
+    }
+}
+
+/// x87, SSE and AVX; gdb takes the components from the XCR0 at byte 464.
+fn xsave() -> Vec<u8> {
+    let mut bytes = vec![0; 832];
+    bytes[464] = 7;
+    for (at, byte) in bytes.iter_mut().enumerate().skip(576) {
+        *byte = (at % 13) as u8;
+    }
+    bytes
+}
+
+fn vmas() -> Vec<Vma> {
+    let vma = |start: u64, pages: u64, prot, kind| Vma {
+        start,
+        end: start + pages * 4096,
+        prot,
+        kind,
+        flags: vec!["dd".into()],
+    };
+    let path = || "/usr/bin/sample".to_string();
+    vec![
+        vma(
+            0x40_0000,
+            4,
+            5,
+            VmaKind::PrivateFile {
+                path: path(),
+                offset: 0,
+            },
+        ),
+        // The stored run of pages 2 and 3 crosses from one mapping to the next.
+        vma(HEAP, 3, 3, VmaKind::Anon),
+        vma(HEAP + 3 * 4096, 100, 3, VmaKind::Anon),
+        vma(
+            0x7f00_0000_0000,
+            2,
+            3,
+            VmaKind::Shm {
+                shm: ShmId(0),
+                offset: 4096,
+                private: false,
+            },
+        ),
+        vma(
+            0x7f00_1000_0000,
+            1,
+            1,
+            VmaKind::SharedFile {
+                path: path(),
+                offset: 4096,
+                writable: false,
+            },
+        ),
+        vma(0x7fff_f000_0000, 4, 1, VmaKind::Vvar),
+        vma(0x7fff_f000_4000, 2, 5, VmaKind::Vdso),
+    ]
+}

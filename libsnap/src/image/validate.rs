@@ -1,0 +1,276 @@
+//! What must hold for the app as a whole.
+//!
+//! An appshot comes from anywhere; its digests only say that it is as it was
+//! sealed. These checks let the restorer rely on every reference and number.
+
+use super::fault::{corrupt, ensure};
+use super::process::Core;
+use super::records::{FileKind, Life, Manifest, Part, SnapEntry, VmaKind};
+use super::{FORMAT, MANIFEST, limits, validate_files};
+use crate::error::Result;
+use crate::ids::VirtualPid;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Letters, digits, `.`, `_`, `-`; not hidden. Such a name is a file of the
+/// directory and nothing else.
+pub fn is_part_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=limits::NAME_BYTES).contains(&name.len())
+        && name.bytes().all(plain)
+        && !name.starts_with('.')
+        && name != MANIFEST
+}
+
+/// The manifest by itself.
+pub fn manifest(manifest: &Manifest) -> Result<()> {
+    let part = MANIFEST;
+    ensure(manifest.format == FORMAT, part, || "format")?;
+    ensure(is_app_id(&manifest.app), part, || {
+        format!("app id {:?} is not allowed", shown(&manifest.app))
+    })?;
+    text(part, "product", &manifest.product, limits::TEXT_BYTES)?;
+    text(part, "hostname", &manifest.hostname, 64)?;
+    text(part, "domainname", &manifest.domainname, 64)?;
+    text(part, "kernel_release", &manifest.needs.kernel_release, 256)?;
+    ensure(
+        is_digest(&manifest.needs.vdso_blake3) || manifest.needs.vdso_blake3.is_empty(),
+        part,
+        || "vdso_blake3 is not a digest",
+    )?;
+    let xsave = usize::try_from(manifest.needs.xsave_bytes).unwrap_or(usize::MAX);
+    ensure(limits::XSAVE_BYTES.contains(&xsave), part, || {
+        format!("an xsave area of {xsave} bytes")
+    })?;
+    parts(&manifest.parts)?;
+    processes(&manifest.processes)?;
+    validate_files::all(manifest)?;
+    part_references(manifest)
+}
+
+/// An app id names directories and cgroups at the destination.
+fn is_app_id(app: &str) -> bool {
+    (1..=limits::NAME_BYTES).contains(&app.len())
+        && !app.starts_with('.')
+        && !app.contains('/')
+        && !app.chars().any(char::is_control)
+}
+
+pub fn is_digest(text: &str) -> bool {
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+fn parts(parts: &[Part]) -> Result<()> {
+    count(MANIFEST, "parts", parts.len(), limits::PARTS)?;
+    let mut names = BTreeSet::new();
+    for part in parts {
+        let shown = shown(&part.name);
+        ensure(is_part_name(&part.name), MANIFEST, || {
+            format!("part name {shown:?} is not allowed")
+        })?;
+        ensure(names.insert(&part.name), MANIFEST, || {
+            format!("part {shown} is listed twice")
+        })?;
+        ensure(part.bytes <= limits::PART_BYTES, MANIFEST, || {
+            format!("part {shown} is too large")
+        })?;
+        ensure(is_digest(&part.blake3), MANIFEST, || {
+            format!("part {shown} has no digest")
+        })?;
+    }
+    Ok(())
+}
+
+/// Parents stand before their children; 0 and 1 are outside the app.
+fn processes(entries: &[SnapEntry]) -> Result<()> {
+    count(MANIFEST, "processes", entries.len(), limits::PROCESSES)?;
+    ensure(!entries.is_empty(), MANIFEST, || "it has no process")?;
+    let mut seen = BTreeSet::new();
+    for entry in entries {
+        let pid = entry.pid;
+        process_id(MANIFEST, "pid", pid)?;
+        let outside = matches!(entry.ppid.0, 0 | 1);
+        ensure(outside || seen.contains(&entry.ppid), MANIFEST, || {
+            format!(
+                "process {pid}: its parent {} does not stand before it",
+                entry.ppid
+            )
+        })?;
+        ensure(seen.insert(pid), MANIFEST, || {
+            format!("process {pid} is listed twice")
+        })?;
+        for (what, id) in [("group", entry.pgid), ("session", entry.sid)] {
+            ensure((0..=limits::PID_MAX).contains(&id.0), MANIFEST, || {
+                format!("process {pid}: {what} {id}")
+            })?;
+        }
+        ensure((0..=64).contains(&entry.exit_signal), MANIFEST, || {
+            format!("process {pid}: exit signal {}", entry.exit_signal)
+        })?;
+        text(MANIFEST, "comm", &entry.comm, limits::COMM_BYTES)?;
+        if let Life::Zombie { wait_status } = entry.life {
+            ensure((0..=0xffff).contains(&wait_status), MANIFEST, || {
+                format!("process {pid}: wait status {wait_status:#x}")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Each part is named by exactly one record, and each record's part is there.
+fn part_references(manifest: &Manifest) -> Result<()> {
+    let mut unused: BTreeMap<&str, u64> = manifest
+        .parts
+        .iter()
+        .map(|part| (part.name.as_str(), part.bytes))
+        .collect();
+    let mut take = |name: &str, bytes: Option<u64>| {
+        let found = unused.remove(name).ok_or_else(|| {
+            corrupt(
+                MANIFEST,
+                format_args!(
+                    "part {:?} is not listed, or named by two records",
+                    shown(name)
+                ),
+            )
+        })?;
+        ensure(bytes.is_none_or(|bytes| bytes == found), MANIFEST, || {
+            format!("part {name} has {found} bytes, its record says otherwise")
+        })
+    };
+    for entry in &manifest.processes {
+        if let Life::Alive { part } = &entry.life {
+            take(part, None)?;
+        }
+    }
+    for shm in &manifest.shmem {
+        let stored: u64 = shm.runs.iter().map(|(_, bytes)| bytes).sum();
+        match &shm.part {
+            Some(part) => take(part, Some(stored))?,
+            None => ensure(stored == 0, MANIFEST, || {
+                format!("shared memory {} has no part", shm.id)
+            })?,
+        }
+    }
+    for file in &manifest.files {
+        if let FileKind::Unlinked { part, .. } = &file.kind {
+            take(part, None)?;
+        }
+    }
+    ensure(unused.is_empty(), MANIFEST, || {
+        format!(
+            "part {} belongs to no record",
+            unused.keys().next().unwrap_or(&"")
+        )
+    })
+}
+
+/// References between the cores and the manifest. Each has passed its own checks.
+pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
+    let files: BTreeMap<_, _> = manifest
+        .files
+        .iter()
+        .map(|file| (file.id, &file.kind))
+        .collect();
+    let shmem: BTreeSet<_> = manifest.shmem.iter().map(|shm| shm.id).collect();
+    let live = manifest
+        .processes
+        .iter()
+        .filter_map(|entry| match &entry.life {
+            Life::Alive { part } => Some((entry, part.as_str())),
+            Life::Zombie { .. } => None,
+        });
+    for ((entry, part), core) in live.zip(cores) {
+        let image = &core.image;
+        let ids = (image.process.pid, image.ppid, image.pgid, image.sid);
+        ensure(
+            ids == (entry.pid, entry.ppid, entry.pgid, entry.sid),
+            part,
+            || {
+                format!(
+                    "its ids are not those of process {} in the manifest",
+                    entry.pid
+                )
+            },
+        )?;
+        ensure(
+            image.comm == entry.comm,
+            part,
+            || "its name is not that in the manifest",
+        )?;
+        for entry in &image.process.fds {
+            ensure(files.contains_key(&entry.file), part, || {
+                format!("descriptor {}: there is no file {}", entry.fd, entry.file)
+            })?;
+        }
+        if let Some(ctty) = image.process.ctty {
+            let slave = matches!(files.get(&ctty), Some(FileKind::Pty(pty)) if !pty.master);
+            ensure(slave, part, || {
+                format!("controlling terminal: file {ctty} is not a terminal")
+            })?;
+        }
+        for vma in &image.vmas {
+            if let VmaKind::Shm { shm, .. } = vma.kind {
+                ensure(shmem.contains(&shm), part, || {
+                    format!("mapping {:#x}: there is no shared memory {shm}", vma.start)
+                })?;
+            }
+        }
+    }
+    thread_ids(manifest, cores)
+}
+
+/// Threads and processes share one space of numbers.
+fn thread_ids(manifest: &Manifest, cores: &[Core]) -> Result<()> {
+    let mut tasks: BTreeSet<VirtualPid> =
+        manifest.processes.iter().map(|entry| entry.pid).collect();
+    for core in cores {
+        for thread in core.image.threads.iter().skip(1) {
+            let tid = thread.record.tid;
+            ensure(tasks.insert(tid), MANIFEST, || {
+                format!("thread {tid} exists twice")
+            })?;
+        }
+    }
+    for file in &manifest.files {
+        if let FileKind::Pidfd { pid } = file.kind {
+            ensure(tasks.contains(&pid), MANIFEST, || {
+                format!("file {}: there is no process {pid}", file.id)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+pub fn process_id(part: &str, what: &str, id: VirtualPid) -> Result<()> {
+    ensure((1..=limits::PID_MAX).contains(&id.0), part, || {
+        format!("{what} {id} is out of range")
+    })
+}
+
+pub fn count(part: &str, what: &str, count: usize, limit: usize) -> Result<()> {
+    ensure(count <= limit, part, || {
+        format!("{count} {what} are more than {limit}")
+    })
+}
+
+pub fn text(part: &str, what: &str, text: &str, limit: usize) -> Result<()> {
+    ensure(text.len() <= limit && !text.contains('\0'), part, || {
+        format!("{what} {:?} is too long or holds a NUL", shown(text))
+    })
+}
+
+/// An absolute path that the kernel would take.
+pub fn path(part: &str, what: &str, path: &str) -> Result<()> {
+    text(part, what, path, limits::PATH_BYTES)?;
+    ensure(path.starts_with('/'), part, || {
+        format!("{what} {:?} is not absolute", shown(path))
+    })
+}
+
+/// The start of an untrusted text, for an error.
+pub fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
+}

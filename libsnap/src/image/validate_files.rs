@@ -1,0 +1,272 @@
+//! What must hold for open files, pipes, sockets and shared memory.
+
+use super::fault::ensure;
+use super::records::{
+    FileKind, Manifest, OpenFile, PipeRecord, PtyRecord, ShmKind, ShmRecord, SocketRecord,
+    SocketState,
+};
+use super::validate::{count, path, text};
+use super::{MANIFEST, limits};
+use crate::error::Result;
+use crate::ids::{FdNum, FileId, ShmId};
+use std::collections::BTreeSet;
+
+const PART: &str = MANIFEST;
+
+/// The names that records use for each other.
+#[derive(Default)]
+struct Names {
+    files: BTreeSet<FileId>,
+    shmem: BTreeSet<ShmId>,
+    pipes: BTreeSet<u64>,
+    sockets: BTreeSet<u64>,
+}
+
+pub fn all(manifest: &Manifest) -> Result<()> {
+    count(PART, "open files", manifest.files.len(), limits::FILES)?;
+    count(PART, "pipes", manifest.pipes.len(), limits::PIPES)?;
+    count(
+        PART,
+        "shared memory objects",
+        manifest.shmem.len(),
+        limits::SHMEM,
+    )?;
+    count(
+        PART,
+        "external files",
+        manifest.external.len(),
+        limits::EXTERNAL,
+    )?;
+    let names = collect_names(manifest)?;
+    for external in &manifest.external {
+        path(PART, "external file", &external.path)?;
+        let build_id = external.build_id.as_deref().unwrap_or_default();
+        let hex = build_id.len() <= 128 && build_id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        ensure(hex, PART, || "external file: its build-id is not hex")?;
+    }
+    manifest.pipes.iter().try_for_each(pipe)?;
+    manifest.shmem.iter().try_for_each(shm)?;
+    manifest
+        .files
+        .iter()
+        .try_for_each(|file| open_file(file, &names))
+}
+
+fn collect_names(manifest: &Manifest) -> Result<Names> {
+    let mut names = Names::default();
+    for pipe in &manifest.pipes {
+        ensure(names.pipes.insert(pipe.ino), PART, || {
+            format!("pipe {} is listed twice", pipe.ino)
+        })?;
+    }
+    for shm in &manifest.shmem {
+        ensure(names.shmem.insert(shm.id), PART, || {
+            format!("shared memory {} is listed twice", shm.id)
+        })?;
+    }
+    for file in &manifest.files {
+        ensure(names.files.insert(file.id), PART, || {
+            format!("file {} is listed twice", file.id)
+        })?;
+        if let FileKind::Socket(socket) = &file.kind {
+            let new = socket.ino != 0 && names.sockets.insert(socket.ino);
+            ensure(new, PART, || {
+                format!("socket {} is listed twice", socket.ino)
+            })?;
+        }
+    }
+    Ok(names)
+}
+
+fn pipe(pipe: &PipeRecord) -> Result<()> {
+    if let Some(fifo) = &pipe.fifo {
+        path(PART, "fifo", fifo)?;
+    }
+    let fits = pipe.capacity <= limits::PIPE_CAPACITY
+        && pipe.data.len() as u64 <= u64::from(pipe.capacity);
+    ensure(fits, PART, || {
+        format!(
+            "pipe {}: {} bytes in a capacity of {}",
+            pipe.ino,
+            pipe.data.len(),
+            pipe.capacity
+        )
+    })
+}
+
+/// Runs ascend without overlap within the object.
+fn shm(shm: &ShmRecord) -> Result<()> {
+    count(
+        PART,
+        "runs of shared memory",
+        shm.runs.len(),
+        limits::RUNS_PER_SHM,
+    )?;
+    ensure(shm.bytes <= limits::PART_BYTES, PART, || {
+        format!("shared memory {} is too large", shm.id)
+    })?;
+    if let ShmKind::Memfd { name, .. } = &shm.kind {
+        text(PART, "memfd", name, limits::PATH_BYTES)?;
+    }
+    let mut at = 0;
+    for &(offset, bytes) in &shm.runs {
+        let end = offset.saturating_add(bytes);
+        ensure(offset >= at && bytes > 0 && end <= shm.bytes, PART, || {
+            format!(
+                "shared memory {}: run {offset:#x}+{bytes:#x} is out of place",
+                shm.id
+            )
+        })?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
+    let id = file.id;
+    let has = |found: bool, what: &str| {
+        ensure(found, PART, || {
+            format!("file {id}: its {what} is not listed")
+        })
+    };
+    if let Some(owner) = &file.owner {
+        let known = (0..=2).contains(&owner.kind) && (0..=64).contains(&owner.signal);
+        ensure(known, PART, || format!("file {id}: its owner is malformed"))?;
+    }
+    match &file.kind {
+        FileKind::Path { path: name, offset }
+        | FileKind::Unlinked {
+            path: name, offset, ..
+        } => {
+            path(PART, "open file", name)?;
+            position(id, *offset)
+        }
+        FileKind::Pipe { ino } => has(names.pipes.contains(ino), "pipe"),
+        FileKind::Memfd { shm, offset } => {
+            position(id, *offset)?;
+            has(names.shmem.contains(shm), "shared memory")
+        }
+        FileKind::Epoll { watches } => {
+            count(
+                PART,
+                "epoll watches",
+                watches.len(),
+                limits::WATCHES_PER_FILE,
+            )?;
+            watches.iter().try_for_each(|watch| {
+                fd_number(PART, watch.fd)?;
+                has(
+                    names.files.contains(&watch.file) && watch.file != id,
+                    "watched file",
+                )
+            })
+        }
+        FileKind::Inotify { watches } => {
+            count(
+                PART,
+                "inotify watches",
+                watches.len(),
+                limits::WATCHES_PER_FILE,
+            )?;
+            watches
+                .iter()
+                .try_for_each(|watch| path(PART, "inotify watch", &watch.path))
+        }
+        FileKind::Socket(socket) => {
+            self::socket(id, socket)?;
+            match socket.state {
+                SocketState::Paired { peer, .. } => {
+                    has(peer == 0 || names.sockets.contains(&peer), "peer")
+                }
+                _ => Ok(()),
+            }
+        }
+        FileKind::Pty(pty) => self::pty(id, pty),
+        FileKind::Outside { what } => text(PART, "outside file", what, limits::TEXT_BYTES),
+        // Plain numbers that the kernel checks; that a pidfd's process exists
+        // is checked with the threads.
+        FileKind::Eventfd { .. }
+        | FileKind::Timerfd { .. }
+        | FileKind::Signalfd { .. }
+        | FileKind::Pidfd { .. } => Ok(()),
+    }
+}
+
+/// The kernel's offsets are signed.
+fn position(id: FileId, offset: u64) -> Result<()> {
+    ensure(i64::try_from(offset).is_ok(), PART, || {
+        format!("file {id}: offset {offset}")
+    })
+}
+
+pub fn fd_number(part: &str, fd: FdNum) -> Result<()> {
+    ensure((0..=limits::FD_MAX).contains(&fd.0), part, || {
+        format!("descriptor {fd} is out of range")
+    })
+}
+
+fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
+    count(
+        PART,
+        "socket options",
+        socket.options.len(),
+        limits::SOCKET_OPTIONS,
+    )?;
+    count(
+        PART,
+        "queued messages",
+        socket.queue.len(),
+        limits::MESSAGES_PER_SOCKET,
+    )?;
+    let option_bytes = socket
+        .options
+        .iter()
+        .map(|option| option.value.len())
+        .max()
+        .unwrap_or(0);
+    count(
+        PART,
+        "bytes of a socket option",
+        option_bytes,
+        limits::SOCKET_OPTION_BYTES,
+    )?;
+    ensure(socket.shutdown <= 3, PART, || {
+        format!("file {id}: shutdown {}", socket.shutdown)
+    })?;
+    let addresses: [&[u8]; 2] = match &socket.state {
+        SocketState::Bound { name, .. }
+        | SocketState::Listening { name, .. }
+        | SocketState::Paired { name, .. } => [name, &[]],
+        SocketState::Connected { name, peer } => [name, peer],
+        SocketState::Fresh | SocketState::Severed => [&[], &[]],
+    };
+    let senders = socket.queue.iter().map(|message| message.from.as_slice());
+    let longest = addresses
+        .into_iter()
+        .chain(senders)
+        .map(<[u8]>::len)
+        .max()
+        .unwrap_or(0);
+    count(
+        PART,
+        "bytes of a socket address",
+        longest,
+        limits::SOCKADDR_BYTES,
+    )
+}
+
+fn pty(id: FileId, pty: &PtyRecord) -> Result<()> {
+    count(
+        PART,
+        "bytes of termios",
+        pty.termios.len(),
+        limits::TERMIOS_BYTES,
+    )?;
+    let numbers = [pty.foreground, pty.sid];
+    let valid = numbers
+        .iter()
+        .all(|number| (0..=limits::PID_MAX).contains(&number.0));
+    ensure(valid, PART, || {
+        format!("file {id}: its session or foreground group is out of range")
+    })
+}

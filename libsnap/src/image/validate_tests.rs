@@ -1,0 +1,273 @@
+//! Records that do not hold together are refused, each with its own words.
+
+use super::process::ProcessImage;
+use super::records::*;
+use super::{manifest, sample};
+use crate::error::Kind;
+use crate::ids::{FdNum, FileId, ShmId, VirtualPid};
+use proptest::prelude::*;
+
+/// Part of the expected error, and what is done to a good record.
+type Change<T> = (&'static str, Box<dyn FnOnce(&mut T)>);
+
+/// What is wrong with a manifest after this change.
+fn manifest_with(change: impl FnOnce(&mut Manifest)) -> crate::error::Error {
+    let mut manifest = sample::manifest();
+    let part = |name: &str, bytes| Part {
+        name: name.into(),
+        bytes,
+        blake3: blake3::hash(b"").to_hex().to_string(),
+    };
+    manifest.parts = vec![
+        part("2.core", 1),
+        part("7.core", 1),
+        part("shm-0.data", 5000),
+        part("unlinked-3.data", 10),
+    ];
+    assert!(manifest::parse(&manifest::encode(&manifest).unwrap()).is_ok());
+    change(&mut manifest);
+    manifest::parse(&manifest::encode(&manifest).unwrap()).expect_err("the change is refused")
+}
+
+#[test]
+fn other_versions_and_machines_are_refused() {
+    assert_eq!(manifest_with(|m| m.format = 2).kind, Kind::Refused);
+    assert_eq!(
+        manifest_with(|m| m.needs.arch = "aarch64".into()).kind,
+        Kind::Refused
+    );
+    assert_eq!(
+        manifest_with(|m| m.needs.page_size = 65536).kind,
+        Kind::Refused
+    );
+    let json = b"{}";
+    let sealed = format!("APPSHOT 2 2 {}\n{{}}", blake3::hash(json).to_hex());
+    let error = manifest::parse(sealed.as_bytes()).unwrap_err();
+    assert_eq!(error.kind, Kind::Refused);
+    assert!(error.what.contains("version 2"), "{error}");
+    assert_eq!(error.state.as_deref(), Some("nothing was started"));
+}
+
+#[test]
+fn bad_manifests_are_refused() {
+    let changes: Vec<Change<Manifest>> = vec![
+        (
+            "part name",
+            Box::new(|m| m.parts[0].name = "../2.core".into()),
+        ),
+        ("part name", Box::new(|m| m.parts[0].name = ".core".into())),
+        (
+            "part name",
+            Box::new(|m| m.parts[0].name = "manifest".into()),
+        ),
+        (
+            "listed twice",
+            Box::new(|m| m.parts[1].name = "2.core".into()),
+        ),
+        ("no digest", Box::new(|m| m.parts[0].blake3 = "00".into())),
+        (
+            "belongs to no record",
+            Box::new(|m| {
+                let mut extra = m.parts[0].clone();
+                extra.name = "extra".into();
+                m.parts.push(extra);
+            }),
+        ),
+        ("not listed", Box::new(|m| m.parts.clear())),
+        (
+            "its record says otherwise",
+            Box::new(|m| m.parts[2].bytes = 4999),
+        ),
+        ("app id", Box::new(|m| m.app = "../up".into())),
+        ("no process", Box::new(|m| m.processes.clear())),
+        (
+            "out of range",
+            Box::new(|m| m.processes[0].pid = VirtualPid(0)),
+        ),
+        (
+            "out of range",
+            Box::new(|m| m.processes[0].pid = VirtualPid(4_194_305)),
+        ),
+        (
+            "does not stand before it",
+            Box::new(|m| m.processes[0].ppid = VirtualPid(7)),
+        ),
+        (
+            "listed twice",
+            Box::new(|m| m.processes[2].pid = VirtualPid(7)),
+        ),
+        ("listed twice", Box::new(|m| m.files[1].id = FileId(0))),
+        ("pipe is not listed", Box::new(|m| m.pipes.clear())),
+        (
+            "shared memory is not listed",
+            Box::new(|m| m.shmem[0].id = ShmId(4)),
+        ),
+        ("peer is not listed", Box::new(|m| drop(m.files.remove(11)))),
+        (
+            "watched file is not listed",
+            Box::new(|m| drop(m.files.remove(1))),
+        ),
+        (
+            "not absolute",
+            Box::new(|m| m.external[0].path = "usr".into()),
+        ),
+        ("NUL", Box::new(|m| m.external[0].path = "/a\0b".into())),
+        (
+            "out of place",
+            Box::new(|m| m.shmem[0].runs = vec![(8192, 4096), (0, 904)]),
+        ),
+        (
+            "out of place",
+            Box::new(|m| m.shmem[0].runs[1].1 = u64::MAX),
+        ),
+        ("capacity", Box::new(|m| m.pipes[0].capacity = 3)),
+    ];
+    for (expected, change) in changes {
+        let error = manifest_with(change);
+        assert!(error.what.contains(expected), "{expected:?} in {error}");
+        assert_eq!(error.kind, Kind::Failed);
+        assert_eq!(error.state.as_deref(), Some("nothing was started"));
+    }
+}
+
+/// The writer does not seal what a reader would refuse.
+#[test]
+fn bad_processes_are_not_sealed() {
+    let changes: Vec<Change<ProcessImage>> = vec![
+        ("rlimits", Box::new(|p| p.process.rlimits.truncate(15))),
+        (
+            "signal actions",
+            Box::new(|p| p.process.sigactions.push(SigAction::default())),
+        ),
+        ("listed twice", Box::new(|p| p.process.fds[1].fd = FdNum(0))),
+        (
+            "out of range",
+            Box::new(|p| p.process.fds[1].fd = FdNum(-1)),
+        ),
+        (
+            "no file 99",
+            Box::new(|p| p.process.fds[1].file = FileId(99)),
+        ),
+        (
+            "not a terminal",
+            Box::new(|p| p.process.ctty = Some(FileId(0))),
+        ),
+        (
+            "no shared memory",
+            Box::new(|p| {
+                p.vmas[3].kind = VmaKind::Shm {
+                    shm: ShmId(9),
+                    offset: 0,
+                    private: false,
+                };
+            }),
+        ),
+        ("not the main thread", Box::new(|p| p.threads.swap(0, 1))),
+        (
+            "listed twice",
+            Box::new(|p| p.threads[1].record.tid = VirtualPid(2)),
+        ),
+        ("no thread 20", Box::new(|p| p.threads.truncate(1))),
+        (
+            "exists twice",
+            Box::new(|p| {
+                p.threads[1].record.tid = VirtualPid(8);
+                p.process.posix_timers.clear();
+            }),
+        ),
+        ("xsave", Box::new(|p| p.threads[1].xsave.truncate(575))),
+        ("xsave", Box::new(|p| p.threads[1].xsave.resize(20000, 0))),
+        ("out of place", Box::new(|p| p.vmas.swap(5, 6))),
+        (
+            "out of place",
+            Box::new(|p| p.vmas[6].end = 0x7fff_ffff_f000 + 4096),
+        ),
+        ("out of place", Box::new(|p| p.vmas[0].start = 0x1000)),
+        ("out of place", Box::new(|p| p.vmas[4].start += 1)),
+        (
+            "unknown flag",
+            Box::new(|p| p.vmas[0].flags.push("zz".into())),
+        ),
+        ("protection", Box::new(|p| p.vmas[0].prot = 8)),
+        (
+            "no private mapping",
+            Box::new(|p| p.vmas[1].kind = VmaKind::Vdso),
+        ),
+        ("not absolute", Box::new(|p| p.process.cwd = "here".into())),
+        ("ids are not those", Box::new(|p| p.sid = VirtualPid(5))),
+    ];
+    for (expected, change) in changes {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = sample::process(2, 1);
+        change(&mut first);
+        let images = [first, sample::process(7, 2)];
+        let error =
+            sample::try_write(&dir.path().join("bad"), sample::manifest(), &images).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(expected), "{expected:?} in {text}");
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            0,
+            "nothing is left"
+        );
+    }
+}
+
+proptest! {
+    /// Whatever stands in the JSON, reading it ends with an answer.
+    #[test]
+    fn random_manifests_never_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<i64>(), 0..6u8), 1..6)
+    ) {
+        let mut value = serde_json::to_value(sample::manifest()).unwrap();
+        for (place, number, how) in edits {
+            let mut leaves = Vec::new();
+            collect(&mut value, &mut leaves);
+            let leaf = place.get(&leaves[..]);
+            *value.pointer_mut(leaf).unwrap() = replacement(number, how);
+        }
+        let json = serde_json::to_vec(&value).unwrap();
+        let mut bytes = format!("APPSHOT 1 {} {}\n", json.len(), blake3::hash(&json).to_hex()).into_bytes();
+        bytes.extend(json);
+        let _ = manifest::parse(&bytes);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..9000)) {
+        let _ = manifest::parse(&bytes);
+        let _ = super::core_read::parse("core", &bytes[..]);
+        let _ = super::packed::parse(&bytes);
+    }
+}
+
+fn replacement(number: i64, how: u8) -> serde_json::Value {
+    match how {
+        0 => number.into(),
+        1 => (number % 100).into(),
+        2 => u64::MAX.into(),
+        3 => serde_json::Value::Null,
+        4 => serde_json::json!([]),
+        _ => format!("/{number}").into(),
+    }
+}
+
+/// JSON pointers of everything in a value.
+fn collect(value: &mut serde_json::Value, leaves: &mut Vec<String>) {
+    fn walk(value: &serde_json::Value, at: String, leaves: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Array(list) => {
+                for (index, item) in list.iter().enumerate() {
+                    walk(item, format!("{at}/{index}"), leaves);
+                }
+            }
+            serde_json::Value::Object(map) => {
+                for (key, item) in map {
+                    walk(item, format!("{at}/{key}"), leaves);
+                }
+            }
+            _ => {}
+        }
+        leaves.push(at);
+    }
+    walk(value, String::new(), leaves);
+}

@@ -1,0 +1,327 @@
+//! Writes an appshot: parts, then the seal.
+
+use super::core_write::CoreWriter;
+use super::digest::{self, BLOCK, Stream};
+use super::reader::Appshot;
+use super::records::{Manifest, Part};
+use super::source::Source;
+use super::staging::Staging;
+use super::{MANIFEST, manifest, validate};
+use crate::error::{Error, Kind, OrFail, Result};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+/// An appshot in the making. Parts may be written from several threads.
+/// Whatever is not sealed is removed on drop.
+#[must_use = "an appshot exists once it is sealed"]
+#[derive(Debug)]
+pub struct Writer {
+    staging: Staging,
+    parts: Parts,
+}
+
+/// The parts begun; `None` until finished.
+type Parts = Arc<Mutex<BTreeMap<String, Option<Finished>>>>;
+
+/// A written part with the digest of what was meant to be written.
+#[derive(Debug)]
+struct Finished {
+    file: File,
+    bytes: u64,
+    digest: blake3::Hash,
+}
+
+/// A complete appshot, on disk under its name.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    pub path: PathBuf,
+    /// Disk space taken.
+    pub disk_bytes: u64,
+}
+
+impl Writer {
+    /// `dest` must not exist; its parent must.
+    pub fn create(dest: &Path) -> Result<Writer> {
+        Ok(Writer {
+            staging: Staging::create(dest)?,
+            parts: Parts::default(),
+        })
+    }
+
+    /// Begins the part that holds one process, named `<vpid>.core`.
+    pub fn core(&self, name: &str) -> Result<CoreWriter> {
+        CoreWriter::new(self.part(name)?)
+    }
+
+    /// Begins a part of raw bytes.
+    pub fn blob(&self, name: &str) -> Result<BlobWriter> {
+        Ok(BlobWriter(self.part(name)?))
+    }
+
+    fn part(&self, name: &str) -> Result<PartFile> {
+        let cannot = || format!("cannot write appshot part {name:?}");
+        if !validate::is_part_name(name) {
+            return Err(Error::new(Kind::Usage, cannot()).because("the name is not allowed"));
+        }
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        if parts.contains_key(name) {
+            return Err(Error::new(Kind::Usage, cannot()).because("it is written twice"));
+        }
+        let file = self.staging.create_file(name).or_fail(cannot)?;
+        parts.insert(name.to_string(), None);
+        Ok(PartFile {
+            name: name.to_string(),
+            parts: Arc::clone(&self.parts),
+            file,
+            buffer: Vec::with_capacity(BLOCK),
+            stream: Stream::new(),
+        })
+    }
+
+    /// Completes the appshot. `manifest.parts` is filled in here. When this
+    /// returns, every byte has been read back, compared, and is on disk.
+    pub fn seal(self, mut manifest: Manifest) -> Result<Sealed> {
+        let cannot = || format!("cannot seal appshot {}", self.staging.dest().display());
+        let parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut disk_bytes = 0;
+        manifest.parts.clear();
+        for (name, finished) in parts {
+            let finished = finished.ok_or_else(|| {
+                Error::failed(cannot()).because(format!("part {name} was begun and not finished"))
+            })?;
+            finished.file.sync_data().or_fail(cannot)?;
+            verify(&name, &finished).or_fail(cannot)?;
+            disk_bytes += disk_usage(&finished.file).or_fail(cannot)?;
+            let blake3 = finished.digest.to_hex().to_string();
+            manifest.parts.push(Part {
+                name,
+                bytes: finished.bytes,
+                blake3,
+            });
+        }
+        let bytes = manifest::encode(&manifest)?;
+        let mut file = self.staging.create_file(MANIFEST).or_fail(cannot)?;
+        file.write_all(&bytes)
+            .and_then(|()| file.sync_all())
+            .or_fail(cannot)?;
+        disk_bytes += disk_usage(&file).or_fail(cannot)?;
+        // Opened as a reader would: nothing is sealed that cannot be restored.
+        Appshot::open_unverified_memory(self.staging.path())
+            .map_err(|e| Error::failed(cannot()).because(e.what))?;
+        Ok(Sealed {
+            path: self.staging.commit()?,
+            disk_bytes,
+        })
+    }
+}
+
+/// Reads a part back.
+fn verify(name: &str, part: &Finished) -> io::Result<()> {
+    if part.file.bytes()? != part.bytes || digest::of(&part.file, part.bytes)? != part.digest {
+        return Err(io::Error::other(format!(
+            "part {name} reads back other than it was written"
+        )));
+    }
+    Ok(())
+}
+
+fn disk_usage(file: &File) -> io::Result<u64> {
+    // st_blocks counts 512 bytes, whatever the file system's blocks are.
+    Ok(file.metadata()?.blocks() * 512)
+}
+
+/// A part being written: buffered, and hashed from the caller's bytes.
+#[derive(Debug)]
+pub(super) struct PartFile {
+    name: String,
+    parts: Parts,
+    file: File,
+    buffer: Vec<u8>,
+    stream: Stream,
+}
+
+impl PartFile {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes given so far.
+    pub fn bytes(&self) -> u64 {
+        self.stream.bytes() + self.buffer.len() as u64
+    }
+
+    /// Large slices go to the file without a copy.
+    pub fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.buffer.len() + bytes.len() > BLOCK {
+            self.flush()?;
+        }
+        if bytes.len() >= BLOCK {
+            return write_and_hash(&self.file, &mut self.stream, bytes);
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    pub fn flush(&mut self) -> io::Result<()> {
+        let written = write_and_hash(&self.file, &mut self.stream, &self.buffer);
+        self.buffer.clear();
+        written
+    }
+
+    /// Writes the part's first bytes, for which there were other bytes before.
+    pub fn replace_start(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.flush()?;
+        self.stream.replace_start(bytes);
+        self.file.write_all_at(bytes, 0)
+    }
+
+    pub fn finish(mut self) -> Result<()> {
+        self.flush()
+            .or_fail(|| format!("cannot write appshot part {}", self.name))?;
+        let bytes = self.stream.bytes();
+        let digest = self.stream.finish();
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.insert(
+            self.name,
+            Some(Finished {
+                file: self.file,
+                bytes,
+                digest,
+            }),
+        );
+        Ok(())
+    }
+}
+
+/// Below this, starting a thread costs more than the hashing.
+const PARALLEL_BYTES: usize = 256 << 10;
+
+fn write_and_hash(mut file: &File, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
+    if bytes.len() < PARALLEL_BYTES {
+        stream.update(bytes);
+        return file.write_all(bytes);
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| stream.update(bytes));
+        file.write_all(bytes)
+    })
+}
+
+/// A part of raw bytes. Without [`BlobWriter::finish`] the appshot cannot be sealed.
+#[must_use = "a part counts once it is finished"]
+#[derive(Debug)]
+pub struct BlobWriter(PartFile);
+
+impl BlobWriter {
+    pub fn finish(self) -> Result<()> {
+        self.0.finish()
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.put(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_of_an_unsealed_appshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("x.appshot");
+        let writer = Writer::create(&dest).unwrap();
+        let mut blob = writer.blob("a.data").unwrap();
+        blob.write_all(b"data").unwrap();
+        assert_eq!(writer.blob("a.data").unwrap_err().kind, Kind::Usage);
+        assert_eq!(writer.blob("../a").unwrap_err().kind, Kind::Usage);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let error = writer.seal(sample::manifest()).unwrap_err();
+        assert!(error.to_string().contains("not finished"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_name_must_be_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("x.appshot");
+        sample::write(&dest);
+        assert_eq!(Writer::create(&dest).unwrap_err().kind, Kind::Conflict);
+        let late = dir.path().join("late.appshot");
+        let writer = Writer::create(&late).unwrap();
+        std::fs::create_dir(&late).unwrap();
+        let error = writer.staging.commit().unwrap_err();
+        assert_eq!(error.kind, Kind::Conflict, "taken meanwhile");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    /// What the disk returns is compared with what was meant, not with itself.
+    #[test]
+    fn a_changed_part_is_not_sealed() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
+        let mut blob = writer.blob("a.data").unwrap();
+        blob.write_all(&vec![1; 3 * BLOCK]).unwrap();
+        blob.finish().unwrap();
+        let part = writer.staging.path().join("a.data");
+        let file = std::fs::OpenOptions::new().write(true).open(part).unwrap();
+        file.write_all_at(b"\0", 2 * BLOCK as u64).unwrap();
+        let error = writer.seal(sample::manifest()).unwrap_err();
+        assert!(error.to_string().contains("reads back other"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn memory_out_of_order_or_without_mapping_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
+        let mut core = writer.core("2.core").unwrap();
+        core.pages(sample::HEAP, 3, &sample::memory()).unwrap();
+        assert_eq!(core.stored_bytes(), 3 * 4096);
+        assert!(
+            core.pages(sample::HEAP, 3, &[1; 4096]).is_err(),
+            "goes back"
+        );
+        assert!(
+            core.pages(sample::HEAP + 5 * 4096, 3, &[1; 4095]).is_err(),
+            "not whole pages"
+        );
+        core.pages(0x6000_0000_0000, 3, &[1; 4096]).unwrap();
+        let error = core.finish(&sample::process(2, 1)).unwrap_err();
+        assert!(error.to_string().contains("no mapping"), "{error}");
+    }
+
+    /// Run with `--release -- --ignored --nocapture` to see the throughput.
+    #[test]
+    #[ignore = "a measurement"]
+    fn throughput() {
+        let mut bytes = vec![0; 64 << 20];
+        for (page, chunk) in bytes.chunks_exact_mut(4096).enumerate() {
+            chunk.fill(page as u8 | 1);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
+        let mut core = writer.core("2.core").unwrap();
+        let start = std::time::Instant::now();
+        for round in 0..16 {
+            for (slice, chunk) in bytes.chunks(1 << 20).enumerate() {
+                let vaddr = 0x1000_0000 + round * (64 << 20) + (slice as u64) * (1 << 20);
+                core.pages(vaddr, 3, chunk).unwrap();
+            }
+        }
+        println!("1 GiB of memory written in {:?}", start.elapsed());
+    }
+}

@@ -1,0 +1,407 @@
+//! Starting processes in namespaces of their own: new apps, and the husks in
+//! which restored ones are built.
+//!
+//! ```text
+//!   caller ── clone3(new PID, IPC, UTS, mount namespaces; into the cgroup) ──> init (1)
+//!     app:      init ── fork ──> command (2)
+//!     restore:  init ── clone3 by the executor ──> the app's processes
+//! ```
+//!
+//! The init is a program of one page (`sys::blob`) that reaps and passes the
+//! app's exit status on. It is not part of an appshot: each instance gets its own.
+
+use crate::cgroup;
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::ids::HostPid;
+use crate::proc;
+use crate::sys::exec::{self, Program};
+use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs, Forked};
+use crate::sys::{Sys, blob, fd as sysfd};
+use crate::target::{Instance, Phase, PidMode, RunOptions, Stdio};
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Where the init program is loaded; anything that is free in it will do.
+pub const INIT_ADDRESS: u64 = 0x1_0000_0000;
+/// The app's first process is the second of its namespace.
+const ROOT: i32 = 2;
+
+const NAMESPACES: u64 = (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS) as u64;
+
+/// The init program, as a file to execute.
+pub fn init_file(root: i32) -> Result<OwnedFd> {
+    let failed = || "cannot make the init program";
+    const MFD_EXEC: u32 = 0x10;
+    let file = sysfd::memfd("appshot-init", libc::MFD_CLOEXEC | MFD_EXEC)
+        .or_else(|_| sysfd::memfd("appshot-init", libc::MFD_CLOEXEC))
+        .or_fail(failed)?;
+    let mut file = File::from(file);
+    file.write_all(&blob::init_program(INIT_ADDRESS, root)).or_fail(failed)?;
+    // A file open for writing cannot be executed (ETXTBSY).
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let readable = File::open(path).or_fail(failed)?;
+    Ok(readable.into())
+}
+
+/// The namespaces a new process gets, and what is set up in them.
+#[derive(Debug, Default)]
+pub struct Place {
+    pub pids: PidMode,
+    pub cgroup: Option<PathBuf>,
+    /// Host and domain name.
+    pub names: Option<(String, String)>,
+    /// Text for `timens_offsets`; makes a time namespace.
+    pub clock_offsets: Option<String>,
+    /// The PID it must get (in its innermost namespace).
+    pub pid: Option<i32>,
+}
+
+/// A process between fork and exec.
+#[derive(Debug)]
+pub struct Started {
+    pub pid: HostPid,
+    /// Closed by exec; otherwise says which step failed.
+    report: File,
+    /// Held until the parent has done its part.
+    go: OwnedFd,
+}
+
+/// What a child reports when a step before exec fails: step and errno.
+const STEPS: [&str; 8] = [
+    "start",
+    "make its mounts private",
+    "mount its /proc",
+    "set its host name",
+    "set its clocks",
+    "place its descriptors",
+    "become its user",
+    "execute the program",
+];
+
+impl Place {
+    /// Forks a process into this place. It waits for [`Started::go`], sets up
+    /// its namespaces, then runs `then`, which executes a program or returns the
+    /// step that failed. `then` may make plain system calls only.
+    pub fn start(&self, then: impl FnOnce() -> (usize, Errno)) -> Result<Started> {
+        let failed = || "cannot start a process";
+        let (report_read, report_write) = pipe().or_fail(failed)?;
+        let (go_read, go_write) = pipe().or_fail(failed)?;
+        let group = self.cgroup.as_deref().filter(|_| cgroup::is_v2()).map(File::open).transpose().or_fail(failed)?;
+        let set_tid = [self.pid.unwrap_or(0)];
+        let args = CloneArgs {
+            flags: if self.pids == PidMode::New { NAMESPACES } else { 0 } | if group.is_some() { CLONE_INTO_CGROUP } else { 0 },
+            exit_signal: libc::SIGCHLD as u64,
+            cgroup: group.as_ref().map_or(0, |g| g.as_raw_fd() as u64),
+            set_tid: if self.pid.is_some() { set_tid.as_ptr() as u64 } else { 0 },
+            set_tid_size: u64::from(self.pid.is_some()),
+            ..CloneArgs::default()
+        };
+        match task::fork(&args) {
+            Ok(Forked::Child) => {
+                drop(go_write);
+                let (step, errno) = self.child(&go_read, then);
+                let report = [step as u8, errno as i32 as u8];
+                nix::unistd::write(&report_write, &report).ok();
+                task::exit_now(127)
+            }
+            Ok(Forked::Parent(pid)) => {
+                if let (Some(group), false) = (&self.cgroup, cgroup::is_v2()) {
+                    cgroup::join(group, pid)?;
+                }
+                Ok(Started {
+                    pid,
+                    report: report_read.into(),
+                    go: go_write,
+                })
+            }
+            Err(errno) => Err(self.cannot_fork(errno)),
+        }
+    }
+
+    fn cannot_fork(&self, errno: Errno) -> Error {
+        let error = match (errno, self.pid) {
+            (Errno::EEXIST, Some(pid)) => {
+                return Error::new(Kind::Conflict, format!("cannot restore: process number {pid} is in use on this host"))
+                    .because(format!("pid {pid} is {}", proc::comm(HostPid(pid))))
+                    .fix("restore into a new PID namespace (--pids=new)");
+            }
+            (Errno::EPERM, _) => Error::new(Kind::Unavailable, "cannot make namespaces for the app")
+                .needs("CAP_SYS_ADMIN (and CAP_CHECKPOINT_RESTORE to choose PIDs)")
+                .fix("run as root"),
+            _ => Error::failed("cannot start a process"),
+        };
+        error.because(format!("clone3: {errno}"))
+    }
+
+    fn child(&self, go: &OwnedFd, then: impl FnOnce() -> (usize, Errno)) -> (usize, Errno) {
+        let mut byte = [0];
+        if nix::unistd::read(go, &mut byte) != Ok(1) {
+            return (0, Errno::ECANCELED);
+        }
+        match self.set_up() {
+            Ok(()) => then(),
+            Err(failure) => failure,
+        }
+    }
+
+    fn set_up(&self) -> Result<(), (usize, Errno)> {
+        if self.pids == PidMode::New {
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(|e| (1, e))?;
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some("proc"), "/proc", Some("proc"), flags, none).map_err(|e| (2, e))?;
+        }
+        if let Some((host, domain)) = &self.names {
+            nix::unistd::sethostname(host).map_err(|e| (3, e))?;
+            task::setdomainname(domain).map_err(|e| (3, e))?;
+        }
+        if let Some(offsets) = &self.clock_offsets {
+            task::unshare_time().and_then(|()| write_file("/proc/self/timens_offsets", offsets)).map_err(|e| (4, e))?;
+        }
+        Ok(())
+    }
+}
+
+/// open, write, close without allocating.
+fn write_file(path: &str, text: &str) -> Sys<()> {
+    let fd = nix::fcntl::open(path, nix::fcntl::OFlag::O_WRONLY, nix::sys::stat::Mode::empty())?;
+    nix::unistd::write(&fd, text.as_bytes()).map(drop)
+}
+
+fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
+    nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+}
+
+impl Started {
+    /// Lets the child go on.
+    pub fn go(&self) -> Result<()> {
+        nix::unistd::write(&self.go, &[1]).map(drop).or_fail(|| "the new process has ended")
+    }
+
+    /// Waits until the child executes its program, or tells why it could not.
+    pub fn executed(mut self, what: &str) -> Result<HostPid> {
+        let mut report = [0u8; 2];
+        match self.report.read(&mut report) {
+            Ok(2) => {
+                reap(self.pid);
+                let step = STEPS.get(usize::from(report[0])).unwrap_or(&"start");
+                let errno = Errno::from_raw(i32::from(report[1]));
+                Err(Error::failed(format!("cannot start {what}")).because(format!("cannot {step}: {errno}")))
+            }
+            _ => Ok(self.pid),
+        }
+    }
+}
+
+/// Ends a child of ours and takes its status.
+pub fn reap(pid: HostPid) {
+    let pid = nix::unistd::Pid::from_raw(pid.0);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).ok();
+    while nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL)) == Err(Errno::EINTR) {}
+}
+
+/// What the app's command will have as 0, 1 and 2.
+fn stdio_files(stdio: &Stdio) -> Result<Option<[File; 2]>> {
+    let null = || OpenOptions::new().read(true).write(true).open("/dev/null").or_fail(|| "cannot open /dev/null");
+    Ok(match stdio {
+        Stdio::Inherit => None,
+        Stdio::Null => Some([null()?, null()?]),
+        Stdio::Log(path) => {
+            let log = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+            Some([null()?, log.or_fail(|| format!("cannot open the log {}", path.display()))?])
+        }
+    })
+}
+
+/// Starts a command as a new app, in its own namespaces and cgroup. The caller
+/// is the parent of [`Instance::child`] and must reap it.
+pub fn run(options: &RunOptions) -> Result<Instance> {
+    let begin = Instant::now();
+    let program = program(options)?;
+    let stdio = stdio_files(&options.stdio)?;
+    let group = cgroup::create(&options.name)?;
+    let place = Place {
+        pids: options.pids,
+        names: names(options),
+        cgroup: group.clone(),
+        ..Place::default()
+    };
+    let started = start_command(&place, options, &program, stdio.as_ref());
+    let (root, init) = started.inspect_err(|_| {
+        group.as_deref().map(cgroup::destroy);
+    })?;
+    Ok(Instance {
+        name: options.name.clone(),
+        root,
+        init,
+        cgroup: group,
+        processes: 1,
+        total_micros: begin.elapsed().as_micros() as u64,
+        phases: vec![Phase {
+            name: "start".into(),
+            micros: begin.elapsed().as_micros() as u64,
+        }],
+    })
+}
+
+fn names(options: &RunOptions) -> Option<(String, String)> {
+    let own = nix::unistd::gethostname().ok()?.to_string_lossy().into_owned();
+    let host = options.hostname.clone().unwrap_or(own);
+    (options.pids == PidMode::New).then(|| (host, "(none)".to_owned()))
+}
+
+fn program(options: &RunOptions) -> Result<Program> {
+    let [name, ..] = options.command.as_slice() else {
+        return Err(Error::new(Kind::Usage, "no command given").fix("appshot run --name NAME -- COMMAND [ARG...]"));
+    };
+    let path = find_program(name, options.cwd.as_deref())?;
+    let mut env: Vec<String> = std::env::vars_os()
+        .map(|(key, value)| format!("{}={}", key.to_string_lossy(), value.to_string_lossy()))
+        .collect();
+    for pair in &options.env {
+        let key = pair.split('=').next().unwrap_or("");
+        env.retain(|old| !old.strip_prefix(key).is_some_and(|rest| rest.starts_with('=')));
+        env.push(pair.clone());
+    }
+    Program::new(&path, &options.command, &env).or_fail(|| "the command or its environment holds a NUL byte")
+}
+
+/// As execvp(3) finds it.
+fn find_program(name: &str, cwd: Option<&Path>) -> Result<String> {
+    let runnable = |path: &Path| {
+        let at = cwd.map_or_else(|| path.to_owned(), |dir| dir.join(path));
+        nix::unistd::access(&at, nix::unistd::AccessFlags::X_OK).is_ok() && at.is_file()
+    };
+    let candidates: Vec<PathBuf> = if name.contains('/') {
+        vec![name.into()]
+    } else {
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".into());
+        path.split(':').map(|dir| Path::new(dir).join(name)).collect()
+    };
+    let found = candidates.into_iter().find(|path| runnable(path));
+    found.map(|path| path.to_string_lossy().into_owned()).ok_or_else(|| {
+        Error::new(Kind::NotFound, format!("cannot start {name}")).because("no such program that may be executed")
+    })
+}
+
+fn start_command(
+    place: &Place,
+    options: &RunOptions,
+    program: &Program,
+    stdio: Option<&[File; 2]>,
+) -> Result<(HostPid, Option<HostPid>)> {
+    let init_file = init_file(ROOT)?;
+    let init_program = Program::new("", &["appshot-init".into()], &[]).or_fail(|| "cannot name the init")?;
+    let cwd = options.cwd.clone();
+    let user = options.uid.map(|uid| (uid, options.gid.unwrap_or(uid), groups_of(uid, options.gid.unwrap_or(uid))));
+    let command = || exec_command(program, cwd.as_deref(), user.as_ref(), stdio);
+    let started = match place.pids {
+        PidMode::Host => place.start(command)?,
+        PidMode::New => place.start(|| {
+            match task::fork(&CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() }) {
+                Ok(Forked::Child) => command(),
+                Ok(Forked::Parent(_)) => become_init(&init_program, init_file.as_fd()),
+                Err(errno) => (0, errno),
+            }
+        })?,
+    };
+    started.go()?;
+    let pid = started.executed(&options.command[0])?;
+    match place.pids {
+        PidMode::Host => Ok((pid, None)),
+        PidMode::New => match proc::children(pid).unwrap_or_default().first() {
+            Some(root) => Ok((*root, Some(pid))),
+            // It has ended already: init is about to end with its status.
+            None => Ok((pid, Some(pid))),
+        },
+    }
+}
+
+/// Supplementary groups of a user, as login gives them.
+fn groups_of(uid: u32, gid: u32) -> Vec<u32> {
+    let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    let name = user.and_then(|user| std::ffi::CString::new(user.name).ok());
+    let groups = name.and_then(|name| nix::unistd::getgrouplist(&name, gid.into()).ok());
+    groups.map_or_else(|| vec![gid], |groups| groups.into_iter().map(|g| g.as_raw()).collect())
+}
+
+fn exec_command(
+    program: &Program,
+    cwd: Option<&Path>,
+    user: Option<&(u32, u32, Vec<u32>)>,
+    stdio: Option<&[File; 2]>,
+) -> (usize, Errno) {
+    let prepared = || -> Result<(), (usize, Errno)> {
+        nix::unistd::setsid().map_err(|e| (0, e))?;
+        if let Some([input, output]) = stdio {
+            for (from, to) in [(input, 0), (output, 1), (output, 2)] {
+                exec::place(from.as_raw_fd(), to).map_err(|e| (5, e))?;
+            }
+        }
+        exec::close_on_exec_from(3).map_err(|e| (5, e))?;
+        if let Some((uid, gid, groups)) = user {
+            exec::become_user(*uid, *gid, groups).map_err(|e| (6, e))?;
+        }
+        if let Some(cwd) = cwd {
+            nix::unistd::chdir(cwd).map_err(|e| (7, e))?;
+        }
+        Ok(())
+    };
+    if let Err(failure) = prepared() {
+        return failure;
+    }
+    exec::reset_signals();
+    (7, program.exec())
+}
+
+fn become_init(program: &Program, file: BorrowedFd<'_>) -> (usize, Errno) {
+    // Nothing of ours stays open in it, not even stdio.
+    nix::unistd::setsid().ok();
+    if let Err(errno) = exec::close_on_exec_from(0) {
+        return (5, errno);
+    }
+    exec::reset_signals();
+    (7, program.exec_fd(file))
+}
+
+/// Starts a husk: an almost empty process, stopped at its first instruction,
+/// traced by this thread, that dies when the tracer does. Descriptor `socket`
+/// is open in it as number `number`; nothing else is.
+pub fn husk(place: &Place, socket: BorrowedFd<'_>, number: i32, options: i32) -> Result<HostPid> {
+    use crate::sys::ptrace::{self, Stop};
+    let file = init_file(ROOT)?;
+    let program = Program::new("", &["appshot-init".into()], &[]).or_fail(|| "cannot name the init")?;
+    let high = sysfd::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, i64::from(number) + 1).or_fail(|| "cannot place a descriptor")?;
+    let high = sysfd::owned(high).or_fail(|| "cannot place a descriptor")?;
+    let started = place.start(|| {
+        nix::unistd::setsid().ok();
+        let placed = exec::place(socket.as_raw_fd(), number).and_then(|()| exec::close_on_exec_from(0));
+        let kept = placed.and_then(|()| sysfd::fcntl(number, libc::F_SETFD, 0));
+        if let Err(errno) = kept {
+            return (5, errno);
+        }
+        exec::reset_signals();
+        (7, program.exec_fd(high.as_fd()))
+    })?;
+    let pid = started.pid;
+    let seized = ptrace::seize(pid, options | libc::PTRACE_O_TRACEEXEC);
+    if let Err(errno) = seized {
+        reap(pid);
+        return Err(Error::new(Kind::Unavailable, "cannot trace a new process").because(errno).needs("CAP_SYS_PTRACE"));
+    }
+    started.go()?;
+    match ptrace::wait(pid, true) {
+        Ok(Some(Stop::Event(libc::PTRACE_EVENT_EXEC))) => Ok(pid),
+        _ => Err(started.executed("a husk").err().unwrap_or_else(|| {
+            reap(pid);
+            Error::failed("a new process ended before its time")
+        })),
+    }
+}
+

@@ -1,0 +1,433 @@
+//! Address spaces: which mapping is what, and the pages that must be kept.
+//!
+//! Read from `/proc/PID/smaps`, `/proc/PID/pagemap` and process_vm_readv(2).
+//! Refused: huge page files, device memory, userfaultfd ranges, sealed mappings
+//! (mseal), mapped files that have no name any more.
+
+use crate::error::{Error, OrFail, Result};
+use crate::ids::{HostPid, ShmId};
+use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, Vma, VmaKind};
+use crate::image::{CoreWriter, Writer};
+use crate::proc::Mapping;
+use crate::refusals::Refusals;
+use crate::sys::memory::{self as sys, PAGE, Span};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{Read, Write as _};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+/// Flags of smaps that are applied again at restore.
+pub const KEPT_FLAGS: [&str; 13] = [
+    "dc", "dd", "wf", "hg", "nh", "mg", "sr", "rr", "lo", "lf", "nr", "gd", "dp",
+];
+
+/// Device and inode: the identity of a file.
+pub type FileKey = (u64, u64);
+
+/// Memory objects shared by mappings and descriptors of the app.
+#[derive(Debug, Default)]
+pub struct ShmTable {
+    ids: HashMap<FileKey, ShmId>,
+    /// Record and a path in our /proc through which the content can be read.
+    entries: Vec<(ShmRecord, String)>,
+}
+
+impl ShmTable {
+    /// The object of this identity, entered when new.
+    pub fn enter(&mut self, key: FileKey, source: &str, kind: impl FnOnce() -> ShmKind) -> ShmId {
+        if let Some(id) = self.ids.get(&key) {
+            return *id;
+        }
+        let id = ShmId(self.entries.len() as u32);
+        let record = ShmRecord {
+            id,
+            kind: kind(),
+            bytes: fs::metadata(source).map_or(0, |meta| meta.len()),
+            runs: Vec::new(),
+            part: None,
+        };
+        self.ids.insert(key, id);
+        self.entries.push((record, source.to_owned()));
+        id
+    }
+
+    pub fn into_records(self) -> Vec<ShmRecord> {
+        self.entries.into_iter().map(|(record, _)| record).collect()
+    }
+
+    /// Copies the content of every object into parts of the appshot.
+    pub fn store(&mut self, writer: &Writer) -> Result<u64> {
+        let mut stored = 0;
+        for (record, source) in &mut self.entries {
+            let failed = || format!("cannot read shared memory object {}", record.id);
+            let file = File::open(&*source).or_fail(failed)?;
+            record.bytes = file.metadata().or_fail(failed)?.len();
+            record.runs = data_runs(&file, record.bytes);
+            if record.runs.is_empty() {
+                continue;
+            }
+            let name = format!("shm-{}.data", record.id);
+            let mut part = writer.blob(&name)?;
+            let mut buffer = vec![0; 1 << 20];
+            for (offset, length) in &record.runs {
+                let (mut at, end) = (*offset, offset + length);
+                while at < end {
+                    let len = (end - at).min(buffer.len() as u64) as usize;
+                    file.read_exact_at(&mut buffer[..len], at).or_fail(failed)?;
+                    part.write_all(&buffer[..len]).or_fail(|| format!("cannot write {name}"))?;
+                    at += len as u64;
+                }
+                stored += length;
+            }
+            part.finish()?;
+            record.part = Some(name);
+        }
+        Ok(stored)
+    }
+}
+
+/// Runs of data of a sparse file (lseek(2) SEEK_DATA).
+fn data_runs(file: &File, size: u64) -> Vec<(u64, u64)> {
+    use nix::unistd::{Whence, lseek};
+    let mut runs = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let Ok(data) = lseek(file, at as i64, Whence::SeekData) else { break };
+        let hole = lseek(file, data, Whence::SeekHole).map_or(size, |h| h as u64);
+        let start = data as u64;
+        let end = hole.min(size);
+        if end > start {
+            runs.push((start, end - start));
+        }
+        at = hole;
+    }
+    runs
+}
+
+/// Files outside the appshot, by path.
+#[derive(Debug, Default)]
+pub struct Externals(BTreeMap<String, ExternalFile>);
+
+impl Externals {
+    /// Enters the file at `path`; `view` reaches it from here.
+    pub fn enter(&mut self, path: &str, view: &str, must_equal: bool) {
+        if let Some(known) = self.0.get_mut(path) {
+            known.must_equal |= must_equal;
+            return;
+        }
+        let Ok(meta) = fs::metadata(view) else { return };
+        let file = ExternalFile {
+            path: path.to_owned(),
+            dev: meta.dev(),
+            ino: meta.ino(),
+            size: meta.len(),
+            mtime_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+            build_id: if must_equal { build_id(view) } else { None },
+            must_equal,
+        };
+        self.0.insert(path.to_owned(), file);
+    }
+
+    pub fn into_vec(self) -> Vec<ExternalFile> {
+        self.0.into_values().collect()
+    }
+
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
+/// The GNU build-id of an ELF file. Looks only at its first page, where linkers
+/// put the note: the file may be huge.
+pub fn build_id(path: &str) -> Option<String> {
+    let mut head = Vec::new();
+    File::open(path).ok()?.take(4096).read_to_end(&mut head).ok()?;
+    let header = goblin::elf::Elf::parse_header(&head).ok()?;
+    let ctx = goblin::container::Ctx::new(goblin::container::Container::Big, goblin::container::Endian::Little);
+    let headers = goblin::elf::ProgramHeader::parse(&head, header.e_phoff as usize, usize::from(header.e_phnum), ctx).ok()?;
+    let mut elf = goblin::elf::Elf::lazy_parse(header).ok()?;
+    elf.program_headers = headers;
+    let mut notes = elf.iter_note_headers(&head)?;
+    notes.find_map(|note| {
+        let note = note.ok().filter(|n| n.n_type == goblin::elf::note::NT_GNU_BUILD_ID)?;
+        Some(note.desc.iter().map(|b| format!("{b:02x}")).collect())
+    })
+}
+
+/// Everything that mappings are entered into.
+#[derive(Debug, Default)]
+pub struct Tables {
+    pub shm: ShmTable,
+    pub external: Externals,
+}
+
+/// Tells what each mapping is; what cannot be carried goes to `refusals`.
+pub fn classify(pid: HostPid, mappings: &[Mapping], tables: &mut Tables, refusals: &mut Refusals) -> Vec<Vma> {
+    let mut vmas = Vec::with_capacity(mappings.len());
+    for mapping in mappings.iter().filter(|m| m.name != "[vsyscall]") {
+        match kind_of(pid, mapping, tables) {
+            Ok(kind) => vmas.push(Vma {
+                start: mapping.start,
+                end: mapping.end,
+                prot: mapping.prot(),
+                flags: kept_flags(mapping, &kind),
+                kind,
+            }),
+            Err((reason, fix)) => {
+                let object = format!("mapping {:x}-{:x} ({})", mapping.start, mapping.end, mapping.name);
+                refusals.add(pid, object, reason, fix);
+            }
+        }
+    }
+    vmas
+}
+
+fn kept_flags(mapping: &Mapping, kind: &VmaKind) -> Vec<String> {
+    if matches!(kind, VmaKind::Vvar | VmaKind::Vdso) {
+        return Vec::new();
+    }
+    let kept = KEPT_FLAGS.iter().filter(|flag| mapping.has(flag));
+    kept.map(|flag| (*flag).to_owned()).collect()
+}
+
+type Refused = (&'static str, &'static str);
+
+fn kind_of(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKind, Refused> {
+    match mapping.name.as_str() {
+        "[vdso]" => return Ok(VmaKind::Vdso),
+        "[vvar]" | "[vvar_vclock]" => return Ok(VmaKind::Vvar),
+        _ => refuse_flags(mapping)?,
+    }
+    if mapping.ino == 0 && !mapping.name.starts_with('/') {
+        return if mapping.shared {
+            Err(("shared memory of an unknown kind", "end the user of this mapping first"))
+        } else {
+            Ok(VmaKind::Anon)
+        };
+    }
+    let view = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+    if let Some(kind) = shm_kind(mapping, &view) {
+        let key = (nix::sys::stat::makedev(u64::from(mapping.dev.0), u64::from(mapping.dev.1)), mapping.ino);
+        let shm = tables.shm.enter(key, &view, || kind);
+        return Ok(VmaKind::Shm {
+            shm,
+            offset: mapping.offset,
+            private: !mapping.shared,
+        });
+    }
+    file_kind(pid, mapping, tables)
+}
+
+fn refuse_flags(mapping: &Mapping) -> Result<(), Refused> {
+    let refused = [
+        ("ht", "huge page files (hugetlb) are not carried yet", "run the app without hugetlb pages"),
+        ("ss", "shadow stacks are not carried yet", "run the app without shadow stacks (GLIBC_TUNABLES)"),
+        ("um", "a userfaultfd watches this range", "end its user before the snapshot"),
+        ("uw", "a userfaultfd write-protects this range", "end its user before the snapshot"),
+        ("ui", "a userfaultfd watches this range", "end its user before the snapshot"),
+        ("sl", "sealed mappings (mseal) are not carried yet", "run the app without mseal"),
+        ("pf", "memory of a device", "close the device before the snapshot"),
+        ("io", "memory of a device", "close the device before the snapshot"),
+    ];
+    match refused.iter().find(|(flag, ..)| mapping.has(flag)) {
+        Some((_, reason, fix)) => Err((reason, fix)),
+        None => Ok(()),
+    }
+}
+
+fn shm_kind(mapping: &Mapping, view: &str) -> Option<ShmKind> {
+    let name = mapping.name.strip_suffix(" (deleted)")?;
+    if name == "/dev/zero" && mapping.shared {
+        return Some(ShmKind::Anon);
+    }
+    if let Some(name) = name.strip_prefix("/memfd:") {
+        return Some(memfd_kind(name, view));
+    }
+    let key = name.strip_prefix("/SYSV")?;
+    Some(ShmKind::Sysv {
+        id: mapping.ino as i32,
+        key: u32::from_str_radix(key, 16).ok()? as i32,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        cuid: 0,
+        cgid: 0,
+    })
+}
+
+/// A memfd with its seals and mode, read through `view`.
+pub fn memfd_kind(name: &str, view: &str) -> ShmKind {
+    const F_GET_SEALS: i32 = 1034;
+    let file = File::open(view).ok();
+    let seals = file.as_ref().map_or(0, |f| crate::sys::fd::fcntl(f.as_raw_fd(), F_GET_SEALS, 0).unwrap_or(0));
+    ShmKind::Memfd {
+        name: name.to_owned(),
+        seals,
+        mode: file.and_then(|f| f.metadata().ok()).map_or(0o777, |m| m.mode() & 0o7777),
+    }
+}
+
+fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKind, Refused> {
+    if mapping.name.ends_with(" (deleted)") {
+        return Err(("the mapped file has no name any more", "restart the app after an upgrade of this file"));
+    }
+    if !mapping.name.starts_with('/') {
+        return Err(("a mapping of a kernel object that is not carried", "close the object first"));
+    }
+    let view = format!("/proc/{pid}/root{}", mapping.name);
+    let meta = fs::metadata(&view).map_err(|_| ("the mapped file cannot be reached by its name", "restore the file's name"))?;
+    if !meta.is_file() {
+        return Err(("a mapping of a device", "close the device first"));
+    }
+    if meta.ino() != mapping.ino {
+        return Err(("the mapped file was replaced by another one", "restart the app after an upgrade of this file"));
+    }
+    let path = mapping.name.clone();
+    let offset = mapping.offset;
+    tables.external.enter(&path, &view, !mapping.shared);
+    Ok(if mapping.shared {
+        VmaKind::SharedFile {
+            path,
+            offset,
+            writable: mapping.has("mw"),
+        }
+    } else {
+        VmaKind::PrivateFile { path, offset }
+    })
+}
+
+/// Whether the appshot holds pages of this mapping.
+pub fn holds_pages(kind: &VmaKind) -> bool {
+    matches!(
+        kind,
+        VmaKind::Anon | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. }
+    )
+}
+
+/// Copies the private pages of a stopped process into its core file.
+pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter) -> Result<()> {
+    let failed = || format!("cannot read the memory of pid {pid}");
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).or_fail(failed)?;
+    let mem = File::open(format!("/proc/{pid}/mem")).or_fail(failed)?;
+    let mut reader = PageReader {
+        pid,
+        mem,
+        buffer: vec![0; 1 << 20],
+    };
+    let mut spans = Vec::new();
+    for vma in vmas.iter().filter(|vma| holds_pages(&vma.kind)) {
+        spans.clear();
+        let whole = Span {
+            start: vma.start,
+            end: vma.end,
+        };
+        find_pages(&pagemap, whole, &mut spans).or_fail(failed)?;
+        reader.copy(&spans, vma, core)?;
+    }
+    Ok(())
+}
+
+fn find_pages(pagemap: &File, span: Span, found: &mut Vec<Span>) -> crate::sys::Sys<()> {
+    match sys::scan_pages(pagemap, span, found) {
+        Err(nix::Error::ENOTTY | nix::Error::EINVAL) => sys::scan_pages_slowly(pagemap, span, found),
+        other => other,
+    }
+}
+
+struct PageReader {
+    pid: HostPid,
+    mem: File,
+    buffer: Vec<u8>,
+}
+
+impl PageReader {
+    fn copy(&mut self, spans: &[Span], vma: &Vma, core: &mut CoreWriter) -> Result<()> {
+        let most = self.buffer.len() as u64;
+        let mut rest = spans.iter().flat_map(|span| pieces(*span, most)).peekable();
+        let mut batch = Vec::new();
+        while rest.peek().is_some() {
+            batch.clear();
+            let mut room = most;
+            while let Some(piece) = rest.next_if(|p| p.len() <= room && batch.len() < 1024) {
+                room -= piece.len();
+                batch.push(piece);
+            }
+            self.read(&batch, vma.prot)?;
+            let mut at = 0;
+            for piece in &batch {
+                let len = piece.len() as usize;
+                let bytes = &self.buffer[at..at + len];
+                // Zeroes over a file are content; in anonymous memory they are nothing.
+                match vma.kind {
+                    VmaKind::Anon => core.pages(piece.start, vma.prot, bytes)?,
+                    _ => core.pages_as_is(piece.start, vma.prot, bytes)?,
+                }
+                at += len;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, batch: &[Span], prot: u32) -> Result<()> {
+        let total: usize = batch.iter().map(|s| s.len() as usize).sum();
+        if prot & libc::PROT_READ as u32 != 0
+            && sys::read_spans(self.pid, batch, &mut self.buffer[..total]) == Ok(total)
+        {
+            return Ok(());
+        }
+        // Not readable for the app itself: /proc/PID/mem reads it all the same.
+        let mut at = 0;
+        for span in batch {
+            let len = span.len() as usize;
+            self.mem.read_exact_at(&mut self.buffer[at..at + len], span.start).map_err(|cause| {
+                Error::failed(format!("cannot read pages {:x}-{:x} of pid {}", span.start, span.end, self.pid)).because(cause)
+            })?;
+            at += len;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a span into pieces of at most `max` bytes (a multiple of the page).
+fn pieces(span: Span, max: u64) -> impl Iterator<Item = Span> {
+    (span.start..span.end).step_by(max as usize).map(move |start| Span {
+        start,
+        end: span.end.min(start + max),
+    })
+}
+
+/// What this machine is, as an appshot states it.
+pub fn needs(xsave: &[u8], vdso: &[u8]) -> Needs {
+    let xcr0 = xsave.get(464..472).map_or(0, |w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
+    Needs {
+        arch: std::env::consts::ARCH.to_owned(),
+        kernel_release: nix::sys::utsname::uname().map_or_else(|_| String::new(), |u| u.release().to_string_lossy().into_owned()),
+        page_size: PAGE,
+        xsave_bytes: xsave.len() as u32,
+        xcr0,
+        vdso_blake3: blake3::hash(vdso).to_hex().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_id_is_read_from_a_shared_library() {
+        let maps = crate::proc::mappings(HostPid(std::process::id() as i32)).unwrap();
+        let libc = maps.iter().find(|m| m.name.contains("libc.so")).unwrap();
+        assert_eq!(build_id(&libc.name).map(|id| id.len()), Some(40));
+    }
+
+    #[test]
+    fn our_own_mappings_are_all_carried() {
+        let pid = HostPid(std::process::id() as i32);
+        let mappings = crate::proc::mappings(pid).unwrap();
+        let mut refusals = Refusals::default();
+        let vmas = classify(pid, &mappings, &mut Tables::default(), &mut refusals);
+        assert_eq!(refusals.into_vec(), []);
+        assert!(vmas.iter().any(|v| v.kind == VmaKind::Vdso));
+    }
+}

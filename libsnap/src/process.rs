@@ -1,0 +1,469 @@
+//! State of a process and its threads besides memory and descriptors.
+//!
+//! Most is read from /proc and by ptrace requests from outside. What only the
+//! process itself can ask the kernel (signal actions, timers, the exact brk, the
+//! alternate stack) is asked by one executor batch a thread.
+
+use crate::error::{OrFail, Result};
+use crate::executor::{Batch, CallId, Executor, Slot};
+use crate::freeze::{FrozenProcess, FrozenThread};
+use crate::ids::{HostPid, VirtualPid};
+use crate::image::records::{
+    AltStack, Blocked, Creds, MmRecord, PosixTimer, ProcessRecord, Rseq, Sched, SigAction, SigInfo,
+    ThreadRecord, TimerValue,
+};
+use crate::image::ThreadImage;
+use crate::proc::{self, Fields};
+use crate::sys::memory as mem;
+use crate::sys::ptrace::{self, Regs, reg};
+use crate::sys::task;
+use std::collections::HashMap;
+
+const PR_GET_TID_ADDRESS: u64 = 40;
+/// Signals kept of one queue at most; RLIMIT_SIGPENDING is of this order.
+const SIGNALS_MAX: usize = 65536;
+
+/// Restart codes the kernel leaves in rax of an interrupted call (never seen
+/// by the app).
+pub const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// Calls that end with EINTR on any stop, even when no handler runs (signal(7)).
+/// Having been stopped by us, they are restarted unless a handler runs.
+const EINTR_CALLS: [i64; 22] = [
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_msgrcv,
+    libc::SYS_msgsnd,
+    libc::SYS_io_getevents,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// Registers with which the thread is to go on: as they are, but a call that
+/// our stop made fail with EINTR is restarted.
+pub fn resumable(regs: Regs) -> Regs {
+    let call = regs.get(reg::ORIG_RAX) as i64;
+    let interrupted = regs.get(reg::RAX) as i64 == -i64::from(libc::EINTR);
+    if interrupted && EINTR_CALLS.contains(&call) {
+        regs.with(reg::RAX, ERESTARTNOHAND as u64)
+    } else {
+        regs
+    }
+}
+
+/// The time-out still to run of a call that the kernel would restart from its
+/// restart block, which dies with the thread.
+fn blocked_in(tid: HostPid, regs: &Regs) -> Blocked {
+    if (regs.get(reg::ORIG_RAX) as i64) < 0 {
+        return Blocked::No;
+    }
+    match regs.get(reg::RAX) as i64 {
+        ERESTART_RESTARTBLOCK => Blocked::Timed {
+            left_ns: time_left(tid, regs).unwrap_or(0),
+        },
+        -514..=-512 => Blocked::Restart,
+        _ => Blocked::No,
+    }
+}
+
+/// nanosleep tells the time left where the caller asked for it; otherwise the
+/// call's full time-out counts.
+fn time_left(tid: HostPid, regs: &Regs) -> Option<u64> {
+    let timespec = |at: u64| -> Option<u64> {
+        let seconds = mem::read_u64(tid, at).ok()?;
+        let nanos = mem::read_u64(tid, at + 8).ok()?;
+        seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
+    };
+    let arg = |at: usize| regs.get(at);
+    let sleep = |request: u64, left: u64| timespec(if left == 0 { request } else { left });
+    match arg(reg::ORIG_RAX) as i64 {
+        libc::SYS_nanosleep => sleep(arg(reg::RDI), arg(reg::RSI)),
+        libc::SYS_clock_nanosleep => sleep(arg(reg::RDX), arg(reg::R10)),
+        libc::SYS_futex => timespec(arg(reg::R10)),
+        libc::SYS_poll => Some(u64::from(arg(reg::RDX) as u32) * 1_000_000),
+        _ => None,
+    }
+}
+
+/// Asks a process by batch, then its threads; gives each its state.
+pub fn capture(process: &FrozenProcess, executor: &Executor) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
+    let mut asked = AskProcess::new(executor, process.pid);
+    let main = process.main();
+    executor.run(main.tid, &main.regs, &mut asked.batch)?;
+    let record = process_record(process, &asked)?;
+    let threads = process.threads.iter().map(|thread| capture_thread(thread, executor));
+    Ok((record, threads.collect::<Result<_>>()?))
+}
+
+/// What the main thread is asked.
+struct AskProcess {
+    batch: Batch,
+    actions: Vec<Slot>,
+    itimers: Vec<Slot>,
+    timers: Vec<(TimerText, Slot, CallId)>,
+    brk: CallId,
+    dumpable: CallId,
+    subreaper: Slot,
+    thp_disable: CallId,
+}
+
+impl AskProcess {
+    fn new(executor: &Executor, pid: HostPid) -> Self {
+        let mut batch = executor.batch();
+        let actions = (1..=64u64).map(|signal| {
+            let slot = batch.space(32);
+            batch.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal, 0, slot.address, 8]);
+            slot
+        });
+        let actions = actions.collect();
+        let itimers = (0..3).map(|which| {
+            let slot = batch.space(32);
+            batch.must("getitimer", libc::SYS_getitimer, &[which, slot.address]);
+            slot
+        });
+        let itimers = itimers.collect();
+        let timers = posix_timers(pid).into_iter().map(|text| {
+            let slot = batch.space(32);
+            let id = text.id as u64;
+            batch.must("timer_gettime", libc::SYS_timer_gettime, &[id, slot.address]);
+            let overrun = batch.call("timer_getoverrun", libc::SYS_timer_getoverrun, &[id]);
+            (text, slot, overrun)
+        });
+        let timers = timers.collect();
+        let subreaper = batch.space(8);
+        let prctl = |batch: &mut Batch, option: i32, argument: u64| {
+            batch.call("prctl", libc::SYS_prctl, &[option as u64, argument, 0, 0, 0])
+        };
+        let dumpable = prctl(&mut batch, libc::PR_GET_DUMPABLE, 0);
+        prctl(&mut batch, libc::PR_GET_CHILD_SUBREAPER, subreaper.address);
+        let thp_disable = prctl(&mut batch, libc::PR_GET_THP_DISABLE, 0);
+        let brk = batch.call("brk", libc::SYS_brk, &[0]);
+        AskProcess {
+            batch,
+            actions,
+            itimers,
+            timers,
+            brk,
+            dumpable,
+            subreaper,
+            thp_disable,
+        }
+    }
+
+    fn result(&self, call: CallId) -> u64 {
+        self.batch.result(call).unwrap_or(0)
+    }
+
+    fn action(&self, slot: Slot) -> SigAction {
+        let words = self.batch.read_words(slot);
+        SigAction {
+            handler: words[0],
+            flags: words[1],
+            restorer: words[2],
+            mask: words[3],
+        }
+    }
+
+    /// `struct itimerval`: seconds and microseconds.
+    fn itimer(&self, slot: Slot) -> TimerValue {
+        let w = self.batch.read_words(slot);
+        TimerValue {
+            interval_ns: w[0] * 1_000_000_000 + w[1] * 1000,
+            value_ns: w[2] * 1_000_000_000 + w[3] * 1000,
+        }
+    }
+
+    /// `struct itimerspec`: seconds and nanoseconds.
+    fn posix_timer(&self, text: &TimerText, slot: Slot, overrun: CallId) -> PosixTimer {
+        let w = self.batch.read_words(slot);
+        PosixTimer {
+            id: text.id,
+            clock: text.clock,
+            notify: text.notify,
+            signal: text.signal,
+            sigev_value: text.value,
+            thread: text.thread,
+            time: TimerValue {
+                interval_ns: w[0] * 1_000_000_000 + w[1],
+                value_ns: w[2] * 1_000_000_000 + w[3],
+            },
+            overrun: self.batch.result(overrun).map_or(0, |v| v as i32),
+        }
+    }
+}
+
+/// One timer of `/proc/PID/timers`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct TimerText {
+    id: i32,
+    signal: i32,
+    value: u64,
+    notify: i32,
+    thread: VirtualPid,
+    clock: i32,
+}
+
+fn posix_timers(pid: HostPid) -> Vec<TimerText> {
+    let text = proc::text(pid, "timers").unwrap_or_default();
+    parse_timers(&text)
+}
+
+fn parse_timers(text: &str) -> Vec<TimerText> {
+    let mut found: Vec<TimerText> = Vec::new();
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(':') else { continue };
+        let value = value.trim();
+        if key == "ID" {
+            found.push(TimerText::default());
+        }
+        let Some(timer) = found.last_mut() else { continue };
+        match key {
+            "ID" => timer.id = value.parse().unwrap_or(-1),
+            "signal" => {
+                let (signal, pointer) = value.split_once('/').unwrap_or((value, "0"));
+                timer.signal = signal.parse().unwrap_or(0);
+                timer.value = u64::from_str_radix(pointer, 16).unwrap_or(0);
+            }
+            "notify" => parse_notify(value, timer),
+            "ClockID" => timer.clock = value.parse().unwrap_or(0),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// `signal/pid.12`, `none/tid.13`
+fn parse_notify(value: &str, timer: &mut TimerText) {
+    let (kind, target) = value.split_once('/').unwrap_or((value, ""));
+    timer.notify = match kind {
+        "none" => libc::SIGEV_NONE,
+        "thread" => libc::SIGEV_THREAD,
+        _ => libc::SIGEV_SIGNAL,
+    };
+    if let Some(tid) = target.strip_prefix("tid.") {
+        timer.notify |= libc::SIGEV_THREAD_ID;
+        timer.thread = VirtualPid(tid.parse().unwrap_or(0));
+    }
+}
+
+impl Default for VirtualPid {
+    fn default() -> Self {
+        VirtualPid(0)
+    }
+}
+
+fn process_record(process: &FrozenProcess, asked: &AskProcess) -> Result<ProcessRecord> {
+    let pid = process.pid;
+    let failed = || format!("cannot read the state of pid {pid}");
+    let status = Fields::status(pid).or_fail(failed)?;
+    let number = |name: &str| -> i64 {
+        proc::text(pid, name).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
+    };
+    let hex = |name: &str| {
+        proc::text(pid, name).ok().and_then(|t| u64::from_str_radix(t.trim(), 16).ok()).unwrap_or(0)
+    };
+    let visible = tids_by_host(process);
+    let pending = signals(pid, true)?;
+    let mut posix_timers: Vec<PosixTimer> =
+        asked.timers.iter().map(|(text, slot, overrun)| asked.posix_timer(text, *slot, *overrun)).collect();
+    for timer in &mut posix_timers {
+        // /proc shows the number in the reader's namespace.
+        if let Some(vtid) = visible.get(&timer.thread.0) {
+            timer.thread = *vtid;
+        }
+    }
+    Ok(ProcessRecord {
+        pid: process.vpid,
+        exe: proc::link(pid, "exe").or_fail(failed)?,
+        cwd: proc::link(pid, "cwd").or_fail(failed)?,
+        root: proc::link(pid, "root").or_fail(failed)?,
+        umask: status.octal("Umask"),
+        personality: hex("personality"),
+        dumpable: asked.result(asked.dumpable) as i32,
+        child_subreaper: asked.batch.read_words(asked.subreaper)[0] as u32 != 0,
+        oom_score_adj: number("oom_score_adj") as i32,
+        coredump_filter: hex("coredump_filter") as u32,
+        thp_disable: asked.result(asked.thp_disable) != 0,
+        mm: mm_record(pid, asked.result(asked.brk))?,
+        rlimits: rlimits(pid),
+        sigactions: asked.actions.iter().map(|slot| asked.action(*slot)).collect(),
+        pending,
+        itimers: [0, 1, 2].map(|at| asked.itimer(asked.itimers[at])),
+        posix_timers,
+        fds: Vec::new(),
+        ctty: None,
+    })
+}
+
+fn tids_by_host(process: &FrozenProcess) -> HashMap<i32, VirtualPid> {
+    process.threads.iter().map(|t| (t.tid.0, t.vtid)).collect()
+}
+
+fn signals(tid: HostPid, shared: bool) -> Result<Vec<SigInfo>> {
+    let found = ptrace::peek_signals(tid, shared, SIGNALS_MAX)
+        .or_fail(|| format!("cannot read the pending signals of task {tid}"))?;
+    Ok(found.into_iter().map(SigInfo).collect())
+}
+
+fn mm_record(pid: HostPid, brk: u64) -> Result<MmRecord> {
+    let failed = || format!("cannot read the memory marks of pid {pid}");
+    let stat = procfs::process::Process::new(pid.0).and_then(|p| p.stat()).or_fail(failed)?;
+    let auxv = std::fs::read(format!("/proc/{pid}/auxv")).or_fail(failed)?;
+    Ok(MmRecord {
+        start_code: stat.startcode,
+        end_code: stat.endcode,
+        start_data: stat.start_data.unwrap_or(0) as u64,
+        end_data: stat.end_data.unwrap_or(0) as u64,
+        start_brk: stat.start_brk.unwrap_or(0) as u64,
+        brk,
+        start_stack: stat.startstack,
+        arg_start: stat.arg_start.unwrap_or(0) as u64,
+        arg_end: stat.arg_end.unwrap_or(0) as u64,
+        env_start: stat.env_start.unwrap_or(0) as u64,
+        env_end: stat.env_end.unwrap_or(0) as u64,
+        auxv: auxv.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect(),
+    })
+}
+
+fn rlimits(pid: HostPid) -> Vec<(u64, u64)> {
+    (0..16).map(|which| task::prlimit_get(pid, which).unwrap_or((u64::MAX, u64::MAX))).collect()
+}
+
+fn capture_thread(thread: &FrozenThread, executor: &Executor) -> Result<ThreadImage> {
+    let tid = thread.tid;
+    let failed = || format!("cannot read the state of task {tid}");
+    let xsave = ptrace::get_xsave(tid).or_fail(failed)?;
+    let status = Fields::status(tid).or_fail(failed)?;
+    let pending = signals(tid, false)?;
+    thread.prepare()?;
+    let asked = ask_thread(thread, executor)?;
+    let sched = sched(tid).or_fail(failed)?;
+    let record = ThreadRecord {
+        tid: thread.vtid,
+        comm: proc::comm(tid),
+        sigmask: thread.sigmask,
+        pending,
+        sigaltstack: asked.altstack,
+        tid_address: asked.tid_address,
+        robust_list: task::robust_list(tid).unwrap_or((0, 0)),
+        rseq: ptrace::rseq(tid).ok().filter(|r| r.0 != 0).map(|(pointer, size, signature)| Rseq {
+            pointer,
+            size,
+            signature,
+        }),
+        creds: creds(&status, asked.securebits),
+        no_new_privs: status.number("NoNewPrivs") == Some(1),
+        pdeathsig: asked.pdeathsig,
+        timer_slack_ns: asked.timer_slack_ns,
+        sched,
+        ioprio: task::ioprio_get(tid).unwrap_or(0),
+        blocked_in: blocked_in(tid, &thread.regs),
+    };
+    Ok(ThreadImage {
+        record,
+        regs: thread.regs.0,
+        xsave,
+    })
+}
+
+struct AskedThread {
+    altstack: AltStack,
+    tid_address: u64,
+    pdeathsig: i32,
+    timer_slack_ns: u64,
+    securebits: u32,
+}
+
+fn ask_thread(thread: &FrozenThread, executor: &Executor) -> Result<AskedThread> {
+    let mut batch = executor.batch();
+    let altstack = batch.space(24);
+    batch.must("sigaltstack", libc::SYS_sigaltstack, &[0, altstack.address]);
+    let (address, death) = (batch.space(8), batch.space(8));
+    batch.must("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl, &[PR_GET_TID_ADDRESS, address.address, 0, 0, 0]);
+    batch.must("prctl(PR_GET_PDEATHSIG)", libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG as u64, death.address, 0, 0, 0]);
+    let slack = batch.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK as u64, 0, 0, 0, 0]);
+    let bits = batch.call("prctl(PR_GET_SECUREBITS)", libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0]);
+    executor.run(thread.tid, &thread.regs, &mut batch)?;
+    let words = batch.read_words(altstack);
+    Ok(AskedThread {
+        altstack: AltStack {
+            sp: words[0],
+            // SS_ONSTACK is computed from the stack pointer, not set.
+            flags: words[1] as i32 & !libc::SS_ONSTACK,
+            size: words[2],
+        },
+        tid_address: batch.read_words(address)[0],
+        pdeathsig: batch.read_words(death)[0] as i32,
+        timer_slack_ns: batch.result(slack).unwrap_or(50_000),
+        securebits: batch.result(bits).unwrap_or(0) as u32,
+    })
+}
+
+fn creds(status: &Fields, securebits: u32) -> Creds {
+    let four = |key: &str| -> [u32; 4] { status.numbers(key).try_into().unwrap_or([0; 4]) };
+    Creds {
+        uid: four("Uid"),
+        gid: four("Gid"),
+        groups: status.numbers("Groups"),
+        cap_inheritable: status.hex("CapInh"),
+        cap_permitted: status.hex("CapPrm"),
+        cap_effective: status.hex("CapEff"),
+        cap_bounding: status.hex("CapBnd"),
+        cap_ambient: status.hex("CapAmb"),
+        securebits,
+    }
+}
+
+fn sched(tid: HostPid) -> crate::sys::Sys<Sched> {
+    let attr = task::sched_getattr(tid)?;
+    Ok(Sched {
+        policy: attr.policy,
+        flags: attr.flags,
+        nice: attr.nice,
+        priority: attr.priority,
+        affinity: task::sched_getaffinity(tid)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_as_the_kernel_lists_them() {
+        let text = "ID: 0\nsignal: 10/0000000000000abc\nnotify: signal/pid.77\nClockID: 1\n\
+                    ID: 3\nsignal: 34/00007f12\nnotify: signal/tid.78\nClockID: 0\n";
+        let found = parse_timers(text);
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[0].id, found[0].signal, found[0].value, found[0].clock), (0, 10, 0xabc, 1));
+        assert_eq!((found[1].notify, found[1].thread), (libc::SIGEV_THREAD_ID, VirtualPid(78)));
+    }
+
+    #[test]
+    fn only_listed_calls_are_restarted_after_eintr() {
+        let regs = |call: i64, value: i64| {
+            Regs([0; 27]).with(reg::ORIG_RAX, call as u64).with(reg::RAX, value as u64)
+        };
+        let restarted = resumable(regs(libc::SYS_epoll_wait, -4));
+        assert_eq!(restarted.get(reg::RAX) as i64, ERESTARTNOHAND);
+        assert_eq!(resumable(regs(libc::SYS_close, -4)).get(reg::RAX) as i64, -4);
+        assert_eq!(resumable(regs(libc::SYS_epoll_wait, 3)).get(reg::RAX), 3);
+        assert_eq!(resumable(regs(-1, -4)).get(reg::RAX) as i64, -4);
+    }
+}

@@ -1,0 +1,130 @@
+//! Everything that can be refused is refused here, before a process exists.
+
+use crate::error::{Error, Kind, Result};
+use crate::image::Appshot;
+use crate::image::records::{ExternalFile, VmaKind};
+use crate::memory;
+use crate::target::{Allow, PidMode, RestoreOptions};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<()> {
+    rights()?;
+    processor(shot)?;
+    vdso(shot)?;
+    for file in &shot.manifest.external {
+        external(file, &options.allow)?;
+    }
+    for core in &shot.cores {
+        credentials(core, &options.allow)?;
+    }
+    if options.pids == PidMode::Host && shot.manifest.processes.iter().any(|p| p.pid.0 == 1) {
+        return Err(refused("process number 1 cannot be given on the host").fix("use --pids=new"));
+    }
+    Ok(())
+}
+
+fn refused(because: impl std::fmt::Display) -> Error {
+    Error::refused("cannot restore this appshot").because(because).state("nothing was started")
+}
+
+/// Restoring makes namespaces and chooses PIDs.
+fn rights() -> Result<()> {
+    use caps::{CapSet, Capability};
+    for (wanted, also) in [
+        (Capability::CAP_SYS_ADMIN, None),
+        (Capability::CAP_SYS_PTRACE, None),
+        (Capability::CAP_CHECKPOINT_RESTORE, Some(Capability::CAP_SYS_ADMIN)),
+    ] {
+        let has = |cap| caps::has_cap(None, CapSet::Effective, cap).unwrap_or(false);
+        if !has(wanted) && !also.is_some_and(has) {
+            return Err(Error::new(Kind::Unavailable, "cannot restore an appshot")
+                .because(format!("this process has not the right {wanted}"))
+                .needs(format!("{wanted}"))
+                .fix("run as root")
+                .state("nothing was started"));
+        }
+    }
+    Ok(())
+}
+
+fn processor(shot: &Appshot) -> Result<()> {
+    let needs = &shot.manifest.needs;
+    if needs.page_size != crate::sys::memory::PAGE {
+        return Err(refused(format!("it needs pages of {} bytes", needs.page_size)));
+    }
+    let here = crate::kernel::xcr0();
+    let missing = needs.xcr0 & !here;
+    if missing != 0 {
+        return Err(refused(format!("this processor lacks register sets that the app uses (XCR0 bits {missing:#x})"))
+            .needs(format!("a processor with XCR0 {:#x}", needs.xcr0)));
+    }
+    Ok(())
+}
+
+/// The vdso holds code that the app may be in the middle of.
+fn vdso(shot: &Appshot) -> Result<()> {
+    if crate::kernel::vdso_blake3() == Some(shot.manifest.needs.vdso_blake3.clone()) {
+        return Ok(());
+    }
+    Err(refused(format!("the vdso of this kernel is not that of {}", shot.manifest.needs.kernel_release))
+        .needs("the same kernel build")
+        .fix("restore on a host that runs the kernel the appshot was taken on"))
+}
+
+/// A file the app maps or reads must be the one it knew.
+fn external(file: &ExternalFile, allow: &Allow) -> Result<()> {
+    let path = &file.path;
+    let Ok(meta) = fs::metadata(path) else {
+        return Err(Error::new(Kind::NotFound, "cannot restore this appshot")
+            .because(format!("the app needs {path}, which is missing"))
+            .fix("install the same version of the package that holds it")
+            .state("nothing was started"));
+    };
+    let mtime_ns = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
+    let same = meta.len() == file.size && mtime_ns == file.mtime_ns;
+    let fine = if file.must_equal {
+        same || (file.build_id.is_some() && memory::build_id(path) == file.build_id)
+    } else {
+        meta.len() >= file.size || meta.ino() == file.ino
+    };
+    if fine || allow.changed_files {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "{path} has changed since: {} bytes then, {} now",
+        file.size,
+        meta.len()
+    ))
+    .fix("put the same version back, or pass --allow-changed-files"))
+}
+
+/// What the appshot asks for must lie within what the caller allows.
+fn credentials(core: &crate::image::Core, allow: &Allow) -> Result<()> {
+    for thread in &core.image.threads {
+        let creds = &thread.record.creds;
+        let tid = thread.record.tid;
+        if let Some(uids) = &allow.uids
+            && let Some(uid) = creds.uid.iter().find(|uid| !uids.contains(uid))
+        {
+            return Err(refused(format!("task {tid} wants to run as user {uid}, which is not allowed"))
+                .fix(format!("allow it with --allow-uid {uid}")));
+        }
+        let wanted = creds.cap_permitted | creds.cap_effective | creds.cap_inheritable | creds.cap_ambient;
+        let beyond = wanted & !(allow.capabilities & own_capabilities());
+        if beyond != 0 {
+            return Err(refused(format!("task {tid} wants capabilities {beyond:#x} that are not allowed here"))
+                .fix("allow them, or restore with more rights"));
+        }
+    }
+    let exe = &core.image.process.exe;
+    let mapped = core.image.vmas.iter().any(|vma| matches!(&vma.kind, VmaKind::PrivateFile { path, .. } if path == exe));
+    if !mapped && !fs::exists(exe).unwrap_or(false) {
+        return Err(refused(format!("its program {exe} is missing")));
+    }
+    Ok(())
+}
+
+fn own_capabilities() -> u64 {
+    crate::proc::Fields::status(crate::ids::HostPid(std::process::id() as i32)).map_or(0, |s| s.hex("CapPrm"))
+}

@@ -1,0 +1,534 @@
+//! The process tree, as husks: every process with its PID, parent, session and
+//! group, and nothing else yet.
+//!
+//! A process inherits its session from whoever forks it, at that moment. So:
+//! a session leader is forked by its parent and calls setsid; a member is forked
+//! once its parent is in that session; one that stayed behind in its parent's old
+//! session is forked before the parent calls setsid; an orphan (its parent is
+//! init, its session another's) is forked through a *stand-in* that is a member
+//! of the session and then ends. Numbers of sessions and groups whose leader is
+//! gone are held by stand-ins while the tree is built.
+
+use crate::cgroup;
+use crate::error::{Error, OrFail, Result};
+use crate::executor::{self, Batch, Executor};
+use crate::ids::{HostPid, VirtualPid};
+use crate::image::Appshot;
+use crate::image::records::{Life, SnapEntry};
+use crate::launch::{self, INIT_ADDRESS, Place};
+use crate::proc;
+use crate::sys::memory::Span;
+use crate::sys::ptrace::{self, Regs, Stop, reg};
+use crate::sys::task::CloneArgs;
+use crate::sys::{blob, fd as sysfd};
+use crate::target::PidMode;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+/// A process being built.
+#[derive(Clone, Debug)]
+pub struct Husk {
+    pub pid: HostPid,
+    pub regs: Regs,
+    /// Threads besides the main one, in the order of the appshot.
+    pub threads: Vec<HostPid>,
+}
+
+/// All processes being built. Dropped, they are all ended.
+#[derive(Debug)]
+pub struct Skeleton {
+    init: Option<Husk>,
+    /// Live processes in the order of the appshot's cores.
+    pub husks: Vec<Husk>,
+    pub numbers: HashMap<VirtualPid, HostPid>,
+    pub executor: Executor,
+    /// A `syscall` instruction in every husk, until its own vdso is in place.
+    pub gate: u64,
+    /// Our end of the socket through which husks get descriptors, and its
+    /// number in them.
+    pub socket: OwnedFd,
+    pub socket_number: i32,
+    cgroup: Option<PathBuf>,
+    root: VirtualPid,
+    armed: bool,
+}
+
+const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
+    | libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_SUSPEND_SECCOMP;
+
+impl Skeleton {
+    pub fn build(shot: &Appshot, pids: PidMode, group: Option<PathBuf>) -> Result<Skeleton> {
+        let manifest = &shot.manifest;
+        let wanted = adopted(&manifest.processes, pids);
+        let root = &wanted[0];
+        let number = socket_number(shot);
+        let (socket, theirs) = sysfd::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET).or_fail(|| "cannot make a socket pair")?;
+        let own_init = pids == PidMode::New && root.pid.0 != 1;
+        let place = Place {
+            pids,
+            cgroup: group.clone(),
+            names: (pids == PidMode::New).then(|| (manifest.hostname.clone(), manifest.domainname.clone())),
+            clock_offsets: (pids == PidMode::New).then(|| clock_offsets(shot)),
+            pid: (pids == PidMode::Host).then_some(root.pid.0),
+        };
+        let first = launch::husk(&place, theirs.as_fd(), number, OPTIONS);
+        let first = first.inspect_err(|_| {
+            group.as_deref().map(cgroup::destroy);
+        })?;
+        let mut skeleton = Skeleton {
+            init: None,
+            husks: Vec::new(),
+            numbers: HashMap::new(),
+            executor: Executor::at(0),
+            gate: 0,
+            socket,
+            socket_number: number,
+            cgroup: group,
+            root: root.pid,
+            armed: true,
+        };
+        let first = skeleton.infect_first(first, shot)?;
+        let mut tree = Tree::new(&skeleton, &wanted, first, own_init)?;
+        tree.grow()?;
+        let Tree { made, init, .. } = tree;
+        skeleton.init = init;
+        skeleton.numbers = made.iter().map(|(vpid, husk)| (*vpid, husk.pid)).collect();
+        let alive = manifest.processes.iter().filter(|p| matches!(p.life, Life::Alive { .. }));
+        skeleton.husks = alive.map(|p| made[&p.pid].clone()).collect();
+        Ok(skeleton)
+    }
+
+    fn infect_first(&mut self, pid: HostPid, shot: &Appshot) -> Result<Husk> {
+        let failed = || "cannot enter a new process";
+        // So that a failure from here on ends it.
+        self.husks.push(Husk { pid, regs: Regs([0; 27]), threads: Vec::new() });
+        ptrace::set_options(pid, OPTIONS).or_fail(failed)?;
+        ptrace::set_sigmask(pid, u64::MAX).or_fail(failed)?;
+        let regs = ptrace::get_regs(pid).or_fail(failed)?.with(reg::RSP, 0);
+        let mappings = proc::mappings(pid).or_fail(failed)?;
+        let code: Vec<Span> = mappings.iter().filter(|m| m.name == "[vdso]").map(|m| m.span()).collect();
+        self.gate = executor::find_gate(pid, &code)?;
+        let mut used: Vec<Span> = mappings.iter().map(|m| m.span()).collect();
+        for core in &shot.cores {
+            used.extend(core.image.vmas.iter().map(|v| Span { start: v.start, end: v.end }));
+        }
+        let hole = executor::find_hole(&mut used, executor::FOOTPRINT)
+            .ok_or_else(|| Error::refused("the app's address spaces leave no room for the executor"))?;
+        self.executor = Executor::infect(pid, &regs, self.gate, hole)?;
+        Ok(Husk { pid, regs, threads: Vec::new() })
+    }
+
+    pub fn batch(&self) -> Batch {
+        self.executor.batch()
+    }
+
+    /// Runs a batch in the main thread of husk `at`.
+    pub fn run(&self, at: usize, batch: &mut Batch) -> Result<Vec<HostPid>> {
+        let husk = &self.husks[at];
+        run(&self.executor, husk, batch)
+    }
+
+    /// The app's root directory as seen from here.
+    pub fn view(&self) -> String {
+        format!("/proc/{}/root", self.husks[0].pid)
+    }
+
+    /// The process whose IPC namespace is the app's.
+    pub fn any(&self) -> HostPid {
+        self.husks[0].pid
+    }
+
+    /// Lets every process go: the app runs.
+    pub fn let_go(mut self) -> Result<(HostPid, Option<HostPid>, usize)> {
+        let root = self.numbers[&self.root];
+        let init = self.init.clone();
+        if let Some(init) = &init {
+            self.start_init(init)?;
+        }
+        for husk in &self.husks {
+            for tid in husk.threads.iter().copied().chain([husk.pid]) {
+                ptrace::detach(tid, 0).or_fail(|| format!("cannot let task {tid} go"))?;
+            }
+        }
+        self.armed = false;
+        Ok((root, init.map(|i| i.pid), self.numbers.len()))
+    }
+
+    fn start_init(&self, init: &Husk) -> Result<()> {
+        let failed = || "cannot start the instance's init";
+        self.executor.cure(init.pid, &init.regs, self.gate)?;
+        // The kernel wrote the start of the stack below the strings of exec.
+        let stack = proc::mappings(init.pid).or_fail(failed)?;
+        let stack = stack.iter().find(|m| m.name == "[stack]").map_or(0, |m| m.end - 4096);
+        let root = u64::from(self.root.0.unsigned_abs());
+        let regs = init.regs.with(reg::RIP, blob::init_program_loop(INIT_ADDRESS))
+            .with(reg::RBX, root)
+            .with(reg::RSP, stack)
+            .with(reg::ORIG_RAX, u64::MAX);
+        ptrace::set_regs(init.pid, &regs).or_fail(failed)?;
+        ptrace::set_sigmask(init.pid, 0).or_fail(failed)?;
+        std::fs::write(format!("/proc/{}/comm", init.pid), "appshot-init").ok();
+        ptrace::detach(init.pid, 0).or_fail(failed)
+    }
+}
+
+impl Drop for Skeleton {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let pids = self.init.iter().map(|i| i.pid).chain(self.husks.iter().map(|h| h.pid)).chain(self.numbers.values().copied());
+        let pids: Vec<HostPid> = pids.collect();
+        for pid in &pids {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL).ok();
+        }
+        if let Some(group) = &self.cgroup {
+            cgroup::destroy(group).ok();
+        }
+        // The tracer hears of each end first; the first one is our own child.
+        for pid in &pids {
+            while let Ok(Some(stop)) = ptrace::wait(*pid, true) {
+                if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
+                    break;
+                }
+            }
+        }
+        if let Some(first) = pids.first() {
+            launch::reap(*first);
+        }
+    }
+}
+
+fn run(executor: &Executor, husk: &Husk, batch: &mut Batch) -> Result<Vec<HostPid>> {
+    executor.run(husk.pid, &husk.regs, batch)
+}
+
+/// With the host's PIDs, a session or group that is led from outside the app
+/// cannot be entered again: the app's root leads one of its own instead.
+fn adopted(processes: &[SnapEntry], pids: PidMode) -> Vec<SnapEntry> {
+    let mut wanted = processes.to_vec();
+    if pids == PidMode::Host {
+        let root = processes[0].pid;
+        let inside = |pid: VirtualPid| processes.iter().any(|p| p.pid == pid);
+        for entry in &mut wanted {
+            if entry.pid == root || !inside(entry.sid) {
+                entry.sid = root;
+            }
+            if entry.pid == root || !inside(entry.pgid) {
+                entry.pgid = root;
+            }
+        }
+    }
+    wanted
+}
+
+/// A number that no process of the app uses for a descriptor.
+fn socket_number(shot: &Appshot) -> i32 {
+    let used = shot.cores.iter().flat_map(|core| &core.image.process.fds).map(|entry| entry.fd.0);
+    used.max().unwrap_or(2) + 1
+}
+
+/// Lines for timens_offsets that make the app's clocks go on where they stood.
+fn clock_offsets(shot: &Appshot) -> String {
+    use nix::time::{ClockId, clock_gettime};
+    let line = |name: &str, clock: ClockId, then: i64| {
+        let now = clock_gettime(clock).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
+        let offset = then - now;
+        format!("{name} {} {}\n", offset.div_euclid(1_000_000_000), offset.rem_euclid(1_000_000_000))
+    };
+    let clocks = &shot.manifest.clocks;
+    line("monotonic", ClockId::CLOCK_MONOTONIC, clocks.monotonic_ns)
+        + &line("boottime", ClockId::CLOCK_BOOTTIME, clocks.boottime_ns)
+}
+
+/// Ends a stopped husk so that its parent reads `status`.
+fn end_with(pid: HostPid, gate: u64, status: i32) -> Result<()> {
+    let failed = || format!("cannot end process {pid} as it had ended");
+    let signal = status & 0x7f;
+    if signal != 0 {
+        // No core file for what died long ago.
+        crate::sys::task::prlimit_set(pid, libc::RLIMIT_CORE, (0, 0)).or_fail(failed)?;
+        ptrace::set_sigmask(pid, 0).or_fail(failed)?;
+        if signal == libc::SIGKILL {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL).or_fail(failed)?;
+        } else {
+            ptrace::cont(pid, signal).or_fail(failed)?;
+        }
+    } else {
+        let regs = ptrace::get_regs(pid).or_fail(failed)?;
+        let code = ((status >> 8) & 0xff) as u64;
+        let exit = regs.with(reg::RIP, gate).with(reg::RAX, libc::SYS_exit_group as u64).with(reg::RDI, code).with(reg::ORIG_RAX, u64::MAX);
+        ptrace::set_regs(pid, &exit).or_fail(failed)?;
+        ptrace::cont(pid, 0).or_fail(failed)?;
+    }
+    loop {
+        match ptrace::wait(pid, true).or_fail(failed)? {
+            Some(Stop::Exited(_) | Stop::Killed(_)) | None => return Ok(()),
+            Some(_) => ptrace::cont(pid, 0).or_fail(failed)?,
+        }
+    }
+}
+
+/// The tree while it grows.
+struct Tree<'a> {
+    executor: Executor,
+    gate: u64,
+    wanted: &'a [SnapEntry],
+    init: Option<Husk>,
+    made: HashMap<VirtualPid, Husk>,
+    /// Session each made process is in now.
+    sessions: HashMap<VirtualPid, VirtualPid>,
+    /// Stand-ins: to be ended once the tree stands, with the parent that reaps them.
+    stand_ins: Vec<(Husk, Option<Husk>)>,
+    /// Zombies: process, its parent, wait status.
+    zombies: Vec<(HostPid, Husk, i32)>,
+}
+
+impl<'a> Tree<'a> {
+    fn new(skeleton: &Skeleton, wanted: &'a [SnapEntry], first: Husk, own_init: bool) -> Result<Self> {
+        let mut tree = Tree {
+            executor: skeleton.executor,
+            gate: skeleton.gate,
+            wanted,
+            init: None,
+            made: HashMap::new(),
+            sessions: HashMap::new(),
+            stand_ins: Vec::new(),
+            zombies: Vec::new(),
+        };
+        if own_init {
+            tree.init = Some(first);
+        } else {
+            // The first husk is the app's root itself, leader of its own session.
+            let root = &wanted[0];
+            tree.sessions.insert(root.pid, root.pid);
+            tree.made.insert(root.pid, first);
+        }
+        Ok(tree)
+    }
+
+    fn grow(&mut self) -> Result<()> {
+        while self.made.len() < self.wanted.len() {
+            let before = self.made.len();
+            for at in 0..self.wanted.len() {
+                let entry = &self.wanted[at];
+                if !self.made.contains_key(&entry.pid) {
+                    self.try_make(entry)?;
+                }
+            }
+            if self.made.len() == before {
+                let left: Vec<String> = self.wanted.iter().filter(|e| !self.made.contains_key(&e.pid)).map(|e| format!("{} ({})", e.pid, e.comm)).collect();
+                return Err(Error::refused("the sessions of its processes cannot be built again")
+                    .because(format!("no way to make {}", left.join(", "))));
+            }
+        }
+        self.groups()?;
+        self.dismiss()?;
+        self.end_zombies()
+    }
+
+    /// Processes that had ended end again, with the status their parents are to
+    /// read. The parents have had the signal before the snapshot, or have it
+    /// among their pending ones: this second one is taken away.
+    fn end_zombies(&mut self) -> Result<()> {
+        for (pid, parent, status) in std::mem::take(&mut self.zombies) {
+            end_with(pid, self.gate, status)?;
+            let mut batch = self.executor.batch();
+            let all = batch.words(&[u64::MAX]);
+            let now = batch.words(&[0, 0]);
+            batch.call("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, &[all.address, 0, now.address, 8]);
+            run(&self.executor, &parent, &mut batch)?;
+        }
+        Ok(())
+    }
+
+    /// Makes one process if its parent and session allow it now.
+    fn try_make(&mut self, entry: &SnapEntry) -> Result<()> {
+        let parent = self.parent(entry);
+        let Some(parent) = parent else { return Ok(()) };
+        if entry.sid == entry.pid {
+            let inherited = self.session_of(entry.ppid);
+            self.make(entry, &parent, inherited)?;
+            self.make_left_behind(entry, inherited)?;
+            return self.become_leader(entry);
+        }
+        if self.session_of(entry.ppid) == Some(entry.sid) {
+            return self.make(entry, &parent, Some(entry.sid));
+        }
+        let orphan = !self.made.contains_key(&entry.ppid);
+        if orphan {
+            self.make_orphan(entry)?;
+        }
+        Ok(())
+    }
+
+    fn parent(&self, entry: &SnapEntry) -> Option<Husk> {
+        match self.made.get(&entry.ppid) {
+            Some(parent) => Some(parent.clone()),
+            None if self.wanted.iter().any(|e| e.pid == entry.ppid) => None,
+            None => self.init.clone(),
+        }
+    }
+
+    fn session_of(&self, pid: VirtualPid) -> Option<VirtualPid> {
+        // init leads session 1.
+        self.sessions.get(&pid).copied().or((self.init.is_some() && !self.made.contains_key(&pid)).then_some(VirtualPid(1)))
+    }
+
+    fn make(&mut self, entry: &SnapEntry, parent: &Husk, session: Option<VirtualPid>) -> Result<()> {
+        let husk = fork_in(&self.executor, parent, Some(entry.pid.0), entry.exit_signal)?;
+        if let Life::Zombie { wait_status } = entry.life {
+            self.zombies.push((husk.pid, parent.clone(), wait_status));
+        }
+        self.sessions.insert(entry.pid, session.unwrap_or(VirtualPid(0)));
+        self.made.insert(entry.pid, husk);
+        Ok(())
+    }
+
+    /// Children that stay in the session their parent is about to leave.
+    fn make_left_behind(&mut self, leader: &SnapEntry, inherited: Option<VirtualPid>) -> Result<()> {
+        let parent = self.made[&leader.pid].clone();
+        let left = self.wanted.iter().filter(|e| e.ppid == leader.pid && e.sid != leader.pid && e.sid != e.pid && Some(e.sid) == inherited);
+        for entry in left.collect::<Vec<_>>() {
+            self.make(entry, &parent, inherited)?;
+        }
+        Ok(())
+    }
+
+    fn become_leader(&mut self, entry: &SnapEntry) -> Result<()> {
+        let mut batch = self.executor.batch();
+        batch.must("setsid", libc::SYS_setsid, &[]);
+        run(&self.executor, &self.made[&entry.pid], &mut batch)?;
+        self.sessions.insert(entry.pid, entry.pid);
+        Ok(())
+    }
+
+    /// A child of init in a session that init is not in.
+    fn make_orphan(&mut self, entry: &SnapEntry) -> Result<()> {
+        let member = match self.member_of(entry.sid) {
+            Some(member) => member,
+            None if self.wanted.iter().any(|e| e.pid == entry.sid) => return Ok(()), // its leader comes first
+            None => self.stand_in_leader(entry.sid)?,
+        };
+        // Through one more that ends at once, so that init becomes the parent.
+        let between = fork_in(&self.executor, &member, None, 0)?;
+        self.make(entry, &between, Some(entry.sid))?;
+        self.stand_ins.push((between, Some(member)));
+        Ok(())
+    }
+
+    fn member_of(&self, session: VirtualPid) -> Option<Husk> {
+        let alive = |pid: &VirtualPid| self.wanted.iter().any(|e| e.pid == *pid && matches!(e.life, Life::Alive { .. }));
+        let found = self.sessions.iter().find(|(pid, sid)| **sid == session && alive(pid) && self.made.contains_key(pid));
+        let husk = found.map(|(pid, _)| self.made[pid].clone());
+        husk.or_else(|| self.stand_ins.iter().map(|(h, _)| h).find(|h| self.stand_in_number(h) == Some(session)).cloned())
+    }
+
+    fn stand_in_number(&self, husk: &Husk) -> Option<VirtualPid> {
+        let status = proc::Fields::status(husk.pid).ok()?;
+        Some(VirtualPid(status.innermost("NSpid")))
+    }
+
+    /// Holds the number of a session whose leader is gone.
+    fn stand_in_leader(&mut self, session: VirtualPid) -> Result<Husk> {
+        let Some(parent) = self.init.clone().or_else(|| self.made.get(&self.wanted[0].pid).cloned()) else {
+            return Err(Error::failed("no process to fork from"));
+        };
+        let husk = fork_in(&self.executor, &parent, Some(session.0), 0)?;
+        let mut batch = self.executor.batch();
+        batch.must("setsid", libc::SYS_setsid, &[]);
+        run(&self.executor, &husk, &mut batch)?;
+        let reaper = self.init.is_none().then_some(parent);
+        self.stand_ins.push((husk.clone(), reaper));
+        Ok(husk)
+    }
+
+    /// Groups: leaders first, then everybody joins.
+    fn groups(&mut self) -> Result<()> {
+        let wanted = self.wanted;
+        for entry in wanted.iter().filter(|e| e.pgid == e.pid && e.sid != e.pid) {
+            self.set_group(entry)?;
+        }
+        for entry in wanted.iter().filter(|e| e.pgid != e.pid && e.sid != e.pid) {
+            let exists = wanted.iter().any(|e| e.pid == entry.pgid) || self.stand_ins.iter().any(|(h, _)| self.stand_in_number(h) == Some(entry.pgid));
+            if !exists {
+                self.stand_in_group(entry)?;
+            }
+            self.set_group(entry)?;
+        }
+        Ok(())
+    }
+
+    fn set_group(&mut self, entry: &SnapEntry) -> Result<()> {
+        let husk = &self.made[&entry.pid];
+        let status = proc::Fields::status(husk.pid).or_fail(|| "cannot read the state of a new process")?;
+        if status.innermost("NSpgid") == entry.pgid.0 {
+            return Ok(());
+        }
+        let mut batch = self.executor.batch();
+        batch.must("setpgid", libc::SYS_setpgid, &[0, entry.pgid.0 as u64]);
+        run(&self.executor, husk, &mut batch).map(drop)
+    }
+
+    /// Holds the number of a group whose leader is gone.
+    fn stand_in_group(&mut self, entry: &SnapEntry) -> Result<()> {
+        let member = self.made[&entry.pid].clone();
+        let husk = fork_in(&self.executor, &member, Some(entry.pgid.0), 0)?;
+        let mut batch = self.executor.batch();
+        batch.must("setpgid", libc::SYS_setpgid, &[0, 0]);
+        run(&self.executor, &husk, &mut batch)?;
+        self.stand_ins.push((husk, Some(member)));
+        Ok(())
+    }
+
+    /// Ends the stand-ins; what they forked becomes init's.
+    fn dismiss(&mut self) -> Result<()> {
+        for (husk, reaper) in std::mem::take(&mut self.stand_ins).into_iter().rev() {
+            end_with(husk.pid, self.gate, 0)?;
+            if let Some(reaper) = reaper {
+                let mut batch = self.executor.batch();
+                const WALL: u64 = libc::__WALL as u32 as u64;
+                batch.call("wait4", libc::SYS_wait4, &[u64::MAX, 0, WALL | libc::WNOHANG as u64, 0]);
+                run(&self.executor, &reaper, &mut batch)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Forks a husk from another one.
+fn fork_in(executor: &Executor, parent: &Husk, pid: Option<i32>, exit_signal: i32) -> Result<Husk> {
+    let mut batch = executor.batch();
+    let set_tid = batch.bytes(&pid.unwrap_or(0).to_le_bytes());
+    let args = CloneArgs {
+        exit_signal: exit_signal as u64,
+        set_tid: if pid.is_some() { set_tid.address } else { 0 },
+        set_tid_size: u64::from(pid.is_some()),
+        ..CloneArgs::default()
+    };
+    let args = batch.bytes(&args.to_bytes());
+    batch.must("clone3", libc::SYS_clone3, &[args.address, CloneArgs::SIZE]);
+    let born = run(executor, parent, &mut batch).map_err(|error| match pid {
+        Some(pid) => error.fix(format!("process number {pid} may be in use: restore with --pids=new")),
+        None => error,
+    })?;
+    let child = *born.first().ok_or_else(|| Error::failed("clone3 made no process"))?;
+    wait_born(child)?;
+    Ok(Husk {
+        pid: child,
+        regs: parent.regs,
+        threads: Vec::new(),
+    })
+}
+
+/// Waits for the first stop of a task that was born traced.
+pub fn wait_born(tid: HostPid) -> Result<()> {
+    match ptrace::wait(tid, true).or_fail(|| format!("cannot wait for new task {tid}"))? {
+        Some(Stop::Trap | Stop::Group(_) | Stop::Signal(libc::SIGSTOP)) => Ok(()),
+        other => Err(Error::failed(format!("new task {tid} did not stop: {other:?}"))),
+    }
+}

@@ -1,0 +1,378 @@
+//! What a process is besides memory and descriptors, given to it in the order
+//! that its rights allow: what needs root first, then its own credentials, then
+//! timers, and registers at the very end.
+
+use super::skeleton::{Skeleton, wait_born};
+use crate::error::{Error, OrFail, Result};
+use crate::executor::{self, Batch};
+use crate::ids::HostPid;
+use crate::image::records::{Blocked, Creds, PosixTimer, ProcessRecord, SigInfo, ThreadRecord, TimerValue, VmaKind};
+use crate::image::{Core, ThreadImage};
+use crate::sys::memory::Span;
+use crate::sys::ptrace::{self, Regs, Stop, reg};
+use crate::sys::task::{self, CloneArgs, SchedAttr};
+use std::time::{Duration, Instant};
+
+/// `CLONE_*` of pthread_create, without the parts that are set later.
+const THREAD: u64 = (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM) as u64;
+/// `prctl` options that libc does not name (Linux 6.15).
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+
+/// Makes the threads of process `at` besides its main one.
+pub fn threads(skeleton: &mut Skeleton, at: usize, core: &Core) -> Result<()> {
+    let mut rest = &core.image.threads[1..];
+    while !rest.is_empty() {
+        let mut batch = skeleton.batch();
+        let mut count = 0;
+        while count < rest.len() && batch.has_room(1, 120) {
+            add_thread(&mut batch, rest[count].record.tid.0);
+            count += 1;
+        }
+        let born = skeleton.run(at, &mut batch)?;
+        for tid in &born {
+            wait_born(*tid)?;
+        }
+        skeleton.husks[at].threads.extend(born);
+        rest = &rest[count..];
+    }
+    Ok(())
+}
+
+fn add_thread(batch: &mut Batch, tid: i32) {
+    let set_tid = batch.bytes(&tid.to_le_bytes());
+    let args = CloneArgs {
+        flags: THREAD,
+        set_tid: set_tid.address,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    let args = batch.bytes(&args.to_bytes());
+    batch.must("clone3", libc::SYS_clone3, &[args.address, CloneArgs::SIZE]);
+}
+
+fn tids(skeleton: &Skeleton, at: usize) -> Vec<HostPid> {
+    let husk = &skeleton.husks[at];
+    [husk.pid].into_iter().chain(husk.threads.iter().copied()).collect()
+}
+
+/// Everything of a process that is set by system calls, its threads included.
+pub fn process(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
+    let image = &core.image;
+    let record = &image.process;
+    from_outside(skeleton.husks[at].pid, record)?;
+    common(skeleton, at, record)?;
+    for (tid, thread) in tids(skeleton, at).into_iter().zip(&image.threads) {
+        schedule(tid, &thread.record)?;
+        let mut batch = skeleton.batch();
+        own_state(&mut batch, &thread.record);
+        if tid == skeleton.husks[at].pid {
+            timers(&mut batch, record);
+            queue_shared(&mut batch, record, &record.pending);
+        }
+        queue_own(&mut batch, record, &thread.record);
+        rights(&mut batch, &thread.record);
+        skeleton.executor.run(tid, &skeleton.husks[at].regs, &mut batch)?;
+    }
+    last(skeleton, at, record)
+}
+
+/// What another process may set.
+fn from_outside(pid: HostPid, record: &ProcessRecord) -> Result<()> {
+    let write = |name: &str, value: String| {
+        std::fs::write(format!("/proc/{pid}/{name}"), value).or_fail(|| format!("cannot set {name} of the app"))
+    };
+    write("oom_score_adj", record.oom_score_adj.to_string())?;
+    write("coredump_filter", format!("{:#x}", record.coredump_filter))?;
+    for (which, limit) in (0u32..).zip(&record.rlimits) {
+        let now = task::prlimit_get(pid, which).unwrap_or((0, 0));
+        if now != *limit {
+            set_limit(pid, which, *limit, now)?;
+        }
+    }
+    Ok(())
+}
+
+/// Raising a hard limit needs CAP_SYS_RESOURCE: without it the soft limit, which
+/// is what counts, is set as far as the hard one allows.
+fn set_limit(pid: HostPid, which: u32, wanted: (u64, u64), now: (u64, u64)) -> Result<()> {
+    if task::prlimit_set(pid, which, wanted).is_ok() {
+        return Ok(());
+    }
+    let possible = (wanted.0, now.1.min(wanted.1));
+    if possible.0 <= possible.1 && task::prlimit_set(pid, which, possible).is_ok() {
+        tracing::warn!(which, hard = wanted.1, "the hard limit stays lower: raising it needs CAP_SYS_RESOURCE");
+        return Ok(());
+    }
+    Err(Error::refused(format!("resource limit {which} of the app ({}) cannot be set here", wanted.0))
+        .because(format!("the hard limit of this process is {}", now.1))
+        .needs("CAP_SYS_RESOURCE, or a higher hard limit")
+        .fix("raise the limit of the restorer (ulimit -H)"))
+}
+
+/// Directory, mask, signal actions, prctls.
+fn common(skeleton: &Skeleton, at: usize, record: &ProcessRecord) -> Result<()> {
+    let mut batch = skeleton.batch();
+    let cwd = batch.c_string(&record.cwd);
+    batch.must("chdir", libc::SYS_chdir, &[cwd.address]);
+    batch.must("umask", libc::SYS_umask, &[u64::from(record.umask)]);
+    batch.must("personality", libc::SYS_personality, &[record.personality]);
+    for (signal, action) in (1u64..).zip(&record.sigactions) {
+        if [libc::SIGKILL, libc::SIGSTOP].contains(&(signal as i32)) {
+            continue;
+        }
+        let action = batch.words(&[action.handler, action.flags, action.restorer, action.mask]);
+        batch.must("rt_sigaction", libc::SYS_rt_sigaction, &[signal, action.address, 0, 8]);
+    }
+    prctl(&mut batch, libc::PR_SET_CHILD_SUBREAPER, u64::from(record.child_subreaper));
+    if record.thp_disable {
+        prctl(&mut batch, libc::PR_SET_THP_DISABLE, 1);
+    }
+    skeleton.run(at, &mut batch).map(drop)
+}
+
+fn prctl(batch: &mut Batch, option: i32, argument: u64) {
+    batch.must("prctl", libc::SYS_prctl, &[option as u64, argument, 0, 0, 0]);
+}
+
+fn schedule(tid: HostPid, record: &ThreadRecord) -> Result<()> {
+    let failed = || format!("cannot set the scheduling of task {}", record.tid);
+    let sched = &record.sched;
+    let attr = SchedAttr {
+        size: 48,
+        policy: sched.policy,
+        flags: sched.flags,
+        nice: sched.nice,
+        priority: sched.priority,
+        ..SchedAttr::default()
+    };
+    let now = task::sched_getattr(tid).or_fail(failed)?;
+    if (now.policy, now.flags, now.nice, now.priority) != (attr.policy, attr.flags, attr.nice, attr.priority) {
+        task::sched_setattr(tid, &attr).or_fail(failed)?;
+    }
+    if task::sched_getaffinity(tid).or_fail(failed)? != sched.affinity {
+        task::sched_setaffinity(tid, &sched.affinity).or_fail(|| {
+            format!("cannot bind task {} to the processors it was bound to", record.tid)
+        })?;
+    }
+    if record.ioprio != task::ioprio_get(tid).unwrap_or(0) {
+        task::ioprio_set(tid, record.ioprio).or_fail(failed)?;
+    }
+    Ok(())
+}
+
+/// What belongs to a thread and needs no rights.
+fn own_state(batch: &mut Batch, record: &ThreadRecord) {
+    batch.must("set_tid_address", libc::SYS_set_tid_address, &[record.tid_address]);
+    if record.robust_list.1 != 0 {
+        batch.must("set_robust_list", libc::SYS_set_robust_list, &[record.robust_list.0, record.robust_list.1]);
+    }
+    if let Some(rseq) = record.rseq {
+        let args = [rseq.pointer, u64::from(rseq.size), 0, u64::from(rseq.signature)];
+        batch.must("rseq", libc::SYS_rseq, &args);
+    }
+    let stack = record.sigaltstack;
+    let words = batch.words(&[stack.sp, stack.flags as u32 as u64, stack.size]);
+    batch.must("sigaltstack", libc::SYS_sigaltstack, &[words.address, 0]);
+    let name = batch.c_string(&record.comm);
+    prctl(batch, libc::PR_SET_NAME, name.address);
+    prctl(batch, libc::PR_SET_TIMERSLACK, record.timer_slack_ns.max(1));
+}
+
+/// Pending signals of the process, sent by itself: any siginfo may be sent so.
+fn queue_shared(batch: &mut Batch, process: &ProcessRecord, pending: &[SigInfo]) {
+    for info in pending {
+        let slot = batch.words(&info.0);
+        let args = [process.pid.0 as u64, signal_of(info), slot.address];
+        batch.must("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, &args);
+    }
+}
+
+fn queue_own(batch: &mut Batch, process: &ProcessRecord, record: &ThreadRecord) {
+    for info in &record.pending {
+        let slot = batch.words(&info.0);
+        let args = [process.pid.0 as u64, record.tid.0 as u64, signal_of(info), slot.address];
+        batch.must("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, &args);
+    }
+}
+
+fn signal_of(info: &SigInfo) -> u64 {
+    info.0[0] & 0xffff_ffff
+}
+
+/// Credentials, in the order that loses no right before it has been used.
+fn rights(batch: &mut Batch, record: &ThreadRecord) {
+    const SECBIT_KEEP_CAPS: u32 = 1 << 4;
+    const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
+    let creds = &record.creds;
+    for capability in (0..=last_capability()).filter(|c| creds.cap_bounding & (1 << c) == 0) {
+        prctl(batch, libc::PR_CAPBSET_DROP, capability);
+    }
+    // Changing user ids must not take capabilities away by itself.
+    prctl(batch, libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP);
+    let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+    let list = batch.bytes(&groups);
+    batch.must("setgroups", libc::SYS_setgroups, &[creds.groups.len() as u64, list.address]);
+    let ids = |four: [u32; 4]| four.map(u64::from);
+    let (gid, uid) = (ids(creds.gid), ids(creds.uid));
+    batch.must("setresgid", libc::SYS_setresgid, &gid[..3]);
+    batch.call("setfsgid", libc::SYS_setfsgid, &gid[3..]);
+    batch.must("setresuid", libc::SYS_setresuid, &uid[..3]);
+    batch.call("setfsuid", libc::SYS_setfsuid, &uid[3..]);
+    prctl(batch, libc::PR_SET_SECUREBITS, u64::from(creds.securebits & !SECBIT_KEEP_CAPS) | SECBIT_NO_SETUID_FIXUP & 0);
+    capabilities(batch, creds);
+    if creds.securebits & SECBIT_KEEP_CAPS != 0 {
+        prctl(batch, libc::PR_SET_KEEPCAPS, 1);
+    }
+    if record.no_new_privs {
+        prctl(batch, libc::PR_SET_NO_NEW_PRIVS, 1);
+    }
+    prctl(batch, libc::PR_SET_PDEATHSIG, record.pdeathsig as u64);
+}
+
+fn capabilities(batch: &mut Batch, creds: &Creds) {
+    const VERSION_3: u64 = 0x2008_0522;
+    let header = batch.words(&[VERSION_3]);
+    let low = |word: u64| word & 0xffff_ffff;
+    let pair = |a: u64, b: u64| a | b << 32;
+    let (e, p, i) = (creds.cap_effective, creds.cap_permitted, creds.cap_inheritable);
+    let data = batch.words(&[pair(low(e), low(p)), pair(low(i), e >> 32), pair(p >> 32, i >> 32)]);
+    batch.must("capset", libc::SYS_capset, &[header.address, data.address]);
+    for capability in (0..=last_capability()).filter(|c| creds.cap_ambient & (1 << c) != 0) {
+        let args = [libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_RAISE as u64, capability, 0, 0];
+        batch.must("prctl(PR_CAP_AMBIENT)", libc::SYS_prctl, &args);
+    }
+}
+
+fn last_capability() -> u64 {
+    std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|t| t.trim().parse().ok()).unwrap_or(40)
+}
+
+/// Timers under their old ids, still disarmed.
+fn timers(batch: &mut Batch, record: &ProcessRecord) {
+    if record.posix_timers.is_empty() {
+        return;
+    }
+    prctl(batch, PR_TIMER_CREATE_RESTORE_IDS as i32, 1);
+    for timer in &record.posix_timers {
+        // struct sigevent: value, signal, notify, thread id.
+        let signal = u64::from(timer.signal as u32) | u64::from(timer.notify as u32) << 32;
+        let event = batch.words(&[timer.sigev_value, signal, u64::from(timer.thread.0 as u32), 0, 0, 0, 0, 0]);
+        let id = batch.words(&[timer.id as u64]);
+        batch.must("timer_create", libc::SYS_timer_create, &[timer.clock as i64 as u64, event.address, id.address]);
+    }
+    prctl(batch, PR_TIMER_CREATE_RESTORE_IDS as i32, 0);
+}
+
+/// What comes once all threads have their rights: dumpable (reset by them) and
+/// the clocks that run from now on.
+fn last(skeleton: &Skeleton, at: usize, record: &ProcessRecord) -> Result<()> {
+    let mut batch = skeleton.batch();
+    if record.dumpable != 2 {
+        prctl(&mut batch, libc::PR_SET_DUMPABLE, record.dumpable as u64);
+    }
+    for (which, timer) in (0u64..).zip(&record.itimers) {
+        if timer.value_ns != 0 {
+            let micros = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000 / 1000];
+            let words = [micros(timer.interval_ns), micros(timer.value_ns.max(1000))].concat();
+            let value = batch.words(&words);
+            batch.must("setitimer", libc::SYS_setitimer, &[which, value.address, 0]);
+        }
+    }
+    for timer in record.posix_timers.iter().filter(|t| t.time != TimerValue::default()) {
+        arm(&mut batch, timer);
+    }
+    batch.must("close", libc::SYS_close, &[skeleton.socket_number as u64]);
+    skeleton.run(at, &mut batch).map(drop)
+}
+
+fn arm(batch: &mut Batch, timer: &PosixTimer) {
+    let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
+    let value = batch.words(&[parts(timer.time.interval_ns), parts(timer.time.value_ns)].concat());
+    batch.must("timer_settime", libc::SYS_timer_settime, &[timer.id as u64, 0, value.address, 0]);
+}
+
+/// Removes the executor and gives every thread its registers: what is left is
+/// the app, stopped.
+pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
+    let husk = &skeleton.husks[at];
+    let mut timed = Vec::new();
+    for (tid, thread) in tids(skeleton, at).into_iter().zip(&core.image.threads) {
+        timed.push(enter_timed(skeleton, tid, &husk.regs, thread)?);
+    }
+    let vdso = core.image.vmas.iter().filter(|v| v.prot & 4 != 0);
+    let mut code: Vec<_> = vdso.collect();
+    code.sort_by_key(|v| v.kind != VmaKind::Vdso);
+    let spans: Vec<Span> = code.iter().map(|v| Span { start: v.start, end: v.end }).collect();
+    let gate = executor::find_gate(husk.pid, &spans)?;
+    skeleton.executor.cure(husk.pid, &husk.regs, gate)?;
+    for ((tid, thread), regs) in tids(skeleton, at).into_iter().zip(&core.image.threads).zip(timed) {
+        let failed = || format!("cannot give task {} its registers", thread.record.tid);
+        ptrace::set_xsave(tid, &thread.xsave).or_fail(failed)?;
+        ptrace::set_regs(tid, &regs).or_fail(failed)?;
+        ptrace::set_sigmask(tid, thread.record.sigmask).or_fail(failed)?;
+    }
+    Ok(())
+}
+
+/// A call with a relative time-out goes on for the time that was left: the
+/// thread enters it again with that time and is interrupted at once, so that
+/// the kernel holds the same restart block as for the original.
+fn enter_timed(skeleton: &Skeleton, tid: HostPid, husk: &Regs, thread: &ThreadImage) -> Result<Regs> {
+    let regs = Regs(thread.regs);
+    let Blocked::Timed { left_ns } = thread.record.blocked_in else { return Ok(regs) };
+    let mut batch = skeleton.batch();
+    let time = batch.words(&[left_ns / 1_000_000_000, left_ns % 1_000_000_000]);
+    let arg = |at: usize| regs.get(at);
+    let (rdi, rsi, rdx, r10, r8, r9) = (arg(reg::RDI), arg(reg::RSI), arg(reg::RDX), arg(reg::R10), arg(reg::R8), arg(reg::R9));
+    let number = arg(reg::ORIG_RAX) as i64;
+    let args: [u64; 6] = match number {
+        libc::SYS_nanosleep => [time.address, rsi, 0, 0, 0, 0],
+        libc::SYS_clock_nanosleep => [rdi, rsi, time.address, r10, 0, 0],
+        libc::SYS_futex => [rdi, rsi, rdx, time.address, r8, r9],
+        libc::SYS_poll => [rdi, rsi, left_ns.div_ceil(1_000_000), 0, 0, 0],
+        _ => return Ok(regs.with(reg::RAX, -i64::from(libc::EINTR) as u64)),
+    };
+    batch.call("timed call", number, &args);
+    match skeleton.executor.interrupt_in(tid, husk, &mut batch)? {
+        // Interrupted: the restart code is in rax as it was.
+        None => Ok(regs),
+        // It ended at once: that is its result.
+        Some(result) => Ok(regs.with(reg::RAX, result).with(reg::ORIG_RAX, u64::MAX)),
+    }
+}
+
+/// How long a thread may take to get into its call.
+const ENTER_MAX: Duration = Duration::from_secs(2);
+
+impl crate::executor::Executor {
+    /// Runs a batch of one call and interrupts it while it waits. `None`: it is
+    /// waiting, to be restarted by its restart block; otherwise its raw result.
+    fn interrupt_in(&self, tid: HostPid, regs: &Regs, batch: &mut Batch) -> Result<Option<u64>> {
+        const RESTART_BLOCK: i64 = -516;
+        let failed = || format!("cannot put task {tid} back into its system call");
+        self.load(tid, regs, batch)?;
+        let since = Instant::now();
+        loop {
+            ptrace::cont(tid, 0).or_fail(failed)?;
+            std::thread::yield_now();
+            ptrace::interrupt(tid).or_fail(failed)?;
+            match ptrace::wait(tid, true).or_fail(failed)? {
+                Some(Stop::Signal(libc::SIGTRAP)) => {
+                    // It came to the end; the interrupt still has to be taken.
+                    let result = self.result_of(tid, batch)?;
+                    return Ok(Some(result));
+                }
+                Some(Stop::Trap) => {
+                    let now = ptrace::get_regs(tid).or_fail(failed)?;
+                    if now.get(reg::RAX) as i64 == RESTART_BLOCK && (now.get(reg::ORIG_RAX) as i64) >= 0 {
+                        return Ok(None);
+                    }
+                }
+                other => return Err(Error::failed(failed()).because(format!("{other:?}"))),
+            }
+            if since.elapsed() > ENTER_MAX {
+                return Err(Error::failed(failed()).because("it does not wait there"));
+            }
+        }
+    }
+}

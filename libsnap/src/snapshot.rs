@@ -1,0 +1,333 @@
+//! Taking an appshot.
+//!
+//! ```text
+//!  survey -> freeze -> survey again -> infect -> capture -> memory -> cure -> seal -> end or thaw
+//!     |         |            |            \________________________/
+//!  refusals  budget      refusals           any error: cure, thaw
+//! ```
+//!
+//! Nothing of the app is changed before every refusal is known. An error after
+//! that gives every thread its registers back and lets the app go on; the
+//! half-written appshot is removed by its writer. A halted app is ended only
+//! once its appshot is sealed.
+
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::executor::{self, Executor};
+use crate::files::{self, FileTable, Member};
+use crate::freeze::{self, Frozen, FrozenProcess};
+use crate::ids::{HostPid, VirtualPid};
+use crate::image::records::{Clocks, Life, Manifest, SnapEntry, Vma, VmaKind};
+use crate::image::{ProcessImage, ThreadImage, Writer};
+use crate::image::records::ProcessRecord;
+use crate::memory::{self, Tables};
+use crate::proc::{self, Fields};
+use crate::process;
+use crate::refusals::Refusals;
+use crate::survey;
+use crate::sys::memory::Span;
+use crate::target::{CheckReport, Phase, SnapshotOptions, SnapshotReport, Target};
+use std::path::Path;
+use std::time::Instant;
+
+/// Writes an appshot of `target` to the new directory `dest`. Uses ptrace: runs
+/// wholly on the calling thread. `progress` is told each step as it begins.
+pub fn snapshot(
+    target: &Target,
+    dest: &Path,
+    options: &SnapshotOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<SnapshotReport> {
+    let subject = survey::subject(target);
+    let begin = Instant::now();
+    let mut steps = Steps::new(progress);
+    steps.start("survey");
+    survey::admissible(target)?;
+    let writer = Writer::create(dest)?;
+    steps.start("freeze");
+    let frozen = freeze::freeze(target).map_err(|e| told(e, &subject))?;
+    let taken = take(&frozen, target, options, &writer, &subject, &mut steps).map_err(|e| {
+        told(e, &subject).state("the app was let go and is running as before")
+    })?;
+    finish(frozen, writer, taken, options, begin, steps)
+}
+
+fn told(mut error: Error, subject: &str) -> Error {
+    if !error.what.contains("cannot snapshot") {
+        error.what = format!("cannot snapshot {subject}: {}", error.what);
+    }
+    error
+}
+
+/// What was captured while the app stood still.
+struct Taken {
+    manifest: Manifest,
+    memory_bytes: u64,
+}
+
+fn take(
+    frozen: &Frozen,
+    target: &Target,
+    options: &SnapshotOptions,
+    writer: &Writer,
+    subject: &str,
+    steps: &mut Steps<'_>,
+) -> Result<Taken> {
+    if frozen.processes.is_empty() {
+        return Err(Error::new(Kind::NotFound, "no process of the app is left").state("the app has ended"));
+    }
+    steps.start("look");
+    let members = frozen.processes.iter().map(|p| Member::open(p.pid, p.vpid)).collect::<Result<Vec<_>>>()?;
+    let mut refusals = Refusals::default();
+    let mut tables = Tables::default();
+    survey::processes(target, &frozen_pids(frozen), &mut refusals);
+    let spaces = address_spaces(&frozen_pids(frozen), &mut tables, &mut refusals)?;
+    let table = files::capture(&members, options, true, &mut tables, &mut refusals)?;
+    refusals.into_result(subject)?;
+    steps.start("capture");
+    let clocks = survey::clocks(frozen.processes[0].pid);
+    let mut captured = Vec::with_capacity(spaces.len());
+    for (process, vmas) in frozen.processes.iter().zip(&spaces) {
+        captured.push(capture_process(process, vmas)?);
+    }
+    steps.start("memory");
+    let needs = needs(frozen, &spaces, &captured)?;
+    let memory_bytes = store(frozen, captured, spaces, &table, &mut tables, writer)?;
+    let manifest = manifest(frozen, target, clocks, needs, table, tables)?;
+    Ok(Taken { manifest, memory_bytes })
+}
+
+fn frozen_pids(frozen: &Frozen) -> Vec<HostPid> {
+    frozen.processes.iter().map(|p| p.pid).collect()
+}
+
+fn address_spaces(pids: &[HostPid], tables: &mut Tables, refusals: &mut Refusals) -> Result<Vec<Vec<Vma>>> {
+    let mut spaces = Vec::with_capacity(pids.len());
+    for pid in pids {
+        let mappings = proc::mappings(*pid).or_fail(|| format!("cannot read the mappings of pid {pid}"))?;
+        spaces.push(memory::classify(*pid, &mappings, tables, refusals));
+    }
+    Ok(spaces)
+}
+
+/// Enters the process, asks it, and leaves it as it was.
+fn capture_process(process: &FrozenProcess, vmas: &[Vma]) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
+    let main = process.main();
+    let gate = executor::find_gate(process.pid, &gates(vmas))?;
+    let mut used: Vec<Span> = vmas.iter().map(|v| Span { start: v.start, end: v.end }).collect();
+    let hole = executor::find_hole(&mut used, executor::FOOTPRINT)
+        .ok_or_else(|| Error::refused(format!("the address space of pid {} has no room for the executor", process.pid)))?;
+    main.prepare()?;
+    let captured = Executor::infect(main.tid, &main.regs, gate, hole).and_then(|executor| {
+        let captured = process::capture(process, &executor);
+        let cured = executor.cure(main.tid, &main.regs, gate);
+        captured.and_then(|captured| cured.map(|()| captured))
+    });
+    // Whatever happened: every thread gets its own registers and mask back.
+    let recovered: Vec<Result<()>> = process.threads.iter().map(|thread| thread.recover()).collect();
+    let captured = captured?;
+    recovered.into_iter().collect::<Result<()>>()?;
+    Ok(captured)
+}
+
+/// Executable mappings, the vdso first: it always holds a `syscall` instruction.
+fn gates(vmas: &[Vma]) -> Vec<Span> {
+    let mut code: Vec<&Vma> = vmas.iter().filter(|v| v.prot & 4 != 0).collect();
+    code.sort_by_key(|v| v.kind != VmaKind::Vdso);
+    code.iter().map(|v| Span { start: v.start, end: v.end }).collect()
+}
+
+fn needs(
+    frozen: &Frozen,
+    spaces: &[Vec<Vma>],
+    captured: &[(ProcessRecord, Vec<ThreadImage>)],
+) -> Result<crate::image::records::Needs> {
+    let vdso = spaces.iter().zip(&frozen.processes).find_map(|(vmas, process)| {
+        let vma = vmas.iter().find(|v| v.kind == VmaKind::Vdso)?;
+        let mut bytes = vec![0; (vma.end - vma.start) as usize];
+        crate::sys::memory::read(process.pid, vma.start, &mut bytes).ok()?;
+        Some(bytes)
+    });
+    let xsave = &captured[0].1[0].xsave;
+    Ok(memory::needs(xsave, &vdso.unwrap_or_default()))
+}
+
+fn store(
+    frozen: &Frozen,
+    captured: Vec<(ProcessRecord, Vec<ThreadImage>)>,
+    spaces: Vec<Vec<Vma>>,
+    table: &FileTable,
+    tables: &mut Tables,
+    writer: &Writer,
+) -> Result<u64> {
+    let mut bytes = 0;
+    for (at, ((mut record, threads), vmas)) in captured.into_iter().zip(spaces).enumerate() {
+        let process = &frozen.processes[at];
+        record.fds = table.fds[at].clone();
+        let mut core = writer.core(&part_name(process.vpid))?;
+        memory::store_pages(process.pid, &vmas, &mut core)?;
+        bytes += core.stored_bytes();
+        let entry = snap_entry(process.pid)?;
+        core.finish(&ProcessImage {
+            process: record,
+            comm: entry.comm,
+            ppid: entry.ppid,
+            pgid: entry.pgid,
+            sid: entry.sid,
+            threads,
+            vmas,
+        })?;
+    }
+    Ok(bytes + tables.shm.store(writer)?)
+}
+
+fn part_name(pid: VirtualPid) -> String {
+    format!("{pid}.core")
+}
+
+/// The process as the snaplist names it.
+fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
+    let failed = || format!("cannot read the state of pid {pid}");
+    let status = Fields::status(pid).or_fail(failed)?;
+    let stat = proc::stat(pid).or_fail(failed)?;
+    let vpid = VirtualPid(status.innermost("NSpid"));
+    let life = if stat.state == b'Z' {
+        Life::Zombie { wait_status: stat.exit_code }
+    } else {
+        Life::Alive { part: part_name(vpid) }
+    };
+    Ok(SnapEntry {
+        pid: vpid,
+        ppid: VirtualPid(stat.ppid),
+        pgid: VirtualPid(status.innermost("NSpgid")),
+        sid: VirtualPid(status.innermost("NSsid")),
+        exit_signal: stat.exit_signal,
+        comm: proc::comm(pid),
+        life,
+    })
+}
+
+fn manifest(
+    frozen: &Frozen,
+    target: &Target,
+    clocks: Clocks,
+    needs: crate::image::records::Needs,
+    table: FileTable,
+    tables: Tables,
+) -> Result<Manifest> {
+    let mut processes = Vec::new();
+    let numbers: std::collections::HashMap<i32, VirtualPid> =
+        frozen.processes.iter().map(|p| (p.pid.0, p.vpid)).collect();
+    for pid in frozen.processes.iter().map(|p| p.pid).chain(frozen.zombies.iter().copied()) {
+        let mut entry = snap_entry(pid)?;
+        // A parent outside the app is its init.
+        entry.ppid = numbers.get(&entry.ppid.0).copied().unwrap_or(VirtualPid(if entry.pid.0 == 1 { 0 } else { 1 }));
+        processes.push(entry);
+    }
+    let (hostname, domainname) = survey::host_names(frozen.processes[0].pid);
+    Ok(Manifest {
+        format: 1,
+        product: concat!("appshot ", env!("CARGO_PKG_VERSION")).to_owned(),
+        app: survey::app_name(target),
+        created_unix_ms: (clocks.realtime_ns / 1_000_000) as u64,
+        needs,
+        clocks,
+        hostname,
+        domainname,
+        processes,
+        files: table.files,
+        pipes: table.pipes,
+        shmem: tables.shm.into_records(),
+        external: tables.external.into_vec(),
+        parts: Vec::new(),
+    })
+}
+
+fn finish(
+    frozen: Frozen,
+    writer: Writer,
+    taken: Taken,
+    options: &SnapshotOptions,
+    begin: Instant,
+    mut steps: Steps<'_>,
+) -> Result<SnapshotReport> {
+    let app = taken.manifest.app.clone();
+    let (processes, threads) = (frozen.processes.len(), frozen.threads());
+    let (sealed, frozen_for) = if options.leave_running {
+        let frozen_for = frozen.thaw();
+        steps.start("seal");
+        let sealed = writer.seal(taken.manifest).map_err(|e| e.state("the app is running as before"))?;
+        (sealed, frozen_for)
+    } else {
+        steps.start("seal");
+        let sealed = writer.seal(taken.manifest).map_err(|e| e.state("the app was let go and is running as before"))?;
+        steps.start("end");
+        (sealed, frozen.kill())
+    };
+    Ok(SnapshotReport {
+        appshot: sealed.path,
+        app,
+        processes,
+        threads,
+        memory_bytes: taken.memory_bytes,
+        disk_bytes: sealed.disk_bytes,
+        frozen_micros: frozen_for.as_micros() as u64,
+        total_micros: begin.elapsed().as_micros() as u64,
+        phases: steps.end(),
+    })
+}
+
+/// Lists everything that a snapshot would refuse; touches nothing.
+pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> {
+    survey::admissible(target)?;
+    let pids: Vec<HostPid> = freeze::members(target)?.into_iter().filter(|pid| !survey::is_zombie(*pid)).collect();
+    let mut report = CheckReport {
+        processes: pids.len(),
+        ..CheckReport::default()
+    };
+    let mut refusals = Refusals::default();
+    let mut tables = Tables::default();
+    survey::processes(target, &pids, &mut refusals);
+    address_spaces(&pids, &mut tables, &mut refusals)?;
+    let members = pids.iter().map(|pid| Member::open(*pid, VirtualPid(pid.0))).collect::<Result<Vec<_>>>()?;
+    files::capture(&members, options, false, &mut tables, &mut refusals)?;
+    report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();
+    report.depends = tables.external.paths().map(|path| format!("file {path}")).collect();
+    report.refusals = refusals.into_vec();
+    Ok(report)
+}
+
+/// Names and times the steps of a protocol.
+pub(crate) struct Steps<'a> {
+    progress: &'a mut dyn FnMut(&str),
+    done: Vec<Phase>,
+    now: Option<(String, Instant)>,
+}
+
+impl<'a> Steps<'a> {
+    pub fn new(progress: &'a mut dyn FnMut(&str)) -> Self {
+        Steps {
+            progress,
+            done: Vec::new(),
+            now: None,
+        }
+    }
+
+    pub fn start(&mut self, name: &str) {
+        self.close();
+        (self.progress)(name);
+        self.now = Some((name.to_owned(), Instant::now()));
+    }
+
+    fn close(&mut self) {
+        if let Some((name, since)) = self.now.take() {
+            let micros = since.elapsed().as_micros() as u64;
+            tracing::debug!(phase = %name, micros);
+            self.done.push(Phase { name, micros });
+        }
+    }
+
+    pub fn end(mut self) -> Vec<Phase> {
+        self.close();
+        self.done
+    }
+}

@@ -1,0 +1,160 @@
+//! The appshots of the registry, and how one takes the place of another.
+
+use super::{Store, files, names};
+use crate::error::{Error, Kind, OrFail, Result};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Ending of an appshot's file or directory name.
+pub const SUFFIX: &str = ".appshot";
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppshotEntry {
+    pub name: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+impl Store {
+    fn appshots_dir(&self) -> PathBuf {
+        self.data_dir.join("appshots")
+    }
+
+    pub fn appshot_path(&self, name: &str) -> PathBuf {
+        self.appshots_dir().join(format!("{name}{SUFFIX}"))
+    }
+
+    fn next_path(&self, name: &str) -> PathBuf {
+        self.appshots_dir().join(format!(".{name}{SUFFIX}.next"))
+    }
+
+    pub fn appshots(&self) -> Result<Vec<AppshotEntry>> {
+        let names = files::stems(&self.appshots_dir(), SUFFIX)?;
+        Ok(names.into_iter().map(|name| self.entry(name)).collect())
+    }
+
+    fn entry(&self, name: String) -> AppshotEntry {
+        let path = self.appshot_path(&name);
+        let bytes = disk_bytes(&path);
+        AppshotEntry { name, path, bytes }
+    }
+
+    /// The appshot meant by a name, or by a path (anything with a `/`, or a
+    /// file of that name right here).
+    pub fn resolve_appshot(&self, name_or_path: &str) -> Result<PathBuf> {
+        let given = Path::new(name_or_path);
+        if name_or_path.contains('/') || name_or_path.ends_with(SUFFIX) {
+            return match given.exists() {
+                true => files::absolute(given),
+                false => Err(Error::new(
+                    Kind::NotFound,
+                    format!("there is no appshot {}", given.display()),
+                )),
+            };
+        }
+        names::validate(name_or_path)?;
+        self.stored_appshot(name_or_path)
+    }
+
+    /// Whether `path` is what the store keeps under `name`.
+    pub fn is_stored(&self, path: &Path, name: &str) -> bool {
+        path == self.appshot_path(name)
+    }
+
+    /// A halting snapshot may have put it elsewhere (`--out`): the record knows.
+    fn stored_appshot(&self, name: &str) -> Result<PathBuf> {
+        let recorded = self.find(name)?.and_then(|app| app.appshot);
+        recorded
+            .into_iter()
+            .chain([self.appshot_path(name)])
+            .find(|path| path.exists())
+            .ok_or_else(|| self.no_appshot(name))
+    }
+
+    fn no_appshot(&self, name: &str) -> Error {
+        let known = self.appshots().unwrap_or_default();
+        let error = Error::new(Kind::NotFound, format!("there is no appshot of {name:?}"));
+        match names::closest(name, known.iter().map(|entry| entry.name.as_str())) {
+            Some(near) if near != name => error.fix(format!("did you mean {near:?}?")),
+            _ => error.fix(format!("take one with `appshot snapshot {name}`")),
+        }
+    }
+
+    /// Where a new appshot is to be written. With `replace` that is beside the
+    /// old one, until [`Store::settle`] puts it in its place.
+    pub fn new_appshot_path(&self, name: &str, replace: bool) -> Result<PathBuf> {
+        names::validate(name)?;
+        let path = self.appshot_path(name);
+        match (path.exists(), replace) {
+            (false, _) => Ok(path),
+            (true, true) => Ok(self.next_path(name)),
+            (true, false) => Err(already_there(&path)),
+        }
+    }
+
+    /// Puts a sealed successor in the place of the old appshot. Called under
+    /// the lock of `name`, also by the next command after a crash: a file under
+    /// the successor's name is whole, for it was renamed to it when sealed.
+    pub fn settle(&self, name: &str) -> Result<()> {
+        let (next, path) = (self.next_path(name), self.appshot_path(name));
+        if !next.exists() {
+            return Ok(());
+        }
+        let what = || format!("cannot put the new appshot in place of {}", path.display());
+        if path.exists() {
+            renameat2(
+                AT_FDCWD,
+                &next,
+                AT_FDCWD,
+                &path,
+                RenameFlags::RENAME_EXCHANGE,
+            )
+            .or_fail(what)?;
+            files::sync_parent(&path).or_fail(what)?;
+            return delete(&next);
+        }
+        std::fs::rename(&next, &path).or_fail(what)?;
+        files::sync_parent(&path).or_fail(what)
+    }
+
+    /// Deletes the stored appshot of `name`.
+    pub fn remove_appshot(&self, name: &str) -> Result<()> {
+        names::validate(name)?;
+        let path = self.appshot_path(name);
+        match path.exists() {
+            true => delete(&path),
+            false => Err(self.no_appshot(name)),
+        }
+    }
+}
+
+fn already_there(path: &Path) -> Error {
+    Error::new(
+        Kind::Conflict,
+        format!("there is already an appshot {}", path.display()),
+    )
+    .fix("pass --replace to overwrite it, or name the new one with --tag or --out")
+    .state("the app was not touched")
+}
+
+/// Hidden first, then deleted: an interrupted deletion never shows half an appshot.
+fn delete(path: &Path) -> Result<()> {
+    let what = || format!("cannot remove the appshot {}", path.display());
+    let doomed = path.with_file_name(format!(".doomed-{}", std::process::id()));
+    std::fs::rename(path, &doomed).or_fail(what)?;
+    files::sync_parent(path).or_fail(what)?;
+    match doomed.is_dir() {
+        true => std::fs::remove_dir_all(&doomed).or_fail(what),
+        false => std::fs::remove_file(&doomed).or_fail(what),
+    }
+}
+
+/// Size of a file, or of the files of a directory (appshots have no deeper ones).
+fn disk_bytes(path: &Path) -> u64 {
+    let length = |path: &Path| path.metadata().map_or(0, |meta| meta.len());
+    match path.read_dir() {
+        Ok(entries) => entries.flatten().map(|entry| length(&entry.path())).sum(),
+        Err(_) => length(path),
+    }
+}

@@ -1,0 +1,217 @@
+//! What can be told of an app without stopping it: whether it may be
+//! snapshotted at all, and which of its state nobody could bring back.
+
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::freeze;
+use crate::ids::HostPid;
+use crate::image::records::Clocks;
+use crate::proc::{self, Fields};
+use crate::refusals::Refusals;
+use crate::sys::task::{self, Compare};
+use crate::target::Target;
+use std::cmp::Ordering;
+use std::fs;
+
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// `pid 4312 (postgres)`, for messages.
+pub fn subject(target: &Target) -> String {
+    let root = root(target);
+    match target {
+        Target::Pid(_) => format!("pid {root} ({})", proc::comm(root)),
+        Target::App { name, .. } => format!("app {name} (pid {root}, {})", proc::comm(root)),
+    }
+}
+
+pub fn root(target: &Target) -> HostPid {
+    match target {
+        Target::Pid(pid) | Target::App { root: pid, .. } => *pid,
+    }
+}
+
+pub fn app_name(target: &Target) -> String {
+    match target {
+        Target::App { name, .. } => name.clone(),
+        Target::Pid(pid) => {
+            let comm = proc::comm(*pid);
+            let plain: String = comm.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+            format!("{}-{pid}", plain.trim_matches('-'))
+        }
+    }
+}
+
+pub fn is_zombie(pid: HostPid) -> bool {
+    proc::stat(pid).is_ok_and(|stat| stat.state == b'Z')
+}
+
+/// Refuses what is no app: missing, a kernel thread, init, ourselves, already
+/// traced, stopped.
+pub fn admissible(target: &Target) -> Result<()> {
+    let root = root(target);
+    let what = format!("cannot snapshot {}", subject(target));
+    let stat = proc::stat(root).map_err(|_| {
+        Error::new(Kind::NotFound, format!("cannot snapshot pid {root}")).because("there is no such process")
+    })?;
+    let refused = |because: &str, fix: &str| Err(Error::refused(what.clone()).because(because).fix(fix));
+    if stat.flags & PF_KTHREAD != 0 {
+        return refused("it is a kernel thread", "name a process of an app");
+    }
+    if root.0 == 1 {
+        return refused("it is the init of this machine", "name a process of an app");
+    }
+    if stat.state == b'Z' {
+        return refused("it has ended and waits to be reaped (zombie)", "let its parent reap it");
+    }
+    let own = HostPid(std::process::id() as i32);
+    for pid in freeze::members(target)? {
+        if pid == own {
+            return refused("it holds the process that would take the snapshot", "run the command from outside the app");
+        }
+        unmolested(pid, &what)?;
+    }
+    Ok(())
+}
+
+fn unmolested(pid: HostPid, what: &str) -> Result<()> {
+    let Ok(status) = Fields::status(pid) else { return Ok(()) };
+    let tracer = status.number("TracerPid").unwrap_or(0);
+    if tracer != 0 {
+        let name = proc::comm(HostPid(tracer as i32));
+        return Err(Error::new(Kind::Conflict, what)
+            .because(format!("pid {pid} is traced by pid {tracer} ({name})"))
+            .fix("end the debugger or tracer first")
+            .state("the app was not changed and is running"));
+    }
+    if status.get("State").is_some_and(|state| state.starts_with('T')) {
+        return Err(Error::refused(what)
+            .because(format!("pid {pid} ({}) is stopped (job control); stopped processes are not carried yet", proc::comm(pid)))
+            .fix(format!("continue it first: kill -CONT {pid}"))
+            .state("the app was not changed"));
+    }
+    Ok(())
+}
+
+/// State that no record holds yet.
+pub fn processes(target: &Target, pids: &[HostPid], refusals: &mut Refusals) {
+    for pid in pids {
+        seccomp(*pid, refusals);
+        namespaces(target, *pid, refusals);
+        if proc::link(*pid, "root").is_ok_and(|root| root != "/") {
+            refusals.add(*pid, "root directory", "a changed root (chroot) is not carried yet", "run the app without chroot");
+        }
+    }
+    shared_parts(pids, refusals);
+}
+
+fn seccomp(pid: HostPid, refusals: &mut Refusals) {
+    let filtered = proc::threads(pid).unwrap_or_default().into_iter().any(|tid| {
+        Fields::status(tid).is_ok_and(|s| s.number("Seccomp").unwrap_or(0) != 0)
+    });
+    if filtered {
+        refusals.add(pid, "seccomp filter", "seccomp filters are not carried yet", "run the app without its seccomp sandbox");
+    }
+}
+
+fn ns(pid: &str, name: &str) -> Option<String> {
+    fs::read_link(format!("/proc/{pid}/ns/{name}")).ok().map(|link| link.to_string_lossy().into_owned())
+}
+
+/// The app's own namespaces are those its init made; everything else must be
+/// the host's.
+fn namespaces(target: &Target, pid: HostPid, refusals: &mut Refusals) {
+    let init = match target {
+        Target::App { init: Some(init), .. } => init.to_string(),
+        _ => "self".to_owned(),
+    };
+    for name in ["user", "net", "cgroup"] {
+        check_ns(pid, name, "self", refusals);
+    }
+    for name in ["mnt", "ipc", "uts"] {
+        check_ns(pid, name, &init, refusals);
+    }
+    let root = root(target).to_string();
+    for name in ["pid", "pid_for_children", "time"] {
+        check_ns(pid, name, &root, refusals);
+    }
+}
+
+fn check_ns(pid: HostPid, name: &str, expected: &str, refusals: &mut Refusals) {
+    // pid_for_children names the namespace of future children: it must be pid's own.
+    let wanted = ns(expected, if name == "pid_for_children" { "pid" } else { name });
+    let own = ns(&pid.to_string(), name);
+    if own.is_some() && own != wanted {
+        refusals.add(
+            pid,
+            format!("{name} namespace"),
+            "the process is in a namespace of its own that is not carried yet",
+            "start the app with `appshot run`, which makes the namespaces it needs",
+        );
+    }
+}
+
+/// Processes that share memory, descriptors or file-system state with one
+/// another (vfork in progress, CLONE_FILES without threads).
+fn shared_parts(pids: &[HostPid], refusals: &mut Refusals) {
+    for (what, name) in [(Compare::Vm, "memory"), (Compare::Files, "descriptor table"), (Compare::Fs, "file-system state")] {
+        let mut sorted = pids.to_vec();
+        sorted.sort_by(|a, b| task::kcmp(*a, *b, what, 0, 0).unwrap_or(Ordering::Less));
+        for pair in sorted.windows(2) {
+            if task::kcmp(pair[0], pair[1], what, 0, 0) == Ok(Ordering::Equal) {
+                refusals.add(
+                    pair[1],
+                    name,
+                    format!("shared with process {} (vfork in progress, or clone without CLONE_THREAD)", pair[0]),
+                    "try again when the child has executed its program",
+                );
+            }
+        }
+    }
+}
+
+/// The clocks as the app reads them.
+pub fn clocks(pid: HostPid) -> Clocks {
+    use nix::time::{ClockId, clock_gettime};
+    let now = |clock| clock_gettime(clock).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
+    let offsets = proc::text(pid, "timens_offsets").unwrap_or_default();
+    Clocks {
+        realtime_ns: now(ClockId::CLOCK_REALTIME),
+        monotonic_ns: now(ClockId::CLOCK_MONOTONIC) + offset(&offsets, "monotonic"),
+        boottime_ns: now(ClockId::CLOCK_BOOTTIME) + offset(&offsets, "boottime"),
+    }
+}
+
+/// `monotonic      -12         500`: seconds and nanoseconds.
+fn offset(text: &str, clock: &str) -> i64 {
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(clock));
+    let mut words = line.unwrap_or("").split_whitespace().skip(1).map(|w| w.parse::<i64>().unwrap_or(0));
+    let seconds = words.next().unwrap_or(0);
+    seconds * 1_000_000_000 + words.next().unwrap_or(0)
+}
+
+/// Host and domain name in the UTS namespace of `pid`.
+pub fn host_names(pid: HostPid) -> (String, String) {
+    let read = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).map(|t| t.trim_end().to_owned()).unwrap_or_default();
+    let names = crate::nsthread::inside(pid, &["uts"], || (read("hostname"), read("domainname")));
+    names.or_fail(|| "cannot read the host name").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_negative_clock_offset() {
+        let text = "monotonic          -2         500000000\nboottime            3         0\n";
+        assert_eq!(offset(text, "monotonic"), -1_500_000_000);
+        assert_eq!(offset(text, "boottime"), 3_000_000_000);
+    }
+
+    #[test]
+    fn what_is_no_app_is_refused() {
+        let refuse = |pid: i32| admissible(&Target::Pid(HostPid(pid))).unwrap_err();
+        assert_eq!(refuse(1).kind, Kind::Refused);
+        assert_eq!(refuse(2).because.as_deref(), Some("it is a kernel thread"));
+        assert_eq!(refuse(std::process::id() as i32).kind, Kind::Refused);
+        assert_eq!(refuse(4_000_000).kind, Kind::NotFound);
+    }
+}

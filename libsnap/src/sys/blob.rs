@@ -1,0 +1,160 @@
+//! The machine code that enters other processes.
+//!
+//! *Executor*: walks an array of [`Entry`]s and makes the system call each
+//! names. It uses no stack, no memory besides the array, and is position
+//! independent. `rbx` points at the first entry. It stops with `int3` at the
+//! entry whose number is -1, or at one that failed and was marked so.
+//!
+//! *Init*: process 1 of an instance. It reaps what the app leaves behind and
+//! ends with the app's own exit status (128 + N after signal N), which makes
+//! the kernel end whatever is left in the PID namespace. `rbx` holds the PID
+//! (as init sees it) of the app's first process.
+
+use std::arch::global_asm;
+
+global_asm!(
+    ".pushsection .rodata",
+    ".balign 16",
+    "appshot_executor_start:",
+    "2: mov rax, [rbx]",
+    "cmp rax, -1",
+    "je 5f",
+    "mov rdi, [rbx + 8]",
+    "mov rsi, [rbx + 16]",
+    "mov rdx, [rbx + 24]",
+    "mov r10, [rbx + 32]",
+    "mov r8, [rbx + 40]",
+    "mov r9, [rbx + 48]",
+    "syscall",
+    "mov [rbx + 56], rax",
+    "mov rcx, [rbx + 64]",
+    "test rcx, rcx",
+    "jz 3f",
+    "mov [rcx], rax",
+    "3: test qword ptr [rbx + 72], 1",
+    "jz 4f",
+    "cmp rax, -4095",
+    "jae 5f",
+    "4: add rbx, 80",
+    "jmp 2b",
+    "5: int3",
+    "appshot_executor_end:",
+    ".balign 16",
+    "appshot_init_start:",
+    "mov ebx, [rip + 7f]",
+    "appshot_init_loop:",
+    "6: mov edi, -1",
+    "lea rsi, [rsp - 64]",
+    "mov edx, 0x40000000", // __WALL: whatever signal the child was to send
+    "xor r10d, r10d",
+    "mov eax, 61", // wait4
+    "syscall",
+    "cmp rax, rbx",
+    "je 8f",
+    "cmp rax, -10", // ECHILD: the app's first process was never ours
+    "jne 6b",
+    "xor edi, edi",
+    "jmp 9f",
+    "8: mov edi, [rsp - 64]",
+    "mov ecx, edi",
+    "shr edi, 8",
+    "and edi, 255",
+    "and ecx, 127",
+    "jz 9f",
+    "lea edi, [rcx + 128]",
+    "9: mov eax, 231", // exit_group
+    "syscall",
+    ".balign 4",
+    "7: .long 0",
+    "appshot_init_end:",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    static appshot_executor_start: u8;
+    static appshot_executor_end: u8;
+    static appshot_init_start: u8;
+    static appshot_init_loop: u8;
+    static appshot_init_end: u8;
+}
+
+fn between(start: *const u8, end: *const u8) -> &'static [u8] {
+    // SAFETY: both labels stand in one read-only section of this program, in
+    // this order, so the bytes between them are initialised and never change.
+    unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+}
+
+pub fn executor() -> &'static [u8] {
+    between(&raw const appshot_executor_start, &raw const appshot_executor_end)
+}
+
+pub fn init() -> &'static [u8] {
+    between(&raw const appshot_init_start, &raw const appshot_init_end)
+}
+
+/// Where in [`init`] the loop begins that expects the PID in `rbx`.
+pub fn init_loop_offset() -> u64 {
+    between(&raw const appshot_init_start, &raw const appshot_init_loop).len() as u64
+}
+
+/// One system call of a batch, as the executor reads it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entry {
+    pub number: u64,
+    pub args: [u64; 6],
+    pub result: u64,
+    /// Address (in the target) where the result is stored as well; 0 for none.
+    pub copy_to: u64,
+    /// Bit 0: stop here when it fails.
+    pub flags: u64,
+}
+
+pub const ENTRY_BYTES: usize = size_of::<Entry>();
+
+impl Entry {
+    pub fn to_words(self) -> [u64; 10] {
+        let a = self.args;
+        [self.number, a[0], a[1], a[2], a[3], a[4], a[5], self.result, self.copy_to, self.flags]
+    }
+}
+
+/// A static ELF program of one page, loaded at `address`, that is an init for
+/// the app process `root` (or, stopped at its first instruction, a husk: an
+/// almost empty process to build another one in).
+pub fn init_program(address: u64, root: i32) -> Vec<u8> {
+    const HEADERS: usize = 64 + 2 * 56;
+    let mut code = init().to_vec();
+    let at = code.len() - 4;
+    code[at..].copy_from_slice(&root.to_le_bytes());
+    let entry = address + HEADERS as u64;
+    let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    elf.extend_from_slice(&2u16.to_le_bytes()); // ET_EXEC
+    elf.extend_from_slice(&62u16.to_le_bytes()); // x86-64
+    elf.extend_from_slice(&1u32.to_le_bytes());
+    elf.extend_from_slice(&entry.to_le_bytes());
+    elf.extend_from_slice(&64u64.to_le_bytes()); // program headers
+    elf.extend_from_slice(&0u64.to_le_bytes());
+    elf.extend_from_slice(&0u32.to_le_bytes());
+    for half in [64u16, 56, 2, 64, 0, 0] {
+        elf.extend_from_slice(&half.to_le_bytes());
+    }
+    let size = (HEADERS + code.len()) as u64;
+    program_header(&mut elf, 1, 5, address, size); // PT_LOAD, read and execute
+    program_header(&mut elf, 0x6474_e551, 6, 0, 0); // PT_GNU_STACK, not executable
+    elf.extend_from_slice(&code);
+    elf
+}
+
+fn program_header(elf: &mut Vec<u8>, kind: u32, flags: u32, address: u64, size: u64) {
+    elf.extend_from_slice(&kind.to_le_bytes());
+    elf.extend_from_slice(&flags.to_le_bytes());
+    for word in [0, address, address, size, size, 4096] {
+        elf.extend_from_slice(&u64::to_le_bytes(word));
+    }
+}
+
+/// Address of the loop of an [`init_program`] loaded at `address`.
+pub fn init_program_loop(address: u64) -> u64 {
+    address + (64 + 2 * 56) + init_loop_offset()
+}

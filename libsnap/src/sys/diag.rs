@@ -1,0 +1,224 @@
+//! sock_diag(7): who is connected with whom among unix sockets.
+
+use super::{Sys, check};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const UDIAG_SHOW_PEER: u32 = 4;
+const UDIAG_SHOW_ICONS: u32 = 8;
+const UDIAG_SHOW_RQLEN: u32 = 16;
+const UNIX_DIAG_PEER: u16 = 2;
+const UNIX_DIAG_ICONS: u16 = 3;
+const UNIX_DIAG_RQLEN: u16 = 4;
+const UNIX_DIAG_SHUTDOWN: u16 = 6;
+
+/// What sock_diag tells of one unix socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnixSocket {
+    pub state: u8,
+    /// Inode of the peer; 0 when there is none any more.
+    pub peer: u64,
+    /// Inodes of connections not yet accepted (of a listening socket).
+    pub waiting: Vec<u64>,
+    /// Listening: pending connections and backlog. Otherwise bytes queued.
+    pub queue: (u32, u32),
+    pub shutdown: u8,
+}
+
+/// All unix sockets of this network namespace, by inode.
+pub fn unix_sockets() -> Sys<HashMap<u64, UnixSocket>> {
+    let fd = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkSockDiag,
+    )?;
+    send(fd.as_raw_fd(), &request(), MsgFlags::empty())?;
+    let mut found = HashMap::new();
+    let mut buffer = vec![0u8; 256 * 1024];
+    loop {
+        let got = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        if !messages(&buffer[..got], &mut found)? {
+            return Ok(found);
+        }
+    }
+}
+
+/// `nlmsghdr` and `unix_diag_req`, asking for every socket in every state.
+fn request() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&40u32.to_le_bytes());
+    bytes.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_le_bytes());
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+    bytes.extend_from_slice(&(flags as u16).to_le_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]);
+    bytes.extend_from_slice(&u32::MAX.to_le_bytes());
+    bytes.extend_from_slice(&0u32.to_le_bytes());
+    let show = UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
+    bytes.extend_from_slice(&show.to_le_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes
+}
+
+/// Reads one datagram; false once the dump is done.
+fn messages(mut bytes: &[u8], found: &mut HashMap<u64, UnixSocket>) -> Sys<bool> {
+    while bytes.len() >= 16 {
+        let len = u32_at(bytes, 0) as usize;
+        if len < 16 || len > bytes.len() {
+            return Err(Errno::EBADMSG);
+        }
+        match i32::from(u16_at(bytes, 4)) {
+            libc::NLMSG_DONE => return Ok(false),
+            libc::NLMSG_ERROR => return Err(Errno::from_raw(-(u32_at(bytes, 16) as i32))),
+            _ => {
+                let (inode, socket) = unix_message(&bytes[16..len]);
+                found.insert(inode, socket);
+            }
+        }
+        bytes = &bytes[len.next_multiple_of(4).min(bytes.len())..];
+    }
+    Ok(true)
+}
+
+fn unix_message(body: &[u8]) -> (u64, UnixSocket) {
+    let mut socket = UnixSocket::default();
+    if body.len() < 16 {
+        return (0, socket);
+    }
+    socket.state = body[2];
+    let inode = u64::from(u32_at(body, 4));
+    let mut attributes = &body[16..];
+    while attributes.len() >= 4 {
+        let len = usize::from(u16_at(attributes, 0));
+        if len < 4 || len > attributes.len() {
+            break;
+        }
+        let value = &attributes[4..len];
+        match u16_at(attributes, 2) {
+            UNIX_DIAG_PEER if value.len() >= 4 => socket.peer = u64::from(u32_at(value, 0)),
+            UNIX_DIAG_ICONS => {
+                socket.waiting = value.chunks_exact(4).map(|c| u64::from(u32_at(c, 0))).collect();
+            }
+            UNIX_DIAG_RQLEN if value.len() >= 8 => {
+                socket.queue = (u32_at(value, 0), u32_at(value, 4));
+            }
+            UNIX_DIAG_SHUTDOWN if !value.is_empty() => socket.shutdown = value[0],
+            _ => {}
+        }
+        attributes = &attributes[len.next_multiple_of(4).min(attributes.len())..];
+    }
+    (inode, socket)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// getsockopt(2) as raw bytes, at most `max`.
+pub fn getsockopt(fd: &impl AsRawFd, level: i32, name: i32, max: usize) -> Sys<Vec<u8>> {
+    let mut value = vec![0u8; max];
+    let mut len = max as libc::socklen_t;
+    // SAFETY: `value` is live and `len` is its length.
+    check(i64::from(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut len)
+    }))?;
+    value.truncate(len as usize);
+    Ok(value)
+}
+
+pub fn getsockopt_i32(fd: &impl AsRawFd, level: i32, name: i32) -> Sys<i32> {
+    let value = getsockopt(fd, level, name, 4)?;
+    Ok(value.try_into().map_or(0, i32::from_le_bytes))
+}
+
+pub fn setsockopt(fd: &impl AsRawFd, level: i32, name: i32, value: &[u8]) -> Sys<()> {
+    // SAFETY: `value` is live and its length is passed.
+    check(i64::from(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
+        )
+    }))
+    .map(drop)
+}
+
+/// getsockname(2) or getpeername(2) as raw address bytes.
+pub fn address(fd: &impl AsRawFd, peer: bool) -> Sys<Vec<u8>> {
+    let mut bytes = vec![0u8; 128];
+    let mut len = 128 as libc::socklen_t;
+    let to = bytes.as_mut_ptr().cast();
+    // SAFETY: `bytes` is live and `len` is its length.
+    let got = unsafe {
+        if peer {
+            libc::getpeername(fd.as_raw_fd(), to, &mut len)
+        } else {
+            libc::getsockname(fd.as_raw_fd(), to, &mut len)
+        }
+    };
+    check(i64::from(got))?;
+    bytes.truncate(len as usize);
+    Ok(bytes)
+}
+
+/// bind(2) or connect(2) with raw address bytes.
+pub fn set_address(fd: &impl AsRawFd, connect: bool, name: &[u8]) -> Sys<()> {
+    let (at, len) = (name.as_ptr().cast(), name.len() as libc::socklen_t);
+    // SAFETY: `name` is live and its length is passed.
+    let got = unsafe {
+        if connect {
+            libc::connect(fd.as_raw_fd(), at, len)
+        } else {
+            libc::bind(fd.as_raw_fd(), at, len)
+        }
+    };
+    check(i64::from(got)).map(drop)
+}
+
+/// A message looked at without taking it: data, sender's address, and whether
+/// it carries descriptors or other control data.
+#[derive(Debug)]
+pub struct Peeked {
+    pub data: Vec<u8>,
+    pub from: Vec<u8>,
+    pub control: bool,
+}
+
+/// recvmsg(2) with MSG_PEEK; `None` when there is nothing (left) to read.
+pub fn peek_message(fd: &impl AsRawFd, max: usize) -> Sys<Option<Peeked>> {
+    let mut data = vec![0u8; max];
+    let mut from = [0u8; 128];
+    let mut iov = libc::iovec {
+        iov_base: data.as_mut_ptr().cast(),
+        iov_len: max,
+    };
+    // SAFETY: all zeroes is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &mut iov;
+    header.msg_iovlen = 1;
+    header.msg_name = from.as_mut_ptr().cast();
+    header.msg_namelen = 128;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the header names live buffers with their lengths; no control
+    // buffer is given, so no descriptor can arrive (MSG_CTRUNC tells of one).
+    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut header, flags) };
+    if got < 0 && Errno::last() == Errno::EAGAIN {
+        return Ok(None);
+    }
+    data.truncate(check(got as libc::c_long)? as usize);
+    Ok(Some(Peeked {
+        data,
+        from: from[..(header.msg_namelen as usize).min(128)].to_vec(),
+        control: header.msg_flags & libc::MSG_CTRUNC != 0,
+    }))
+}

@@ -1,0 +1,150 @@
+//! Descriptors: fcntl(2) by number, tee(2), passing them to other processes.
+
+use super::{Sys, check};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// fcntl(2) with a plain number as argument.
+pub fn fcntl(fd: i32, command: i32, argument: i64) -> Sys<i32> {
+    // SAFETY: only commands that take no pointer are passed by the callers.
+    check(i64::from(unsafe { libc::fcntl(fd, command, argument) })).map(|v| v as i32)
+}
+
+/// `F_GETOWN_EX`: kind and id.
+pub fn owner(fd: &impl AsRawFd) -> Sys<(i32, i32)> {
+    const F_GETOWN_EX: i32 = 16;
+    let mut owner = [0i32; 2];
+    // SAFETY: struct f_owner_ex is two ints, which `owner` provides.
+    check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) }))?;
+    Ok((owner[0], owner[1]))
+}
+
+pub fn set_owner(fd: &impl AsRawFd, kind: i32, id: i32) -> Sys<()> {
+    const F_SETOWN_EX: i32 = 15;
+    let owner = [kind, id];
+    // SAFETY: struct f_owner_ex is two ints, which `owner` provides.
+    check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, owner.as_ptr()) })).map(drop)
+}
+
+/// Duplicates up to `len` bytes of a pipe's content into another pipe.
+pub fn tee(from: &impl AsRawFd, to: &impl AsRawFd, len: usize) -> Sys<usize> {
+    // SAFETY: only descriptors and numbers are passed.
+    let got = unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), len, libc::SPLICE_F_NONBLOCK) };
+    check(got as libc::c_long).map(|n| n as usize)
+}
+
+/// Sends descriptors over a unix socket, at most 253 (SCM_MAX_FD).
+pub fn send_fds(socket: &impl AsRawFd, fds: &[BorrowedFd<'_>]) -> Sys<()> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let data = [std::io::IoSlice::new(&[1])];
+    let rights = [ControlMessage::ScmRights(&raw)];
+    sendmsg::<()>(socket.as_raw_fd(), &data, &rights, MsgFlags::empty(), None).map(drop)
+}
+
+/// An ioctl that fills an `i32`.
+pub fn ioctl_i32(fd: &impl AsRawFd, request: u64) -> Sys<i32> {
+    let mut value = 0i32;
+    // SAFETY: callers pass requests that write one int.
+    check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut value) }))?;
+    Ok(value)
+}
+
+/// An ioctl that reads or fills a buffer of known size.
+pub fn ioctl_bytes(fd: &impl AsRawFd, request: u64, buffer: &mut [u8]) -> Sys<i64> {
+    // SAFETY: callers pass a buffer of the size that the request uses.
+    check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), request, buffer.as_mut_ptr()) }))
+}
+
+pub fn eventfd(count: u32, flags: i32) -> Sys<OwnedFd> {
+    // SAFETY: only numbers are passed.
+    owned(unsafe { libc::eventfd(count, flags) })
+}
+
+pub fn signalfd(mask: u64, flags: i32) -> Sys<OwnedFd> {
+    // SAFETY: the kernel's mask is 8 bytes at a live address.
+    let got = unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8, flags) };
+    owned(check(got)? as i32)
+}
+
+pub fn memfd(name: &str, flags: u32) -> Sys<OwnedFd> {
+    let name = std::ffi::CString::new(name).map_err(|_| nix::Error::EINVAL)?;
+    // SAFETY: the name is a live C string.
+    owned(unsafe { libc::memfd_create(name.as_ptr(), flags) })
+}
+
+pub fn timerfd(clock: i32, flags: i32) -> Sys<OwnedFd> {
+    // SAFETY: only numbers are passed.
+    owned(unsafe { libc::timerfd_create(clock, flags) })
+}
+
+/// Arms a timerfd relative to now, in nanoseconds.
+pub fn timerfd_set(fd: &impl AsRawFd, flags: i32, value_ns: u64, interval_ns: u64) -> Sys<()> {
+    let spec = libc::itimerspec {
+        it_interval: timespec(interval_ns),
+        it_value: timespec(value_ns),
+    };
+    // SAFETY: `spec` is live; no old value is asked for.
+    check(i64::from(unsafe {
+        libc::timerfd_settime(fd.as_raw_fd(), flags, &spec, std::ptr::null_mut())
+    }))
+    .map(drop)
+}
+
+pub fn timespec(ns: u64) -> libc::timespec {
+    libc::timespec {
+        tv_sec: (ns / 1_000_000_000) as i64,
+        tv_nsec: (ns % 1_000_000_000) as i64,
+    }
+}
+
+/// Takes ownership of a descriptor that a call just returned.
+pub fn owned(fd: i32) -> Sys<OwnedFd> {
+    let fd = check(i64::from(fd))?;
+    // SAFETY: the kernel just gave us this descriptor, nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+pub fn flock(fd: i32, how: i32) -> Sys<()> {
+    // SAFETY: only numbers are passed.
+    check(i64::from(unsafe { libc::flock(fd, how) })).map(drop)
+}
+
+/// A file by its handle (open_by_handle_at(2)), as O_PATH.
+pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Sys<OwnedFd> {
+    let mut bytes = Vec::with_capacity(8 + handle.len());
+    bytes.extend_from_slice(&(handle.len() as u32).to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(handle);
+    // SAFETY: struct file_handle is length, type and that many bytes, as laid out here.
+    let got = unsafe {
+        libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), bytes.as_ptr(), libc::O_PATH | libc::O_CLOEXEC)
+    };
+    owned(check(got)? as i32)
+}
+
+pub fn socket(domain: i32, kind: i32, protocol: i32) -> Sys<OwnedFd> {
+    // SAFETY: only numbers are passed.
+    owned(unsafe { libc::socket(domain, kind, protocol) })
+}
+
+pub fn socketpair(domain: i32, kind: i32) -> Sys<(OwnedFd, OwnedFd)> {
+    let mut pair = [0i32; 2];
+    // SAFETY: `pair` is room for two descriptors.
+    check(i64::from(unsafe { libc::socketpair(domain, kind | libc::SOCK_CLOEXEC, 0, pair.as_mut_ptr()) }))?;
+    Ok((owned(pair[0])?, owned(pair[1])?))
+}
+
+pub fn listen(fd: &impl AsRawFd, backlog: i32) -> Sys<()> {
+    // SAFETY: only numbers are passed.
+    check(i64::from(unsafe { libc::listen(fd.as_raw_fd(), backlog) })).map(drop)
+}
+
+pub fn accept(fd: i32) -> Sys<OwnedFd> {
+    // SAFETY: no address is asked for.
+    owned(unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC) })
+}
+
+pub fn shutdown(fd: &impl AsRawFd, how: i32) -> Sys<()> {
+    // SAFETY: only numbers are passed.
+    check(i64::from(unsafe { libc::shutdown(fd.as_raw_fd(), how) })).map(drop)
+}

@@ -1,0 +1,180 @@
+//! Memory of another process: process_vm_readv(2), /proc/PID/mem, PAGEMAP_SCAN.
+
+use super::{Sys, check};
+use crate::ids::HostPid;
+use nix::errno::Errno;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+pub const PAGE: u64 = 4096;
+
+/// One stretch of another process's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub start: u64,
+    pub end: u64,
+}
+
+impl Span {
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.end <= self.start
+    }
+}
+
+/// Reads the spans back to back into `buffer` (which is at least as long as
+/// their sum); returns the bytes read, short at the first unreadable page.
+/// At most 1024 spans.
+pub fn read_spans(pid: HostPid, spans: &[Span], buffer: &mut [u8]) -> Sys<usize> {
+    let remote: Vec<libc::iovec> = spans
+        .iter()
+        .map(|span| libc::iovec {
+            iov_base: std::ptr::without_provenance_mut(span.start as usize),
+            iov_len: span.len() as usize,
+        })
+        .collect();
+    let local = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: `local` is the caller's live buffer; remote addresses belong to
+    // the other process and are checked by the kernel.
+    let got = unsafe {
+        libc::process_vm_readv(pid.0, &local, 1, remote.as_ptr(), remote.len() as u64, 0)
+    };
+    check(got as libc::c_long).map(|n| n as usize)
+}
+
+/// Fills `buffer` from `address`; a hole is an error (EFAULT).
+pub fn read(pid: HostPid, address: u64, buffer: &mut [u8]) -> Sys<()> {
+    let span = Span {
+        start: address,
+        end: address + buffer.len() as u64,
+    };
+    match read_spans(pid, &[span], buffer)? {
+        n if n == buffer.len() => Ok(()),
+        _ => Err(Errno::EFAULT),
+    }
+}
+
+pub fn read_u64(pid: HostPid, address: u64) -> Sys<u64> {
+    let mut word = [0; 8];
+    read(pid, address, &mut word)?;
+    Ok(u64::from_le_bytes(word))
+}
+
+/// Writes `bytes` at `address`, which must be writable there.
+pub fn write(pid: HostPid, address: u64, bytes: &[u8]) -> Sys<()> {
+    let local = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: std::ptr::without_provenance_mut(address as usize),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: `local` only is read, and is the caller's live slice.
+    let put = unsafe { libc::process_vm_writev(pid.0, &local, 1, &remote, 1, 0) };
+    match check(put as libc::c_long)? as usize {
+        n if n == bytes.len() => Ok(()),
+        _ => Err(Errno::EFAULT),
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct PmScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
+/// `_IOWR('f', 16, struct pm_scan_arg)`
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+
+/// Private pages that hold data of their own in `span`: present or swapped,
+/// neither the zero page nor a page of the mapped file. `PAGEMAP_SCAN` (Linux
+/// 6.7); ENOTTY before.
+pub fn scan_pages(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> {
+    let mut regions = [PageRegion::default(); 512];
+    let mut at = span.start;
+    while at < span.end {
+        let mut arg = PmScanArg {
+            size: size_of::<PmScanArg>() as u64,
+            start: at,
+            end: span.end,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: regions.len() as u64,
+            category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+            category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_PRESENT,
+            ..PmScanArg::default()
+        };
+        // SAFETY: `arg` and the vector it names live across the call, with the
+        // lengths stated in it.
+        let got = check(unsafe {
+            libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg)
+        } as libc::c_long)?;
+        for region in &regions[..got as usize] {
+            push(found, region.start, region.end);
+        }
+        at = arg.walk_end;
+    }
+    Ok(())
+}
+
+/// The same from the plain pagemap words, for older kernels.
+pub fn scan_pages_slowly(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> {
+    use std::os::unix::fs::FileExt;
+    const FILE_OR_SHARED: u64 = 1 << 61;
+    const PRESENT_OR_SWAPPED: u64 = 3 << 62;
+    let mut words = vec![0u8; 1 << 16];
+    let mut at = span.start;
+    while at < span.end {
+        let pages = ((span.end - at) / PAGE).min(words.len() as u64 / 8) as usize;
+        let bytes = &mut words[..pages * 8];
+        pagemap
+            .read_exact_at(bytes, at / PAGE * 8)
+            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+        for word in bytes.as_chunks::<8>().0 {
+            let word = u64::from_le_bytes(*word);
+            if word & PRESENT_OR_SWAPPED != 0 && word & FILE_OR_SHARED == 0 {
+                push(found, at, at + PAGE);
+            }
+            at += PAGE;
+        }
+    }
+    Ok(())
+}
+
+fn push(found: &mut Vec<Span>, start: u64, end: u64) {
+    match found.last_mut() {
+        Some(last) if last.end == start => last.end = end,
+        _ => found.push(Span { start, end }),
+    }
+}

@@ -1,0 +1,229 @@
+//! Making and naming tasks: clone3(2), pidfds, kcmp(2).
+
+use super::{Sys, check};
+use crate::ids::HostPid;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// `struct clone_args` (Linux 5.7 size: with `cgroup`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CloneArgs {
+    pub flags: u64,
+    pub pidfd: u64,
+    pub child_tid: u64,
+    pub parent_tid: u64,
+    pub exit_signal: u64,
+    pub stack: u64,
+    pub stack_size: u64,
+    pub tls: u64,
+    pub set_tid: u64,
+    pub set_tid_size: u64,
+    pub cgroup: u64,
+}
+
+impl CloneArgs {
+    pub const SIZE: u64 = size_of::<CloneArgs>() as u64;
+
+    pub fn to_bytes(self) -> Vec<u8> {
+        [
+            self.flags,
+            self.pidfd,
+            self.child_tid,
+            self.parent_tid,
+            self.exit_signal,
+            self.stack,
+            self.stack_size,
+            self.tls,
+            self.set_tid,
+            self.set_tid_size,
+            self.cgroup,
+        ]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect()
+    }
+}
+
+pub const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// What a fork returned.
+#[derive(Debug)]
+pub enum Forked {
+    Child,
+    Parent(HostPid),
+}
+
+/// clone3 as fork: no CLONE_VM. In a process with several threads the child
+/// may only make plain system calls until it executes another program.
+pub fn fork(args: &CloneArgs) -> Sys<Forked> {
+    assert_eq!(args.flags & libc::CLONE_VM as u64, 0, "a fork has its own memory");
+    // SAFETY: without CLONE_VM the child runs on a copy of this stack; `args`
+    // is a live struct of the size passed.
+    let got = check(unsafe {
+        libc::syscall(libc::SYS_clone3, std::ptr::from_ref(args), size_of::<CloneArgs>())
+    })?;
+    Ok(match i32::try_from(got).unwrap_or(0) {
+        0 => Forked::Child,
+        pid => Forked::Parent(HostPid(pid)),
+    })
+}
+
+pub fn pidfd_open(pid: HostPid) -> Sys<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })?;
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// A duplicate of descriptor `fd` of another process (Linux 5.6).
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Sys<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let got = check(unsafe {
+        libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0)
+    })?;
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(got as i32) })
+}
+
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Sys<()> {
+    // SAFETY: a null siginfo asks the kernel to fill in the usual one.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// What two tasks are asked to compare.
+#[derive(Clone, Copy, Debug)]
+pub enum Compare {
+    File,
+    Vm,
+    Files,
+    Fs,
+    SigHand,
+}
+
+/// kcmp(2): order of two kernel objects; `Equal` means they are the same one.
+pub fn kcmp(a: HostPid, b: HostPid, what: Compare, fa: i32, fb: i32) -> Sys<std::cmp::Ordering> {
+    let kind = match what {
+        Compare::File => 0,
+        Compare::Vm => 1,
+        Compare::Files => 2,
+        Compare::Fs => 3,
+        Compare::SigHand => 4,
+    };
+    // SAFETY: only numbers are passed.
+    let got = check(unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, kind, fa, fb) })?;
+    Ok(match got {
+        0 => std::cmp::Ordering::Equal,
+        1 => std::cmp::Ordering::Less,
+        _ => std::cmp::Ordering::Greater,
+    })
+}
+
+/// Address and length of a thread's robust futex list.
+pub fn robust_list(tid: HostPid) -> Sys<(u64, u64)> {
+    let mut head = 0u64;
+    let mut len = 0u64;
+    // SAFETY: both out pointers are live words.
+    check(unsafe {
+        libc::syscall(libc::SYS_get_robust_list, tid.0, &raw mut head, &raw mut len)
+    })?;
+    Ok((head, len))
+}
+
+/// `struct sched_attr` (48 bytes).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SchedAttr {
+    pub size: u32,
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+pub fn sched_getattr(tid: HostPid) -> Sys<SchedAttr> {
+    let mut attr = SchedAttr::default();
+    // SAFETY: `attr` is live and of the size passed.
+    check(unsafe {
+        libc::syscall(libc::SYS_sched_getattr, tid.0, &raw mut attr, size_of::<SchedAttr>(), 0)
+    })?;
+    Ok(attr)
+}
+
+/// CPU mask of a thread, in words of 64 CPUs.
+pub fn sched_getaffinity(tid: HostPid) -> Sys<Vec<u64>> {
+    let mut mask = [0u64; 128];
+    // SAFETY: `mask` is live and of the size passed.
+    let bytes = check(unsafe {
+        libc::syscall(libc::SYS_sched_getaffinity, tid.0, size_of_val(&mask), mask.as_mut_ptr())
+    })?;
+    Ok(mask[..(bytes as usize).div_ceil(8)].to_vec())
+}
+
+pub fn ioprio_get(tid: HostPid) -> Sys<i32> {
+    // SAFETY: only numbers are passed.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_get, 1, tid.0) }).map(|v| v as i32)
+}
+
+/// `_exit` without running anything of Rust or libc.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: exit_group does not return.
+    unsafe {
+        libc::syscall(libc::SYS_exit_group, code);
+        std::hint::unreachable_unchecked()
+    }
+}
+
+/// Resource limit of another process: soft and hard.
+pub fn prlimit_get(pid: HostPid, which: u32) -> Sys<(u64, u64)> {
+    let mut limit = [0u64; 2];
+    let none = std::ptr::null::<u64>();
+    // SAFETY: struct rlimit64 is two words, which `limit` provides.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid.0, which, none, limit.as_mut_ptr()) })?;
+    Ok((limit[0], limit[1]))
+}
+
+pub fn prlimit_set(pid: HostPid, which: u32, limit: (u64, u64)) -> Sys<()> {
+    let limit = [limit.0, limit.1];
+    let none = std::ptr::null_mut::<u64>();
+    // SAFETY: struct rlimit64 is two words, which `limit` provides.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid.0, which, limit.as_ptr(), none) }).map(drop)
+}
+
+pub fn sched_setattr(tid: HostPid, attr: &SchedAttr) -> Sys<()> {
+    // SAFETY: `attr` is live and states its own size.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, tid.0, std::ptr::from_ref(attr), 0) }).map(drop)
+}
+
+pub fn sched_setaffinity(tid: HostPid, mask: &[u64]) -> Sys<()> {
+    // SAFETY: `mask` is live and its length is passed.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid.0, size_of_val(mask), mask.as_ptr()) }).map(drop)
+}
+
+pub fn ioprio_set(tid: HostPid, value: i32) -> Sys<()> {
+    // SAFETY: only numbers are passed.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, 1, tid.0, value) }).map(drop)
+}
+
+pub fn setdomainname(name: &str) -> Sys<()> {
+    // SAFETY: the bytes are live and their length is passed.
+    check(i64::from(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) })).map(drop)
+}
+
+/// Children made from now on live in a new time namespace.
+pub fn unshare_time() -> Sys<()> {
+    const CLONE_NEWTIME: i32 = 0x80;
+    // SAFETY: only a number is passed.
+    check(i64::from(unsafe { libc::unshare(CLONE_NEWTIME) })).map(drop)
+}

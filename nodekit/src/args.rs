@@ -1,0 +1,165 @@
+//! Arguments that several programs take.
+
+use clap::{Args, ValueEnum};
+use libsnap::error::Result;
+use libsnap::store::{DATA_DIR_ENV, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, RUN_DIR_ENV, Store};
+use libsnap::target::{Allow, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Where the registry is.
+#[derive(Args, Clone, Debug)]
+pub struct Dirs {
+    /// Directory of records, locks and sockets
+    #[arg(long, global = true, env = RUN_DIR_ENV, default_value = DEFAULT_RUN_DIR, value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// Directory of appshots and logs
+    #[arg(long, global = true, env = DATA_DIR_ENV, default_value = DEFAULT_DATA_DIR, value_name = "DIR")]
+    pub data_dir: PathBuf,
+}
+
+impl Dirs {
+    pub fn open(&self) -> Result<Store> {
+        Store::open(&self.run_dir, &self.data_dir)
+    }
+
+    /// The socket of a daemon: named, or in the run directory.
+    pub fn socket(&self, given: Option<PathBuf>, daemon: &str) -> PathBuf {
+        given.unwrap_or_else(|| self.run_dir.join(format!("{daemon}.sock")))
+    }
+}
+
+/// How results are written to stdout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Tables and sentences for people
+    #[default]
+    Text,
+    /// JSON with stable field names
+    Json,
+}
+
+/// What happens to connections whose other end is outside the app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Tcp {
+    /// Refuse the snapshot, naming them
+    #[default]
+    Refuse,
+    /// The restored app sees them closed by their peer
+    Close,
+}
+
+impl From<Tcp> for TcpPolicy {
+    fn from(tcp: Tcp) -> TcpPolicy {
+        match tcp {
+            Tcp::Refuse => TcpPolicy::Refuse,
+            Tcp::Close => TcpPolicy::Close,
+        }
+    }
+}
+
+/// What happens to terminals and pipes that lead outside the app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Outside {
+    /// Refuse the snapshot, naming them
+    #[default]
+    Refuse,
+    /// The restored app gets the restorer's stdio in their place
+    Replace,
+}
+
+impl From<Outside> for OutsidePolicy {
+    fn from(outside: Outside) -> OutsidePolicy {
+        match outside {
+            Outside::Refuse => OutsidePolicy::Refuse,
+            Outside::Replace => OutsidePolicy::Replace,
+        }
+    }
+}
+
+/// Which PIDs the app gets on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pids {
+    /// A PID namespace of its own: instances run side by side
+    #[default]
+    New,
+    /// The host's: a restored app gets the same numbers on the host
+    Host,
+}
+
+impl From<Pids> for PidMode {
+    fn from(pids: Pids) -> PidMode {
+        match pids {
+            Pids::New => PidMode::New,
+            Pids::Host => PidMode::Host,
+        }
+    }
+}
+
+/// Policies of snapshot and check.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Policies {
+    /// Connections whose other end is outside the app
+    #[arg(long, value_enum, default_value_t)]
+    pub tcp: Tcp,
+    /// Terminals and pipes that lead outside the app
+    #[arg(long, value_enum, default_value_t)]
+    pub outside: Outside,
+}
+
+/// How an appshot is restored, and what it is allowed to ask for.
+#[derive(Args, Clone, Debug)]
+pub struct RestoreArgs {
+    /// Return when the app runs again; its output goes to its log
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Name of the new instance [default: the appshot's]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// PIDs of the instance on the host
+    #[arg(long, value_enum, default_value_t)]
+    pub pids: Pids,
+    /// Restore although files that the app uses have changed since
+    #[arg(long)]
+    pub allow_changed_files: bool,
+    /// User ids the app may run as [default: any]
+    #[arg(long, value_name = "UID", value_delimiter = ',')]
+    pub allow_uid: Option<Vec<u32>>,
+    /// Capabilities its threads may hold, as a hexadecimal mask like CapBnd
+    /// in /proc/PID/status [default: any]
+    #[arg(long, value_name = "MASK", value_parser = mask)]
+    pub allow_capabilities: Option<u64>,
+}
+
+impl RestoreArgs {
+    pub fn options(&self) -> RestoreOptions {
+        RestoreOptions {
+            name: self.name.clone(),
+            pids: self.pids.into(),
+            stdio: Stdio::default(),
+            allow: Allow {
+                uids: self.allow_uid.clone(),
+                capabilities: self.allow_capabilities.unwrap_or(u64::MAX),
+                changed_files: self.allow_changed_files,
+            },
+        }
+    }
+}
+
+fn mask(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    u64::from_str_radix(digits, 16).map_err(|e| format!("not a hexadecimal mask: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_are_hexadecimal() {
+        assert_eq!(mask("0x1f"), Ok(31));
+        assert_eq!(mask("000001ffffffffff"), Ok(0x1ff_ffff_ffff));
+        assert!(mask("all").is_err());
+    }
+}

@@ -1,0 +1,95 @@
+//! Asks a daemon over its Unix socket, blocking.
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use libsnap::error::{Error, Kind, OrFail, Result};
+use serde::{Serialize, de::DeserializeOwned};
+use std::path::{Path, PathBuf};
+use tokio::net::UnixStream;
+
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// A daemon at a socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub fn new(socket: PathBuf) -> Client {
+        Client { socket }
+    }
+
+    /// Whether a daemon listens there.
+    pub fn answers(&self) -> bool {
+        self.get::<serde_json::Value>("/v1/healthz").is_ok()
+    }
+
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.ask(Method::GET, path, Bytes::new())
+    }
+
+    pub fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.ask(Method::DELETE, path, Bytes::new())
+    }
+
+    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        let body = serde_json::to_vec(body).or_fail(|| "cannot write the request")?;
+        self.ask(Method::POST, path, Bytes::from(body))
+    }
+
+    fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .or_fail(|| "cannot start the client")?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .or_fail(|| format!("cannot ask for {path}"))?;
+        let (status, answer) = runtime.block_on(exchange(&self.socket, request))?;
+        understand(status, &answer)
+    }
+}
+
+async fn exchange(socket: &Path, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
+    let what = || format!("cannot reach the daemon at {}", socket.display());
+    let unavailable = |e: &dyn std::fmt::Display| {
+        Error::new(Kind::Unavailable, what())
+            .because(e)
+            .fix("start the daemon, or name its socket")
+    };
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|e| unavailable(&e))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .or_fail(what)?;
+    // Ends with the exchange; its error, if any, is the sender's too.
+    tokio::spawn(connection);
+    let response = sender.send_request(request).await.or_fail(what)?;
+    collect(response).await
+}
+
+async fn collect(response: Response<hyper::body::Incoming>) -> Result<(StatusCode, Bytes)> {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await
+        .or_fail(|| "cannot read the daemon's answer")?;
+    Ok((status, body.to_bytes()))
+}
+
+/// A failure comes back as the error that the daemon met.
+fn understand<T: DeserializeOwned>(status: StatusCode, answer: &[u8]) -> Result<T> {
+    let what = || format!("cannot understand the daemon's answer ({status})");
+    match status.is_success() {
+        true => serde_json::from_slice(answer).or_fail(what),
+        false => Err(serde_json::from_slice::<Error>(answer).or_fail(what)?),
+    }
+}

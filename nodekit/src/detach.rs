@@ -1,0 +1,70 @@
+//! The detached supervisor: the parent of an app that was started with `-d`.
+
+use crate::hidden;
+use crate::start::{Start, Started};
+use crate::supervise::supervise;
+use libsnap::error::{Error, OrFail, Result};
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::process::ExitCode;
+
+/// Brings an app up under a supervisor of its own, and returns when it runs.
+pub fn spawn(start: Start) -> Result<Started> {
+    let mut child = hidden::spawn(hidden::SUPERVISE)?;
+    let what = || "the supervisor died before the app was up";
+    let mut request = serde_json::to_vec(&start.logged()).or_fail(what)?;
+    request.push(b'\n');
+    let mut answer = String::new();
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(&request).or_fail(what)?;
+    }
+    if let Some(mut stdout) = child.stdout.take() {
+        stdout.read_to_string(&mut answer).or_fail(what)?;
+    }
+    // The child is not waited for: it lives as long as the app.
+    serde_json::from_str::<Result<Started>>(&answer)
+        .map_err(|e| Error::failed(what()).because(e))?
+}
+
+/// The supervisor's life.
+pub fn main() -> ExitCode {
+    let answer = hidden::own_session()
+        .and_then(|()| hidden::read_request::<Start>())
+        .and_then(|mut start| Ok((start.go()?, start)));
+    let (started, start) = match answer {
+        Ok(up) => up,
+        Err(error) => {
+            let code = error.kind.exit_code();
+            tell(&Err(error));
+            return ExitCode::from(code);
+        }
+    };
+    let app = started.app.clone();
+    tell(&Ok(started));
+    match let_go().and_then(|()| supervise(&start.store, &app)) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => ExitCode::from(error.kind.exit_code()),
+    }
+}
+
+fn tell(answer: &Result<Started>) {
+    if let Ok(text) = serde_json::to_string(answer) {
+        let _ = std::io::stdout().write_all(text.as_bytes());
+        let _ = std::io::stdout().flush();
+    }
+}
+
+/// Lets go of the caller's terminal, pipes and directory. Closing stdout tells
+/// the caller that the answer is complete.
+fn let_go() -> Result<()> {
+    let what = || "cannot let go of the caller's stdio";
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .or_fail(what)?;
+    nix::unistd::dup2_stdin(&null).or_fail(what)?;
+    nix::unistd::dup2_stdout(&null).or_fail(what)?;
+    nix::unistd::dup2_stderr(&null).or_fail(what)?;
+    std::env::set_current_dir("/").or_fail(what)
+}

@@ -1,0 +1,112 @@
+//! What a worker does.
+
+use libsnap::error::{OrFail, Result};
+use libsnap::store::{Lock, Store};
+use libsnap::target::{SnapshotOptions, SnapshotReport, Target};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Job {
+    Snapshot(Snapshot),
+}
+
+impl Job {
+    pub fn work(&self, progress: &mut dyn FnMut(&str)) -> Result<Value> {
+        match self {
+            Job::Snapshot(job) => {
+                serde_json::to_value(job.take(progress)?).or_fail(|| "cannot write the report")
+            }
+        }
+    }
+}
+
+/// A snapshot of an app or PID, into the store or a directory of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    pub store: Store,
+    /// Name of an app, or a PID.
+    pub target: String,
+    pub place: Place,
+    pub options: SnapshotOptions,
+}
+
+/// Where the appshot goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// Into the store under the app's name, or under this one.
+    Store { tag: Option<String>, replace: bool },
+    /// A new directory.
+    Path(PathBuf),
+}
+
+impl Snapshot {
+    /// The lock is the worker's: it must outlive a requester that is killed.
+    fn take(&self, progress: &mut dyn FnMut(&str)) -> Result<SnapshotReport> {
+        let target = self.store.target(&self.target)?;
+        let name = name_of(&target);
+        let _busy = self.store.try_lock(&name)?;
+        let (tag, _tag_busy) = self.tag(&name)?;
+        let dest = self.dest(&tag)?;
+        let mut report = libsnap::snapshot::snapshot(&target, &dest, &self.options, progress)?;
+        report.appshot = self.settled(&tag, dest)?;
+        if !self.options.leave_running {
+            self.asleep(&target, &report.appshot)?;
+        }
+        Ok(report)
+    }
+
+    /// The name in the store, locked where it is not the app's own.
+    fn tag(&self, name: &str) -> Result<(String, Option<Lock>)> {
+        match &self.place {
+            Place::Store { tag: Some(tag), .. } if tag != name => {
+                libsnap::store::validate(tag)?;
+                Ok((tag.clone(), Some(self.store.try_lock(tag)?)))
+            }
+            _ => Ok((name.to_owned(), None)),
+        }
+    }
+
+    fn dest(&self, tag: &str) -> Result<PathBuf> {
+        match &self.place {
+            Place::Path(path) => Ok(path.clone()),
+            Place::Store { replace, .. } => self.store.new_appshot_path(tag, *replace),
+        }
+    }
+
+    fn settled(&self, tag: &str, dest: PathBuf) -> Result<PathBuf> {
+        match self.place {
+            Place::Path(_) => Ok(dest),
+            Place::Store { .. } => {
+                self.store.settle(tag)?;
+                Ok(self.store.appshot_path(tag))
+            }
+        }
+    }
+
+    /// Notes in the record that the app lives on in its appshot.
+    fn asleep(&self, target: &Target, appshot: &Path) -> Result<()> {
+        let Target::App { name, .. } = target else {
+            return Ok(());
+        };
+        let app = self.store.get(name)?;
+        let note = |app: &mut libsnap::store::App| app.appshot = Some(appshot.to_owned());
+        self.store.update(&app, note)?;
+        Ok(())
+    }
+}
+
+/// An app's name; a process tree without one is named for its program and PID.
+fn name_of(target: &Target) -> String {
+    match target {
+        Target::App { name, .. } => name.clone(),
+        Target::Pid(pid) => {
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("{}-{pid}", libsnap::store::from_command(comm.trim_end()))
+        }
+    }
+}

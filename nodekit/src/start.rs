@@ -1,0 +1,165 @@
+//! Bringing an app up: a new command, or an appshot.
+
+use libsnap::error::{OrFail, Result};
+use libsnap::image::MANIFEST;
+use libsnap::image::records::Manifest;
+use libsnap::store::{App, SUFFIX, Store};
+use libsnap::target::{Instance, RestoreOptions, RunOptions, Stdio};
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A request to bring an app up. The process that goes through with it becomes
+/// the app's parent and must supervise it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Start {
+    pub store: Store,
+    pub name: String,
+    pub what: What,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    Run(RunOptions),
+    Restore {
+        appshot: PathBuf,
+        options: RestoreOptions,
+    },
+}
+
+/// An app that has come up.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Started {
+    pub instance: Instance,
+    pub app: App,
+}
+
+impl Start {
+    /// Names the instance that `appshot` becomes: as asked, or as the appshot
+    /// is called.
+    pub fn restore(store: Store, name_or_path: &str, mut options: RestoreOptions) -> Result<Start> {
+        let appshot = store.resolve_appshot(name_or_path)?;
+        let name = match &options.name {
+            Some(name) => name.clone(),
+            None if store.is_stored(&appshot, name_or_path) => name_or_path.to_owned(),
+            None => named_by(&appshot)?,
+        };
+        libsnap::store::validate(&name)?;
+        options.name = Some(name.clone());
+        let what = What::Restore { appshot, options };
+        Ok(Start { store, name, what })
+    }
+
+    /// The same request with its output going to the app's log.
+    #[must_use]
+    pub fn logged(mut self) -> Start {
+        let log = Stdio::Log(self.store.log_path(&self.name));
+        *self.stdio() = log;
+        self
+    }
+
+    /// The same request with our own stdin, stdout and stderr.
+    #[must_use]
+    pub fn attached(mut self) -> Start {
+        *self.stdio() = Stdio::Inherit;
+        self
+    }
+
+    fn stdio(&mut self) -> &mut Stdio {
+        match &mut self.what {
+            What::Run(options) => &mut options.stdio,
+            What::Restore { options, .. } => &mut options.stdio,
+        }
+    }
+
+    /// Brings the app up and writes its record.
+    pub fn go(&mut self) -> Result<Started> {
+        let _busy = self.store.try_lock(&self.name)?;
+        self.store.vacant(&self.name)?;
+        self.clear_predecessor()?;
+        let instance = self.launch()?;
+        let app = self.record(&instance).inspect_err(|_| undo(&instance))?;
+        Ok(Started { instance, app })
+    }
+
+    /// A dead instance of this name may have left its cgroup, when its
+    /// supervisor was killed or has not come to it yet.
+    fn clear_predecessor(&self) -> Result<()> {
+        let cgroup = self.store.find(&self.name)?.and_then(|app| app.cgroup);
+        match cgroup.filter(|path| path.exists()) {
+            Some(cgroup) => libsnap::cgroup::destroy(&cgroup),
+            None => Ok(()),
+        }
+    }
+
+    fn launch(&self) -> Result<Instance> {
+        match &self.what {
+            What::Run(options) => libsnap::launch::run(options),
+            What::Restore { appshot, options } => libsnap::restore::restore(appshot, options),
+        }
+    }
+
+    fn record(&mut self, instance: &Instance) -> Result<App> {
+        let log = match self.stdio() {
+            Stdio::Log(path) => Some(path.clone()),
+            _ => None,
+        };
+        let mut app = App::of_instance(instance, self.command(instance))?;
+        app.name.clone_from(&self.name);
+        app.log = log;
+        if let What::Restore { appshot, .. } = &self.what {
+            app.from = Some(appshot.clone());
+        }
+        self.store.put(&app)?;
+        Ok(app)
+    }
+
+    fn command(&self, instance: &Instance) -> Vec<String> {
+        match &self.what {
+            What::Run(options) => options.command.clone(),
+            What::Restore { .. } => command_of(instance),
+        }
+    }
+}
+
+/// The app's name stands in the manifest of an appshot directory; a packed one
+/// is called as its file is.
+pub fn named_by(appshot: &Path) -> Result<String> {
+    let manifest = appshot.join(MANIFEST);
+    if manifest.exists() {
+        return Ok(read_manifest(&manifest)?.app);
+    }
+    let name = appshot.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(SUFFIX).unwrap_or(&name);
+    Ok(libsnap::store::from_command(name))
+}
+
+/// Only for the name: the engine verifies the whole appshot by itself.
+fn read_manifest(path: &Path) -> Result<Manifest> {
+    let what = || format!("cannot read {}", path.display());
+    let mut bytes = Vec::new();
+    let limit = libsnap::image::limits::MANIFEST_BYTES + 1;
+    let file = std::fs::File::open(path).or_fail(what)?;
+    file.take(limit).read_to_end(&mut bytes).or_fail(what)?;
+    libsnap::image::parse_manifest(&bytes)
+}
+
+/// The command line that a restored process shows.
+fn command_of(instance: &Instance) -> Vec<String> {
+    let text = std::fs::read(format!("/proc/{}/cmdline", instance.root)).unwrap_or_default();
+    text.split(|byte| *byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect()
+}
+
+/// An app without a record could not be found again: it must not go on.
+fn undo(instance: &Instance) {
+    let child = nix::unistd::Pid::from_raw(instance.child().0);
+    let _ = nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::wait::waitpid(child, None);
+    if let Some(cgroup) = &instance.cgroup {
+        let _ = libsnap::cgroup::destroy(cgroup);
+    }
+}

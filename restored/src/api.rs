@@ -1,0 +1,97 @@
+//! What `restored` answers; `openapi.json` describes it.
+
+use crate::instances::Instances;
+use axum::extract::{Path, Query, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use libsnap::error::{Error, Kind, Result};
+use libsnap::store::View;
+use libsnap::target::{Allow, Instance, PidMode, RestoreOptions, Stdio};
+use nodekit::ending;
+use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
+use nodekit::start::Start;
+use serde::Deserialize;
+
+pub fn router(instances: Instances) -> Router {
+    let routes = Router::new()
+        .route("/v1/instances", post(create).get(list))
+        .route("/v1/instances/{name}", get(show).delete(remove));
+    reply::complete(routes, "restored", include_str!("../openapi.json")).with_state(instances)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InstanceRequest {
+    /// Name of an appshot in the store, or an absolute path.
+    appshot: String,
+    name: Option<String>,
+    #[serde(default)]
+    pids: PidMode,
+    #[serde(default)]
+    allow: Allow,
+}
+
+impl InstanceRequest {
+    fn start(self, instances: &Instances) -> Result<Start> {
+        let options = RestoreOptions {
+            name: self.name,
+            pids: self.pids,
+            stdio: Stdio::default(),
+            allow: self.allow,
+        };
+        if self.appshot.contains('/') && !self.appshot.starts_with('/') {
+            return Err(
+                Error::new(Kind::Usage, format!("path {} is relative", self.appshot))
+                    .because("the daemon's working directory is not yours"),
+            );
+        }
+        Start::restore(instances.store.clone(), &self.appshot, options)
+    }
+}
+
+async fn create(
+    State(instances): State<Instances>,
+    Body(request): Body<InstanceRequest>,
+) -> Reply<Instance> {
+    let start = request.start(&instances)?;
+    Ok(Json(instances.bring_up(start).await?))
+}
+
+async fn list(State(instances): State<Instances>) -> Reply<Vec<View>> {
+    Ok(Json(instances.list()?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Awaited {
+    Exited,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ShowQuery {
+    wait: Option<Awaited>,
+}
+
+/// With `?wait=exited` the answer comes when the instance has ended, or when
+/// the daemon stops: its state tells which.
+async fn show(
+    State(instances): State<Instances>,
+    Path(name): Path<String>,
+    query: Result<Query<ShowQuery>, axum::extract::rejection::QueryRejection>,
+) -> Reply<View> {
+    let Query(query) = query.map_err(|e| Failure(Error::new(Kind::Usage, e.body_text())))?;
+    if let Some(Awaited::Exited) = query.wait {
+        instances.wait_exited(&name).await?;
+    }
+    Ok(Json(instances.view(&name)?))
+}
+
+/// Ends the instance at once, and answers how it ended.
+async fn remove(State(instances): State<Instances>, Path(name): Path<String>) -> Reply<View> {
+    let app = instances.app(&name)?;
+    let store = instances.store.clone();
+    on_own_thread(move || ending::kill_all(&store, &app)).await?;
+    tracing::info!(app = name, "killed");
+    Ok(Json(instances.view(&name)?))
+}

@@ -1,0 +1,108 @@
+//! The instances that this daemon has brought up.
+
+use libsnap::error::{Error, Result};
+use libsnap::store::{App, Store, View};
+use libsnap::target::Instance;
+use nodekit::daemon::Stopping;
+use nodekit::reply::on_own_thread;
+use nodekit::start::Start;
+use nodekit::{ending, process, supervise};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How soon one who waits for an instance sees that the daemon stops.
+const STOP_INTERVAL: Duration = Duration::from_millis(200);
+
+#[derive(Clone, Debug)]
+pub struct Instances {
+    pub store: Store,
+    stopping: Stopping,
+}
+
+impl Instances {
+    pub fn new(store: Store, stopping: Stopping) -> Instances {
+        Instances { store, stopping }
+    }
+
+    /// Every app that was restored from an appshot and has a record.
+    pub fn list(&self) -> Result<Vec<View>> {
+        let mut views = self.store.views()?;
+        views.retain(|view| view.from.is_some());
+        Ok(views)
+    }
+
+    pub fn app(&self, name: &str) -> Result<App> {
+        match self.store.get(name)? {
+            app if app.from.is_some() => Ok(app),
+            _ => Err(self.store.unknown(name)),
+        }
+    }
+
+    pub fn view(&self, name: &str) -> Result<View> {
+        Ok(self.app(name)?.view(&self.store))
+    }
+
+    /// Restores on a thread that stays until the instance ends: ptrace is bound
+    /// to its thread, and so is a parent-death signal that the engine may set.
+    pub async fn bring_up(&self, start: Start) -> Result<Instance> {
+        let (answer, answered) = oneshot::channel();
+        std::thread::spawn(move || own(start.logged(), answer));
+        match answered.await {
+            Ok(result) => result,
+            Err(_) => Err(Error::failed("the restoring thread died without an answer")),
+        }
+    }
+
+    /// Waits until the instance has ended and that is written down, or until
+    /// the daemon stops.
+    pub async fn wait_exited(&self, name: &str) -> Result<()> {
+        let (app, this) = (self.app(name)?, self.clone());
+        on_own_thread(move || this.follow(&app)).await
+    }
+
+    fn follow(&self, app: &App) -> Result<()> {
+        let Ok(child) = process::open_child(app) else {
+            return Ok(());
+        };
+        while !process::wait(&child, Some(STOP_INTERVAL))? {
+            if *self.stopping.borrow() {
+                return Ok(());
+            }
+        }
+        ending::written_down(&self.store, app).map(drop)
+    }
+}
+
+fn own(mut start: Start, answer: oneshot::Sender<Result<Instance>>) {
+    let started = match start.go() {
+        Ok(started) => started,
+        Err(error) => {
+            tracing::warn!(app = start.name, kind = ?error.kind, %error, "restore failed");
+            return drop(answer.send(Err(error)));
+        }
+    };
+    log(&started.instance);
+    let _ = answer.send(Ok(started.instance));
+    match supervise::reap(&start.store, &started.app) {
+        Ok(code) => tracing::info!(app = start.name, code, "ended"),
+        Err(error) => tracing::warn!(app = start.name, %error, "cannot reap"),
+    }
+}
+
+fn log(instance: &Instance) {
+    for phase in &instance.phases {
+        tracing::info!(
+            app = instance.name,
+            phase = phase.name,
+            micros = phase.micros,
+            "phase"
+        );
+    }
+    tracing::info!(
+        app = instance.name,
+        processes = instance.processes,
+        pid = instance.root.0,
+        total_micros = instance.total_micros,
+        "restored"
+    );
+}
