@@ -370,6 +370,14 @@ fn become_init(program: &Program, file: BorrowedFd<'_>) -> (usize, Errno) {
     (7, program.exec_fd(file))
 }
 
+/// The stop at exec is still inside execve, which would overwrite rax: one step
+/// takes the process to its first instruction.
+fn leave_exec(pid: HostPid) -> Result<HostPid> {
+    use crate::sys::ptrace;
+    let stepped = ptrace::single_step(pid).and_then(|()| ptrace::wait(pid, true));
+    stepped.map(|_| pid).or_fail(|| "cannot start a husk").inspect_err(|_| reap(pid))
+}
+
 /// Starts a husk: an almost empty process, stopped at its first instruction,
 /// traced by this thread, that dies when the tracer does. Descriptor `socket`
 /// is open in it as number `number`; nothing else is.
@@ -397,7 +405,7 @@ pub fn husk(place: &Place, socket: BorrowedFd<'_>, number: i32, options: i32) ->
     }
     started.go()?;
     match ptrace::wait(pid, true) {
-        Ok(Some(Stop::Event(libc::PTRACE_EVENT_EXEC))) => Ok(pid),
+        Ok(Some(Stop::Event(libc::PTRACE_EVENT_EXEC))) => leave_exec(pid),
         _ => Err(started.executed("a husk").err().unwrap_or_else(|| {
             reap(pid);
             Error::failed("a new process ended before its time")

@@ -91,8 +91,9 @@ fn take(
     }
     steps.start("memory");
     let needs = needs(frozen, &spaces, &captured)?;
-    let memory_bytes = store(frozen, captured, spaces, &table, &mut tables, writer)?;
-    let manifest = manifest(frozen, target, clocks, needs, table, tables)?;
+    let snaplist = snaplist(frozen)?;
+    let memory_bytes = store(frozen, captured, spaces, &snaplist, &table, &mut tables, writer)?;
+    let manifest = manifest(frozen, target, clocks, needs, snaplist, table, tables);
     Ok(Taken { manifest, memory_bytes })
 }
 
@@ -155,6 +156,7 @@ fn store(
     frozen: &Frozen,
     captured: Vec<(ProcessRecord, Vec<ThreadImage>)>,
     spaces: Vec<Vec<Vma>>,
+    snaplist: &[SnapEntry],
     table: &FileTable,
     tables: &mut Tables,
     writer: &Writer,
@@ -166,10 +168,10 @@ fn store(
         let mut core = writer.core(&part_name(process.vpid))?;
         memory::store_pages(process.pid, &vmas, &mut core)?;
         bytes += core.stored_bytes();
-        let entry = snap_entry(process.pid)?;
+        let entry = &snaplist[at];
         core.finish(&ProcessImage {
             process: record,
-            comm: entry.comm,
+            comm: entry.comm.clone(),
             ppid: entry.ppid,
             pgid: entry.pgid,
             sid: entry.sid,
@@ -206,25 +208,31 @@ fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
     })
 }
 
+/// Live processes in the order of `frozen`, then zombies.
+fn snaplist(frozen: &Frozen) -> Result<Vec<SnapEntry>> {
+    let numbers: std::collections::HashMap<i32, VirtualPid> =
+        frozen.processes.iter().map(|p| (p.pid.0, p.vpid)).collect();
+    let pids = frozen.processes.iter().map(|p| p.pid).chain(frozen.zombies.iter().copied());
+    pids.map(|pid| {
+        let mut entry = snap_entry(pid)?;
+        // A parent outside the app is its init.
+        entry.ppid = numbers.get(&entry.ppid.0).copied().unwrap_or(VirtualPid(i32::from(entry.pid.0 != 1)));
+        Ok(entry)
+    })
+    .collect()
+}
+
 fn manifest(
     frozen: &Frozen,
     target: &Target,
     clocks: Clocks,
     needs: crate::image::records::Needs,
+    processes: Vec<SnapEntry>,
     table: FileTable,
     tables: Tables,
-) -> Result<Manifest> {
-    let mut processes = Vec::new();
-    let numbers: std::collections::HashMap<i32, VirtualPid> =
-        frozen.processes.iter().map(|p| (p.pid.0, p.vpid)).collect();
-    for pid in frozen.processes.iter().map(|p| p.pid).chain(frozen.zombies.iter().copied()) {
-        let mut entry = snap_entry(pid)?;
-        // A parent outside the app is its init.
-        entry.ppid = numbers.get(&entry.ppid.0).copied().unwrap_or(VirtualPid(if entry.pid.0 == 1 { 0 } else { 1 }));
-        processes.push(entry);
-    }
+) -> Manifest {
     let (hostname, domainname) = survey::host_names(frozen.processes[0].pid);
-    Ok(Manifest {
+    Manifest {
         format: 1,
         product: concat!("appshot ", env!("CARGO_PKG_VERSION")).to_owned(),
         app: survey::app_name(target),
@@ -239,7 +247,7 @@ fn manifest(
         shmem: tables.shm.into_records(),
         external: tables.external.into_vec(),
         parts: Vec::new(),
-    })
+    }
 }
 
 fn finish(
