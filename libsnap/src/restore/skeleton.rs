@@ -189,8 +189,9 @@ impl Drop for Skeleton {
         if let Some(group) = &self.cgroup {
             cgroup::destroy(group).ok();
         }
-        // The tracer hears of each end first; the first one is our own child.
-        for pid in &pids {
+        // The tracer hears of each end first. An init that is killed waits in the
+        // kernel until all of its namespace is reaped: it comes last.
+        for pid in pids.iter().rev() {
             while let Ok(Some(stop)) = ptrace::wait(*pid, true) {
                 if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
                     break;

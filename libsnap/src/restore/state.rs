@@ -92,21 +92,18 @@ fn from_outside(pid: HostPid, record: &ProcessRecord) -> Result<()> {
     Ok(())
 }
 
-/// Raising a hard limit needs CAP_SYS_RESOURCE: without it the soft limit, which
-/// is what counts, is set as far as the hard one allows.
+/// Raising a hard limit needs CAP_SYS_RESOURCE. Without it the limits are set as
+/// far as this process's own allow, with a note: the app goes on, and only what
+/// it would do beyond the lower limit can differ.
 fn set_limit(pid: HostPid, which: u32, wanted: (u64, u64), now: (u64, u64)) -> Result<()> {
     if task::prlimit_set(pid, which, wanted).is_ok() {
         return Ok(());
     }
-    let possible = (wanted.0, now.1.min(wanted.1));
-    if possible.0 <= possible.1 && task::prlimit_set(pid, which, possible).is_ok() {
-        tracing::warn!(which, hard = wanted.1, "the hard limit stays lower: raising it needs CAP_SYS_RESOURCE");
-        return Ok(());
-    }
-    Err(Error::refused(format!("resource limit {which} of the app ({}) cannot be set here", wanted.0))
-        .because(format!("the hard limit of this process is {}", now.1))
-        .needs("CAP_SYS_RESOURCE, or a higher hard limit")
-        .fix("raise the limit of the restorer (ulimit -H)"))
+    let hard = now.1.min(wanted.1);
+    let possible = (wanted.0.min(hard), hard);
+    task::prlimit_set(pid, which, possible).or_fail(|| format!("cannot set resource limit {which} of the app"))?;
+    tracing::warn!(which, wanted = ?wanted, given = ?possible, "a resource limit stays lower: raising it needs CAP_SYS_RESOURCE");
+    Ok(())
 }
 
 /// Directory, mask, signal actions, prctls.

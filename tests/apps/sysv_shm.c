@@ -1,0 +1,47 @@
+/* System V shared memory, attached by two processes: content, id, key, owner, mode. */
+#include "check.h"
+#include <sys/ipc.h>
+#include <sys/shm.h>
+
+enum { LEN = 5 * 4096 };
+
+int main(int argc, char **argv)
+{
+    check_start(argc, argv);
+    key_t key = 0x41500000 | (getpid() & 0xffff);
+    /* Some ids used up and given back, so that the id is not the first. */
+    for (int i = 0; i < 3; i++)
+        MUST(shmctl(MUST(shmget(IPC_PRIVATE, 4096, 0600)), IPC_RMID, NULL));
+    int id = MUST(shmget(key, LEN, IPC_CREAT | IPC_EXCL | 0640));
+    int doomed = MUST(shmget(IPC_PRIVATE, LEN, 0600));
+    char *map = MUST(shmat(id, NULL, 0)), *view = MUST(shmat(id, NULL, SHM_RDONLY));
+    char *last = MUST(shmat(doomed, NULL, 0));
+    MUST(shmctl(doomed, IPC_RMID, NULL)); /* lives on while attached */
+    check_fill(map, LEN - 4096, 1);
+    check_fill(last, LEN, 2);
+    volatile char *turn = map + LEN - 1;
+    pid_t pid = CHECK_FORK({
+        while (*turn != 1)
+            check_pause();
+        check_filled("in the child", map, 4096, 1);
+        check_fill(map, 4096, 3);
+    });
+    check_freeze_here();
+    struct shmid_ds ds;
+    MUST(shmctl(id, IPC_STAT, &ds));
+    CHECK_EQ("key", key, ds.shm_perm.__key);
+    CHECK_EQ("mode", 0640, ds.shm_perm.mode & 0777);
+    CHECK_EQ("size", LEN, ds.shm_segsz);
+    CHECK_EQ("attached", 4, ds.shm_nattch);
+    CHECK_EQ("owner", geteuid(), ds.shm_perm.uid);
+    CHECK_EQ("id by key", id, MUST(shmget(key, LEN, 0)));
+    *turn = 1;
+    check_child_ok(pid);
+    check_filled("written by the child", map, 4096, 3);
+    check_filled("read-only view", view, 4096, 3);
+    check_filled("segment without a name", last, LEN, 2);
+    MUST(shmdt(view));
+    CHECK_EQ("detach twice", -1, shmdt(view));
+    MUST(shmctl(id, IPC_RMID, NULL));
+    return 0;
+}

@@ -1,0 +1,287 @@
+//! One app under test: its directory, its instances, its end.
+
+use crate::judge::{Scope, tree};
+use crate::verdict::{PATIENCE, poll, switched_on};
+use anyhow::{Context, Result};
+use libsnap::ids::HostPid;
+use libsnap::target::{
+    Instance, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A temporary directory and a name that nothing else on the host bears. What
+/// a trial leaves behind is found by these two marks.
+#[derive(Debug)]
+pub struct Place {
+    dir: tempfile::TempDir,
+    unique: String,
+    instances: AtomicU32,
+}
+
+impl Place {
+    pub fn new(test: &str) -> Result<Place> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let short: String = test.replace(['_', ':'], "-").chars().take(32).collect();
+        let unique = format!("t{}-{number}-{short}", std::process::id());
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("{unique}."))
+            .tempdir()?;
+        // Apps that run as another user create their files here.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777))?;
+        Ok(Place {
+            dir,
+            unique,
+            instances: AtomicU32::new(0),
+        })
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn scope(&self) -> Scope {
+        Scope::new([self.unique.clone(), self.dir.path().display().to_string()])
+    }
+
+    /// What the app wrote to stdout and stderr.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    fn next_name(&self) -> String {
+        format!(
+            "{}-{}",
+            self.unique,
+            self.instances.fetch_add(1, Ordering::Relaxed)
+        )
+    }
+
+    fn stdio(&self) -> Stdio {
+        Stdio::Log(self.path("log"))
+    }
+
+    /// Starts a command as an app in this directory.
+    pub fn run(&self, command: &[&str]) -> Result<App> {
+        self.run_with(RunOptions {
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            ..RunOptions::default()
+        })
+    }
+
+    pub fn run_with(&self, mut options: RunOptions) -> Result<App> {
+        options.name = self.next_name();
+        options.stdio = self.stdio();
+        options.cwd.get_or_insert_with(|| self.dir().to_owned());
+        let started = if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
+            run_plainly(&options, &self.path("log"))
+        } else {
+            libsnap::launch::run(&options).map_err(Into::into)
+        };
+        Ok(App::new(started.with_context(|| {
+            format!("cannot start {:?}", options.command)
+        })?))
+    }
+
+    pub fn restore(&self, appshot: &Path) -> Result<App> {
+        self.restore_with(appshot, RestoreOptions::default())
+    }
+
+    pub fn restore_host_pids(&self, appshot: &Path) -> Result<App> {
+        self.restore_with(
+            appshot,
+            RestoreOptions {
+                pids: PidMode::Host,
+                ..RestoreOptions::default()
+            },
+        )
+    }
+
+    pub fn restore_with(&self, appshot: &Path, mut options: RestoreOptions) -> Result<App> {
+        options.name = Some(self.next_name());
+        options.stdio = self.stdio();
+        Ok(App::new(libsnap::restore::restore(appshot, &options)?))
+    }
+}
+
+/// A plain child instead of an app, to prove that a test's servers and clients
+/// are right by themselves.
+fn run_plainly(options: &RunOptions, log: &Path) -> Result<Instance> {
+    let (program, arguments) = options.command.split_first().context("an empty command")?;
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(process::Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    command.envs(
+        options
+            .env
+            .iter()
+            .filter_map(|variable| variable.split_once('=')),
+    );
+    if let Some(dir) = &options.cwd {
+        command.current_dir(dir);
+    }
+    if let Some(gid) = options.gid {
+        command.gid(gid);
+    }
+    if let Some(uid) = options.uid {
+        command.uid(uid);
+    }
+    Ok(Instance {
+        name: options.name.clone(),
+        root: HostPid(i32::try_from(command.spawn()?.id())?),
+        init: None,
+        cgroup: None,
+        processes: 1,
+        total_micros: 0,
+        phases: Vec::new(),
+    })
+}
+
+/// A live instance. Dropped, it is ended with everything in it.
+#[derive(Debug)]
+pub struct App {
+    pub instance: Instance,
+    exit: Option<i32>,
+}
+
+impl App {
+    fn new(instance: Instance) -> App {
+        App {
+            instance,
+            exit: None,
+        }
+    }
+
+    /// The process that stands above all others of the app.
+    pub fn top(&self) -> i32 {
+        self.instance.child().0
+    }
+
+    pub fn target(&self) -> Target {
+        Target::App {
+            name: self.instance.name.clone(),
+            cgroup: self.instance.cgroup.clone(),
+            root: self.instance.root,
+            init: self.instance.init,
+        }
+    }
+
+    /// Takes an appshot; the app ends with it.
+    pub fn freeze(&self, dest: &Path) -> Result<SnapshotReport> {
+        self.snapshot(dest, &SnapshotOptions::default())
+    }
+
+    /// Takes an appshot; the app goes on.
+    pub fn freeze_running(&self, dest: &Path) -> Result<SnapshotReport> {
+        let options = SnapshotOptions {
+            leave_running: true,
+            ..SnapshotOptions::default()
+        };
+        self.snapshot(dest, &options)
+    }
+
+    pub fn snapshot(&self, dest: &Path, options: &SnapshotOptions) -> Result<SnapshotReport> {
+        Ok(libsnap::snapshot::snapshot(
+            &self.target(),
+            dest,
+            options,
+            &mut |_| {},
+        )?)
+    }
+
+    /// The app's exit code, as a shell gives it (128 + N for signal N).
+    pub fn wait_exit(&mut self) -> Result<i32> {
+        let what = format!("the end of {}", self.instance.name);
+        let code = poll(&what, PATIENCE, || self.try_exit())?;
+        self.clean();
+        Ok(code)
+    }
+
+    /// The exit code if it has ended; never waits.
+    pub fn try_exit(&mut self) -> Result<Option<i32>> {
+        if self.exit.is_none() {
+            self.exit = match waitpid(Pid::from_raw(self.top()), Some(WaitPidFlag::WNOHANG))? {
+                WaitStatus::Exited(_, code) => Some(code),
+                WaitStatus::Signaled(_, signal, _) => Some(128 + signal as i32),
+                _ => None,
+            };
+        }
+        Ok(self.exit)
+    }
+
+    /// After a snapshot that ends the app: reaps it.
+    pub fn wait_gone(mut self) -> Result<()> {
+        self.wait_exit()
+            .context("the app did not end with its snapshot")?;
+        Ok(())
+    }
+
+    /// Ends the app with everything in it.
+    pub fn end(mut self) -> Result<()> {
+        self.stop();
+        self.wait_exit().map(drop)
+    }
+
+    fn stop(&mut self) {
+        if self.exit.is_some() {
+            return;
+        }
+        if let Some(cgroup) = &self.instance.cgroup {
+            let _ = libsnap::cgroup::destroy(cgroup);
+        }
+        // Where there is no cgroup: parents first, so that they start no more.
+        for pid in tree(self.top()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let _ = kill(Pid::from_raw(self.top()), Signal::SIGKILL);
+    }
+
+    /// Removes the cgroup of an app that has ended.
+    fn clean(&mut self) {
+        if let Some(cgroup) = self.instance.cgroup.take().filter(|dir| dir.exists()) {
+            let _ = libsnap::cgroup::destroy(&cgroup);
+        }
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        if self.exit.is_none() {
+            self.stop();
+            let _ = self.wait_exit();
+        }
+    }
+}
+
+/// The fields of a snapshot that every trial can check.
+pub fn report_is_plausible(report: &SnapshotReport, dest: &Path) -> Result<()> {
+    anyhow::ensure!(dest.exists(), "no appshot at {}", dest.display());
+    anyhow::ensure!(
+        report.processes >= 1,
+        "report counts no process: {report:?}"
+    );
+    anyhow::ensure!(
+        report.threads >= report.processes,
+        "fewer threads than processes: {report:?}"
+    );
+    anyhow::ensure!(report.disk_bytes > 0, "report counts no bytes: {report:?}");
+    Ok(())
+}

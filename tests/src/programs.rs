@@ -1,0 +1,85 @@
+//! Builds the C programs of `tests/apps`, once, when they have changed.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+/// Warnings are errors: a test program must not be wrong itself.
+const FLAGS: &[&str] = &[
+    "-std=gnu11",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-O1",
+    "-g",
+    "-pthread",
+];
+
+pub fn source_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("apps")
+}
+
+/// Names of all programs.
+pub fn all() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(source_dir())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "c") {
+            names.extend(path.file_stem().and_then(|s| s.to_str()).map(str::to_owned));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The executable of this program, built if its source is newer.
+pub fn build(name: &str) -> Result<PathBuf> {
+    let source = source_dir().join(format!("{name}.c"));
+    let binary = output_dir()?.join(name);
+    let newest = modified(&source)?.max(headers_modified()?);
+    if !modified(&binary).is_ok_and(|built| built > newest) {
+        compile(&source, &binary)?;
+    }
+    Ok(binary)
+}
+
+/// Other tests may run the old file: the new one takes its name when complete.
+fn compile(source: &Path, binary: &Path) -> Result<()> {
+    let thread = std::thread::current().id();
+    let partial = binary.with_extension(format!("{}-{thread:?}", std::process::id()));
+    let done = Command::new("cc")
+        .args(FLAGS)
+        .arg("-o")
+        .args([partial.as_path(), source])
+        .output()
+        .context("cannot run cc (package build-essential)")?;
+    if !done.status.success() {
+        bail!(
+            "{}: {}",
+            source.display(),
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+    std::fs::rename(&partial, binary).context("cannot name the built program")
+}
+
+fn headers_modified() -> Result<SystemTime> {
+    Ok(modified(&source_dir().join("check.h"))?.max(modified(&source_dir().join("registers.h"))?))
+}
+
+fn modified(path: &Path) -> Result<SystemTime> {
+    let meta = std::fs::metadata(path).with_context(|| path.display().to_string())?;
+    Ok(meta.modified()?)
+}
+
+/// `target/debug/test-apps`, found from the test's own place in `deps`.
+fn output_dir() -> Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let Some(profile) = exe.parent().and_then(Path::parent) else {
+        bail!("no target directory above {}", exe.display());
+    };
+    let dir = profile.join("test-apps");
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir)
+}

@@ -1,0 +1,364 @@
+//! Puts a program of `tests/apps` through freeze and restore.
+//!
+//! ```text
+//! cycle          run, ready, freeze, gone, restore, go, exit 0
+//! two_cycles     the same, frozen and restored twice before go
+//! leave_running  run, ready, freeze and keep, untouched, go, exit 0; then restore, exit 0
+//! side_by_side   run, ready, freeze, gone, restore twice, go, exit 0 both
+//! host_pids      as cycle, with the same pids on the host
+//! ```
+
+use crate::app::{App, Place};
+use crate::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched};
+use crate::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switched_on};
+use crate::{app, programs};
+use anyhow::{Context, Result, bail, ensure};
+use libsnap::error::Kind;
+use libsnap::target::{PidMode, RunOptions, SnapshotReport};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// What the harness has to know of a program.
+#[derive(Clone, Copy, Debug)]
+pub struct Traits {
+    /// It holds something of which the host has one (a port, a file that it
+    /// changes): a second instance cannot run beside or after it.
+    pub alone: bool,
+    /// It is about time: the app stays away for a while before its restore.
+    pub clocked: bool,
+    /// The engine may refuse it, by name, and leave it untouched.
+    pub may_refuse: bool,
+    /// What it does all by itself while the judge looks.
+    pub changes: Changes,
+}
+
+impl Traits {
+    pub const PLAIN: Traits = Traits {
+        alone: false,
+        clocked: false,
+        may_refuse: false,
+        changes: Changes::NONE,
+    };
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    Cycle,
+    TwoCycles,
+    LeaveRunning,
+    SideBySide,
+    HostPids,
+}
+
+/// How long a program about time is away: longer than its tolerance.
+const AWAY: Duration = Duration::from_millis(1500);
+
+/// The exit code by which a program says that the machine lacks something.
+const SKIPPED: i32 = 77;
+
+/// Runs one program in one variant as a test.
+#[track_caller]
+pub fn check(program: &'static str, traits: Traits, variant: Variant) {
+    let test = format!("{program}::{variant:?}");
+    let name = test.clone();
+    on_own_thread(&test, move || {
+        if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
+            return if variant == Variant::Cycle {
+                without_snapshot(program)
+            } else {
+                Ok(())
+            };
+        }
+        Trial {
+            test: &name,
+            program,
+            traits,
+            place: Place::new(&name)?,
+        }
+        .judged(variant)
+    });
+}
+
+/// Proves that the program is right by itself.
+fn without_snapshot(program: &str) -> Result<()> {
+    let place = Place::new(program)?;
+    let log = std::fs::File::create(place.path("log"))?;
+    let mut child = Command::new(programs::build(program)?)
+        .args([place.path("ready"), place.path("go")])
+        .current_dir(place.dir())
+        .stdin(std::process::Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    let early = poll("ready", PATIENCE, || {
+        let ended = child.try_wait()?;
+        Ok((ended.is_some() || place.path("ready").exists()).then_some(ended))
+    })?;
+    std::fs::write(place.path("go"), "")?;
+    let status = match early {
+        Some(status) => status,
+        None => poll("the end of the program", PATIENCE, || Ok(child.try_wait()?))
+            .inspect_err(|_| drop(child.kill()))?,
+    };
+    let code = status
+        .code()
+        .with_context(|| format!("{status}: {}", place.log()))?;
+    judge_exit(code, &place)
+}
+
+fn judge_exit(code: i32, place: &Place) -> Result<()> {
+    match code {
+        0 => Ok(()),
+        SKIPPED => {
+            let log = place.log();
+            skip(log.trim().trim_start_matches("skipped: needs ").to_owned())
+        }
+        other => bail!("exit code {other}: {}", place.log().trim()),
+    }
+}
+
+struct Trial<'a> {
+    test: &'a str,
+    program: &'a str,
+    traits: Traits,
+    place: Place,
+}
+
+/// A snapshot that was taken, or the refusal that the program allows.
+enum Taken {
+    Appshot(PathBuf),
+    Refused,
+}
+
+impl Trial<'_> {
+    fn judged(&self, variant: Variant) -> Result<()> {
+        need_root()?;
+        let scope = self.place.scope();
+        let before = HostState::take(&scope);
+        let result = self.run(variant);
+        // A skipped or failed trial must leave nothing behind either.
+        let left = judge_nothing_left(&scope, &before);
+        result.and(left)
+    }
+
+    fn run(&self, variant: Variant) -> Result<()> {
+        match variant {
+            Variant::Cycle => self.cycles(1, PidMode::New),
+            Variant::TwoCycles => self.cycles(2, PidMode::New),
+            Variant::HostPids => self.cycles(1, PidMode::Host),
+            Variant::LeaveRunning => self.leave_running(),
+            Variant::SideBySide => self.side_by_side(),
+        }
+    }
+
+    fn cycles(&self, count: usize, pids: PidMode) -> Result<()> {
+        let mut app = self.start(pids)?;
+        for number in 0..count {
+            let Taken::Appshot(shot) = self.freeze(&app, number)? else {
+                return self.finish_refused(app);
+            };
+            app.wait_gone()?;
+            self.verify_gone()?;
+            self.stay_away();
+            app = match pids {
+                PidMode::New => self.place.restore(&shot),
+                PidMode::Host => self.place.restore_host_pids(&shot),
+            }
+            .context("restore")?;
+        }
+        self.go()?;
+        self.expect_success(app).context("after restore")
+    }
+
+    fn leave_running(&self) -> Result<()> {
+        let app = self.start(PidMode::New)?;
+        let before = Fingerprint::take(app.top());
+        let shot = self.place.path("appshot-0");
+        match app.freeze_running(&shot) {
+            Ok(report) => self.plausible(&report, &shot)?,
+            Err(error) => {
+                self.refusal(error)?;
+                return self.finish_refused(app);
+            }
+        }
+        judge_untouched(&before, &Fingerprint::take(app.top()), self.traits.changes)?;
+        self.go()?;
+        self.expect_success(app)
+            .context("the original, after its snapshot")?;
+        if self.traits.alone {
+            return Ok(());
+        }
+        let app = self.place.restore(&shot).context("restore")?;
+        self.expect_success(app)
+            .context("the instance restored beside the original")
+    }
+
+    fn side_by_side(&self) -> Result<()> {
+        let app = self.start(PidMode::New)?;
+        let Taken::Appshot(shot) = self.freeze(&app, 0)? else {
+            return self.finish_refused(app);
+        };
+        app.wait_gone()?;
+        let first = self.place.restore(&shot).context("restore")?;
+        let second = self
+            .place
+            .restore(&shot)
+            .context("restore of a second instance")?;
+        self.go()?;
+        self.expect_success(first).context("first instance")?;
+        self.expect_success(second).context("second instance")
+    }
+
+    fn start(&self, pids: PidMode) -> Result<App> {
+        let program = programs::build(self.program)?.display().to_string();
+        let file = |name: &str| self.place.path(name).display().to_string();
+        let mut app = self.place.run_with(RunOptions {
+            command: vec![program, file("ready"), file("go")],
+            env: vec!["APPSHOT_TEST_ENV=kept".to_owned()],
+            pids,
+            ..RunOptions::default()
+        })?;
+        let ready = self.place.path("ready");
+        let ended = poll("ready", PATIENCE, || {
+            let ended = app.try_exit()?;
+            Ok((ended.is_some() || ready.exists()).then_some(ended))
+        })
+        .with_context(|| self.place.log())?;
+        match ended {
+            None => Ok(app),
+            Some(code) => {
+                judge_exit(code, &self.place)?;
+                bail!("the program ended before it was ready")
+            }
+        }
+    }
+
+    /// Takes an appshot that ends the app.
+    fn freeze(&self, app: &App, number: usize) -> Result<Taken> {
+        let shot = self.place.path(&format!("appshot-{number}"));
+        let before = Fingerprint::take(app.top());
+        match app.freeze(&shot) {
+            Ok(report) => {
+                self.plausible(&report, &shot)?;
+                Ok(Taken::Appshot(shot))
+            }
+            Err(error) => {
+                self.refusal(error)?;
+                let after = Fingerprint::take(app.top());
+                judge_untouched(&before, &after, self.traits.changes)?;
+                ensure!(!shot.exists(), "a refused snapshot left {}", shot.display());
+                Ok(Taken::Refused)
+            }
+        }
+    }
+
+    fn plausible(&self, report: &SnapshotReport, shot: &Path) -> Result<()> {
+        app::report_is_plausible(report, shot)
+    }
+
+    /// A refusal where it is allowed; any other error is the test's.
+    fn refusal(&self, error: anyhow::Error) -> Result<()> {
+        let cause = error.downcast_ref::<libsnap::error::Error>();
+        let Some(cause) = cause.filter(|e| self.traits.may_refuse && e.kind == Kind::Refused)
+        else {
+            return Err(error.context("snapshot"));
+        };
+        let Some(first) = cause.refusals.first() else {
+            bail!("a refusal that names nothing: {error}");
+        };
+        note(self.test, &format!("refused: {first}"));
+        Ok(())
+    }
+
+    /// The app whose snapshot was refused has to pass as if nothing had been.
+    fn finish_refused(&self, app: App) -> Result<()> {
+        self.go()?;
+        self.expect_success(app).context("after a refused snapshot")
+    }
+
+    /// Nothing of the app runs; the temporary directory alone is still there.
+    fn verify_gone(&self) -> Result<()> {
+        judge_nothing_left(&self.place.scope(), &HostState::default()).context("after the snapshot")
+    }
+
+    fn stay_away(&self) {
+        if self.traits.clocked {
+            std::thread::sleep(AWAY);
+        }
+    }
+
+    fn go(&self) -> Result<()> {
+        Ok(std::fs::write(self.place.path("go"), "")?)
+    }
+
+    fn expect_success(&self, mut app: App) -> Result<()> {
+        let code = app.wait_exit().with_context(|| self.place.log())?;
+        judge_exit(code, &self.place)
+    }
+}
+
+/// One test module a program, one test a variant:
+/// `app_test!(pipes)`, `app_test!(tcp_listener, alone)`.
+#[macro_export]
+macro_rules! app_test {
+    ($program:ident, alone $(, $trait:ident)*) => {
+        mod $program {
+            $crate::variant_test!(cycle, Cycle, $program, alone $(, $trait)*);
+            $crate::variant_test!(two_cycles, TwoCycles, $program, alone $(, $trait)*);
+            $crate::variant_test!(leave_running, LeaveRunning, $program, alone $(, $trait)*);
+        }
+    };
+    ($program:ident $(, $trait:ident)*) => {
+        mod $program {
+            $crate::variant_test!(cycle, Cycle, $program $(, $trait)*);
+            $crate::variant_test!(two_cycles, TwoCycles, $program $(, $trait)*);
+            $crate::variant_test!(leave_running, LeaveRunning, $program $(, $trait)*);
+            $crate::variant_test!(side_by_side, SideBySide, $program $(, $trait)*);
+        }
+    };
+}
+
+/// The variant of a program that keeps its pids on the host.
+#[macro_export]
+macro_rules! host_pids_test {
+    ($program:ident $(, $trait:ident)*) => {
+        $crate::variant_test!($program, HostPids, $program $(, $trait)*);
+    };
+}
+
+#[macro_export]
+macro_rules! variant_test {
+    ($test:ident, $variant:ident, $program:ident $(, $trait:ident)*) => {
+        #[test]
+        fn $test() {
+            use $crate::trial::{Traits, Variant, check};
+            #[allow(unused_mut)]
+            let mut traits = Traits::PLAIN;
+            $($crate::app_trait!(traits, $trait);)*
+            check(stringify!($program), traits, Variant::$variant);
+        }
+    };
+}
+
+/// Words of [`app_test!`].
+#[macro_export]
+macro_rules! app_trait {
+    ($traits:ident, alone) => {
+        $traits.alone = true
+    };
+    ($traits:ident, clocked) => {
+        $traits.clocked = true
+    };
+    ($traits:ident, may_refuse) => {
+        $traits.may_refuse = true
+    };
+    // It forks, maps and opens all the time.
+    ($traits:ident, restless) => {
+        $traits.changes = $crate::judge::Changes::ALL
+    };
+    // A handler runs now and then.
+    ($traits:ident, handlers) => {
+        $traits.changes.masks = true
+    };
+}

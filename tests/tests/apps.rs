@@ -1,0 +1,156 @@
+//! One small self-checking program per kernel object, each frozen and restored
+//! in several ways (`appshot_tests::trial`). `APPSHOT_TEST_NO_SNAPSHOT=1` runs
+//! the programs alone, to prove that they are right.
+//!
+//! `alone`: owns something of which the host has one (a port, a path, a file it
+//! changes). `clocked`: is away for a while. `restless`, `handlers`: changes by
+//! itself. `may_refuse`: may be refused by name instead of carried.
+
+use appshot_tests::{app_test, programs};
+use std::collections::BTreeSet;
+
+// Memory.
+app_test!(anon_memory);
+app_test!(anon_after);
+app_test!(maps_equal);
+app_test!(madvise_flags);
+app_test!(private_file);
+app_test!(shared_file, alone);
+app_test!(shared_anon);
+app_test!(memfd);
+app_test!(memfd_sealed);
+app_test!(stack_growth);
+app_test!(sysv_shm);
+app_test!(posix_sem);
+
+// Threads and processors.
+app_test!(registers);
+app_test!(registers_in_syscall);
+app_test!(threads100);
+app_test!(thread_churn, restless);
+app_test!(robust_mutex);
+app_test!(rseq);
+app_test!(rseq_abort);
+app_test!(scheduling);
+app_test!(realtime);
+
+// Signals.
+app_test!(sigactions);
+app_test!(sigmask);
+app_test!(sigaltstack);
+app_test!(sigaltstack_inside);
+app_test!(pending_signals);
+app_test!(signalfd);
+app_test!(sigprof_busy, handlers);
+
+// Time.
+app_test!(vdso);
+app_test!(vdso_away, clocked);
+app_test!(itimers, clocked);
+app_test!(itimer_fires, clocked);
+app_test!(posix_timers, clocked);
+app_test!(timerfd, clocked);
+
+// What a process is.
+app_test!(credentials);
+app_test!(credentials_thread);
+app_test!(no_new_privs);
+app_test!(seccomp);
+app_test!(seccomp_strict, may_refuse);
+app_test!(rlimits);
+app_test!(cwd_umask);
+app_test!(names);
+app_test!(environment);
+app_test!(personality);
+app_test!(dumpable);
+app_test!(process_flags);
+
+// How processes belong together.
+app_test!(sessions);
+app_test!(dead_leaders, may_refuse);
+app_test!(zombies);
+app_test!(stopped_child, may_refuse);
+app_test!(pdeathsig);
+app_test!(subreaper);
+app_test!(tree100);
+app_test!(forker, restless);
+app_test!(pidfd);
+
+// Files.
+app_test!(regular_files, alone);
+app_test!(unlinked_file);
+app_test!(shared_offsets);
+app_test!(shared_fd_table, may_refuse);
+app_test!(directories);
+app_test!(devices);
+app_test!(file_locks, alone, may_refuse);
+app_test!(inotify, alone);
+app_test!(inotify_queue, alone, may_refuse);
+
+// Pipes, sockets, terminals, events.
+app_test!(pipes);
+app_test!(fifos, alone);
+app_test!(unix_pairs);
+app_test!(unix_rights, may_refuse);
+app_test!(unix_listen, alone);
+app_test!(unix_backlog, alone, may_refuse);
+app_test!(tcp_listener, alone);
+app_test!(tcp_inside, alone, may_refuse);
+app_test!(udp, alone);
+app_test!(pty, may_refuse);
+app_test!(epoll);
+app_test!(epoll_shared);
+app_test!(eventfd);
+
+// In the middle of a blocking system call.
+app_test!(block_nanosleep, clocked);
+app_test!(block_clock_nanosleep, clocked);
+app_test!(block_poll);
+app_test!(block_poll_timeout, clocked);
+app_test!(block_ppoll);
+app_test!(block_select, clocked);
+app_test!(block_pselect);
+app_test!(block_futex);
+app_test!(block_futex_timeout, clocked);
+app_test!(block_cond);
+app_test!(block_accept, alone);
+app_test!(block_pipe_read);
+app_test!(block_pipe_write);
+app_test!(block_epoll_wait);
+app_test!(block_epoll_timeout, clocked);
+app_test!(block_waitpid);
+app_test!(block_sigsuspend);
+app_test!(block_pause);
+app_test!(block_sigtimedwait);
+app_test!(block_recv);
+app_test!(block_msgrcv, may_refuse);
+app_test!(block_semop, may_refuse);
+app_test!(block_flock, alone, may_refuse);
+app_test!(block_handler);
+
+// The same pids on the host.
+mod host_pids {
+    use appshot_tests::host_pids_test;
+
+    host_pids_test!(threads100);
+    host_pids_test!(sessions, may_refuse);
+    host_pids_test!(zombies);
+    host_pids_test!(pending_signals);
+    host_pids_test!(posix_timers, clocked);
+    host_pids_test!(tree100);
+}
+
+/// A program that no test runs proves nothing.
+#[test]
+fn every_program_is_tested() -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/apps.rs"))?;
+    let named: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("app_test!("))
+        .filter_map(|rest| rest.split([',', ')']).next())
+        .map(str::to_owned)
+        .collect();
+    let there: BTreeSet<String> = programs::all()?.into_iter().collect();
+    assert_eq!(named, there);
+    Ok(())
+}
