@@ -1,0 +1,80 @@
+//! Ours, as a person uses it: the `appshot` command beside this binary, from
+//! start to exit.
+
+use super::{Back, Engine, Taken};
+use crate::command::{run, version};
+use anyhow::{Context, Result};
+use libsnap::target::{Instance, SnapshotReport};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(Debug)]
+pub struct FrontEnd {
+    binary: PathBuf,
+    scratch: PathBuf,
+}
+
+impl FrontEnd {
+    pub fn new(scratch: &Path) -> Self {
+        let beside = std::env::current_exe().unwrap_or_default();
+        FrontEnd {
+            binary: beside.with_file_name("appshot"),
+            scratch: scratch.to_owned(),
+        }
+    }
+
+    fn run(&self, arguments: &[&str], path: &Path) -> Result<crate::command::Done> {
+        let mut command = Command::new(&self.binary);
+        command.args(arguments).arg(path);
+        run(&mut command, &self.scratch)
+    }
+}
+
+impl Engine for FrontEnd {
+    fn name(&self) -> &'static str {
+        "appshot command"
+    }
+
+    fn about(&self) -> String {
+        format!(
+            "`appshot snapshot` and `appshot restore -d` from start to exit; {}",
+            version(&self.binary, "--version")
+        )
+    }
+
+    fn missing(&self) -> Option<String> {
+        let mut help = Command::new(&self.binary);
+        help.arg("--help");
+        let works =
+            run(&mut help, &self.scratch).is_ok_and(|done| done.stdout.contains("snapshot"));
+        let fix = || "the appshot command (cargo build --release -p appshot)".to_owned();
+        (!works).then(fix)
+    }
+
+    fn snapshot(&self, root: i32, dest: &Path, leave_running: bool) -> Result<Taken> {
+        let root = root.to_string();
+        let mut arguments = vec!["snapshot", "-o", "json", root.as_str()];
+        arguments.extend(leave_running.then_some("--leave-running"));
+        let done = self.run(&arguments, dest)?;
+        let report: SnapshotReport =
+            serde_json::from_str(&done.stdout).context("the snapshot's report")?;
+        Ok(Taken {
+            millis: done.millis,
+            told_frozen_millis: Some(report.frozen_micros as f64 / 1e3),
+        })
+    }
+
+    fn restore(&self, source: &Path) -> Result<Back> {
+        let name = format!("bench-{}", crate::clock::now_ns());
+        let arguments = ["restore", "-d", "-o", "json", "--name", name.as_str()];
+        let done = self.run(&arguments, source)?;
+        let instance: Instance =
+            serde_json::from_str(&done.stdout).context("the restored instance")?;
+        Ok(Back {
+            begin_ns: done.begin_ns,
+            millis: done.millis,
+            root: instance.child().0,
+            cgroup: instance.cgroup,
+        })
+    }
+}
