@@ -51,6 +51,10 @@ pub struct Skeleton {
     pub socket_number: i32,
     cgroup: Option<PathBuf>,
     root: VirtualPid,
+    /// The highest number that the app uses.
+    highest: i32,
+    /// Every process ever forked, stand-ins included, oldest first.
+    born: Vec<HostPid>,
     armed: bool,
 }
 
@@ -89,12 +93,16 @@ impl Skeleton {
             socket_number: number,
             cgroup: group,
             root: root.pid,
+            highest: highest(shot),
+            born: vec![first],
             armed: true,
         };
         let first = skeleton.infect_first(first, shot)?;
         let mut tree = Tree::new(&skeleton, &wanted, first, own_init)?;
-        tree.grow()?;
-        let Tree { made, init, .. } = tree;
+        let grown = tree.grow();
+        let Tree { made, init, born, .. } = tree;
+        skeleton.born.extend(born);
+        grown?;
         skeleton.init = init;
         skeleton.numbers = made.iter().map(|(vpid, husk)| (*vpid, husk.pid)).collect();
         let alive = manifest.processes.iter().filter(|p| matches!(p.life, Life::Alive { .. }));
@@ -104,8 +112,6 @@ impl Skeleton {
 
     fn infect_first(&mut self, pid: HostPid, shot: &Appshot) -> Result<Husk> {
         let failed = || "cannot enter a new process";
-        // So that a failure from here on ends it.
-        self.husks.push(Husk { pid, regs: Regs([0; 27]), threads: Vec::new() });
         ptrace::set_options(pid, OPTIONS).or_fail(failed)?;
         ptrace::set_sigmask(pid, u64::MAX).or_fail(failed)?;
         let regs = ptrace::get_regs(pid).or_fail(failed)?.with(reg::RSP, 0);
@@ -181,9 +187,7 @@ impl Drop for Skeleton {
         if !self.armed {
             return;
         }
-        let pids = self.init.iter().map(|i| i.pid).chain(self.husks.iter().map(|h| h.pid)).chain(self.numbers.values().copied());
-        let pids: Vec<HostPid> = pids.collect();
-        for pid in &pids {
+        for pid in &self.born {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL).ok();
         }
         if let Some(group) = &self.cgroup {
@@ -191,14 +195,14 @@ impl Drop for Skeleton {
         }
         // The tracer hears of each end first. An init that is killed waits in the
         // kernel until all of its namespace is reaped: it comes last.
-        for pid in pids.iter().rev() {
+        for pid in self.born.iter().rev() {
             while let Ok(Some(stop)) = ptrace::wait(*pid, true) {
                 if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
                     break;
                 }
             }
         }
-        if let Some(first) = pids.first() {
+        if let Some(first) = self.born.first() {
             launch::reap(*first);
         }
     }
@@ -231,6 +235,13 @@ fn adopted(processes: &[SnapEntry], pids: PidMode) -> Vec<SnapEntry> {
 fn socket_number(shot: &Appshot) -> i32 {
     let used = shot.cores.iter().flat_map(|core| &core.image.process.fds).map(|entry| entry.fd.0);
     used.max().unwrap_or(2) + 1
+}
+
+/// The highest process, thread, session or group number of the app.
+fn highest(shot: &Appshot) -> i32 {
+    let processes = shot.manifest.processes.iter().flat_map(|p| [p.pid, p.pgid, p.sid]);
+    let threads = shot.cores.iter().flat_map(|core| &core.image.threads).map(|t| t.record.tid);
+    processes.chain(threads).map(|pid| pid.0).max().unwrap_or(1)
 }
 
 /// Lines for timens_offsets that make the app's clocks go on where they stood.
@@ -285,6 +296,9 @@ struct Tree<'a> {
     sessions: HashMap<VirtualPid, VirtualPid>,
     /// Stand-ins: to be ended once the tree stands, with the parent that reaps them.
     stand_ins: Vec<(Husk, Option<Husk>)>,
+    born: Vec<HostPid>,
+    /// A number above all that the app uses: stand-ins take the next ones.
+    spare: i32,
     /// Zombies: process, its parent, wait status.
     zombies: Vec<(HostPid, Husk, i32)>,
 }
@@ -299,6 +313,8 @@ impl<'a> Tree<'a> {
             made: HashMap::new(),
             sessions: HashMap::new(),
             stand_ins: Vec::new(),
+            born: Vec::new(),
+            spare: skeleton.highest,
             zombies: Vec::new(),
         };
         if own_init {
@@ -381,7 +397,7 @@ impl<'a> Tree<'a> {
     }
 
     fn make(&mut self, entry: &SnapEntry, parent: &Husk, session: Option<VirtualPid>) -> Result<()> {
-        let husk = fork_in(&self.executor, parent, Some(entry.pid.0), entry.exit_signal)?;
+        let husk = self.fork(parent, entry.pid.0, entry.exit_signal)?;
         if let Life::Zombie { wait_status } = entry.life {
             self.zombies.push((husk.pid, parent.clone(), wait_status));
         }
@@ -416,7 +432,8 @@ impl<'a> Tree<'a> {
             None => self.stand_in_leader(entry.sid)?,
         };
         // Through one more that ends at once, so that init becomes the parent.
-        let between = fork_in(&self.executor, &member, None, 0)?;
+        self.spare += 1;
+        let between = self.fork(&member, self.spare, 0)?;
         self.make(entry, &between, Some(entry.sid))?;
         self.stand_ins.push((between, Some(member)));
         Ok(())
@@ -439,7 +456,7 @@ impl<'a> Tree<'a> {
         let Some(parent) = self.init.clone().or_else(|| self.made.get(&self.wanted[0].pid).cloned()) else {
             return Err(Error::failed("no process to fork from"));
         };
-        let husk = fork_in(&self.executor, &parent, Some(session.0), 0)?;
+        let husk = self.fork(&parent, session.0, 0)?;
         let mut batch = self.executor.batch();
         batch.must("setsid", libc::SYS_setsid, &[]);
         run(&self.executor, &husk, &mut batch)?;
@@ -478,12 +495,18 @@ impl<'a> Tree<'a> {
     /// Holds the number of a group whose leader is gone.
     fn stand_in_group(&mut self, entry: &SnapEntry) -> Result<()> {
         let member = self.made[&entry.pid].clone();
-        let husk = fork_in(&self.executor, &member, Some(entry.pgid.0), 0)?;
+        let husk = self.fork(&member, entry.pgid.0, 0)?;
         let mut batch = self.executor.batch();
         batch.must("setpgid", libc::SYS_setpgid, &[0, 0]);
         run(&self.executor, &husk, &mut batch)?;
         self.stand_ins.push((husk, Some(member)));
         Ok(())
+    }
+
+    fn fork(&mut self, parent: &Husk, pid: i32, exit_signal: i32) -> Result<Husk> {
+        let husk = fork_in(&self.executor, parent, pid, exit_signal)?;
+        self.born.push(husk.pid);
+        Ok(husk)
     }
 
     /// Ends the stand-ins; what they forked becomes init's.
@@ -502,21 +525,19 @@ impl<'a> Tree<'a> {
 }
 
 /// Forks a husk from another one.
-fn fork_in(executor: &Executor, parent: &Husk, pid: Option<i32>, exit_signal: i32) -> Result<Husk> {
+fn fork_in(executor: &Executor, parent: &Husk, pid: i32, exit_signal: i32) -> Result<Husk> {
     let mut batch = executor.batch();
-    let set_tid = batch.bytes(&pid.unwrap_or(0).to_le_bytes());
+    let set_tid = batch.bytes(&pid.to_le_bytes());
     let args = CloneArgs {
         exit_signal: exit_signal as u64,
-        set_tid: if pid.is_some() { set_tid.address } else { 0 },
-        set_tid_size: u64::from(pid.is_some()),
+        set_tid: set_tid.address,
+        set_tid_size: 1,
         ..CloneArgs::default()
     };
     let args = batch.bytes(&args.to_bytes());
     batch.must("clone3", libc::SYS_clone3, &[args.address, CloneArgs::SIZE]);
-    let born = run(executor, parent, &mut batch).map_err(|error| match pid {
-        Some(pid) => error.fix(format!("process number {pid} may be in use: restore with --pids=new")),
-        None => error,
-    })?;
+    let born = run(executor, parent, &mut batch)
+        .map_err(|error| error.fix(format!("process number {pid} may be in use: restore with --pids=new")))?;
     let child = *born.first().ok_or_else(|| Error::failed("clone3 made no process"))?;
     wait_born(child)?;
     Ok(Husk {
