@@ -20,8 +20,9 @@ use crate::process;
 use crate::sys::memory;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::target::Target;
+use crate::timed::{self, SchedClocks, Wait};
 use nix::errno::Errno;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ pub struct FrozenThread {
     pub vtid: VirtualPid,
     pub regs: Regs,
     pub sigmask: u64,
+    /// The relative time-out it waits with, looked at before it was stopped.
+    pub wait: Option<Wait>,
     /// rseq area and its critical-section pointer, where the thread is inside
     /// one: the kernel clears it when other code runs.
     rseq_section: Option<(u64, u64)>,
@@ -107,10 +110,11 @@ fn group_of(target: &Target) -> Option<&Path> {
 
 /// Stops every thread of the target. On failure everything runs as before.
 pub fn freeze(target: &Target) -> Result<Frozen> {
-    let since = Instant::now();
     let group = group_of(target);
-    let _hold = group.map(|group| Hold::new(group, since)).transpose()?;
     let mut seized = Seized::default();
+    seized.waits = waits(target)?;
+    let since = Instant::now();
+    let _hold = group.map(|group| Hold::new(group, since)).transpose()?;
     loop {
         let mut new = false;
         for pid in members(target)? {
@@ -123,6 +127,14 @@ pub fn freeze(target: &Target) -> Result<Frozen> {
     }
     drop(_hold);
     seized.finish(since)
+}
+
+/// Time-outs of all threads, before the first stop makes any of them run.
+fn waits(target: &Target) -> Result<HashMap<HostPid, Wait>> {
+    timed::prune();
+    let mut clocks = SchedClocks::default();
+    let tids = members(target)?.into_iter().flat_map(|pid| proc::threads(pid).unwrap_or_default());
+    Ok(tids.filter_map(|tid| Some((tid, clocks.look(tid)?))).collect())
 }
 
 /// A frozen cgroup; dropped, it is thawed.
@@ -178,6 +190,7 @@ struct Seized {
     waiting: Vec<(HostPid, HostPid)>,
     zombies: Vec<HostPid>,
     known: HashSet<HostPid>,
+    waits: HashMap<HostPid, Wait>,
 }
 
 impl Seized {
@@ -247,7 +260,7 @@ impl Seized {
         let mut processes = Vec::with_capacity(order.len());
         for pid in order {
             let tids = self.threads.iter().filter(|(p, _)| *p == pid).map(|(_, t)| *t);
-            let mut threads = tids.map(inspect).collect::<Result<Vec<_>>>()?;
+            let mut threads = tids.map(|tid| inspect(tid, self.waits.get(&tid))).collect::<Result<Vec<_>>>()?;
             threads.sort_by_key(|thread| thread.tid != pid);
             let vpid = threads[0].vtid;
             processes.push(FrozenProcess { pid, vpid, threads });
@@ -332,15 +345,18 @@ fn wait_stopped(tid: HostPid, since: Instant) -> Result<Stopped> {
     }
 }
 
-fn inspect(tid: HostPid) -> Result<FrozenThread> {
+fn inspect(tid: HostPid, wait: Option<&Wait>) -> Result<FrozenThread> {
     let failed = || format!("cannot read the state of task {tid}");
-    let regs = process::resumable(ptrace::get_regs(tid).or_fail(failed)?);
+    let regs = ptrace::get_regs(tid).or_fail(failed)?;
+    let wait = wait.filter(|wait| process::is_waiting(&regs, wait)).copied();
+    let regs = process::resumable(regs, wait);
     let status = Fields::status(tid).or_fail(failed)?;
     Ok(FrozenThread {
         tid,
         vtid: VirtualPid(status.innermost("NSpid")),
         sigmask: ptrace::get_sigmask(tid).or_fail(failed)?,
         rseq_section: rseq_section(tid, &regs),
+        wait,
         regs,
     })
 }
@@ -404,6 +420,10 @@ impl Frozen {
     fn release(&mut self) {
         self.armed = false;
         for thread in self.processes.iter().flat_map(|p| &p.threads) {
+            if let Some(wait) = thread.wait {
+                let passed = self.since.elapsed().as_nanos() as u64;
+                timed::note(thread.tid, wait.call, wait.left_ns.map(|left| left.saturating_sub(passed)));
+            }
             match ptrace::detach(thread.tid, 0) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(errno) => tracing::error!(tid = thread.tid.0, %errno, "cannot detach"),

@@ -52,6 +52,10 @@ impl ShmTable {
         id
     }
 
+    pub fn records_mut(&mut self) -> impl Iterator<Item = &mut ShmRecord> {
+        self.entries.iter_mut().map(|(record, _)| record)
+    }
+
     pub fn into_records(self) -> Vec<ShmRecord> {
         self.entries.into_iter().map(|(record, _)| record).collect()
     }

@@ -14,9 +14,9 @@ use crate::image::records::{
 };
 use crate::image::ThreadImage;
 use crate::proc::{self, Fields};
-use crate::sys::memory as mem;
 use crate::sys::ptrace::{self, Regs, reg};
 use crate::sys::task;
+use crate::timed::Wait;
 use std::collections::HashMap;
 
 const PR_GET_TID_ADDRESS: u64 = 40;
@@ -55,50 +55,57 @@ const EINTR_CALLS: [i64; 22] = [
     libc::SYS_writev,
 ];
 
+/// Whether the thread still was in that wait when it stopped.
+pub fn is_waiting(regs: &Regs, wait: &Wait) -> bool {
+    regs.get(reg::ORIG_RAX) as i64 == wait.shown
+        && [ERESTART_RESTARTBLOCK, -i64::from(libc::EINTR)].contains(&(regs.get(reg::RAX) as i64))
+}
+
 /// Registers with which the thread is to go on: as they are, but a call that
-/// our stop made fail with EINTR is restarted.
-pub fn resumable(regs: Regs) -> Regs {
+/// our stop made fail with EINTR is restarted, with the time that it has left.
+pub fn resumable(regs: Regs, wait: Option<Wait>) -> Regs {
     let call = regs.get(reg::ORIG_RAX) as i64;
     let interrupted = regs.get(reg::RAX) as i64 == -i64::from(libc::EINTR);
-    if interrupted && EINTR_CALLS.contains(&call) {
-        regs.with(reg::RAX, ERESTARTNOHAND as u64)
-    } else {
-        regs
+    if !interrupted || !EINTR_CALLS.contains(&call) {
+        return regs;
+    }
+    let regs = regs.with(reg::RAX, ERESTARTNOHAND as u64);
+    match wait.and_then(|wait| wait.left_ns) {
+        // The time-out of epoll_wait is a register, in milliseconds.
+        Some(left_ns) => regs.with(reg::R10, left_ns.div_ceil(1_000_000)),
+        None => regs,
     }
 }
 
 /// The time-out still to run of a call that the kernel would restart from its
 /// restart block, which dies with the thread.
-fn blocked_in(tid: HostPid, regs: &Regs) -> Blocked {
-    if (regs.get(reg::ORIG_RAX) as i64) < 0 {
+fn blocked_in(thread: &FrozenThread) -> Blocked {
+    if (thread.regs.get(reg::ORIG_RAX) as i64) < 0 {
         return Blocked::No;
     }
-    match regs.get(reg::RAX) as i64 {
-        ERESTART_RESTARTBLOCK => Blocked::Timed {
-            left_ns: time_left(tid, regs).unwrap_or(0),
-        },
-        -514..=-512 => Blocked::Restart,
+    match (thread.regs.get(reg::RAX) as i64, thread.wait.and_then(|wait| wait.left_ns)) {
+        (ERESTART_RESTARTBLOCK, Some(left_ns)) => Blocked::Timed { left_ns },
+        (ERESTART_RESTARTBLOCK..=-512, _) => Blocked::Restart,
         _ => Blocked::No,
     }
 }
 
-/// nanosleep tells the time left where the caller asked for it; otherwise the
-/// call's full time-out counts.
-fn time_left(tid: HostPid, regs: &Regs) -> Option<u64> {
-    let timespec = |at: u64| -> Option<u64> {
-        let seconds = mem::read_u64(tid, at).ok()?;
-        let nanos = mem::read_u64(tid, at + 8).ok()?;
-        seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
-    };
-    let arg = |at: usize| regs.get(at);
-    let sleep = |request: u64, left: u64| timespec(if left == 0 { request } else { left });
-    match arg(reg::ORIG_RAX) as i64 {
-        libc::SYS_nanosleep => sleep(arg(reg::RDI), arg(reg::RSI)),
-        libc::SYS_clock_nanosleep => sleep(arg(reg::RDX), arg(reg::R10)),
-        libc::SYS_futex => timespec(arg(reg::R10)),
-        libc::SYS_poll => Some(u64::from(arg(reg::RDX) as u32) * 1_000_000),
-        _ => None,
+/// Registers as the appshot keeps them: the call that was made first stands
+/// where the kernel shows only that it restarts one, and a wait without a known
+/// end is simply made again.
+fn kept_registers(thread: &FrozenThread) -> [u64; 27] {
+    let mut regs = thread.regs;
+    if let Some(wait) = thread.wait {
+        regs = regs.with(reg::ORIG_RAX, wait.call as u64);
     }
+    let restarted = regs.get(reg::RAX) as i64 == ERESTART_RESTARTBLOCK;
+    if restarted && thread.wait.is_none_or(|wait| wait.left_ns.is_none()) {
+        // What restart_syscall stood for is not known: it ends as if interrupted.
+        let unknown = regs.get(reg::ORIG_RAX) as i64 == libc::SYS_restart_syscall;
+        let code = if unknown { -i64::from(libc::EINTR) } else { ERESTARTNOHAND };
+        regs = regs.with(reg::RAX, code as u64);
+    }
+    regs.0
 }
 
 /// Asks a process by batch, then its threads; gives each its state.
@@ -373,11 +380,11 @@ fn capture_thread(thread: &FrozenThread, executor: &Executor) -> Result<ThreadIm
         timer_slack_ns: asked.timer_slack_ns,
         sched,
         ioprio: task::ioprio_get(tid).unwrap_or(0),
-        blocked_in: blocked_in(tid, &thread.regs),
+        blocked_in: blocked_in(thread),
     };
     Ok(ThreadImage {
         record,
-        regs: thread.regs.0,
+        regs: kept_registers(thread),
         xsave,
     })
 }
@@ -460,10 +467,10 @@ mod tests {
         let regs = |call: i64, value: i64| {
             Regs([0; 27]).with(reg::ORIG_RAX, call as u64).with(reg::RAX, value as u64)
         };
-        let restarted = resumable(regs(libc::SYS_epoll_wait, -4));
+        let restarted = resumable(regs(libc::SYS_epoll_wait, -4), None);
         assert_eq!(restarted.get(reg::RAX) as i64, ERESTARTNOHAND);
-        assert_eq!(resumable(regs(libc::SYS_close, -4)).get(reg::RAX) as i64, -4);
-        assert_eq!(resumable(regs(libc::SYS_epoll_wait, 3)).get(reg::RAX), 3);
-        assert_eq!(resumable(regs(-1, -4)).get(reg::RAX) as i64, -4);
+        assert_eq!(resumable(regs(libc::SYS_close, -4), None).get(reg::RAX) as i64, -4);
+        assert_eq!(resumable(regs(libc::SYS_epoll_wait, 3), None).get(reg::RAX), 3);
+        assert_eq!(resumable(regs(-1, -4), None).get(reg::RAX) as i64, -4);
     }
 }

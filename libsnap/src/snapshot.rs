@@ -16,6 +16,7 @@ use crate::executor::{self, Executor};
 use crate::files::{self, FileTable, Member};
 use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::ids::{HostPid, VirtualPid};
+use crate::ipc;
 use crate::image::records::{Clocks, Life, Manifest, SnapEntry, Vma, VmaKind};
 use crate::image::{ProcessImage, ThreadImage, Writer};
 use crate::image::records::ProcessRecord;
@@ -82,6 +83,7 @@ fn take(
     survey::processes(target, &frozen_pids(frozen), &mut refusals);
     let spaces = address_spaces(&frozen_pids(frozen), &mut tables, &mut refusals)?;
     let table = files::capture(&members, options, true, &mut tables, &mut refusals)?;
+    ipc::describe(frozen_pids(frozen)[0], target, &mut tables.shm, &mut refusals);
     refusals.into_result(subject)?;
     steps.start("capture");
     let clocks = survey::clocks(frozen.processes[0].pid);
@@ -296,6 +298,9 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
     let mut tables = Tables::default();
     survey::processes(target, &pids, &mut refusals);
     address_spaces(&pids, &mut tables, &mut refusals)?;
+    if let Some(first) = pids.first() {
+        ipc::describe(*first, target, &mut tables.shm, &mut refusals);
+    }
     let members = pids.iter().map(|pid| Member::open(*pid, VirtualPid(pid.0))).collect::<Result<Vec<_>>>()?;
     files::capture(&members, options, false, &mut tables, &mut refusals)?;
     report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();

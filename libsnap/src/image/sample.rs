@@ -211,6 +211,7 @@ fn files() -> Vec<OpenFile> {
         id: FileId(id),
         flags: 0o100_002,
         owner,
+        locks: Vec::new(),
         kind,
     };
     (0..).zip(kinds).map(file).collect()

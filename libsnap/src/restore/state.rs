@@ -332,7 +332,10 @@ fn enter_timed(skeleton: &Skeleton, tid: HostPid, husk: &Regs, thread: &ThreadIm
     batch.call("timed call", number, &args);
     match skeleton.executor.interrupt_in(tid, husk, &mut batch)? {
         // Interrupted: the restart code is in rax as it was.
-        None => Ok(regs),
+        None => {
+            crate::timed::note(tid, number, Some(left_ns));
+            Ok(regs)
+        }
         // It ended at once: that is its result.
         Some(result) => Ok(regs.with(reg::RAX, result).with(reg::ORIG_RAX, u64::MAX)),
     }

@@ -1,0 +1,182 @@
+//! How much of a relative time-out is left to a thread that waits in a call.
+//!
+//! The kernel keeps the end of such a wait in the thread's restart block, which
+//! nobody can read. But a thread that waits has not run since it went to sleep,
+//! and `/proc/TID/sched` tells when that was (`se.exec_start`, on the scheduler
+//! clock of its CPU). So this is looked at *before* the thread is stopped, which
+//! makes it run. Once a wait has been interrupted and restarted, its original
+//! time-out says nothing any more; its end is then noted in a small file, so that
+//! a later snapshot knows it.
+
+use crate::ids::HostPid;
+use crate::proc;
+use crate::sys::memory as mem;
+use crate::sys::task;
+use nix::time::{ClockId, clock_gettime};
+use std::collections::HashMap;
+use std::fs;
+
+/// Where ends of restarted waits are noted, one file a thread.
+const NOTES: &str = "/run/appshot/timed";
+
+/// A thread's wait, as it was just before the stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The system call first made, also where the kernel shows restart_syscall.
+    pub call: i64,
+    /// As the kernel shows it in orig_rax.
+    pub shown: i64,
+    /// None: it waits without end.
+    pub left_ns: Option<u64>,
+}
+
+/// Reads scheduler clocks: they differ from CPU to CPU.
+#[derive(Debug, Default)]
+pub struct SchedClocks {
+    /// CLOCK_MONOTONIC minus the scheduler clock, by CPU.
+    offsets: HashMap<usize, i64>,
+}
+
+impl SchedClocks {
+    /// What the thread waits in with a relative time-out, if it does.
+    pub fn look(&mut self, tid: HostPid) -> Option<Wait> {
+        let text = proc::text(tid, "syscall").ok()?;
+        let mut words = text.split_whitespace();
+        let shown: i64 = words.next()?.parse().ok()?;
+        let args: Vec<u64> = words.filter_map(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok()).collect();
+        if shown == libc::SYS_restart_syscall
+            && let Some((call, end)) = recall(tid)
+        {
+            let left_ns = end.map(|end| end.saturating_sub(now()).max(1));
+            return Some(Wait { call, shown, left_ns });
+        }
+        let call = if shown == libc::SYS_restart_syscall { restarted(&args)? } else { shown };
+        let full = full_time(tid, call, &args)?;
+        let left_ns = full.map(|full| full.saturating_sub(self.asleep_for(tid).unwrap_or(0)).max(1));
+        Some(Wait { call, shown, left_ns })
+    }
+
+    fn asleep_for(&mut self, tid: HostPid) -> Option<u64> {
+        let since = exec_start(tid)?;
+        let offset = self.offset(last_cpu(tid)?)?;
+        u64::try_from(now() as i64 - offset - since).ok()
+    }
+
+    /// Goes to that CPU for a moment: being scheduled there sets our own mark.
+    fn offset(&mut self, cpu: usize) -> Option<i64> {
+        if let Some(known) = self.offsets.get(&cpu) {
+            return Some(*known);
+        }
+        let own = HostPid(nix::unistd::gettid().as_raw());
+        let before = task::sched_getaffinity(own).ok()?;
+        let mut only = vec![0u64; cpu / 64 + 1];
+        only[cpu / 64] = 1 << (cpu % 64);
+        task::sched_setaffinity(own, &only).ok()?;
+        std::thread::yield_now();
+        let offset = exec_start(own).map(|mark| now() as i64 - mark);
+        task::sched_setaffinity(own, &before).ok();
+        self.offsets.insert(cpu, offset?);
+        offset
+    }
+}
+
+fn now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| (t.tv_sec() * 1_000_000_000 + t.tv_nsec()) as u64)
+}
+
+/// `se.exec_start  :  1234567.123456` (milliseconds)
+fn exec_start(tid: HostPid) -> Option<i64> {
+    let text = proc::text(tid, "sched").ok()?;
+    let line = text.lines().find(|line| line.starts_with("se.exec_start"))?;
+    let (ms, ns) = line.split(':').nth(1)?.trim().split_once('.')?;
+    Some(ms.parse::<i64>().ok()? * 1_000_000 + ns.parse::<i64>().ok()?)
+}
+
+/// Field 39 of stat.
+fn last_cpu(tid: HostPid) -> Option<usize> {
+    let text = proc::text(tid, "stat").ok()?;
+    text.rsplit_once(')')?.1.split_whitespace().nth(36)?.parse().ok()
+}
+
+/// The call behind restart_syscall, where nobody noted it: told by what its
+/// arguments look like. Pointers are large; a clock, an operation or a count is
+/// small.
+fn restarted(args: &[u64]) -> Option<i64> {
+    let small = |at: usize| args.get(at).is_some_and(|arg| *arg < 65536);
+    match (small(0), small(1)) {
+        (true, true) => Some(libc::SYS_clock_nanosleep),
+        (false, false) => Some(libc::SYS_nanosleep),
+        (false, true) if args.get(3).is_some_and(|time| *time > 65536) => Some(libc::SYS_futex),
+        (false, true) => Some(libc::SYS_poll),
+        (true, false) => None,
+    }
+}
+
+/// The relative time-out that the call was made with: `None` where it is no
+/// call with one, `Some(None)` where it waits without end.
+fn full_time(tid: HostPid, call: i64, args: &[u64]) -> Option<Option<u64>> {
+    let timespec = |at: u64| -> Option<u64> {
+        let seconds = mem::read_u64(tid, at).ok().filter(|_| at != 0)?;
+        seconds.checked_mul(1_000_000_000)?.checked_add(mem::read_u64(tid, at + 8).ok()?)
+    };
+    let millis = |value: u64| u64::try_from(value as i32).ok().map(|ms| ms * 1_000_000);
+    const TIMER_ABSTIME: u64 = 1;
+    match call {
+        libc::SYS_nanosleep => timespec(*args.first()?).map(Some),
+        libc::SYS_clock_nanosleep if *args.get(1)? & TIMER_ABSTIME == 0 => timespec(*args.get(2)?).map(Some),
+        // FUTEX_WAIT takes a relative time; the others an absolute one, with which
+        // they are simply made again.
+        libc::SYS_futex if *args.get(1)? & 0x7f == 0 => timespec(*args.get(3)?).map(Some),
+        libc::SYS_futex => Some(None),
+        libc::SYS_poll => Some(millis(*args.get(2)?)),
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(millis(*args.get(3)?)),
+        _ => None,
+    }
+}
+
+/// Notes what a thread waits in, and until when, before the kernel restarts it.
+pub fn note(tid: HostPid, call: i64, left_ns: Option<u64>) {
+    let Ok(stat) = proc::stat(tid) else { return };
+    let end = left_ns.map_or(0, |left| now() + left);
+    fs::create_dir_all(NOTES).ok();
+    fs::write(format!("{NOTES}/{tid}"), format!("{} {call} {end}", stat.start_time)).ok();
+}
+
+/// The noted call and its end; none for a wait without end.
+fn recall(tid: HostPid) -> Option<(i64, Option<u64>)> {
+    let text = fs::read_to_string(format!("{NOTES}/{tid}")).ok()?;
+    let mut words = text.split(' ');
+    let start: u64 = words.next()?.parse().ok()?;
+    let call = words.next()?.parse().ok()?;
+    let end: u64 = words.next()?.parse().ok()?;
+    (start == proc::stat(tid).ok()?.start_time).then_some((call, (end != 0).then_some(end)))
+}
+
+/// Forgets threads that are gone.
+pub fn prune() {
+    for tid in proc::numbered(NOTES).unwrap_or_default() {
+        if !proc::exists(HostPid(tid)) {
+            fs::remove_file(format!("{NOTES}/{tid}")).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sleeping_thread_is_seen_with_the_time_it_has_left() {
+        let (to_us, from_thread) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            to_us.send(HostPid(nix::unistd::gettid().as_raw())).ok();
+            std::thread::sleep(std::time::Duration::from_secs(5));
+        });
+        let tid = from_thread.recv().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let wait = SchedClocks::default().look(tid).unwrap();
+        assert_eq!(wait.call, libc::SYS_clock_nanosleep);
+        let left_ms = wait.left_ns.unwrap() / 1_000_000;
+        assert!((4000..4750).contains(&left_ms), "{left_ms} ms left of 5000 after 300");
+    }
+}
