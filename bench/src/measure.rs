@@ -8,6 +8,7 @@ use crate::workload::beat::BeatFile;
 use crate::workload::{App, Workload};
 use crate::{files, net, proc};
 use anyhow::{Context, Result, bail, ensure};
+use libsnap::target::Phase;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,9 @@ pub struct Figures {
     pub memory_mb: Option<f64>,
     /// Memory of the original, for scale.
     pub original_mb: Option<f64>,
+    /// The steps of the snapshot and of the restore.
+    pub snapshot_phases: Vec<Phase>,
+    pub restore_phases: Vec<Phase>,
     /// Each failure, with the step.
     pub failures: Vec<String>,
 }
@@ -83,6 +87,7 @@ impl Meter<'_> {
         let taken = engine.snapshot(root, &dest, false).context("snapshot")?;
         proc::wait_gone(&originals, Duration::from_secs(5)).context("after the snapshot")?;
         figures.snapshot_ms = Some(taken.millis);
+        figures.snapshot_phases = taken.phases;
         figures.durable_ms = Some(taken.millis + files::sync(&dest)?);
         figures.disk_mb = Some(megabytes(files::disk_bytes(&dest)?));
 
@@ -96,6 +101,7 @@ impl Meter<'_> {
         let tree = proc::tree(back.root);
         app.verify(&tree).context("after the restore")?;
         figures.restore_ms = Some(back.millis);
+        figures.restore_phases = back.phases;
         figures.reply_ms = Some(millis_between(back.begin_ns, answered_ns));
         figures.memory_mb = Some(megabytes(proc::pss_bytes(&tree)));
         Ok(())

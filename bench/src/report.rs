@@ -39,6 +39,8 @@ struct Table {
     title: &'static str,
     note: &'static str,
     value: fn(&Figures) -> Option<f64>,
+    /// Only there to judge the others by: a ratio would say nothing.
+    scale: bool,
 }
 
 const TABLES: &[Table] = &[
@@ -46,46 +48,55 @@ const TABLES: &[Table] = &[
         title: "Snapshot time (ms)",
         note: "The app is ended. Until the call or command returns: ours has then put everything on the disk, the peer has not.",
         value: |f| f.snapshot_ms,
+        scale: false,
     },
     Table {
         title: "Snapshot time until it is on the disk (ms)",
         note: "The same, and then an fsync of every file.",
         value: |f| f.durable_ms,
+        scale: false,
     },
     Table {
         title: "Frozen time (ms)",
         note: "Longest pause of a heartbeat every 100 us inside the app, which is left running.",
         value: |f| f.frozen_ms,
+        scale: false,
     },
     Table {
         title: "Longest pause of the same heartbeat without a snapshot (ms)",
         note: "For scale: what the scheduler alone does in 300 ms.",
         value: |f| f.undisturbed_ms,
+        scale: true,
     },
     Table {
         title: "Restore time (ms)",
         note: "Until the call or command returns.",
         value: |f| f.restore_ms,
+        scale: false,
     },
     Table {
         title: "Time to the first reply (ms)",
         note: "From the begin of the restore to the first right answer on the app's port, or the first heartbeat.",
         value: |f| f.reply_ms,
+        scale: false,
     },
     Table {
         title: "Size on disk (MB)",
         note: "Blocks in use.",
         value: |f| f.disk_mb,
+        scale: false,
     },
     Table {
         title: "Memory after the restore (MB)",
         note: "Proportional set size of the tree, after it was verified.",
         value: |f| f.memory_mb,
+        scale: false,
     },
     Table {
         title: "Memory of the original (MB)",
         note: "The same, before the snapshot.",
         value: |f| f.original_mb,
+        scale: true,
     },
 ];
 
@@ -136,6 +147,7 @@ impl Report {
 
     fn table(&self, text: &mut String, table: &Table) {
         let (peer, ours) = self.sides.split_last().expect("there are three sides");
+        let ours = if table.scale { &[] } else { ours };
         let _ = write!(
             text,
             "\n## {}\n\n{}\n\n| workload |",
@@ -169,7 +181,7 @@ impl Report {
             let _ = write!(text, " {} |", cell(values));
         }
         let (peer, ours) = values.split_last().expect("there are three sides");
-        for ours in ours {
+        for ours in if table.scale { &[] } else { ours } {
             let ratio = ratio(ours, peer).map_or_else(|| "-".to_owned(), |r| format!("{r:.2}x"));
             let _ = write!(text, " {ratio} |");
         }

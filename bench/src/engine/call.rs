@@ -102,6 +102,7 @@ fn snapshot(dest: &Path, root: i32, leave_running: bool) -> Result<Taken> {
     Ok(Taken {
         millis: millis_between(begin_ns, now_ns()),
         told_frozen_millis: Some(report.frozen_micros as f64 / 1e3),
+        phases: report.phases,
     })
 }
 
@@ -118,5 +119,6 @@ fn restore(source: &Path) -> Result<Back> {
         millis: millis_between(begin_ns, now_ns()),
         root: instance.child().0,
         cgroup: instance.cgroup,
+        phases: instance.phases,
     })
 }

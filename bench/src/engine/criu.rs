@@ -70,6 +70,7 @@ impl Engine for Criu {
         Ok(Taken {
             millis: done.millis,
             told_frozen_millis: None,
+            phases: Vec::new(),
         })
     }
 
@@ -85,6 +86,7 @@ impl Engine for Criu {
             millis: done.millis,
             root,
             cgroup: None,
+            phases: Vec::new(),
         })
     }
 }

@@ -23,10 +23,13 @@ impl FrontEnd {
         }
     }
 
-    fn run(&self, arguments: &[&str], path: &Path) -> Result<crate::command::Done> {
+    /// `appshot WHAT --quiet --format json`, with its records and logs beside
+    /// ours.
+    fn command(&self, what: &str) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(arguments).arg(path);
-        run(&mut command, &self.scratch)
+        command.args([what, "--quiet", "--format", "json"]);
+        command.env("APPSHOT_DATA_DIR", self.scratch.join("data"));
+        command
     }
 }
 
@@ -52,22 +55,24 @@ impl Engine for FrontEnd {
     }
 
     fn snapshot(&self, root: i32, dest: &Path, leave_running: bool) -> Result<Taken> {
-        let root = root.to_string();
-        let mut arguments = vec!["snapshot", "-o", "json", root.as_str()];
-        arguments.extend(leave_running.then_some("--leave-running"));
-        let done = self.run(&arguments, dest)?;
+        let mut command = self.command("snapshot");
+        command.arg("--out").arg(dest).arg(root.to_string());
+        command.args(leave_running.then_some("--leave-running"));
+        let done = run(&mut command, &self.scratch)?;
         let report: SnapshotReport =
             serde_json::from_str(&done.stdout).context("the snapshot's report")?;
         Ok(Taken {
             millis: done.millis,
             told_frozen_millis: Some(report.frozen_micros as f64 / 1e3),
+            phases: report.phases,
         })
     }
 
     fn restore(&self, source: &Path) -> Result<Back> {
         let name = format!("bench-{}", crate::clock::now_ns());
-        let arguments = ["restore", "-d", "-o", "json", "--name", name.as_str()];
-        let done = self.run(&arguments, source)?;
+        let mut command = self.command("restore");
+        command.args(["--detach", "--name", &name]).arg(source);
+        let done = run(&mut command, &self.scratch)?;
         let instance: Instance =
             serde_json::from_str(&done.stdout).context("the restored instance")?;
         Ok(Back {
@@ -75,6 +80,7 @@ impl Engine for FrontEnd {
             millis: done.millis,
             root: instance.child().0,
             cgroup: instance.cgroup,
+            phases: instance.phases,
         })
     }
 }

@@ -8,6 +8,7 @@ mod front_end;
 pub use call::operate;
 
 use anyhow::Result;
+use libsnap::target::Phase;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,8 @@ pub struct Taken {
     pub millis: f64,
     /// How long the engine itself says that the app stood still.
     pub told_frozen_millis: Option<f64>,
+    /// The steps, where the engine tells them.
+    pub phases: Vec<Phase>,
 }
 
 /// An instance that was restored.
@@ -29,6 +32,8 @@ pub struct Back {
     pub root: i32,
     /// To be removed when its processes are gone.
     pub cgroup: Option<PathBuf>,
+    /// The steps, where the engine tells them.
+    pub phases: Vec<Phase>,
 }
 
 /// One side.
