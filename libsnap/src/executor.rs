@@ -24,7 +24,7 @@ use crate::sys::{Sys, check_raw};
 /// Entries of one batch at most.
 const ENTRIES_MAX: usize = 1000;
 const ENTRIES_BYTES: u64 = ((ENTRIES_MAX + 1) * ENTRY_BYTES).next_multiple_of(4096) as u64;
-const PAYLOAD_BYTES: u64 = 256 * 1024;
+pub const PAYLOAD_BYTES: u64 = 256 * 1024;
 /// What the executor takes of the target's address space.
 pub const FOOTPRINT: u64 = PAGE + ENTRIES_BYTES + PAYLOAD_BYTES;
 
@@ -162,12 +162,17 @@ impl Executor {
         }
     }
 
+    /// Where the bytes of a batch stand in the target.
+    pub fn payload(&self) -> u64 {
+        self.base + PAGE + ENTRIES_BYTES
+    }
+
     pub fn batch(&self) -> Batch {
         Batch {
             entries: Vec::new(),
             names: Vec::new(),
             payload: Vec::new(),
-            payload_base: self.base + PAGE + ENTRIES_BYTES,
+            payload_base: self.payload(),
         }
     }
 
@@ -219,7 +224,7 @@ impl Executor {
     }
 
     /// Writes the batch and points the thread at it.
-    pub(crate) fn load(&self, tid: HostPid, regs: &Regs, batch: &Batch) -> Result<()> {
+    fn load(&self, tid: HostPid, regs: &Regs, batch: &Batch) -> Result<()> {
         let start = regs
             .with(reg::RIP, self.base)
             .with(reg::RBX, self.base + PAGE)
@@ -230,10 +235,10 @@ impl Executor {
         written.and_then(|()| ptrace::set_regs(tid, &start)).map_err(|e| lost(tid, e))
     }
 
-    /// Raw result of the only call of a batch that has come to its end.
-    pub(crate) fn result_of(&self, tid: HostPid, batch: &mut Batch) -> Result<u64> {
-        self.collect(tid, batch).map_err(|e| lost(tid, e))?;
-        Ok(batch.entries.first().map_or(0, |entry| entry.result))
+    /// Sends a thread to the entries at `entries` and does not wait.
+    pub fn start(&self, tid: HostPid, regs: &Regs, entries: u64) -> Result<()> {
+        let set = regs.with(reg::RIP, self.base).with(reg::RBX, entries).with(reg::ORIG_RAX, u64::MAX);
+        ptrace::set_regs(tid, &set).and_then(|()| ptrace::cont(tid, 0)).map_err(|e| lost(tid, e))
     }
 
     fn drive(&self, tid: HostPid) -> Result<Born> {
@@ -300,10 +305,9 @@ fn write_code(tid: HostPid, base: u64) -> Sys<()> {
     Ok(())
 }
 
-/// One system call through a `syscall` instruction at `gate` in the target.
-pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Result<Sys<u64>> {
-    let set = regs
-        .with(reg::RIP, gate)
+/// Registers of a thread about to make a system call at `gate`.
+pub fn call_registers(regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Regs {
+    regs.with(reg::RIP, gate)
         .with(reg::RAX, number as u64)
         .with(reg::ORIG_RAX, u64::MAX)
         .with(reg::RDI, args[0])
@@ -311,7 +315,12 @@ pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u6
         .with(reg::RDX, args[2])
         .with(reg::R10, args[3])
         .with(reg::R8, args[4])
-        .with(reg::R9, args[5]);
+        .with(reg::R9, args[5])
+}
+
+/// One system call through a `syscall` instruction at `gate` in the target.
+pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Result<Sys<u64>> {
+    let set = call_registers(regs, gate, number, args);
     let step = || -> Sys<Option<u64>> {
         ptrace::set_regs(tid, &set)?;
         ptrace::single_step(tid)?;

@@ -16,7 +16,7 @@ use crate::ids::{HostPid, VirtualPid};
 use crate::image::Appshot;
 use crate::image::records::{Life, SnapEntry};
 use crate::launch::{self, INIT_ADDRESS, Place};
-use crate::proc;
+use crate::proc::{self, Mapping};
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::CloneArgs;
@@ -43,6 +43,8 @@ pub struct Skeleton {
     pub husks: Vec<Husk>,
     pub numbers: HashMap<VirtualPid, HostPid>,
     pub executor: Executor,
+    /// Mappings of every husk: all are forks of the first.
+    pub layout: Vec<Mapping>,
     /// A `syscall` instruction in every husk, until its own vdso is in place.
     pub gate: u64,
     /// Our end of the socket through which husks get descriptors, and its
@@ -88,6 +90,7 @@ impl Skeleton {
             husks: Vec::new(),
             numbers: HashMap::new(),
             executor: Executor::at(0),
+            layout: Vec::new(),
             gate: 0,
             socket,
             socket_number: number,
@@ -125,6 +128,7 @@ impl Skeleton {
         let hole = executor::find_hole(&mut used, executor::FOOTPRINT)
             .ok_or_else(|| Error::refused("the app's address spaces leave no room for the executor"))?;
         self.executor = Executor::infect(pid, &regs, self.gate, hole)?;
+        self.layout = mappings;
         Ok(Husk { pid, regs, threads: Vec::new() })
     }
 
