@@ -116,7 +116,7 @@ impl Skeleton {
     fn infect_first(&mut self, pid: HostPid, shot: &Appshot) -> Result<Husk> {
         let failed = || "cannot enter a new process";
         ptrace::set_options(pid, OPTIONS).or_fail(failed)?;
-        ptrace::set_sigmask(pid, u64::MAX).or_fail(failed)?;
+        ptrace::set_sigmask(pid, crate::freeze::ALL_BUT_TRAP).or_fail(failed)?;
         let regs = ptrace::get_regs(pid).or_fail(failed)?.with(reg::RSP, 0);
         let mappings = proc::mappings(pid).or_fail(failed)?;
         let code: Vec<Span> = mappings.iter().filter(|m| m.name == "[vdso]").map(|m| m.span()).collect();
@@ -369,6 +369,10 @@ impl<'a> Tree<'a> {
 
     /// Makes one process if its parent and session allow it now.
     fn try_make(&mut self, entry: &SnapEntry) -> Result<()> {
+        if self.init.is_none() && !self.wanted.iter().any(|e| e.pid == entry.ppid) {
+            // Without an init of its own, the host's adopts what has lost its parent.
+            return self.make_orphan(entry);
+        }
         let parent = self.parent(entry);
         let Some(parent) = parent else { return Ok(()) };
         if entry.sid == entry.pid {
@@ -428,10 +432,11 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// A child of init in a session that init is not in.
+    /// A child of init (or of the host's) that init cannot fork itself.
     fn make_orphan(&mut self, entry: &SnapEntry) -> Result<()> {
         let member = match self.member_of(entry.sid) {
             Some(member) => member,
+            None if entry.sid == entry.pid => self.made[&self.wanted[0].pid].clone(),
             None if self.wanted.iter().any(|e| e.pid == entry.sid) => return Ok(()), // its leader comes first
             None => self.stand_in_leader(entry.sid)?,
         };
@@ -440,7 +445,7 @@ impl<'a> Tree<'a> {
         let between = self.fork(&member, self.spare, 0)?;
         self.make(entry, &between, Some(entry.sid))?;
         self.stand_ins.push((between, Some(member)));
-        Ok(())
+        if entry.sid == entry.pid { self.become_leader(entry) } else { Ok(()) }
     }
 
     fn member_of(&self, session: VirtualPid) -> Option<Husk> {
