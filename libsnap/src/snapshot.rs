@@ -106,6 +106,7 @@ fn take(
     survey::processes(target, &frozen_pids(frozen), &mut refusals);
     let spaces = address_spaces(&frozen_pids(frozen), &mut tables, &mut refusals)?;
     let table = files::capture(&members, options, true, &mut tables, &mut refusals)?;
+    survey::terminals(&members, &table, options, &mut refusals);
     ipc::describe(frozen_pids(frozen)[0], target, &mut tables.shm, &mut refusals);
     refusals.into_result(subject)?;
     steps.start("capture");
@@ -202,6 +203,8 @@ fn store(
     for (at, ((mut record, threads), vmas)) in captured.into_iter().zip(spaces).enumerate() {
         let process = &frozen.processes[at];
         record.fds = table.fds[at].clone();
+        let tty = proc::stat(process.pid).or_fail(|| format!("cannot read the state of pid {}", process.pid))?.tty;
+        record.ctty = files::pty::controlling(&table.files, snaplist[at].sid, tty);
         let mut core = writer.core(&part_name(process.vpid))?;
         memory::store_pages(process.pid, &vmas, &mut core, &|| go_on(cancelled))?;
         bytes += core.stored_bytes();
@@ -337,7 +340,8 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
         ipc::describe(*first, target, &mut tables.shm, &mut refusals);
     }
     let members = pids.iter().map(|pid| Member::open(*pid, VirtualPid(pid.0))).collect::<Result<Vec<_>>>()?;
-    files::capture(&members, options, false, &mut tables, &mut refusals)?;
+    let table = files::capture(&members, options, false, &mut tables, &mut refusals)?;
+    survey::terminals(&members, &table, options, &mut refusals);
     report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();
     report.depends = tables.external.paths().map(|path| format!("file {path}")).collect();
     report.refusals = refusals.into_vec();

@@ -149,8 +149,8 @@ fn bad_processes_are_not_sealed() {
             Box::new(|p| p.process.fds[1].file = FileId(99)),
         ),
         (
-            "not a terminal",
-            Box::new(|p| p.process.ctty = Some(FileId(0))),
+            "controlling terminal",
+            Box::new(|p| p.process.ctty = Some(9)),
         ),
         (
             "no shared memory",
