@@ -24,6 +24,7 @@ use crate::memory::{self, Tables};
 use crate::proc::{self, Fields};
 use crate::process;
 use crate::refusals::Refusals;
+use crate::seccomp::Filters;
 use crate::survey;
 use crate::sys::memory::Span;
 use crate::target::{CheckReport, Phase, SnapshotOptions, SnapshotReport, Target};
@@ -84,18 +85,22 @@ fn take(
     let spaces = address_spaces(&frozen_pids(frozen), &mut tables, &mut refusals)?;
     let table = files::capture(&members, options, true, &mut tables, &mut refusals)?;
     ipc::describe(frozen_pids(frozen)[0], target, &mut tables.shm, &mut refusals);
+    let filters = Filters::look(frozen, &mut refusals)?;
     refusals.into_result(subject)?;
     steps.start("capture");
     let clocks = survey::clocks(frozen.processes[0].pid);
     let mut captured = Vec::with_capacity(spaces.len());
     for (process, vmas) in frozen.processes.iter().zip(&spaces) {
-        captured.push(capture_process(process, vmas)?);
+        let (record, mut threads) = capture_process(process, vmas)?;
+        filters.note(process, &mut threads);
+        captured.push((record, threads));
     }
     steps.start("memory");
     let needs = needs(frozen, &spaces, &captured)?;
     let snaplist = snaplist(frozen)?;
     let memory_bytes = store(frozen, captured, spaces, &snaplist, &table, &mut tables, writer)?;
-    let manifest = manifest(frozen, target, clocks, needs, snaplist, table, tables);
+    let mut manifest = manifest(frozen, target, clocks, needs, snaplist, table, tables);
+    manifest.seccomp = filters.into_records();
     Ok(Taken { manifest, memory_bytes })
 }
 
@@ -247,6 +252,7 @@ fn manifest(
         files: table.files,
         pipes: table.pipes,
         shmem: tables.shm.into_records(),
+        seccomp: Vec::new(),
         external: tables.external.into_vec(),
         parts: Vec::new(),
     }

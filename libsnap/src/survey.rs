@@ -94,22 +94,12 @@ fn unmolested(pid: HostPid, what: &str) -> Result<()> {
 /// State that no record holds yet.
 pub fn processes(target: &Target, pids: &[HostPid], refusals: &mut Refusals) {
     for pid in pids {
-        seccomp(*pid, refusals);
         namespaces(target, *pid, refusals);
         if proc::link(*pid, "root").is_ok_and(|root| root != "/") {
             refusals.add(*pid, "root directory", "a changed root (chroot) is not carried yet", "run the app without chroot");
         }
     }
     shared_parts(pids, refusals);
-}
-
-fn seccomp(pid: HostPid, refusals: &mut Refusals) {
-    let filtered = proc::threads(pid).unwrap_or_default().into_iter().any(|tid| {
-        Fields::status(tid).is_ok_and(|s| s.number("Seccomp").unwrap_or(0) != 0)
-    });
-    if filtered {
-        refusals.add(pid, "seccomp filter", "seccomp filters are not carried yet", "run the app without its seccomp sandbox");
-    }
 }
 
 fn ns(pid: &str, name: &str) -> Option<String> {

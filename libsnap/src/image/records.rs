@@ -32,6 +32,9 @@ pub struct Manifest {
     pub pipes: Vec<PipeRecord>,
     /// Memory shared between mappings.
     pub shmem: Vec<ShmRecord>,
+    /// Seccomp filters, each content once; threads name them by position.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub seccomp: Vec<SeccompFilter>,
     /// Files outside the appshot that must be there, unchanged, at restore.
     pub external: Vec<ExternalFile>,
     /// The parts of this appshot with their digests.
@@ -228,12 +231,50 @@ pub struct ThreadRecord {
     pub rseq: Option<Rseq>,
     pub creds: Creds,
     pub no_new_privs: bool,
+    #[serde(skip_serializing_if = "Seccomp::is_off", default)]
+    pub seccomp: Seccomp,
     pub pdeathsig: i32,
     pub timer_slack_ns: u64,
     pub sched: Sched,
     /// `ioprio_get(2)` of the thread; 0 when never set.
     pub ioprio: i32,
     pub blocked_in: Blocked,
+}
+
+/// A program that judges system calls (seccomp(2)).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeccompFilter {
+    /// SECCOMP_FILTER_FLAG_LOG.
+    pub log: bool,
+    /// `struct sock_filter` as little-endian words: code, jt, jf, k.
+    pub code: Vec<u64>,
+}
+
+/// What restricts a thread's system calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seccomp {
+    #[default]
+    Off,
+    /// read, write, exit and sigreturn only.
+    Strict,
+    /// Positions in [`Manifest::seccomp`], the oldest filter first.
+    Filters(Vec<u32>),
+}
+
+impl Seccomp {
+    pub fn is_off(&self) -> bool {
+        *self == Seccomp::Off
+    }
+
+    /// The thread's filters, the oldest first.
+    pub fn filters(&self) -> &[u32] {
+        match self {
+            Seccomp::Filters(filters) => filters,
+            Seccomp::Off | Seccomp::Strict => &[],
+        }
+    }
 }
 
 /// What to do with the system call in which the thread was interrupted.

@@ -100,6 +100,10 @@ pub fn manifest() -> Manifest {
             runs: vec![(0, 4096), (8192, 904)],
             part: Some("shm-0.data".into()),
         }],
+        seccomp: vec![SeccompFilter {
+            log: true,
+            code: vec![0x7fff_0000_0000_0006],
+        }],
         external: vec![ExternalFile {
             path: "/usr/bin/true".into(),
             dev: 1,
@@ -305,6 +309,7 @@ fn thread(tid: i32) -> ThreadImage {
                 ..Creds::default()
             },
             no_new_privs: false,
+            seccomp: Seccomp::Filters(vec![0, 0]),
             pdeathsig: 0,
             timer_slack_ns: 50_000,
             sched: Sched {

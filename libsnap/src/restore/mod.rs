@@ -74,7 +74,7 @@ fn restore_verified(shot: &Appshot, options: &RestoreOptions, begin: Instant, mu
         steps.start("descriptors");
         place::descriptors(&skeleton, at, &core.image.process, &made, &shot.manifest)?;
         steps.start("threads");
-        state::threads(&mut skeleton, at, core)?;
+        state::threads(&mut skeleton, at, core, &shot.manifest.seccomp)?;
     }
     drop(made);
     steps.start("state");
