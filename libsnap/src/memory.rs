@@ -13,7 +13,7 @@ use crate::refusals::Refusals;
 use crate::sys::memory::{self as sys, PAGE, Span};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{Read, Write as _};
+use std::io::{self, Read, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -31,6 +31,8 @@ pub struct ShmTable {
     ids: HashMap<FileKey, ShmId>,
     /// Record and a path in our /proc through which the content can be read.
     entries: Vec<(ShmRecord, String)>,
+    /// Objects that only we hold, open until they are stored.
+    held: Vec<File>,
 }
 
 impl ShmTable {
@@ -50,6 +52,15 @@ impl ShmTable {
         self.ids.insert(key, id);
         self.entries.push((record, source.to_owned()));
         id
+    }
+
+    /// Enters an object that neither a mapping nor a descriptor of the app holds.
+    pub fn enter_held(&mut self, file: File, kind: ShmKind) -> io::Result<()> {
+        let meta = file.metadata()?;
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        self.enter((meta.dev(), meta.ino()), &source, || kind);
+        self.held.push(file);
+        Ok(())
     }
 
     pub fn records_mut(&mut self) -> impl Iterator<Item = &mut ShmRecord> {

@@ -16,7 +16,7 @@ use crate::executor::{self, Executor};
 use crate::files::{self, FileTable, Member};
 use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::ids::{HostPid, VirtualPid};
-use crate::ipc;
+use crate::ipc::{self, Objects};
 use crate::image::records::{Clocks, Life, Manifest, SnapEntry, Vma, VmaKind};
 use crate::image::{ProcessImage, ThreadImage, Writer};
 use crate::image::records::ProcessRecord;
@@ -84,14 +84,15 @@ fn take(
     survey::processes(target, &frozen_pids(frozen), &mut refusals);
     let spaces = address_spaces(&frozen_pids(frozen), &mut tables, &mut refusals)?;
     let table = files::capture(&members, options, true, &mut tables, &mut refusals)?;
-    ipc::describe(frozen_pids(frozen)[0], target, &mut tables.shm, &mut refusals);
+    let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
+    let mut objects = ipc::look(&numbers, target, &mut tables.shm, true, &mut refusals);
     let filters = Filters::look(frozen, &mut refusals)?;
     refusals.into_result(subject)?;
     steps.start("capture");
     let clocks = survey::clocks(frozen.processes[0].pid);
     let mut captured = Vec::with_capacity(spaces.len());
     for (process, vmas) in frozen.processes.iter().zip(&spaces) {
-        let (record, mut threads) = capture_process(process, vmas)?;
+        let (record, mut threads) = capture_process(process, vmas, &mut objects)?;
         filters.note(process, &mut threads);
         captured.push((record, threads));
     }
@@ -101,6 +102,7 @@ fn take(
     let memory_bytes = store(frozen, captured, spaces, &snaplist, &table, &mut tables, writer)?;
     let mut manifest = manifest(frozen, target, clocks, needs, snaplist, table, tables);
     manifest.seccomp = filters.into_records();
+    (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
     Ok(Taken { manifest, memory_bytes })
 }
 
@@ -118,7 +120,7 @@ fn address_spaces(pids: &[HostPid], tables: &mut Tables, refusals: &mut Refusals
 }
 
 /// Enters the process, asks it, and leaves it as it was.
-fn capture_process(process: &FrozenProcess, vmas: &[Vma]) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
+fn capture_process(process: &FrozenProcess, vmas: &[Vma], objects: &mut Objects) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let main = process.main();
     let gate = executor::find_gate(process.pid, &gates(vmas))?;
     let mut used: Vec<Span> = vmas.iter().map(|v| Span { start: v.start, end: v.end }).collect();
@@ -126,7 +128,7 @@ fn capture_process(process: &FrozenProcess, vmas: &[Vma]) -> Result<(ProcessReco
         .ok_or_else(|| Error::refused(format!("the address space of pid {} has no room for the executor", process.pid)))?;
     main.prepare()?;
     let captured = Executor::infect(main.tid, &main.regs, gate, hole).and_then(|executor| {
-        let captured = process::capture(process, &executor);
+        let captured = objects.ask(process, &executor).and_then(|()| process::capture(process, &executor));
         let cured = executor.cure(main.tid, &main.regs, gate);
         captured.and_then(|captured| cured.map(|()| captured))
     });
@@ -252,6 +254,8 @@ fn manifest(
         files: table.files,
         pipes: table.pipes,
         shmem: tables.shm.into_records(),
+        semaphores: Vec::new(),
+        queues: Vec::new(),
         seccomp: Vec::new(),
         external: tables.external.into_vec(),
         parts: Vec::new(),
@@ -304,9 +308,8 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
     let mut tables = Tables::default();
     survey::processes(target, &pids, &mut refusals);
     address_spaces(&pids, &mut tables, &mut refusals)?;
-    if let Some(first) = pids.first() {
-        ipc::describe(*first, target, &mut tables.shm, &mut refusals);
-    }
+    let numbers: Vec<(HostPid, VirtualPid)> = pids.iter().map(|pid| (*pid, VirtualPid(pid.0))).collect();
+    ipc::look(&numbers, target, &mut tables.shm, false, &mut refusals);
     let members = pids.iter().map(|pid| Member::open(*pid, VirtualPid(pid.0))).collect::<Result<Vec<_>>>()?;
     files::capture(&members, options, false, &mut tables, &mut refusals)?;
     report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();

@@ -21,6 +21,8 @@ app_test!(memfd);
 app_test!(memfd_sealed);
 app_test!(stack_growth);
 app_test!(sysv_shm);
+app_test!(sysv_sem);
+app_test!(sysv_msg);
 app_test!(posix_sem);
 
 // Threads and processors.
@@ -124,8 +126,8 @@ app_test!(block_sigsuspend);
 app_test!(block_pause);
 app_test!(block_sigtimedwait);
 app_test!(block_recv);
-app_test!(block_msgrcv, may_refuse);
-app_test!(block_semop, may_refuse);
+app_test!(block_msgrcv);
+app_test!(block_semop);
 app_test!(block_flock, alone, may_refuse);
 app_test!(block_handler);
 

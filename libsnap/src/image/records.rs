@@ -32,6 +32,11 @@ pub struct Manifest {
     pub pipes: Vec<PipeRecord>,
     /// Memory shared between mappings.
     pub shmem: Vec<ShmRecord>,
+    /// System V semaphore sets and message queues.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub semaphores: Vec<SemRecord>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub queues: Vec<QueueRecord>,
     /// Seccomp filters, each content once; threads name them by position.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub seccomp: Vec<SeccompFilter>,
@@ -397,6 +402,61 @@ pub enum ShmKind {
         cuid: u32,
         cgid: u32,
     },
+}
+
+/// What all System V objects have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IpcPerm {
+    pub id: i32,
+    pub key: i32,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// The creator, who keeps rights over the object.
+    pub cuid: u32,
+    pub cgid: u32,
+}
+
+/// A set of System V semaphores.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SemRecord {
+    pub perm: IpcPerm,
+    /// semop(2) has changed the set: its `sem_otime` is not 0.
+    pub operated: bool,
+    pub values: Vec<u16>,
+    /// Who changed each last; 0: nobody, or a process that is gone.
+    pub pids: Vec<VirtualPid>,
+    /// What the end of a process does to the set (SEM_UNDO).
+    pub undo: Vec<SemUndo>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SemUndo {
+    pub pid: VirtualPid,
+    pub number: u16,
+    /// Added to the value when the process ends; -32768 to 32767, not 0.
+    pub adjust: i32,
+}
+
+/// A System V message queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueRecord {
+    pub perm: IpcPerm,
+    pub bytes_max: u64,
+    /// The oldest first.
+    pub messages: Vec<QueuedMessage>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueuedMessage {
+    pub kind: i64,
+    #[serde(with = "hex_bytes")]
+    pub data: Vec<u8>,
 }
 
 /// A pipe: its two ends are [`OpenFile`]s.

@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::files::{self, Builder};
 use crate::ids::ShmId;
 use crate::image::Appshot;
+use crate::ipc;
 use crate::snapshot::Steps;
 use crate::target::{Instance, PidMode, RestoreOptions};
 use place::Shared;
@@ -56,6 +57,7 @@ fn restore_verified(shot: &Appshot, options: &RestoreOptions, begin: Instant, mu
     let mut skeleton = Skeleton::build(shot, options.pids, group.clone())?;
     steps.start("objects");
     let shared = Shared::make(shot, &skeleton)?;
+    ipc::restore(skeleton.any(), &shot.manifest)?;
     let sources: HashMap<ShmId, String> =
         shared.shm.iter().map(|(id, fd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd()))).collect();
     let view = skeleton.view();
@@ -77,6 +79,8 @@ fn restore_verified(shot: &Appshot, options: &RestoreOptions, begin: Instant, mu
         state::threads(&mut skeleton, at, core, &shot.manifest.seccomp)?;
     }
     drop(made);
+    steps.start("adjustments");
+    ipc::adjust(&skeleton, shot)?;
     steps.start("state");
     for (at, core) in shot.cores.iter().enumerate() {
         state::process(&skeleton, at, core)?;

@@ -8,6 +8,7 @@ use crate::files::paths;
 use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind};
 use crate::image::{Appshot, Core, Segment};
+use crate::ipc;
 use crate::nsthread;
 use crate::proc;
 use crate::sys::{fd as sysfd, shm as sysshm};
@@ -98,9 +99,9 @@ fn fill(shot: &Appshot, record: &ShmRecord, mut write: impl FnMut(&[u8], u64) ->
 /// A System V segment under its old id, in the app's IPC namespace.
 fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
     let failed = || format!("cannot make System V shared memory {} again", record.id);
-    let ShmKind::Sysv { id, key, mode, uid, gid, .. } = record.kind else { return Ok(()) };
+    let ShmKind::Sysv { id, key, mode, uid, gid, cuid, cgid } = record.kind else { return Ok(()) };
     let made = nsthread::inside(pid, &["ipc"], || {
-        let segment = sysshm::Segment::create(id, key, record.bytes, mode)?;
+        let segment = ipc::create("shm", id, (cuid, cgid), || sysshm::Segment::create(id, key, record.bytes, mode))?;
         segment.set_owner(uid, gid, mode)?;
         let memory = segment.attach()?;
         fill(shot, record, |bytes, at| memory.write(bytes, at as usize))
