@@ -331,8 +331,16 @@ pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter) -> Result<
         buffer: vec![0; 1 << 20],
     };
     let mut spans = Vec::new();
-    for vma in vmas.iter().filter(|vma| holds_pages(&vma.kind)) {
+    for vma in vmas {
         spans.clear();
+        if vma.kind == VmaKind::Vdso {
+            // Kept whole, should another kernel have another one.
+            let whole = Span { start: vma.start, end: vma.end };
+            reader.copy(&[whole], vma, core)?;
+        }
+        if !holds_pages(&vma.kind) {
+            continue;
+        }
         let whole = Span {
             start: vma.start,
             end: vma.end,

@@ -48,6 +48,7 @@ app_test!(sigprof_busy, handlers);
 // Time.
 app_test!(vdso);
 app_test!(vdso_away, clocked);
+app_test!(vdso_bridge);
 app_test!(itimers, clocked);
 app_test!(itimer_fires, clocked);
 app_test!(posix_timers, clocked);
@@ -141,6 +142,21 @@ mod host_pids {
     host_pids_test!(pending_signals);
     host_pids_test!(posix_timers, clocked);
     host_pids_test!(tree100);
+}
+
+// Another vdso than the app's.
+mod bridged {
+    use appshot_tests::bridged_test;
+
+    bridged_test!(vdso, clocked);
+    bridged_test!(vdso_away, clocked);
+    bridged_test!(vdso_bridge);
+    bridged_test!(posix_timers, clocked);
+    bridged_test!(registers_in_syscall);
+    bridged_test!(block_nanosleep, clocked);
+    bridged_test!(threads100);
+    bridged_test!(tree100);
+    bridged_test!(forker, restless);
 }
 
 /// A program that no test runs proves nothing.

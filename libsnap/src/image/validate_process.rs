@@ -213,7 +213,10 @@ fn segments_within(part: &str, segments: &[Segment], vmas: &[Vma]) -> Result<()>
         let inside = vmas.peek().is_some_and(|vma| {
             let private = matches!(
                 vma.kind,
-                VmaKind::Anon | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. }
+                VmaKind::Anon
+                    | VmaKind::PrivateFile { .. }
+                    | VmaKind::Shm { private: true, .. }
+                    | VmaKind::Vdso
             );
             private && vma.start <= segment.vaddr && segment.vaddr + segment.bytes <= vma.end
         });

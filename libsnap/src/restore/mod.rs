@@ -26,6 +26,7 @@ use crate::snapshot::Steps;
 use crate::target::{Instance, PidMode, RestoreOptions};
 use place::Shared;
 use skeleton::Skeleton;
+use vdso::Vdso;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -41,8 +42,8 @@ pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
     steps.start("verify");
     let shot = Appshot::open(path)?;
     steps.start("plan");
-    plan::check(&shot, options)?;
-    restore_verified(&shot, options, begin, steps).map_err(|mut error| {
+    let vdsos = plan::check(&shot, options)?;
+    restore_verified(&shot, options, &vdsos, begin, steps).map_err(|mut error| {
         if !error.what.starts_with("cannot restore") {
             error.what = format!("cannot restore {}: {}", path.display(), error.what);
         }
@@ -50,7 +51,7 @@ pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
     })
 }
 
-fn restore_verified(shot: &Appshot, options: &RestoreOptions, begin: Instant, mut steps: Steps<'_>) -> Result<Instance> {
+fn restore_verified(shot: &Appshot, options: &RestoreOptions, vdsos: &[Vdso], begin: Instant, mut steps: Steps<'_>) -> Result<Instance> {
     let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
     steps.start("skeleton");
     let group = cgroup::create(&name)?;
@@ -72,7 +73,7 @@ fn restore_verified(shot: &Appshot, options: &RestoreOptions, begin: Instant, mu
     )?;
     for (at, core) in shot.cores.iter().enumerate() {
         steps.start("memory");
-        place::memory(&skeleton, at, core, &shared, &view)?;
+        place::memory(&skeleton, at, core, &shared, &view, &vdsos[at])?;
         steps.start("descriptors");
         place::descriptors(&skeleton, at, &core.image.process, &made, &shot.manifest)?;
         steps.start("threads");
