@@ -1,54 +1,487 @@
 //! System V IPC of the app's own namespace (sysvipc(7)).
 //!
-//! Shared memory is carried with its id, key, owner and mode. Refused:
-//! semaphores, message queues, segments that no process has attached.
+//! Semaphores, message queues and shared memory keep their ids (`*_next_id` in
+//! /proc/sys/kernel, CONFIG_CHECKPOINT_RESTORE), keys, owners, creators, modes and
+//! content. Messages are read with MSG_COPY, which takes none away. A segment
+//! that nobody has attached is attached here for a moment.
+//!
+//! What a process's end does to semaphores (SEM_UNDO) stands in no file of /proc.
+//! But the kernel refuses an operation that would take the adjustment out of its
+//! range with ERANGE, before it looks further, and undoes a list of operations of
+//! which one would block: so the process is made to try lists that always fail,
+//! and *how* they fail tells the adjustment, with nothing changed.
+//!
+//! Times and the pids of the last sender and receiver cannot be set: they start
+//! anew, except that `sem_otime` is not 0 where it was not 0.
+//!
+//! Refused: threads that do not share their adjustments, a set that its process
+//! may not touch any more, segments that would vanish when looked at
+//! (`shm_rmid_forced`). With the host's namespace only what the app has attached
+//! is its own; the rest stays on the host.
 
-use crate::ids::HostPid;
-use crate::image::records::ShmKind;
+use crate::error::{Error, OrFail, Refusal, Result};
+use crate::executor::{Batch, CallId, Executor};
+use crate::freeze::FrozenProcess;
+use crate::ids::{HostPid, VirtualPid};
+use crate::image::Appshot;
+use crate::image::records::{IpcPerm, Manifest, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind};
 use crate::memory::ShmTable;
 use crate::nsthread;
+use crate::proc;
 use crate::refusals::Refusals;
+use crate::restore::skeleton::Skeleton;
+use crate::sys::sysv::{self, Owner, SemOp};
+use crate::sys::task::{self, Compare};
+use crate::sys::ptrace::Regs;
 use crate::target::Target;
+use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 
 /// Rows of one `/proc/sysvipc` table, each as its numbers.
 type Rows = Vec<Vec<i64>>;
 
-/// Completes the System V segments of `shm`; refuses what cannot be carried.
-pub fn describe(pid: HostPid, target: &Target, shm: &mut ShmTable, refusals: &mut Refusals) {
-    let Ok([segments, semaphores, queues]) = nsthread::inside(pid, &["ipc"], || ["shm", "sem", "msg"].map(read)) else {
-        refusals.add(pid, "IPC namespace", "it cannot be entered", "run as root");
-        return;
-    };
+const UNDO: i16 = 0x1000;
+const NOWAIT: i16 = 0o4000;
+/// SEMVMX and SEMAEM.
+const MOST: i16 = 32767;
+
+/// Semaphores and queues of an app.
+#[derive(Debug, Default)]
+pub struct Objects {
+    pub semaphores: Vec<SemRecord>,
+    pub queues: Vec<QueueRecord>,
+}
+
+/// Reads all System V objects of the app's namespace, and completes the segments
+/// of `shm`. With `take`, segments that nobody has attached are opened.
+pub fn look(
+    numbers: &[(HostPid, VirtualPid)],
+    target: &Target,
+    shm: &mut ShmTable,
+    take: bool,
+    refusals: &mut Refusals,
+) -> Objects {
+    let Some((pid, _)) = numbers.first().copied() else { return Objects::default() };
     // In the host's namespace the rest belongs to others.
     let own = matches!(target, Target::App { init: Some(_), .. });
-    if own {
-        for (rows, what) in [(&semaphores, "semaphore set"), (&queues, "message queue")] {
-            for row in rows {
-                let object = format!("System V {what} {}", row.get(1).unwrap_or(&0));
-                refusals.add(pid, object, "System V semaphores and message queues are not carried yet", "remove it before the snapshot (ipcrm)");
+    let seen = nsthread::inside(pid, &["ipc"], || {
+        let mut alone = describe(shm);
+        alone.retain(|_| own);
+        let forced = fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").is_ok_and(|text| text.trim() != "0");
+        let failed = if take && !forced { alone.into_iter().filter_map(|kind| hold(shm, kind).err()).collect() } else { Vec::new() };
+        let objects = if own { objects(numbers) } else { Ok(Objects::default()) };
+        (objects, failed, forced && !shm_is_attached(own))
+    });
+    match seen {
+        Ok((Ok(objects), failed, forced)) => {
+            for error in failed {
+                refusals.add(pid, "System V shared memory", format!("it cannot be read: {error}"), "remove it before the snapshot (ipcrm -m)");
             }
+            if forced {
+                refusals.add(pid, "System V shared memory", "no process has it attached, and it would vanish when looked at (shm_rmid_forced)", "remove it before the snapshot (ipcrm -m)");
+            }
+            if !objects.semaphores.is_empty() {
+                adjustments_shared(numbers, refusals);
+            }
+            objects
         }
-    }
-    let mut by_id: HashMap<i64, Vec<i64>> = segments.into_iter().filter(|r| r.len() > 10).map(|row| (row[1], row)).collect();
-    for record in shm.records_mut() {
-        if let ShmKind::Sysv { id, key, mode, uid, gid, cuid, cgid } = &mut record.kind
-            && let Some(row) = by_id.remove(&i64::from(*id))
-        {
-            // perms are printed in octal but read here as decimal digits
-            *mode = u32::from_str_radix(&row[2].to_string(), 8).unwrap_or(0) & 0o777;
-            *key = row[0] as i32;
-            (*uid, *gid, *cuid, *cgid) = (row[7] as u32, row[8] as u32, row[9] as u32, row[10] as u32);
+        Ok((Err(error), ..)) => {
+            refusals.add(pid, "System V semaphores or message queues", format!("they cannot be read: {error}"), "remove them before the snapshot (ipcrm)");
+            Objects::default()
         }
-    }
-    for id in by_id.keys().filter(|_| own) {
-        refusals.add(pid, format!("System V shared memory {id}"), "no process has it attached", "remove it before the snapshot (ipcrm -m)");
+        Err(_) => {
+            refusals.add(pid, "IPC namespace", "it cannot be entered", "run as root");
+            Objects::default()
+        }
     }
 }
 
-fn read(table: &str) -> Rows {
+/// Whether all segments of the namespace, where it is the app's, are attached.
+fn shm_is_attached(own: bool) -> bool {
+    !own || rows("shm").iter().all(|row| row.get(6).is_none_or(|attached| *attached != 0))
+}
+
+fn rows(table: &str) -> Rows {
     let text = fs::read_to_string(format!("/proc/sysvipc/{table}")).unwrap_or_default();
-    let rows = text.lines().skip(1);
-    rows.map(|line| line.split_whitespace().filter_map(|word| word.parse().ok()).collect()).collect()
+    let lines = text.lines().skip(1);
+    lines.map(|line| line.split_whitespace().filter_map(|word| word.parse().ok()).collect()).collect()
+}
+
+/// Permissions of a row whose owner stands at `ids`: uid, gid, cuid, cgid.
+fn perm(row: &[i64], ids: usize) -> Option<IpcPerm> {
+    let id = |at: usize| row.get(ids + at).map(|id| *id as u32);
+    Some(IpcPerm {
+        key: *row.first()? as i32,
+        id: *row.get(1)? as i32,
+        // printed in octal, but read as decimal digits
+        mode: u32::from_str_radix(&row.get(2)?.to_string(), 8).unwrap_or(0) & 0o777,
+        uid: id(0)?,
+        gid: id(1)?,
+        cuid: id(2)?,
+        cgid: id(3)?,
+    })
+}
+
+/// Completes the known segments; answers the others.
+fn describe(shm: &mut ShmTable) -> Vec<ShmKind> {
+    let found = rows("shm").into_iter().filter_map(|row| perm(&row, 7));
+    let mut by_id: HashMap<i32, ShmKind> = found
+        .map(|IpcPerm { id, key, mode, uid, gid, cuid, cgid }| (id, ShmKind::Sysv { id, key, mode, uid, gid, cuid, cgid }))
+        .collect();
+    for record in shm.records_mut() {
+        if let ShmKind::Sysv { id, .. } = record.kind
+            && let Some(kind) = by_id.remove(&id)
+        {
+            record.kind = kind;
+        }
+    }
+    by_id.into_values().collect()
+}
+
+/// Opens a segment that nobody has attached.
+fn hold(shm: &mut ShmTable, kind: ShmKind) -> io::Result<()> {
+    let ShmKind::Sysv { id, .. } = kind else { return Ok(()) };
+    let seen = sysv::attach_to_read(id)?;
+    let prefix = format!("{:x}-", seen.address());
+    let link = fs::read_dir("/proc/self/map_files")?
+        .filter_map(|entry| entry.ok())
+        .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .ok_or(io::ErrorKind::NotFound)?;
+    shm.enter_held(File::open(link.path())?, kind)
+}
+
+fn objects(numbers: &[(HostPid, VirtualPid)]) -> io::Result<Objects> {
+    let numbers: HashMap<i32, VirtualPid> = numbers.iter().map(|(host, own)| (host.0, *own)).collect();
+    let sets = rows("sem").into_iter().filter_map(|row| perm(&row, 4));
+    let queues = rows("msg").into_iter().filter_map(|row| perm(&row, 7));
+    Ok(Objects {
+        semaphores: sets.map(|perm| semaphores(perm, &numbers)).collect::<io::Result<_>>()?,
+        queues: queues.map(queue).collect::<io::Result<_>>()?,
+    })
+}
+
+fn semaphores(perm: IpcPerm, numbers: &HashMap<i32, VirtualPid>) -> io::Result<SemRecord> {
+    let (count, operated) = sysv::semaphores(perm.id)?;
+    let pid = |at| sysv::semaphore_pid(perm.id, at).map(|pid| numbers.get(&pid).copied().unwrap_or(VirtualPid(0)));
+    Ok(SemRecord {
+        perm,
+        operated,
+        values: sysv::semaphore_values(perm.id, count)?,
+        pids: (0..count).map(pid).collect::<Result<_, _>>()?,
+        undo: Vec::new(),
+    })
+}
+
+fn queue(perm: IpcPerm) -> io::Result<QueueRecord> {
+    let (queued, bytes_max) = sysv::queue_bytes(perm.id)?;
+    let mut messages = Vec::new();
+    while let Some((kind, data)) = sysv::peek_message(perm.id, messages.len(), queued as usize)? {
+        messages.push(QueuedMessage { kind, data });
+    }
+    Ok(QueueRecord { perm, bytes_max, messages })
+}
+
+/// Threads restored share the adjustments of their process, as pthread_create
+/// makes them; processes do not.
+fn adjustments_shared(numbers: &[(HostPid, VirtualPid)], refusals: &mut Refusals) {
+    for (pid, _) in numbers {
+        let others = proc::threads(*pid).unwrap_or_default();
+        let alike = others.iter().all(|tid| task::kcmp(*pid, *tid, Compare::SemUndo, 0, 0).is_ok_and(|order| order == Ordering::Equal));
+        if !alike {
+            refusals.add(*pid, "semaphore adjustments", "its threads do not share them (unshare(CLONE_SYSVSEM))", "run the app without that call");
+        }
+    }
+}
+
+impl Objects {
+    /// Asks a process what its end would do to each semaphore.
+    pub fn ask(&mut self, process: &FrozenProcess, executor: &Executor) -> Result<()> {
+        for set in self.semaphores.iter_mut().filter(|set| set.operated) {
+            let prober = Prober {
+                process,
+                executor,
+                set: set.perm.id,
+            };
+            let found = prober.adjustments(&set.values)?;
+            set.undo.extend(found.into_iter().map(|(number, adjust)| SemUndo {
+                pid: process.vpid,
+                number,
+                adjust,
+            }));
+        }
+        Ok(())
+    }
+}
+
+/// Finds out the adjustments of one process for one set.
+struct Prober<'a> {
+    process: &'a FrozenProcess,
+    executor: &'a Executor,
+    set: i32,
+}
+
+/// A list that always fails: with ERANGE if the adjustment is above `MOST - x`
+/// (or below `x - MOST` for `down`), otherwise because its end would block.
+fn probe(number: u16, value: u16, x: i16, down: bool) -> Vec<SemOp> {
+    let value = value as i16;
+    let changes = if down {
+        // 1 and x together reach the end of the range, which is one longer.
+        vec![(-value, 0), (1, UNDO), (-1, 0), (x, UNDO), (-MOST, 0), (-1, 0)]
+    } else {
+        vec![(MOST - value, 0), (-x, UNDO), (-MOST, 0), (-1, 0)]
+    };
+    // A change of 0 would wait for 0.
+    changes.into_iter().filter(|(change, _)| *change != 0).map(|(change, flags)| (number, change, flags | NOWAIT)).collect()
+}
+
+fn add(batch: &mut Batch, set: i32, operations: &[SemOp]) -> (u64, u64, u64) {
+    // struct sembuf: three half-words.
+    let bytes: Vec<u8> = operations
+        .iter()
+        .flat_map(|(number, change, flags)| [*number, *change as u16, *flags as u16])
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    (set as u64, batch.bytes(&bytes).address, operations.len() as u64)
+}
+
+impl Prober<'_> {
+    fn adjustments(&self, values: &[u16]) -> Result<Vec<(u16, i32)>> {
+        let mut found = Vec::new();
+        // The tightest question of both directions first: none is the rule.
+        let all: Vec<(u16, bool)> = (0..values.len() as u16).flat_map(|number| [(number, false), (number, true)]).collect();
+        for group in all.chunks(400) {
+            let lists: Vec<_> = group.iter().map(|(number, down)| probe(*number, values[usize::from(*number)], MOST, *down)).collect();
+            let out = self.outside(&lists)?;
+            for ((number, down), _) in group.iter().zip(out).filter(|(_, out)| *out) {
+                let size = self.size(*number, values[usize::from(*number)], *down)?;
+                found.push((*number, if *down { -size } else { size }));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The size of an adjustment that is not 0: MOST less the largest x that is
+    /// not out of range.
+    fn size(&self, number: u16, value: u16, down: bool) -> Result<i32> {
+        let fits = |x: i16| Ok::<bool, Error>(!self.outside(&[probe(number, value, x, down)])?[0]);
+        let (mut low, mut high) = (-1i32, i32::from(MOST));
+        while high - low > 1 {
+            let middle = (low + high) / 2;
+            if fits(middle as i16)? {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(i32::from(MOST) - low)
+    }
+
+    fn outside(&self, lists: &[Vec<SemOp>]) -> Result<Vec<bool>> {
+        let mut batch = self.executor.batch();
+        let calls: Vec<CallId> = lists
+            .iter()
+            .map(|list| {
+                let (set, at, len) = add(&mut batch, self.set, list);
+                batch.call("semop", libc::SYS_semop, &[set, at, len])
+            })
+            .collect();
+        let main = self.process.main();
+        main.prepare()?;
+        let regs: &Regs = &main.regs;
+        self.executor.run(main.tid, regs, &mut batch)?;
+        calls.into_iter().map(|call| self.judge(batch.result(call))).collect()
+    }
+
+    fn judge(&self, result: Result<u64, nix::Error>) -> Result<bool> {
+        match result {
+            Err(nix::Error::ERANGE) => Ok(true),
+            Err(nix::Error::EAGAIN) => Ok(false),
+            other => Err(self.refuse(&format!("{other:?}"))),
+        }
+    }
+
+    fn refuse(&self, answer: &str) -> Error {
+        let pid = self.process.pid;
+        let mut error = Error::refused("part of its state cannot be carried").fix("see each line");
+        error.refusals.push(Refusal {
+            pid: pid.0,
+            comm: proc::comm(pid),
+            object: format!("System V semaphore set {}", self.set),
+            reason: format!("whether the process has adjustments to it (SEM_UNDO) cannot be told: {answer}"),
+            fix: "let the process have the right to change the set, or remove the set (ipcrm -s)".into(),
+        });
+        error
+    }
+}
+
+/// Makes the next object in this namespace under this id, by its creator.
+pub fn create<T, E: Into<io::Error>>(kind: &str, id: i32, creator: (u32, u32), make: impl FnOnce() -> Result<T, E>) -> io::Result<T> {
+    fs::write(format!("/proc/sys/kernel/{kind}_next_id"), id.to_string())?;
+    let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    if creator == own {
+        return make().map_err(Into::into);
+    }
+    sysv::become_effective(creator.0, creator.1)?;
+    let made = make();
+    sysv::become_effective(own.0, own.1)?;
+    made.map_err(Into::into)
+}
+
+/// Makes semaphores and queues again in the IPC namespace of `pid`.
+pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
+    if manifest.semaphores.is_empty() && manifest.queues.is_empty() {
+        return Ok(());
+    }
+    let made = nsthread::inside(pid, &["ipc"], || {
+        for set in &manifest.semaphores {
+            make_semaphores(set).or_fail(|| format!("cannot make System V semaphore set {} again", set.perm.id))?;
+        }
+        for queue in &manifest.queues {
+            make_queue(queue).or_fail(|| format!("cannot make System V message queue {} again", queue.perm.id))?;
+        }
+        Ok(())
+    });
+    made.or_fail(|| "cannot enter the app's IPC namespace")?
+}
+
+fn owner(perm: &IpcPerm) -> Owner {
+    Owner { uid: perm.uid, gid: perm.gid, mode: perm.mode }
+}
+
+fn under_id(id: i32, wanted: i32) -> io::Result<()> {
+    if id == wanted { Ok(()) } else { Err(nix::Error::EEXIST.into()) }
+}
+
+fn make_semaphores(set: &SemRecord) -> io::Result<()> {
+    let perm = &set.perm;
+    let count = set.values.len() as i32;
+    let id = create("sem", perm.id, (perm.cuid, perm.cgid), || sysv::new_semaphores(perm.key, count, perm.mode))?;
+    under_id(id, perm.id)?;
+    sysv::own_semaphores(id, owner(perm))?;
+    sysv::set_semaphore_values(id, &set.values)?;
+    if set.operated {
+        sysv::operate(id, &touch(0, set.values[0]))?;
+    }
+    Ok(())
+}
+
+/// Changes nothing, but is an operation: sets `sem_otime` and the last process.
+fn touch(number: u16, value: u16) -> [SemOp; 2] {
+    let up = if value == MOST as u16 { -1 } else { 1 };
+    [(number, up, NOWAIT), (number, -up, NOWAIT)]
+}
+
+fn make_queue(queue: &QueueRecord) -> io::Result<()> {
+    let perm = &queue.perm;
+    let id = create("msg", perm.id, (perm.cuid, perm.cgid), || sysv::new_queue(perm.key, perm.mode))?;
+    under_id(id, perm.id)?;
+    // The limit may have been lowered below what was queued already.
+    let queued = queue.messages.iter().map(|message| message.data.len() as u64).sum::<u64>();
+    let room = queue.bytes_max.max(queued).max(queue.messages.len() as u64);
+    sysv::own_queue(id, owner(perm), room)?;
+    for message in &queue.messages {
+        sysv::send_message(id, message.kind, &message.data)?;
+    }
+    sysv::own_queue(id, owner(perm), queue.bytes_max)?;
+    Ok(())
+}
+
+/// What processes themselves have to do to semaphores: their adjustments first,
+/// then being the last one that changed a value.
+pub fn adjust(skeleton: &Skeleton, shot: &Appshot) -> Result<()> {
+    let sets = &shot.manifest.semaphores;
+    if sets.is_empty() {
+        return Ok(());
+    }
+    for (at, core) in shot.cores.iter().enumerate() {
+        let pid = core.image.process.pid;
+        let mut batch = skeleton.batch();
+        for (set, undo) in sets.iter().flat_map(|set| set.undo.iter().map(move |undo| (set, undo))).filter(|(_, undo)| undo.pid == pid) {
+            let value = set.values[usize::from(undo.number)];
+            operate(skeleton, at, &mut batch, set.perm.id, &owed(undo.number, value, undo.adjust))?;
+        }
+        skeleton.run(at, &mut batch)?;
+    }
+    for (at, core) in shot.cores.iter().enumerate() {
+        let mut batch = skeleton.batch();
+        for set in sets {
+            let last = set.pids.iter().enumerate().filter(|(_, pid)| **pid == core.image.process.pid);
+            for (number, _) in last {
+                let (number, value) = (number as u16, set.values[number]);
+                if set.operated {
+                    operate(skeleton, at, &mut batch, set.perm.id, &touch(number, value))?;
+                } else {
+                    const SETVAL: u64 = 16;
+                    room(skeleton, at, &mut batch)?;
+                    batch.must("semctl(SETVAL)", libc::SYS_semctl, &[set.perm.id as u64, u64::from(number), SETVAL, u64::from(value)]);
+                }
+            }
+        }
+        skeleton.run(at, &mut batch)?;
+    }
+    Ok(())
+}
+
+fn room(skeleton: &Skeleton, at: usize, batch: &mut Batch) -> Result<()> {
+    if !batch.has_room(1, 64) {
+        skeleton.run(at, batch)?;
+        *batch = skeleton.batch();
+    }
+    Ok(())
+}
+
+fn operate(skeleton: &Skeleton, at: usize, batch: &mut Batch, set: i32, operations: &[SemOp]) -> Result<()> {
+    room(skeleton, at, batch)?;
+    let (set, list, len) = add(batch, set, operations);
+    batch.must("semop", libc::SYS_semop, &[set, list, len]);
+    Ok(())
+}
+
+/// Operations that leave the value and make the process owe this adjustment.
+fn owed(number: u16, value: u16, adjust: i32) -> Vec<SemOp> {
+    let value = i32::from(value);
+    let most = i32::from(MOST);
+    let changes = if adjust > 0 {
+        vec![(most - value, 0), (-adjust, UNDO), (value - most + adjust, 0)]
+    } else {
+        let rest = -adjust - 1;
+        vec![(-value, 0), (1, UNDO), (-1, 0), (rest, UNDO), (value - rest, 0)]
+    };
+    changes.into_iter().filter(|(change, _)| *change != 0).map(|(change, flags)| (number, change as i16, flags | NOWAIT)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_that_owe_an_adjustment_keep_the_value() {
+        for value in [0u16, 1, 20000, 32767] {
+            for adjust in [1, 30000, 32767, -1, -2, -32767, -32768] {
+                let mut now = i32::from(value);
+                let mut owes = 0;
+                for (_, change, flags) in owed(0, value, adjust) {
+                    now += i32::from(change);
+                    owes -= if flags & UNDO != 0 { i32::from(change) } else { 0 };
+                    assert!((0..=32767).contains(&now), "{value} {adjust}");
+                }
+                assert_eq!((now, owes), (i32::from(value), adjust));
+            }
+        }
+    }
+
+    #[test]
+    fn a_probe_never_succeeds() {
+        for (value, x, down) in [(0, MOST, false), (32767, 1, false), (32767, 0, false), (5, 0, true), (0, MOST, true), (32767, MOST, true)] {
+            let mut now = i32::from(value);
+            let blocks = probe(0, value, x, down).iter().any(|(_, change, _)| {
+                now += i32::from(*change);
+                assert!(now <= 32767);
+                now < 0
+            });
+            assert!(blocks, "{value} {x} {down}");
+        }
+    }
 }

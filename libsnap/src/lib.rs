@@ -15,6 +15,7 @@ pub mod proc;
 pub mod process;
 pub mod refusals;
 pub mod restore;
+pub mod seccomp;
 pub mod snapshot;
 pub mod store;
 pub mod survey;

@@ -13,7 +13,7 @@ use crate::refusals::Refusals;
 use crate::sys::memory::{self as sys, PAGE, Span};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{Read, Write as _};
+use std::io::{self, Read, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -31,6 +31,8 @@ pub struct ShmTable {
     ids: HashMap<FileKey, ShmId>,
     /// Record and a path in our /proc through which the content can be read.
     entries: Vec<(ShmRecord, String)>,
+    /// Objects that only we hold, open until they are stored.
+    held: Vec<File>,
 }
 
 impl ShmTable {
@@ -50,6 +52,15 @@ impl ShmTable {
         self.ids.insert(key, id);
         self.entries.push((record, source.to_owned()));
         id
+    }
+
+    /// Enters an object that neither a mapping nor a descriptor of the app holds.
+    pub fn enter_held(&mut self, file: File, kind: ShmKind) -> io::Result<()> {
+        let meta = file.metadata()?;
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        self.enter((meta.dev(), meta.ino()), &source, || kind);
+        self.held.push(file);
+        Ok(())
     }
 
     pub fn records_mut(&mut self) -> impl Iterator<Item = &mut ShmRecord> {
@@ -321,8 +332,16 @@ pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter, go_on: &dy
         buffer: vec![0; 1 << 20],
     };
     let mut spans = Vec::new();
-    for vma in vmas.iter().filter(|vma| holds_pages(&vma.kind)) {
+    for vma in vmas {
         spans.clear();
+        if vma.kind == VmaKind::Vdso {
+            // Kept whole, should another kernel have another one.
+            let whole = Span { start: vma.start, end: vma.end };
+            reader.copy(&[whole], vma, core, go_on)?;
+        }
+        if !holds_pages(&vma.kind) {
+            continue;
+        }
         let whole = Span {
             start: vma.start,
             end: vma.end,

@@ -9,7 +9,7 @@ use crate::executor::{Batch, CallId, Executor, Slot};
 use crate::freeze::{FrozenProcess, FrozenThread};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::{
-    AltStack, Blocked, Creds, MmRecord, PosixTimer, ProcessRecord, Rseq, Sched, SigAction, SigInfo,
+    AltStack, Blocked, Creds, MmRecord, PosixTimer, ProcessRecord, Rseq, Sched, Seccomp, SigAction, SigInfo,
     ThreadRecord, TimerValue,
 };
 use crate::image::ThreadImage;
@@ -389,6 +389,7 @@ fn capture_thread(thread: &FrozenThread, executor: &Executor) -> Result<ThreadIm
         }),
         creds: creds(&status, asked.securebits),
         no_new_privs: status.number("NoNewPrivs") == Some(1),
+        seccomp: Seccomp::Off,
         pdeathsig: asked.pdeathsig,
         timer_slack_ns: asked.timer_slack_ns,
         sched,

@@ -16,7 +16,7 @@ use crate::executor::{self, Executor};
 use crate::files::{self, FileTable, Member};
 use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::ids::{HostPid, VirtualPid};
-use crate::ipc;
+use crate::ipc::{self, Objects};
 use crate::image::records::{Clocks, Life, Manifest, SnapEntry, Vma, VmaKind};
 use crate::image::{ProcessImage, ThreadImage, Writer};
 use crate::image::records::ProcessRecord;
@@ -24,6 +24,7 @@ use crate::memory::{self, Tables};
 use crate::proc::{self, Fields};
 use crate::process;
 use crate::refusals::Refusals;
+use crate::seccomp::Filters;
 use crate::survey;
 use crate::sys::memory::Span;
 use crate::target::{CheckReport, Phase, SnapshotOptions, SnapshotReport, Target};
@@ -107,20 +108,26 @@ fn take(
     let spaces = address_spaces(&frozen_pids(frozen), &mut tables, &mut refusals)?;
     let table = files::capture(&members, options, true, &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
-    ipc::describe(frozen_pids(frozen)[0], target, &mut tables.shm, &mut refusals);
+    let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
+    let mut objects = ipc::look(&numbers, target, &mut tables.shm, true, &mut refusals);
+    let filters = Filters::look(frozen, &mut refusals)?;
     refusals.into_result(subject)?;
     steps.start("capture");
     let clocks = survey::clocks(frozen.processes[0].pid);
     let mut captured = Vec::with_capacity(spaces.len());
     for (process, vmas) in frozen.processes.iter().zip(&spaces) {
         go_on(cancelled)?;
-        captured.push(capture_process(process, vmas)?);
+        let (record, mut threads) = capture_process(process, vmas, &mut objects)?;
+        filters.note(process, &mut threads);
+        captured.push((record, threads));
     }
     steps.start("memory");
     let needs = needs(frozen, &spaces, &captured)?;
     let snaplist = snaplist(frozen)?;
     let memory_bytes = store(frozen, captured, spaces, &snaplist, &table, &mut tables, writer, cancelled)?;
-    let manifest = manifest(frozen, target, clocks, needs, snaplist, table, tables);
+    let mut manifest = manifest(frozen, target, clocks, needs, snaplist, table, tables);
+    manifest.seccomp = filters.into_records();
+    (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
     Ok(Taken { manifest, memory_bytes })
 }
 
@@ -138,15 +145,16 @@ fn address_spaces(pids: &[HostPid], tables: &mut Tables, refusals: &mut Refusals
 }
 
 /// Enters the process, asks it, and leaves it as it was.
-fn capture_process(process: &FrozenProcess, vmas: &[Vma]) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
+fn capture_process(process: &FrozenProcess, vmas: &[Vma], objects: &mut Objects) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let main = process.main();
     let gate = executor::find_gate(process.pid, &gates(vmas))?;
     let mut used: Vec<Span> = vmas.iter().map(|v| Span { start: v.start, end: v.end }).collect();
     let hole = executor::find_hole(&mut used, executor::FOOTPRINT)
         .ok_or_else(|| Error::refused(format!("the address space of pid {} has no room for the executor", process.pid)))?;
     main.prepare()?;
+    let ignores_trap = ignores_trap(process.pid);
     let captured = Executor::infect(main.tid, &main.regs, gate, hole).and_then(|executor| {
-        let captured = process::capture(process, &executor, ignores_trap(process.pid));
+        let captured = objects.ask(process, &executor).and_then(|()| process::capture(process, &executor, ignores_trap));
         if let Ok((record, _)) = &captured
             && let Some(action) = process::trap_to_ignore(record)
         {
@@ -285,6 +293,9 @@ fn manifest(
         files: table.files,
         pipes: table.pipes,
         shmem: tables.shm.into_records(),
+        semaphores: Vec::new(),
+        queues: Vec::new(),
+        seccomp: Vec::new(),
         external: tables.external.into_vec(),
         parts: Vec::new(),
     }
@@ -336,9 +347,8 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
     let mut tables = Tables::default();
     survey::processes(target, &pids, &mut refusals);
     address_spaces(&pids, &mut tables, &mut refusals)?;
-    if let Some(first) = pids.first() {
-        ipc::describe(*first, target, &mut tables.shm, &mut refusals);
-    }
+    let numbers: Vec<(HostPid, VirtualPid)> = pids.iter().map(|pid| (*pid, VirtualPid(pid.0))).collect();
+    ipc::look(&numbers, target, &mut tables.shm, false, &mut refusals);
     let members = pids.iter().map(|pid| Member::open(*pid, VirtualPid(pid.0))).collect::<Result<Vec<_>>>()?;
     let table = files::capture(&members, options, false, &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);

@@ -95,7 +95,6 @@ fn unmolested(pid: HostPid, what: &str) -> Result<()> {
 /// State that no record holds yet.
 pub fn processes(target: &Target, pids: &[HostPid], refusals: &mut Refusals) {
     for pid in pids {
-        seccomp(*pid, refusals);
         namespaces(target, *pid, refusals);
         if proc::link(*pid, "root").is_ok_and(|root| root != "/") {
             refusals.add(*pid, "root directory", "a changed root (chroot) is not carried yet", "run the app without chroot");
@@ -121,15 +120,6 @@ pub fn terminals(members: &[Member], table: &FileTable, options: &SnapshotOption
                 "start the app with `appshot run` or setsid(1), or pass --outside=replace to restore it without one",
             );
         }
-    }
-}
-
-fn seccomp(pid: HostPid, refusals: &mut Refusals) {
-    let filtered = proc::threads(pid).unwrap_or_default().into_iter().any(|tid| {
-        Fields::status(tid).is_ok_and(|s| s.number("Seccomp").unwrap_or(0) != 0)
-    });
-    if filtered {
-        refusals.add(pid, "seccomp filter", "seccomp filters are not carried yet", "run the app without its seccomp sandbox");
     }
 }
 

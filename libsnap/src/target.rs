@@ -129,6 +129,10 @@ pub struct RestoreOptions {
     pub pids: PidMode,
     pub stdio: Stdio,
     pub allow: Allow,
+    /// For tests: treat this kernel's vdso as another one than the app's.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub force_vdso_bridge: bool,
 }
 
 /// A live instance, just started or restored. The caller is the parent of

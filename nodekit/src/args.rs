@@ -143,6 +143,7 @@ impl RestoreArgs {
                 capabilities: self.allow_capabilities.unwrap_or(u64::MAX),
                 changed_files: self.allow_changed_files,
             },
+            ..RestoreOptions::default()
         }
     }
 }

@@ -38,6 +38,7 @@ impl InstanceRequest {
             pids: self.pids,
             stdio: Stdio::default(),
             allow: self.allow,
+            ..RestoreOptions::default()
         };
         if self.appshot.contains('/') && !self.appshot.starts_with('/') {
             return Err(

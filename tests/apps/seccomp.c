@@ -18,6 +18,15 @@ static void forbid(long nr, int error)
     MUST(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
 }
 
+/* As the kernel counts them. */
+static long filters(void)
+{
+    char text[4096];
+    text[check_read_file("/proc/self/status", text, sizeof text - 1)] = 0;
+    char *line = strstr(text, "Seccomp_filters:");
+    return line ? atol(line + 16) : -1;
+}
+
 int main(int argc, char **argv)
 {
     check_start(argc, argv);
@@ -27,7 +36,9 @@ int main(int argc, char **argv)
     /* A restorer or parasite needs these; the app is not allowed to make them. */
     forbid(SYS_mmap, 93);
     forbid(SYS_prctl, 94);
+    long count = filters();
     check_freeze_here();
+    CHECK_EQ("filters", count, filters());
     CHECK_EQ("getppid", -1, syscall(SYS_getppid));
     CHECK_EQ("errno of getppid", 91, errno);
     CHECK_EQ("sethostname", -1, syscall(SYS_sethostname, "x", 1));

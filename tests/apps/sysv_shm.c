@@ -1,4 +1,4 @@
-/* System V shared memory, attached by two processes: content, id, key, owner, mode. */
+/* System V shared memory, attached by two processes or none: content, id, key, owner, creator, mode. */
 #include "check.h"
 #include <sys/ipc.h>
 #include <sys/shm.h>
@@ -14,6 +14,16 @@ int main(int argc, char **argv)
         MUST(shmctl(MUST(shmget(IPC_PRIVATE, 4096, 0600)), IPC_RMID, NULL));
     int id = MUST(shmget(key, LEN, IPC_CREAT | IPC_EXCL | 0640));
     int doomed = MUST(shmget(IPC_PRIVATE, LEN, 0600));
+    int lonely = MUST(shmget(key + 1, LEN, IPC_CREAT | 0604));
+    char *then = MUST(shmat(lonely, NULL, 0));
+    check_fill(then, LEN - 4096, 4); /* its last page is never touched */
+    MUST(shmdt(then));
+    int foreign = -1;
+    if (geteuid() == 0) {
+        MUST(seteuid(4321));
+        foreign = MUST(shmget(IPC_PRIVATE, 100, 0600));
+        MUST(seteuid(0));
+    }
     char *map = MUST(shmat(id, NULL, 0)), *view = MUST(shmat(id, NULL, SHM_RDONLY));
     char *last = MUST(shmat(doomed, NULL, 0));
     MUST(shmctl(doomed, IPC_RMID, NULL)); /* lives on while attached */
@@ -35,6 +45,21 @@ int main(int argc, char **argv)
     CHECK_EQ("attached", 4, ds.shm_nattch);
     CHECK_EQ("owner", geteuid(), ds.shm_perm.uid);
     CHECK_EQ("id by key", id, MUST(shmget(key, LEN, 0)));
+    MUST(shmctl(lonely, IPC_STAT, &ds));
+    CHECK_EQ("mode of the one nobody has attached", 0604, ds.shm_perm.mode & 0777);
+    CHECK_EQ("its size", LEN, ds.shm_segsz);
+    CHECK_EQ("its attachments", 0, ds.shm_nattch);
+    CHECK_EQ("its id by key", lonely, MUST(shmget(key + 1, LEN, 0)));
+    then = MUST(shmat(lonely, NULL, 0));
+    check_filled("the one nobody has attached", then, LEN - 4096, 4);
+    CHECK_EQ("its untouched end", 0, then[LEN - 1]);
+    MUST(shmdt(then));
+    MUST(shmctl(lonely, IPC_RMID, NULL));
+    if (foreign >= 0) {
+        MUST(shmctl(foreign, IPC_STAT, &ds));
+        CHECK_EQ("creator", 4321, ds.shm_perm.cuid);
+        MUST(shmctl(foreign, IPC_RMID, NULL));
+    }
     *turn = 1;
     check_child_ok(pid);
     check_filled("written by the child", map, 4096, 3);

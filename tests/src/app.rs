@@ -108,6 +108,17 @@ impl Place {
         )
     }
 
+    /// As if this kernel had another vdso than the app's.
+    pub fn restore_bridged(&self, appshot: &Path) -> Result<App> {
+        self.restore_with(
+            appshot,
+            RestoreOptions {
+                force_vdso_bridge: true,
+                ..RestoreOptions::default()
+            },
+        )
+    }
+
     pub fn restore_with(&self, appshot: &Path, mut options: RestoreOptions) -> Result<App> {
         options.name = Some(self.next_name());
         options.stdio = self.stdio();

@@ -6,6 +6,7 @@
 //! leave_running  run, ready, freeze and keep, untouched, go, exit 0; then restore, exit 0
 //! side_by_side   run, ready, freeze, gone, restore twice, go, exit 0 both
 //! host_pids      as cycle, with the same pids on the host
+//! bridged        as two_cycles, as if restored under another kernel's vdso
 //! ```
 
 use crate::app::{App, Place};
@@ -49,6 +50,7 @@ pub enum Variant {
     LeaveRunning,
     SideBySide,
     HostPids,
+    Bridged,
 }
 
 /// How long a program about time is away: longer than its tolerance.
@@ -144,15 +146,21 @@ impl Trial<'_> {
 
     fn run(&self, variant: Variant) -> Result<()> {
         match variant {
-            Variant::Cycle => self.cycles(1, PidMode::New),
-            Variant::TwoCycles => self.cycles(2, PidMode::New),
-            Variant::HostPids => self.cycles(1, PidMode::Host),
+            Variant::Cycle => self.cycles(1, PidMode::New, Place::restore),
+            Variant::TwoCycles => self.cycles(2, PidMode::New, Place::restore),
+            Variant::HostPids => self.cycles(1, PidMode::Host, Place::restore_host_pids),
+            Variant::Bridged => self.cycles(2, PidMode::New, Place::restore_bridged),
             Variant::LeaveRunning => self.leave_running(),
             Variant::SideBySide => self.side_by_side(),
         }
     }
 
-    fn cycles(&self, count: usize, pids: PidMode) -> Result<()> {
+    fn cycles(
+        &self,
+        count: usize,
+        pids: PidMode,
+        restore: impl Fn(&Place, &Path) -> Result<App>,
+    ) -> Result<()> {
         let mut app = self.start(pids)?;
         for number in 0..count {
             let Taken::Appshot(shot) = self.freeze(&app, number)? else {
@@ -161,11 +169,7 @@ impl Trial<'_> {
             app.wait_gone()?;
             self.verify_gone()?;
             self.stay_away();
-            app = match pids {
-                PidMode::New => self.place.restore(&shot),
-                PidMode::Host => self.place.restore_host_pids(&shot),
-            }
-            .context("restore")?;
+            app = restore(&self.place, &shot).context("restore")?;
         }
         self.go()?;
         self.expect_success(app).context("after restore")
@@ -324,6 +328,14 @@ macro_rules! app_test {
 macro_rules! host_pids_test {
     ($program:ident $(, $trait:ident)*) => {
         $crate::variant_test!($program, HostPids, $program $(, $trait)*);
+    };
+}
+
+/// The variant of a program that calls a vdso which is not its own.
+#[macro_export]
+macro_rules! bridged_test {
+    ($program:ident $(, $trait:ident)*) => {
+        $crate::variant_test!($program, Bridged, $program $(, $trait)*);
     };
 }
 

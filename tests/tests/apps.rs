@@ -21,6 +21,8 @@ app_test!(memfd);
 app_test!(memfd_sealed);
 app_test!(stack_growth);
 app_test!(sysv_shm);
+app_test!(sysv_sem);
+app_test!(sysv_msg);
 app_test!(posix_sem);
 
 // Threads and processors.
@@ -46,6 +48,7 @@ app_test!(sigprof_busy, handlers);
 // Time.
 app_test!(vdso);
 app_test!(vdso_away, clocked);
+app_test!(vdso_bridge);
 app_test!(itimers, clocked);
 app_test!(itimer_fires, clocked);
 app_test!(posix_timers, clocked);
@@ -56,7 +59,8 @@ app_test!(credentials);
 app_test!(credentials_thread);
 app_test!(no_new_privs);
 app_test!(seccomp);
-app_test!(seccomp_strict, may_refuse);
+app_test!(seccomp_threads);
+app_test!(seccomp_strict);
 app_test!(rlimits);
 app_test!(cwd_umask);
 app_test!(names);
@@ -124,8 +128,8 @@ app_test!(block_sigsuspend);
 app_test!(block_pause);
 app_test!(block_sigtimedwait);
 app_test!(block_recv);
-app_test!(block_msgrcv, may_refuse);
-app_test!(block_semop, may_refuse);
+app_test!(block_msgrcv);
+app_test!(block_semop);
 app_test!(block_flock, alone, may_refuse);
 app_test!(block_handler);
 
@@ -139,6 +143,21 @@ mod host_pids {
     host_pids_test!(pending_signals);
     host_pids_test!(posix_timers, clocked);
     host_pids_test!(tree100);
+}
+
+// Another vdso than the app's.
+mod bridged {
+    use appshot_tests::bridged_test;
+
+    bridged_test!(vdso, clocked);
+    bridged_test!(vdso_away, clocked);
+    bridged_test!(vdso_bridge);
+    bridged_test!(posix_timers, clocked);
+    bridged_test!(registers_in_syscall);
+    bridged_test!(block_nanosleep, clocked);
+    bridged_test!(threads100);
+    bridged_test!(tree100);
+    bridged_test!(forker, restless);
 }
 
 /// A program that no test runs proves nothing.

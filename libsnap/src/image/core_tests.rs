@@ -108,6 +108,7 @@ fn manifest() -> Manifest {
     manifest.processes[0].pid = VirtualPid(2);
     manifest.files.clear();
     manifest.shmem.clear();
+    manifest.semaphores.clear();
     manifest
 }
 

@@ -27,6 +27,18 @@ pub const FDS_PER_PROCESS: usize = 1 << 20;
 /// Largest descriptor number, from the kernel's default `fs.nr_open`.
 pub const FD_MAX: i32 = 1 << 20;
 pub const PIPES: usize = 1 << 20;
+/// Different seccomp filters of the app, and those of one thread.
+pub const SECCOMP_FILTERS: usize = 1 << 16;
+pub const SECCOMP_PER_THREAD: usize = 8192;
+/// BPF_MAXINSNS.
+pub const SECCOMP_CODE: usize = 4096;
+/// System V semaphore sets, semaphores of one, adjustments of one; queues.
+pub const SEMAPHORE_SETS: usize = 1 << 20;
+pub const SEMAPHORES_PER_SET: usize = 65536;
+pub const SEMAPHORE_VALUE: u16 = 32767;
+pub const UNDOS_PER_SET: usize = 1 << 20;
+pub const QUEUES: usize = 1 << 20;
+pub const MESSAGES_PER_QUEUE: usize = 1 << 20;
 pub const SHMEM: usize = 1 << 20;
 pub const EXTERNAL: usize = 1 << 20;
 pub const RUNS_PER_SHM: usize = 1 << 24;

@@ -96,6 +96,7 @@ mod source;
 mod staging;
 mod validate;
 mod validate_files;
+mod validate_ipc;
 mod validate_process;
 #[cfg(test)]
 mod validate_tests;

@@ -32,6 +32,14 @@ pub struct Manifest {
     pub pipes: Vec<PipeRecord>,
     /// Memory shared between mappings.
     pub shmem: Vec<ShmRecord>,
+    /// System V semaphore sets and message queues.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub semaphores: Vec<SemRecord>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub queues: Vec<QueueRecord>,
+    /// Seccomp filters, each content once; threads name them by position.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub seccomp: Vec<SeccompFilter>,
     /// Files outside the appshot that must be there, unchanged, at restore.
     pub external: Vec<ExternalFile>,
     /// The parts of this appshot with their digests.
@@ -228,12 +236,50 @@ pub struct ThreadRecord {
     pub rseq: Option<Rseq>,
     pub creds: Creds,
     pub no_new_privs: bool,
+    #[serde(skip_serializing_if = "Seccomp::is_off", default)]
+    pub seccomp: Seccomp,
     pub pdeathsig: i32,
     pub timer_slack_ns: u64,
     pub sched: Sched,
     /// `ioprio_get(2)` of the thread; 0 when never set.
     pub ioprio: i32,
     pub blocked_in: Blocked,
+}
+
+/// A program that judges system calls (seccomp(2)).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeccompFilter {
+    /// SECCOMP_FILTER_FLAG_LOG.
+    pub log: bool,
+    /// `struct sock_filter` as little-endian words: code, jt, jf, k.
+    pub code: Vec<u64>,
+}
+
+/// What restricts a thread's system calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seccomp {
+    #[default]
+    Off,
+    /// read, write, exit and sigreturn only.
+    Strict,
+    /// Positions in [`Manifest::seccomp`], the oldest filter first.
+    Filters(Vec<u32>),
+}
+
+impl Seccomp {
+    pub fn is_off(&self) -> bool {
+        *self == Seccomp::Off
+    }
+
+    /// The thread's filters, the oldest first.
+    pub fn filters(&self) -> &[u32] {
+        match self {
+            Seccomp::Filters(filters) => filters,
+            Seccomp::Off | Seccomp::Strict => &[],
+        }
+    }
 }
 
 /// What to do with the system call in which the thread was interrupted.
@@ -359,6 +405,61 @@ pub enum ShmKind {
         cuid: u32,
         cgid: u32,
     },
+}
+
+/// What all System V objects have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IpcPerm {
+    pub id: i32,
+    pub key: i32,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// The creator, who keeps rights over the object.
+    pub cuid: u32,
+    pub cgid: u32,
+}
+
+/// A set of System V semaphores.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SemRecord {
+    pub perm: IpcPerm,
+    /// semop(2) has changed the set: its `sem_otime` is not 0.
+    pub operated: bool,
+    pub values: Vec<u16>,
+    /// Who changed each last; 0: nobody, or a process that is gone.
+    pub pids: Vec<VirtualPid>,
+    /// What the end of a process does to the set (SEM_UNDO).
+    pub undo: Vec<SemUndo>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SemUndo {
+    pub pid: VirtualPid,
+    pub number: u16,
+    /// Added to the value when the process ends; -32768 to 32767, not 0.
+    pub adjust: i32,
+}
+
+/// A System V message queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueRecord {
+    pub perm: IpcPerm,
+    pub bytes_max: u64,
+    /// The oldest first.
+    pub messages: Vec<QueuedMessage>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueuedMessage {
+    pub kind: i64,
+    #[serde(with = "hex_bytes")]
+    pub data: Vec<u8>,
 }
 
 /// A pipe: its two ends are [`OpenFile`]s.

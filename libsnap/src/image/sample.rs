@@ -100,6 +100,33 @@ pub fn manifest() -> Manifest {
             runs: vec![(0, 4096), (8192, 904)],
             part: Some("shm-0.data".into()),
         }],
+        semaphores: vec![SemRecord {
+            perm: IpcPerm {
+                id: 32768,
+                mode: 0o600,
+                ..IpcPerm::default()
+            },
+            operated: true,
+            values: vec![3, 0],
+            pids: vec![VirtualPid(2), VirtualPid(0)],
+            undo: vec![SemUndo {
+                pid: VirtualPid(7),
+                number: 1,
+                adjust: -5,
+            }],
+        }],
+        queues: vec![QueueRecord {
+            perm: IpcPerm::default(),
+            bytes_max: 16384,
+            messages: vec![QueuedMessage {
+                kind: 5,
+                data: b"five".to_vec(),
+            }],
+        }],
+        seccomp: vec![SeccompFilter {
+            log: true,
+            code: vec![0x7fff_0000_0000_0006],
+        }],
         external: vec![ExternalFile {
             path: "/usr/bin/true".into(),
             dev: 1,
@@ -315,6 +342,7 @@ fn thread(tid: i32) -> ThreadImage {
                 ..Creds::default()
             },
             no_new_privs: false,
+            seccomp: Seccomp::Filters(vec![0, 0]),
             pdeathsig: 0,
             timer_slack_ns: 50_000,
             sched: Sched {

@@ -5,7 +5,7 @@
 
 use super::fault::{corrupt, ensure};
 use super::process::Core;
-use super::records::{FileKind, Life, Manifest, Part, SnapEntry, VmaKind};
+use super::records::{FileKind, Life, Manifest, Part, SeccompFilter, SnapEntry, VmaKind};
 use super::{FORMAT, MANIFEST, limits, validate_files};
 use crate::error::Result;
 use crate::ids::VirtualPid;
@@ -43,6 +43,7 @@ pub fn manifest(manifest: &Manifest) -> Result<()> {
     })?;
     parts(&manifest.parts)?;
     processes(&manifest.processes)?;
+    seccomp(&manifest.seccomp)?;
     validate_files::all(manifest)?;
     part_references(manifest)
 }
@@ -78,6 +79,17 @@ fn parts(parts: &[Part]) -> Result<()> {
         })?;
         ensure(is_digest(&part.blake3), MANIFEST, || {
             format!("part {shown} has no digest")
+        })?;
+    }
+    Ok(())
+}
+
+fn seccomp(filters: &[SeccompFilter]) -> Result<()> {
+    count(MANIFEST, "seccomp filters", filters.len(), limits::SECCOMP_FILTERS)?;
+    for filter in filters {
+        let length = filter.code.len();
+        ensure((1..=limits::SECCOMP_CODE).contains(&length), MANIFEST, || {
+            format!("a seccomp filter of {length} instructions")
         })?;
     }
     Ok(())
@@ -209,6 +221,13 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
             let controls = |file: &FileKind| matches!(file, FileKind::Pty(pty) if pty.index == ctty && pty.sid == entry.sid);
             ensure(manifest.files.iter().any(|file| controls(&file.kind)), part, || {
                 format!("controlling terminal {ctty} is not that of session {}", entry.sid)
+            })?;
+        }
+        for thread in &image.threads {
+            let filters = thread.record.seccomp.filters();
+            let known = filters.iter().all(|at| (*at as usize) < manifest.seccomp.len());
+            ensure(known, part, || {
+                format!("thread {}: there is no such seccomp filter", thread.record.tid)
             })?;
         }
         for vma in &image.vmas {

@@ -6,7 +6,7 @@ use super::records::{
     SocketState,
 };
 use super::validate::{count, path, text};
-use super::{MANIFEST, limits};
+use super::{MANIFEST, limits, validate_ipc};
 use crate::error::Result;
 use crate::ids::{FdNum, FileId, ShmId};
 use std::collections::BTreeSet;
@@ -38,6 +38,7 @@ pub fn all(manifest: &Manifest) -> Result<()> {
         manifest.external.len(),
         limits::EXTERNAL,
     )?;
+    validate_ipc::all(manifest)?;
     let names = collect_names(manifest)?;
     for external in &manifest.external {
         path(PART, "external file", &external.path)?;

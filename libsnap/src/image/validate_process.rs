@@ -2,7 +2,7 @@
 
 use super::fault::ensure;
 use super::process::{ProcessImage, Segment, ThreadImage};
-use super::records::{ProcessRecord, Vma, VmaKind};
+use super::records::{ProcessRecord, Seccomp, Vma, VmaKind};
 use super::validate::{count, path, process_id, text};
 use super::validate_files::fd_number;
 use super::{PAGE, limits};
@@ -146,6 +146,12 @@ fn thread(part: &str, thread: &ThreadImage) -> Result<()> {
         record.sched.affinity.len(),
         limits::AFFINITY_WORDS,
     )?;
+    if let Seccomp::Filters(filters) = &record.seccomp {
+        let most = limits::SECCOMP_PER_THREAD;
+        ensure((1..=most).contains(&filters.len()), part, || {
+            format!("thread {}: {} seccomp filters", record.tid, filters.len())
+        })?;
+    }
     ensure((0..=64).contains(&record.pdeathsig), part, || {
         format!(
             "thread {}: parent death signal {}",
@@ -207,7 +213,10 @@ fn segments_within(part: &str, segments: &[Segment], vmas: &[Vma]) -> Result<()>
         let inside = vmas.peek().is_some_and(|vma| {
             let private = matches!(
                 vma.kind,
-                VmaKind::Anon | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. }
+                VmaKind::Anon
+                    | VmaKind::PrivateFile { .. }
+                    | VmaKind::Shm { private: true, .. }
+                    | VmaKind::Vdso
             );
             private && vma.start <= segment.vaddr && segment.vaddr + segment.bytes <= vma.end
         });

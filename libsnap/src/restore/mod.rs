@@ -21,10 +21,12 @@ use crate::error::Result;
 use crate::files::{self, Builder};
 use crate::ids::ShmId;
 use crate::image::Appshot;
+use crate::ipc;
 use crate::snapshot::Steps;
 use crate::target::{Instance, PidMode, RestoreOptions};
 use place::Shared;
 use skeleton::Skeleton;
+use vdso::Vdso;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -40,8 +42,8 @@ pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
     steps.start("verify");
     let shot = Appshot::open(path)?;
     steps.start("plan");
-    plan::check(&shot, options)?;
-    restore_verified(&shot, options, begin, steps).map_err(|mut error| {
+    let vdsos = plan::check(&shot, options)?;
+    restore_verified(&shot, options, &vdsos, begin, steps).map_err(|mut error| {
         if !error.what.starts_with("cannot restore") {
             error.what = format!("cannot restore {}: {}", path.display(), error.what);
         }
@@ -49,13 +51,14 @@ pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
     })
 }
 
-fn restore_verified(shot: &Appshot, options: &RestoreOptions, begin: Instant, mut steps: Steps<'_>) -> Result<Instance> {
+fn restore_verified(shot: &Appshot, options: &RestoreOptions, vdsos: &[Vdso], begin: Instant, mut steps: Steps<'_>) -> Result<Instance> {
     let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
     steps.start("skeleton");
     let group = cgroup::create(&name)?;
     let mut skeleton = Skeleton::build(shot, options.pids, group.clone())?;
     steps.start("objects");
     let shared = Shared::make(shot, &skeleton)?;
+    ipc::restore(skeleton.any(), &shot.manifest)?;
     let sources: HashMap<ShmId, String> =
         shared.shm.iter().map(|(id, fd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd()))).collect();
     let view = skeleton.view();
@@ -73,13 +76,15 @@ fn restore_verified(shot: &Appshot, options: &RestoreOptions, begin: Instant, mu
     )?;
     for (at, core) in shot.cores.iter().enumerate() {
         steps.start("memory");
-        place::memory(&skeleton, at, core, &shared, &view)?;
+        place::memory(&skeleton, at, core, &shared, &view, &vdsos[at])?;
         steps.start("descriptors");
         place::descriptors(&skeleton, at, &core.image.process, &made, &shot.manifest)?;
         steps.start("threads");
-        state::threads(&mut skeleton, at, core)?;
+        state::threads(&mut skeleton, at, core, &shot.manifest.seccomp)?;
     }
     drop(made);
+    steps.start("adjustments");
+    ipc::adjust(&skeleton, shot)?;
     steps.start("state");
     for (at, core) in shot.cores.iter().enumerate() {
         state::process(&skeleton, at, core)?;

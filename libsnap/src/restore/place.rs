@@ -1,13 +1,14 @@
 //! Memory and descriptors of each process, put in place by its own husk.
 
 use super::skeleton::Skeleton;
-use super::vdso;
+use super::vdso::Vdso;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{Batch, CallId};
 use crate::files::paths;
 use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind};
 use crate::image::{Appshot, Core, Segment};
+use crate::ipc;
 use crate::nsthread;
 use crate::sys::memory::Span;
 use crate::sys::{fd as sysfd, shm as sysshm};
@@ -98,9 +99,9 @@ fn fill(shot: &Appshot, record: &ShmRecord, mut write: impl FnMut(&[u8], u64) ->
 /// A System V segment under its old id, in the app's IPC namespace.
 fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
     let failed = || format!("cannot make System V shared memory {} again", record.id);
-    let ShmKind::Sysv { id, key, mode, uid, gid, .. } = record.kind else { return Ok(()) };
+    let ShmKind::Sysv { id, key, mode, uid, gid, cuid, cgid } = record.kind else { return Ok(()) };
     let made = nsthread::inside(pid, &["ipc"], || {
-        let segment = sysshm::Segment::create(id, key, record.bytes, mode)?;
+        let segment = ipc::create("shm", id, (cuid, cgid), || sysshm::Segment::create(id, key, record.bytes, mode))?;
         segment.set_owner(uid, gid, mode)?;
         let memory = segment.attach()?;
         fill(shot, record, |bytes, at| memory.write(bytes, at as usize))
@@ -109,10 +110,10 @@ fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
 }
 
 /// Builds the address space of process `at`.
-pub fn memory(skeleton: &Skeleton, at: usize, core: &Core, shared: &Shared, view: &str) -> Result<()> {
+pub fn memory(skeleton: &Skeleton, at: usize, core: &Core, shared: &Shared, view: &str, vdso: &Vdso) -> Result<()> {
     let image = &core.image;
     clear(skeleton, at)?;
-    vdso::place(skeleton, at, &image.vmas)?;
+    vdso.place(skeleton, at, &image.vmas)?;
     let sources = Sources::open(core, shared, view)?;
     let numbers = sources.pass(skeleton, at)?;
     let mut mapper = Mapper {
@@ -120,6 +121,7 @@ pub fn memory(skeleton: &Skeleton, at: usize, core: &Core, shared: &Shared, view
         at,
         batch: skeleton.batch(),
         results: Vec::new(),
+        bridged: vdso.is_bridge(),
     };
     for vma in &image.vmas {
         mapper.map(vma, core, &sources, &numbers, shared)?;
@@ -127,12 +129,17 @@ pub fn memory(skeleton: &Skeleton, at: usize, core: &Core, shared: &Shared, view
     for vma in &image.vmas {
         mapper.huge(vma, &core.segments)?;
     }
-    mapper.fill(&core.segments, numbers[0])?;
-    for vma in &image.vmas {
+    // The kernel's own vdso holds its pages already.
+    let kept = image.vmas.iter().find(|vma| vma.kind == VmaKind::Vdso && !vdso.is_bridge());
+    let in_kept = |s: &&Segment| !kept.is_some_and(|vma| vma.start <= s.vaddr && s.vaddr < vma.end);
+    let segments: Vec<Segment> = core.segments.iter().filter(in_kept).copied().collect();
+    mapper.fill(&segments, numbers[0])?;
+    for vma in image.vmas.iter().filter(|vma| kept != Some(*vma)) {
         mapper.finish(vma, has_pages(core, vma))?;
     }
     mapper.marks(&image.process, numbers[1])?;
     mapper.flush()?;
+    vdso.patch(skeleton, at)?;
     close_all(skeleton, at)
 }
 
@@ -249,6 +256,8 @@ struct Mapper<'a> {
     batch: Batch,
     /// Reads whose length must be checked.
     results: Vec<(CallId, u64)>,
+    /// The app's vdso is memory like any other.
+    bridged: bool,
 }
 
 impl Mapper<'_> {
@@ -276,8 +285,9 @@ impl Mapper<'_> {
         let len = vma.end - vma.start;
         let fixed = libc::MAP_FIXED_NOREPLACE;
         let (flags, fd, offset) = match &vma.kind {
-            VmaKind::Vvar | VmaKind::Vdso => return Ok(()),
-            VmaKind::Anon => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
+            VmaKind::Vvar => return Ok(()),
+            VmaKind::Vdso if !self.bridged => return Ok(()),
+            VmaKind::Anon | VmaKind::Vdso => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
             VmaKind::PrivateFile { path, offset } => (libc::MAP_PRIVATE, numbers[sources.paths[&(path.clone(), false)]], *offset),
             VmaKind::SharedFile { path, offset, writable } => {
                 (libc::MAP_SHARED, numbers[sources.paths[&(path.clone(), *writable)]], *offset)

@@ -1,5 +1,6 @@
 //! Everything that can be refused is refused here, before a process exists.
 
+use super::vdso::{self, Vdso};
 use crate::error::{Error, Kind, Result};
 use crate::image::Appshot;
 use crate::image::records::{ExternalFile, VmaKind};
@@ -8,10 +9,11 @@ use crate::target::{Allow, PidMode, RestoreOptions};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<()> {
+/// Refuses, or answers how each process comes to its vdso.
+pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<Vec<Vdso>> {
     rights()?;
     processor(shot)?;
-    vdso(shot)?;
+    let vdsos = vdso::plan(shot, options.force_vdso_bridge)?;
     for file in &shot.manifest.external {
         external(file, &options.allow)?;
     }
@@ -21,10 +23,10 @@ pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<()> {
     if options.pids == PidMode::Host && shot.manifest.processes.iter().any(|p| p.pid.0 == 1) {
         return Err(refused("process number 1 cannot be given on the host").fix("use --pids=new"));
     }
-    Ok(())
+    Ok(vdsos)
 }
 
-fn refused(because: impl std::fmt::Display) -> Error {
+pub fn refused(because: impl std::fmt::Display) -> Error {
     Error::refused("cannot restore this appshot").because(because).state("nothing was started")
 }
 
@@ -60,16 +62,6 @@ fn processor(shot: &Appshot) -> Result<()> {
             .needs(format!("a processor with XCR0 {:#x}", needs.xcr0)));
     }
     Ok(())
-}
-
-/// The vdso holds code that the app may be in the middle of.
-fn vdso(shot: &Appshot) -> Result<()> {
-    if crate::kernel::vdso_blake3() == Some(shot.manifest.needs.vdso_blake3.clone()) {
-        return Ok(());
-    }
-    Err(refused(format!("the vdso of this kernel is not that of {}", shot.manifest.needs.kernel_release))
-        .needs("the same kernel build")
-        .fix("restore on a host that runs the kernel the appshot was taken on"))
 }
 
 /// A file the app maps or reads must be the one it knew.

@@ -5,13 +5,15 @@
 use super::skeleton::{Skeleton, wait_born};
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Batch};
-use crate::ids::HostPid;
-use crate::image::records::{Blocked, Creds, PosixTimer, ProcessRecord, SigInfo, ThreadRecord, TimerValue, VmaKind};
+use crate::ids::{HostPid, VirtualPid};
+use crate::image::records::{Blocked, Creds, PosixTimer, ProcessRecord, Seccomp, SeccompFilter, SigInfo, ThreadRecord, TimerValue, VmaKind};
 use crate::image::{Core, ThreadImage};
+use crate::seccomp;
 use crate::sys::blob;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs, SchedAttr};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// `CLONE_*` of pthread_create, without the parts that are set later.
@@ -19,21 +21,45 @@ const THREAD: u64 = (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc:
 /// `prctl` options that libc does not name (Linux 6.15).
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 
-/// Makes the threads of process `at` besides its main one.
-pub fn threads(skeleton: &mut Skeleton, at: usize, core: &Core) -> Result<()> {
-    let mut rest = &core.image.threads[1..];
+/// Makes the threads of process `at` besides its main one, and gives all of them
+/// their seccomp filters (suspended while we trace), as long as they have the
+/// right to install them.
+pub fn threads(skeleton: &mut Skeleton, at: usize, core: &Core, filters: &[SeccompFilter]) -> Result<()> {
+    let (main, others) = core.image.threads.split_first().ok_or_else(|| Error::failed("a process without threads"))?;
+    let main = &main.record.seccomp;
+    let mut born = HashMap::new();
+    for have in 0..=main.filters().len() {
+        // Those that share just these filters with the main thread inherit them.
+        let now = others.iter().map(|t| &t.record).filter(|record| seccomp::shared(main, &record.seccomp) == have);
+        clone_threads(skeleton, at, &now.collect::<Vec<_>>(), &mut born)?;
+        if let Some(next) = main.filters().get(have) {
+            let husk = &skeleton.husks[at];
+            seccomp::install(&skeleton.executor, husk.pid, &husk.regs, &[&filters[*next as usize]])?;
+        }
+    }
+    for record in others.iter().map(|thread| &thread.record) {
+        let own = &record.seccomp.filters()[seccomp::shared(main, &record.seccomp)..];
+        let own: Vec<_> = own.iter().map(|at| &filters[*at as usize]).collect();
+        seccomp::install(&skeleton.executor, born[&record.tid], &skeleton.husks[at].regs, &own)?;
+    }
+    skeleton.husks[at].threads = others.iter().map(|thread| born[&thread.record.tid]).collect();
+    Ok(())
+}
+
+fn clone_threads(skeleton: &Skeleton, at: usize, records: &[&ThreadRecord], born: &mut HashMap<VirtualPid, HostPid>) -> Result<()> {
+    let mut rest = records;
     while !rest.is_empty() {
         let mut batch = skeleton.batch();
         let mut count = 0;
         while count < rest.len() && batch.has_room(1, 120) {
-            add_thread(&mut batch, rest[count].record.tid.0);
+            add_thread(&mut batch, rest[count].tid.0);
             count += 1;
         }
-        let born = skeleton.run(at, &mut batch)?;
-        for tid in &born {
+        let tids = skeleton.run(at, &mut batch)?;
+        for tid in &tids {
             wait_born(*tid)?;
         }
-        skeleton.husks[at].threads.extend(born);
+        born.extend(rest.iter().map(|record| record.tid).zip(tids));
         rest = &rest[count..];
     }
     Ok(())
@@ -72,6 +98,9 @@ pub fn process(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
         }
         queue_own(&mut batch, record, &thread.record);
         rights(&mut batch, &thread.record);
+        if thread.record.seccomp == Seccomp::Strict {
+            seccomp::restrict(&mut batch);
+        }
         skeleton.executor.run(tid, &skeleton.husks[at].regs, &mut batch)?;
     }
     last(skeleton, at, record)

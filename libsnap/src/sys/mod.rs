@@ -8,6 +8,7 @@ pub mod fd;
 pub mod memory;
 pub mod ptrace;
 pub mod shm;
+pub mod sysv;
 pub mod task;
 
 use nix::errno::Errno;

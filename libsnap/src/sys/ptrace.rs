@@ -49,6 +49,8 @@ pub const NT_X86_XSTATE: usize = 0x202;
 
 const PTRACE_GETSIGMASK: u32 = 0x420a;
 const PTRACE_SETSIGMASK: u32 = 0x420b;
+const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
 const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
 
@@ -203,6 +205,27 @@ pub fn peek_signals(pid: HostPid, shared: bool, limit: usize) -> Sys<Vec<[u64; 1
 /// Writes one word of memory, whatever its protection.
 pub fn poke(pid: HostPid, address: u64, word: u64) -> Sys<()> {
     request(libc::PTRACE_POKEDATA, pid, address as usize, number(word as usize)).map(drop)
+}
+
+/// Instructions (`struct sock_filter` as words) of one of a task's seccomp
+/// filters; ENOENT behind the last. Number 0 is the *oldest* one: the manual
+/// says the opposite. EMEDIUMTYPE: the kernel has not kept the program.
+pub fn seccomp_filter(pid: HostPid, number: usize) -> Sys<Vec<u64>> {
+    let mut code = vec![0u64; SECCOMP_CODE_MAX];
+    let len = request(PTRACE_SECCOMP_GET_FILTER, pid, number, code.as_mut_ptr().cast())?;
+    code.truncate(usize::try_from(len).unwrap_or(0));
+    Ok(code)
+}
+
+/// BPF_MAXINSNS: no program is longer.
+const SECCOMP_CODE_MAX: usize = 4096;
+
+/// Flags that a filter was installed with, as far as the kernel tells them
+/// (SECCOMP_FILTER_FLAG_LOG; Linux 4.16).
+pub fn seccomp_flags(pid: HostPid, number: usize) -> Sys<u64> {
+    let mut metadata = [number as u64, 0];
+    request(PTRACE_SECCOMP_GET_METADATA, pid, 16, metadata.as_mut_ptr().cast())?;
+    Ok(metadata[1])
 }
 
 /// `struct ptrace_rseq_configuration` (Linux 5.13): pointer, size, signature, flags.

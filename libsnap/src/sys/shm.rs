@@ -2,7 +2,7 @@
 
 use super::{Sys, check};
 use nix::errno::Errno;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -40,9 +40,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Creates it under a chosen id (`shm_next_id`, Linux 3.8).
+    /// Creates it under an id chosen beforehand (`shm_next_id`, Linux 3.8).
     pub fn create(id: i32, key: i32, bytes: u64, mode: u32) -> io::Result<Segment> {
-        fs::write("/proc/sys/kernel/shm_next_id", id.to_string())?;
         let len = usize::try_from(bytes).map_err(io::Error::other)?;
         // SAFETY: only numbers are passed.
         let got = check(i64::from(unsafe { libc::shmget(key, len, libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as i32) }))?;

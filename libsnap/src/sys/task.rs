@@ -107,6 +107,8 @@ pub enum Compare {
     Files,
     Fs,
     SigHand,
+    /// The list of semaphore adjustments (SEM_UNDO).
+    SemUndo,
 }
 
 /// kcmp(2): order of two kernel objects; `Equal` means they are the same one.
@@ -117,6 +119,7 @@ pub fn kcmp(a: HostPid, b: HostPid, what: Compare, fa: i32, fb: i32) -> Sys<std:
         Compare::Files => 2,
         Compare::Fs => 3,
         Compare::SigHand => 4,
+        Compare::SemUndo => 6,
     };
     // SAFETY: only numbers are passed.
     let got = check(unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, kind, fa, fb) })?;
