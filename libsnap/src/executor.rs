@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The first system calls (the two mmaps) use a `syscall` instruction that is
-//! already in the target (in its vdso, or any executable mapping), stepped over
-//! once: nothing of the app is written to. A thread that sat in a system call
+//! already in the target (in its vdso, or any executable mapping): nothing of the
+//! app is written to. A thread that sat in a system call
 //! keeps `orig_rax` and the restart code of its registers, so the kernel
 //! restarts that call when the thread goes on, as if nothing had happened.
 
@@ -24,7 +24,7 @@ use crate::sys::{Sys, check_raw};
 /// Entries of one batch at most.
 const ENTRIES_MAX: usize = 1000;
 const ENTRIES_BYTES: u64 = ((ENTRIES_MAX + 1) * ENTRY_BYTES).next_multiple_of(4096) as u64;
-const PAYLOAD_BYTES: u64 = 256 * 1024;
+pub const PAYLOAD_BYTES: u64 = 256 * 1024;
 /// What the executor takes of the target's address space.
 pub const FOOTPRINT: u64 = PAGE + ENTRIES_BYTES + PAYLOAD_BYTES;
 
@@ -162,12 +162,17 @@ impl Executor {
         }
     }
 
+    /// Where the bytes of a batch stand in the target.
+    pub fn payload(&self) -> u64 {
+        self.base + PAGE + ENTRIES_BYTES
+    }
+
     pub fn batch(&self) -> Batch {
         Batch {
             entries: Vec::new(),
             names: Vec::new(),
             payload: Vec::new(),
-            payload_base: self.base + PAGE + ENTRIES_BYTES,
+            payload_base: self.payload(),
         }
     }
 
@@ -190,6 +195,16 @@ impl Executor {
             return Err(Error::failed(format!("cannot place the executor in pid {tid}")).because(errno));
         }
         Ok(executor)
+    }
+
+    /// Ignores SIGTRAP again, whose action the traps of batches have reset.
+    pub fn ignore_trap(&self, tid: HostPid, regs: &Regs, gate: u64, action: [u64; 4]) -> Result<()> {
+        let bytes: Vec<u8> = action.iter().flat_map(|w| w.to_le_bytes()).collect();
+        memory::write(tid, self.payload(), &bytes).map_err(|e| lost(tid, e))?;
+        let args = [libc::SIGTRAP as u64, self.payload(), 0, 8, 0, 0];
+        call_through(tid, regs, gate, libc::SYS_rt_sigaction, args)?
+            .map(drop)
+            .or_fail(|| format!("cannot give pid {tid} its action for SIGTRAP back"))
     }
 
     /// Unmaps the executor. The caller then gives the thread its registers back.
@@ -219,7 +234,7 @@ impl Executor {
     }
 
     /// Writes the batch and points the thread at it.
-    pub(crate) fn load(&self, tid: HostPid, regs: &Regs, batch: &Batch) -> Result<()> {
+    fn load(&self, tid: HostPid, regs: &Regs, batch: &Batch) -> Result<()> {
         let start = regs
             .with(reg::RIP, self.base)
             .with(reg::RBX, self.base + PAGE)
@@ -230,10 +245,10 @@ impl Executor {
         written.and_then(|()| ptrace::set_regs(tid, &start)).map_err(|e| lost(tid, e))
     }
 
-    /// Raw result of the only call of a batch that has come to its end.
-    pub(crate) fn result_of(&self, tid: HostPid, batch: &mut Batch) -> Result<u64> {
-        self.collect(tid, batch).map_err(|e| lost(tid, e))?;
-        Ok(batch.entries.first().map_or(0, |entry| entry.result))
+    /// Sends a thread to the entries at `entries` and does not wait.
+    pub fn start(&self, tid: HostPid, regs: &Regs, entries: u64) -> Result<()> {
+        let set = regs.with(reg::RIP, self.base).with(reg::RBX, entries).with(reg::ORIG_RAX, u64::MAX);
+        ptrace::set_regs(tid, &set).and_then(|()| ptrace::cont(tid, 0)).map_err(|e| lost(tid, e))
     }
 
     fn drive(&self, tid: HostPid) -> Result<Born> {
@@ -300,10 +315,9 @@ fn write_code(tid: HostPid, base: u64) -> Sys<()> {
     Ok(())
 }
 
-/// One system call through a `syscall` instruction at `gate` in the target.
-pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Result<Sys<u64>> {
-    let set = regs
-        .with(reg::RIP, gate)
+/// Registers of a thread about to make a system call at `gate`.
+pub fn call_registers(regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Regs {
+    regs.with(reg::RIP, gate)
         .with(reg::RAX, number as u64)
         .with(reg::ORIG_RAX, u64::MAX)
         .with(reg::RDI, args[0])
@@ -311,15 +325,24 @@ pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u6
         .with(reg::RDX, args[2])
         .with(reg::R10, args[3])
         .with(reg::R8, args[4])
-        .with(reg::R9, args[5]);
+        .with(reg::R9, args[5])
+}
+
+/// One system call through a `syscall` instruction at `gate` in the target.
+pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Result<Sys<u64>> {
+    let set = call_registers(regs, gate, number, args);
+    // Stops at the entry and at the exit: unlike the trap of a single step, these
+    // leave the action for SIGTRAP alone.
     let step = || -> Sys<Option<u64>> {
         ptrace::set_regs(tid, &set)?;
-        ptrace::single_step(tid)?;
-        loop {
-            match ptrace::wait(tid, true)? {
-                Some(Stop::Signal(libc::SIGTRAP)) => break,
-                Some(Stop::Trap | Stop::Event(_)) => ptrace::single_step(tid)?,
-                _ => return Ok(None),
+        for _ in 0..2 {
+            ptrace::to_syscall(tid)?;
+            loop {
+                match ptrace::wait(tid, true)? {
+                    Some(Stop::Signal(libc::SIGTRAP)) => break,
+                    Some(Stop::Trap | Stop::Event(_)) => ptrace::to_syscall(tid)?,
+                    _ => return Ok(None),
+                }
             }
         }
         ptrace::get_regs(tid).map(|after| Some(after.get(reg::RAX)))

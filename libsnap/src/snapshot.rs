@@ -121,7 +121,12 @@ fn capture_process(process: &FrozenProcess, vmas: &[Vma]) -> Result<(ProcessReco
         .ok_or_else(|| Error::refused(format!("the address space of pid {} has no room for the executor", process.pid)))?;
     main.prepare()?;
     let captured = Executor::infect(main.tid, &main.regs, gate, hole).and_then(|executor| {
-        let captured = process::capture(process, &executor);
+        let captured = process::capture(process, &executor, ignores_trap(process.pid));
+        if let Ok((record, _)) = &captured
+            && let Some(action) = process::trap_to_ignore(record)
+        {
+            executor.ignore_trap(main.tid, &main.regs, gate, action)?;
+        }
         let cured = executor.cure(main.tid, &main.regs, gate);
         captured.and_then(|captured| cured.map(|()| captured))
     });
@@ -130,6 +135,11 @@ fn capture_process(process: &FrozenProcess, vmas: &[Vma]) -> Result<(ProcessReco
     let captured = captured?;
     recovered.into_iter().collect::<Result<()>>()?;
     Ok(captured)
+}
+
+/// Asked before the first trap of a batch resets it.
+fn ignores_trap(pid: HostPid) -> bool {
+    Fields::status(pid).is_ok_and(|status| status.hex("SigIgn") & (1 << (libc::SIGTRAP - 1)) != 0)
 }
 
 /// Executable mappings, the vdso first: it always holds a `syscall` instruction.

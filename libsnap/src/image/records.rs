@@ -263,6 +263,9 @@ pub struct Rseq {
     pub pointer: u64,
     pub size: u32,
     pub signature: u32,
+    /// The critical section it was in the middle of; 0 for none.
+    #[serde(default)]
+    pub section: u64,
 }
 
 /// Credentials of a thread (`credentials(7)`, `capabilities(7)`).

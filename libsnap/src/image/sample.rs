@@ -298,6 +298,7 @@ fn thread(tid: i32) -> ThreadImage {
                 pointer: 0x9abc,
                 size: 32,
                 signature: 0x5305_3053,
+            section: 0,
             }),
             creds: Creds {
                 groups: vec![4, 27],

@@ -16,7 +16,7 @@ use crate::ids::{HostPid, VirtualPid};
 use crate::image::Appshot;
 use crate::image::records::{Life, SnapEntry};
 use crate::launch::{self, INIT_ADDRESS, Place};
-use crate::proc;
+use crate::proc::{self, Mapping};
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::CloneArgs;
@@ -43,6 +43,8 @@ pub struct Skeleton {
     pub husks: Vec<Husk>,
     pub numbers: HashMap<VirtualPid, HostPid>,
     pub executor: Executor,
+    /// Mappings of every husk: all are forks of the first.
+    pub layout: Vec<Mapping>,
     /// A `syscall` instruction in every husk, until its own vdso is in place.
     pub gate: u64,
     /// Our end of the socket through which husks get descriptors, and its
@@ -88,6 +90,7 @@ impl Skeleton {
             husks: Vec::new(),
             numbers: HashMap::new(),
             executor: Executor::at(0),
+            layout: Vec::new(),
             gate: 0,
             socket,
             socket_number: number,
@@ -113,7 +116,7 @@ impl Skeleton {
     fn infect_first(&mut self, pid: HostPid, shot: &Appshot) -> Result<Husk> {
         let failed = || "cannot enter a new process";
         ptrace::set_options(pid, OPTIONS).or_fail(failed)?;
-        ptrace::set_sigmask(pid, u64::MAX).or_fail(failed)?;
+        ptrace::set_sigmask(pid, crate::freeze::ALL_BUT_TRAP).or_fail(failed)?;
         let regs = ptrace::get_regs(pid).or_fail(failed)?.with(reg::RSP, 0);
         let mappings = proc::mappings(pid).or_fail(failed)?;
         let code: Vec<Span> = mappings.iter().filter(|m| m.name == "[vdso]").map(|m| m.span()).collect();
@@ -125,6 +128,7 @@ impl Skeleton {
         let hole = executor::find_hole(&mut used, executor::FOOTPRINT)
             .ok_or_else(|| Error::refused("the app's address spaces leave no room for the executor"))?;
         self.executor = Executor::infect(pid, &regs, self.gate, hole)?;
+        self.layout = mappings;
         Ok(Husk { pid, regs, threads: Vec::new() })
     }
 
@@ -365,6 +369,10 @@ impl<'a> Tree<'a> {
 
     /// Makes one process if its parent and session allow it now.
     fn try_make(&mut self, entry: &SnapEntry) -> Result<()> {
+        if self.init.is_none() && !self.wanted.iter().any(|e| e.pid == entry.ppid) {
+            // Without an init of its own, the host's adopts what has lost its parent.
+            return self.make_orphan(entry);
+        }
         let parent = self.parent(entry);
         let Some(parent) = parent else { return Ok(()) };
         if entry.sid == entry.pid {
@@ -424,10 +432,11 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// A child of init in a session that init is not in.
+    /// A child of init (or of the host's) that init cannot fork itself.
     fn make_orphan(&mut self, entry: &SnapEntry) -> Result<()> {
         let member = match self.member_of(entry.sid) {
             Some(member) => member,
+            None if entry.sid == entry.pid => self.made[&self.wanted[0].pid].clone(),
             None if self.wanted.iter().any(|e| e.pid == entry.sid) => return Ok(()), // its leader comes first
             None => self.stand_in_leader(entry.sid)?,
         };
@@ -436,7 +445,7 @@ impl<'a> Tree<'a> {
         let between = self.fork(&member, self.spare, 0)?;
         self.make(entry, &between, Some(entry.sid))?;
         self.stand_ins.push((between, Some(member)));
-        Ok(())
+        if entry.sid == entry.pid { self.become_leader(entry) } else { Ok(()) }
     }
 
     fn member_of(&self, session: VirtualPid) -> Option<Husk> {

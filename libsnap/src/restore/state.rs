@@ -8,6 +8,7 @@ use crate::executor::{self, Batch};
 use crate::ids::HostPid;
 use crate::image::records::{Blocked, Creds, PosixTimer, ProcessRecord, SigInfo, ThreadRecord, TimerValue, VmaKind};
 use crate::image::{Core, ThreadImage};
+use crate::sys::blob;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs, SchedAttr};
@@ -292,18 +293,28 @@ fn arm(batch: &mut Batch, timer: &PosixTimer) {
 /// the app, stopped.
 pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
     let husk = &skeleton.husks[at];
-    let mut timed = Vec::new();
-    for (tid, thread) in tids(skeleton, at).into_iter().zip(&core.image.threads) {
-        timed.push(enter_timed(skeleton, tid, &husk.regs, thread)?);
-    }
-    let vdso = core.image.vmas.iter().filter(|v| v.prot & 4 != 0);
-    let mut code: Vec<_> = vdso.collect();
+    let mut code: Vec<_> = core.image.vmas.iter().filter(|v| v.prot & 4 != 0).collect();
     code.sort_by_key(|v| v.kind != VmaKind::Vdso);
     let spans: Vec<Span> = code.iter().map(|v| Span { start: v.start, end: v.end }).collect();
     let gate = executor::find_gate(husk.pid, &spans)?;
+    let tids = tids(skeleton, at);
+    let mut results = Vec::with_capacity(tids.len());
+    let threads: Vec<(HostPid, &ThreadImage)> = tids.iter().copied().zip(&core.image.threads).collect();
+    for group in threads.chunks(WAITS_AT_ONCE) {
+        results.extend(enter_waits(skeleton, husk.pid, &husk.regs, group)?);
+    }
+    if let Some(action) = crate::process::trap_to_ignore(&core.image.process) {
+        skeleton.executor.ignore_trap(husk.pid, &husk.regs, gate, action)?;
+    }
     skeleton.executor.cure(husk.pid, &husk.regs, gate)?;
-    for ((tid, thread), regs) in tids(skeleton, at).into_iter().zip(&core.image.threads).zip(timed) {
+    for ((tid, thread), result) in tids.into_iter().zip(&core.image.threads).zip(results) {
         let failed = || format!("cannot give task {} its registers", thread.record.tid);
+        let regs = with_result(Regs(thread.regs), result);
+        if let Some(rseq) = thread.record.rseq.filter(|rseq| rseq.section != 0) {
+            // Registering cleared it: the kernel must know what to abort.
+            let at = rseq.pointer + 8;
+            crate::sys::memory::write(tid, at, &rseq.section.to_le_bytes()).or_fail(failed)?;
+        }
         ptrace::set_xsave(tid, &thread.xsave).or_fail(failed)?;
         ptrace::set_regs(tid, &regs).or_fail(failed)?;
         ptrace::set_sigmask(tid, thread.record.sigmask).or_fail(failed)?;
@@ -311,68 +322,107 @@ pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
     Ok(())
 }
 
-/// A call with a relative time-out goes on for the time that was left: the
-/// thread enters it again with that time and is interrupted at once, so that
-/// the kernel holds the same restart block as for the original.
-fn enter_timed(skeleton: &Skeleton, tid: HostPid, husk: &Regs, thread: &ThreadImage) -> Result<Regs> {
-    let regs = Regs(thread.regs);
-    let Blocked::Timed { left_ns } = thread.record.blocked_in else { return Ok(regs) };
-    let mut batch = skeleton.batch();
-    let time = batch.words(&[left_ns / 1_000_000_000, left_ns % 1_000_000_000]);
-    let arg = |at: usize| regs.get(at);
-    let (rdi, rsi, rdx, r10, r8, r9) = (arg(reg::RDI), arg(reg::RSI), arg(reg::RDX), arg(reg::R10), arg(reg::R8), arg(reg::R9));
-    let number = arg(reg::ORIG_RAX) as i64;
-    let args: [u64; 6] = match number {
-        libc::SYS_nanosleep => [time.address, rsi, 0, 0, 0, 0],
-        libc::SYS_clock_nanosleep => [rdi, rsi, time.address, r10, 0, 0],
-        libc::SYS_futex => [rdi, rsi, rdx, time.address, r8, r9],
-        libc::SYS_poll => [rdi, rsi, left_ns.div_ceil(1_000_000), 0, 0, 0],
-        _ => return Ok(regs.with(reg::RAX, -i64::from(libc::EINTR) as u64)),
-    };
-    batch.call("timed call", number, &args);
-    match skeleton.executor.interrupt_in(tid, husk, &mut batch)? {
-        // Interrupted: the restart code is in rax as it was.
-        None => {
-            crate::timed::note(tid, number, Some(left_ns));
-            Ok(regs)
-        }
-        // It ended at once: that is its result.
-        Some(result) => Ok(regs.with(reg::RAX, result).with(reg::ORIG_RAX, u64::MAX)),
+/// What became of a thread's wait.
+#[derive(Clone, Copy, Debug)]
+enum Entered {
+    /// It has none, or is in it: registers stay as they are.
+    AsBefore,
+    /// The call ended at once, with this result.
+    Ended(u64),
+}
+
+fn with_result(regs: Regs, entered: Entered) -> Regs {
+    match entered {
+        Entered::AsBefore => regs,
+        Entered::Ended(result) => regs.with(reg::RAX, result).with(reg::ORIG_RAX, u64::MAX),
     }
 }
 
-/// How long a thread may take to get into its call.
+/// How long threads may take to get into their calls.
 const ENTER_MAX: Duration = Duration::from_secs(2);
+/// Left in rax of a call that the kernel restarts from its restart block.
+const RESTART_BLOCK: i64 = -516;
 
-impl crate::executor::Executor {
-    /// Runs a batch of one call and interrupts it while it waits. `None`: it is
-    /// waiting, to be restarted by its restart block; otherwise its raw result.
-    fn interrupt_in(&self, tid: HostPid, regs: &Regs, batch: &mut Batch) -> Result<Option<u64>> {
-        const RESTART_BLOCK: i64 = -516;
-        let failed = || format!("cannot put task {tid} back into its system call");
-        self.load(tid, regs, batch)?;
-        let since = Instant::now();
-        loop {
-            ptrace::cont(tid, 0).or_fail(failed)?;
-            std::thread::yield_now();
-            ptrace::interrupt(tid).or_fail(failed)?;
-            match ptrace::wait(tid, true).or_fail(failed)? {
-                Some(Stop::Signal(libc::SIGTRAP)) => {
-                    // It came to the end; the interrupt still has to be taken.
-                    let result = self.result_of(tid, batch)?;
-                    return Ok(Some(result));
-                }
-                Some(Stop::Trap) => {
-                    let now = ptrace::get_regs(tid).or_fail(failed)?;
-                    if now.get(reg::RAX) as i64 == RESTART_BLOCK && (now.get(reg::ORIG_RAX) as i64) >= 0 {
-                        return Ok(None);
-                    }
-                }
-                other => return Err(Error::failed(failed()).because(format!("{other:?}"))),
-            }
-            if since.elapsed() > ENTER_MAX {
-                return Err(Error::failed(failed()).because("it does not wait there"));
-            }
+/// Threads that enter their calls together: each has its own entries in the payload.
+const WAITS_AT_ONCE: usize = 1000;
+/// Entry, end mark, time.
+const WAIT_BYTES: u64 = 2 * blob::ENTRY_BYTES as u64 + 16;
+const _: () = assert!(WAITS_AT_ONCE as u64 * WAIT_BYTES <= executor::PAYLOAD_BYTES);
+
+/// Calls with a relative time-out go on for the time that was left: each thread
+/// enters its call again with that time and is interrupted at once, so that the
+/// kernel holds the same restart block as it did for the original. All threads
+/// enter first, then all are interrupted.
+fn enter_waits(skeleton: &Skeleton, pid: HostPid, husk: &Regs, threads: &[(HostPid, &ThreadImage)]) -> Result<Vec<Entered>> {
+    let places = (0u64..).map(|n| skeleton.executor.payload() + n * WAIT_BYTES);
+    let mut waiting = Vec::with_capacity(threads.len());
+    for ((tid, thread), place) in threads.iter().zip(places) {
+        let entry = wait_entry(thread, place + 2 * blob::ENTRY_BYTES as u64);
+        if let Some(words) = entry {
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let failed = || format!("cannot put task {tid} back into its system call");
+            crate::sys::memory::write(pid, place, &bytes).or_fail(failed)?;
+            skeleton.executor.start(*tid, husk, place)?;
+            waiting.push(Some(place));
+        } else {
+            waiting.push(None);
         }
+    }
+    let since = Instant::now();
+    threads.iter().zip(waiting).map(|((tid, thread), place)| match place {
+        Some(place) => settle(*tid, thread, place, since),
+        None => Ok(Entered::AsBefore),
+    }).collect()
+}
+
+/// The call of a thread with the time left, for the executor; `time` is where
+/// that stands. None: it waits in no such call.
+fn wait_entry(thread: &ThreadImage, time: u64) -> Option<Vec<u64>> {
+    let Blocked::Timed { left_ns } = thread.record.blocked_in else { return None };
+    let regs = Regs(thread.regs);
+    let mut args = [reg::RDI, reg::RSI, reg::RDX, reg::R10, reg::R8, reg::R9].map(|at| regs.get(at));
+    let call = regs.get(reg::ORIG_RAX) as i64;
+    match call {
+        libc::SYS_nanosleep => args[0] = time,
+        libc::SYS_clock_nanosleep => args[2] = time,
+        libc::SYS_futex => args[3] = time,
+        libc::SYS_poll => args[2] = left_ns.div_ceil(1_000_000),
+        _ => return None,
+    }
+    let entry = blob::Entry { number: call as u64, args, ..Default::default() };
+    let end = blob::Entry { number: u64::MAX, ..Default::default() };
+    let mut words = [entry.to_words(), end.to_words()].concat();
+    words.extend([left_ns / 1_000_000_000, left_ns % 1_000_000_000]);
+    Some(words)
+}
+
+fn settle(tid: HostPid, thread: &ThreadImage, place: u64, since: Instant) -> Result<Entered> {
+    let failed = || format!("cannot put task {tid} back into its system call");
+    let call = thread.regs[reg::ORIG_RAX] as i64;
+    loop {
+        ptrace::interrupt(tid).or_fail(failed)?;
+        match ptrace::wait(tid, true).or_fail(failed)? {
+            Some(Stop::Trap) => {}
+            // It came to the end of its entries.
+            Some(Stop::Signal(libc::SIGTRAP)) => {
+                const RESULT: u64 = 56;
+                return crate::sys::memory::read_u64(tid, place + RESULT).or_fail(failed).map(Entered::Ended);
+            }
+            other => return Err(Error::failed(failed()).because(format!("{other:?}"))),
+        }
+        let now = ptrace::get_regs(tid).or_fail(failed)?;
+        let (value, shown) = (now.get(reg::RAX) as i64, now.get(reg::ORIG_RAX) as i64);
+        if shown == call && value == RESTART_BLOCK {
+            if let Blocked::Timed { left_ns } = thread.record.blocked_in {
+                crate::timed::note(tid, call, Some(left_ns));
+            }
+            return Ok(Entered::AsBefore);
+        }
+        if since.elapsed() > ENTER_MAX {
+            return Err(Error::failed(failed()).because("it does not wait there"));
+        }
+        // Not there yet, or just out of it and on the way to the end mark.
+        ptrace::cont(tid, 0).or_fail(failed)?;
+        std::thread::yield_now();
     }
 }

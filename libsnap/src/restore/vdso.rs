@@ -5,18 +5,16 @@
 //! the same vdso; an appshot of another one is refused.
 
 use super::skeleton::Skeleton;
-use crate::error::{Error, OrFail, Result};
+use crate::error::{Error, Result};
 use crate::executor::{self, FOOTPRINT};
 use crate::image::records::{Vma, VmaKind};
-use crate::proc::{self, Mapping};
+use crate::proc::Mapping;
 use crate::sys::memory::Span;
 
 const REMAP: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
 
 pub fn place(skeleton: &Skeleton, at: usize, vmas: &[Vma]) -> Result<()> {
-    let pid = skeleton.husks[at].pid;
-    let mappings = proc::mappings(pid).or_fail(|| "cannot read the mappings of a new process")?;
-    let ours: Vec<&Mapping> = mappings.iter().filter(|m| ["[vdso]", "[vvar]", "[vvar_vclock]"].contains(&m.name.as_str())).collect();
+    let ours: Vec<&Mapping> = skeleton.layout.iter().filter(|m| ["[vdso]", "[vvar]", "[vvar_vclock]"].contains(&m.name.as_str())).collect();
     let theirs: Vec<&Vma> = vmas.iter().filter(|v| matches!(v.kind, VmaKind::Vvar | VmaKind::Vdso)).collect();
     let mut batch = skeleton.batch();
     if theirs.is_empty() {

@@ -14,6 +14,9 @@ use std::arch::global_asm;
 
 global_asm!(
     ".pushsection .rodata",
+    // Seen from all of this crate's object files, and from nowhere else.
+    ".globl appshot_executor_start, appshot_executor_end, appshot_init_start, appshot_init_loop, appshot_init_end",
+    ".hidden appshot_executor_start, appshot_executor_end, appshot_init_start, appshot_init_loop, appshot_init_end",
     ".balign 16",
     "appshot_executor_start:",
     "2: mov rax, [rbx]",
