@@ -74,7 +74,9 @@ fn take(
     steps: &mut Steps<'_>,
 ) -> Result<Taken> {
     if frozen.processes.is_empty() {
-        return Err(Error::new(Kind::NotFound, "no process of the app is left").state("the app has ended"));
+        return Err(Error::new(Kind::NotFound, "no process of the app is left")
+            .because("it ended by itself while it was being stopped")
+            .state("the app has ended"));
     }
     steps.start("look");
     let members = frozen.processes.iter().map(|p| Member::open(p.pid, p.vpid)).collect::<Result<Vec<_>>>()?;
