@@ -25,10 +25,12 @@ pub fn demo(args: &cli::Demo) -> Result<u8> {
     let played = play(&mut scene, &*server);
     // Also after an error: the steps so far stand in the table, then the error.
     let cleared = step("clean up", || {
-        scene.clear().map(|()| "nothing is left of it on this machine".to_owned())
+        scene
+            .clear()
+            .map(|()| "nothing is left of it on this machine".to_owned())
     });
     played.and(cleared)?;
-    out::print("\nIt is the same server: same state, same PIDs, same port.\n")?;
+    out::print("\nIt is the same server: same state, same PIDs, same descriptors, same port.\n")?;
     Ok(0)
 }
 
@@ -83,9 +85,9 @@ fn start(scene: &mut Scene, server: &dyn Server) -> Result<String> {
     let port = server.port();
     scene.start(server.command(), port)?;
     scene.until("the server answers", |scene| {
-        Ok(scene.pids()?.len() == server.processes() && server.ask().is_ok())
+        Ok(scene.processes()?.len() == server.processes() && server.ask().is_ok())
     })?;
-    scene.remember_pids()?;
+    scene.remember()?;
     // What stood in it is in the server's memory now, and must come from there.
     server.forget_configuration()?;
     Ok(format!("{}, port {port}", scene.told_pids()?))
@@ -114,15 +116,17 @@ fn use_again(scene: &Scene, server: &dyn Server, before: &Seen) -> Result<String
     same("its count", count, before.count + 1)?;
     let state = server.state()?;
     same("its state", state.as_str(), before.state.as_str())?;
-    same("its PIDs", &scene.pids()?, scene.remembered())?;
+    same("its processes", scene.processes()?.as_slice(), scene.remembered())?;
     Ok(format!("the next count is {count}; {} is as before", server.keeps()))
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, now: T, wanted: T) -> Result<()> {
     match now == wanted {
         true => Ok(()),
-        false => Err(Error::failed(format!("{what} did not come back"))
-            .because(format!("it is {now:?} instead of {wanted:?}"))),
+        false => {
+            Err(Error::failed(format!("{what} did not come back"))
+                .because(format!("it is {now:?} instead of {wanted:?}")))
+        }
     }
 }
 

@@ -28,11 +28,30 @@ pub struct Scene {
     /// Ctrl-C and the like, taken between two steps.
     signals: SignalFd,
     app: Option<App>,
-    /// The app's own PIDs, as it sees them.
-    pids: Vec<i32>,
+    /// The app's processes when it was up.
+    known: Vec<Process>,
     /// Host PIDs with start times of the processes that were frozen.
     frozen: Vec<(HostPid, u64)>,
     port: u16,
+}
+
+/// A process as its app sees it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    pid: i32,
+    parent: i32,
+    descriptors: Vec<i32>,
+}
+
+impl Process {
+    fn read(pid: HostPid) -> Option<Process> {
+        let inside = |pid: HostPid| Some(Fields::status(pid).ok()?.innermost("NSpid"));
+        Some(Process {
+            pid: inside(pid)?,
+            parent: inside(HostPid(libsnap::proc::stat(pid).ok()?.ppid))?,
+            descriptors: libsnap::proc::numbered(&format!("/proc/{pid}/fd")).ok()?,
+        })
+    }
 }
 
 impl Scene {
@@ -46,7 +65,7 @@ impl Scene {
             name: format!("demo-{}", std::process::id()),
             signals: signals::block()?,
             app: None,
-            pids: Vec::new(),
+            known: Vec::new(),
             frozen: Vec::new(),
             port: 0,
         })
@@ -111,32 +130,37 @@ impl Scene {
     }
 
     fn app(&self) -> Result<&App> {
-        self.app.as_ref().ok_or_else(|| Error::failed("the server is not there"))
+        self.app
+            .as_ref()
+            .ok_or_else(|| Error::failed("the server is not there"))
     }
 
     fn members(&self) -> Result<Vec<HostPid>> {
         libsnap::freeze::members(&self.app()?.target()?)
     }
 
-    /// The PIDs that the app itself sees, sorted.
-    pub fn pids(&self) -> Result<Vec<i32>> {
-        let own = |pid: HostPid| Some(Fields::status(pid).ok()?.innermost("NSpid"));
-        let mut pids: Vec<i32> = self.members()?.into_iter().filter_map(own).collect();
-        pids.sort_unstable();
-        Ok(pids)
+    /// Its processes, by PID.
+    pub fn processes(&self) -> Result<Vec<Process>> {
+        let mut processes: Vec<Process> = self.members()?.into_iter().filter_map(Process::read).collect();
+        processes.sort_unstable();
+        Ok(processes)
     }
 
-    pub fn remember_pids(&mut self) -> Result<()> {
-        self.pids = self.pids()?;
+    pub fn remember(&mut self) -> Result<()> {
+        self.known = self.processes()?;
         Ok(())
     }
 
-    pub fn remembered(&self) -> &Vec<i32> {
-        &self.pids
+    pub fn remembered(&self) -> &[Process] {
+        &self.known
     }
 
     pub fn told_pids(&self) -> Result<String> {
-        let numbers: Vec<String> = self.pids()?.iter().map(i32::to_string).collect();
+        let numbers: Vec<String> = self
+            .processes()?
+            .iter()
+            .map(|process| process.pid.to_string())
+            .collect();
         let word = if numbers.len() == 1 { "PID" } else { "PIDs" };
         Ok(format!("{word} {} inside", numbers.join(" ")))
     }
@@ -175,8 +199,10 @@ impl Scene {
     /// An error once Ctrl-C was pressed.
     pub fn interrupted(&self) -> Result<()> {
         match self.signals.read_signal() {
-            Ok(Some(signal)) => Err(Error::new(Kind::Failed, "the demo was stopped")
-                .because(format!("signal {} came", signal.ssi_signo))),
+            Ok(Some(signal)) => {
+                Err(Error::new(Kind::Failed, "the demo was stopped")
+                    .because(format!("signal {} came", signal.ssi_signo)))
+            }
             _ => Ok(()),
         }
     }

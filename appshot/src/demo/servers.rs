@@ -122,7 +122,10 @@ impl Nginx {
 fn nginx_configuration(dir: &Path, port: u16, word: &str) -> String {
     let dir = dir.display();
     let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-    let temporary: String = kinds.iter().map(|kind| format!("{kind}_temp_path {dir}/temp;\n")).collect();
+    let temporary: String = kinds
+        .iter()
+        .map(|kind| format!("{kind}_temp_path {dir}/temp;\n"))
+        .collect();
     format!(
         "daemon off; worker_processes 2; error_log stderr; pid {dir}/nginx.pid;\n\
          events {{ worker_connections 64; }}\n\
@@ -220,7 +223,9 @@ impl Server for Redis {
     }
 
     fn fill(&self) -> Result<()> {
-        let pairs: Vec<String> = keys().flat_map(|key| [key.clone(), format!("value of {key}")]).collect();
+        let pairs: Vec<String> = keys()
+            .flat_map(|key| [key.clone(), format!("value of {key}")])
+            .collect();
         let words: Vec<&str> = ["MSET"].into_iter().chain(pairs.iter().map(String::as_str)).collect();
         client::redis(self.port, &words).map(drop)
     }
