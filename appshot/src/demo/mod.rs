@@ -60,6 +60,7 @@ fn play(scene: &mut Scene, server: &dyn Server) -> Result<()> {
         Ok(told)
     })?;
     std::thread::sleep(SETTLE);
+    scene.remember()?;
     step("snapshot", || scene.snapshot())?;
     step("gone", || gone(scene))?;
     step("restore", || scene.restore())?;
@@ -87,7 +88,6 @@ fn start(scene: &mut Scene, server: &dyn Server) -> Result<String> {
     scene.until("the server answers", |scene| {
         Ok(scene.processes()?.len() == server.processes() && server.ask().is_ok())
     })?;
-    scene.remember()?;
     // What stood in it is in the server's memory now, and must come from there.
     server.forget_configuration()?;
     Ok(format!("{}, port {port}", scene.told_pids()?))
@@ -112,11 +112,12 @@ fn gone(scene: &Scene) -> Result<String> {
 
 fn use_again(scene: &Scene, server: &dyn Server, before: &Seen) -> Result<String> {
     scene.interrupted()?;
+    // Before a request opens a descriptor.
+    same("its processes", scene.processes()?.as_slice(), scene.remembered())?;
     let count = server.ask()?;
     same("its count", count, before.count + 1)?;
     let state = server.state()?;
     same("its state", state.as_str(), before.state.as_str())?;
-    same("its processes", scene.processes()?.as_slice(), scene.remembered())?;
     Ok(format!("the next count is {count}; {} is as before", server.keeps()))
 }
 

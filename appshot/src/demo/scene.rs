@@ -28,7 +28,7 @@ pub struct Scene {
     /// Ctrl-C and the like, taken between two steps.
     signals: SignalFd,
     app: Option<App>,
-    /// The app's processes when it was up.
+    /// The app's processes just before the snapshot.
     known: Vec<Process>,
     /// Host PIDs with start times of the processes that were frozen.
     frozen: Vec<(HostPid, u64)>,
