@@ -57,6 +57,8 @@ pub enum Command {
     Unpack(Unpack),
     /// Tell what the kernel offers and what is missing
     Doctor(Doctor),
+    /// Show it all on a real server: freeze, gone, back, with the milliseconds
+    Demo(Demo),
     /// Print the completions of a shell
     Completions(Completions),
     /// Write manual pages and completions, for packagers
@@ -245,6 +247,13 @@ pub struct Doctor {
     /// How the findings are written
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,
+}
+
+#[derive(Args, Debug)]
+pub struct Demo {
+    /// The server [default: the first that is installed]
+    #[arg(long, value_enum, value_name = "SERVER")]
+    pub with: Option<crate::demo::Name>,
 }
 
 #[derive(Args, Debug)]

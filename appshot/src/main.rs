@@ -3,6 +3,7 @@
 
 mod cli;
 mod commands;
+mod demo;
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -32,6 +33,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Pack(args) => commands::pack::pack(&dirs.open()?, &args, quiet),
         Command::Unpack(args) => commands::pack::unpack(&dirs.open()?, &args),
         Command::Doctor(args) => commands::doctor::doctor(&args),
+        Command::Demo(args) => demo::demo(&args),
         Command::Completions(args) => commands::generate::completions(&args),
         Command::Generate(args) => commands::generate::generate(&args),
     }

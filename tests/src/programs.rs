@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 /// Warnings are errors: a test program must not be wrong itself.
@@ -33,8 +34,14 @@ pub fn all() -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// One build at a time. The variants of a program begin together: a second
+/// build would replace the file that the first variant runs, and an app whose
+/// program has lost its name is refused.
+static BUILDING: Mutex<()> = Mutex::new(());
+
 /// The executable of this program, built if its source is newer.
 pub fn build(name: &str) -> Result<PathBuf> {
+    let _one = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let source = source_dir().join(format!("{name}.c"));
     let binary = output_dir()?.join(name);
     let newest = modified(&source)?.max(headers_modified()?);
