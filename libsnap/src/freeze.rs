@@ -351,7 +351,12 @@ fn inspect(tid: HostPid, wait: Option<&Wait>) -> Result<FrozenThread> {
     let failed = || format!("cannot read the state of task {tid}");
     let regs = ptrace::get_regs(tid).or_fail(failed)?;
     let wait = wait.filter(|wait| process::is_waiting(&regs, wait)).copied();
-    let regs = process::resumable(regs, wait);
+    let resumed = process::resumable(regs, wait);
+    if resumed != regs {
+        // At once: whatever becomes of the snapshot, the thread goes on right.
+        ptrace::set_regs(tid, &resumed).or_fail(failed)?;
+    }
+    let regs = resumed;
     let status = Fields::status(tid).or_fail(failed)?;
     Ok(FrozenThread {
         tid,
