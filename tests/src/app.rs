@@ -108,15 +108,32 @@ impl Place {
         )
     }
 
-    /// As if this kernel had another vdso than the app's.
+    /// As if this kernel had another vdso than the app's: the kernel's own is
+    /// not where the app has its own.
     pub fn restore_bridged(&self, appshot: &Path) -> Result<App> {
-        self.restore_with(
+        let app = self.restore_with(
             appshot,
             RestoreOptions {
                 force_vdso_bridge: true,
                 ..RestoreOptions::default()
             },
-        )
+        )?;
+        let root = app.instance.root;
+        let maps = std::fs::read_to_string(format!("/proc/{root}/maps"))?;
+        let auxv = std::fs::read(format!("/proc/{root}/auxv"))?;
+        let words = auxv.as_chunks::<16>().0;
+        let apps = words.iter().find_map(|pair| {
+            let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| pair[at + byte]));
+            (word(0) == nix::libc::AT_SYSINFO_EHDR).then(|| word(8))
+        });
+        let apps = apps.context("no AT_SYSINFO_EHDR")?;
+        let kernels = maps.lines().find(|line| line.ends_with("[vdso]"));
+        let moved = kernels.is_some_and(|line| !line.starts_with(&format!("{apps:x}-")));
+        let kept = maps
+            .lines()
+            .any(|line| line.starts_with(&format!("{apps:x}-")));
+        anyhow::ensure!(moved && kept, "two vdsos, expected one at {apps:x}: {maps}");
+        Ok(app)
     }
 
     pub fn restore_with(&self, appshot: &Path, mut options: RestoreOptions) -> Result<App> {

@@ -191,7 +191,7 @@ fn bad_processes_are_not_sealed() {
         ("protection", Box::new(|p| p.vmas[0].prot = 8)),
         (
             "no private mapping",
-            Box::new(|p| p.vmas[1].kind = VmaKind::Vdso),
+            Box::new(|p| p.vmas[1].kind = VmaKind::Vvar),
         ),
         ("not absolute", Box::new(|p| p.process.cwd = "here".into())),
         ("ids are not those", Box::new(|p| p.sid = VirtualPid(5))),
