@@ -154,11 +154,6 @@ fn part_references(manifest: &Manifest) -> Result<()> {
             })?,
         }
     }
-    for file in &manifest.files {
-        if let FileKind::Unlinked { part, .. } = &file.kind {
-            take(part, None)?;
-        }
-    }
     ensure(unused.is_empty(), MANIFEST, || {
         format!(
             "part {} belongs to no record",
