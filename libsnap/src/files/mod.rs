@@ -280,14 +280,12 @@ pub struct Builder<'a> {
 pub fn restore_all(builder: &Builder<'_>, manifest: &crate::image::records::Manifest) -> Result<HashMap<FileId, OwnedFd>> {
     let mut made = HashMap::new();
     let mut pipes = pipes::Pipes::new(builder, &manifest.pipes);
-    let mut unix = unix::Sockets::default();
+    let mut unix = unix::Sockets::new(builder, manifest)?;
     let mut ptys = pty::Ptys::default();
     for file in &manifest.files {
         let fd = match &file.kind {
             FileKind::Path { path, offset } => paths::restore(builder, path, *offset, file.flags)?,
-            FileKind::Unlinked { path, .. } => {
-                return Err(crate::error::Error::refused(format!("cannot restore the unlinked file {path}")));
-            }
+            FileKind::Unlinked { shm, offset } => paths::restore_unlinked(builder, *shm, *offset, file.flags)?,
             FileKind::Pipe { ino } => pipes.open(*ino, file.flags)?,
             FileKind::Memfd { shm, offset } => paths::restore_memfd(builder, *shm, *offset, file.flags)?,
             FileKind::Eventfd { count, semaphore } => events::restore_eventfd(*count, *semaphore)?,
@@ -304,7 +302,7 @@ pub fn restore_all(builder: &Builder<'_>, manifest: &crate::image::records::Mani
         };
         made.insert(file.id, fd);
     }
-    unix.finish(&made, manifest)?;
+    unix.finish(builder, &made, manifest)?;
     for file in &manifest.files {
         finish(builder, file, &made[&file.id])?;
     }
