@@ -303,6 +303,7 @@ pub fn restore_all(builder: &Builder<'_>, manifest: &crate::image::records::Mani
         made.insert(file.id, fd);
     }
     unix.finish(builder, &made, manifest)?;
+    inet::finish(&made, manifest)?;
     for file in &manifest.files {
         finish(builder, file, &made[&file.id])?;
     }
