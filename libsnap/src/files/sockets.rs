@@ -164,8 +164,8 @@ pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::So
 
 /// Messages waiting in a socket, left where they are: SO_PEEK_OFF walks over
 /// them. Of a unix socket the senders' credentials come with them; that they do
-/// also tells an empty message from the end of the stream.
-pub fn peek_queue(context: &Context<'_>, description: &Description, domain: i32) -> Result<Vec<Message>, Refused> {
+/// also tells an empty packet from the end.
+pub fn peek_queue(context: &Context<'_>, description: &Description, (domain, kind): (i32, i32)) -> Result<Vec<Message>, Refused> {
     let dup = &description.dup;
     let unread = |e: nix::Error| (format!("its queued data cannot be read: {e}"), "try again".to_owned());
     let set = |name: i32, value: i32| diag::setsockopt(dup, libc::SOL_SOCKET, name, &value.to_le_bytes());
@@ -174,8 +174,8 @@ pub fn peek_queue(context: &Context<'_>, description: &Description, domain: i32)
     let asked = if domain == libc::AF_UNIX { before(libc::SO_PASSCRED).map_err(unread)? } else { 1 };
     set(libc::SO_PEEK_OFF, 0).map_err(unread)?;
     let walked = match asked {
-        0 => set(libc::SO_PASSCRED, 1).map_err(unread).and_then(|()| walk_queue(context, description, domain)),
-        _ => walk_queue(context, description, domain),
+        0 => set(libc::SO_PASSCRED, 1).map_err(unread).and_then(|()| walk_queue(context, description, (domain, kind))),
+        _ => walk_queue(context, description, (domain, kind)),
     };
     if asked == 0 {
         set(libc::SO_PASSCRED, 0).map_err(unread)?;
@@ -184,7 +184,7 @@ pub fn peek_queue(context: &Context<'_>, description: &Description, domain: i32)
     walked
 }
 
-fn walk_queue(context: &Context<'_>, description: &Description, domain: i32) -> Result<Vec<Message>, Refused> {
+fn walk_queue(context: &Context<'_>, description: &Description, (domain, kind): (i32, i32)) -> Result<Vec<Message>, Refused> {
     const LONGEST: usize = 1 << 20;
     let unix = domain == libc::AF_UNIX;
     let mut queue = Vec::new();
@@ -195,7 +195,9 @@ fn walk_queue(context: &Context<'_>, description: &Description, domain: i32) -> 
                 return refused("descriptors are in flight in its queue", "let the app receive them first");
             }
             Ok(Some(peeked)) if peeked.cut => return refused("a message of more than 1 MiB is queued in it", "let the app receive it first"),
-            Ok(Some(peeked)) if unix && peeked.credentials.is_none() => return Ok(queue), // the end
+            // The end; a stream has credentials there, too.
+            Ok(Some(peeked)) if kind == libc::SOCK_STREAM && peeked.data.is_empty() => return Ok(queue),
+            Ok(Some(peeked)) if unix && peeked.credentials.is_none() => return Ok(queue),
             Ok(Some(peeked)) => queue.push(Message {
                 sender: peeked.credentials.map_or(Ok(None), |known| sender(context, known))?,
                 data: peeked.data,

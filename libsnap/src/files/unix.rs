@@ -49,7 +49,7 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
         SocketState::Fresh
     };
     if context.frozen && diag.state != LISTEN && sockets::readable(&description.dup) {
-        record.queue = sockets::peek_queue(context, description, libc::AF_UNIX)?;
+        record.queue = sockets::peek_queue(context, description, (record.domain, record.kind))?;
     }
     sendable(context, record)
 }
