@@ -85,6 +85,9 @@ pub struct SnapEntry {
     pub exit_signal: i32,
     pub comm: String,
     pub life: Life,
+    /// Stopped by job control, with this signal.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stopped: Option<i32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -52,6 +52,7 @@ pub fn manifest() -> Manifest {
         sid: VirtualPid(2),
         exit_signal: 17,
         comm: "sample".into(),
+        stopped: None,
         life,
     };
     let alive = |pid: i32| Life::Alive {

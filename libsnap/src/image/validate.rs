@@ -106,6 +106,9 @@ fn processes(entries: &[SnapEntry]) -> Result<()> {
                 format!("process {pid}: {what} {id}")
             })?;
         }
+        ensure((1..=64).contains(&entry.stopped.unwrap_or(1)), MANIFEST, || {
+            format!("process {pid}: stopped by signal {:?}", entry.stopped)
+        })?;
         ensure((0..=64).contains(&entry.exit_signal), MANIFEST, || {
             format!("process {pid}: exit signal {}", entry.exit_signal)
         })?;

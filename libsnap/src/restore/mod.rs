@@ -81,6 +81,7 @@ fn restore_verified(shot: &Appshot, options: &RestoreOptions, begin: Instant, mu
     for (at, core) in shot.cores.iter().enumerate() {
         state::process(&skeleton, at, core)?;
     }
+    state::stops(&skeleton, shot)?;
     steps.start("go");
     for (at, core) in shot.cores.iter().enumerate() {
         state::registers(&skeleton, at, core)?;
