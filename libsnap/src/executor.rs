@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The first system calls (the two mmaps) use a `syscall` instruction that is
-//! already in the target (in its vdso, or any executable mapping), stepped over
-//! once: nothing of the app is written to. A thread that sat in a system call
+//! already in the target (in its vdso, or any executable mapping): nothing of the
+//! app is written to. A thread that sat in a system call
 //! keeps `orig_rax` and the restart code of its registers, so the kernel
 //! restarts that call when the thread goes on, as if nothing had happened.
 
@@ -197,6 +197,16 @@ impl Executor {
         Ok(executor)
     }
 
+    /// Ignores SIGTRAP again, whose action the traps of batches have reset.
+    pub fn ignore_trap(&self, tid: HostPid, regs: &Regs, gate: u64, action: [u64; 4]) -> Result<()> {
+        let bytes: Vec<u8> = action.iter().flat_map(|w| w.to_le_bytes()).collect();
+        memory::write(tid, self.payload(), &bytes).map_err(|e| lost(tid, e))?;
+        let args = [libc::SIGTRAP as u64, self.payload(), 0, 8, 0, 0];
+        call_through(tid, regs, gate, libc::SYS_rt_sigaction, args)?
+            .map(drop)
+            .or_fail(|| format!("cannot give pid {tid} its action for SIGTRAP back"))
+    }
+
     /// Unmaps the executor. The caller then gives the thread its registers back.
     pub fn cure(self, tid: HostPid, regs: &Regs, gate: u64) -> Result<()> {
         let args = [self.base, FOOTPRINT, 0, 0, 0, 0];
@@ -322,14 +332,18 @@ pub fn call_registers(regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Re
 /// One system call through a `syscall` instruction at `gate` in the target.
 pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Result<Sys<u64>> {
     let set = call_registers(regs, gate, number, args);
+    // Stops at the entry and at the exit: unlike the trap of a single step, these
+    // leave the action for SIGTRAP alone.
     let step = || -> Sys<Option<u64>> {
         ptrace::set_regs(tid, &set)?;
-        ptrace::single_step(tid)?;
-        loop {
-            match ptrace::wait(tid, true)? {
-                Some(Stop::Signal(libc::SIGTRAP)) => break,
-                Some(Stop::Trap | Stop::Group(_) | Stop::Event(_)) => ptrace::single_step(tid)?,
-                _ => return Ok(None),
+        for _ in 0..2 {
+            ptrace::to_syscall(tid)?;
+            loop {
+                match ptrace::wait(tid, true)? {
+                    Some(Stop::Signal(libc::SIGTRAP)) => break,
+                    Some(Stop::Trap | Stop::Group(_) | Stop::Event(_)) => ptrace::to_syscall(tid)?,
+                    _ => return Ok(None),
+                }
             }
         }
         ptrace::get_regs(tid).map(|after| Some(after.get(reg::RAX)))

@@ -29,8 +29,10 @@ use std::time::{Duration, Instant};
 /// A tree that is not still by then is let go again.
 pub const BUDGET: Duration = Duration::from_secs(2);
 
-/// Blocks what can be blocked while foreign code runs in a thread.
-const ALL_SIGNALS: u64 = u64::MAX;
+/// Blocks what can be blocked while foreign code runs in a thread, but not
+/// SIGTRAP: the kernel resets the action of a blocked signal that it must force
+/// on a thread, and the executor ends with a trap.
+pub const ALL_BUT_TRAP: u64 = !(1 << (libc::SIGTRAP - 1));
 
 /// A stopped thread and what must be given back to it.
 #[derive(Clone, Debug)]
@@ -43,7 +45,7 @@ pub struct FrozenThread {
     pub wait: Option<Wait>,
     /// rseq area and its critical-section pointer, where the thread is inside
     /// one: the kernel clears it when other code runs.
-    rseq_section: Option<(u64, u64)>,
+    pub rseq_section: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -402,7 +404,7 @@ fn sort_parents_first(processes: &mut Vec<FrozenProcess>) {
 impl FrozenThread {
     /// Readies the thread to run foreign code.
     pub fn prepare(&self) -> Result<()> {
-        ptrace::set_sigmask(self.tid, ALL_SIGNALS)
+        ptrace::set_sigmask(self.tid, ALL_BUT_TRAP)
             .or_fail(|| format!("cannot block the signals of task {}", self.tid))
     }
 
@@ -451,17 +453,28 @@ impl Frozen {
             let pid = nix::unistd::Pid::from_raw(process.pid.0);
             nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).ok();
         }
+        let own = std::process::id() as i32;
         for process in &self.processes {
+            let parent = proc::stat(process.pid).map_or(0, |stat| stat.ppid);
             for thread in process.threads.iter().rev() {
-                // The tracer is told first; the real parent reaps afterwards.
-                while let Ok(Some(stop)) = ptrace::wait(thread.tid, true) {
-                    if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
-                        break;
-                    }
+                if thread.tid == process.pid && parent == own {
+                    // Our own child: its status is for whoever waits for it.
+                    ptrace::wait_ended(thread.tid);
+                } else {
+                    await_end(thread.tid);
                 }
             }
         }
         self.since.elapsed()
+    }
+}
+
+/// The tracer is told of an end first; the real parent reaps afterwards.
+fn await_end(tid: HostPid) {
+    while let Ok(Some(stop)) = ptrace::wait(tid, true) {
+        if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
+            break;
+        }
     }
 }
 

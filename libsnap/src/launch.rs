@@ -73,7 +73,7 @@ pub struct Started {
 }
 
 /// What a child reports when a step before exec fails: step and errno.
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 9] = [
     "start",
     "make its mounts private",
     "mount its /proc",
@@ -82,6 +82,7 @@ const STEPS: [&str; 8] = [
     "place its descriptors",
     "become its user",
     "execute the program",
+    "mount its /dev/pts",
 ];
 
 impl Place {
@@ -156,6 +157,7 @@ impl Place {
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(|e| (1, e))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             mount(Some("proc"), "/proc", Some("proc"), flags, none).map_err(|e| (2, e))?;
+            own_terminals().map_err(|e| (8, e))?;
         }
         if let Some((host, domain)) = &self.names {
             nix::unistd::sethostname(host).map_err(|e| (3, e))?;
@@ -165,6 +167,22 @@ impl Place {
             task::unshare_time().and_then(|()| write_file("/proc/self/timens_offsets", offsets)).map_err(|e| (4, e))?;
         }
         Ok(())
+    }
+}
+
+/// Pseudo-terminals of its own: their numbers start at 0 and never collide with
+/// those of another instance. A machine without /dev/pts has none to give.
+fn own_terminals() -> Sys<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    match mount(Some("devpts"), "/dev/pts", Some("devpts"), flags, Some("gid=5,mode=620,ptmxmode=666")) {
+        Ok(()) => {}
+        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
+        Err(errno) => return Err(errno),
+    }
+    let none = None::<&str>;
+    match mount(Some("/dev/pts/ptmx"), "/dev/ptmx", none, MsFlags::MS_BIND, none) {
+        Err(Errno::ENOENT) => Ok(()),
+        bound => bound,
     }
 }
 

@@ -346,8 +346,9 @@ pub fn holds_pages(kind: &VmaKind) -> bool {
     )
 }
 
-/// Copies the private pages of a stopped process into its core file.
-pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter) -> Result<()> {
+/// Copies the private pages of a stopped process into its core file. `go_on` is
+/// asked before each piece; its error ends the copy.
+pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
     let failed = || format!("cannot read the memory of pid {pid}");
     let pagemap = File::open(format!("/proc/{pid}/pagemap")).or_fail(failed)?;
     let mem = File::open(format!("/proc/{pid}/mem")).or_fail(failed)?;
@@ -364,7 +365,7 @@ pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter) -> Result<
             end: vma.end,
         };
         find_pages(&pagemap, whole, &mut spans).or_fail(failed)?;
-        reader.copy(&spans, vma, core)?;
+        reader.copy(&spans, vma, core, go_on)?;
     }
     Ok(())
 }
@@ -383,11 +384,12 @@ struct PageReader {
 }
 
 impl PageReader {
-    fn copy(&mut self, spans: &[Span], vma: &Vma, core: &mut CoreWriter) -> Result<()> {
+    fn copy(&mut self, spans: &[Span], vma: &Vma, core: &mut CoreWriter, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
         let most = self.buffer.len() as u64;
         let mut rest = spans.iter().flat_map(|span| pieces(*span, most)).peekable();
         let mut batch = Vec::new();
         while rest.peek().is_some() {
+            go_on()?;
             batch.clear();
             let mut room = most;
             while let Some(piece) = rest.next_if(|p| p.len() <= room && batch.len() < 1024) {

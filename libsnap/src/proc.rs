@@ -79,6 +79,8 @@ impl Fields {
 pub struct Stat {
     pub state: u8,
     pub ppid: i32,
+    pub pgrp: i32,
+    pub session: i32,
     pub exit_signal: i32,
     pub tty: i32,
     pub start_time: u64,
@@ -100,6 +102,8 @@ pub fn stat(pid: HostPid) -> io::Result<Stat> {
     Ok(Stat {
         state: field(3).as_bytes().first().copied().unwrap_or(b'?'),
         ppid: int(4),
+        pgrp: int(5),
+        session: int(6),
         tty: int(7),
         flags: field(9).parse().unwrap_or(0),
         start_time: field(22).parse().unwrap_or(0),

@@ -109,13 +109,25 @@ fn kept_registers(thread: &FrozenThread) -> [u64; 27] {
 }
 
 /// Asks a process by batch, then its threads; gives each its state.
-pub fn capture(process: &FrozenProcess, executor: &Executor) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
+/// `ignores_trap`: its action for SIGTRAP is to ignore it, which the first batch
+/// resets.
+pub fn capture(process: &FrozenProcess, executor: &Executor, ignores_trap: bool) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let mut asked = AskProcess::new(executor, process.pid);
     let main = process.main();
     executor.run(main.tid, &main.regs, &mut asked.batch)?;
-    let record = process_record(process, &asked)?;
+    let mut record = process_record(process, &asked)?;
+    if ignores_trap {
+        record.sigactions[libc::SIGTRAP as usize - 1].handler = libc::SIG_IGN as u64;
+    }
     let threads = process.threads.iter().map(|thread| capture_thread(thread, executor));
     Ok((record, threads.collect::<Result<_>>()?))
+}
+
+/// The action for SIGTRAP as the kernel takes it, where it is to ignore it.
+pub fn trap_to_ignore(record: &ProcessRecord) -> Option<[u64; 4]> {
+    let action = record.sigactions.get(libc::SIGTRAP as usize - 1)?;
+    let ignored = action.handler == libc::SIG_IGN as u64;
+    ignored.then_some([action.handler, action.flags, action.restorer, action.mask])
 }
 
 /// What the main thread is asked.
@@ -373,6 +385,7 @@ fn capture_thread(thread: &FrozenThread, executor: &Executor) -> Result<ThreadIm
             pointer,
             size,
             signature,
+            section: thread.rseq_section.map_or(0, |(_, section)| section),
         }),
         creds: creds(&status, asked.securebits),
         no_new_privs: status.number("NoNewPrivs") == Some(1),

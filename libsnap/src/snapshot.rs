@@ -38,6 +38,18 @@ pub fn snapshot(
     options: &SnapshotOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<SnapshotReport> {
+    snapshot_unless(&|| false, target, dest, options, progress)
+}
+
+/// [`snapshot`], given up and undone once `cancelled` says so. It is asked at
+/// each step and at each megabyte of memory; not any more once sealing begins.
+pub fn snapshot_unless(
+    cancelled: &dyn Fn() -> bool,
+    target: &Target,
+    dest: &Path,
+    options: &SnapshotOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<SnapshotReport> {
     let subject = survey::subject(target);
     let begin = Instant::now();
     let mut steps = Steps::new(progress);
@@ -46,7 +58,7 @@ pub fn snapshot(
     let writer = Writer::create(dest)?;
     steps.start("freeze");
     let frozen = freeze::freeze(target).map_err(|e| told(e, &subject))?;
-    let taken = take(&frozen, target, options, &writer, &subject, &mut steps).map_err(|e| {
+    let taken = take(&frozen, target, options, &writer, &subject, &mut steps, cancelled).map_err(|e| {
         told(e, &subject).state("the app was let go and is running as before")
     })?;
     finish(frozen, writer, taken, options, begin, steps)
@@ -57,6 +69,13 @@ fn told(mut error: Error, subject: &str) -> Error {
         error.what = format!("cannot snapshot {subject}: {}", error.what);
     }
     error
+}
+
+fn go_on(cancelled: &dyn Fn() -> bool) -> Result<()> {
+    if cancelled() {
+        return Err(Error::failed("the snapshot was given up").because("the one who asked for it has cancelled it or is gone"));
+    }
+    Ok(())
 }
 
 /// What was captured while the app stood still.
@@ -72,9 +91,13 @@ fn take(
     writer: &Writer,
     subject: &str,
     steps: &mut Steps<'_>,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<Taken> {
+    go_on(cancelled)?;
     if frozen.processes.is_empty() {
-        return Err(Error::new(Kind::NotFound, "no process of the app is left").state("the app has ended"));
+        return Err(Error::new(Kind::NotFound, "no process of the app is left")
+            .because("it ended by itself while it was being stopped")
+            .state("the app has ended"));
     }
     steps.start("look");
     let members = frozen.processes.iter().map(|p| Member::open(p.pid, p.vpid)).collect::<Result<Vec<_>>>()?;
@@ -83,18 +106,20 @@ fn take(
     survey::processes(target, &frozen_pids(frozen), &mut refusals);
     let spaces = address_spaces(&frozen_pids(frozen), &mut tables, &mut refusals)?;
     let table = files::capture(&members, options, true, &mut tables, &mut refusals)?;
+    survey::terminals(&members, &table, options, &mut refusals);
     ipc::describe(frozen_pids(frozen)[0], target, &mut tables.shm, &mut refusals);
     refusals.into_result(subject)?;
     steps.start("capture");
     let clocks = survey::clocks(frozen.processes[0].pid);
     let mut captured = Vec::with_capacity(spaces.len());
     for (process, vmas) in frozen.processes.iter().zip(&spaces) {
+        go_on(cancelled)?;
         captured.push(capture_process(process, vmas)?);
     }
     steps.start("memory");
     let needs = needs(frozen, &spaces, &captured)?;
     let snaplist = snaplist(frozen)?;
-    let memory_bytes = store(frozen, captured, spaces, &snaplist, &table, &mut tables, writer)?;
+    let memory_bytes = store(frozen, captured, spaces, &snaplist, &table, &mut tables, writer, cancelled)?;
     let manifest = manifest(frozen, target, clocks, needs, snaplist, table, tables);
     Ok(Taken { manifest, memory_bytes })
 }
@@ -121,7 +146,12 @@ fn capture_process(process: &FrozenProcess, vmas: &[Vma]) -> Result<(ProcessReco
         .ok_or_else(|| Error::refused(format!("the address space of pid {} has no room for the executor", process.pid)))?;
     main.prepare()?;
     let captured = Executor::infect(main.tid, &main.regs, gate, hole).and_then(|executor| {
-        let captured = process::capture(process, &executor);
+        let captured = process::capture(process, &executor, ignores_trap(process.pid));
+        if let Ok((record, _)) = &captured
+            && let Some(action) = process::trap_to_ignore(record)
+        {
+            executor.ignore_trap(main.tid, &main.regs, gate, action)?;
+        }
         let cured = executor.cure(main.tid, &main.regs, gate);
         captured.and_then(|captured| cured.map(|()| captured))
     });
@@ -130,6 +160,11 @@ fn capture_process(process: &FrozenProcess, vmas: &[Vma]) -> Result<(ProcessReco
     let captured = captured?;
     recovered.into_iter().collect::<Result<()>>()?;
     Ok(captured)
+}
+
+/// Asked before the first trap of a batch resets it.
+fn ignores_trap(pid: HostPid) -> bool {
+    Fields::status(pid).is_ok_and(|status| status.hex("SigIgn") & (1 << (libc::SIGTRAP - 1)) != 0)
 }
 
 /// Executable mappings, the vdso first: it always holds a `syscall` instruction.
@@ -162,13 +197,16 @@ fn store(
     table: &FileTable,
     tables: &mut Tables,
     writer: &Writer,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<u64> {
     let mut bytes = 0;
     for (at, ((mut record, threads), vmas)) in captured.into_iter().zip(spaces).enumerate() {
         let process = &frozen.processes[at];
         record.fds = table.fds[at].clone();
+        let tty = proc::stat(process.pid).or_fail(|| format!("cannot read the state of pid {}", process.pid))?.tty;
+        record.ctty = files::pty::controlling(&table.files, snaplist[at].sid, tty);
         let mut core = writer.core(&part_name(process.vpid))?;
-        memory::store_pages(process.pid, &vmas, &mut core)?;
+        memory::store_pages(process.pid, &vmas, &mut core, &|| go_on(cancelled))?;
         bytes += core.stored_bytes();
         let entry = &snaplist[at];
         core.finish(&ProcessImage {
@@ -304,7 +342,8 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
         ipc::describe(*first, target, &mut tables.shm, &mut refusals);
     }
     let members = pids.iter().map(|pid| Member::open(*pid, VirtualPid(pid.0))).collect::<Result<Vec<_>>>()?;
-    files::capture(&members, options, false, &mut tables, &mut refusals)?;
+    let table = files::capture(&members, options, false, &mut tables, &mut refusals)?;
+    survey::terminals(&members, &table, options, &mut refusals);
     report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();
     report.depends = tables.external.paths().map(|path| format!("file {path}")).collect();
     report.refusals = refusals.into_vec();

@@ -2,13 +2,14 @@
 //! snapshotted at all, and which of its state nobody could bring back.
 
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::files::{FileTable, Member, pty};
 use crate::freeze;
 use crate::ids::HostPid;
 use crate::image::records::Clocks;
 use crate::proc::{self, Fields};
 use crate::refusals::Refusals;
 use crate::sys::task::{self, Compare};
-use crate::target::Target;
+use crate::target::{OutsidePolicy, SnapshotOptions, Target};
 use std::cmp::Ordering;
 use std::fs;
 
@@ -95,6 +96,26 @@ pub fn processes(target: &Target, pids: &[HostPid], refusals: &mut Refusals) {
         }
     }
     shared_parts(pids, refusals);
+}
+
+/// Controlling terminals that are not among the app's own.
+pub fn terminals(members: &[Member], table: &FileTable, options: &SnapshotOptions, refusals: &mut Refusals) {
+    if options.outside == OutsidePolicy::Replace {
+        return;
+    }
+    for member in members {
+        let Ok(stat) = proc::stat(member.pid) else { continue };
+        let leader = members.iter().find(|m| m.pid.0 == stat.session);
+        let own = leader.is_some_and(|leader| pty::controlling(&table.files, leader.vpid, stat.tty).is_some());
+        if stat.tty != 0 && !own {
+            refusals.add(
+                member.pid,
+                format!("controlling terminal ({})", pty::name(stat.tty)),
+                "it is outside the app",
+                "start the app with `appshot run` or setsid(1), or pass --outside=replace to restore it without one",
+            );
+        }
+    }
 }
 
 fn seccomp(pid: HostPid, refusals: &mut Refusals) {

@@ -52,7 +52,7 @@ impl Snapshot {
         let _busy = self.store.try_lock(&name)?;
         let (tag, _tag_busy) = self.tag(&name)?;
         let dest = self.dest(&tag)?;
-        let mut report = libsnap::snapshot::snapshot(&target, &dest, &self.options, progress)?;
+        let mut report = libsnap::snapshot::snapshot_unless(&crate::worker::cancelled, &target, &dest, &self.options, progress)?;
         report.appshot = self.settled(&tag, dest)?;
         if !self.options.leave_running {
             self.asleep(&target, &report.appshot)?;

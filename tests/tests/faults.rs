@@ -387,18 +387,10 @@ fn another_version() {
         let shot = appshot_of(place, "eventfd")?;
         let manifest = shot.join("manifest");
         let text = fs::read_to_string(&manifest).context("no manifest in the appshot")?;
-        let at = text
-            .find("\"format\"")
-            .context("no format in the manifest")?;
-        let digits = text[at..]
-            .find(|c: char| c.is_ascii_digit())
-            .context("no number")?
-            + at;
-        let end = text[digits..]
-            .find(|c: char| !c.is_ascii_digit())
-            .context("no end")?
-            + digits;
-        fs::write(&manifest, format!("{}999{}", &text[..digits], &text[end..]))?;
+        // The seal line: `APPSHOT <version> <bytes> <digest>`.
+        let (magic, rest) = text.split_once(' ').context("no seal line")?;
+        let (_, rest) = rest.split_once(' ').context("no version")?;
+        fs::write(&manifest, format!("{magic} 999 {rest}"))?;
         let error = refuses_appshot(place, &shot, "format 999")?;
         fs::write(&manifest, &text)?;
         names(&error, "999")?;

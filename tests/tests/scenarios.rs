@@ -835,3 +835,59 @@ fn everyone(place: &Place) -> Result<String> {
     all.sort();
     Ok(all.join(" "))
 }
+
+// -------------------------------------------------------------------- terminals
+
+/// Types a command and waits for its answer on the screen.
+fn type_and_see(place: &Place, line: &str, answer: &str) -> Result<()> {
+    let seen = || -> Result<usize> {
+        let screen = std::fs::read(place.path("screen"))?;
+        Ok(String::from_utf8_lossy(&screen).matches(answer).count())
+    };
+    let before = seen()?;
+    let mut keys = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(place.path("keys"))?;
+    keys.write_all(format!("{line}\n").as_bytes())?;
+    poll(&format!("{answer:?} on the screen"), PATIENCE, || {
+        Ok((seen()? > before).then_some(()))
+    })
+}
+
+/// An interactive shell with job control: its variables, its background job,
+/// and that ^C reaches what stands in the foreground and nothing else.
+#[test]
+fn shell_on_a_terminal() {
+    scenario("shell_on_a_terminal", |place| {
+        let python = path_text(&need_program(&["python3"])?);
+        need_program(&["bash"])?;
+        let script = path_text(&servers().join("terminal.py"));
+        nix::unistd::mkfifo(
+            &place.path("keys"),
+            nix::sys::stat::Mode::from_bits_truncate(0o600),
+        )?;
+        let ask = |command: &str, answer: &str| type_and_see(place, command, answer);
+        drive(
+            place,
+            &Server {
+                options: options(&[&python, &script, &path_text(place.dir())]),
+                port: None,
+                fill: &|_| ask("secret=kept; sleep 1000 & echo fi''lled", "filled"),
+                state: &|_| {
+                    ask("echo \"st\"ate=$secret:$(tty):$(jobs -r | wc -l):", "state=kept")?;
+                    let screen = std::fs::read(place.path("screen"))?;
+                    let screen = String::from_utf8_lossy(&screen);
+                    let told = screen.rsplit("state=").next().unwrap_or_default();
+                    Ok(told.lines().next().unwrap_or_default().to_owned())
+                },
+                use_it: &|_| {
+                    ask("echo st''arted; sleep 500", "started")?;
+                    ask("\u{3}echo go''es on", "goes on")
+                },
+                steady: false,
+                request: None,
+            },
+        )
+    });
+}

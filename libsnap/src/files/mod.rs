@@ -13,6 +13,7 @@ pub mod inotify;
 pub mod paths;
 pub mod pipes;
 pub mod pty;
+pub mod pty_queue;
 pub mod sockets;
 pub mod unix;
 
@@ -62,6 +63,8 @@ pub struct Found {
     pub link: String,
     pub key: FileKey,
     pub mode: u32,
+    /// Number of a device.
+    pub rdev: u64,
     pub flags: i32,
     pub pos: u64,
     pub info: Fields,
@@ -205,6 +208,7 @@ fn find_one(pid: HostPid, member: usize, fd: i32) -> Option<Found> {
         link: proc::link(pid, &format!("fd/{fd}")).ok()?,
         key: (meta.dev(), meta.ino()),
         mode: meta.mode(),
+        rdev: meta.rdev(),
         flags: info.octal("flags") as i32 & !libc::O_CLOEXEC,
         pos: info.number("pos").unwrap_or(0) as u64,
         info,
@@ -274,14 +278,19 @@ pub struct Builder<'a> {
     pub processes: &'a HashMap<VirtualPid, HostPid>,
     pub shm: &'a HashMap<crate::ids::ShmId, String>,
     pub stdio: &'a crate::target::Stdio,
+    /// Descriptions of /dev/tty, which only the processes it controls can open.
+    pub ttys: HashMap<FileId, OwnedFd>,
 }
 
 /// Makes every description of the appshot, as descriptors of ours.
-pub fn restore_all(builder: &Builder<'_>, manifest: &crate::image::records::Manifest) -> Result<HashMap<FileId, OwnedFd>> {
+pub fn restore_all(
+    builder: &Builder<'_>,
+    manifest: &crate::image::records::Manifest,
+    mut ptys: pty::Ptys,
+) -> Result<HashMap<FileId, OwnedFd>> {
     let mut made = HashMap::new();
     let mut pipes = pipes::Pipes::new(builder, &manifest.pipes);
     let mut unix = unix::Sockets::new(builder, manifest)?;
-    let mut ptys = pty::Ptys::default();
     for file in &manifest.files {
         let fd = match &file.kind {
             FileKind::Path { path, offset } => paths::restore(builder, path, *offset, file.flags)?,
@@ -297,13 +306,16 @@ pub fn restore_all(builder: &Builder<'_>, manifest: &crate::image::records::Mani
             FileKind::Inotify { watches } => inotify::restore(builder, watches)?,
             FileKind::Pidfd { pid } => events::restore_pidfd(builder, *pid)?,
             FileKind::Socket(record) => sockets::restore(builder, record, &mut unix)?,
-            FileKind::Pty(record) => ptys.open(record)?,
+            FileKind::Pty(record) => ptys.master(record.index)?,
+            FileKind::PtySlave { index, through_tty } => pty::slave(builder, file.id, *index, *through_tty, file.flags)?,
             FileKind::Outside { what } => paths::restore_outside(builder, what, file.flags)?,
         };
         made.insert(file.id, fd);
     }
     unix.finish(builder, &made, manifest)?;
     inet::finish(&made, manifest)?;
+    pty::lock(&made, manifest)?;
+    drop(ptys);
     for file in &manifest.files {
         finish(builder, file, &made[&file.id])?;
     }

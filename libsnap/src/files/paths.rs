@@ -118,7 +118,7 @@ pub fn restore(builder: &Builder<'_>, path: &str, offset: u64, flags: i32) -> Re
     Ok(opened)
 }
 
-fn open_again(view: &str, flags: i32) -> nix::Result<OwnedFd> {
+pub(super) fn open_again(view: &str, flags: i32) -> nix::Result<OwnedFd> {
     use nix::fcntl::{OFlag, open};
     let flags = OFlag::from_bits_retain(flags & !ONCE) | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     open(view, flags, nix::sys::stat::Mode::empty())

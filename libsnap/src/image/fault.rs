@@ -11,7 +11,8 @@ const STATE: &str = "nothing was started";
 
 /// The content of a part is not what a writer can have written.
 pub fn corrupt(part: &str, detail: impl Display) -> Error {
-    Error::failed(format!("cannot open the appshot: {part}: {detail}"))
+    Error::failed(format!("cannot open the appshot: {part}"))
+        .because(detail)
         .fix("take the appshot again, or fetch an undamaged copy")
         .state(STATE)
 }
@@ -25,7 +26,8 @@ pub fn unreadable(part: &str, cause: impl Display) -> Error {
 
 /// The appshot is whole, but for another reader or another machine.
 pub fn unsupported(detail: impl Display, needs: impl Into<String>) -> Error {
-    Error::refused(format!("cannot open the appshot: {MANIFEST}: {detail}"))
+    Error::refused(format!("cannot open the appshot: {MANIFEST}"))
+        .because(detail)
         .needs(needs)
         .state(STATE)
 }

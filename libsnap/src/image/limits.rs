@@ -44,7 +44,12 @@ pub const SOCKET_OPTION_BYTES: usize = 65536;
 pub const SOCKADDR_BYTES: usize = 128;
 pub const MESSAGES_PER_SOCKET: usize = 1 << 20;
 pub const PIPE_CAPACITY: u32 = 1 << 31;
-pub const TERMIOS_BYTES: usize = 64;
+/// `struct termios2`.
+pub const TERMIOS_BYTES: usize = 44;
+/// Indices of pseudo-terminals (`NR_UNIX98_PTY_MAX`).
+pub const PTYS: u32 = 1 << 20;
+/// The kernel buffers some 12 KiB a direction.
+pub const PTY_QUEUE: usize = 1 << 16;
 
 /// A path, also one longer than `PATH_MAX` that `d_path` can give.
 pub const PATH_BYTES: usize = 65536;

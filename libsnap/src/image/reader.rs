@@ -280,14 +280,14 @@ mod tests {
         for extra in ["extra", ".hidden", "3.core"] {
             std::fs::write(path.join(extra), "").unwrap();
             let error = Appshot::open(&path).unwrap_err();
-            assert!(error.what.contains(extra), "{error}");
+            assert!(error.to_string().contains(extra), "{error}");
             std::fs::remove_file(path.join(extra)).unwrap();
         }
         for name in ["manifest", "2.core", "shm-0.data"] {
             let (file, aside) = (path.join(name), path.with_extension("aside"));
             std::fs::rename(&file, &aside).unwrap();
             let error = Appshot::open(&path).unwrap_err();
-            assert!(error.what.contains("missing"), "{error}");
+            assert!(error.to_string().contains("missing"), "{error}");
             std::os::unix::fs::symlink(&aside, &file).unwrap();
             assert!(Appshot::open(&path).is_err(), "a link is not followed");
             std::fs::remove_file(&file).unwrap();

@@ -143,9 +143,9 @@ pub struct ProcessRecord {
     pub itimers: [TimerValue; 3],
     pub posix_timers: Vec<PosixTimer>,
     pub fds: Vec<FdEntry>,
-    /// Attached controlling terminal: the file id of a pty slave of this app.
+    /// Controlling terminal: the index of a pseudo-terminal of this app.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub ctty: Option<FileId>,
+    pub ctty: Option<u32>,
 }
 
 /// Marks in the address space (`prctl(2)` PR_SET_MM_MAP).
@@ -266,6 +266,9 @@ pub struct Rseq {
     pub pointer: u64,
     pub size: u32,
     pub signature: u32,
+    /// The critical section it was in the middle of; 0 for none.
+    #[serde(default)]
+    pub section: u64,
 }
 
 /// Credentials of a thread (`credentials(7)`, `capabilities(7)`).
@@ -450,7 +453,11 @@ pub enum FileKind {
     Inotify { watches: Vec<InotifyWatch> },
     Pidfd { pid: VirtualPid },
     Socket(Box<SocketRecord>),
-    Pty(PtyRecord),
+    /// The master of a pseudo-terminal, with the state of both sides.
+    Pty(Box<PtyRecord>),
+    /// The slave of the pseudo-terminal with this index, opened as
+    /// `/dev/pts/INDEX`, or as `/dev/tty` by a process that it controls.
+    PtySlave { index: u32, through_tty: bool },
     /// Something outside the app that the caller said is to be replaced
     /// (the terminal or pipe the app was started on, as stdin, stdout, stderr).
     Outside { what: String },
@@ -482,15 +489,23 @@ pub struct InotifyWatch {
 #[serde(deny_unknown_fields)]
 pub struct PtyRecord {
     pub index: u32,
-    pub master: bool,
+    /// `struct termios2` of the slave.
+    #[serde(with = "hex_bytes")]
     pub termios: Vec<u8>,
     pub winsize: [u16; 4],
     pub packet_mode: bool,
     pub locked: bool,
+    /// Owner and mode of `/dev/pts/INDEX`.
+    pub file: SocketFile,
     /// Foreground process group, 0 for none.
     pub foreground: VirtualPid,
+    /// The session that it controls, 0 for none.
     pub sid: VirtualPid,
-    /// Not yet read by the master.
+    /// Written by the master, not yet read by the slave. In canonical mode 0x04
+    /// ends a line that has no newline, and 0x16 quotes the byte after it.
+    #[serde(with = "hex_bytes")]
+    pub input: Vec<u8>,
+    /// Written by the slave, not yet read by the master.
     #[serde(with = "hex_bytes")]
     pub output: Vec<u8>,
 }

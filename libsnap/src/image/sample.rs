@@ -200,19 +200,28 @@ fn files() -> Vec<OpenFile> {
         FileKind::Pidfd { pid: VirtualPid(7) },
         socket(90, 91),
         socket(91, 90),
-        FileKind::Pty(PtyRecord {
+        FileKind::Pty(Box::new(PtyRecord {
             index: 0,
-            master: false,
             termios: vec![0; 44],
             winsize: [24, 80, 0, 0],
             packet_mode: false,
             locked: false,
             foreground: VirtualPid(2),
             sid: VirtualPid(2),
+            file: SocketFile {
+                mode: 0o620,
+                uid: 0,
+                gid: 5,
+            },
+            input: b"ls".to_vec(),
             output: b"$ ".to_vec(),
-        }),
+        })),
         FileKind::Outside {
             what: "/dev/pts/3".into(),
+        },
+        FileKind::PtySlave {
+            index: 0,
+            through_tty: false,
         },
     ];
     let owner = Some(FileOwner {
@@ -278,7 +287,7 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
                 overrun: 0,
             }],
             fds: fds.collect(),
-            ctty: Some(FileId(12)),
+            ctty: Some(0),
         },
         comm: "sample".into(),
         ppid: VirtualPid(ppid),
@@ -311,6 +320,7 @@ fn thread(tid: i32) -> ThreadImage {
                 pointer: 0x9abc,
                 size: 32,
                 signature: 0x5305_3053,
+            section: 0,
             }),
             creds: Creds {
                 groups: vec![4, 27],

@@ -204,9 +204,9 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
             })?;
         }
         if let Some(ctty) = image.process.ctty {
-            let slave = matches!(files.get(&ctty), Some(FileKind::Pty(pty)) if !pty.master);
-            ensure(slave, part, || {
-                format!("controlling terminal: file {ctty} is not a terminal")
+            let controls = |file: &FileKind| matches!(file, FileKind::Pty(pty) if pty.index == ctty && pty.sid == entry.sid);
+            ensure(manifest.files.iter().any(|file| controls(&file.kind)), part, || {
+                format!("controlling terminal {ctty} is not that of session {}", entry.sid)
             })?;
         }
         for vma in &image.vmas {

@@ -20,6 +20,7 @@ struct Names {
     shmem: BTreeSet<ShmId>,
     pipes: BTreeSet<u64>,
     sockets: BTreeSet<u64>,
+    ptys: BTreeSet<u32>,
 }
 
 pub fn all(manifest: &Manifest) -> Result<()> {
@@ -68,6 +69,11 @@ fn collect_names(manifest: &Manifest) -> Result<Names> {
         ensure(names.files.insert(file.id), PART, || {
             format!("file {} is listed twice", file.id)
         })?;
+        if let FileKind::Pty(pty) = &file.kind {
+            ensure(names.ptys.insert(pty.index), PART, || {
+                format!("pseudo-terminal {} is listed twice", pty.index)
+            })?;
+        }
         if let FileKind::Socket(socket) = &file.kind {
             let new = socket.ino != 0 && names.sockets.insert(socket.ino);
             ensure(new, PART, || {
@@ -187,6 +193,7 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
             }
         }
         FileKind::Pty(pty) => self::pty(id, pty),
+        FileKind::PtySlave { index, .. } => has(names.ptys.contains(index), "pseudo-terminal"),
         FileKind::Outside { what } => text(PART, "outside file", what, limits::TEXT_BYTES),
         // Plain numbers that the kernel checks; that a pidfd's process exists
         // is checked with the threads.
@@ -261,12 +268,10 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
 }
 
 fn pty(id: FileId, pty: &PtyRecord) -> Result<()> {
-    count(
-        PART,
-        "bytes of termios",
-        pty.termios.len(),
-        limits::TERMIOS_BYTES,
-    )?;
+    let sound = pty.termios.len() == limits::TERMIOS_BYTES && pty.index < limits::PTYS;
+    ensure(sound, PART, || format!("file {id}: its terminal modes or index are malformed"))?;
+    let queued = pty.input.len().max(pty.output.len());
+    count(PART, "bytes queued in a terminal", queued, limits::PTY_QUEUE)?;
     let numbers = [pty.foreground, pty.sid];
     let valid = numbers
         .iter()

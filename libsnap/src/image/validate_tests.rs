@@ -44,7 +44,7 @@ fn other_versions_and_machines_are_refused() {
     let sealed = format!("APPSHOT 2 2 {}\n{{}}", blake3::hash(json).to_hex());
     let error = manifest::parse(sealed.as_bytes()).unwrap_err();
     assert_eq!(error.kind, Kind::Refused);
-    assert!(error.what.contains("version 2"), "{error}");
+    assert!(error.to_string().contains("version 2"), "{error}");
     assert_eq!(error.state.as_deref(), Some("nothing was started"));
 }
 
@@ -124,7 +124,7 @@ fn bad_manifests_are_refused() {
     ];
     for (expected, change) in changes {
         let error = manifest_with(change);
-        assert!(error.what.contains(expected), "{expected:?} in {error}");
+        assert!(error.to_string().contains(expected), "{expected:?} in {error}");
         assert_eq!(error.kind, Kind::Failed);
         assert_eq!(error.state.as_deref(), Some("nothing was started"));
     }
@@ -149,8 +149,8 @@ fn bad_processes_are_not_sealed() {
             Box::new(|p| p.process.fds[1].file = FileId(99)),
         ),
         (
-            "not a terminal",
-            Box::new(|p| p.process.ctty = Some(FileId(0))),
+            "controlling terminal",
+            Box::new(|p| p.process.ctty = Some(9)),
         ),
         (
             "no shared memory",

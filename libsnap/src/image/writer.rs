@@ -112,7 +112,7 @@ impl Writer {
         disk_bytes += disk_usage(&file).or_fail(cannot)?;
         // Opened as a reader would: nothing is sealed that cannot be restored.
         Appshot::open_unverified_memory(self.staging.path())
-            .map_err(|e| Error::failed(cannot()).because(e.what))?;
+            .map_err(|e| Error::failed(cannot()).because(e.because.unwrap_or(e.what)))?;
         Ok(Sealed {
             path: self.staging.commit()?,
             disk_bytes,

@@ -59,14 +59,17 @@ fn restore_verified(shot: &Appshot, options: &RestoreOptions, begin: Instant, mu
     let sources: HashMap<ShmId, String> =
         shared.shm.iter().map(|(id, fd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd()))).collect();
     let view = skeleton.view();
+    let ptys = std::mem::take(&mut skeleton.ptys);
     let made = files::restore_all(
         &Builder {
             view: view.clone(),
             processes: &skeleton.numbers,
             shm: &sources,
             stdio: &options.stdio,
+            ttys: skeleton.open_ttys(&shot.manifest)?,
         },
         &shot.manifest,
+        ptys,
     )?;
     for (at, core) in shot.cores.iter().enumerate() {
         steps.start("memory");

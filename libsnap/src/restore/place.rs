@@ -140,7 +140,7 @@ pub fn memory(skeleton: &Skeleton, at: usize, core: &Core, shared: &Shared, view
     }
     mapper.marks(&image.process, numbers[1])?;
     mapper.flush()?;
-    close_from(skeleton, at, 0, skeleton.socket_number)
+    close_all(skeleton, at)
 }
 
 /// Unmaps everything of the husk but the executor and what the kernel provides.
@@ -233,11 +233,14 @@ fn pass(skeleton: &Skeleton, at: usize, fds: &[BorrowedFd<'_>]) -> Result<Vec<i3
     Ok(numbers.take(fds.len()).collect())
 }
 
-fn close_from(skeleton: &Skeleton, at: usize, first: i32, end: i32) -> Result<()> {
+/// Closes every descriptor of a husk but its socket.
+fn close_all(skeleton: &Skeleton, at: usize) -> Result<()> {
+    let socket = skeleton.socket_number as u64;
     let mut batch = skeleton.batch();
-    if end > first {
-        batch.must("close_range", libc::SYS_close_range, &[first as u64, end as u64 - 1, 0]);
+    if socket > 0 {
+        batch.must("close_range", libc::SYS_close_range, &[0, socket - 1, 0]);
     }
+    batch.must("close_range", libc::SYS_close_range, &[socket + 1, u64::from(u32::MAX), 0]);
     skeleton.run(at, &mut batch).map(drop)
 }
 

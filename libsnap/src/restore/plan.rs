@@ -84,19 +84,20 @@ fn external(file: &ExternalFile, allow: &Allow) -> Result<()> {
     let mtime_ns = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
     let same = meta.len() == file.size && mtime_ns == file.mtime_ns;
     let fine = if file.must_equal {
-        same || (file.build_id.is_some() && memory::build_id(path) == file.build_id)
+        same
     } else {
         meta.len() >= file.size || meta.ino() == file.ino
     };
     if fine || allow.changed_files {
         return Ok(());
     }
-    Err(refused(format!(
-        "{path} has changed since: {} bytes then, {} now",
-        file.size,
-        meta.len()
-    ))
-    .fix("put the same version back, or pass --allow-changed-files"))
+    let fix = if file.build_id.is_some() && memory::build_id(path) == file.build_id {
+        "it has the same build-id: if it is a copy you trust, pass --allow-changed-files"
+    } else {
+        "put the same version back, or pass --allow-changed-files"
+    };
+    let now = meta.len();
+    Err(refused(format!("{path} has changed since: {} bytes then, {now} now, or written since", file.size)).fix(fix))
 }
 
 /// What the appshot asks for must lie within what the caller allows.

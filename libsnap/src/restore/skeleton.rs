@@ -12,14 +12,15 @@
 use crate::cgroup;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Batch, Executor};
-use crate::ids::{HostPid, VirtualPid};
+use crate::files::pty::Ptys;
+use crate::ids::{FileId, HostPid, VirtualPid};
 use crate::image::Appshot;
-use crate::image::records::{FileKind, Life, SnapEntry};
+use crate::image::records::{FileKind, Life, Manifest, PtyRecord, SnapEntry};
 use crate::launch::{self, INIT_ADDRESS, Place};
 use crate::proc::{self, Mapping};
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
-use crate::sys::task::CloneArgs;
+use crate::sys::task::{self, CloneArgs};
 use crate::sys::{blob, fd as sysfd};
 use crate::target::PidMode;
 use std::collections::HashMap;
@@ -51,6 +52,8 @@ pub struct Skeleton {
     /// number in them.
     pub socket: OwnedFd,
     pub socket_number: i32,
+    /// Until they are given to the app's processes.
+    pub ptys: Ptys,
     cgroup: Option<PathBuf>,
     root: VirtualPid,
     /// The highest number that the app uses.
@@ -94,6 +97,7 @@ impl Skeleton {
             gate: 0,
             socket,
             socket_number: number,
+            ptys: Ptys::default(),
             cgroup: group,
             root: root.pid,
             highest: highest(shot),
@@ -101,7 +105,10 @@ impl Skeleton {
             armed: true,
         };
         let first = skeleton.infect_first(first, shot)?;
+        skeleton.ptys = Ptys::make(&format!("/proc/{}/root", first.pid), manifest)?;
         let mut tree = Tree::new(&skeleton, &wanted, first, own_init)?;
+        tree.terminals = terminals(manifest).map(|pty| (pty.sid, pty)).collect();
+        tree.detached = detached(shot);
         let grown = tree.grow();
         let Tree { made, init, born, .. } = tree;
         skeleton.born.extend(born);
@@ -116,7 +123,7 @@ impl Skeleton {
     fn infect_first(&mut self, pid: HostPid, shot: &Appshot) -> Result<Husk> {
         let failed = || "cannot enter a new process";
         ptrace::set_options(pid, OPTIONS).or_fail(failed)?;
-        ptrace::set_sigmask(pid, u64::MAX).or_fail(failed)?;
+        ptrace::set_sigmask(pid, crate::freeze::ALL_BUT_TRAP).or_fail(failed)?;
         let regs = ptrace::get_regs(pid).or_fail(failed)?.with(reg::RSP, 0);
         let mappings = proc::mappings(pid).or_fail(failed)?;
         let code: Vec<Span> = mappings.iter().filter(|m| m.name == "[vdso]").map(|m| m.span()).collect();
@@ -150,6 +157,27 @@ impl Skeleton {
     /// The process whose IPC namespace is the app's.
     pub fn any(&self) -> HostPid {
         self.husks[0].pid
+    }
+
+    /// Opens /dev/tty where the appshot has it, each in the session that the
+    /// terminal controls: nobody else can.
+    pub fn open_ttys(&self, manifest: &Manifest) -> Result<HashMap<FileId, OwnedFd>> {
+        let mut opened = HashMap::new();
+        for file in &manifest.files {
+            let FileKind::PtySlave { index, through_tty: true } = file.kind else { continue };
+            let sid = terminals(manifest).find(|pty| pty.index == index).map(|pty| pty.sid);
+            let leader = sid.and_then(|sid| self.numbers.get(&sid));
+            let leader = leader.and_then(|pid| self.husks.iter().find(|husk| husk.pid == *pid));
+            let leader = leader.ok_or_else(|| Error::failed(format!("nobody has pseudo-terminal {index} as its /dev/tty")))?;
+            let fd = open_in(&self.executor, leader, "/dev/tty", file.flags)?;
+            let pidfd = task::pidfd_open(leader.pid).or_fail(|| "cannot open a new process")?;
+            let got = task::pidfd_getfd(pidfd.as_fd(), fd as i32).or_fail(|| "cannot take /dev/tty from a new process")?;
+            let mut batch = self.batch();
+            batch.must("close", libc::SYS_close, &[fd]);
+            run(&self.executor, leader, &mut batch)?;
+            opened.insert(file.id, got);
+        }
+        Ok(opened)
     }
 
     /// Lets every process go: the app runs.
@@ -214,6 +242,29 @@ impl Drop for Skeleton {
 
 fn run(executor: &Executor, husk: &Husk, batch: &mut Batch) -> Result<Vec<HostPid>> {
     executor.run(husk.pid, &husk.regs, batch)
+}
+
+/// Opens a file in a husk; answers its number there.
+fn open_in(executor: &Executor, husk: &Husk, path: &str, flags: i32) -> Result<u64> {
+    let mut batch = executor.batch();
+    let name = batch.c_string(path);
+    let flags = (flags | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
+    let call = batch.must("open", libc::SYS_open, &[name.address, flags, 0]);
+    run(executor, husk, &mut batch)?;
+    batch.result(call).or_fail(|| format!("cannot open {path}"))
+}
+
+/// Pseudo-terminals that control a session.
+fn terminals(manifest: &Manifest) -> impl Iterator<Item = &PtyRecord> {
+    let ptys = manifest.files.iter().filter_map(|file| if let FileKind::Pty(pty) = &file.kind { Some(&**pty) } else { None });
+    ptys.filter(|pty| pty.sid.0 != 0)
+}
+
+/// Processes that have no controlling terminal though their session has one:
+/// forked before its leader took it, or given up (TIOCNOTTY).
+fn detached(shot: &Appshot) -> Vec<(VirtualPid, VirtualPid)> {
+    let without = shot.cores.iter().map(|core| &core.image).filter(|image| image.process.ctty.is_none());
+    without.map(|image| (image.process.pid, image.sid)).collect()
 }
 
 /// With the host's PIDs, a session or group that is led from outside the app
@@ -310,6 +361,10 @@ struct Tree<'a> {
     spare: i32,
     /// Zombies: process, its parent, wait status.
     zombies: Vec<(HostPid, Husk, i32)>,
+    /// Controlling terminals, by session.
+    terminals: HashMap<VirtualPid, &'a PtyRecord>,
+    /// Processes without one, with their session.
+    detached: Vec<(VirtualPid, VirtualPid)>,
 }
 
 impl<'a> Tree<'a> {
@@ -325,6 +380,8 @@ impl<'a> Tree<'a> {
             born: Vec::new(),
             spare: skeleton.highest,
             zombies: Vec::new(),
+            terminals: HashMap::new(),
+            detached: Vec::new(),
         };
         if own_init {
             tree.init = Some(first);
@@ -338,6 +395,9 @@ impl<'a> Tree<'a> {
     }
 
     fn grow(&mut self) -> Result<()> {
+        if self.made.contains_key(&self.wanted[0].pid) {
+            self.take_terminal(self.wanted[0].pid)?;
+        }
         while self.made.len() < self.wanted.len() {
             let before = self.made.len();
             for at in 0..self.wanted.len() {
@@ -353,6 +413,7 @@ impl<'a> Tree<'a> {
             }
         }
         self.groups()?;
+        self.set_terminals()?;
         self.dismiss()?;
         self.end_zombies()
     }
@@ -374,6 +435,10 @@ impl<'a> Tree<'a> {
 
     /// Makes one process if its parent and session allow it now.
     fn try_make(&mut self, entry: &SnapEntry) -> Result<()> {
+        if self.init.is_none() && !self.wanted.iter().any(|e| e.pid == entry.ppid) {
+            // Without an init of its own, the host's adopts what has lost its parent.
+            return self.make_orphan(entry);
+        }
         let parent = self.parent(entry);
         let Some(parent) = parent else { return Ok(()) };
         if entry.sid == entry.pid {
@@ -430,13 +495,47 @@ impl<'a> Tree<'a> {
         batch.must("setsid", libc::SYS_setsid, &[]);
         run(&self.executor, &self.made[&entry.pid], &mut batch)?;
         self.sessions.insert(entry.pid, entry.pid);
+        self.take_terminal(entry.pid)
+    }
+
+    /// A session leader takes its controlling terminal before it has children:
+    /// they inherit it.
+    fn take_terminal(&self, leader: VirtualPid) -> Result<()> {
+        match self.terminals.get(&leader) {
+            Some(pty) => self.on_terminal(leader, pty, "ioctl(TIOCSCTTY)", libc::TIOCSCTTY, None),
+            None => Ok(()),
+        }
+    }
+
+    /// Once the groups stand: the foreground ones, and those who have no terminal.
+    fn set_terminals(&self) -> Result<()> {
+        for (pid, sid) in &self.detached {
+            if let Some(pty) = self.terminals.get(sid).filter(|_| pid != sid) {
+                self.on_terminal(*pid, pty, "ioctl(TIOCNOTTY)", libc::TIOCNOTTY, None)?;
+            }
+        }
+        for (sid, pty) in self.terminals.iter().filter(|(_, pty)| pty.foreground.0 != 0) {
+            self.on_terminal(*sid, pty, "ioctl(TIOCSPGRP)", libc::TIOCSPGRP, Some(pty.foreground))?;
+        }
         Ok(())
     }
 
-    /// A child of init in a session that init is not in.
+    /// One ioctl by a process on the slave of its session.
+    fn on_terminal(&self, pid: VirtualPid, pty: &PtyRecord, name: &'static str, request: u64, group: Option<VirtualPid>) -> Result<()> {
+        let husk = self.made.get(&pid).ok_or_else(|| Error::failed(format!("session leader {pid} is missing")))?;
+        let fd = open_in(&self.executor, husk, &format!("/dev/pts/{}", pty.index), libc::O_RDWR)?;
+        let mut batch = self.executor.batch();
+        let group = group.map(|group| batch.words(&[group.0 as u64]).address);
+        batch.must(name, libc::SYS_ioctl, &[fd, request, group.unwrap_or(0)]);
+        batch.must("close", libc::SYS_close, &[fd]);
+        run(&self.executor, husk, &mut batch).map(drop)
+    }
+
+    /// A child of init (or of the host's) that init cannot fork itself.
     fn make_orphan(&mut self, entry: &SnapEntry) -> Result<()> {
         let member = match self.member_of(entry.sid) {
             Some(member) => member,
+            None if entry.sid == entry.pid => self.made[&self.wanted[0].pid].clone(),
             None if self.wanted.iter().any(|e| e.pid == entry.sid) => return Ok(()), // its leader comes first
             None => self.stand_in_leader(entry.sid)?,
         };
@@ -445,7 +544,7 @@ impl<'a> Tree<'a> {
         let between = self.fork(&member, self.spare, 0)?;
         self.make(entry, &between, Some(entry.sid))?;
         self.stand_ins.push((between, Some(member)));
-        Ok(())
+        if entry.sid == entry.pid { self.become_leader(entry) } else { Ok(()) }
     }
 
     fn member_of(&self, session: VirtualPid) -> Option<Husk> {

@@ -354,10 +354,18 @@ pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
     for group in threads.chunks(WAITS_AT_ONCE) {
         results.extend(enter_waits(skeleton, husk.pid, &husk.regs, group)?);
     }
+    if let Some(action) = crate::process::trap_to_ignore(&core.image.process) {
+        skeleton.executor.ignore_trap(husk.pid, &husk.regs, gate, action)?;
+    }
     skeleton.executor.cure(husk.pid, &husk.regs, gate)?;
     for ((tid, thread), result) in tids.into_iter().zip(&core.image.threads).zip(results) {
         let failed = || format!("cannot give task {} its registers", thread.record.tid);
         let regs = with_result(Regs(thread.regs), result);
+        if let Some(rseq) = thread.record.rseq.filter(|rseq| rseq.section != 0) {
+            // Registering cleared it: the kernel must know what to abort.
+            let at = rseq.pointer + 8;
+            crate::sys::memory::write(tid, at, &rseq.section.to_le_bytes()).or_fail(failed)?;
+        }
         ptrace::set_xsave(tid, &thread.xsave).or_fail(failed)?;
         ptrace::set_regs(tid, &regs).or_fail(failed)?;
         ptrace::set_sigmask(tid, thread.record.sigmask).or_fail(failed)?;

@@ -55,6 +55,12 @@ pub fn ioctl_bytes(fd: &impl AsRawFd, request: u64, buffer: &mut [u8]) -> Sys<i6
     check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), request, buffer.as_mut_ptr()) }))
 }
 
+/// An ioctl whose argument is a plain number.
+pub fn ioctl_value(fd: &impl AsRawFd, request: u64, value: i32) -> Sys<i32> {
+    // SAFETY: callers pass requests that take their argument by value.
+    check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), request, value) })).map(|v| v as i32)
+}
+
 pub fn eventfd(count: u32, flags: i32) -> Sys<OwnedFd> {
     // SAFETY: only numbers are passed.
     owned(unsafe { libc::eventfd(count, flags) })

@@ -94,6 +94,11 @@ pub fn cont(pid: HostPid, signal: i32) -> Sys<()> {
     request(libc::PTRACE_CONT, pid, 0, number(signal as usize)).map(drop)
 }
 
+/// Goes on to the next entry to or exit from a system call.
+pub fn to_syscall(pid: HostPid) -> Sys<()> {
+    request(libc::PTRACE_SYSCALL, pid, 0, null_mut()).map(drop)
+}
+
 pub fn single_step(pid: HostPid) -> Sys<()> {
     request(libc::PTRACE_SINGLESTEP, pid, 0, null_mut()).map(drop)
 }
@@ -239,6 +244,18 @@ pub fn wait(pid: HostPid, block: bool) -> Sys<Option<Stop>> {
             _ => return Ok(Some(decode(status))),
         }
     }
+}
+
+/// Waits until a child of ours has ended, and leaves its status to be taken.
+pub fn wait_ended(pid: HostPid) {
+    let flags = libc::WEXITED | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: all zeroes is a valid siginfo, and it is live across the call.
+    while unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        libc::waitid(libc::P_PID, pid.0 as libc::id_t, &mut info, flags)
+    } == -1
+        && Errno::last() == Errno::EINTR
+    {}
 }
 
 fn decode(status: i32) -> Stop {

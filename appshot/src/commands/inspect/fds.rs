@@ -1,7 +1,7 @@
 //! Descriptors and what they refer to.
 
 use super::{Inspection, Process, address, sockets};
-use libsnap::image::records::{FdEntry, FileKind, OpenFile, PtyRecord};
+use libsnap::image::records::{FdEntry, FileKind, OpenFile};
 use nodekit::out;
 
 pub fn text(inspection: &Inspection) -> String {
@@ -42,7 +42,8 @@ fn describe(file: &OpenFile) -> (&'static str, String) {
         FileKind::Inotify { watches } => ("inotify", format!("{} watches", watches.len())),
         FileKind::Pidfd { pid } => ("pidfd", pid.to_string()),
         FileKind::Socket(socket) => ("socket", socket_line(socket)),
-        FileKind::Pty(pty) => ("pty", pty_line(pty)),
+        FileKind::Pty(pty) => ("pty", format!("master of {}", pty.index)),
+        FileKind::PtySlave { index, .. } => ("pty", format!("slave of {index}")),
         FileKind::Outside { what } => ("outside", what.clone()),
     }
 }
@@ -55,11 +56,6 @@ fn socket_line(socket: &libsnap::image::records::SocketRecord) -> String {
         .filter(|word| !word.is_empty() && word != address::NONE)
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-fn pty_line(pty: &PtyRecord) -> String {
-    let side = if pty.master { "master" } else { "slave" };
-    format!("{side} of {}", pty.index)
 }
 
 /// O_ACCMODE of the flags.
