@@ -263,8 +263,9 @@ impl Executor {
                     born.push(HostPid(child as i32));
                     ptrace::cont(tid, 0).map_err(lost)?;
                 }
-                // An INTERRUPT that came late.
-                Some(Stop::Trap) => ptrace::cont(tid, 0).map_err(lost)?,
+                // An INTERRUPT that came late; the stop of job control, which a
+                // tracer may run a task in.
+                Some(Stop::Trap | Stop::Group(_)) => ptrace::cont(tid, 0).map_err(lost)?,
                 other => {
                     let at = ptrace::get_regs(tid).map_or(0, |r| r.get(reg::RIP));
                     return Err(Error::failed(format!(
@@ -340,7 +341,7 @@ pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u6
             loop {
                 match ptrace::wait(tid, true)? {
                     Some(Stop::Signal(libc::SIGTRAP)) => break,
-                    Some(Stop::Trap | Stop::Event(_)) => ptrace::to_syscall(tid)?,
+                    Some(Stop::Trap | Stop::Group(_) | Stop::Event(_)) => ptrace::to_syscall(tid)?,
                     _ => return Ok(None),
                 }
             }

@@ -53,6 +53,9 @@ pub struct FrozenProcess {
     pub pid: HostPid,
     pub vpid: VirtualPid,
     pub threads: Vec<FrozenThread>,
+    /// It was stopped before (job control), by this signal; let go, the kernel
+    /// stops it again without telling its parent twice.
+    pub stopped: Option<i32>,
 }
 
 impl FrozenProcess {
@@ -193,6 +196,8 @@ struct Seized {
     zombies: Vec<HostPid>,
     known: HashSet<HostPid>,
     waits: HashMap<HostPid, Wait>,
+    /// Processes stopped by job control, and the signal.
+    stopped: HashMap<HostPid, i32>,
 }
 
 impl Seized {
@@ -244,6 +249,9 @@ impl Seized {
         while let Some((pid, tid)) = self.waiting.pop() {
             match wait_stopped(tid, since)? {
                 Stopped::Yes => {}
+                Stopped::Before(signal) => {
+                    self.stopped.insert(pid, signal);
+                }
                 Stopped::Gone => self.forget(pid, tid),
             }
         }
@@ -265,7 +273,8 @@ impl Seized {
             let mut threads = tids.map(|tid| inspect(tid, self.waits.get(&tid))).collect::<Result<Vec<_>>>()?;
             threads.sort_by_key(|thread| thread.tid != pid);
             let vpid = threads[0].vtid;
-            processes.push(FrozenProcess { pid, vpid, threads });
+            let stopped = self.stopped.get(&pid).copied();
+            processes.push(FrozenProcess { pid, vpid, threads, stopped });
         }
         let zombies = self.zombies.iter().copied().filter(|z| proc::exists(*z)).collect();
         self.threads.clear();
@@ -313,6 +322,8 @@ fn cannot_seize(pid: HostPid, tid: HostPid, errno: Errno) -> Error {
 
 enum Stopped {
     Yes,
+    /// By job control, with this signal.
+    Before(i32),
     Gone,
 }
 
@@ -322,7 +333,8 @@ fn wait_stopped(tid: HostPid, since: Instant) -> Result<Stopped> {
     let mut rounds = 0u32;
     loop {
         match ptrace::wait(tid, false) {
-            Ok(Some(Stop::Trap | Stop::Group(_))) => return Ok(Stopped::Yes),
+            Ok(Some(Stop::Trap)) => return Ok(Stopped::Yes),
+            Ok(Some(Stop::Group(signal))) => return Ok(Stopped::Before(signal)),
             Ok(Some(Stop::Signal(signal))) => {
                 ptrace::cont(tid, signal).or_fail(|| format!("cannot pass signal {signal} on to task {tid}"))?;
             }

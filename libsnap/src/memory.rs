@@ -1,8 +1,9 @@
 //! Address spaces: which mapping is what, and the pages that must be kept.
 //!
 //! Read from `/proc/PID/smaps`, `/proc/PID/pagemap` and process_vm_readv(2).
+//! A mapped file that has no name any more is kept whole, as shared memory is.
 //! Refused: huge page files, device memory, userfaultfd ranges, sealed mappings
-//! (mseal), mapped files that have no name any more.
+//! (mseal), a program that has no name any more.
 
 use crate::error::{Error, OrFail, Result};
 use crate::ids::{HostPid, ShmId};
@@ -285,13 +286,18 @@ pub fn memfd_kind(name: &str, view: &str) -> ShmKind {
 
 fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKind, Refused> {
     if mapping.name.ends_with(" (deleted)") {
-        return Err(("the mapped file has no name any more", "restart the app after an upgrade of this file"));
+        return unlinked_kind(pid, mapping, tables);
     }
     if !mapping.name.starts_with('/') {
         return Err(("a mapping of a kernel object that is not carried", "close the object first"));
     }
     let view = format!("/proc/{pid}/root{}", mapping.name);
     let meta = fs::metadata(&view).map_err(|_| ("the mapped file cannot be reached by its name", "restore the file's name"))?;
+    // The kernel makes anonymous memory of it, but keeps the name.
+    if meta.rdev() == DEV_ZERO && meta.mode() & libc::S_IFMT == libc::S_IFCHR && !mapping.shared {
+        let (path, offset) = (mapping.name.clone(), mapping.offset);
+        return Ok(VmaKind::PrivateFile { path, offset });
+    }
     if !meta.is_file() {
         return Err(("a mapping of a device", "close the device first"));
     }
@@ -309,6 +315,37 @@ fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<Vma
         }
     } else {
         VmaKind::PrivateFile { path, offset }
+    })
+}
+
+const DEV_ZERO: u64 = nix::sys::stat::makedev(1, 5);
+
+fn unlinked_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKind, Refused> {
+    let view = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+    let unread = |_| ("the mapped file has no name any more and cannot be read", "restart the app after an upgrade of this file");
+    let meta = fs::metadata(&view).map_err(unread)?;
+    let key = (meta.dev(), meta.ino());
+    if fs::metadata(format!("/proc/{pid}/exe")).is_ok_and(|exe| (exe.dev(), exe.ino()) == key) {
+        return Err(("the program has no name any more", "restart the app after an upgrade of its program"));
+    }
+    let kind = unlinked(&mapping.name, &meta).ok_or(("the mapped file lost this name but has others", "give the file its name back"))?;
+    let shm = tables.shm.enter(key, &view, || kind);
+    Ok(VmaKind::Shm {
+        shm,
+        offset: mapping.offset,
+        private: !mapping.shared,
+    })
+}
+
+/// A regular file of which no name is left; `link` is how /proc shows it.
+pub fn unlinked(link: &str, meta: &fs::Metadata) -> Option<ShmKind> {
+    let path = link.strip_suffix(" (deleted)").filter(|_| meta.is_file() && meta.nlink() == 0)?;
+    Some(ShmKind::Unlinked {
+        path: path.to_owned(),
+        mode: meta.mode() & 0o7777,
+        uid: meta.uid(),
+        gid: meta.gid(),
+        mtime_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
     })
 }
 

@@ -253,6 +253,7 @@ fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
         exit_signal: stat.exit_signal,
         comm: proc::comm(pid),
         life,
+        stopped: None,
     })
 }
 
@@ -263,6 +264,7 @@ fn snaplist(frozen: &Frozen) -> Result<Vec<SnapEntry>> {
     let pids = frozen.processes.iter().map(|p| p.pid).chain(frozen.zombies.iter().copied());
     pids.map(|pid| {
         let mut entry = snap_entry(pid)?;
+        entry.stopped = frozen.processes.iter().find(|p| p.pid == pid).and_then(|p| p.stopped);
         // A parent outside the app is its init.
         entry.ppid = numbers.get(&entry.ppid.0).copied().unwrap_or(VirtualPid(i32::from(entry.pid.0 != 1)));
         Ok(entry)

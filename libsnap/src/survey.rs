@@ -46,7 +46,7 @@ pub fn is_zombie(pid: HostPid) -> bool {
 }
 
 /// Refuses what is no app: missing, a kernel thread, init, ourselves, already
-/// traced, stopped.
+/// traced.
 pub fn admissible(target: &Target) -> Result<()> {
     let root = root(target);
     let what = format!("cannot snapshot {}", subject(target));
@@ -82,12 +82,6 @@ fn unmolested(pid: HostPid, what: &str) -> Result<()> {
             .because(format!("pid {pid} is traced by pid {tracer} ({name})"))
             .fix("end the debugger or tracer first")
             .state("the app was not changed and is running"));
-    }
-    if status.get("State").is_some_and(|state| state.starts_with('T')) {
-        return Err(Error::refused(what)
-            .because(format!("pid {pid} ({}) is stopped (job control); stopped processes are not carried yet", proc::comm(pid)))
-            .fix(format!("continue it first: kill -CONT {pid}"))
-            .state("the app was not changed"));
     }
     Ok(())
 }

@@ -44,8 +44,8 @@ static void accepts(int fd, const char *name, int type)
 int main(int argc, char **argv)
 {
     check_start(argc, argv);
-    char abstract[64];
-    snprintf(abstract, sizeof abstract, "appshot-test-%d-%ld", getpid(), (long)time(NULL));
+    char abstract[100]; /* pids repeat in other namespaces: the directory does not */
+    snprintf(abstract, sizeof abstract, "appshot-test%s", check_path("abstract"));
     const char *path = check_path("socket"), *dgram = check_path("dgram");
     umask(0);
     int by_path = listener(path, SOCK_STREAM), by_name = listener(abstract, SOCK_SEQPACKET);

@@ -73,7 +73,7 @@ app_test!(process_flags);
 app_test!(sessions);
 app_test!(dead_leaders, may_refuse);
 app_test!(zombies);
-app_test!(stopped_child, may_refuse);
+app_test!(stopped_child);
 app_test!(pdeathsig);
 app_test!(subreaper);
 app_test!(tree100);

@@ -3,13 +3,17 @@
 //! Read from `/proc/PID/fdinfo`. An epoll instance knows each file by the number
 //! it had in the process that added it, so the watches are added again inside
 //! that process, once its descriptors are in place (also because a signalfd is
-//! bound to the process that watches it).
-//! Refused: a watched file whose descriptor was closed or replaced since.
+//! bound to the process that watches it). A number that was closed or replaced
+//! since, while a duplicate keeps the file, is found with kcmp(2) and taken for
+//! the moment of adding.
+//! Refused: a watched file that no descriptor of the app leads to.
 
 use super::{Context, Description, Refused, refused};
 use crate::error::{OrFail, Result};
 use crate::ids::{FdNum, FileId};
 use crate::image::records::{EpollWatch, FileKind};
+use crate::sys::task;
+use std::cmp::Ordering;
 use std::os::fd::OwnedFd;
 
 pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
@@ -17,19 +21,24 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     let Some(lines) = lines else {
         return refused("its watches cannot be read", "report this kernel's fdinfo");
     };
-    let mut watches = Vec::new();
+    let mut watches: Vec<EpollWatch> = Vec::new();
     for (fd, events, data, ino) in lines {
-        let Some(file) = watched(context, description.id, fd, ino) else {
+        // Watches made with one number at different times, in the kernel's order.
+        let nth = watches.iter().filter(|w| w.fd == FdNum(fd)).count() as u32;
+        let is = |d: &Description| is_watched(context, description, (fd, nth), d);
+        let under = watched(context, description.id, fd, ino).filter(|d| is(d));
+        let Some(file) = under.or_else(|| context.by_inode(ino).find(|d| is(d))) else {
             return refused(
-                format!("it watches descriptor {fd}, which its process has closed or replaced since"),
+                format!("it watches the file that was descriptor {fd}, to which no descriptor of the app leads any more"),
                 "let the app remove a file from epoll before it closes it",
             );
         };
         watches.push(EpollWatch {
             fd: FdNum(fd),
-            file,
+            file: file.id,
             events,
             data,
+            away: under.is_none(),
         });
     }
     // The kernel lists them in the order of its tree; keep one that is stable.
@@ -50,11 +59,16 @@ fn parse(line: &str) -> Option<(i32, u32, u64, u64)> {
 }
 
 /// The file that number `fd` names in a process that holds the epoll instance.
-fn watched(context: &Context<'_>, epoll: FileId, fd: i32, ino: u64) -> Option<FileId> {
+fn watched<'a>(context: &'a Context<'_>, epoll: FileId, fd: i32, ino: u64) -> Option<&'a Description> {
     let holders = context.fds.iter().filter(|fds| fds.iter().any(|e| e.file == epoll));
-    holders.flat_map(|fds| fds.iter().filter(|e| e.fd == FdNum(fd))).map(|e| e.file).find(|file| {
-        context.descriptions.get(file.0 as usize).is_some_and(|d| d.found.key.1 == ino)
-    })
+    let named = holders.flat_map(|fds| fds.iter().filter(|e| e.fd == FdNum(fd))).map(|e| e.file);
+    named.filter_map(|file| context.descriptions.get(file.0 as usize)).find(|d| d.found.key.1 == ino)
+}
+
+/// Whether the `target` of the instance, number and count, is this file. (KCMP_EPOLL_TFD).
+fn is_watched(context: &Context<'_>, epoll: &Description, target: (i32, u32), file: &Description) -> bool {
+    let (holder, owner) = (context.member(&epoll.found).pid, context.member(&file.found).pid);
+    task::kcmp_epoll(owner, file.found.fd, holder, epoll.found.fd, target) == Ok(Ordering::Equal)
 }
 
 pub fn restore() -> Result<OwnedFd> {

@@ -2,15 +2,22 @@
 //!
 //! Listening and unconnected sockets are bound again; the listen backlog is read
 //! from TCP_INFO. A connection whose peer is outside the app is refused, or
-//! restored as closed by its peer (`--tcp=close`). Refused: queued datagrams,
-//! connections that nobody has accepted yet, raw and other sockets.
+//! restored as closed by its peer (`--tcp=close`). Queued datagrams are peeked at
+//! and sent again, by the app's own socket that has the sender's address or by
+//! one that has it for that moment; sockets are connected after that, since a
+//! connected one takes from its peer only.
+//! Refused: datagrams held back (UDP_CORK, MSG_MORE) or from an address that this
+//! host cannot take, connections that nobody has accepted yet, raw and other
+//! sockets.
 
 use super::{Context, Description, Refused, refused, sockets};
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::image::records::{SocketRecord, SocketState};
+use crate::ids::FileId;
+use crate::image::records::{FileKind, Manifest, SocketRecord, SocketState};
 use crate::sys::fd as sysfd;
 use crate::sys::{Sys, diag};
 use crate::target::TcpPolicy;
+use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 const TCP_ESTABLISHED: u8 = 1;
@@ -28,7 +35,7 @@ pub fn socket(domain: i32, kind: i32, protocol: i32) -> Sys<OwnedFd> {
 pub fn capture(context: &Context<'_>, description: &Description, record: &mut SocketRecord) -> Result<(), Refused> {
     record.state = match (record.kind, record.protocol) {
         (libc::SOCK_STREAM, libc::IPPROTO_TCP) => tcp(context, description)?,
-        (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => udp(context, description)?,
+        (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => udp(context, description, record)?,
         (_, 262) => return refused("Multipath TCP sockets are not carried yet", "turn MPTCP off in the app (GODEBUG=multipathtcp=0)"),
         (kind, protocol) => {
             return refused(format!("IP sockets of type {kind}, protocol {protocol} are not carried"), "close it before the snapshot");
@@ -95,9 +102,15 @@ pub fn show_address(raw: &[u8]) -> Option<String> {
     }
 }
 
-fn udp(context: &Context<'_>, description: &Description) -> Result<SocketState, Refused> {
-    if context.frozen && sockets::waiting(&description.dup) > 0 {
-        return refused("datagrams that the app has not read are queued in it", "let the app read them, then try again");
+fn udp(context: &Context<'_>, description: &Description, record: &mut SocketRecord) -> Result<SocketState, Refused> {
+    if context.frozen {
+        if sysfd::ioctl_i32(&description.dup, libc::TIOCOUTQ).unwrap_or(0) > 0 {
+            return refused("a datagram that it is sending is held back (UDP_CORK, MSG_MORE) or on its way", "let the app send it, then try again");
+        }
+        if sockets::readable(&description.dup) {
+            record.queue = sockets::peek_queue(context, description, (record.domain, record.kind))?;
+        }
+        sendable(context, description, record)?;
     }
     let name = name_of(description);
     Ok(match diag::address(&description.dup, true) {
@@ -105,6 +118,93 @@ fn udp(context: &Context<'_>, description: &Description) -> Result<SocketState, 
         Err(_) if is_bound(&name) => SocketState::Bound { name, file: None },
         Err(_) => SocketState::Fresh,
     })
+}
+
+/// Whether each queued datagram can be sent again from where it came, and will
+/// reach this socket.
+fn sendable(context: &Context<'_>, description: &Description, record: &SocketRecord) -> Result<(), Refused> {
+    let drain = "let the app read them, then try again";
+    if record.queue.is_empty() {
+        return Ok(());
+    }
+    if diag::getsockopt_i32(&description.dup, libc::SOL_SOCKET, libc::SO_REUSEPORT) == Ok(1) {
+        return refused("datagrams are queued in it, and it may share its port (SO_REUSEPORT)", drain);
+    }
+    let inside = |from: &[u8]| context.descriptions.iter().any(|d| d.found.link.starts_with("socket:") && is_udp(d) && name_of(d) == from);
+    let outside = record.queue.iter().map(|message| message.from.as_slice()).filter(|from| !inside(from));
+    for from in outside.collect::<std::collections::BTreeSet<_>>() {
+        if let Err(errno) = stand_in(record.domain, from) {
+            return refused(format!("datagrams from {} are queued in it, an address this host cannot take: {errno}", shown(from)), drain);
+        }
+    }
+    Ok(())
+}
+
+fn is_udp(description: &Description) -> bool {
+    let get = |name| diag::getsockopt_i32(&description.dup, libc::SOL_SOCKET, name).unwrap_or(-1);
+    get(libc::SO_PROTOCOL) == libc::IPPROTO_UDP && get(libc::SO_TYPE) == libc::SOCK_DGRAM
+}
+
+/// A socket that has the address of a sender outside the app.
+fn stand_in(domain: i32, from: &[u8]) -> Sys<OwnedFd> {
+    let made = socket(domain, libc::SOCK_DGRAM, libc::IPPROTO_UDP)?;
+    let on = 1i32.to_le_bytes();
+    diag::setsockopt(&made, libc::SOL_SOCKET, libc::SO_REUSEADDR, &on)?;
+    match domain {
+        libc::AF_INET => diag::setsockopt(&made, libc::IPPROTO_IP, libc::IP_TRANSPARENT, &on)?,
+        _ => diag::setsockopt(&made, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, &on)?,
+    }
+    diag::set_address(&made, false, from)?;
+    Ok(made)
+}
+
+/// Once all sockets are bound: what was queued, then who is connected.
+pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()> {
+    let records = || {
+        manifest.files.iter().filter_map(|file| match &file.kind {
+            FileKind::Socket(record) if record.protocol == libc::IPPROTO_UDP && record.domain != libc::AF_UNIX => Some((&made[&file.id], &**record)),
+            _ => None,
+        })
+    };
+    let names: Vec<(Vec<u8>, &OwnedFd)> = records().map(|(fd, _)| (diag::address(fd, false).unwrap_or_default(), fd)).collect();
+    for (fd, record) in records().filter(|(_, record)| !record.queue.is_empty()) {
+        deliver(fd, record, &names).or_fail(|| format!("cannot put back the datagrams queued in socket {}", record.ino))?;
+    }
+    for (fd, record) in records() {
+        if let SocketState::Connected { peer, .. } = &record.state {
+            diag::set_address(fd, true, peer).or_fail(|| format!("cannot connect UDP to {}", shown(peer)))?;
+        }
+    }
+    Ok(())
+}
+
+fn deliver(fd: &OwnedFd, record: &SocketRecord, names: &[(Vec<u8>, &OwnedFd)]) -> Sys<()> {
+    let to = reachable(diag::address(fd, false)?);
+    for message in &record.queue {
+        let sent = match names.iter().find(|(name, _)| *name == message.from) {
+            Some((_, sender)) => diag::send_message(*sender, &message.data, Some(&to), None),
+            None => diag::send_message(&stand_in(record.domain, &message.from)?, &message.data, Some(&to), None),
+        };
+        if sent? != message.data.len() {
+            return Err(nix::Error::EMSGSIZE);
+        }
+    }
+    // SK_MEMINFO_DROPS: datagrams for which there was no room.
+    const DROPS: usize = 8;
+    let info = diag::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, 64)?;
+    let dropped = info.as_chunks::<4>().0.get(DROPS).is_some_and(|drops| *drops != [0; 4]);
+    if dropped || !sockets::readable(fd) { Err(nix::Error::ENOBUFS) } else { Ok(()) }
+}
+
+/// An address that leads to a socket bound to this name: to the host itself
+/// where it is bound to no address.
+fn reachable(mut name: Vec<u8>) -> Vec<u8> {
+    match name.len() {
+        16 if name[4..8] == [0; 4] => name[4..8].copy_from_slice(&[127, 0, 0, 1]),
+        28 if name[8..24] == [0; 16] => name[23] = 1,
+        _ => {}
+    }
+    name
 }
 
 pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
@@ -120,10 +220,7 @@ pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
             bind(&made, name, record)?;
             sysfd::listen(&made, *backlog).or_fail(|| format!("cannot listen on {}", shown(name)))?;
         }
-        SocketState::Connected { name, peer } => {
-            bind(&made, name, record)?;
-            diag::set_address(&made, true, peer).or_fail(|| format!("cannot connect UDP to {}", shown(peer)))?;
-        }
+        SocketState::Connected { name, .. } => bind(&made, name, record)?,
     }
     Ok(made)
 }

@@ -290,13 +290,11 @@ pub fn restore_all(
 ) -> Result<HashMap<FileId, OwnedFd>> {
     let mut made = HashMap::new();
     let mut pipes = pipes::Pipes::new(builder, &manifest.pipes);
-    let mut unix = unix::Sockets::default();
+    let mut unix = unix::Sockets::new(builder, manifest)?;
     for file in &manifest.files {
         let fd = match &file.kind {
             FileKind::Path { path, offset } => paths::restore(builder, path, *offset, file.flags)?,
-            FileKind::Unlinked { path, .. } => {
-                return Err(crate::error::Error::refused(format!("cannot restore the unlinked file {path}")));
-            }
+            FileKind::Unlinked { shm, offset } => paths::restore_unlinked(builder, *shm, *offset, file.flags)?,
             FileKind::Pipe { ino } => pipes.open(*ino, file.flags)?,
             FileKind::Memfd { shm, offset } => paths::restore_memfd(builder, *shm, *offset, file.flags)?,
             FileKind::Eventfd { count, semaphore } => events::restore_eventfd(*count, *semaphore)?,
@@ -314,7 +312,8 @@ pub fn restore_all(
         };
         made.insert(file.id, fd);
     }
-    unix.finish(&made, manifest)?;
+    unix.finish(builder, &made, manifest)?;
+    inet::finish(&made, manifest)?;
     pty::lock(&made, manifest)?;
     drop(ptys);
     for file in &manifest.files {

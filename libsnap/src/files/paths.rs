@@ -1,8 +1,10 @@
 //! Files with a name: regular files, directories, devices without state; memfds;
 //! advisory locks; and what stands in for files outside the app.
 //!
-//! Opened again by path inside the app's root, with their offset and flags.
-//! Refused: files that have no name any more, devices with state, leases.
+//! Opened again by path inside the app's root, with their offset and flags. A
+//! regular file that has no name any more is kept whole and made anew in its
+//! directory; its descriptions are opened through /proc/self/fd.
+//! Refused: files that lost one name of several, devices with state, leases.
 
 use super::{Builder, Context, Description, Refused, refused};
 use crate::error::{Error, OrFail, Result};
@@ -25,8 +27,11 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
     let pid = context.member(found).pid;
     let view = format!("/proc/{pid}/root{}", found.link);
     let same = fs::symlink_metadata(&view).is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);
+    if !same && let Some(kind) = unlinked(context, description, tables) {
+        return Ok(kind);
+    }
     if !same {
-        return refused("the file has no name any more, or another one has taken it", "let the app close it, or give the file its name back");
+        return refused("the name by which it was opened is gone, or another file has taken it", "let the app close it, or give the file its name back");
     }
     match found.mode & libc::S_IFMT {
         libc::S_IFREG => {
@@ -44,6 +49,54 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
         path: found.link.clone(),
         offset: found.pos,
     })
+}
+
+/// A regular file of which no name is left.
+fn unlinked(context: &Context<'_>, description: &Description, tables: &mut Tables) -> Option<FileKind> {
+    let found = &description.found;
+    let view = format!("/proc/{}/fd/{}", context.member(found).pid, found.fd);
+    let kind = memory::unlinked(&found.link, &fs::metadata(&view).ok()?)?;
+    let shm = tables.shm.enter(found.key, &view, || kind);
+    Some(FileKind::Unlinked {
+        shm,
+        offset: found.pos,
+    })
+}
+
+/// Another description of an unlinked file that was made again.
+pub fn restore_unlinked(builder: &Builder<'_>, shm: ShmId, offset: u64, flags: i32) -> Result<OwnedFd> {
+    let source = builder.shm.get(&shm).ok_or_else(|| Error::failed(format!("unlinked file {shm} is missing")))?;
+    let failed = || format!("cannot open unlinked file {shm} again");
+    // The link in /proc must be followed, and what it leads to exists.
+    let opened = open_again(source, flags & !(libc::O_TMPFILE | libc::O_NOFOLLOW)).or_fail(failed)?;
+    if flags & libc::O_PATH == 0 {
+        use nix::unistd::{Whence, lseek};
+        lseek(&opened, i64::try_from(offset).or_fail(failed)?, Whence::SeekSet).or_fail(failed)?;
+    }
+    Ok(opened)
+}
+
+/// A new file that has no name, in the directory of `path`: made under that name
+/// where it is free, so that /proc shows the same.
+pub fn make_unlinked(view: &str, path: &str, mode: u32, owner: (u32, u32)) -> Result<File> {
+    let failed = || format!("cannot make the unlinked file {path} again");
+    let whole = format!("{view}{path}");
+    let mut new = OpenOptions::new();
+    new.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_CLOEXEC);
+    let file = match new.open(&whole) {
+        Ok(file) => {
+            fs::remove_file(&whole).or_fail(failed)?;
+            file
+        }
+        Err(_) => {
+            let directory = whole.rsplit_once('/').map_or("/", |(directory, _)| directory);
+            let flags = libc::O_TMPFILE | libc::O_CLOEXEC;
+            OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(directory).or_fail(failed)?
+        }
+    };
+    std::os::unix::fs::fchown(&file, Some(owner.0), Some(owner.1)).or_fail(failed)?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode)).or_fail(failed)?;
+    Ok(file)
 }
 
 fn is_memory_device(view: &str) -> bool {

@@ -1,9 +1,10 @@
 //! pipe(2) and fifo(7): both ends, what is inside, its size.
 //!
-//! The content is copied with tee(2), which leaves it in place. At restore each
-//! further description of an end is opened through /proc/self/fd.
+//! The content is copied with tee(2), which leaves it in place and keeps the
+//! borders of packets (O_DIRECT). At restore each further description of an end
+//! is opened through /proc/self/fd.
 //! Refused: an end whose other end is outside the app (unless it is to be
-//! replaced), packet mode with data inside.
+//! replaced).
 
 use super::{Builder, Context, Description, Refused, refused};
 use crate::error::{Error, OrFail, Result};
@@ -59,23 +60,24 @@ fn record(context: &Context<'_>, description: &Description) -> Result<PipeRecord
     let found = &description.found;
     let capacity = sysfd::fcntl(description.dup.as_raw_fd(), libc::F_GETPIPE_SZ, 0).unwrap_or(65536);
     let readable = context.by_inode(found.key.1).find(|d| access(d.found.flags) != libc::O_WRONLY);
-    let data = match readable.filter(|_| context.frozen) {
+    let (data, reads) = match readable.filter(|_| context.frozen) {
         Some(end) => content(&end.dup, capacity).or_else(|e| refused(format!("its content cannot be read: {e}"), "try again"))?,
-        None => Vec::new(),
+        None => Default::default(),
     };
-    let packets = context.by_inode(found.key.1).any(|d| d.found.flags & libc::O_DIRECT != 0);
-    if packets && !data.is_empty() {
-        return refused("a packet-mode pipe with data inside is not carried yet", "let the app drain it first");
-    }
+    // Plain bytes come in one read, whatever the mode is now.
+    let direct = context.by_inode(found.key.1).any(|d| d.found.flags & libc::O_DIRECT != 0);
+    let packets = if direct || reads.len() > 1 { reads } else { Vec::new() };
     Ok(PipeRecord {
         ino: found.key.1,
         fifo: found.link.starts_with('/').then(|| found.link.clone()),
         capacity: capacity as u32,
         data,
+        packets,
     })
 }
 
-fn content(end: &OwnedFd, capacity: i32) -> Result<Vec<u8>, nix::Error> {
+/// What is inside, and the length of each read that it took.
+fn content(end: &OwnedFd, capacity: i32) -> Result<(Vec<u8>, Vec<u32>), nix::Error> {
     let (from, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC)?;
     sysfd::fcntl(to.as_raw_fd(), libc::F_SETPIPE_SZ, i64::from(capacity))?;
     let len = match sysfd::tee(end, &to, capacity as usize) {
@@ -83,9 +85,14 @@ fn content(end: &OwnedFd, capacity: i32) -> Result<Vec<u8>, nix::Error> {
         Err(nix::Error::EAGAIN) => 0,
         Err(errno) => return Err(errno),
     };
-    let mut data = vec![0; len];
-    File::from(from).read_exact(&mut data).map_err(|_| nix::Error::EIO)?;
-    Ok(data)
+    let (mut data, mut reads) = (vec![0; len], Vec::new());
+    let (mut from, mut have) = (File::from(from), 0);
+    while have < len {
+        let got = from.read(&mut data[have..]).map_err(|_| nix::Error::EIO)?;
+        reads.push(got as u32);
+        have += got;
+    }
+    Ok((data, reads))
 }
 
 /// Pipes being made again; an end that the app does not have is closed when
@@ -142,12 +149,31 @@ fn make(view: &str, record: &PipeRecord) -> std::io::Result<Ends> {
     if sysfd::fcntl(write.as_raw_fd(), libc::F_GETPIPE_SZ, 0)? != record.capacity as i32 {
         sysfd::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, i64::from(record.capacity))?;
     }
-    File::from(write.try_clone()?).write_all(&record.data)?;
+    put_inside(&write, record)?;
     Ok(Ends {
         read,
         write,
         given: Vec::new(),
     })
+}
+
+/// Each packet by a write of its own; the mode itself is set later, for each
+/// description.
+fn put_inside(write: &OwnedFd, record: &PipeRecord) -> std::io::Result<()> {
+    let mut into = File::from(write.try_clone()?);
+    if record.packets.is_empty() {
+        return into.write_all(&record.data);
+    }
+    let flags = i64::from(sysfd::fcntl(write.as_raw_fd(), libc::F_GETFL, 0)?);
+    sysfd::fcntl(write.as_raw_fd(), libc::F_SETFL, flags | i64::from(libc::O_DIRECT))?;
+    let mut rest = record.data.as_slice();
+    for bytes in &record.packets {
+        let (packet, after) = rest.split_at(*bytes as usize);
+        into.write_all(packet)?;
+        rest = after;
+    }
+    sysfd::fcntl(write.as_raw_fd(), libc::F_SETFL, flags)?;
+    Ok(())
 }
 
 fn reopen(end: &OwnedFd, mode: i32) -> std::io::Result<OwnedFd> {

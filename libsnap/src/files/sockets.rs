@@ -5,17 +5,19 @@
 
 use super::{Builder, Context, Description, Refused, inet, refused, unix};
 use crate::error::{OrFail, Result};
-use crate::image::records::{FileKind, Message, SockOpt, SocketRecord};
+use crate::image::limits;
+use crate::image::records::{FileKind, Message, Sender, SockOpt, SocketRecord, SocketState};
 use crate::sys::diag;
 use crate::sys::fd as sysfd;
-use std::os::fd::{AsRawFd, OwnedFd};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const SOL_TCP: i32 = libc::IPPROTO_TCP;
 const SOL_UDP: i32 = libc::IPPROTO_UDP;
 
 /// Options that can be read and set. Buffer sizes are set first: data queued
 /// needs their room.
-const OPTIONS: [(i32, i32); 47] = [
+const OPTIONS: [(i32, i32); 49] = [
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, libc::SO_REUSEADDR),
@@ -53,6 +55,7 @@ const OPTIONS: [(i32, i32); 47] = [
     (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    (SOL_TCP, libc::TCP_MAXSEG),
     (SOL_TCP, libc::TCP_NODELAY),
     (SOL_TCP, libc::TCP_KEEPIDLE),
     (SOL_TCP, libc::TCP_KEEPINTVL),
@@ -63,6 +66,7 @@ const OPTIONS: [(i32, i32); 47] = [
     (SOL_TCP, libc::TCP_CONGESTION),
     (SOL_TCP, libc::TCP_FASTOPEN),
     (SOL_UDP, libc::UDP_SEGMENT),
+    (SOL_UDP, libc::UDP_CORK),
 ];
 
 pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
@@ -73,7 +77,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         domain: get(libc::SO_DOMAIN),
         kind: get(libc::SO_TYPE),
         protocol: get(libc::SO_PROTOCOL),
-        state: crate::image::records::SocketState::Fresh,
+        state: SocketState::Fresh,
         options: Vec::new(),
         shutdown: 0,
         queue: Vec::new(),
@@ -98,6 +102,10 @@ fn fresh(record: &SocketRecord) -> crate::sys::Sys<OwnedFd> {
 fn options(description: &Description, record: &SocketRecord) -> Vec<SockOpt> {
     let Ok(fresh) = fresh(record) else { return Vec::new() };
     let differs = |(level, name): &(i32, i32)| {
+        // Of a connection this is what was agreed, not what the app asked for.
+        if (*level, *name) == (SOL_TCP, libc::TCP_MAXSEG) && record.state == SocketState::Severed {
+            return None;
+        }
         let value = diag::getsockopt(&description.dup, *level, *name, 16).ok()?;
         let usual = diag::getsockopt(&fresh, *level, *name, 16).ok();
         (usual.as_ref() != Some(&value)).then_some(SockOpt {
@@ -109,9 +117,23 @@ fn options(description: &Description, record: &SocketRecord) -> Vec<SockOpt> {
     OPTIONS.iter().filter_map(differs).collect()
 }
 
+/// Who sent a message is noted by what is set when it is sent: set once all that
+/// was queued is back.
+fn is_late(option: &SockOpt) -> bool {
+    (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_PASSCRED)
+}
+
 /// Sets the recorded options; those that decide who may bind come before bind.
 pub fn set_options(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {
-    for option in &record.options {
+    set(fd, record.options.iter().filter(|option| !is_late(option)))
+}
+
+pub fn set_late_options(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {
+    set(fd, record.options.iter().filter(|option| is_late(option)))
+}
+
+fn set<'a>(fd: &OwnedFd, options: impl Iterator<Item = &'a SockOpt>) -> Result<()> {
+    for option in options {
         let (name, value) = forced(option);
         diag::setsockopt(fd, option.level, name, &value).or_fail(|| {
             format!("cannot set socket option {}:{} again", option.level, option.name)
@@ -133,7 +155,7 @@ fn forced(option: &SockOpt) -> (i32, Vec<u8>) {
     }
 }
 
-pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::Sockets) -> Result<OwnedFd> {
+pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::Sockets<'_>) -> Result<OwnedFd> {
     match record.domain {
         libc::AF_UNIX => unix.open(builder, record),
         _ => inet::restore(record),
@@ -141,35 +163,68 @@ pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::So
 }
 
 /// Messages waiting in a socket, left where they are: SO_PEEK_OFF walks over
-/// them.
-pub fn peek_queue(description: &Description) -> Result<Vec<Message>, Refused> {
+/// them. Of a unix socket the senders' credentials come with them; that they do
+/// also tells an empty packet from the end.
+pub fn peek_queue(context: &Context<'_>, description: &Description, (domain, kind): (i32, i32)) -> Result<Vec<Message>, Refused> {
     let dup = &description.dup;
     let unread = |e: nix::Error| (format!("its queued data cannot be read: {e}"), "try again".to_owned());
-    let before = diag::getsockopt_i32(dup, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
-    diag::setsockopt(dup, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &0i32.to_le_bytes()).map_err(unread)?;
-    let walked = walk_queue(description);
-    diag::setsockopt(dup, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &before.to_le_bytes()).map_err(unread)?;
+    let set = |name: i32, value: i32| diag::setsockopt(dup, libc::SOL_SOCKET, name, &value.to_le_bytes());
+    let before = |name: i32| diag::getsockopt_i32(dup, libc::SOL_SOCKET, name);
+    let offset = before(libc::SO_PEEK_OFF).unwrap_or(-1);
+    let asked = if domain == libc::AF_UNIX { before(libc::SO_PASSCRED).map_err(unread)? } else { 1 };
+    set(libc::SO_PEEK_OFF, 0).map_err(unread)?;
+    let walked = match asked {
+        0 => set(libc::SO_PASSCRED, 1).map_err(unread).and_then(|()| walk_queue(context, description, (domain, kind))),
+        _ => walk_queue(context, description, (domain, kind)),
+    };
+    if asked == 0 {
+        set(libc::SO_PASSCRED, 0).map_err(unread)?;
+    }
+    set(libc::SO_PEEK_OFF, offset).map_err(unread)?;
     walked
 }
 
-fn walk_queue(description: &Description) -> Result<Vec<Message>, Refused> {
+fn walk_queue(context: &Context<'_>, description: &Description, (domain, kind): (i32, i32)) -> Result<Vec<Message>, Refused> {
     const LONGEST: usize = 1 << 20;
+    let unix = domain == libc::AF_UNIX;
     let mut queue = Vec::new();
-    loop {
+    while queue.len() < limits::MESSAGES_PER_SOCKET {
         match diag::peek_message(&description.dup, LONGEST) {
             Ok(None) => return Ok(queue),
-            Ok(Some(peeked)) if peeked.control => {
-                return refused("descriptors or credentials are in flight in its queue", "let the app receive them first");
+            Ok(Some(peeked)) if peeked.control && unix => {
+                return refused("descriptors are in flight in its queue", "let the app receive them first");
             }
-            // End of the stream, or an empty datagram that peeking cannot pass.
-            Ok(Some(peeked)) if peeked.data.is_empty() => return Ok(queue),
+            Ok(Some(peeked)) if peeked.cut => return refused("a message of more than 1 MiB is queued in it", "let the app receive it first"),
+            // The end; a stream has credentials there, too.
+            Ok(Some(peeked)) if kind == libc::SOCK_STREAM && peeked.data.is_empty() => return Ok(queue),
+            Ok(Some(peeked)) if unix && peeked.credentials.is_none() => return Ok(queue),
             Ok(Some(peeked)) => queue.push(Message {
+                sender: peeked.credentials.map_or(Ok(None), |known| sender(context, known))?,
                 data: peeked.data,
                 from: peeked.from,
             }),
             Err(errno) => return refused(format!("its queued data cannot be read: {errno}"), "try again"),
         }
     }
+    refused("too many messages are queued in it", "let the app receive them first")
+}
+
+/// The process by the app's number; none where nothing was noted.
+fn sender(context: &Context<'_>, (pid, uid, gid): (i32, u32, u32)) -> Result<Option<Sender>, Refused> {
+    if pid == 0 {
+        return Ok(None);
+    }
+    match context.virtual_pid(pid) {
+        Some(pid) => Ok(Some(Sender { pid, uid, gid })),
+        None => refused("a message with the credentials of a process outside the app is queued in it", "let the app receive it first"),
+    }
+}
+
+/// Whether there is something to read: also an empty message, or the end.
+pub fn readable(fd: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO).ok();
+    polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN))
 }
 
 /// Bytes waiting to be read (FIONREAD).

@@ -2,14 +2,18 @@
 //!
 //! Peers are found with sock_diag(7). A connected pair is made again by
 //! socketpair(2), or, where one side carries the listener's name, by a listener
-//! that exists only for that connection.
-//! Refused: peers outside the app, descriptors in flight, connections not yet
-//! accepted, relative names.
+//! that exists only for that connection, before any other socket takes the name.
+//! A datagram socket may be connected one way only: it is connected again by
+//! name, once what was queued is back (a connected one takes from its peer only).
+//! Messages are sent again by the socket whose name they carry, with the
+//! credentials they had.
+//! Refused: peers and named senders outside the app, descriptors in flight,
+//! connections not yet accepted, relative names.
 
 use super::{Builder, Context, Description, Refused, refused, sockets};
 use crate::error::{Error, OrFail, Result};
 use crate::ids::FileId;
-use crate::image::records::{FileKind, Manifest, SocketFile, SocketRecord, SocketState};
+use crate::image::records::{FileKind, Manifest, Message, SocketFile, SocketRecord, SocketState};
 use crate::sys::{Sys, diag, fd as sysfd};
 use std::collections::HashMap;
 use std::fs;
@@ -38,23 +42,68 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
             backlog: diag.queue.1 as i32,
         }
     } else if connected {
-        paired(context, diag.peer, name)?
+        paired(context, record, diag.peer, name, file)?
     } else if name.len() > UNNAMED {
         SocketState::Bound { name, file }
     } else {
         SocketState::Fresh
     };
-    if context.frozen && !matches!(record.state, SocketState::Listening { .. }) && sockets::waiting(&description.dup) > 0 {
-        record.queue = sockets::peek_queue(description)?;
+    if context.frozen && diag.state != LISTEN && sockets::readable(&description.dup) {
+        record.queue = sockets::peek_queue(context, description, (record.domain, record.kind))?;
     }
-    Ok(())
+    sendable(context, record)
 }
 
-fn paired(context: &Context<'_>, peer: u64, name: Vec<u8>) -> Result<SocketState, Refused> {
-    if peer != 0 && context.by_inode(peer).next().is_none() {
-        return refused("its peer is a program outside the app", "close the connection before the snapshot");
+/// Whether each queued message can be sent again: by its sender, to a name.
+fn sendable(context: &Context<'_>, record: &SocketRecord) -> Result<(), Refused> {
+    if record.kind != libc::SOCK_DGRAM {
+        return Ok(());
     }
-    Ok(SocketState::Paired { name, peer })
+    for from in record.queue.iter().map(|message| &message.from).filter(|from| from.len() > UNNAMED) {
+        let inside = |d: &Description| context.unix.contains_key(&d.found.key.1) && name_of(d) == *from;
+        if !context.descriptions.iter().any(inside) {
+            return refused("a message of a named socket outside the app is queued in it", "let the app receive it first");
+        }
+    }
+    match &record.state {
+        SocketState::Bound { name, file: None } if path_of(name).is_some() && !record.queue.is_empty() => {
+            refused("messages are queued in it, and its path was removed", "let the app receive them first")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn name_of(description: &Description) -> Vec<u8> {
+    diag::address(&description.dup, false).unwrap_or_default()
+}
+
+fn paired(
+    context: &Context<'_>,
+    record: &SocketRecord,
+    peer: u64,
+    name: Vec<u8>,
+    file: Option<SocketFile>,
+) -> Result<SocketState, Refused> {
+    let paired = SocketState::Paired { name, peer, file };
+    if peer == 0 {
+        return Ok(paired);
+    }
+    let Some(other) = context.by_inode(peer).next() else {
+        return refused("its peer is a program outside the app", "close the connection before the snapshot");
+    };
+    if record.kind != libc::SOCK_DGRAM {
+        return Ok(paired);
+    }
+    let mutual = context.unix.get(&peer).is_some_and(|diag| diag.peer == record.ino);
+    let name = name_of(other);
+    let lost = match path_of(&name) {
+        Some(path) => fs::symlink_metadata(format!("/proc/{}/root{path}", context.member(&other.found).pid)).is_err(),
+        None => name.len() <= UNNAMED,
+    };
+    if lost && !mutual {
+        return refused("it is connected to a socket that has no name (any more)", "close the connection before the snapshot");
+    }
+    Ok(paired)
 }
 
 /// The path of a raw address: none for unnamed and abstract ones.
@@ -79,29 +128,97 @@ fn socket_file(context: &Context<'_>, description: &Description, name: &[u8]) ->
 }
 
 /// Sockets being made again, by their inode in the appshot.
-#[derive(Debug, Default)]
-pub struct Sockets {
-    /// The second half of a pair, until its own record comes.
+#[derive(Debug)]
+pub struct Sockets<'a> {
+    records: HashMap<u64, &'a SocketRecord>,
+    /// Halves of pairs, until their own records come.
     waiting: HashMap<u64, OwnedFd>,
     /// Peers that the app does not have (they were closed): they deliver what
     /// was queued, then close.
     orphans: HashMap<u64, OwnedFd>,
 }
 
-impl Sockets {
+fn unix_records(manifest: &Manifest) -> impl Iterator<Item = (FileId, &SocketRecord)> {
+    manifest.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Socket(record) if record.domain == libc::AF_UNIX => Some((file.id, &**record)),
+        _ => None,
+    })
+}
+
+/// The name of a socket; empty when it has none.
+fn name(record: &SocketRecord) -> &[u8] {
+    match &record.state {
+        SocketState::Bound { name, .. } | SocketState::Listening { name, .. } | SocketState::Paired { name, .. } if name.len() > UNNAMED => name,
+        _ => &[],
+    }
+}
+
+fn peer(record: &SocketRecord) -> Option<u64> {
+    match record.state {
+        SocketState::Paired { peer, .. } => Some(peer),
+        _ => None,
+    }
+}
+
+impl<'a> Sockets<'a> {
+    /// Makes the connections that carry a listener's name: the name must not be
+    /// taken yet.
+    pub fn new(builder: &Builder<'_>, manifest: &'a Manifest) -> Result<Self> {
+        let mut sockets = Sockets {
+            records: unix_records(manifest).map(|(_, record)| (record.ino, record)).collect(),
+            waiting: HashMap::new(),
+            orphans: HashMap::new(),
+        };
+        let listening: Vec<&[u8]> = unix_records(manifest)
+            .filter(|(_, r)| matches!(r.state, SocketState::Listening { .. }))
+            .map(|(_, r)| name(r))
+            .collect();
+        let mut named: Vec<&SocketRecord> = unix_records(manifest)
+            .map(|(_, r)| r)
+            .filter(|r| r.kind != libc::SOCK_DGRAM && peer(r).is_some() && !name(r).is_empty())
+            .collect();
+        // Where both sides have names, the accepted one has its listener's.
+        named.sort_by_key(|record| !listening.contains(&name(record)));
+        for record in named {
+            if !sockets.waiting.contains_key(&record.ino) {
+                sockets.accepted(builder, record)?;
+            }
+        }
+        Ok(sockets)
+    }
+
+    fn accepted(&mut self, builder: &Builder<'_>, record: &SocketRecord) -> Result<()> {
+        let failed = || format!("cannot make unix socket {} again", record.ino);
+        let client = peer(record).and_then(|peer| self.records.get(&peer));
+        let (mine, other) = accepted_pair(builder, record, client.copied()).or_fail(failed)?;
+        self.waiting.insert(record.ino, mine);
+        self.keep(record, other);
+        Ok(())
+    }
+
+    /// The other half of a pair, for its own record where it has one.
+    fn keep(&mut self, record: &SocketRecord, other: OwnedFd) {
+        match peer(record) {
+            None | Some(0) => self.orphans.insert(record.ino, other),
+            Some(peer) => self.waiting.insert(peer, other),
+        };
+    }
+
+    /// A datagram socket that is connected by the name of its peer.
+    fn by_name(&self, record: &SocketRecord) -> Option<&'a SocketRecord> {
+        let other = self.records.get(&peer(record)?).copied()?;
+        let mutual = peer(other) == Some(record.ino);
+        let unnamed = name(record).is_empty() || name(other).is_empty();
+        (record.kind == libc::SOCK_DGRAM && !(mutual && unnamed)).then_some(other)
+    }
+
     pub fn open(&mut self, builder: &Builder<'_>, record: &SocketRecord) -> Result<OwnedFd> {
         let failed = || format!("cannot make unix socket {} again", record.ino);
-        if let Some(half) = self.waiting.remove(&record.ino) {
-            sockets::set_options(&half, record)?;
-            return Ok(half);
-        }
-        let made = match &record.state {
-            SocketState::Paired { name, peer } => {
-                let (mine, other) = pair(record.kind, name).or_fail(failed)?;
-                match peer {
-                    0 => self.orphans.insert(record.ino, other),
-                    _ => self.waiting.insert(*peer, other),
-                };
+        let made = match (self.waiting.remove(&record.ino), &record.state) {
+            (Some(half), _) => half,
+            (None, SocketState::Paired { .. }) if self.by_name(record).is_none() => {
+                let (mine, other) = sysfd::socketpair(libc::AF_UNIX, record.kind).or_fail(failed)?;
+                self.keep(record, other);
                 mine
             }
             _ => sysfd::socket(libc::AF_UNIX, record.kind | libc::SOCK_CLOEXEC, 0).or_fail(failed)?,
@@ -109,6 +226,9 @@ impl Sockets {
         sockets::set_options(&made, record)?;
         match &record.state {
             SocketState::Bound { name, file } => bind(builder, &made, name, *file)?,
+            SocketState::Paired { name, file, .. } if record.kind == libc::SOCK_DGRAM && name.len() > UNNAMED => {
+                bind(builder, &made, name, *file)?;
+            }
             SocketState::Listening { name, file, backlog } => {
                 bind(builder, &made, name, *file)?;
                 sysfd::listen(&made, *backlog).or_fail(failed)?;
@@ -118,52 +238,80 @@ impl Sockets {
         Ok(made)
     }
 
-    /// Once all sockets exist: what was queued, then what was shut down.
-    pub fn finish(self, made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()> {
-        let records: Vec<(FileId, &SocketRecord)> = manifest.files.iter().filter_map(|file| match &file.kind {
-            FileKind::Socket(record) if record.domain == libc::AF_UNIX => Some((file.id, &**record)),
-            _ => None,
-        }).collect();
-        let by_ino: HashMap<u64, &OwnedFd> = records.iter().map(|(id, r)| (r.ino, &made[id])).collect();
-        for (_, record) in &records {
-            let failed = || format!("cannot put back what was queued in unix socket {}", record.ino);
-            let sender = match &record.state {
-                SocketState::Paired { peer: 0, .. } => self.orphans.get(&record.ino),
-                SocketState::Paired { peer, .. } => by_ino.get(peer).copied(),
-                _ => None,
-            };
+    /// Once all sockets exist: what was queued, then who is connected one way,
+    /// then what was shut down.
+    pub fn finish(self, builder: &Builder<'_>, made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()> {
+        let by_ino: HashMap<u64, &OwnedFd> = unix_records(manifest).map(|(id, r)| (r.ino, &made[&id])).collect();
+        for record in self.records.values() {
             for message in &record.queue {
-                match (sender, &record.state) {
-                    (Some(sender), _) => send(sender, &message.data).or_fail(failed)?,
-                    (None, SocketState::Bound { name, .. }) => send_to(name, &message.data).or_fail(failed)?,
-                    _ => return Err(Error::failed(failed()).because("it has no peer")),
-                }
+                self.deliver(builder, record, message, &by_ino).or_fail(|| {
+                    format!("cannot put back what was queued in unix socket {}", record.ino)
+                })?;
             }
         }
-        for (id, record) in &records {
+        self.connect(&by_ino)?;
+        for (id, record) in unix_records(manifest) {
+            sockets::set_late_options(&made[&id], record)?;
             if (1..=3).contains(&record.shutdown) {
                 // 1 receive, 2 send, 3 both: shutdown(2) counts from 0. A closed
                 // peer has shut both down already.
-                sysfd::shutdown(&made[id], i32::from(record.shutdown) - 1).ok();
+                sysfd::shutdown(&made[&id], i32::from(record.shutdown) - 1).ok();
             }
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, builder: &Builder<'_>, record: &SocketRecord, message: &Message, made: &HashMap<u64, &OwnedFd>) -> Sys<()> {
+        let connected = peer(record).filter(|_| self.by_name(record).is_none());
+        if let Some(peer) = connected {
+            let sender = if peer == 0 { self.orphans.get(&record.ino) } else { made.get(&peer).copied() };
+            return send(builder, sender.ok_or(nix::Error::ENOTCONN)?, message, None);
+        }
+        if message.from.len() > UNNAMED {
+            let sender = self.records.values().find(|r| name(r) == message.from).ok_or(nix::Error::ENOTCONN)?;
+            return send(builder, made[&sender.ino], message, Some(name(record)));
+        }
+        let nobody = sysfd::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
+        send(builder, &nobody, message, Some(name(record)))
+    }
+
+    /// Connects datagram sockets by name. A connected one can be connected to by
+    /// its own peer only: each comes after all that are connected to it.
+    fn connect(&self, made: &HashMap<u64, &OwnedFd>) -> Result<()> {
+        let mut rest: Vec<(&SocketRecord, &SocketRecord)> =
+            self.records.values().filter_map(|r| Some((*r, self.by_name(r)?))).collect();
+        while !rest.is_empty() {
+            let awaited: Vec<u64> = rest.iter().filter(|(r, other)| peer(other) != Some(r.ino)).map(|(_, other)| other.ino).collect();
+            let (now, later): (Vec<_>, Vec<_>) = rest.iter().partition(|(record, _)| !awaited.contains(&record.ino));
+            if now.is_empty() {
+                return Err(Error::failed("the connections of datagram sockets form a ring"));
+            }
+            for (record, other) in now {
+                let failed = || format!("cannot connect unix socket {} again", record.ino);
+                diag::set_address(made[&record.ino], true, name(other)).or_fail(failed)?;
+            }
+            rest = later;
         }
         Ok(())
     }
 }
 
-/// Two connected sockets; the first one carries `name`.
-fn pair(kind: i32, name: &[u8]) -> Sys<(OwnedFd, OwnedFd)> {
-    if name.len() <= UNNAMED || kind == libc::SOCK_DGRAM {
-        return sysfd::socketpair(libc::AF_UNIX, kind);
+/// A connection whose accepted side carries its listener's name.
+fn accepted_pair(builder: &Builder<'_>, record: &SocketRecord, client: Option<&SocketRecord>) -> Result<(OwnedFd, OwnedFd)> {
+    let failed = || "cannot connect two unix sockets";
+    let new = || sysfd::socket(libc::AF_UNIX, record.kind | libc::SOCK_CLOEXEC, 0).or_fail(failed);
+    let (listener, other) = (new()?, new()?);
+    unlink_stale(name(record));
+    diag::set_address(&listener, false, name(record)).or_fail(failed)?;
+    sysfd::listen(&listener, 1).or_fail(failed)?;
+    if let Some(SocketState::Paired { name, file, .. }) = client.map(|r| &r.state)
+        && name.len() > UNNAMED
+    {
+        bind(builder, &other, name, *file)?;
     }
-    let listener = sysfd::socket(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0)?;
-    unlink_stale(name);
-    diag::set_address(&listener, false, name)?;
-    sysfd::listen(&listener, 1)?;
-    let other = sysfd::socket(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0)?;
-    diag::set_address(&other, true, name)?;
-    let mine = sysfd::accept(listener.as_raw_fd())?;
-    unlink_stale(name);
+    diag::set_address(&other, true, name(record)).or_fail(failed)?;
+    let mine = sysfd::accept(listener.as_raw_fd()).or_fail(failed)?;
+    unlink_stale(name(record));
     Ok((mine, other))
 }
 
@@ -193,14 +341,15 @@ fn bind(_builder: &Builder<'_>, made: &OwnedFd, name: &[u8], file: Option<Socket
     fs::set_permissions(&path, mode).or_fail(failed)
 }
 
-fn send(fd: &OwnedFd, data: &[u8]) -> Sys<()> {
-    use nix::sys::socket::MsgFlags;
-    let sent = nix::sys::socket::send(fd.as_raw_fd(), data, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?;
-    if sent == data.len() { Ok(()) } else { Err(nix::Error::EAGAIN) }
-}
-
-fn send_to(name: &[u8], data: &[u8]) -> Sys<()> {
-    let sender = sysfd::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
-    diag::set_address(&sender, true, name)?;
-    send(&sender, data)
+/// Sends a message again, with the credentials it had.
+fn send(builder: &Builder<'_>, fd: &OwnedFd, message: &Message, to: Option<&[u8]>) -> Sys<()> {
+    let sender = match message.sender {
+        Some(sender) => {
+            let pid = builder.processes.get(&sender.pid).ok_or(nix::Error::ESRCH)?;
+            Some((pid.0, sender.uid, sender.gid))
+        }
+        None => None,
+    };
+    let sent = diag::send_message(fd, &message.data, to, sender)?;
+    if sent == message.data.len() { Ok(()) } else { Err(nix::Error::EAGAIN) }
 }

@@ -93,6 +93,9 @@ pub struct SnapEntry {
     pub exit_signal: i32,
     pub comm: String,
     pub life: Life,
+    /// Stopped by job control, with this signal.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stopped: Option<i32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -395,6 +398,14 @@ pub enum ShmKind {
         seals: i32,
         mode: u32,
     },
+    /// A regular file that has no name any more; `path` is the last one it had.
+    Unlinked {
+        path: String,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        mtime_ns: i64,
+    },
     /// System V shared memory.
     Sysv {
         id: i32,
@@ -474,6 +485,9 @@ pub struct PipeRecord {
     pub capacity: u32,
     #[serde(with = "hex_bytes")]
     pub data: Vec<u8>,
+    /// Lengths of the packets that `data` consists of; none for plain bytes.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub packets: Vec<u32>,
 }
 
 /// An open file description.
@@ -528,8 +542,8 @@ pub struct FileOwner {
 pub enum FileKind {
     /// Regular file, directory or device by path.
     Path { path: String, offset: u64 },
-    /// A regular file that has no name any more; content in a part.
-    Unlinked { path: String, offset: u64, mode: u32, uid: u32, gid: u32, part: String },
+    /// A regular file that has no name any more: an object of its own.
+    Unlinked { shm: ShmId, offset: u64 },
     /// One end of a pipe or fifo; the access mode is in the flags.
     Pipe { ino: u64 },
     Memfd { shm: ShmId, offset: u64 },
@@ -558,6 +572,10 @@ pub struct EpollWatch {
     pub file: FileId,
     pub events: u32,
     pub data: u64,
+    /// The number names another file now, or none: another descriptor keeps
+    /// the watched one.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub away: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -619,6 +637,18 @@ pub struct Message {
     /// Raw address of the sender, where it has one.
     #[serde(with = "hex_bytes")]
     pub from: Vec<u8>,
+    /// Who sent it (SCM_CREDENTIALS), where the kernel noted that.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sender: Option<Sender>,
+}
+
+/// `struct ucred`, the process by the app's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sender {
+    pub pid: VirtualPid,
+    pub uid: u32,
+    pub gid: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -648,11 +678,14 @@ pub enum SocketState {
         backlog: i32,
     },
     /// Unix: connected with the socket of this inode, inside the app.
-    /// 0: the peer has been closed.
+    /// 0: the peer has been closed. `file` is that of a path bound by a
+    /// datagram socket; the name of an accepted stream is its listener's.
     Paired {
         #[serde(with = "hex_bytes")]
         name: Vec<u8>,
         peer: u64,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        file: Option<SocketFile>,
     },
     /// UDP connected to an address.
     Connected {

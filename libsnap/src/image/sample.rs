@@ -52,6 +52,7 @@ pub fn manifest() -> Manifest {
         sid: VirtualPid(2),
         exit_signal: 17,
         comm: "sample".into(),
+        stopped: None,
         life,
     };
     let alive = |pid: i32| Life::Alive {
@@ -88,6 +89,7 @@ pub fn manifest() -> Manifest {
             fifo: None,
             capacity: 65536,
             data: b"queued".to_vec(),
+            packets: vec![2, 4],
         }],
         shmem: vec![ShmRecord {
             id: ShmId(0),
@@ -99,6 +101,18 @@ pub fn manifest() -> Manifest {
             bytes: 8192 + 904,
             runs: vec![(0, 4096), (8192, 904)],
             part: Some("shm-0.data".into()),
+        }, ShmRecord {
+            id: ShmId(1),
+            kind: ShmKind::Unlinked {
+                path: "/tmp/gone".into(),
+                mode: 0o600,
+                uid: 0,
+                gid: 0,
+                mtime_ns: 5,
+            },
+            bytes: 10,
+            runs: vec![(0, 10)],
+            part: Some("unlinked-3.data".into()),
         }],
         semaphores: vec![SemRecord {
             perm: IpcPerm {
@@ -150,6 +164,7 @@ fn files() -> Vec<OpenFile> {
             state: SocketState::Paired {
                 name: vec![1, 0],
                 peer,
+                file: None,
             },
             options: vec![SockOpt {
                 level: 1,
@@ -160,6 +175,7 @@ fn files() -> Vec<OpenFile> {
             queue: vec![Message {
                 data: vec![1, 2, 255],
                 from: Vec::new(),
+                sender: None,
             }],
         }))
     };
@@ -178,12 +194,8 @@ fn files() -> Vec<OpenFile> {
             offset: 0,
         },
         FileKind::Unlinked {
-            path: "/tmp/gone".into(),
+            shm: ShmId(1),
             offset: 1,
-            mode: 0o600,
-            uid: 0,
-            gid: 0,
-            part: "unlinked-3.data".into(),
         },
         FileKind::Eventfd {
             count: 3,
@@ -202,6 +214,7 @@ fn files() -> Vec<OpenFile> {
                 file: FileId(1),
                 events: 1,
                 data: u64::MAX,
+                away: true,
             }],
         },
         FileKind::Inotify {

@@ -118,6 +118,9 @@ fn processes(entries: &[SnapEntry]) -> Result<()> {
                 format!("process {pid}: {what} {id}")
             })?;
         }
+        ensure((1..=64).contains(&entry.stopped.unwrap_or(1)), MANIFEST, || {
+            format!("process {pid}: stopped by signal {:?}", entry.stopped)
+        })?;
         ensure((0..=64).contains(&entry.exit_signal), MANIFEST, || {
             format!("process {pid}: exit signal {}", entry.exit_signal)
         })?;
@@ -164,11 +167,6 @@ fn part_references(manifest: &Manifest) -> Result<()> {
             None => ensure(stored == 0, MANIFEST, || {
                 format!("shared memory {} has no part", shm.id)
             })?,
-        }
-    }
-    for file in &manifest.files {
-        if let FileKind::Unlinked { part, .. } = &file.kind {
-            take(part, None)?;
         }
     }
     ensure(unused.is_empty(), MANIFEST, || {

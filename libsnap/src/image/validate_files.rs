@@ -98,6 +98,12 @@ fn pipe(pipe: &PipeRecord) -> Result<()> {
             pipe.data.len(),
             pipe.capacity
         )
+    })?;
+    let packets: u64 = pipe.packets.iter().map(|bytes| u64::from(*bytes)).sum();
+    let whole = pipe.packets.is_empty()
+        || (packets == pipe.data.len() as u64 && !pipe.packets.contains(&0));
+    ensure(whole, PART, || {
+        format!("pipe {}: its packets are not its data", pipe.ino)
     })
 }
 
@@ -112,8 +118,10 @@ fn shm(shm: &ShmRecord) -> Result<()> {
     ensure(shm.bytes <= limits::PART_BYTES, PART, || {
         format!("shared memory {} is too large", shm.id)
     })?;
-    if let ShmKind::Memfd { name, .. } = &shm.kind {
-        text(PART, "memfd", name, limits::PATH_BYTES)?;
+    match &shm.kind {
+        ShmKind::Memfd { name, .. } => text(PART, "memfd", name, limits::PATH_BYTES)?,
+        ShmKind::Unlinked { path: name, .. } => path(PART, "unlinked file", name)?,
+        ShmKind::Anon | ShmKind::Sysv { .. } => {}
     }
     let mut at = 0;
     for &(offset, bytes) in &shm.runs {
@@ -141,15 +149,12 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
         ensure(known, PART, || format!("file {id}: its owner is malformed"))?;
     }
     match &file.kind {
-        FileKind::Path { path: name, offset }
-        | FileKind::Unlinked {
-            path: name, offset, ..
-        } => {
+        FileKind::Path { path: name, offset } => {
             path(PART, "open file", name)?;
             position(id, *offset)
         }
         FileKind::Pipe { ino } => has(names.pipes.contains(ino), "pipe"),
-        FileKind::Memfd { shm, offset } => {
+        FileKind::Memfd { shm, offset } | FileKind::Unlinked { shm, offset } => {
             position(id, *offset)?;
             has(names.shmem.contains(shm), "shared memory")
         }

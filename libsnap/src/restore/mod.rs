@@ -89,6 +89,7 @@ fn restore_verified(shot: &Appshot, options: &RestoreOptions, vdsos: &[Vdso], be
     for (at, core) in shot.cores.iter().enumerate() {
         state::process(&skeleton, at, core)?;
     }
+    state::stops(&skeleton, shot)?;
     steps.start("go");
     for (at, core) in shot.cores.iter().enumerate() {
         state::registers(&skeleton, at, core)?;

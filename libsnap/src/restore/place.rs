@@ -6,7 +6,7 @@ use crate::error::{Error, OrFail, Result};
 use crate::executor::{Batch, CallId};
 use crate::files::paths;
 use crate::ids::{FileId, HostPid, ShmId};
-use crate::image::records::{FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind};
+use crate::image::records::{EpollWatch, FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind};
 use crate::image::{Appshot, Core, Segment};
 use crate::ipc;
 use crate::nsthread;
@@ -45,7 +45,7 @@ impl Shared {
                     shared.sysv.insert(record.id, *id);
                 }
                 _ => {
-                    shared.shm.insert(record.id, make_shm(shot, record)?);
+                    shared.shm.insert(record.id, make_shm(shot, record, &skeleton.view())?);
                 }
             }
         }
@@ -53,20 +53,27 @@ impl Shared {
     }
 }
 
-fn make_shm(shot: &Appshot, record: &ShmRecord) -> Result<OwnedFd> {
+fn make_shm(shot: &Appshot, record: &ShmRecord, view: &str) -> Result<OwnedFd> {
     let failed = || format!("cannot make shared memory object {} again", record.id);
     const MFD_EXEC: u32 = 0x10;
     let fd = match &record.kind {
         ShmKind::Memfd { name, .. } => sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | MFD_EXEC)
             .or_else(|_| sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))
             .or_fail(failed)?,
+        ShmKind::Unlinked { path, mode, uid, gid, .. } => paths::make_unlinked(view, path, *mode, (*uid, *gid))?.into(),
         _ => sysshm::anonymous(record.bytes).or_fail(failed)?,
     };
     let file = File::from(fd);
-    if matches!(record.kind, ShmKind::Memfd { .. }) {
+    if matches!(record.kind, ShmKind::Memfd { .. } | ShmKind::Unlinked { .. }) {
         file.set_len(record.bytes).or_fail(failed)?;
     }
     fill(shot, record, |bytes, at| file.write_all_at(bytes, at)).or_fail(failed)?;
+    if let ShmKind::Unlinked { mtime_ns, .. } = record.kind
+        && let Ok(ns) = u64::try_from(mtime_ns)
+    {
+        let then = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(ns);
+        file.set_times(std::fs::FileTimes::new().set_modified(then)).or_fail(failed)?;
+    }
     if let ShmKind::Memfd { seals, mode, .. } = record.kind {
         const F_ADD_SEALS: i32 = 1033;
         use std::os::unix::fs::PermissionsExt;
@@ -476,6 +483,7 @@ pub fn descriptors(
         skeleton.run(at, &mut batch)?;
     }
     watches(skeleton, at, &entries, manifest)?;
+    watches_away(skeleton, at, &entries, made, manifest)?;
     process_locks(skeleton, at, process, manifest)
 }
 
@@ -499,15 +507,10 @@ fn watches(skeleton: &Skeleton, at: usize, entries: &[FdEntry], manifest: &Manif
         let mut batch = skeleton.batch();
         let mut added = Vec::new();
         for watch in watches {
-            if !entries.iter().any(|e| e.fd == watch.fd && e.file == watch.file) {
+            if watch.away || !entries.iter().any(|e| e.fd == watch.fd && e.file == watch.file) {
                 continue;
             }
-            // struct epoll_event is packed: events, then data.
-            let mut event = watch.events.to_le_bytes().to_vec();
-            event.extend_from_slice(&watch.data.to_le_bytes());
-            let event = batch.bytes(&event);
-            let add = [entry.fd.0 as u64, libc::EPOLL_CTL_ADD as u64, watch.fd.0 as u64, event.address];
-            added.push(batch.call("epoll_ctl", libc::SYS_epoll_ctl, &add));
+            added.push(add_watch(&mut batch, entry, watch));
             if !batch.has_room(8, 64) {
                 add_watches(skeleton, at, &mut batch, &mut added)?;
             }
@@ -515,6 +518,54 @@ fn watches(skeleton: &Skeleton, at: usize, entries: &[FdEntry], manifest: &Manif
         add_watches(skeleton, at, &mut batch, &mut added)?;
     }
     Ok(())
+}
+
+/// Adds what is watched through a number that names another file now, or none:
+/// the watched file has the number while it is added.
+fn watches_away(
+    skeleton: &Skeleton,
+    at: usize,
+    entries: &[FdEntry],
+    made: &HashMap<FileId, OwnedFd>,
+    manifest: &Manifest,
+) -> Result<()> {
+    for entry in entries {
+        let FileKind::Epoll { watches } = &manifest.files[entry.file.0 as usize].kind else { continue };
+        for watch in watches.iter().filter(|w| w.away) {
+            let [number] = pass(skeleton, at, &[made[&watch.file].as_fd()])?[..] else {
+                return Err(Error::failed("a descriptor did not arrive in a new process"));
+            };
+            let (given, wanted) = (number as u64, watch.fd.0 as u64);
+            let user = entries.iter().find(|e| e.fd == watch.fd);
+            let aside = skeleton.socket_number as u64 + 2;
+            let mut batch = skeleton.batch();
+            if user.is_some() {
+                batch.must("dup3", libc::SYS_dup3, &[wanted, aside, 0]);
+            }
+            if given != wanted {
+                batch.must("dup3", libc::SYS_dup3, &[given, wanted, 0]);
+                batch.must("close", libc::SYS_close, &[given]);
+            }
+            let mut added = vec![add_watch(&mut batch, entry, watch)];
+            match user {
+                Some(user) => put(&mut batch, user, aside as i32),
+                None => {
+                    batch.must("close", libc::SYS_close, &[wanted]);
+                }
+            }
+            add_watches(skeleton, at, &mut batch, &mut added)?;
+        }
+    }
+    Ok(())
+}
+
+fn add_watch(batch: &mut Batch, entry: &FdEntry, watch: &EpollWatch) -> CallId {
+    // struct epoll_event is packed: events, then data.
+    let mut event = watch.events.to_le_bytes().to_vec();
+    event.extend_from_slice(&watch.data.to_le_bytes());
+    let event = batch.bytes(&event);
+    let add = [entry.fd.0 as u64, libc::EPOLL_CTL_ADD as u64, watch.fd.0 as u64, event.address];
+    batch.call("epoll_ctl", libc::SYS_epoll_ctl, &add)
 }
 
 fn add_watches(skeleton: &Skeleton, at: usize, batch: &mut Batch, added: &mut Vec<CallId>) -> Result<()> {

@@ -289,7 +289,12 @@ fn adopted(processes: &[SnapEntry], pids: PidMode) -> Vec<SnapEntry> {
 /// A number that no process of the app uses for a descriptor.
 fn socket_number(shot: &Appshot) -> i32 {
     let used = shot.cores.iter().flat_map(|core| &core.image.process.fds).map(|entry| entry.fd.0);
-    used.max().unwrap_or(2) + 1
+    // Numbers that files are watched by (epoll) are used too, for a moment.
+    let watched = shot.manifest.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Epoll { watches } => watches.iter().map(|watch| watch.fd.0).max(),
+        _ => None,
+    });
+    used.chain(watched).max().unwrap_or(2) + 1
 }
 
 /// The highest process, thread, session or group number of the app.

@@ -7,7 +7,7 @@ use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Batch};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::{Blocked, Creds, PosixTimer, ProcessRecord, Seccomp, SeccompFilter, SigInfo, ThreadRecord, TimerValue, VmaKind};
-use crate::image::{Core, ThreadImage};
+use crate::image::{Appshot, Core, ThreadImage};
 use crate::seccomp;
 use crate::sys::blob;
 use crate::sys::memory::Span;
@@ -245,7 +245,7 @@ fn rights(batch: &mut Batch, record: &ThreadRecord) {
     batch.call("setfsgid", libc::SYS_setfsgid, &gid[3..]);
     batch.must("setresuid", libc::SYS_setresuid, &uid[..3]);
     batch.call("setfsuid", libc::SYS_setfsuid, &uid[3..]);
-    prctl(batch, libc::PR_SET_SECUREBITS, u64::from(creds.securebits & !SECBIT_KEEP_CAPS) | SECBIT_NO_SETUID_FIXUP & 0);
+    prctl(batch, libc::PR_SET_SECUREBITS, u64::from(creds.securebits & !SECBIT_KEEP_CAPS));
     capabilities(batch, creds);
     if creds.securebits & SECBIT_KEEP_CAPS != 0 {
         prctl(batch, libc::PR_SET_KEEPCAPS, 1);
@@ -316,6 +316,57 @@ fn arm(batch: &mut Batch, timer: &PosixTimer) {
     let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
     let value = batch.words(&[parts(timer.time.interval_ns), parts(timer.time.value_ns)].concat());
     batch.must("timer_settime", libc::SYS_timer_settime, &[timer.id as u64, 0, value.address, 0]);
+}
+
+/// Stops the processes that job control had stopped, while their parents can
+/// still be made to take what they would hear of it a second time.
+pub fn stops(skeleton: &Skeleton, shot: &Appshot) -> Result<()> {
+    for entry in &shot.manifest.processes {
+        if entry.stopped.is_none() {
+            continue;
+        }
+        let at = |pid: VirtualPid| shot.cores.iter().position(|core| core.image.process.pid == pid);
+        let Some(own) = at(entry.pid) else { continue };
+        stop(&tids(skeleton, own)).or_fail(|| format!("cannot stop process {} as it was stopped", entry.pid))?;
+        if let Some(parent) = at(entry.ppid) {
+            forget_stop(skeleton, parent, &shot.cores[parent], entry.pid)?;
+        }
+    }
+    Ok(())
+}
+
+/// Stops a process and sees every thread into the group stop; a tracer can run
+/// them in it all the same. Let go, they stay stopped. (Of the stop signals only
+/// SIGSTOP comes through a full mask and works in an orphaned group.)
+fn stop(tids: &[HostPid]) -> crate::sys::Sys<()> {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tids[0].0), nix::sys::signal::SIGSTOP)?;
+    // The main thread first: it takes the signal, the others follow.
+    for tid in tids {
+        ptrace::cont(*tid, 0)?;
+        loop {
+            match ptrace::wait(*tid, true)? {
+                Some(Stop::Group(_)) => break,
+                Some(Stop::Signal(libc::SIGSTOP)) => ptrace::cont(*tid, libc::SIGSTOP)?,
+                Some(Stop::Trap) => ptrace::cont(*tid, 0)?,
+                _ => return Err(nix::Error::ESRCH),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The parent has had the SIGCHLD and the wait status of that stop before.
+fn forget_stop(skeleton: &Skeleton, parent: usize, core: &Core, child: VirtualPid) -> Result<()> {
+    let mut batch = skeleton.batch();
+    let flags = libc::__WALL | libc::WUNTRACED | libc::WNOHANG;
+    batch.call("wait4", libc::SYS_wait4, &[child.0 as u64, 0, flags as u32 as u64, 0]);
+    let pending = &core.image.process.pending;
+    if !pending.iter().any(|info| signal_of(info) == libc::SIGCHLD as u64) {
+        let only = batch.words(&[1 << (libc::SIGCHLD - 1)]);
+        let now = batch.words(&[0, 0]);
+        batch.call("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, &[only.address, 0, now.address, 8]);
+    }
+    skeleton.run(parent, &mut batch).map(drop)
 }
 
 /// Removes the executor and gives every thread its registers: what is left is
@@ -431,7 +482,7 @@ fn settle(tid: HostPid, thread: &ThreadImage, place: u64, since: Instant) -> Res
     loop {
         ptrace::interrupt(tid).or_fail(failed)?;
         match ptrace::wait(tid, true).or_fail(failed)? {
-            Some(Stop::Trap) => {}
+            Some(Stop::Trap | Stop::Group(_)) => {}
             // It came to the end of its entries.
             Some(Stop::Signal(libc::SIGTRAP)) => {
                 const RESULT: u64 = 56;

@@ -185,13 +185,17 @@ pub fn set_address(fd: &impl AsRawFd, connect: bool, name: &[u8]) -> Sys<()> {
     check(i64::from(got)).map(drop)
 }
 
-/// A message looked at without taking it: data, sender's address, and whether
-/// it carries descriptors or other control data.
+/// A message looked at without taking it.
 #[derive(Debug)]
 pub struct Peeked {
     pub data: Vec<u8>,
     pub from: Vec<u8>,
+    /// Process, user and group of the sender, where the socket asks for them.
+    pub credentials: Option<(i32, u32, u32)>,
+    /// It carries descriptors or other control data besides.
     pub control: bool,
+    /// The data did not fit.
+    pub cut: bool,
 }
 
 /// recvmsg(2) with MSG_PEEK; `None` when there is nothing (left) to read.
@@ -208,17 +212,61 @@ pub fn peek_message(fd: &impl AsRawFd, max: usize) -> Sys<Option<Peeked>> {
     header.msg_iovlen = 1;
     header.msg_name = from.as_mut_ptr().cast();
     header.msg_namelen = 128;
+    // Room for SCM_CREDENTIALS, which come first, and for nothing after them.
+    let mut control = [0u64; 4];
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: the header names live buffers with their lengths; no control
-    // buffer is given, so no descriptor can arrive (MSG_CTRUNC tells of one).
+    // SAFETY: the header names live buffers with their lengths. A descriptor
+    // that found room in the control buffer would be seen below and closed.
     let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut header, flags) };
     if got < 0 && Errno::last() == Errno::EAGAIN {
         return Ok(None);
     }
     data.truncate(check(got as libc::c_long)? as usize);
+    let credentials = credentials(&control[..header.msg_controllen.min(32) / 8]);
     Ok(Some(Peeked {
         data,
         from: from[..(header.msg_namelen as usize).min(128)].to_vec(),
+        credentials,
         control: header.msg_flags & libc::MSG_CTRUNC != 0,
+        cut: header.msg_flags & libc::MSG_TRUNC != 0,
     }))
+}
+
+/// `struct ucred` in a control message: length, level and type, then the three.
+fn credentials(control: &[u64]) -> Option<(i32, u32, u32)> {
+    const KIND: u64 = libc::SOL_SOCKET as u64 | (libc::SCM_CREDENTIALS as u64) << 32;
+    match control {
+        [28, KIND, first, second] => Some((*first as i32, (*first >> 32) as u32, *second as u32)),
+        _ => None,
+    }
+}
+
+/// sendmsg(2) without blocking: to an address, with credentials, where given.
+pub fn send_message(fd: &impl AsRawFd, data: &[u8], to: Option<&[u8]>, credentials: Option<(i32, u32, u32)>) -> Sys<usize> {
+    let mut iov = libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    };
+    // SAFETY: all zeroes is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &mut iov;
+    header.msg_iovlen = 1;
+    if let Some(to) = to {
+        header.msg_name = to.as_ptr().cast_mut().cast();
+        header.msg_namelen = to.len() as libc::socklen_t;
+    }
+    let mut control = credentials.map(|(pid, uid, gid)| {
+        let kind = libc::SOL_SOCKET as u64 | (libc::SCM_CREDENTIALS as u64) << 32;
+        [28, kind, u64::from(pid as u32) | u64::from(uid) << 32, u64::from(gid)]
+    });
+    if let Some(control) = &mut control {
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(control);
+    }
+    // SAFETY: the header names live buffers with their lengths; the kernel only
+    // reads them.
+    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    check(sent as libc::c_long).map(|n| n as usize)
 }

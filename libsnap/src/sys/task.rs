@@ -123,11 +123,26 @@ pub fn kcmp(a: HostPid, b: HostPid, what: Compare, fa: i32, fb: i32) -> Sys<std:
     };
     // SAFETY: only numbers are passed.
     let got = check(unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, kind, fa, fb) })?;
-    Ok(match got {
+    Ok(order(got))
+}
+
+fn order(compared: i64) -> std::cmp::Ordering {
+    match compared {
         0 => std::cmp::Ordering::Equal,
         1 => std::cmp::Ordering::Less,
         _ => std::cmp::Ordering::Greater,
-    })
+    }
+}
+
+/// kcmp(2) of descriptor `fd` with what an epoll instance watches: the watch made
+/// with number `target.0`, the `target.1`th of those.
+pub fn kcmp_epoll(pid: HostPid, fd: i32, holder: HostPid, epoll: i32, target: (i32, u32)) -> Sys<std::cmp::Ordering> {
+    const KCMP_EPOLL_TFD: i32 = 7;
+    // struct kcmp_epoll_slot: efd, tfd, toff.
+    let slot = [epoll as u32, target.0 as u32, target.1];
+    // SAFETY: the slot is three live words, as the kernel reads them.
+    let got = check(unsafe { libc::syscall(libc::SYS_kcmp, pid.0, holder.0, KCMP_EPOLL_TFD, fd, slot.as_ptr()) })?;
+    Ok(order(got))
 }
 
 /// Address and length of a thread's robust futex list.

@@ -56,6 +56,7 @@ fn shared_row(shm: &ShmRecord) -> Vec<String> {
     let kind = match &shm.kind {
         ShmKind::Anon => "shared anonymous".to_owned(),
         ShmKind::Memfd { name, .. } => format!("memfd {name}"),
+        ShmKind::Unlinked { path, .. } => format!("unlinked {path}"),
         ShmKind::Sysv { id, key, .. } => format!("System V {id}, key {key:#x}"),
     };
     vec![

@@ -57,10 +57,10 @@ pub fn state(state: &SocketState) -> (&'static str, String, String) {
         SocketState::Fresh => ("fresh", none(), none()),
         SocketState::Bound { name, .. } => ("bound", address::text(name), none()),
         SocketState::Listening { name, .. } => ("listening", address::text(name), none()),
-        SocketState::Paired { name, peer: 0 } => {
+        SocketState::Paired { name, peer: 0, .. } => {
             ("paired", address::text(name), "closed".to_owned())
         }
-        SocketState::Paired { name, peer } => {
+        SocketState::Paired { name, peer, .. } => {
             ("paired", address::text(name), format!("socket {peer}"))
         }
         SocketState::Connected { name, peer } => {
