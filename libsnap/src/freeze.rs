@@ -195,6 +195,8 @@ struct Seized {
     waiting: Vec<(HostPid, HostPid)>,
     zombies: Vec<HostPid>,
     known: HashSet<HostPid>,
+    /// Seized, then killed before they stopped.
+    dead: Vec<(HostPid, HostPid)>,
     waits: HashMap<HostPid, Wait>,
     /// Processes stopped by job control, and the signal.
     stopped: HashMap<HostPid, i32>,
@@ -233,6 +235,7 @@ impl Seized {
         match ptrace::seize(tid, SEIZE_OPTIONS).and_then(|()| ptrace::interrupt(tid)) {
             Ok(()) => {}
             Err(Errno::ESRCH) => return Ok(false),
+            Err(Errno::EPERM) if ends_soon(tid) => return Ok(false),
             Err(errno) => return Err(cannot_seize(pid, tid, errno)),
         }
         self.known.insert(tid);
@@ -253,6 +256,10 @@ impl Seized {
                     self.stopped.insert(pid, signal);
                 }
                 Stopped::Gone => self.forget(pid, tid),
+                Stopped::Dead => {
+                    self.forget(pid, tid);
+                    self.dead.push((pid, tid));
+                }
             }
         }
         Ok(())
@@ -289,14 +296,28 @@ impl Seized {
 }
 
 impl Drop for Seized {
-    /// Reached with threads only when freezing failed.
+    /// Reached with threads only when freezing failed. Main threads come last:
+    /// one that was killed is reported once its other threads are reaped.
     fn drop(&mut self) {
-        for (_, tid) in &self.threads {
-            if matches!(ptrace::detach(*tid, 0), Err(Errno::ESRCH)) {
-                // Not stopped yet: its INTERRUPT is on the way.
-                ptrace::wait(*tid, true).ok();
-                ptrace::detach(*tid, 0).ok();
+        self.threads.extend(self.dead.drain(..));
+        self.threads.sort_by_key(|(pid, tid)| pid == tid);
+        for (pid, tid) in &self.threads {
+            if !matches!(ptrace::detach(*tid, 0), Err(Errno::ESRCH)) {
+                continue;
             }
+            if ptrace::is_dead(*tid) {
+                if pid != tid || !is_our_child(*pid) {
+                    await_end(*tid);
+                }
+                continue;
+            }
+            // Not stopped yet: its INTERRUPT is on the way. A task that stays in
+            // an uninterruptible wait is detached by the kernel when we end.
+            let since = Instant::now();
+            while since.elapsed() < Duration::from_millis(100) && ptrace::wait(*tid, false) == Ok(None) {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            ptrace::detach(*tid, 0).ok();
         }
     }
 }
@@ -320,11 +341,24 @@ fn cannot_seize(pid: HostPid, tid: HostPid, errno: Errno) -> Error {
         .state("the app was not changed and is running")
 }
 
+/// A task on its way out cannot be seized (EPERM) for a moment before it is gone.
+fn ends_soon(tid: HostPid) -> bool {
+    (0..20).any(|_| {
+        let dead = ptrace::is_dead(tid);
+        if !dead {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        dead
+    })
+}
+
 enum Stopped {
     Yes,
     /// By job control, with this signal.
     Before(i32),
     Gone,
+    /// Ended, to be reaped after its other threads.
+    Dead,
 }
 
 /// Waits for the stop of one seized and interrupted thread. A signal that was
@@ -342,6 +376,7 @@ fn wait_stopped(tid: HostPid, since: Instant) -> Result<Stopped> {
                 ptrace::cont(tid, 0).or_fail(|| format!("cannot resume task {tid}"))?;
             }
             Ok(Some(Stop::Exited(_) | Stop::Killed(_))) | Err(Errno::ECHILD) => return Ok(Stopped::Gone),
+            Ok(None) if rounds > 50 && ptrace::is_dead(tid) => return Ok(Stopped::Dead),
             Ok(None) if since.elapsed() > BUDGET => return Err(too_slow(&[tid])),
             Ok(None) => {
                 rounds += 1;
@@ -443,9 +478,22 @@ impl Frozen {
                 let passed = self.since.elapsed().as_nanos() as u64;
                 timed::note(thread.tid, wait.call, wait.left_ns.map(|left| left.saturating_sub(passed)));
             }
-            match ptrace::detach(thread.tid, 0) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => tracing::error!(tid = thread.tid.0, %errno, "cannot detach"),
+        }
+        let mut ended = Vec::new();
+        for process in &self.processes {
+            for thread in &process.threads {
+                match ptrace::detach(thread.tid, 0) {
+                    Ok(()) => {}
+                    Err(Errno::ESRCH) => ended.push((process.pid, thread.tid)),
+                    Err(errno) => tracing::error!(tid = thread.tid.0, %errno, "cannot detach"),
+                }
+            }
+        }
+        // Killed from outside meanwhile: a process ends once its tracer has heard
+        // of all its threads, the main one last.
+        for (pid, tid) in ended.into_iter().rev() {
+            if pid != tid || !is_our_child(pid) {
+                await_end(tid);
             }
         }
     }
@@ -458,12 +506,10 @@ impl Frozen {
             let pid = nix::unistd::Pid::from_raw(process.pid.0);
             nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).ok();
         }
-        let own = std::process::id() as i32;
         for process in &self.processes {
-            let parent = proc::stat(process.pid).map_or(0, |stat| stat.ppid);
             for thread in process.threads.iter().rev() {
-                if thread.tid == process.pid && parent == own {
-                    // Our own child: its status is for whoever waits for it.
+                if thread.tid == process.pid && is_our_child(process.pid) {
+                    // Its status is for whoever waits for it.
                     ptrace::wait_ended(thread.tid);
                 } else {
                     await_end(thread.tid);
@@ -474,11 +520,19 @@ impl Frozen {
     }
 }
 
-/// The tracer is told of an end first; the real parent reaps afterwards.
-fn await_end(tid: HostPid) {
-    while let Ok(Some(stop)) = ptrace::wait(tid, true) {
-        if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
-            break;
+fn is_our_child(pid: HostPid) -> bool {
+    proc::stat(pid).is_ok_and(|stat| stat.ppid == std::process::id() as i32)
+}
+
+/// The tracer is told of an end first; the real parent reaps afterwards. A task
+/// that does not end in time is left to the kernel, which detaches it with us.
+pub fn await_end(tid: HostPid) {
+    let since = Instant::now();
+    while since.elapsed() < BUDGET {
+        match ptrace::wait(tid, false) {
+            Ok(Some(Stop::Exited(_) | Stop::Killed(_))) | Err(_) => return,
+            Ok(Some(_)) => {}
+            Ok(None) => std::thread::sleep(Duration::from_micros(50)),
         }
     }
 }

@@ -16,8 +16,12 @@ use nix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::fs;
 
-/// Where ends of restarted waits are noted, one file a thread.
-const NOTES: &str = "/run/appshot/timed";
+/// Where ends of restarted waits are noted, one file a thread: beside the records
+/// of apps.
+fn notes() -> String {
+    let run = std::env::var("APPSHOT_RUN_DIR").unwrap_or_else(|_| "/run/appshot".into());
+    run + "/timed"
+}
 
 /// A thread's wait, as it was just before the stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,13 +142,14 @@ fn full_time(tid: HostPid, call: i64, args: &[u64]) -> Option<Option<u64>> {
 pub fn note(tid: HostPid, call: i64, left_ns: Option<u64>) {
     let Ok(stat) = proc::stat(tid) else { return };
     let end = left_ns.map_or(0, |left| now() + left);
-    fs::create_dir_all(NOTES).ok();
-    fs::write(format!("{NOTES}/{tid}"), format!("{} {call} {end}", stat.start_time)).ok();
+    let notes = notes();
+    fs::create_dir_all(&notes).ok();
+    fs::write(format!("{notes}/{tid}"), format!("{} {call} {end}", stat.start_time)).ok();
 }
 
 /// The noted call and its end; none for a wait without end.
 fn recall(tid: HostPid) -> Option<(i64, Option<u64>)> {
-    let text = fs::read_to_string(format!("{NOTES}/{tid}")).ok()?;
+    let text = fs::read_to_string(format!("{}/{tid}", notes())).ok()?;
     let mut words = text.split(' ');
     let start: u64 = words.next()?.parse().ok()?;
     let call = words.next()?.parse().ok()?;
@@ -154,9 +159,9 @@ fn recall(tid: HostPid) -> Option<(i64, Option<u64>)> {
 
 /// Forgets threads that are gone.
 pub fn prune() {
-    for tid in proc::numbered(NOTES).unwrap_or_default() {
+    for tid in proc::numbered(&notes()).unwrap_or_default() {
         if !proc::exists(HostPid(tid)) {
-            fs::remove_file(format!("{NOTES}/{tid}")).ok();
+            fs::remove_file(format!("{}/{tid}", notes())).ok();
         }
     }
 }

@@ -81,7 +81,7 @@ impl Skeleton {
             pids,
             cgroup: group.clone(),
             names: (pids == PidMode::New).then(|| (manifest.hostname.clone(), manifest.domainname.clone())),
-            clock_offsets: (pids == PidMode::New).then(|| clock_offsets(shot)),
+            clock_offsets: Some(clock_offsets(shot)),
             pid: (pids == PidMode::Host).then_some(root.pid.0),
         };
         let first = launch::husk(&place, theirs.as_fd(), number, OPTIONS);
@@ -227,6 +227,9 @@ impl Drop for Skeleton {
         }
         // The tracer hears of each end first. An init that is killed waits in the
         // kernel until all of its namespace is reaped: it comes last.
+        for tid in self.husks.iter().flat_map(|husk| &husk.threads) {
+            crate::freeze::await_end(*tid);
+        }
         for pid in self.born.iter().rev() {
             while let Ok(Some(stop)) = ptrace::wait(*pid, true) {
                 if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {

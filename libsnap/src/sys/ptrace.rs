@@ -254,12 +254,44 @@ pub fn user_dispatch(pid: HostPid) -> Sys<bool> {
 
 /// Waits for the next report of this one task (`__WALL`). With `block` false
 /// answers `None` at once when there is none.
+///
+/// A main thread that is killed reports nothing until all other threads of its
+/// process have been reaped, which is the caller's own business: so a blocking
+/// wait looks whether the task is a zombie, and says `Killed` then.
 pub fn wait(pid: HostPid, block: bool) -> Sys<Option<Stop>> {
+    const SPINS: u32 = 200;
+    let mut rounds = 0u32;
+    loop {
+        let dead = rounds > SPINS && rounds.is_multiple_of(16) && is_dead(pid);
+        if let Some(stop) = wait_once(pid)? {
+            return Ok(Some(stop));
+        }
+        if dead {
+            return Ok(Some(Stop::Killed(libc::SIGKILL)));
+        }
+        if !block {
+            return Ok(None);
+        }
+        rounds += 1;
+        // Most reports come within some 20 us; after that others want this CPU.
+        if rounds <= SPINS {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
+    }
+}
+
+/// Whether the task is a zombie or gone.
+pub fn is_dead(pid: HostPid) -> bool {
+    crate::proc::stat(pid).map_or(true, |stat| matches!(stat.state, b'Z' | b'X'))
+}
+
+fn wait_once(pid: HostPid) -> Sys<Option<Stop>> {
     let mut status = 0;
-    let flags = libc::__WALL | if block { 0 } else { libc::WNOHANG };
     loop {
         // SAFETY: `status` is a live integer.
-        let got = unsafe { libc::waitpid(pid.0, &mut status, flags) };
+        let got = unsafe { libc::waitpid(pid.0, &mut status, libc::__WALL | libc::WNOHANG) };
         match got {
             0 => return Ok(None),
             -1 if Errno::last() == Errno::EINTR => {}
