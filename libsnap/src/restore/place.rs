@@ -10,7 +10,6 @@ use crate::image::records::{EpollWatch, FdEntry, FileKind, LockKind, Manifest, P
 use crate::image::{Appshot, Core, Segment};
 use crate::ipc;
 use crate::nsthread;
-use crate::sys::memory::Span;
 use crate::sys::{fd as sysfd, shm as sysshm};
 use std::collections::HashMap;
 use std::fs::File;
@@ -132,9 +131,6 @@ pub fn memory(skeleton: &Skeleton, at: usize, core: &Core, shared: &Shared, view
     };
     for vma in &image.vmas {
         mapper.map(vma, core, &sources, &numbers, shared)?;
-    }
-    for vma in &image.vmas {
-        mapper.huge(vma, &core.segments)?;
     }
     // The kernel's own vdso holds its pages already.
     let kept = image.vmas.iter().find(|vma| vma.kind == VmaKind::Vdso && !vdso.is_bridge());
@@ -326,29 +322,6 @@ impl Mapper<'_> {
         Ok(())
     }
 
-    /// Backs 2 MiB pieces that are stored whole with huge pages before they are
-    /// filled: a fault for each 4 KiB page costs more than the copy. Advice by
-    /// MADV_HUGEPAGE would stay on the mapping for good; MADV_COLLAPSE (Linux
-    /// 6.1) leaves no mark. It needs one page to be there, and may fail: then
-    /// small pages do.
-    fn huge(&mut self, vma: &Vma, segments: &[Segment]) -> Result<()> {
-        const POPULATE_WRITE: u64 = 23;
-        const COLLAPSE: u64 = 25;
-        let unwanted = ["nh", "gd", "lo", "dp"].iter().any(|flag| vma.flags.iter().any(|f| f == flag));
-        if vma.kind != VmaKind::Anon || unwanted {
-            return Ok(());
-        }
-        for run in whole_pieces(vma, segments) {
-            for piece in (run.start..run.end).step_by(HUGE as usize) {
-                self.room(0)?;
-                self.batch.call("madvise", libc::SYS_madvise, &[piece, 4096, POPULATE_WRITE]);
-            }
-            self.room(0)?;
-            self.batch.call("madvise", libc::SYS_madvise, &[run.start, run.len(), COLLAPSE]);
-        }
-        Ok(())
-    }
-
     /// Reads the stored pages in, many runs a call: they lie back to back.
     fn fill(&mut self, segments: &[Segment], core: i32) -> Result<()> {
         let pieces: Vec<Segment> = segments.iter().flat_map(split).collect();
@@ -413,20 +386,6 @@ impl Mapper<'_> {
         self.batch.must("prctl(PR_SET_MM_MAP)", libc::SYS_prctl, &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, map.address, 104, 0]);
         Ok(())
     }
-}
-
-const HUGE: u64 = 2 << 20;
-
-/// Aligned 2 MiB pieces of the mapping that lie in one stored run, adjoining
-/// ones together.
-fn whole_pieces(vma: &Vma, segments: &[Segment]) -> Vec<Span> {
-    let first = segments.partition_point(|s| s.vaddr + s.bytes <= vma.start);
-    let inside = segments[first..].iter().take_while(|s| s.vaddr < vma.end);
-    inside.filter_map(|segment| {
-        let start = segment.vaddr.max(vma.start).next_multiple_of(HUGE);
-        let end = (segment.vaddr + segment.bytes).min(vma.end) / HUGE * HUGE;
-        (end > start).then_some(Span { start, end })
-    }).collect()
 }
 
 /// Pieces small enough for one call.
