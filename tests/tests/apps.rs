@@ -142,6 +142,8 @@ mod host_pids {
     host_pids_test!(pending_signals);
     host_pids_test!(posix_timers, clocked);
     host_pids_test!(tree100);
+    host_pids_test!(pty);
+    host_pids_test!(ctty);
 }
 
 // Another vdso than the app's.

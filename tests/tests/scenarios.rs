@@ -875,14 +875,15 @@ fn shell_on_a_terminal() {
                 port: None,
                 fill: &|_| ask("secret=kept; sleep 1000 & echo fi''lled", "filled"),
                 state: &|_| {
-                    ask("echo \"st\"ate=$secret:$(tty):$(jobs -r | wc -l):", "state=kept")?;
+                    ask("echo \"st\"ate=$secret:$(tty):$(jobs -r | wc -l):", "state=")?;
                     let screen = std::fs::read(place.path("screen"))?;
                     let screen = String::from_utf8_lossy(&screen);
                     let told = screen.rsplit("state=").next().unwrap_or_default();
                     Ok(told.lines().next().unwrap_or_default().to_owned())
                 },
                 use_it: &|_| {
-                    ask("echo st''arted; sleep 500", "started")?;
+                    // Told by what ^C is to end: the shell's own child may still ignore it.
+                    ask("sh -c 'echo st\"\"arted; exec sleep 500'", "started")?;
                     ask("\u{3}echo go''es on", "goes on")
                 },
                 steady: false,
