@@ -104,7 +104,11 @@ CHECK_UNUSED static void check_pause(void)
 
 CHECK_UNUSED static void check_ready(void)
 {
-    MUST(close(MUST(open(check_ready_path, O_CREAT | O_WRONLY | O_CLOEXEC, 0666))));
+    /* It appears once it is closed: the harness looks at descriptors then. */
+    char fresh_[4096];
+    snprintf(fresh_, sizeof fresh_, "%s.new", check_ready_path);
+    MUST(close(MUST(open(fresh_, O_CREAT | O_WRONLY | O_CLOEXEC, 0666))));
+    MUST(rename(fresh_, check_ready_path));
 }
 
 CHECK_UNUSED static int check_go(void)
