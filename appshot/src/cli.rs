@@ -311,21 +311,13 @@ mod tests {
 
     #[test]
     fn a_command_keeps_its_own_flags() {
-        let words = [
-            "run", "--name", "web", "-d", "--env", "A=1", "--user", "7:8",
-        ];
+        let words = ["run", "--name", "web", "-d", "--env", "A=1", "--user", "7:8"];
         let cli = parse(&[&words[..], &["--", "sh", "-c", "-d"]].concat()).unwrap();
         let Command::Run(run) = cli.command else {
             panic!("not run: {:?}", cli.command);
         };
         assert_eq!(run.command, ["sh", "-c", "-d"]);
-        assert_eq!(
-            run.user,
-            Some(User {
-                uid: 7,
-                gid: Some(8)
-            })
-        );
+        assert_eq!(run.user, Some(User { uid: 7, gid: Some(8) }));
         assert!(run.detach);
     }
 
@@ -342,10 +334,7 @@ mod tests {
         ] {
             assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
         }
-        assert_eq!(
-            parse(&["snap"]).unwrap_err().kind(),
-            ErrorKind::InvalidSubcommand
-        );
+        assert_eq!(parse(&["snap"]).unwrap_err().kind(), ErrorKind::InvalidSubcommand);
     }
 
     #[test]

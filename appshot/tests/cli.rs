@@ -66,12 +66,7 @@ fn exit_codes_tell_the_class() {
         ["logs", "nobody"],
     ] {
         let output = place.appshot(&words);
-        assert_eq!(
-            output.status.code(),
-            Some(3),
-            "{words:?}: {}",
-            stderr(&output)
-        );
+        assert_eq!(output.status.code(), Some(3), "{words:?}: {}", stderr(&output));
         assert!(output.stdout.is_empty(), "{words:?}");
         assert!(stderr(&output).starts_with("appshot: "), "{words:?}");
     }
@@ -95,10 +90,7 @@ fn an_app_asleep_is_not_lost_by_mistake() {
     place.put_appshot("web");
     assert_eq!(place.json(&["ps", "-o", "json"])[0]["state"], "asleep");
     assert_eq!(place.appshot(&["rm", "web"]).status.code(), Some(5));
-    assert_eq!(
-        place.appshot(&["rm", "web", "--appshot"]).status.code(),
-        Some(0)
-    );
+    assert_eq!(place.appshot(&["rm", "web", "--appshot"]).status.code(), Some(0));
     assert_eq!(place.json(&["ps", "-o", "json"]), Value::Array(Vec::new()));
 }
 

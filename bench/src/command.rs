@@ -31,9 +31,7 @@ pub fn run(command: &mut Command, scratch: &Path) -> Result<Done> {
         .stderr(std::fs::File::create(&err)?);
     let name = command.get_program().to_string_lossy().into_owned();
     let begin_ns = now_ns();
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start {name}"))?;
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
     let watchdog = Watchdog::new(child.id());
     let status = child.wait()?;
     let millis = millis_between(begin_ns, now_ns());
@@ -51,11 +49,7 @@ pub fn run(command: &mut Command, scratch: &Path) -> Result<Done> {
 }
 
 fn last_words(stderr: &str, stdout: &str) -> String {
-    let text = if stderr.trim().is_empty() {
-        stdout
-    } else {
-        stderr
-    };
+    let text = if stderr.trim().is_empty() { stdout } else { stderr };
     let lines: Vec<&str> = text.trim().lines().collect();
     lines[lines.len().saturating_sub(6)..].join(" | ")
 }

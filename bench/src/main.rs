@@ -76,8 +76,9 @@ fn compare(arguments: &Arguments) -> Result<()> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     match &arguments.markdown {
-        Some(path) => std::fs::write(path, report.markdown())
-            .with_context(|| format!("cannot write {}", path.display())),
+        Some(path) => {
+            std::fs::write(path, report.markdown()).with_context(|| format!("cannot write {}", path.display()))
+        }
         None => {
             print!("{}", report.markdown());
             Ok(())
@@ -94,9 +95,7 @@ fn end_all_on_interrupt(directories: [PathBuf; 2]) -> Result<()> {
         let _ = signals.wait();
         measure::INTERRUPTED.store(true, Ordering::SeqCst);
         let _ = proc::kill_all_below_me();
-        directories
-            .iter()
-            .for_each(|directory| files::remove(directory));
+        directories.iter().for_each(|directory| files::remove(directory));
         std::process::exit(130);
     });
     Ok(())
@@ -159,12 +158,7 @@ fn measured(
     for round in 0..if missing.is_some() { 0 } else { runs } {
         for ((engine, side), rounds) in engines.iter().zip(sides).zip(&mut rounds) {
             if side.missing.is_none() {
-                eprintln!(
-                    "{}: round {} of {runs}: {}",
-                    workload.name(),
-                    round + 1,
-                    side.name
-                );
+                eprintln!("{}: round {} of {runs}: {}", workload.name(), round + 1, side.name);
                 rounds.push(meter.round(workload, &**engine));
             }
         }

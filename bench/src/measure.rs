@@ -70,12 +70,7 @@ impl Meter<'_> {
     }
 
     /// Start, snapshot with end, restore, answer, verify.
-    fn there_and_back(
-        &self,
-        workload: &dyn Workload,
-        engine: &dyn Engine,
-        figures: &mut Figures,
-    ) -> Result<()> {
+    fn there_and_back(&self, workload: &dyn Workload, engine: &dyn Engine, figures: &mut Figures) -> Result<()> {
         let dest = self.place.disk().join("appshot");
         let mut guard = Guard::new(&dest);
         let app = workload.prepare(self.place)?;
@@ -108,12 +103,7 @@ impl Meter<'_> {
     }
 
     /// Start with a heartbeat, snapshot with leave-running, longest pause.
-    fn stand_still(
-        &self,
-        workload: &dyn Workload,
-        engine: &dyn Engine,
-        figures: &mut Figures,
-    ) -> Result<()> {
+    fn stand_still(&self, workload: &dyn Workload, engine: &dyn Engine, figures: &mut Figures) -> Result<()> {
         let dest = self.place.disk().join("appshot");
         let _guard = Guard::new(&dest);
         let app = workload.prepare(self.place)?;
@@ -170,11 +160,7 @@ fn start(app: &dyn App, beat: Option<(&Path, &Path)>) -> Result<i32> {
 }
 
 /// Restores, and asks from the beginning until the first answer.
-fn restore_and_ask(
-    app: &dyn App,
-    engine: &dyn Engine,
-    source: &Path,
-) -> (Result<Back>, Result<u64>) {
+fn restore_and_ask(app: &dyn App, engine: &dyn Engine, source: &Path) -> (Result<Back>, Result<u64>) {
     let given_up = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| first_answer_ns(app, &given_up));

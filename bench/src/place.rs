@@ -55,8 +55,7 @@ pub fn enter() -> Result<()> {
     let none = None::<&str>;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(none, "/", none, private, none).context("cannot make mounts private")?;
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)
-        .context("cannot mount a tmpfs on /run")
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("cannot mount a tmpfs on /run")
 }
 
 fn close_inherited() -> Result<()> {

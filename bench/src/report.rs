@@ -117,19 +117,10 @@ impl Report {
              median / p90; page cache warm. A ratio above 1 says how many times better \
              ours is: median of the ratios of each round.\n\n\
              For scale: fork, exec and wait of /bin/true took {:.2} / {:.2} ms.\n\n",
-            m.cpus,
-            m.cpu,
-            m.memory_gib,
-            m.kernel,
-            self.runs,
-            self.floor_ms.median,
-            self.floor_ms.p90,
+            m.cpus, m.cpu, m.memory_gib, m.kernel, self.runs, self.floor_ms.median, self.floor_ms.p90,
         );
         for side in &self.sides {
-            let not_run = side
-                .missing
-                .as_ref()
-                .map(|why| format!(" **Not run: needs {why}.**"));
+            let not_run = side.missing.as_ref().map(|why| format!(" **Not run: needs {why}.**"));
             let _ = writeln!(
                 text,
                 "- **{}**: {}.{}",
@@ -148,11 +139,7 @@ impl Report {
     fn table(&self, text: &mut String, table: &Table) {
         let (peer, ours) = self.sides.split_last().expect("there are three sides");
         let ours = if table.scale { &[] } else { ours };
-        let _ = write!(
-            text,
-            "\n## {}\n\n{}\n\n| workload |",
-            table.title, table.note
-        );
+        let _ = write!(text, "\n## {}\n\n{}\n\n| workload |", table.title, table.note);
         for side in &self.sides {
             let _ = write!(text, " {} |", side.name);
         }
@@ -194,14 +181,11 @@ impl Report {
             for (side, rounds) in self.sides.iter().zip(&workload.rounds) {
                 for (round, figures) in rounds.iter().enumerate() {
                     let told = figures.failures.iter();
-                    lines.extend(told.map(|failure| {
-                        format!(
-                            "- {}, {}, round {}: {failure}",
-                            workload.name,
-                            side.name,
-                            round + 1
-                        )
-                    }));
+                    lines.extend(
+                        told.map(|failure| {
+                            format!("- {}, {}, round {}: {failure}", workload.name, side.name, round + 1)
+                        }),
+                    );
                 }
             }
         }

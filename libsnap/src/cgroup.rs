@@ -41,7 +41,10 @@ fn parse_mounts(text: &str) -> Mounts {
         match kind {
             "cgroup2" => found.v2 = Some(place.into()),
             "cgroup" => {
-                for controller in options.split(',').filter(|o| ["freezer", "memory", "cpuacct"].contains(o)) {
+                for controller in options
+                    .split(',')
+                    .filter(|o| ["freezer", "memory", "cpuacct"].contains(o))
+                {
                     found.v1.push((controller.into(), place.into()));
                 }
             }
@@ -74,11 +77,12 @@ pub fn create(name: &str) -> Result<Option<PathBuf>> {
     match fs::create_dir(&group) {
         Ok(()) => Ok(Some(group)),
         Err(e) if e.kind() == ErrorKind::AlreadyExists && processes(&group)?.is_empty() => Ok(Some(group)),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            Err(Error::new(crate::error::Kind::Conflict, format!("an app named {name} is running"))
-                .because(format!("the cgroup {} holds processes", group.display()))
-                .fix("choose another name with --name, or end that app with `appshot kill`"))
-        }
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Err(Error::new(
+            crate::error::Kind::Conflict,
+            format!("an app named {name} is running"),
+        )
+        .because(format!("the cgroup {} holds processes", group.display()))
+        .fix("choose another name with --name, or end that app with `appshot kill`")),
         Err(e) => Err(Error::failed(failed()).because(e)),
     }
 }
@@ -94,8 +98,8 @@ pub fn join(group: &Path, pid: HostPid) -> Result<()> {
         if let Some(base) = v1(controller) {
             let beside = base.join(PARENT).join(name);
             // Only the meter needs these: an app runs without them.
-            let joined = fs::create_dir_all(&beside)
-                .and_then(|()| fs::write(beside.join("cgroup.procs"), pid.to_string()));
+            let joined =
+                fs::create_dir_all(&beside).and_then(|()| fs::write(beside.join("cgroup.procs"), pid.to_string()));
             if let Err(cause) = joined {
                 tracing::warn!(controller, %cause, "the app's use cannot be metered by its cgroup");
             }
@@ -180,7 +184,9 @@ pub fn usage(group: &Path) -> Result<Usage> {
 
 fn cpu_ns(group: &Path) -> std::io::Result<u64> {
     if let Ok(text) = fs::read_to_string(group.join("cpu.stat")) {
-        let micros = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse::<u64>().ok());
+        let micros = text
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec ")?.parse::<u64>().ok());
         return Ok(micros.unwrap_or(0) * 1000);
     }
     let name = group.file_name().unwrap_or_default();

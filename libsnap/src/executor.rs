@@ -107,8 +107,7 @@ impl Batch {
 
     /// Whether `calls` more calls with `payload` more bytes have room.
     pub fn has_room(&self, calls: usize, payload: usize) -> bool {
-        self.entries.len() + calls <= ENTRIES_MAX
-            && self.payload.len() + payload + 8 * calls <= PAYLOAD_BYTES as usize
+        self.entries.len() + calls <= ENTRIES_MAX && self.payload.len() + payload + 8 * calls <= PAYLOAD_BYTES as usize
     }
 
     pub fn is_empty(&self) -> bool {
@@ -143,7 +142,12 @@ impl Batch {
 }
 
 fn words(bytes: &[u8]) -> Vec<u64> {
-    bytes.as_chunks::<8>().0.iter().map(|c| u64::from_le_bytes(*c)).collect()
+    bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|c| u64::from_le_bytes(*c))
+        .collect()
 }
 
 /// A task born while a batch ran (by clone3), stopped before its first instruction.
@@ -240,15 +244,26 @@ impl Executor {
             .with(reg::RBX, self.base + PAGE)
             .with(reg::ORIG_RAX, u64::MAX);
         let written = memory::write(tid, self.base + PAGE, &batch.image()).and_then(|()| {
-            if batch.payload.is_empty() { Ok(()) } else { memory::write(tid, batch.payload_base, &batch.payload) }
+            if batch.payload.is_empty() {
+                Ok(())
+            } else {
+                memory::write(tid, batch.payload_base, &batch.payload)
+            }
         });
-        written.and_then(|()| ptrace::set_regs(tid, &start)).map_err(|e| lost(tid, e))
+        written
+            .and_then(|()| ptrace::set_regs(tid, &start))
+            .map_err(|e| lost(tid, e))
     }
 
     /// Sends a thread to the entries at `entries` and does not wait.
     pub fn start(&self, tid: HostPid, regs: &Regs, entries: u64) -> Result<()> {
-        let set = regs.with(reg::RIP, self.base).with(reg::RBX, entries).with(reg::ORIG_RAX, u64::MAX);
-        ptrace::set_regs(tid, &set).and_then(|()| ptrace::cont(tid, 0)).map_err(|e| lost(tid, e))
+        let set = regs
+            .with(reg::RIP, self.base)
+            .with(reg::RBX, entries)
+            .with(reg::ORIG_RAX, u64::MAX);
+        ptrace::set_regs(tid, &set)
+            .and_then(|()| ptrace::cont(tid, 0))
+            .map_err(|e| lost(tid, e))
     }
 
     fn drive(&self, tid: HostPid) -> Result<Born> {
@@ -351,9 +366,7 @@ pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u6
     match step() {
         Ok(Some(value)) => Ok(check_raw(value as i64).map(|v| v as u64)),
         Ok(None) => Err(Error::failed(format!("pid {tid} ended in the middle of a system call"))),
-        Err(errno) => {
-            Err(Error::failed(format!("cannot make a system call in pid {tid}")).because(errno))
-        }
+        Err(errno) => Err(Error::failed(format!("cannot make a system call in pid {tid}")).because(errno)),
     }
 }
 

@@ -79,7 +79,11 @@ pub struct Frozen {
 /// Processes the target names now: live ones and zombies.
 pub fn members(target: &Target) -> Result<Vec<HostPid>> {
     match target {
-        Target::App { cgroup: Some(group), init, .. } => {
+        Target::App {
+            cgroup: Some(group),
+            init,
+            ..
+        } => {
             let mut pids = cgroup::processes(group)?;
             pids.retain(|pid| Some(*pid) != *init);
             let listed: HashSet<HostPid> = pids.iter().copied().collect();
@@ -138,7 +142,9 @@ pub fn freeze(target: &Target) -> Result<Frozen> {
 fn waits(target: &Target) -> Result<HashMap<HostPid, Wait>> {
     timed::prune();
     let mut clocks = SchedClocks::default();
-    let tids = members(target)?.into_iter().flat_map(|pid| proc::threads(pid).unwrap_or_default());
+    let tids = members(target)?
+        .into_iter()
+        .flat_map(|pid| proc::threads(pid).unwrap_or_default());
     Ok(tids.filter_map(|tid| Some((tid, clocks.look(tid)?))).collect())
 }
 
@@ -178,10 +184,7 @@ fn too_slow(pids: &[HostPid]) -> Error {
             "task {tid} ({}) is in an uninterruptible wait (state D)",
             proc::comm(tid)
         )),
-        None => Error::failed(what).because(format!(
-            "its {} processes go on making new ones",
-            pids.len()
-        )),
+        None => Error::failed(what).because(format!("its {} processes go on making new ones", pids.len())),
     }
     .fix("try again when the task has come back, or end it")
     .state("the app was let go and is running")
@@ -277,11 +280,18 @@ impl Seized {
         let mut processes = Vec::with_capacity(order.len());
         for pid in order {
             let tids = self.threads.iter().filter(|(p, _)| *p == pid).map(|(_, t)| *t);
-            let mut threads = tids.map(|tid| inspect(tid, self.waits.get(&tid))).collect::<Result<Vec<_>>>()?;
+            let mut threads = tids
+                .map(|tid| inspect(tid, self.waits.get(&tid)))
+                .collect::<Result<Vec<_>>>()?;
             threads.sort_by_key(|thread| thread.tid != pid);
             let vpid = threads[0].vtid;
             let stopped = self.stopped.get(&pid).copied();
-            processes.push(FrozenProcess { pid, vpid, threads, stopped });
+            processes.push(FrozenProcess {
+                pid,
+                vpid,
+                threads,
+                stopped,
+            });
         }
         let zombies = self.zombies.iter().copied().filter(|z| proc::exists(*z)).collect();
         self.threads.clear();
@@ -327,10 +337,16 @@ const SEIZE_OPTIONS: i32 = libc::PTRACE_O_SUSPEND_SECCOMP;
 
 fn cannot_seize(pid: HostPid, tid: HostPid, errno: Errno) -> Error {
     let what = format!("cannot stop pid {pid} ({})", proc::comm(pid));
-    let tracer = Fields::status(tid).ok().and_then(|s| s.number("TracerPid")).unwrap_or(0);
+    let tracer = Fields::status(tid)
+        .ok()
+        .and_then(|s| s.number("TracerPid"))
+        .unwrap_or(0);
     if tracer != 0 {
         return Error::new(Kind::Conflict, what)
-            .because(format!("it is traced by pid {tracer} ({})", proc::comm(HostPid(tracer as i32))))
+            .because(format!(
+                "it is traced by pid {tracer} ({})",
+                proc::comm(HostPid(tracer as i32))
+            ))
             .fix("end the debugger or tracer first")
             .state("the app was not changed and is running");
     }
@@ -435,8 +451,7 @@ fn sort_parents_first(processes: &mut Vec<FrozenProcess>) {
         }
         depth
     };
-    let mut keyed: Vec<(i32, i32, FrozenProcess)> =
-        processes.drain(..).map(|p| (depth(p.pid), p.vpid.0, p)).collect();
+    let mut keyed: Vec<(i32, i32, FrozenProcess)> = processes.drain(..).map(|p| (depth(p.pid), p.vpid.0, p)).collect();
     keyed.sort_by_key(|(depth, vpid, _)| (*depth, *vpid));
     processes.extend(keyed.into_iter().map(|(_, _, process)| process));
 }
@@ -444,8 +459,7 @@ fn sort_parents_first(processes: &mut Vec<FrozenProcess>) {
 impl FrozenThread {
     /// Readies the thread to run foreign code.
     pub fn prepare(&self) -> Result<()> {
-        ptrace::set_sigmask(self.tid, ALL_BUT_TRAP)
-            .or_fail(|| format!("cannot block the signals of task {}", self.tid))
+        ptrace::set_sigmask(self.tid, ALL_BUT_TRAP).or_fail(|| format!("cannot block the signals of task {}", self.tid))
     }
 
     /// Gives the thread back what it had, so that letting it go makes it
@@ -476,7 +490,11 @@ impl Frozen {
         for thread in self.processes.iter().flat_map(|p| &p.threads) {
             if let Some(wait) = thread.wait {
                 let passed = self.since.elapsed().as_nanos() as u64;
-                timed::note(thread.tid, wait.call, wait.left_ns.map(|left| left.saturating_sub(passed)));
+                timed::note(
+                    thread.tid,
+                    wait.call,
+                    wait.left_ns.map(|left| left.saturating_sub(passed)),
+                );
             }
         }
         let mut ended = Vec::new();

@@ -30,9 +30,9 @@ use crate::nsthread;
 use crate::proc;
 use crate::refusals::Refusals;
 use crate::restore::skeleton::Skeleton;
+use crate::sys::ptrace::Regs;
 use crate::sys::sysv::{self, Owner, SemOp};
 use crate::sys::task::{self, Compare};
-use crate::sys::ptrace::Regs;
 use crate::target::Target;
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -63,24 +63,40 @@ pub fn look(
     take: bool,
     refusals: &mut Refusals,
 ) -> Objects {
-    let Some((pid, _)) = numbers.first().copied() else { return Objects::default() };
+    let Some((pid, _)) = numbers.first().copied() else {
+        return Objects::default();
+    };
     // In the host's namespace the rest belongs to others.
     let own = matches!(target, Target::App { init: Some(_), .. });
     let seen = nsthread::inside(pid, &["ipc"], || {
         let mut alone = describe(shm);
         alone.retain(|_| own);
         let forced = fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").is_ok_and(|text| text.trim() != "0");
-        let failed = if take && !forced { alone.into_iter().filter_map(|kind| hold(shm, kind).err()).collect() } else { Vec::new() };
+        let failed = if take && !forced {
+            alone.into_iter().filter_map(|kind| hold(shm, kind).err()).collect()
+        } else {
+            Vec::new()
+        };
         let objects = if own { objects(numbers) } else { Ok(Objects::default()) };
         (objects, failed, forced && !shm_is_attached(own))
     });
     match seen {
         Ok((Ok(objects), failed, forced)) => {
             for error in failed {
-                refusals.add(pid, "System V shared memory", format!("it cannot be read: {error}"), "remove it before the snapshot (ipcrm -m)");
+                refusals.add(
+                    pid,
+                    "System V shared memory",
+                    format!("it cannot be read: {error}"),
+                    "remove it before the snapshot (ipcrm -m)",
+                );
             }
             if forced {
-                refusals.add(pid, "System V shared memory", "no process has it attached, and it would vanish when looked at (shm_rmid_forced)", "remove it before the snapshot (ipcrm -m)");
+                refusals.add(
+                    pid,
+                    "System V shared memory",
+                    "no process has it attached, and it would vanish when looked at (shm_rmid_forced)",
+                    "remove it before the snapshot (ipcrm -m)",
+                );
             }
             if !objects.semaphores.is_empty() {
                 adjustments_shared(numbers, refusals);
@@ -88,7 +104,12 @@ pub fn look(
             objects
         }
         Ok((Err(error), ..)) => {
-            refusals.add(pid, "System V semaphores or message queues", format!("they cannot be read: {error}"), "remove them before the snapshot (ipcrm)");
+            refusals.add(
+                pid,
+                "System V semaphores or message queues",
+                format!("they cannot be read: {error}"),
+                "remove them before the snapshot (ipcrm)",
+            );
             Objects::default()
         }
         Err(_) => {
@@ -100,13 +121,17 @@ pub fn look(
 
 /// Whether all segments of the namespace, where it is the app's, are attached.
 fn shm_is_attached(own: bool) -> bool {
-    !own || rows("shm").iter().all(|row| row.get(6).is_none_or(|attached| *attached != 0))
+    !own || rows("shm")
+        .iter()
+        .all(|row| row.get(6).is_none_or(|attached| *attached != 0))
 }
 
 fn rows(table: &str) -> Rows {
     let text = fs::read_to_string(format!("/proc/sysvipc/{table}")).unwrap_or_default();
     let lines = text.lines().skip(1);
-    lines.map(|line| line.split_whitespace().filter_map(|word| word.parse().ok()).collect()).collect()
+    lines
+        .map(|line| line.split_whitespace().filter_map(|word| word.parse().ok()).collect())
+        .collect()
 }
 
 /// Permissions of a row whose owner stands at `ids`: uid, gid, cuid, cgid.
@@ -128,7 +153,30 @@ fn perm(row: &[i64], ids: usize) -> Option<IpcPerm> {
 fn describe(shm: &mut ShmTable) -> Vec<ShmKind> {
     let found = rows("shm").into_iter().filter_map(|row| perm(&row, 7));
     let mut by_id: HashMap<i32, ShmKind> = found
-        .map(|IpcPerm { id, key, mode, uid, gid, cuid, cgid }| (id, ShmKind::Sysv { id, key, mode, uid, gid, cuid, cgid }))
+        .map(
+            |IpcPerm {
+                 id,
+                 key,
+                 mode,
+                 uid,
+                 gid,
+                 cuid,
+                 cgid,
+             }| {
+                (
+                    id,
+                    ShmKind::Sysv {
+                        id,
+                        key,
+                        mode,
+                        uid,
+                        gid,
+                        cuid,
+                        cgid,
+                    },
+                )
+            },
+        )
         .collect();
     for record in shm.records_mut() {
         if let ShmKind::Sysv { id, .. } = record.kind
@@ -180,7 +228,11 @@ fn queue(perm: IpcPerm) -> io::Result<QueueRecord> {
     while let Some((kind, data)) = sysv::peek_message(perm.id, messages.len(), queued as usize)? {
         messages.push(QueuedMessage { kind, data });
     }
-    Ok(QueueRecord { perm, bytes_max, messages })
+    Ok(QueueRecord {
+        perm,
+        bytes_max,
+        messages,
+    })
 }
 
 /// Threads restored share the adjustments of their process, as pthread_create
@@ -188,9 +240,16 @@ fn queue(perm: IpcPerm) -> io::Result<QueueRecord> {
 fn adjustments_shared(numbers: &[(HostPid, VirtualPid)], refusals: &mut Refusals) {
     for (pid, _) in numbers {
         let others = proc::threads(*pid).unwrap_or_default();
-        let alike = others.iter().all(|tid| task::kcmp(*pid, *tid, Compare::SemUndo, 0, 0).is_ok_and(|order| order == Ordering::Equal));
+        let alike = others
+            .iter()
+            .all(|tid| task::kcmp(*pid, *tid, Compare::SemUndo, 0, 0).is_ok_and(|order| order == Ordering::Equal));
         if !alike {
-            refusals.add(*pid, "semaphore adjustments", "its threads do not share them (unshare(CLONE_SYSVSEM))", "run the app without that call");
+            refusals.add(
+                *pid,
+                "semaphore adjustments",
+                "its threads do not share them (unshare(CLONE_SYSVSEM))",
+                "run the app without that call",
+            );
         }
     }
 }
@@ -233,7 +292,11 @@ fn probe(number: u16, value: u16, x: i16, down: bool) -> Vec<SemOp> {
         vec![(MOST - value, 0), (-x, UNDO), (-MOST, 0), (-1, 0)]
     };
     // A change of 0 would wait for 0.
-    changes.into_iter().filter(|(change, _)| *change != 0).map(|(change, flags)| (number, change, flags | NOWAIT)).collect()
+    changes
+        .into_iter()
+        .filter(|(change, _)| *change != 0)
+        .map(|(change, flags)| (number, change, flags | NOWAIT))
+        .collect()
 }
 
 fn add(batch: &mut Batch, set: i32, operations: &[SemOp]) -> (u64, u64, u64) {
@@ -250,9 +313,14 @@ impl Prober<'_> {
     fn adjustments(&self, values: &[u16]) -> Result<Vec<(u16, i32)>> {
         let mut found = Vec::new();
         // The tightest question of both directions first: none is the rule.
-        let all: Vec<(u16, bool)> = (0..values.len() as u16).flat_map(|number| [(number, false), (number, true)]).collect();
+        let all: Vec<(u16, bool)> = (0..values.len() as u16)
+            .flat_map(|number| [(number, false), (number, true)])
+            .collect();
         for group in all.chunks(400) {
-            let lists: Vec<_> = group.iter().map(|(number, down)| probe(*number, values[usize::from(*number)], MOST, *down)).collect();
+            let lists: Vec<_> = group
+                .iter()
+                .map(|(number, down)| probe(*number, values[usize::from(*number)], MOST, *down))
+                .collect();
             let out = self.outside(&lists)?;
             for ((number, down), _) in group.iter().zip(out).filter(|(_, out)| *out) {
                 let size = self.size(*number, values[usize::from(*number)], *down)?;
@@ -317,7 +385,12 @@ impl Prober<'_> {
 }
 
 /// Makes the next object in this namespace under this id, by its creator.
-pub fn create<T, E: Into<io::Error>>(kind: &str, id: i32, creator: (u32, u32), make: impl FnOnce() -> Result<T, E>) -> io::Result<T> {
+pub fn create<T, E: Into<io::Error>>(
+    kind: &str,
+    id: i32,
+    creator: (u32, u32),
+    make: impl FnOnce() -> Result<T, E>,
+) -> io::Result<T> {
     fs::write(format!("/proc/sys/kernel/{kind}_next_id"), id.to_string())?;
     let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     if creator == own {
@@ -347,17 +420,27 @@ pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
 }
 
 fn owner(perm: &IpcPerm) -> Owner {
-    Owner { uid: perm.uid, gid: perm.gid, mode: perm.mode }
+    Owner {
+        uid: perm.uid,
+        gid: perm.gid,
+        mode: perm.mode,
+    }
 }
 
 fn under_id(id: i32, wanted: i32) -> io::Result<()> {
-    if id == wanted { Ok(()) } else { Err(nix::Error::EEXIST.into()) }
+    if id == wanted {
+        Ok(())
+    } else {
+        Err(nix::Error::EEXIST.into())
+    }
 }
 
 fn make_semaphores(set: &SemRecord) -> io::Result<()> {
     let perm = &set.perm;
     let count = set.values.len() as i32;
-    let id = create("sem", perm.id, (perm.cuid, perm.cgid), || sysv::new_semaphores(perm.key, count, perm.mode))?;
+    let id = create("sem", perm.id, (perm.cuid, perm.cgid), || {
+        sysv::new_semaphores(perm.key, count, perm.mode)
+    })?;
     under_id(id, perm.id)?;
     sysv::own_semaphores(id, owner(perm))?;
     sysv::set_semaphore_values(id, &set.values)?;
@@ -375,10 +458,16 @@ fn touch(number: u16, value: u16) -> [SemOp; 2] {
 
 fn make_queue(queue: &QueueRecord) -> io::Result<()> {
     let perm = &queue.perm;
-    let id = create("msg", perm.id, (perm.cuid, perm.cgid), || sysv::new_queue(perm.key, perm.mode))?;
+    let id = create("msg", perm.id, (perm.cuid, perm.cgid), || {
+        sysv::new_queue(perm.key, perm.mode)
+    })?;
     under_id(id, perm.id)?;
     // The limit may have been lowered below what was queued already.
-    let queued = queue.messages.iter().map(|message| message.data.len() as u64).sum::<u64>();
+    let queued = queue
+        .messages
+        .iter()
+        .map(|message| message.data.len() as u64)
+        .sum::<u64>();
     let room = queue.bytes_max.max(queued).max(queue.messages.len() as u64);
     sysv::own_queue(id, owner(perm), room)?;
     for message in &queue.messages {
@@ -398,16 +487,30 @@ pub fn adjust(skeleton: &Skeleton, shot: &Appshot) -> Result<()> {
     for (at, core) in shot.cores.iter().enumerate() {
         let pid = core.image.process.pid;
         let mut batch = skeleton.batch();
-        for (set, undo) in sets.iter().flat_map(|set| set.undo.iter().map(move |undo| (set, undo))).filter(|(_, undo)| undo.pid == pid) {
+        for (set, undo) in sets
+            .iter()
+            .flat_map(|set| set.undo.iter().map(move |undo| (set, undo)))
+            .filter(|(_, undo)| undo.pid == pid)
+        {
             let value = set.values[usize::from(undo.number)];
-            operate(skeleton, at, &mut batch, set.perm.id, &owed(undo.number, value, undo.adjust))?;
+            operate(
+                skeleton,
+                at,
+                &mut batch,
+                set.perm.id,
+                &owed(undo.number, value, undo.adjust),
+            )?;
         }
         skeleton.run(at, &mut batch)?;
     }
     for (at, core) in shot.cores.iter().enumerate() {
         let mut batch = skeleton.batch();
         for set in sets {
-            let last = set.pids.iter().enumerate().filter(|(_, pid)| **pid == core.image.process.pid);
+            let last = set
+                .pids
+                .iter()
+                .enumerate()
+                .filter(|(_, pid)| **pid == core.image.process.pid);
             for (number, _) in last {
                 let (number, value) = (number as u16, set.values[number]);
                 if set.operated {
@@ -415,7 +518,11 @@ pub fn adjust(skeleton: &Skeleton, shot: &Appshot) -> Result<()> {
                 } else {
                     const SETVAL: u64 = 16;
                     room(skeleton, at, &mut batch)?;
-                    batch.must("semctl(SETVAL)", libc::SYS_semctl, &[set.perm.id as u64, u64::from(number), SETVAL, u64::from(value)]);
+                    batch.must(
+                        "semctl(SETVAL)",
+                        libc::SYS_semctl,
+                        &[set.perm.id as u64, u64::from(number), SETVAL, u64::from(value)],
+                    );
                 }
             }
         }
@@ -449,7 +556,11 @@ fn owed(number: u16, value: u16, adjust: i32) -> Vec<SemOp> {
         let rest = -adjust - 1;
         vec![(-value, 0), (1, UNDO), (-1, 0), (rest, UNDO), (value - rest, 0)]
     };
-    changes.into_iter().filter(|(change, _)| *change != 0).map(|(change, flags)| (number, change as i16, flags | NOWAIT)).collect()
+    changes
+        .into_iter()
+        .filter(|(change, _)| *change != 0)
+        .map(|(change, flags)| (number, change as i16, flags | NOWAIT))
+        .collect()
 }
 
 #[cfg(test)]
@@ -474,7 +585,14 @@ mod tests {
 
     #[test]
     fn a_probe_never_succeeds() {
-        for (value, x, down) in [(0, MOST, false), (32767, 1, false), (32767, 0, false), (5, 0, true), (0, MOST, true), (32767, MOST, true)] {
+        for (value, x, down) in [
+            (0, MOST, false),
+            (32767, 1, false),
+            (32767, 0, false),
+            (5, 0, true),
+            (0, MOST, true),
+            (32767, MOST, true),
+        ] {
             let mut now = i32::from(value);
             let blocks = probe(0, value, x, down).iter().any(|(_, change, _)| {
                 now += i32::from(*change);

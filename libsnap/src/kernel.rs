@@ -42,35 +42,132 @@ pub fn features() -> Vec<Feature> {
     };
     let cap = |cap| caps::has_cap(None, caps::CapSet::Effective, cap).unwrap_or(false);
     vec![
-        feature("x86_64", cfg!(target_arch = "x86_64"), true, "everything", "an x86-64 machine"),
-        feature("CAP_SYS_PTRACE", cap(caps::Capability::CAP_SYS_PTRACE), true, "stopping and reading an app", "run as root"),
-        feature("CAP_SYS_ADMIN", cap(caps::Capability::CAP_SYS_ADMIN), true, "namespaces, reading shared memory", "run as root"),
-        feature("CAP_CHECKPOINT_RESTORE", cap(caps::Capability::CAP_CHECKPOINT_RESTORE), false, "choosing PIDs without CAP_SYS_ADMIN", "Linux 5.9, run as root"),
-        feature("CAP_SYS_RESOURCE", cap(caps::Capability::CAP_SYS_RESOURCE), false, "raising hard resource limits of a restored app", "run with the right; otherwise hard limits stay as they are"),
-        feature("pidfd_getfd", pidfd_getfd_works(), true, "reading descriptors of an app", "Linux 5.6"),
-        feature("kcmp", task::kcmp(own, own, task::Compare::Vm, 0, 0).is_ok(), true, "finding shared descriptors", "CONFIG_KCMP=y"),
-        feature("clone3 set_tid", fs::exists("/proc/sys/kernel/ns_last_pid").unwrap_or(false), true, "restoring PIDs", "Linux 5.5, CONFIG_CHECKPOINT_RESTORE=y"),
-        feature("map_files", fs::read_dir("/proc/self/map_files").is_ok(), true, "shared memory", "CONFIG_CHECKPOINT_RESTORE=y"),
-        feature("rseq configuration", fs::exists("/proc/sys/kernel/seccomp").unwrap_or(true), false, "restartable sequences", "Linux 5.13"),
-        feature("cgroup v2", crate::cgroup::is_v2(), false, "holding an app together; being born into its cgroup", "mount cgroup2; v1 freezer is the fallback"),
-        feature("PAGEMAP_SCAN", pagemap_scan_works(), false, "finding pages fast", "Linux 6.7; /proc/PID/pagemap is the fallback"),
-        feature("userfaultfd", fs::exists("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or(false), false, "lazy restore, snapshots with short downtime (not used yet)", "CONFIG_USERFAULTFD=y"),
-        feature("time namespace", fs::exists("/proc/self/ns/time").unwrap_or(false), false, "clocks that do not jump", "Linux 5.6, CONFIG_TIME_NS=y"),
-        feature("unix_diag", crate::sys::diag::unix_sockets().is_ok(), true, "pairing unix sockets", "CONFIG_UNIX_DIAG"),
+        feature(
+            "x86_64",
+            cfg!(target_arch = "x86_64"),
+            true,
+            "everything",
+            "an x86-64 machine",
+        ),
+        feature(
+            "CAP_SYS_PTRACE",
+            cap(caps::Capability::CAP_SYS_PTRACE),
+            true,
+            "stopping and reading an app",
+            "run as root",
+        ),
+        feature(
+            "CAP_SYS_ADMIN",
+            cap(caps::Capability::CAP_SYS_ADMIN),
+            true,
+            "namespaces, reading shared memory",
+            "run as root",
+        ),
+        feature(
+            "CAP_CHECKPOINT_RESTORE",
+            cap(caps::Capability::CAP_CHECKPOINT_RESTORE),
+            false,
+            "choosing PIDs without CAP_SYS_ADMIN",
+            "Linux 5.9, run as root",
+        ),
+        feature(
+            "CAP_SYS_RESOURCE",
+            cap(caps::Capability::CAP_SYS_RESOURCE),
+            false,
+            "raising hard resource limits of a restored app",
+            "run with the right; otherwise hard limits stay as they are",
+        ),
+        feature(
+            "pidfd_getfd",
+            pidfd_getfd_works(),
+            true,
+            "reading descriptors of an app",
+            "Linux 5.6",
+        ),
+        feature(
+            "kcmp",
+            task::kcmp(own, own, task::Compare::Vm, 0, 0).is_ok(),
+            true,
+            "finding shared descriptors",
+            "CONFIG_KCMP=y",
+        ),
+        feature(
+            "clone3 set_tid",
+            fs::exists("/proc/sys/kernel/ns_last_pid").unwrap_or(false),
+            true,
+            "restoring PIDs",
+            "Linux 5.5, CONFIG_CHECKPOINT_RESTORE=y",
+        ),
+        feature(
+            "map_files",
+            fs::read_dir("/proc/self/map_files").is_ok(),
+            true,
+            "shared memory",
+            "CONFIG_CHECKPOINT_RESTORE=y",
+        ),
+        feature(
+            "rseq configuration",
+            fs::exists("/proc/sys/kernel/seccomp").unwrap_or(true),
+            false,
+            "restartable sequences",
+            "Linux 5.13",
+        ),
+        feature(
+            "cgroup v2",
+            crate::cgroup::is_v2(),
+            false,
+            "holding an app together; being born into its cgroup",
+            "mount cgroup2; v1 freezer is the fallback",
+        ),
+        feature(
+            "PAGEMAP_SCAN",
+            pagemap_scan_works(),
+            false,
+            "finding pages fast",
+            "Linux 6.7; /proc/PID/pagemap is the fallback",
+        ),
+        feature(
+            "userfaultfd",
+            fs::exists("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or(false),
+            false,
+            "lazy restore, snapshots with short downtime (not used yet)",
+            "CONFIG_USERFAULTFD=y",
+        ),
+        feature(
+            "time namespace",
+            fs::exists("/proc/self/ns/time").unwrap_or(false),
+            false,
+            "clocks that do not jump",
+            "Linux 5.6, CONFIG_TIME_NS=y",
+        ),
+        feature(
+            "unix_diag",
+            crate::sys::diag::unix_sockets().is_ok(),
+            true,
+            "pairing unix sockets",
+            "CONFIG_UNIX_DIAG",
+        ),
     ]
 }
 
 fn pidfd_getfd_works() -> bool {
     use std::os::fd::AsFd;
     let own = crate::ids::HostPid(std::process::id() as i32);
-    let Ok(probe) = sysfd::memfd("probe", 0) else { return false };
+    let Ok(probe) = sysfd::memfd("probe", 0) else {
+        return false;
+    };
     use std::os::fd::AsRawFd;
-    task::pidfd_open(own).and_then(|pidfd| task::pidfd_getfd(pidfd.as_fd(), probe.as_raw_fd())).is_ok()
+    task::pidfd_open(own)
+        .and_then(|pidfd| task::pidfd_getfd(pidfd.as_fd(), probe.as_raw_fd()))
+        .is_ok()
 }
 
 fn pagemap_scan_works() -> bool {
     let page = [0u8; 1];
     let start = (page.as_ptr() as u64) & !4095;
-    let span = mem::Span { start, end: start + 4096 };
+    let span = mem::Span {
+        start,
+        end: start + 4096,
+    };
     File::open("/proc/self/pagemap").is_ok_and(|file| mem::scan_pages(&file, span, &mut Vec::new()).is_ok())
 }

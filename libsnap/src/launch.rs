@@ -42,7 +42,8 @@ pub fn init_file(root: i32) -> Result<OwnedFd> {
         .or_else(|_| sysfd::memfd("appshot-init", libc::MFD_CLOEXEC))
         .or_fail(failed)?;
     let mut file = File::from(file);
-    file.write_all(&blob::init_program(INIT_ADDRESS, root)).or_fail(failed)?;
+    file.write_all(&blob::init_program(INIT_ADDRESS, root))
+        .or_fail(failed)?;
     // A file open for writing cannot be executed (ETXTBSY).
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let readable = File::open(path).or_fail(failed)?;
@@ -93,10 +94,17 @@ impl Place {
         let failed = || "cannot start a process";
         let (report_read, report_write) = pipe().or_fail(failed)?;
         let (go_read, go_write) = pipe().or_fail(failed)?;
-        let group = self.cgroup.as_deref().filter(|_| cgroup::is_v2()).map(File::open).transpose().or_fail(failed)?;
+        let group = self
+            .cgroup
+            .as_deref()
+            .filter(|_| cgroup::is_v2())
+            .map(File::open)
+            .transpose()
+            .or_fail(failed)?;
         let set_tid = [self.pid.unwrap_or(0)];
         let args = CloneArgs {
-            flags: if self.pids == PidMode::New { NAMESPACES } else { 0 } | if group.is_some() { CLONE_INTO_CGROUP } else { 0 },
+            flags: if self.pids == PidMode::New { NAMESPACES } else { 0 }
+                | if group.is_some() { CLONE_INTO_CGROUP } else { 0 },
             exit_signal: libc::SIGCHLD as u64,
             cgroup: group.as_ref().map_or(0, |g| g.as_raw_fd() as u64),
             set_tid: if self.pid.is_some() { set_tid.as_ptr() as u64 } else { 0 },
@@ -128,9 +136,12 @@ impl Place {
     fn cannot_fork(&self, errno: Errno) -> Error {
         let error = match (errno, self.pid) {
             (Errno::EEXIST, Some(pid)) => {
-                return Error::new(Kind::Conflict, format!("cannot restore: process number {pid} is in use on this host"))
-                    .because(format!("pid {pid} is {}", proc::comm(HostPid(pid))))
-                    .fix("restore into a new PID namespace (--pids=new)");
+                return Error::new(
+                    Kind::Conflict,
+                    format!("cannot restore: process number {pid} is in use on this host"),
+                )
+                .because(format!("pid {pid} is {}", proc::comm(HostPid(pid))))
+                .fix("restore into a new PID namespace (--pids=new)");
             }
             (Errno::EPERM, _) => Error::new(Kind::Unavailable, "cannot make namespaces for the app")
                 .needs("CAP_SYS_ADMIN (and CAP_CHECKPOINT_RESTORE to choose PIDs)")
@@ -164,7 +175,9 @@ impl Place {
             task::setdomainname(domain).map_err(|e| (3, e))?;
         }
         if let Some(offsets) = &self.clock_offsets {
-            task::unshare_time().and_then(|()| write_file("/proc/self/timens_offsets", offsets)).map_err(|e| (4, e))?;
+            task::unshare_time()
+                .and_then(|()| write_file("/proc/self/timens_offsets", offsets))
+                .map_err(|e| (4, e))?;
         }
         Ok(())
     }
@@ -174,7 +187,13 @@ impl Place {
 /// those of another instance. A machine without /dev/pts has none to give.
 fn own_terminals() -> Sys<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    match mount(Some("devpts"), "/dev/pts", Some("devpts"), flags, Some("gid=5,mode=620,ptmxmode=666")) {
+    match mount(
+        Some("devpts"),
+        "/dev/pts",
+        Some("devpts"),
+        flags,
+        Some("gid=5,mode=620,ptmxmode=666"),
+    ) {
         Ok(()) => {}
         Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
         Err(errno) => return Err(errno),
@@ -199,7 +218,9 @@ fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
 impl Started {
     /// Lets the child go on.
     pub fn go(&self) -> Result<()> {
-        nix::unistd::write(&self.go, &[1]).map(drop).or_fail(|| "the new process has ended")
+        nix::unistd::write(&self.go, &[1])
+            .map(drop)
+            .or_fail(|| "the new process has ended")
     }
 
     /// Waits until the child executes its program, or tells why it could not.
@@ -226,13 +247,22 @@ pub fn reap(pid: HostPid) {
 
 /// What the app's command will have as 0, 1 and 2.
 fn stdio_files(stdio: &Stdio) -> Result<Option<[File; 2]>> {
-    let null = || OpenOptions::new().read(true).write(true).open("/dev/null").or_fail(|| "cannot open /dev/null");
+    let null = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .or_fail(|| "cannot open /dev/null")
+    };
     Ok(match stdio {
         Stdio::Inherit => None,
         Stdio::Null => Some([null()?, null()?]),
         Stdio::Log(path) => {
             let log = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-            Some([null()?, log.or_fail(|| format!("cannot open the log {}", path.display()))?])
+            Some([
+                null()?,
+                log.or_fail(|| format!("cannot open the log {}", path.display()))?,
+            ])
         }
     })
 }
@@ -317,12 +347,21 @@ fn start_command(
     let init_file = init_file(ROOT)?;
     let init_program = Program::new("", &["appshot-init".into()], &[]).or_fail(|| "cannot name the init")?;
     let cwd = options.cwd.clone();
-    let user = options.uid.map(|uid| (uid, options.gid.unwrap_or(uid), groups_of(uid, options.gid.unwrap_or(uid))));
+    let user = options.uid.map(|uid| {
+        (
+            uid,
+            options.gid.unwrap_or(uid),
+            groups_of(uid, options.gid.unwrap_or(uid)),
+        )
+    });
     let command = || exec_command(program, cwd.as_deref(), user.as_ref(), stdio);
     let started = match place.pids {
         PidMode::Host => place.start(command)?,
         PidMode::New => place.start(|| {
-            match task::fork(&CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() }) {
+            match task::fork(&CloneArgs {
+                exit_signal: libc::SIGCHLD as u64,
+                ..CloneArgs::default()
+            }) {
                 Ok(Forked::Child) => command(),
                 Ok(Forked::Parent(_)) => become_init(&init_program, init_file.as_fd()),
                 Err(errno) => (0, errno),
@@ -393,7 +432,10 @@ fn become_init(program: &Program, file: BorrowedFd<'_>) -> (usize, Errno) {
 fn leave_exec(pid: HostPid) -> Result<HostPid> {
     use crate::sys::ptrace;
     let stepped = ptrace::single_step(pid).and_then(|()| ptrace::wait(pid, true));
-    stepped.map(|_| pid).or_fail(|| "cannot start a husk").inspect_err(|_| reap(pid))
+    stepped
+        .map(|_| pid)
+        .or_fail(|| "cannot start a husk")
+        .inspect_err(|_| reap(pid))
 }
 
 /// Starts a husk: an almost empty process, stopped at its first instruction,
@@ -403,7 +445,8 @@ pub fn husk(place: &Place, socket: BorrowedFd<'_>, number: i32, options: i32) ->
     use crate::sys::ptrace::{self, Stop};
     let file = init_file(ROOT)?;
     let program = Program::new("", &["appshot-init".into()], &[]).or_fail(|| "cannot name the init")?;
-    let high = sysfd::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, i64::from(number) + 1).or_fail(|| "cannot place a descriptor")?;
+    let high = sysfd::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, i64::from(number) + 1)
+        .or_fail(|| "cannot place a descriptor")?;
     let high = sysfd::owned(high).or_fail(|| "cannot place a descriptor")?;
     let started = place.start(|| {
         nix::unistd::setsid().ok();
@@ -419,7 +462,9 @@ pub fn husk(place: &Place, socket: BorrowedFd<'_>, number: i32, options: i32) ->
     let seized = ptrace::seize(pid, options | libc::PTRACE_O_TRACEEXEC);
     if let Err(errno) = seized {
         reap(pid);
-        return Err(Error::new(Kind::Unavailable, "cannot trace a new process").because(errno).needs("CAP_SYS_PTRACE"));
+        return Err(Error::new(Kind::Unavailable, "cannot trace a new process")
+            .because(errno)
+            .needs("CAP_SYS_PTRACE"));
     }
     started.go()?;
     match ptrace::wait(pid, true) {
@@ -430,4 +475,3 @@ pub fn husk(place: &Place, socket: BorrowedFd<'_>, number: i32, options: i32) ->
         })),
     }
 }
-

@@ -91,7 +91,8 @@ impl ShmTable {
                 while at < end {
                     let len = (end - at).min(buffer.len() as u64) as usize;
                     file.read_exact_at(&mut buffer[..len], at).or_fail(failed)?;
-                    part.write_all(&buffer[..len]).or_fail(|| format!("cannot write {name}"))?;
+                    part.write_all(&buffer[..len])
+                        .or_fail(|| format!("cannot write {name}"))?;
                     at += len as u64;
                 }
                 stored += length;
@@ -109,7 +110,9 @@ fn data_runs(file: &File, size: u64) -> Vec<(u64, u64)> {
     let mut runs = Vec::new();
     let mut at = 0;
     while at < size {
-        let Ok(data) = lseek(file, at as i64, Whence::SeekData) else { break };
+        let Ok(data) = lseek(file, at as i64, Whence::SeekData) else {
+            break;
+        };
         let hole = lseek(file, data, Whence::SeekHole).map_or(size, |h| h as u64);
         let start = data as u64;
         let end = hole.min(size);
@@ -161,7 +164,8 @@ pub fn build_id(path: &str) -> Option<String> {
     File::open(path).ok()?.take(4096).read_to_end(&mut head).ok()?;
     let header = goblin::elf::Elf::parse_header(&head).ok()?;
     let ctx = goblin::container::Ctx::new(goblin::container::Container::Big, goblin::container::Endian::Little);
-    let headers = goblin::elf::ProgramHeader::parse(&head, header.e_phoff as usize, usize::from(header.e_phnum), ctx).ok()?;
+    let headers =
+        goblin::elf::ProgramHeader::parse(&head, header.e_phoff as usize, usize::from(header.e_phnum), ctx).ok()?;
     let mut elf = goblin::elf::Elf::lazy_parse(header).ok()?;
     elf.program_headers = headers;
     let mut notes = elf.iter_note_headers(&head)?;
@@ -224,7 +228,10 @@ fn kind_of(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKi
     }
     let view = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
     if let Some(kind) = shm_kind(mapping, &view) {
-        let key = (nix::sys::stat::makedev(u64::from(mapping.dev.0), u64::from(mapping.dev.1)), mapping.ino);
+        let key = (
+            nix::sys::stat::makedev(u64::from(mapping.dev.0), u64::from(mapping.dev.1)),
+            mapping.ino,
+        );
         let shm = tables.shm.enter(key, &view, || kind);
         return Ok(VmaKind::Shm {
             shm,
@@ -237,12 +244,36 @@ fn kind_of(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKi
 
 fn refuse_flags(mapping: &Mapping) -> Result<(), Refused> {
     let refused = [
-        ("ht", "huge page files (hugetlb) are not carried yet", "run the app without hugetlb pages"),
-        ("ss", "shadow stacks are not carried yet", "run the app without shadow stacks (GLIBC_TUNABLES)"),
-        ("um", "a userfaultfd watches this range", "end its user before the snapshot"),
-        ("uw", "a userfaultfd write-protects this range", "end its user before the snapshot"),
-        ("ui", "a userfaultfd watches this range", "end its user before the snapshot"),
-        ("sl", "sealed mappings (mseal) are not carried yet", "run the app without mseal"),
+        (
+            "ht",
+            "huge page files (hugetlb) are not carried yet",
+            "run the app without hugetlb pages",
+        ),
+        (
+            "ss",
+            "shadow stacks are not carried yet",
+            "run the app without shadow stacks (GLIBC_TUNABLES)",
+        ),
+        (
+            "um",
+            "a userfaultfd watches this range",
+            "end its user before the snapshot",
+        ),
+        (
+            "uw",
+            "a userfaultfd write-protects this range",
+            "end its user before the snapshot",
+        ),
+        (
+            "ui",
+            "a userfaultfd watches this range",
+            "end its user before the snapshot",
+        ),
+        (
+            "sl",
+            "sealed mappings (mseal) are not carried yet",
+            "run the app without mseal",
+        ),
         ("pf", "memory of a device", "close the device before the snapshot"),
         ("io", "memory of a device", "close the device before the snapshot"),
     ];
@@ -276,11 +307,15 @@ fn shm_kind(mapping: &Mapping, view: &str) -> Option<ShmKind> {
 pub fn memfd_kind(name: &str, view: &str) -> ShmKind {
     const F_GET_SEALS: i32 = 1034;
     let file = File::open(view).ok();
-    let seals = file.as_ref().map_or(0, |f| crate::sys::fd::fcntl(f.as_raw_fd(), F_GET_SEALS, 0).unwrap_or(0));
+    let seals = file
+        .as_ref()
+        .map_or(0, |f| crate::sys::fd::fcntl(f.as_raw_fd(), F_GET_SEALS, 0).unwrap_or(0));
     ShmKind::Memfd {
         name: name.to_owned(),
         seals,
-        mode: file.and_then(|f| f.metadata().ok()).map_or(0o777, |m| m.mode() & 0o7777),
+        mode: file
+            .and_then(|f| f.metadata().ok())
+            .map_or(0o777, |m| m.mode() & 0o7777),
     }
 }
 
@@ -289,10 +324,18 @@ fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<Vma
         return unlinked_kind(pid, mapping, tables);
     }
     if !mapping.name.starts_with('/') {
-        return Err(("a mapping of a kernel object that is not carried", "close the object first"));
+        return Err((
+            "a mapping of a kernel object that is not carried",
+            "close the object first",
+        ));
     }
     let view = format!("/proc/{pid}/root{}", mapping.name);
-    let meta = fs::metadata(&view).map_err(|_| ("the mapped file cannot be reached by its name", "restore the file's name"))?;
+    let meta = fs::metadata(&view).map_err(|_| {
+        (
+            "the mapped file cannot be reached by its name",
+            "restore the file's name",
+        )
+    })?;
     // The kernel makes anonymous memory of it, but keeps the name.
     if meta.rdev() == DEV_ZERO && meta.mode() & libc::S_IFMT == libc::S_IFCHR && !mapping.shared {
         let (path, offset) = (mapping.name.clone(), mapping.offset);
@@ -302,7 +345,10 @@ fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<Vma
         return Err(("a mapping of a device", "close the device first"));
     }
     if meta.ino() != mapping.ino {
-        return Err(("the mapped file was replaced by another one", "restart the app after an upgrade of this file"));
+        return Err((
+            "the mapped file was replaced by another one",
+            "restart the app after an upgrade of this file",
+        ));
     }
     let path = mapping.name.clone();
     let offset = mapping.offset;
@@ -322,13 +368,24 @@ const DEV_ZERO: u64 = nix::sys::stat::makedev(1, 5);
 
 fn unlinked_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKind, Refused> {
     let view = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
-    let unread = |_| ("the mapped file has no name any more and cannot be read", "restart the app after an upgrade of this file");
+    let unread = |_| {
+        (
+            "the mapped file has no name any more and cannot be read",
+            "restart the app after an upgrade of this file",
+        )
+    };
     let meta = fs::metadata(&view).map_err(unread)?;
     let key = (meta.dev(), meta.ino());
     if fs::metadata(format!("/proc/{pid}/exe")).is_ok_and(|exe| (exe.dev(), exe.ino()) == key) {
-        return Err(("the program has no name any more", "restart the app after an upgrade of its program"));
+        return Err((
+            "the program has no name any more",
+            "restart the app after an upgrade of its program",
+        ));
     }
-    let kind = unlinked(&mapping.name, &meta).ok_or(("the mapped file lost this name but has others", "give the file its name back"))?;
+    let kind = unlinked(&mapping.name, &meta).ok_or((
+        "the mapped file lost this name but has others",
+        "give the file its name back",
+    ))?;
     let shm = tables.shm.enter(key, &view, || kind);
     Ok(VmaKind::Shm {
         shm,
@@ -339,7 +396,9 @@ fn unlinked_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result
 
 /// A regular file of which no name is left; `link` is how /proc shows it.
 pub fn unlinked(link: &str, meta: &fs::Metadata) -> Option<ShmKind> {
-    let path = link.strip_suffix(" (deleted)").filter(|_| meta.is_file() && meta.nlink() == 0)?;
+    let path = link
+        .strip_suffix(" (deleted)")
+        .filter(|_| meta.is_file() && meta.nlink() == 0)?;
     Some(ShmKind::Unlinked {
         path: path.to_owned(),
         mode: meta.mode() & 0o7777,
@@ -373,7 +432,10 @@ pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter, go_on: &dy
         spans.clear();
         if vma.kind == VmaKind::Vdso {
             // Kept whole, should another kernel have another one.
-            let whole = Span { start: vma.start, end: vma.end };
+            let whole = Span {
+                start: vma.start,
+                end: vma.end,
+            };
             reader.copy(&[whole], vma, core, go_on)?;
         }
         if !holds_pages(&vma.kind) {
@@ -442,9 +504,15 @@ impl PageReader {
         let mut at = 0;
         for span in batch {
             let len = span.len() as usize;
-            self.mem.read_exact_at(&mut self.buffer[at..at + len], span.start).map_err(|cause| {
-                Error::failed(format!("cannot read pages {:x}-{:x} of pid {}", span.start, span.end, self.pid)).because(cause)
-            })?;
+            self.mem
+                .read_exact_at(&mut self.buffer[at..at + len], span.start)
+                .map_err(|cause| {
+                    Error::failed(format!(
+                        "cannot read pages {:x}-{:x} of pid {}",
+                        span.start, span.end, self.pid
+                    ))
+                    .because(cause)
+                })?;
             at += len;
         }
         Ok(())
@@ -461,10 +529,13 @@ fn pieces(span: Span, max: u64) -> impl Iterator<Item = Span> {
 
 /// What this machine is, as an appshot states it.
 pub fn needs(xsave: &[u8], vdso: &[u8]) -> Needs {
-    let xcr0 = xsave.get(464..472).map_or(0, |w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
+    let xcr0 = xsave
+        .get(464..472)
+        .map_or(0, |w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
     Needs {
         arch: std::env::consts::ARCH.to_owned(),
-        kernel_release: nix::sys::utsname::uname().map_or_else(|_| String::new(), |u| u.release().to_string_lossy().into_owned()),
+        kernel_release: nix::sys::utsname::uname()
+            .map_or_else(|_| String::new(), |u| u.release().to_string_lossy().into_owned()),
         page_size: PAGE,
         xsave_bytes: xsave.len() as u32,
         xcr0,

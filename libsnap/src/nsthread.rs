@@ -8,7 +8,10 @@ use std::io;
 
 /// Runs `job` in the named namespaces (`ipc`, `uts`, `net`) of `pid`.
 pub fn inside<T: Send>(pid: HostPid, names: &[&str], job: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let files = names.iter().map(|name| File::open(format!("/proc/{pid}/ns/{name}"))).collect::<io::Result<Vec<_>>>()?;
+    let files = names
+        .iter()
+        .map(|name| File::open(format!("/proc/{pid}/ns/{name}")))
+        .collect::<io::Result<Vec<_>>>()?;
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             for file in files {
@@ -16,6 +19,8 @@ pub fn inside<T: Send>(pid: HostPid, names: &[&str], job: impl FnOnce() -> T + S
             }
             Ok(job())
         });
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("a helper thread panicked")))
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a helper thread panicked")))
     })
 }

@@ -43,7 +43,9 @@ impl Fields {
     }
 
     pub fn all<'a, 'k>(&'a self, key: &'k str) -> impl Iterator<Item = &'a str> + use<'a, 'k> {
-        self.0.lines().filter_map(move |line| line.strip_prefix(key)?.strip_prefix(':').map(str::trim))
+        self.0
+            .lines()
+            .filter_map(move |line| line.strip_prefix(key)?.strip_prefix(':').map(str::trim))
     }
 
     pub fn lines(&self) -> impl Iterator<Item = &str> {
@@ -208,7 +210,10 @@ fn parse_header(line: &str) -> Option<Mapping> {
         exec: perms.get(2) == Some(&b'x'),
         shared: perms.get(3) == Some(&b's'),
         offset: u64::from_str_radix(offset, 16).ok()?,
-        dev: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
+        dev: (
+            u32::from_str_radix(major, 16).ok()?,
+            u32::from_str_radix(minor, 16).ok()?,
+        ),
         ino: ino.parse().unwrap_or(0),
         name: unescape(name.trim_start()),
         flags: Vec::new(),

@@ -8,11 +8,11 @@ use crate::error::{OrFail, Result};
 use crate::executor::{Batch, CallId, Executor, Slot};
 use crate::freeze::{FrozenProcess, FrozenThread};
 use crate::ids::{HostPid, VirtualPid};
+use crate::image::ThreadImage;
 use crate::image::records::{
     AltStack, Blocked, Creds, MmRecord, PosixTimer, ProcessRecord, Rseq, Sched, Seccomp, SigAction, SigInfo,
     ThreadRecord, TimerValue,
 };
-use crate::image::ThreadImage;
 use crate::proc::{self, Fields};
 use crate::sys::ptrace::{self, Regs, reg};
 use crate::sys::task;
@@ -83,7 +83,10 @@ fn blocked_in(thread: &FrozenThread) -> Blocked {
     if (thread.regs.get(reg::ORIG_RAX) as i64) < 0 {
         return Blocked::No;
     }
-    match (thread.regs.get(reg::RAX) as i64, thread.wait.and_then(|wait| wait.left_ns)) {
+    match (
+        thread.regs.get(reg::RAX) as i64,
+        thread.wait.and_then(|wait| wait.left_ns),
+    ) {
         (ERESTART_RESTARTBLOCK, Some(left_ns)) => Blocked::Timed { left_ns },
         (ERESTART_RESTARTBLOCK..=-512, _) => Blocked::Restart,
         _ => Blocked::No,
@@ -102,7 +105,11 @@ fn kept_registers(thread: &FrozenThread) -> [u64; 27] {
     if restarted && thread.wait.is_none_or(|wait| wait.left_ns.is_none()) {
         // What restart_syscall stood for is not known: it ends as if interrupted.
         let unknown = regs.get(reg::ORIG_RAX) as i64 == libc::SYS_restart_syscall;
-        let code = if unknown { -i64::from(libc::EINTR) } else { ERESTARTNOHAND };
+        let code = if unknown {
+            -i64::from(libc::EINTR)
+        } else {
+            ERESTARTNOHAND
+        };
         regs = regs.with(reg::RAX, code as u64);
     }
     regs.0
@@ -111,7 +118,11 @@ fn kept_registers(thread: &FrozenThread) -> [u64; 27] {
 /// Asks a process by batch, then its threads; gives each its state.
 /// `ignores_trap`: its action for SIGTRAP is to ignore it, which the first batch
 /// resets.
-pub fn capture(process: &FrozenProcess, executor: &Executor, ignores_trap: bool) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
+pub fn capture(
+    process: &FrozenProcess,
+    executor: &Executor,
+    ignores_trap: bool,
+) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let mut asked = AskProcess::new(executor, process.pid);
     let main = process.main();
     executor.run(main.tid, &main.regs, &mut asked.batch)?;
@@ -246,7 +257,9 @@ fn posix_timers(pid: HostPid) -> Vec<TimerText> {
 fn parse_timers(text: &str) -> Vec<TimerText> {
     let mut found: Vec<TimerText> = Vec::new();
     for line in text.lines() {
-        let Some((key, value)) = line.split_once(':') else { continue };
+        let Some((key, value)) = line.split_once(':') else {
+            continue;
+        };
         let value = value.trim();
         if key == "ID" {
             found.push(TimerText::default());
@@ -292,15 +305,24 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess) -> Result<Process
     let failed = || format!("cannot read the state of pid {pid}");
     let status = Fields::status(pid).or_fail(failed)?;
     let number = |name: &str| -> i64 {
-        proc::text(pid, name).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
+        proc::text(pid, name)
+            .ok()
+            .and_then(|t| t.trim().parse().ok())
+            .unwrap_or(0)
     };
     let hex = |name: &str| {
-        proc::text(pid, name).ok().and_then(|t| u64::from_str_radix(t.trim(), 16).ok()).unwrap_or(0)
+        proc::text(pid, name)
+            .ok()
+            .and_then(|t| u64::from_str_radix(t.trim(), 16).ok())
+            .unwrap_or(0)
     };
     let visible = tids_by_host(process);
     let pending = signals(pid, true)?;
-    let mut posix_timers: Vec<PosixTimer> =
-        asked.timers.iter().map(|(text, slot, overrun)| asked.posix_timer(text, *slot, *overrun)).collect();
+    let mut posix_timers: Vec<PosixTimer> = asked
+        .timers
+        .iter()
+        .map(|(text, slot, overrun)| asked.posix_timer(text, *slot, *overrun))
+        .collect();
     for timer in &mut posix_timers {
         // /proc shows the number in the reader's namespace.
         if let Some(vtid) = visible.get(&timer.thread.0) {
@@ -342,7 +364,9 @@ fn signals(tid: HostPid, shared: bool) -> Result<Vec<SigInfo>> {
 
 fn mm_record(pid: HostPid, brk: u64) -> Result<MmRecord> {
     let failed = || format!("cannot read the memory marks of pid {pid}");
-    let stat = procfs::process::Process::new(pid.0).and_then(|p| p.stat()).or_fail(failed)?;
+    let stat = procfs::process::Process::new(pid.0)
+        .and_then(|p| p.stat())
+        .or_fail(failed)?;
     let auxv = std::fs::read(format!("/proc/{pid}/auxv")).or_fail(failed)?;
     Ok(MmRecord {
         start_code: stat.startcode,
@@ -361,7 +385,9 @@ fn mm_record(pid: HostPid, brk: u64) -> Result<MmRecord> {
 }
 
 fn rlimits(pid: HostPid) -> Vec<(u64, u64)> {
-    (0..16).map(|which| task::prlimit_get(pid, which).unwrap_or((u64::MAX, u64::MAX))).collect()
+    (0..16)
+        .map(|which| task::prlimit_get(pid, which).unwrap_or((u64::MAX, u64::MAX)))
+        .collect()
 }
 
 fn capture_thread(thread: &FrozenThread, executor: &Executor) -> Result<ThreadImage> {
@@ -381,12 +407,15 @@ fn capture_thread(thread: &FrozenThread, executor: &Executor) -> Result<ThreadIm
         sigaltstack: asked.altstack,
         tid_address: asked.tid_address,
         robust_list: task::robust_list(tid).unwrap_or((0, 0)),
-        rseq: ptrace::rseq(tid).ok().filter(|r| r.0 != 0).map(|(pointer, size, signature)| Rseq {
-            pointer,
-            size,
-            signature,
-            section: thread.rseq_section.map_or(0, |(_, section)| section),
-        }),
+        rseq: ptrace::rseq(tid)
+            .ok()
+            .filter(|r| r.0 != 0)
+            .map(|(pointer, size, signature)| Rseq {
+                pointer,
+                size,
+                signature,
+                section: thread.rseq_section.map_or(0, |(_, section)| section),
+            }),
         creds: creds(&status, asked.securebits),
         no_new_privs: status.number("NoNewPrivs") == Some(1),
         seccomp: Seccomp::Off,
@@ -416,10 +445,26 @@ fn ask_thread(thread: &FrozenThread, executor: &Executor) -> Result<AskedThread>
     let altstack = batch.space(24);
     batch.must("sigaltstack", libc::SYS_sigaltstack, &[0, altstack.address]);
     let (address, death) = (batch.space(8), batch.space(8));
-    batch.must("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl, &[PR_GET_TID_ADDRESS, address.address, 0, 0, 0]);
-    batch.must("prctl(PR_GET_PDEATHSIG)", libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG as u64, death.address, 0, 0, 0]);
-    let slack = batch.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK as u64, 0, 0, 0, 0]);
-    let bits = batch.call("prctl(PR_GET_SECUREBITS)", libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0]);
+    batch.must(
+        "prctl(PR_GET_TID_ADDRESS)",
+        libc::SYS_prctl,
+        &[PR_GET_TID_ADDRESS, address.address, 0, 0, 0],
+    );
+    batch.must(
+        "prctl(PR_GET_PDEATHSIG)",
+        libc::SYS_prctl,
+        &[libc::PR_GET_PDEATHSIG as u64, death.address, 0, 0, 0],
+    );
+    let slack = batch.call(
+        "prctl(PR_GET_TIMERSLACK)",
+        libc::SYS_prctl,
+        &[libc::PR_GET_TIMERSLACK as u64, 0, 0, 0, 0],
+    );
+    let bits = batch.call(
+        "prctl(PR_GET_SECUREBITS)",
+        libc::SYS_prctl,
+        &[libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0],
+    );
     executor.run(thread.tid, &thread.regs, &mut batch)?;
     let words = batch.read_words(altstack);
     Ok(AskedThread {
@@ -472,14 +517,22 @@ mod tests {
                     ID: 3\nsignal: 34/00007f12\nnotify: signal/tid.78\nClockID: 0\n";
         let found = parse_timers(text);
         assert_eq!(found.len(), 2);
-        assert_eq!((found[0].id, found[0].signal, found[0].value, found[0].clock), (0, 10, 0xabc, 1));
-        assert_eq!((found[1].notify, found[1].thread), (libc::SIGEV_THREAD_ID, VirtualPid(78)));
+        assert_eq!(
+            (found[0].id, found[0].signal, found[0].value, found[0].clock),
+            (0, 10, 0xabc, 1)
+        );
+        assert_eq!(
+            (found[1].notify, found[1].thread),
+            (libc::SIGEV_THREAD_ID, VirtualPid(78))
+        );
     }
 
     #[test]
     fn only_listed_calls_are_restarted_after_eintr() {
         let regs = |call: i64, value: i64| {
-            Regs([0; 27]).with(reg::ORIG_RAX, call as u64).with(reg::RAX, value as u64)
+            Regs([0; 27])
+                .with(reg::ORIG_RAX, call as u64)
+                .with(reg::RAX, value as u64)
         };
         let restarted = resumable(regs(libc::SYS_epoll_wait, -4), None);
         assert_eq!(restarted.get(reg::RAX) as i64, ERESTARTNOHAND);

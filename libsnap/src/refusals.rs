@@ -27,9 +27,12 @@ impl Refusals {
         if self.0.is_empty() {
             return Ok(());
         }
-        let mut error = Error::new(Kind::Refused, format!("cannot snapshot {subject}: part of its state cannot be carried"))
-            .fix("see each line")
-            .state("the app was not changed and is running");
+        let mut error = Error::new(
+            Kind::Refused,
+            format!("cannot snapshot {subject}: part of its state cannot be carried"),
+        )
+        .fix("see each line")
+        .state("the app was not changed and is running");
         error.refusals = self.0;
         Err(error)
     }

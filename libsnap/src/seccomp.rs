@@ -69,7 +69,12 @@ impl Filters {
             };
             if notifies(&code) {
                 let object = format!("seccomp filter {} of task {tid}", chain.len());
-                refusals.add(pid, object, "it asks a supervisor (SECCOMP_RET_USER_NOTIF), which is not carried", "run the app without its supervisor");
+                refusals.add(
+                    pid,
+                    object,
+                    "it asks a supervisor (SECCOMP_RET_USER_NOTIF), which is not carried",
+                    "run the app without its supervisor",
+                );
             }
             let log = ptrace::seccomp_flags(tid, chain.len()).or_fail(failed)? & FLAG_LOG != 0;
             chain.push(self.enter(SeccompFilter { log, code }));
@@ -99,7 +104,8 @@ impl Filters {
 /// Whether a program may return SECCOMP_RET_USER_NOTIF: the value stands in
 /// some instruction, as what is returned or as what the result is made of.
 fn notifies(code: &[u64]) -> bool {
-    code.iter().any(|instruction| instruction >> 32 & 0xffff_0000 == RET_USER_NOTIF && !compares(*instruction))
+    code.iter()
+        .any(|instruction| instruction >> 32 & 0xffff_0000 == RET_USER_NOTIF && !compares(*instruction))
 }
 
 /// BPF_JMP.
@@ -109,7 +115,11 @@ fn compares(instruction: u64) -> bool {
 
 /// How many of a thread's filters it has in common with the main thread.
 pub fn shared(main: &Seccomp, thread: &Seccomp) -> usize {
-    main.filters().iter().zip(thread.filters()).take_while(|(a, b)| a == b).count()
+    main.filters()
+        .iter()
+        .zip(thread.filters())
+        .take_while(|(a, b)| a == b)
+        .count()
 }
 
 /// Gives task `tid` these filters on top of those it has.

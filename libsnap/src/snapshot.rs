@@ -16,10 +16,10 @@ use crate::executor::{self, Executor};
 use crate::files::{self, FileTable, Member};
 use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::ids::{HostPid, VirtualPid};
-use crate::ipc::{self, Objects};
+use crate::image::records::ProcessRecord;
 use crate::image::records::{Clocks, Life, Manifest, SnapEntry, Vma, VmaKind};
 use crate::image::{ProcessImage, ThreadImage, Writer};
-use crate::image::records::ProcessRecord;
+use crate::ipc::{self, Objects};
 use crate::memory::{self, Tables};
 use crate::proc::{self, Fields};
 use crate::process;
@@ -59,9 +59,8 @@ pub fn snapshot_unless(
     let writer = Writer::create(dest)?;
     steps.start("freeze");
     let frozen = freeze::freeze(target).map_err(|e| told(e, &subject))?;
-    let taken = take(&frozen, target, options, &writer, &subject, &mut steps, cancelled).map_err(|e| {
-        told(e, &subject).state("the app was let go and is running as before")
-    })?;
+    let taken = take(&frozen, target, options, &writer, &subject, &mut steps, cancelled)
+        .map_err(|e| told(e, &subject).state("the app was let go and is running as before"))?;
     finish(frozen, writer, taken, options, begin, steps)
 }
 
@@ -74,7 +73,9 @@ fn told(mut error: Error, subject: &str) -> Error {
 
 fn go_on(cancelled: &dyn Fn() -> bool) -> Result<()> {
     if cancelled() {
-        return Err(Error::failed("the snapshot was given up").because("the one who asked for it has cancelled it or is gone"));
+        return Err(
+            Error::failed("the snapshot was given up").because("the one who asked for it has cancelled it or is gone")
+        );
     }
     Ok(())
 }
@@ -101,7 +102,11 @@ fn take(
             .state("the app has ended"));
     }
     steps.start("look");
-    let members = frozen.processes.iter().map(|p| Member::open(p.pid, p.vpid)).collect::<Result<Vec<_>>>()?;
+    let members = frozen
+        .processes
+        .iter()
+        .map(|p| Member::open(p.pid, p.vpid))
+        .collect::<Result<Vec<_>>>()?;
     let mut refusals = Refusals::default();
     let mut tables = Tables::default();
     survey::processes(target, &frozen_pids(frozen), &mut refusals);
@@ -124,7 +129,16 @@ fn take(
     steps.start("memory");
     let needs = needs(frozen, &spaces, &captured)?;
     let snaplist = snaplist(frozen)?;
-    let memory_bytes = store(frozen, captured, spaces, &snaplist, &table, &mut tables, writer, cancelled)?;
+    let memory_bytes = store(
+        frozen,
+        captured,
+        spaces,
+        &snaplist,
+        &table,
+        &mut tables,
+        writer,
+        cancelled,
+    )?;
     let mut manifest = manifest(frozen, target, clocks, needs, snaplist, table, tables);
     manifest.seccomp = filters.into_records();
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
@@ -145,16 +159,32 @@ fn address_spaces(pids: &[HostPid], tables: &mut Tables, refusals: &mut Refusals
 }
 
 /// Enters the process, asks it, and leaves it as it was.
-fn capture_process(process: &FrozenProcess, vmas: &[Vma], objects: &mut Objects) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
+fn capture_process(
+    process: &FrozenProcess,
+    vmas: &[Vma],
+    objects: &mut Objects,
+) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let main = process.main();
     let gate = executor::find_gate(process.pid, &gates(vmas))?;
-    let mut used: Vec<Span> = vmas.iter().map(|v| Span { start: v.start, end: v.end }).collect();
-    let hole = executor::find_hole(&mut used, executor::FOOTPRINT)
-        .ok_or_else(|| Error::refused(format!("the address space of pid {} has no room for the executor", process.pid)))?;
+    let mut used: Vec<Span> = vmas
+        .iter()
+        .map(|v| Span {
+            start: v.start,
+            end: v.end,
+        })
+        .collect();
+    let hole = executor::find_hole(&mut used, executor::FOOTPRINT).ok_or_else(|| {
+        Error::refused(format!(
+            "the address space of pid {} has no room for the executor",
+            process.pid
+        ))
+    })?;
     main.prepare()?;
     let ignores_trap = ignores_trap(process.pid);
     let captured = Executor::infect(main.tid, &main.regs, gate, hole).and_then(|executor| {
-        let captured = objects.ask(process, &executor).and_then(|()| process::capture(process, &executor, ignores_trap));
+        let captured = objects
+            .ask(process, &executor)
+            .and_then(|()| process::capture(process, &executor, ignores_trap));
         if let Ok((record, _)) = &captured
             && let Some(action) = process::trap_to_ignore(record)
         {
@@ -179,7 +209,12 @@ fn ignores_trap(pid: HostPid) -> bool {
 fn gates(vmas: &[Vma]) -> Vec<Span> {
     let mut code: Vec<&Vma> = vmas.iter().filter(|v| v.prot & 4 != 0).collect();
     code.sort_by_key(|v| v.kind != VmaKind::Vdso);
-    code.iter().map(|v| Span { start: v.start, end: v.end }).collect()
+    code.iter()
+        .map(|v| Span {
+            start: v.start,
+            end: v.end,
+        })
+        .collect()
 }
 
 fn needs(
@@ -211,7 +246,9 @@ fn store(
     for (at, ((mut record, threads), vmas)) in captured.into_iter().zip(spaces).enumerate() {
         let process = &frozen.processes[at];
         record.fds = table.fds[at].clone();
-        let tty = proc::stat(process.pid).or_fail(|| format!("cannot read the state of pid {}", process.pid))?.tty;
+        let tty = proc::stat(process.pid)
+            .or_fail(|| format!("cannot read the state of pid {}", process.pid))?
+            .tty;
         record.ctty = files::pty::controlling(&table.files, snaplist[at].sid, tty);
         let mut core = writer.core(&part_name(process.vpid))?;
         memory::store_pages(process.pid, &vmas, &mut core, &|| go_on(cancelled))?;
@@ -241,7 +278,9 @@ fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
     let stat = proc::stat(pid).or_fail(failed)?;
     let vpid = VirtualPid(status.innermost("NSpid"));
     let life = if stat.state == b'Z' {
-        Life::Zombie { wait_status: stat.exit_code }
+        Life::Zombie {
+            wait_status: stat.exit_code,
+        }
     } else {
         Life::Alive { part: part_name(vpid) }
     };
@@ -261,12 +300,19 @@ fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
 fn snaplist(frozen: &Frozen) -> Result<Vec<SnapEntry>> {
     let numbers: std::collections::HashMap<i32, VirtualPid> =
         frozen.processes.iter().map(|p| (p.pid.0, p.vpid)).collect();
-    let pids = frozen.processes.iter().map(|p| p.pid).chain(frozen.zombies.iter().copied());
+    let pids = frozen
+        .processes
+        .iter()
+        .map(|p| p.pid)
+        .chain(frozen.zombies.iter().copied());
     pids.map(|pid| {
         let mut entry = snap_entry(pid)?;
         entry.stopped = frozen.processes.iter().find(|p| p.pid == pid).and_then(|p| p.stopped);
         // A parent outside the app is its init.
-        entry.ppid = numbers.get(&entry.ppid.0).copied().unwrap_or(VirtualPid(i32::from(entry.pid.0 != 1)));
+        entry.ppid = numbers
+            .get(&entry.ppid.0)
+            .copied()
+            .unwrap_or(VirtualPid(i32::from(entry.pid.0 != 1)));
         Ok(entry)
     })
     .collect()
@@ -316,11 +362,15 @@ fn finish(
     let (sealed, frozen_for) = if options.leave_running {
         let frozen_for = frozen.thaw();
         steps.start("seal");
-        let sealed = writer.seal(taken.manifest).map_err(|e| e.state("the app is running as before"))?;
+        let sealed = writer
+            .seal(taken.manifest)
+            .map_err(|e| e.state("the app is running as before"))?;
         (sealed, frozen_for)
     } else {
         steps.start("seal");
-        let sealed = writer.seal(taken.manifest).map_err(|e| e.state("the app was let go and is running as before"))?;
+        let sealed = writer
+            .seal(taken.manifest)
+            .map_err(|e| e.state("the app was let go and is running as before"))?;
         steps.start("end");
         (sealed, frozen.kill())
     };
@@ -340,7 +390,10 @@ fn finish(
 /// Lists everything that a snapshot would refuse; touches nothing.
 pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> {
     survey::admissible(target)?;
-    let pids: Vec<HostPid> = freeze::members(target)?.into_iter().filter(|pid| !survey::is_zombie(*pid)).collect();
+    let pids: Vec<HostPid> = freeze::members(target)?
+        .into_iter()
+        .filter(|pid| !survey::is_zombie(*pid))
+        .collect();
     let mut report = CheckReport {
         processes: pids.len(),
         ..CheckReport::default()
@@ -351,7 +404,10 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
     address_spaces(&pids, &mut tables, &mut refusals)?;
     let numbers: Vec<(HostPid, VirtualPid)> = pids.iter().map(|pid| (*pid, VirtualPid(pid.0))).collect();
     ipc::look(&numbers, target, &mut tables.shm, false, &mut refusals);
-    let members = pids.iter().map(|pid| Member::open(*pid, VirtualPid(pid.0))).collect::<Result<Vec<_>>>()?;
+    let members = pids
+        .iter()
+        .map(|pid| Member::open(*pid, VirtualPid(pid.0)))
+        .collect::<Result<Vec<_>>>()?;
     let table = files::capture(&members, options, false, &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
     report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();

@@ -98,10 +98,7 @@ impl Store {
     pub fn list(&self) -> Result<Vec<App>> {
         let names = files::stems(&self.run_dir.join("apps"), ".json")?;
         // A record may be removed between the listing and the reading.
-        names
-            .iter()
-            .filter_map(|name| self.find(name).transpose())
-            .collect()
+        names.iter().filter_map(|name| self.find(name).transpose()).collect()
     }
 
     /// The record of an app, if there is one.
@@ -166,12 +163,9 @@ impl Store {
     /// Fails when an app of this name is alive.
     pub fn vacant(&self, name: &str) -> Result<()> {
         match self.find(name)? {
-            Some(app) if app.alive() => Err(Error::new(
-                Kind::Conflict,
-                format!("app {name} is already running"),
-            )
-            .because(format!("pid {} belongs to it", app.child()))
-            .fix("choose another name with --name, or end it with `appshot kill`")),
+            Some(app) if app.alive() => Err(Error::new(Kind::Conflict, format!("app {name} is already running"))
+                .because(format!("pid {} belongs to it", app.child()))
+                .fix("choose another name with --name, or end it with `appshot kill`")),
             _ => Ok(()),
         }
     }
@@ -190,10 +184,8 @@ impl Store {
         match known {
             Some(app) => app.target(),
             None if start_time(pid).is_some() => Ok(Target::Pid(pid)),
-            None => Err(
-                Error::new(Kind::NotFound, format!("there is no process {pid}"))
-                    .fix("`appshot ps` lists the apps, `ps -e` all processes"),
-            ),
+            None => Err(Error::new(Kind::NotFound, format!("there is no process {pid}"))
+                .fix("`appshot ps` lists the apps, `ps -e` all processes")),
         }
     }
 

@@ -35,7 +35,16 @@ pub fn app_name(target: &Target) -> String {
         Target::App { name, .. } => name.clone(),
         Target::Pid(pid) => {
             let comm = proc::comm(*pid);
-            let plain: String = comm.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+            let plain: String = comm
+                .chars()
+                .map(|c| {
+                    if c.is_ascii_alphanumeric() {
+                        c.to_ascii_lowercase()
+                    } else {
+                        '-'
+                    }
+                })
+                .collect();
             format!("{}-{pid}", plain.trim_matches('-'))
         }
     }
@@ -66,7 +75,10 @@ pub fn admissible(target: &Target) -> Result<()> {
     let own = HostPid(std::process::id() as i32);
     for pid in freeze::members(target)? {
         if pid == own {
-            return refused("it holds the process that would take the snapshot", "run the command from outside the app");
+            return refused(
+                "it holds the process that would take the snapshot",
+                "run the command from outside the app",
+            );
         }
         unmolested(pid, &what)?;
     }
@@ -91,7 +103,12 @@ pub fn processes(target: &Target, pids: &[HostPid], refusals: &mut Refusals) {
     for pid in pids {
         namespaces(target, *pid, refusals);
         if proc::link(*pid, "root").is_ok_and(|root| root != "/") {
-            refusals.add(*pid, "root directory", "a changed root (chroot) is not carried yet", "run the app without chroot");
+            refusals.add(
+                *pid,
+                "root directory",
+                "a changed root (chroot) is not carried yet",
+                "run the app without chroot",
+            );
         }
     }
     shared_parts(pids, refusals);
@@ -118,7 +135,9 @@ pub fn terminals(members: &[Member], table: &FileTable, options: &SnapshotOption
 }
 
 fn ns(pid: &str, name: &str) -> Option<String> {
-    fs::read_link(format!("/proc/{pid}/ns/{name}")).ok().map(|link| link.to_string_lossy().into_owned())
+    fs::read_link(format!("/proc/{pid}/ns/{name}"))
+        .ok()
+        .map(|link| link.to_string_lossy().into_owned())
 }
 
 /// The app's own namespaces are those its init made; everything else must be
@@ -157,7 +176,11 @@ fn check_ns(pid: HostPid, name: &str, expected: &str, refusals: &mut Refusals) {
 /// Processes that share memory, descriptors or file-system state with one
 /// another (vfork in progress, CLONE_FILES without threads).
 fn shared_parts(pids: &[HostPid], refusals: &mut Refusals) {
-    for (what, name) in [(Compare::Vm, "memory"), (Compare::Files, "descriptor table"), (Compare::Fs, "file-system state")] {
+    for (what, name) in [
+        (Compare::Vm, "memory"),
+        (Compare::Files, "descriptor table"),
+        (Compare::Fs, "file-system state"),
+    ] {
         let mut sorted = pids.to_vec();
         sorted.sort_by(|a, b| task::kcmp(*a, *b, what, 0, 0).unwrap_or(Ordering::Less));
         for pair in sorted.windows(2) {
@@ -165,7 +188,10 @@ fn shared_parts(pids: &[HostPid], refusals: &mut Refusals) {
                 refusals.add(
                     pair[1],
                     name,
-                    format!("shared with process {} (vfork in progress, or clone without CLONE_THREAD)", pair[0]),
+                    format!(
+                        "shared with process {} (vfork in progress, or clone without CLONE_THREAD)",
+                        pair[0]
+                    ),
                     "try again when the child has executed its program",
                 );
             }
@@ -188,14 +214,22 @@ pub fn clocks(pid: HostPid) -> Clocks {
 /// `monotonic      -12         500`: seconds and nanoseconds.
 fn offset(text: &str, clock: &str) -> i64 {
     let line = text.lines().find(|line| line.split_whitespace().next() == Some(clock));
-    let mut words = line.unwrap_or("").split_whitespace().skip(1).map(|w| w.parse::<i64>().unwrap_or(0));
+    let mut words = line
+        .unwrap_or("")
+        .split_whitespace()
+        .skip(1)
+        .map(|w| w.parse::<i64>().unwrap_or(0));
     let seconds = words.next().unwrap_or(0);
     seconds * 1_000_000_000 + words.next().unwrap_or(0)
 }
 
 /// Host and domain name in the UTS namespace of `pid`.
 pub fn host_names(pid: HostPid) -> (String, String) {
-    let read = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).map(|t| t.trim_end().to_owned()).unwrap_or_default();
+    let read = |name: &str| {
+        fs::read_to_string(format!("/proc/sys/kernel/{name}"))
+            .map(|t| t.trim_end().to_owned())
+            .unwrap_or_default()
+    };
     let names = crate::nsthread::inside(pid, &["uts"], || (read("hostname"), read("domainname")));
     names.or_fail(|| "cannot read the host name").unwrap_or_default()
 }

@@ -47,14 +47,20 @@ impl SchedClocks {
         let text = proc::text(tid, "syscall").ok()?;
         let mut words = text.split_whitespace();
         let shown: i64 = words.next()?.parse().ok()?;
-        let args: Vec<u64> = words.filter_map(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok()).collect();
+        let args: Vec<u64> = words
+            .filter_map(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok())
+            .collect();
         if shown == libc::SYS_restart_syscall
             && let Some((call, end)) = recall(tid)
         {
             let left_ns = end.map(|end| end.saturating_sub(now()).max(1));
             return Some(Wait { call, shown, left_ns });
         }
-        let call = if shown == libc::SYS_restart_syscall { restarted(&args)? } else { shown };
+        let call = if shown == libc::SYS_restart_syscall {
+            restarted(&args)?
+        } else {
+            shown
+        };
         let full = full_time(tid, call, &args)?;
         let left_ns = full.map(|full| full.saturating_sub(self.asleep_for(tid).unwrap_or(0)).max(1));
         Some(Wait { call, shown, left_ns })
@@ -121,7 +127,9 @@ fn restarted(args: &[u64]) -> Option<i64> {
 fn full_time(tid: HostPid, call: i64, args: &[u64]) -> Option<Option<u64>> {
     let timespec = |at: u64| -> Option<u64> {
         let seconds = mem::read_u64(tid, at).ok().filter(|_| at != 0)?;
-        seconds.checked_mul(1_000_000_000)?.checked_add(mem::read_u64(tid, at + 8).ok()?)
+        seconds
+            .checked_mul(1_000_000_000)?
+            .checked_add(mem::read_u64(tid, at + 8).ok()?)
     };
     let millis = |value: u64| u64::try_from(value as i32).ok().map(|ms| ms * 1_000_000);
     const TIMER_ABSTIME: u64 = 1;

@@ -64,9 +64,7 @@ async fn exchange(socket: &Path, request: Request<Full<Bytes>>) -> Result<(Statu
             .because(e)
             .fix("start the daemon, or name its socket")
     };
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|e| unavailable(&e))?;
+    let stream = UnixStream::connect(socket).await.map_err(|e| unavailable(&e))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .or_fail(what)?;

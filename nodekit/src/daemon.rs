@@ -40,11 +40,7 @@ pub type Stopping = watch::Receiver<bool>;
 
 /// Serves until SIGTERM or SIGINT; requests that are being worked on are
 /// finished, new ones no longer taken.
-pub fn run(
-    name: &'static str,
-    args: &DaemonArgs,
-    router: impl FnOnce(Stopping) -> Router,
-) -> Result<()> {
+pub fn run(name: &'static str, args: &DaemonArgs, router: impl FnOnce(Stopping) -> Router) -> Result<()> {
     log::init(args.log_format);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -53,11 +49,7 @@ pub fn run(
     runtime.block_on(serve(name, args, router))
 }
 
-async fn serve(
-    name: &'static str,
-    args: &DaemonArgs,
-    router: impl FnOnce(Stopping) -> Router,
-) -> Result<()> {
+async fn serve(name: &'static str, args: &DaemonArgs, router: impl FnOnce(Stopping) -> Router) -> Result<()> {
     let gate = Gate::new(args.group.as_deref())?;
     let (listener, listening) = listen::bind(&args.dirs.socket(args.socket.clone(), name), &gate)?;
     let stopping = stop_signals()?;
@@ -73,16 +65,13 @@ async fn serve(
 }
 
 async fn answer(listener: UnixListener, router: Router, mut stopping: Stopping) -> Result<()> {
-    axum::serve(
-        listener,
-        router.into_make_service_with_connect_info::<Peer>(),
-    )
-    .with_graceful_shutdown(async move {
-        let _ = stopping.wait_for(|stop| *stop).await;
-        notify(notify::STOPPING);
-    })
-    .await
-    .or_fail(|| "cannot serve")
+    axum::serve(listener, router.into_make_service_with_connect_info::<Peer>())
+        .with_graceful_shutdown(async move {
+            let _ = stopping.wait_for(|stop| *stop).await;
+            notify(notify::STOPPING);
+        })
+        .await
+        .or_fail(|| "cannot serve")
 }
 
 fn stop_signals() -> Result<Stopping> {

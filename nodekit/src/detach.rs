@@ -22,8 +22,7 @@ pub fn spawn(start: Start) -> Result<Started> {
         stdout.read_to_string(&mut answer).or_fail(what)?;
     }
     // The child is not waited for: it lives as long as the app.
-    serde_json::from_str::<Result<Started>>(&answer)
-        .map_err(|e| Error::failed(what()).because(e))?
+    serde_json::from_str::<Result<Started>>(&answer).map_err(|e| Error::failed(what()).because(e))?
 }
 
 /// The supervisor's life.

@@ -38,11 +38,7 @@ fn settle(store: &Store, app: &App) -> Result<()> {
 /// moment for its supervisor, if that one lives.
 pub fn written_down(store: &Store, app: &App) -> Result<bool> {
     let supervised = app.supervisor.is_some_and(|pid| process::open(pid).is_ok());
-    let mut patience = if supervised {
-        RECORD_PATIENCE
-    } else {
-        Duration::ZERO
-    };
+    let mut patience = if supervised { RECORD_PATIENCE } else { Duration::ZERO };
     loop {
         match store.find(&app.name)? {
             Some(now) if now.same_instance(app) && now.exit.is_none() => {}

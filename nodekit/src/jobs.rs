@@ -16,9 +16,7 @@ pub enum Job {
 impl Job {
     pub fn work(&self, progress: &mut dyn FnMut(&str)) -> Result<Value> {
         match self {
-            Job::Snapshot(job) => {
-                serde_json::to_value(job.take(progress)?).or_fail(|| "cannot write the report")
-            }
+            Job::Snapshot(job) => serde_json::to_value(job.take(progress)?).or_fail(|| "cannot write the report"),
         }
     }
 }
@@ -52,7 +50,8 @@ impl Snapshot {
         let _busy = self.store.try_lock(&name)?;
         let (tag, _tag_busy) = self.tag(&name)?;
         let dest = self.dest(&tag)?;
-        let mut report = libsnap::snapshot::snapshot_unless(&crate::worker::cancelled, &target, &dest, &self.options, progress)?;
+        let mut report =
+            libsnap::snapshot::snapshot_unless(&crate::worker::cancelled, &target, &dest, &self.options, progress)?;
         report.appshot = self.settled(&tag, dest)?;
         if !self.options.leave_running {
             self.asleep(&target, &report.appshot)?;

@@ -32,13 +32,7 @@ pub fn bind(path: &Path, gate: &Gate) -> Result<(UnixListener, Listening)> {
     }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).or_fail(what)?;
     let path = path.to_owned();
-    Ok((
-        listener,
-        Listening {
-            path,
-            _owner: owner,
-        },
-    ))
+    Ok((listener, Listening { path, _owner: owner }))
 }
 
 fn lock_path(socket: &Path) -> PathBuf {
@@ -48,12 +42,9 @@ fn lock_path(socket: &Path) -> PathBuf {
 }
 
 fn taken(path: &Path) -> Error {
-    Error::new(
-        Kind::Conflict,
-        format!("cannot listen on {}", path.display()),
-    )
-    .because("another daemon does")
-    .fix("stop it, or name another socket with --socket")
+    Error::new(Kind::Conflict, format!("cannot listen on {}", path.display()))
+        .because("another daemon does")
+        .fix("stop it, or name another socket with --socket")
 }
 
 /// We hold the lock, so no daemon of ours listens. What is no socket is not ours to remove.
@@ -62,8 +53,7 @@ fn clean(path: &Path) -> Result<()> {
     match path.symlink_metadata() {
         Err(_) => Ok(()),
         Ok(meta) if !meta.file_type().is_socket() => {
-            Err(Error::new(Kind::Conflict, what())
-                .because("a file that is no socket is in the way"))
+            Err(Error::new(Kind::Conflict, what()).because("a file that is no socket is in the way"))
         }
         Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => Err(taken(path)),
         Ok(_) => std::fs::remove_file(path).or_fail(what),

@@ -27,21 +27,14 @@ pub fn complain(program: &str, error: &Error) {
 /// as it would end any other.
 pub fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         written => written.or_fail(|| "cannot write to stdout"),
     }
 }
 
 /// Prints `value` as JSON, or the text made of it for people.
-pub fn show<T: Serialize>(
-    format: Format,
-    value: &T,
-    text: impl FnOnce(&T) -> String,
-) -> Result<()> {
+pub fn show<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
     match format {
         Format::Text => print(&harmless(&text(value), true)),
         Format::Json => {

@@ -44,9 +44,8 @@ impl Gate {
     }
 
     fn admits(&self, peer: Peer) -> bool {
-        peer.ids.is_some_and(|(uid, gid)| {
-            uid == 0 || uid == Uid::effective().as_raw() || self.is_member(uid, gid)
-        })
+        peer.ids
+            .is_some_and(|(uid, gid)| uid == 0 || uid == Uid::effective().as_raw() || self.is_member(uid, gid))
     }
 
     fn is_member(&self, uid: u32, gid: u32) -> bool {
@@ -108,10 +107,7 @@ mod tests {
         assert!(!gate.admits(peer(54_321, 1)));
         assert!(gate.is_member(0, 7), "by name");
         assert!(!Gate { group: None }.admits(peer(54_321, 4242)));
-        assert!(!gate.admits(Peer {
-            pid: None,
-            ids: None
-        }));
+        assert!(!gate.admits(Peer { pid: None, ids: None }));
     }
 
     #[test]

@@ -13,8 +13,7 @@ use std::time::Duration;
 pub fn open(pid: HostPid) -> Result<OwnedFd> {
     let what = || format!("cannot reach process {pid}");
     let number = Pid::from_raw(pid.0).ok_or_else(|| Error::new(Kind::NotFound, what()))?;
-    pidfd_open(number, PidfdFlags::empty())
-        .map_err(|e| Error::new(Kind::NotFound, what()).because(e))
+    pidfd_open(number, PidfdFlags::empty()).map_err(|e| Error::new(Kind::NotFound, what()).because(e))
 }
 
 /// The process whose end is the app's.

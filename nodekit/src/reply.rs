@@ -49,12 +49,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Body<T>, Failure> {
-        let unreadable = |e: &dyn std::fmt::Display| {
-            Failure(Error::new(Kind::Usage, "cannot read the request").because(e))
-        };
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|e| unreadable(&e))?;
+        let unreadable =
+            |e: &dyn std::fmt::Display| Failure(Error::new(Kind::Usage, "cannot read the request").because(e));
+        let bytes = Bytes::from_request(request, state).await.map_err(|e| unreadable(&e))?;
         let value = serde_json::from_slice(&bytes).map_err(|e| unreadable(&e))?;
         Ok(Body(value))
     }
@@ -77,19 +74,13 @@ pub fn complete<S: Clone + Send + Sync + 'static>(
     routes
         .route("/v1/healthz", get(|| async { healthz }))
         .route("/v1/version", get(|| async { version }))
-        .route(
-            "/v1/openapi.json",
-            get(move || async move { (json, openapi) }),
-        )
+        .route("/v1/openapi.json", get(move || async move { (json, openapi) }))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
 }
 
 async fn no_route() -> Failure {
-    Failure(
-        Error::new(Kind::NotFound, "there is nothing at this path")
-            .fix("GET /v1/openapi.json lists the paths"),
-    )
+    Failure(Error::new(Kind::NotFound, "there is nothing at this path").fix("GET /v1/openapi.json lists the paths"))
 }
 
 async fn no_method() -> (StatusCode, Json<Value>) {

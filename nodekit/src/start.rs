@@ -22,10 +22,7 @@ pub struct Start {
 #[serde(rename_all = "snake_case")]
 pub enum What {
     Run(RunOptions),
-    Restore {
-        appshot: PathBuf,
-        options: RestoreOptions,
-    },
+    Restore { appshot: PathBuf, options: RestoreOptions },
 }
 
 /// An app that has come up.

@@ -25,10 +25,7 @@ pub fn supervise(store: &Store, app: &App) -> Result<i32> {
 }
 
 fn ended_or_signalled(child: &OwnedFd, signals: &SignalFd) -> Result<bool> {
-    let mut fds = [
-        PollFd::new(child, PollFlags::IN),
-        PollFd::new(signals, PollFlags::IN),
-    ];
+    let mut fds = [PollFd::new(child, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
     match poll(&mut fds, None) {
         Err(rustix::io::Errno::INTR) => return Ok(false),
         polled => polled.or_fail(|| "cannot wait for the app")?,

@@ -72,9 +72,7 @@ impl Working {
         let answer = listen(&mut self.child, progress);
         let status = self.child.wait().or_fail(|| "cannot wait for the worker")?;
         match answer {
-            Some(Message::Done(value)) => {
-                serde_json::from_value(value).or_fail(|| "cannot read the worker's answer")
-            }
+            Some(Message::Done(value)) => serde_json::from_value(value).or_fail(|| "cannot read the worker's answer"),
             Some(Message::Failed(error)) => Err(*error),
             _ => Err(died(status)),
         }
@@ -139,10 +137,7 @@ fn serve() -> Result<Value> {
 /// signals find the job cancelled already.
 fn watch(signals: &SignalFd) {
     let stdin = std::io::stdin();
-    let mut fds = [
-        PollFd::new(&stdin, PollFlags::IN),
-        PollFd::new(signals, PollFlags::IN),
-    ];
+    let mut fds = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
     while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
     CANCELLED.store(true, Ordering::Relaxed);
 }

@@ -41,19 +41,14 @@ impl InstanceRequest {
             ..RestoreOptions::default()
         };
         if self.appshot.contains('/') && !self.appshot.starts_with('/') {
-            return Err(
-                Error::new(Kind::Usage, format!("path {} is relative", self.appshot))
-                    .because("the daemon's working directory is not yours"),
-            );
+            return Err(Error::new(Kind::Usage, format!("path {} is relative", self.appshot))
+                .because("the daemon's working directory is not yours"));
         }
         Start::restore(instances.store.clone(), &self.appshot, options)
     }
 }
 
-async fn create(
-    State(instances): State<Instances>,
-    Body(request): Body<InstanceRequest>,
-) -> Reply<Instance> {
+async fn create(State(instances): State<Instances>, Body(request): Body<InstanceRequest>) -> Reply<Instance> {
     let start = request.start(&instances)?;
     Ok(Json(instances.bring_up(start).await?))
 }

@@ -91,12 +91,7 @@ fn own(mut start: Start, answer: oneshot::Sender<Result<Instance>>) {
 
 fn log(instance: &Instance) {
     for phase in &instance.phases {
-        tracing::info!(
-            app = instance.name,
-            phase = phase.name,
-            micros = phase.micros,
-            "phase"
-        );
+        tracing::info!(app = instance.name, phase = phase.name, micros = phase.micros, "phase");
     }
     tracing::info!(
         app = instance.name,

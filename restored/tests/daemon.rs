@@ -91,24 +91,12 @@ fn nonsense_is_told_as_such() {
     let client = daemon.client();
     let post = |body: Value| fails(client.post("/v1/instances", &body));
     assert_eq!(post(json!({})), Kind::Usage);
-    assert_eq!(
-        post(json!({ "appshot": "web", "pids": "some" })),
-        Kind::Usage
-    );
+    assert_eq!(post(json!({ "appshot": "web", "pids": "some" })), Kind::Usage);
     assert_eq!(post(json!({ "appshot": "here/web.appshot" })), Kind::Usage);
     assert_eq!(post(json!({ "appshot": "web" })), Kind::NotFound);
-    assert_eq!(
-        post(json!({ "appshot": "/nowhere/web.appshot" })),
-        Kind::NotFound
-    );
-    assert_eq!(
-        fails(client.get("/v1/instances/web?wait=forever")),
-        Kind::Usage
-    );
-    assert_eq!(
-        fails(client.get("/v1/instances/web?wait=exited")),
-        Kind::NotFound
-    );
+    assert_eq!(post(json!({ "appshot": "/nowhere/web.appshot" })), Kind::NotFound);
+    assert_eq!(fails(client.get("/v1/instances/web?wait=forever")), Kind::Usage);
+    assert_eq!(fails(client.get("/v1/instances/web?wait=exited")), Kind::NotFound);
 }
 
 #[test]
@@ -163,8 +151,5 @@ fn apps_without_a_supervisor_are_followed() {
     app.kill().unwrap();
     app.wait().unwrap();
     let after: Value = waiting.join().unwrap().unwrap();
-    assert_eq!(
-        (&after["state"], &after["exit"]),
-        (&json!("exited"), &Value::Null)
-    );
+    assert_eq!((&after["state"], &after["exit"]), (&json!("exited"), &Value::Null));
 }

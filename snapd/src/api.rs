@@ -85,11 +85,8 @@ impl SnapshotRequest {
 }
 
 fn relative(path: &std::path::Path) -> Error {
-    Error::new(
-        Kind::Usage,
-        format!("output {} is relative", path.display()),
-    )
-    .because("the daemon's working directory is not yours")
+    Error::new(Kind::Usage, format!("output {} is relative", path.display()))
+        .because("the daemon's working directory is not yours")
 }
 
 fn both() -> Error {
@@ -97,10 +94,7 @@ fn both() -> Error {
 }
 
 /// The worker holds the app's lock: a second snapshot of it answers 409.
-async fn snapshot(
-    State(store): State<Store>,
-    Body(request): Body<SnapshotRequest>,
-) -> Reply<SnapshotReport> {
+async fn snapshot(State(store): State<Store>, Body(request): Body<SnapshotRequest>) -> Reply<SnapshotReport> {
     let job = request.job(store)?;
     let report = on_own_thread(move || take(&job)).await?;
     Ok(Json(report))
@@ -112,12 +106,7 @@ fn take(job: &Job) -> Result<SnapshotReport> {
         tracing::warn!(kind = ?error.kind, %error, "snapshot failed");
     })?;
     for phase in &report.phases {
-        tracing::info!(
-            app = report.app,
-            phase = phase.name,
-            micros = phase.micros,
-            "phase"
-        );
+        tracing::info!(app = report.app, phase = phase.name, micros = phase.micros, "phase");
     }
     tracing::info!(
         app = report.app,
@@ -141,10 +130,7 @@ struct CheckRequest {
     outside: OutsidePolicy,
 }
 
-async fn check(
-    State(store): State<Store>,
-    Body(request): Body<CheckRequest>,
-) -> Reply<CheckReport> {
+async fn check(State(store): State<Store>, Body(request): Body<CheckRequest>) -> Reply<CheckReport> {
     let options = SnapshotOptions {
         leave_running: true,
         tcp: request.tcp,
@@ -170,10 +156,7 @@ async fn appshots(State(store): State<Store>) -> Reply<Vec<AppshotEntry>> {
 }
 
 /// Answers what was removed.
-async fn remove_appshot(
-    State(store): State<Store>,
-    Path(name): Path<String>,
-) -> Reply<AppshotEntry> {
+async fn remove_appshot(State(store): State<Store>, Path(name): Path<String>) -> Reply<AppshotEntry> {
     let removed = on_own_thread(move || {
         let _busy = store.try_lock(&name)?;
         let entry = store.appshots()?.into_iter().find(|e| e.name == name);

@@ -88,10 +88,7 @@ fn nonsense_is_told_as_such() {
     let client = daemon.client();
     let post = |body: Value| fails(client.post("/v1/snapshots", &body));
     assert_eq!(post(json!({})), Kind::Usage);
-    assert_eq!(
-        post(json!({ "target": "web", "colour": "red" })),
-        Kind::Usage
-    );
+    assert_eq!(post(json!({ "target": "web", "colour": "red" })), Kind::Usage);
     assert_eq!(post(json!({ "target": "web", "output": "x" })), Kind::Usage);
     assert_eq!(post(json!({ "target": "Web" })), Kind::Usage);
     assert_eq!(post(json!({ "target": "web" })), Kind::NotFound);

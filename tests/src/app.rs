@@ -4,9 +4,7 @@ use crate::judge::{Scope, tree};
 use crate::verdict::{PATIENCE, poll, switched_on};
 use anyhow::{Context, Result};
 use libsnap::ids::HostPid;
-use libsnap::target::{
-    Instance, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target,
-};
+use libsnap::target::{Instance, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -31,9 +29,7 @@ impl Place {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let short: String = test.replace(['_', ':'], "-").chars().take(32).collect();
         let unique = format!("t{}-{number}-{short}", std::process::id());
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("{unique}."))
-            .tempdir()?;
+        let dir = tempfile::Builder::new().prefix(&format!("{unique}.")).tempdir()?;
         // Apps that run as another user create their files here.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777))?;
         Ok(Place {
@@ -61,11 +57,7 @@ impl Place {
     }
 
     fn next_name(&self) -> String {
-        format!(
-            "{}-{}",
-            self.unique,
-            self.instances.fetch_add(1, Ordering::Relaxed)
-        )
+        format!("{}-{}", self.unique, self.instances.fetch_add(1, Ordering::Relaxed))
     }
 
     fn stdio(&self) -> Stdio {
@@ -89,9 +81,9 @@ impl Place {
         } else {
             libsnap::launch::run(&options).map_err(Into::into)
         };
-        Ok(App::new(started.with_context(|| {
-            format!("cannot start {:?}", options.command)
-        })?))
+        Ok(App::new(
+            started.with_context(|| format!("cannot start {:?}", options.command))?,
+        ))
     }
 
     pub fn restore(&self, appshot: &Path) -> Result<App> {
@@ -129,9 +121,7 @@ impl Place {
         let apps = apps.context("no AT_SYSINFO_EHDR")?;
         let kernels = maps.lines().find(|line| line.ends_with("[vdso]"));
         let moved = kernels.is_some_and(|line| !line.starts_with(&format!("{apps:x}-")));
-        let kept = maps
-            .lines()
-            .any(|line| line.starts_with(&format!("{apps:x}-")));
+        let kept = maps.lines().any(|line| line.starts_with(&format!("{apps:x}-")));
         anyhow::ensure!(moved && kept, "two vdsos, expected one at {apps:x}: {maps}");
         Ok(app)
     }
@@ -147,22 +137,14 @@ impl Place {
 /// are right by themselves.
 fn run_plainly(options: &RunOptions, log: &Path) -> Result<Instance> {
     let (program, arguments) = options.command.split_first().context("an empty command")?;
-    let log = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(log)?;
+    let log = std::fs::File::options().create(true).append(true).open(log)?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         .stdin(process::Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
-    command.envs(
-        options
-            .env
-            .iter()
-            .filter_map(|variable| variable.split_once('=')),
-    );
+    command.envs(options.env.iter().filter_map(|variable| variable.split_once('=')));
     if let Some(dir) = &options.cwd {
         command.current_dir(dir);
     }
@@ -192,10 +174,7 @@ pub struct App {
 
 impl App {
     fn new(instance: Instance) -> App {
-        App {
-            instance,
-            exit: None,
-        }
+        App { instance, exit: None }
     }
 
     /// The process that stands above all others of the app.
@@ -227,12 +206,7 @@ impl App {
     }
 
     pub fn snapshot(&self, dest: &Path, options: &SnapshotOptions) -> Result<SnapshotReport> {
-        Ok(libsnap::snapshot::snapshot(
-            &self.target(),
-            dest,
-            options,
-            &mut |_| {},
-        )?)
+        Ok(libsnap::snapshot::snapshot(&self.target(), dest, options, &mut |_| {})?)
     }
 
     /// The app's exit code, as a shell gives it (128 + N for signal N).
@@ -257,8 +231,7 @@ impl App {
 
     /// After a snapshot that ends the app: reaps it.
     pub fn wait_gone(mut self) -> Result<()> {
-        self.wait_exit()
-            .context("the app did not end with its snapshot")?;
+        self.wait_exit().context("the app did not end with its snapshot")?;
         Ok(())
     }
 
@@ -302,10 +275,7 @@ impl Drop for App {
 /// The fields of a snapshot that every trial can check.
 pub fn report_is_plausible(report: &SnapshotReport, dest: &Path) -> Result<()> {
     anyhow::ensure!(dest.exists(), "no appshot at {}", dest.display());
-    anyhow::ensure!(
-        report.processes >= 1,
-        "report counts no process: {report:?}"
-    );
+    anyhow::ensure!(report.processes >= 1, "report counts no process: {report:?}");
     anyhow::ensure!(
         report.threads >= report.processes,
         "fewer threads than processes: {report:?}"

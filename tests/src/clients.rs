@@ -12,9 +12,7 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
 /// A port that nobody listens on just now.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 fn connect(port: u16) -> Result<TcpStream> {
@@ -45,19 +43,14 @@ pub fn http_get(port: u16, path: &str) -> Result<String> {
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
     let text = String::from_utf8_lossy(&answer);
-    let (head, body) = text
-        .split_once("\r\n\r\n")
-        .context("answer without a header")?;
+    let (head, body) = text.split_once("\r\n\r\n").context("answer without a header")?;
     let status = head.split_whitespace().nth(1).unwrap_or_default();
     ensure!(
         status == "200",
         "GET {path}: {}",
         head.lines().next().unwrap_or_default()
     );
-    if head
-        .to_ascii_lowercase()
-        .contains("transfer-encoding: chunked")
-    {
+    if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
         return unchunk(body);
     }
     Ok(body.to_owned())

@@ -74,15 +74,7 @@ impl Changes {
     };
 }
 
-const MARKS: &[&str] = &[
-    "SigBlk",
-    "SigIgn",
-    "SigCgt",
-    "Seccomp",
-    "NoNewPrivs",
-    "Uid",
-    "Gid",
-];
+const MARKS: &[&str] = &["SigBlk", "SigIgn", "SigCgt", "Seccomp", "NoNewPrivs", "Uid", "Gid"];
 const MARKS_THAT_CHANGE: &[&str] = &["SigBlk", "SigIgn", "SigCgt"];
 
 impl Fingerprint {
@@ -99,10 +91,7 @@ impl Fingerprint {
         let second = all_switches(top);
         std::thread::sleep(Duration::from_millis(20));
         let moving = moved(&second, &all_switches(top));
-        let moving = moved(&first, &second)
-            .intersection(&moving)
-            .copied()
-            .collect();
+        let moving = moved(&first, &second).intersection(&moving).copied().collect();
         Fingerprint { moving, ..print }
     }
 
@@ -116,9 +105,7 @@ impl Fingerprint {
 }
 
 fn look(pids: &[i32]) -> BTreeMap<i32, Process> {
-    pids.iter()
-        .filter_map(|&pid| Some((pid, process(pid)?)))
-        .collect()
+    pids.iter().filter_map(|&pid| Some((pid, process(pid)?))).collect()
 }
 
 type Switches = BTreeMap<(i32, i32), u64>;
@@ -135,10 +122,7 @@ fn moved(first: &Switches, second: &Switches) -> BTreeSet<(i32, i32)> {
 /// A1: the app is as it was, nobody traces it, and what moved still moves.
 pub fn judge_untouched(before: &Fingerprint, after: &Fingerprint, may: Changes) -> Result<()> {
     if !may.processes {
-        let (old, new): (Vec<_>, Vec<_>) = (
-            before.processes.keys().collect(),
-            after.processes.keys().collect(),
-        );
+        let (old, new): (Vec<_>, Vec<_>) = (before.processes.keys().collect(), after.processes.keys().collect());
         ensure!(old == new, "A1: processes were {old:?}, are {new:?}");
     }
     for (pid, new) in &after.processes {
@@ -161,10 +145,7 @@ fn free_of_tracer(pid: i32, new: &Process, old: Option<&Process>) -> Result<()> 
         );
         let stopped = ["T", "t"].contains(&thread.state.as_str());
         let was_stopped = was.is_some_and(|t| ["T", "t"].contains(&t.state.as_str()));
-        ensure!(
-            !stopped || was_stopped,
-            "A1: thread {tid} of {pid} stands stopped"
-        );
+        ensure!(!stopped || was_stopped, "A1: thread {tid} of {pid} stands stopped");
     }
     Ok(())
 }
@@ -196,12 +177,7 @@ fn same_process(pid: i32, old: &Process, new: &Process, may: Changes) -> Result<
     }
     if !may.maps {
         let (was, is) = differences(&old.maps, &new.maps);
-        same(
-            "maps",
-            was.is_empty() && is.is_empty(),
-            was.join("; "),
-            is.join("; "),
-        )?;
+        same("maps", was.is_empty() && is.is_empty(), was.join("; "), is.join("; "))?;
     }
     if !may.fds {
         same(
@@ -211,8 +187,7 @@ fn same_process(pid: i32, old: &Process, new: &Process, may: Changes) -> Result<
             format!("{:?}", new.fds),
         )?;
     }
-    let (tids, tids_now): (Vec<_>, Vec<_>) =
-        (old.threads.keys().collect(), new.threads.keys().collect());
+    let (tids, tids_now): (Vec<_>, Vec<_>) = (old.threads.keys().collect(), new.threads.keys().collect());
     if !may.threads {
         same(
             "threads",
@@ -243,13 +218,8 @@ fn same_process(pid: i32, old: &Process, new: &Process, may: Changes) -> Result<
 
 /// Lines that only one side has.
 fn differences(old: &[String], new: &[String]) -> (Vec<String>, Vec<String>) {
-    let only = |these: &[String], those: &[String]| {
-        these
-            .iter()
-            .filter(|line| !those.contains(line))
-            .cloned()
-            .collect()
-    };
+    let only =
+        |these: &[String], those: &[String]| these.iter().filter(|line| !those.contains(line)).cloned().collect();
     (only(old, new), only(new, old))
 }
 
@@ -272,12 +242,7 @@ fn some_moving(moving: &BTreeSet<(i32, i32)>) -> Result<()> {
     if moving.is_empty() {
         return Ok(());
     }
-    let look = || {
-        moving
-            .iter()
-            .map(|&(pid, tid)| switches(pid, tid))
-            .collect::<Vec<_>>()
-    };
+    let look = || moving.iter().map(|&(pid, tid)| switches(pid, tid)).collect::<Vec<_>>();
     let start = look();
     poll("A1: any thread to go on", Duration::from_secs(10), || {
         Ok((look() != start).then_some(()))
@@ -326,10 +291,7 @@ fn thread(base: &Path, tid: i32) -> Option<Thread> {
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_default().trim().to_owned()
     };
-    let marks = MARKS
-        .iter()
-        .map(|mark| ((*mark).to_owned(), field(mark)))
-        .collect();
+    let marks = MARKS.iter().map(|mark| ((*mark).to_owned(), field(mark))).collect();
     Some(Thread {
         state,
         tracer: field("TracerPid"),
@@ -346,9 +308,7 @@ fn state_and_parent(dir: &Path) -> Option<(String, i32)> {
 
 fn switches(pid: i32, tid: i32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
-    let counts = status
-        .lines()
-        .filter(|line| line.contains("voluntary_ctxt_switches"));
+    let counts = status.lines().filter(|line| line.contains("voluntary_ctxt_switches"));
     Some(
         counts
             .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
@@ -462,11 +422,7 @@ pub fn judge_nothing_left(scope: &Scope, before: &HostState) -> Result<()> {
 }
 
 fn nothing_new(before: &HostState, after: &HostState) -> Result<()> {
-    fn new<T: Ord + std::fmt::Debug>(
-        what: &str,
-        old: &BTreeSet<T>,
-        new: &BTreeSet<T>,
-    ) -> Result<()> {
+    fn new<T: Ord + std::fmt::Debug>(what: &str, old: &BTreeSet<T>, new: &BTreeSet<T>) -> Result<()> {
         let left: Vec<_> = new.difference(old).collect();
         ensure!(left.is_empty(), "A3: {what} left behind: {left:?}");
         Ok(())
@@ -481,9 +437,7 @@ fn nothing_new(before: &HostState, after: &HostState) -> Result<()> {
 
 fn processes_in(scope: &Scope) -> BTreeSet<String> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
-    let pids = numbers(Path::new("/proc"))
-        .into_iter()
-        .filter(|pid| *pid != own);
+    let pids = numbers(Path::new("/proc")).into_iter().filter(|pid| *pid != own);
     pids.filter_map(|pid| {
         let about = about(pid);
         scope.concerns(&about).then(|| format!("{pid}: {about}"))
@@ -501,22 +455,10 @@ fn about(pid: i32) -> String {
     };
     let text = |name: &str| {
         let bytes = fs::read(base.join(name)).unwrap_or_default();
-        String::from_utf8_lossy(&bytes)
-            .replace('\0', " ")
-            .trim()
-            .to_owned()
+        String::from_utf8_lossy(&bytes).replace('\0', " ").trim().to_owned()
     };
-    let state = state_and_parent(&base)
-        .map(|(state, _)| state)
-        .unwrap_or_default();
-    [
-        state,
-        text("cmdline"),
-        link("cwd"),
-        link("exe"),
-        text("cgroup"),
-    ]
-    .join(" | ")
+    let state = state_and_parent(&base).map(|(state, _)| state).unwrap_or_default();
+    [state, text("cmdline"), link("cwd"), link("exe"), text("cgroup")].join(" | ")
 }
 
 /// The kernel lists the children by the thread that made them: those of other
@@ -524,9 +466,7 @@ fn about(pid: i32) -> String {
 fn children_of_this_thread() -> BTreeSet<i32> {
     let tid = nix::unistd::gettid();
     let text = fs::read_to_string(format!("/proc/self/task/{tid}/children")).unwrap_or_default();
-    text.split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect()
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
 fn cgroups_in(scope: &Scope) -> BTreeSet<PathBuf> {
@@ -544,10 +484,7 @@ fn partial_in(scope: &Scope) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     for dir in scope.marks.iter().filter(|mark| mark.starts_with('/')) {
         walk(Path::new(dir), 4, &mut |path| {
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if name.contains(".partial-") {
                 found.insert(path.to_owned());
             }
@@ -588,14 +525,7 @@ pub fn listening_ports_of(pid: i32) -> Vec<u16> {
     let links = numbers(&base.join("fd")).into_iter();
     let sockets: Vec<String> = links
         .filter_map(|n| fs::read_link(base.join(format!("fd/{n}"))).ok())
-        .filter_map(|to| {
-            Some(
-                to.to_str()?
-                    .strip_prefix("socket:[")?
-                    .strip_suffix(']')?
-                    .to_owned(),
-            )
-        })
+        .filter_map(|to| Some(to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
         .collect();
     let table = fs::read_to_string(base.join("net/tcp")).unwrap_or_default();
     let ours = |line: &&str| {
@@ -603,11 +533,7 @@ pub fn listening_ports_of(pid: i32) -> Vec<u16> {
             .nth(9)
             .is_some_and(|inode| sockets.iter().any(|s| s == inode))
     };
-    table
-        .lines()
-        .filter(ours)
-        .filter_map(listening_port)
-        .collect()
+    table.lines().filter(ours).filter_map(listening_port).collect()
 }
 
 /// TCP connections of this port that either side has not yet closed wholly.
@@ -617,9 +543,7 @@ pub fn open_connections(port: u16) -> usize {
         .iter()
         .map(|table| fs::read_to_string(table).unwrap_or_default())
         .collect();
-    text.lines()
-        .filter(|line| is_open_connection(line, port))
-        .count()
+    text.lines().filter(|line| is_open_connection(line, port)).count()
 }
 
 /// Neither LISTEN (0A) nor TIME_WAIT (06), which belongs to no process.
@@ -673,17 +597,15 @@ mod tests {
         let pid = i32::try_from(child.id())?;
         let ready = poll("sleep to sleep", Duration::from_secs(10), || {
             let print = Fingerprint::take(pid);
-            let asleep = print.processes.get(&pid).is_some_and(|p| {
-                p.comm == "sleep" && p.threads.get(&pid).is_some_and(|t| t.state == "S")
-            });
+            let asleep = print
+                .processes
+                .get(&pid)
+                .is_some_and(|p| p.comm == "sleep" && p.threads.get(&pid).is_some_and(|t| t.state == "S"));
             Ok(asleep.then_some(print))
         })?;
         judge_untouched(&ready, &Fingerprint::take(pid), Changes::NONE)?;
         assert!(nothing_new(&empty, &HostState::take(&scope)).is_err());
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGSTOP,
-        )?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP)?;
         let stopped = poll("sleep to stop", Duration::from_secs(10), || {
             let print = Fingerprint::take(pid);
             Ok(judge_untouched(&ready, &print, Changes::NONE).err())

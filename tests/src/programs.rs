@@ -7,15 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 /// Warnings are errors: a test program must not be wrong itself.
-const FLAGS: &[&str] = &[
-    "-std=gnu11",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-O1",
-    "-g",
-    "-pthread",
-];
+const FLAGS: &[&str] = &["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread"];
 
 pub fn source_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("apps")
@@ -62,11 +54,7 @@ fn compile(source: &Path, binary: &Path) -> Result<()> {
         .output()
         .context("cannot run cc (package build-essential)")?;
     if !done.status.success() {
-        bail!(
-            "{}: {}",
-            source.display(),
-            String::from_utf8_lossy(&done.stderr)
-        );
+        bail!("{}: {}", source.display(), String::from_utf8_lossy(&done.stderr));
     }
     std::fs::rename(&partial, binary).context("cannot name the built program")
 }

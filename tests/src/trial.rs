@@ -100,12 +100,11 @@ fn without_snapshot(program: &str) -> Result<()> {
     std::fs::write(place.path("go"), "")?;
     let status = match early {
         Some(status) => status,
-        None => poll("the end of the program", PATIENCE, || Ok(child.try_wait()?))
-            .inspect_err(|_| drop(child.kill()))?,
+        None => {
+            poll("the end of the program", PATIENCE, || Ok(child.try_wait()?)).inspect_err(|_| drop(child.kill()))?
+        }
     };
-    let code = status
-        .code()
-        .with_context(|| format!("{status}: {}", place.log()))?;
+    let code = status.code().with_context(|| format!("{status}: {}", place.log()))?;
     judge_exit(code, &place)
 }
 
@@ -155,12 +154,7 @@ impl Trial<'_> {
         }
     }
 
-    fn cycles(
-        &self,
-        count: usize,
-        pids: PidMode,
-        restore: impl Fn(&Place, &Path) -> Result<App>,
-    ) -> Result<()> {
+    fn cycles(&self, count: usize, pids: PidMode, restore: impl Fn(&Place, &Path) -> Result<App>) -> Result<()> {
         let mut app = self.start(pids)?;
         for number in 0..count {
             let Taken::Appshot(shot) = self.freeze(&app, number)? else {
@@ -188,8 +182,7 @@ impl Trial<'_> {
         }
         judge_untouched(&before, &Fingerprint::take(app.top()), self.traits.changes)?;
         self.go()?;
-        self.expect_success(app)
-            .context("the original, after its snapshot")?;
+        self.expect_success(app).context("the original, after its snapshot")?;
         if self.traits.alone {
             return Ok(());
         }
@@ -205,10 +198,7 @@ impl Trial<'_> {
         };
         app.wait_gone()?;
         let first = self.place.restore(&shot).context("restore")?;
-        let second = self
-            .place
-            .restore(&shot)
-            .context("restore of a second instance")?;
+        let second = self.place.restore(&shot).context("restore of a second instance")?;
         self.go()?;
         self.expect_success(first).context("first instance")?;
         self.expect_success(second).context("second instance")
@@ -264,8 +254,7 @@ impl Trial<'_> {
     /// A refusal where it is allowed; any other error is the test's.
     fn refusal(&self, error: anyhow::Error) -> Result<()> {
         let cause = error.downcast_ref::<libsnap::error::Error>();
-        let Some(cause) = cause.filter(|e| self.traits.may_refuse && e.kind == Kind::Refused)
-        else {
+        let Some(cause) = cause.filter(|e| self.traits.may_refuse && e.kind == Kind::Refused) else {
             return Err(error.context("snapshot"));
         };
         let Some(first) = cause.refusals.first() else {

@@ -30,9 +30,7 @@ pub fn switched_on(variable: &str) -> bool {
 /// Runs a trial on a thread of its own and turns its result into the test's.
 #[track_caller]
 pub fn on_own_thread(test: &str, trial: impl FnOnce() -> Result<()> + Send + 'static) {
-    let thread = std::thread::Builder::new()
-        .name(test.to_owned())
-        .spawn(trial);
+    let thread = std::thread::Builder::new().name(test.to_owned()).spawn(trial);
     let Ok(thread) = thread else {
         panic!("{test}: cannot start a thread");
     };
@@ -82,11 +80,7 @@ pub fn need_program(names: &[&str]) -> Result<std::path::PathBuf> {
 }
 
 /// Polls until the condition gives a value.
-pub fn poll<T>(
-    what: &str,
-    patience: Duration,
-    mut condition: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn poll<T>(what: &str, patience: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = condition()? {

@@ -3,13 +3,9 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use appshot_tests::app::{App, Place};
-use appshot_tests::judge::{
-    Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, listening_ports_of,
-};
+use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, listening_ports_of};
 use appshot_tests::programs;
-use appshot_tests::verdict::{
-    PATIENCE, need_program, need_root, on_own_thread, poll, skip, switched_on,
-};
+use appshot_tests::verdict::{PATIENCE, need_program, need_root, on_own_thread, poll, skip, switched_on};
 use libsnap::error::{Error, Kind};
 use libsnap::ids::HostPid;
 use libsnap::target::{Allow, PidMode, RestoreOptions, RunOptions, SnapshotOptions, Target};
@@ -79,10 +75,7 @@ fn fails<T>(what: &str, result: Result<T>, kinds: &[Kind]) -> Result<Error> {
 }
 
 fn names(error: &Error, word: &str) -> Result<()> {
-    ensure!(
-        error.to_string().contains(word),
-        "expected {word:?} in: {error}"
-    );
+    ensure!(error.to_string().contains(word), "expected {word:?} in: {error}");
     Ok(())
 }
 
@@ -95,11 +88,7 @@ fn refuses_pid(place: &Place, pid: i32, kinds: &[Kind]) -> Result<Error> {
     let options = SnapshotOptions::default();
     let before = Fingerprint::of_one(pid);
     let taken = libsnap::snapshot::snapshot(&target, &shot, &options, &mut |_| {});
-    let error = fails(
-        &format!("snapshot of pid {pid}"),
-        taken.map_err(Into::into),
-        kinds,
-    )?;
+    let error = fails(&format!("snapshot of pid {pid}"), taken.map_err(Into::into), kinds)?;
     names(&error, &pid.to_string())?;
     ensure!(!shot.exists(), "a failed snapshot left {}", shot.display());
     judge_untouched(&before, &Fingerprint::of_one(pid), Changes::ALL)?;
@@ -163,13 +152,8 @@ impl Plain {
     fn start(place: &Place, command: &[&str]) -> Result<Plain> {
         let mut child = Command::new(command[0]);
         child.args(&command[1..]).current_dir(place.dir());
-        child
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        Ok(Plain(
-            child.spawn().with_context(|| format!("{command:?}"))?,
-        ))
+        child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Plain(child.spawn().with_context(|| format!("{command:?}"))?))
     }
 
     fn pid(&self) -> Result<i32> {
@@ -191,11 +175,7 @@ fn zombie() {
         let pid = child.pid()?;
         poll("a zombie", PATIENCE, || {
             let print = Fingerprint::take(pid);
-            Ok(print
-                .processes
-                .get(&pid)
-                .is_some_and(|p| p.zombie)
-                .then_some(()))
+            Ok(print.processes.get(&pid).is_some_and(|p| p.zombie).then_some(()))
         })?;
         refuses_pid(place, pid, &[Kind::Refused, Kind::NotFound]).map(drop)
     });
@@ -210,24 +190,14 @@ fn traced() {
         let pid = poll("strace to trace", PATIENCE, || {
             let print = Fingerprint::take(tracer_pid);
             let traced = |p: &appshot_tests::judge::Process| {
-                p.comm == "sleep"
-                    && p.threads
-                        .values()
-                        .all(|t| t.tracer == tracer_pid.to_string())
+                p.comm == "sleep" && p.threads.values().all(|t| t.tracer == tracer_pid.to_string())
             };
-            Ok(print
-                .processes
-                .iter()
-                .find(|(_, p)| traced(p))
-                .map(|(pid, _)| *pid))
+            Ok(print.processes.iter().find(|(_, p)| traced(p)).map(|(pid, _)| *pid))
         })?;
         let error = refuses_pid(place, pid, &[Kind::Conflict])?;
         let named = names(&error, &tracer_pid.to_string());
         // Ended by its number: the tracer's end would only let it go.
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGKILL,
-        )?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
         named
     });
 }
@@ -302,29 +272,14 @@ fn damaged_anywhere() {
             missing(place, &shot, &part)?;
         }
         // Whole again, it is restored.
-        passes(
-            place,
-            place
-                .restore(&shot)
-                .context("restore of the repaired appshot")?,
-        )
+        passes(place, place.restore(&shot).context("restore of the repaired appshot")?)
     });
 }
 
 fn flipped(place: &Place, shot: &Path, part: &Path) -> Result<()> {
     let file = fs::OpenOptions::new().read(true).write(true).open(part)?;
     let len = file.metadata()?.len();
-    let mut places = vec![
-        0,
-        1,
-        4,
-        16,
-        63,
-        len / 4,
-        len / 2,
-        len / 3 * 2,
-        len.saturating_sub(1),
-    ];
+    let mut places = vec![0, 1, 4, 16, 63, len / 4, len / 2, len / 3 * 2, len.saturating_sub(1)];
     places.retain(|at| *at < len);
     for at in places {
         let mut byte = [0];
@@ -476,20 +431,11 @@ fn port_taken() {
         app.freeze(&shot)?;
         app.wait_gone()?;
         let squatter = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context("port not free")?;
-        let error = fails(
-            "a taken port",
-            place.restore(&shot).map(drop),
-            &[Kind::Conflict],
-        )?;
+        let error = fails("a taken port", place.restore(&shot).map(drop), &[Kind::Conflict])?;
         names(&error, &port.to_string())?;
         judge_nothing_left(&place.scope(), &HostState::default())?;
         drop(squatter);
-        passes(
-            place,
-            place
-                .restore(&shot)
-                .context("restore with the port free again")?,
-        )
+        passes(place, place.restore(&shot).context("restore with the port free again")?)
     });
 }
 
@@ -567,11 +513,7 @@ fn destination_exists() {
             "it was overwritten"
         );
         let kinds = [Kind::NotFound, Kind::Usage, Kind::Failed, Kind::Unavailable];
-        fails(
-            "no such directory",
-            app.freeze(&place.path("no/such/appshot")),
-            &kinds,
-        )?;
+        fails("no such directory", app.freeze(&place.path("no/such/appshot")), &kinds)?;
         judge_untouched(&before, &Fingerprint::take(app.top()), Changes::NONE)?;
         passes(place, app)
     });
@@ -625,9 +567,7 @@ fn more_than_allowed() {
         };
         passes(
             place,
-            place
-                .restore_with(&shot, options)
-                .context("all its users allowed")?,
+            place.restore_with(&shot, options).context("all its users allowed")?,
         )
     });
 }

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use appshot_tests::app::{App, Place};
 use appshot_tests::clients::{ensure_refused, free_port, http_get, redis};
 use appshot_tests::judge::{
-    Changes, Fingerprint, HostState, Scope, judge_nothing_left, judge_untouched, open_connections,
-    own_descriptors, tree,
+    Changes, Fingerprint, HostState, Scope, judge_nothing_left, judge_untouched, open_connections, own_descriptors,
+    tree,
 };
 use appshot_tests::verdict::{PATIENCE, need_program, need_root, on_own_thread, poll, switched_on};
 use libsnap::error::{Error, Kind};
@@ -67,13 +67,9 @@ fn cycles() -> usize {
 }
 
 fn drive(place: &Place, server: &Server<'_>) -> Result<()> {
-    let scope = server
-        .port
-        .into_iter()
-        .fold(place.scope(), Scope::with_port);
+    let scope = server.port.into_iter().fold(place.scope(), Scope::with_port);
     let before = HostState::take(&scope);
-    let result =
-        all_cycles(place, server, &scope).with_context(|| format!("its log: {:?}", place.log()));
+    let result = all_cycles(place, server, &scope).with_context(|| format!("its log: {:?}", place.log()));
     let left = judge_nothing_left(&scope, &before);
     result.and(left)
 }
@@ -91,8 +87,7 @@ fn all_cycles(place: &Place, server: &Server<'_>, scope: &Scope) -> Result<()> {
     let descriptors = own_descriptors();
     for number in 0..cycles() {
         let shot = place.path(&format!("appshot-{number}"));
-        app = one_cycle(place, server, scope, app, &shot)
-            .with_context(|| format!("cycle {number}"))?;
+        app = one_cycle(place, server, scope, app, &shot).with_context(|| format!("cycle {number}"))?;
         std::fs::remove_dir_all(&shot).or_else(|_| std::fs::remove_file(&shot))?;
         let now = own_descriptors();
         ensure!(
@@ -120,18 +115,10 @@ fn without_snapshot(server: &Server<'_>, app: App) -> Result<()> {
     let Some(port) = server.port else {
         return Ok(());
     };
-    poll("the port to be closed", PATIENCE, || {
-        Ok(ensure_refused(port).ok())
-    })
+    poll("the port to be closed", PATIENCE, || Ok(ensure_refused(port).ok()))
 }
 
-fn one_cycle(
-    place: &Place,
-    server: &Server<'_>,
-    scope: &Scope,
-    app: App,
-    shot: &Path,
-) -> Result<App> {
+fn one_cycle(place: &Place, server: &Server<'_>, scope: &Scope, app: App, shot: &Path) -> Result<App> {
     (server.use_it)(&app)?;
     settle(server)?;
     let state = (server.state)(&app)?;
@@ -200,10 +187,7 @@ struct Load {
 impl Load {
     /// Returns when the first request has been answered.
     fn start(port: u16, request: fn(u16) -> Result<()>) -> Result<Load> {
-        let (stop, served) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicUsize::new(0)),
-        );
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (asked, count) = (Arc::clone(&stop), Arc::clone(&served));
         let thread = std::thread::spawn(move || {
             while !asked.load(Ordering::SeqCst) {
@@ -212,11 +196,7 @@ impl Load {
             }
             Ok(())
         });
-        let load = Load {
-            stop,
-            served,
-            thread,
-        };
+        let load = Load { stop, served, thread };
         load.wait_for_another()?;
         Ok(load)
     }
@@ -263,11 +243,7 @@ fn servers() -> PathBuf {
 fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("{command:?}"))?;
     let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}: {error}",
-        output.status
-    );
+    ensure!(output.status.success(), "{command:?}: {}: {error}", output.status);
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
@@ -306,10 +282,7 @@ fn redis_server() {
                 },
                 use_it: &|_| {
                     let count: u64 = redis(port, &["INCR", "counter"])?.parse()?;
-                    redis(
-                        port,
-                        &["SET", &format!("fresh-{count}"), "value", "EX", "10000"],
-                    )?;
+                    redis(port, &["SET", &format!("fresh-{count}"), "value", "EX", "10000"])?;
                     let value = redis(port, &["GET", "key:99999"])?;
                     ensure!(value.starts_with("value:99999"), "key:99999 is {value}");
                     Ok(())
@@ -358,20 +331,14 @@ fn nginx() {
                 port: Some(port),
                 fill: &|app| {
                     let processes = tree(app.top()).len();
-                    ensure!(
-                        processes >= 3,
-                        "master and two workers, but {processes} processes"
-                    );
+                    ensure!(processes >= 3, "master and two workers, but {processes} processes");
                     Ok(())
                 },
                 state: &|_| http_get(port, "/index.html"),
                 use_it: &|_| {
                     // Counters in memory that the workers share.
                     let (first, second) = (nginx_requests(port)?, nginx_requests(port)?);
-                    ensure!(
-                        second > first && first > 1,
-                        "requests: {first}, then {second}"
-                    );
+                    ensure!(second > first && first > 1, "requests: {first}, then {second}");
                     Ok(())
                 },
                 steady: true,
@@ -433,9 +400,7 @@ fn go() {
         let compiler = need_program(&["go"])?;
         let binary = path_text(&place.path("counter"));
         let mut build = Command::new(compiler);
-        build
-            .args(["build", "-o", &binary])
-            .arg(servers().join("counter.go"));
+        build.args(["build", "-o", &binary]).arg(servers().join("counter.go"));
         build
             .env("GO111MODULE", "off")
             .env("CGO_ENABLED", "0")
@@ -459,13 +424,7 @@ fn java() {
         let port = free_port()?;
         counter(
             place,
-            &[
-                &path_text(&machine),
-                "-cp",
-                &dir,
-                "Counter",
-                &port.to_string(),
-            ],
+            &[&path_text(&machine), "-cp", &dir, "Counter", &port.to_string()],
             port,
         )
     });
@@ -495,13 +454,7 @@ fn python_http_server() {
                 options: options(&command),
                 port: Some(port),
                 fill: &|_| Ok(()),
-                state: &|_| {
-                    Ok(format!(
-                        "{} {}",
-                        http_get(port, "/")?,
-                        http_get(port, "/file")?
-                    ))
-                },
+                state: &|_| Ok(format!("{} {}", http_get(port, "/")?, http_get(port, "/file")?)),
                 use_it: &|_| {
                     let name = format!("made-{}", std::fs::read_dir(&html)?.count());
                     std::fs::write(html.join(&name), "")?;
@@ -556,12 +509,8 @@ impl Postgres {
             .gid(self.gid)
             .current_dir("/")
             .env("LC_ALL", "C.UTF-8");
-        command
-            .env("PGHOST", "127.0.0.1")
-            .env("PGPORT", self.port.to_string());
-        command
-            .env("PGUSER", "postgres")
-            .env("PGDATABASE", "postgres");
+        command.env("PGHOST", "127.0.0.1").env("PGPORT", self.port.to_string());
+        command.env("PGUSER", "postgres").env("PGDATABASE", "postgres");
         command
     }
 
@@ -584,9 +533,7 @@ impl Postgres {
     }
 
     fn ask(&self, sql: &str) -> Result<String> {
-        run(self
-            .tool("psql")
-            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql]))
+        run(self.tool("psql").args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql]))
     }
 
     /// Sums that pgbench keeps equal in four tables, and the number of its rows.
@@ -606,18 +553,12 @@ impl Postgres {
             _ => self.sums()?,
         };
         let numbers: Vec<&str> = sums.split('|').collect();
-        ensure!(
-            numbers[..4].iter().all(|n| *n == numbers[0]),
-            "sums differ: {sums}"
-        );
+        ensure!(numbers[..4].iter().all(|n| *n == numbers[0]), "sums differ: {sums}");
         Ok(sums)
     }
 
     fn wait_for(&self) -> Result<()> {
-        poll("PostgreSQL to answer", PATIENCE, || {
-            Ok(self.ask("select 1").ok())
-        })
-        .map(drop)
+        poll("PostgreSQL to answer", PATIENCE, || Ok(self.ask("select 1").ok())).map(drop)
     }
 }
 
@@ -691,10 +632,7 @@ fn refuse_then_close(place: &Place, postgres: &Postgres, app: App) -> Result<()>
         .err()
         .context("a snapshot with an open session succeeded")?;
     let refusal = error.downcast_ref::<Error>().context("another error")?;
-    ensure!(
-        refusal.kind == Kind::Refused,
-        "expected a refusal, got {refusal}"
-    );
+    ensure!(refusal.kind == Kind::Refused, "expected a refusal, got {refusal}");
     let port = postgres.port.to_string();
     ensure!(
         refusal
@@ -709,8 +647,7 @@ fn refuse_then_close(place: &Place, postgres: &Postgres, app: App) -> Result<()>
         tcp: TcpPolicy::Close,
         ..SnapshotOptions::default()
     };
-    app.snapshot(&shot, &close)
-        .context("snapshot with tcp=close")?;
+    app.snapshot(&shot, &close).context("snapshot with tcp=close")?;
     app.wait_gone()?;
     let app = place.restore(&shot).context("restore")?;
     postgres.wait_for()?;
@@ -730,10 +667,7 @@ fn numbers_in_order(file: &Path) -> Result<u64> {
     let text = std::fs::read_to_string(file)?;
     let mut last = 0;
     // The last line may be half written.
-    for line in text
-        .split_inclusive('\n')
-        .filter(|line| line.ends_with('\n'))
-    {
+    for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
         let number: u64 = line.trim().parse()?;
         ensure!(number == last + 1, "{number} came after {last}");
         last = number;
@@ -789,10 +723,7 @@ fn tree_of_100_processes() {
                     let before = everyone_speaks(place)?;
                     for entry in std::fs::read_dir(place.dir())? {
                         let path = entry?.path();
-                        let name = path
-                            .file_name()
-                            .and_then(|n| n.to_str())
-                            .unwrap_or_default();
+                        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
                         if name.starts_with("alive-") {
                             std::fs::remove_file(&path)?;
                         }
@@ -810,9 +741,7 @@ fn tree_of_100_processes() {
 
 /// Waits until no file is half written.
 fn everyone_speaks(place: &Place) -> Result<String> {
-    poll("100 processes to speak", PATIENCE, || {
-        Ok(everyone(place).ok())
-    })
+    poll("100 processes to speak", PATIENCE, || Ok(everyone(place).ok()))
 }
 
 /// Names and numbers of the 100 processes that have spoken.
@@ -820,11 +749,7 @@ fn everyone(place: &Place) -> Result<String> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(place.dir())? {
         let path = entry?.path();
-        let name = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .unwrap_or_default()
-            .to_owned();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
         if name.starts_with("alive-") {
             let pid = std::fs::read_to_string(&path)?;
             ensure!(pid.ends_with('\n'), "{name} is half written");
@@ -863,10 +788,7 @@ fn shell_on_a_terminal() {
         let python = path_text(&need_program(&["python3"])?);
         need_program(&["bash"])?;
         let script = path_text(&servers().join("terminal.py"));
-        nix::unistd::mkfifo(
-            &place.path("keys"),
-            nix::sys::stat::Mode::from_bits_truncate(0o600),
-        )?;
+        nix::unistd::mkfifo(&place.path("keys"), nix::sys::stat::Mode::from_bits_truncate(0o600))?;
         let ask = |command: &str, answer: &str| type_and_see(place, command, answer);
         drive(
             place,

@@ -19,17 +19,13 @@ pub fn rm(store: &Store, args: &cli::Rm) -> Result<u8> {
     let _busy = store.try_lock(&args.name)?;
     let view = store.view(&args.name)?;
     if view.alive() {
-        return Err(
-            Error::new(Kind::Conflict, format!("app {} is running", args.name))
-                .fix(format!("end it with `appshot kill {}`", args.name)),
-        );
+        return Err(Error::new(Kind::Conflict, format!("app {} is running", args.name))
+            .fix(format!("end it with `appshot kill {}`", args.name)));
     }
     if view.state == State::Asleep && !args.appshot {
-        return Err(
-            Error::new(Kind::Conflict, format!("app {} is asleep", args.name))
-                .because("all that is left of it is its appshot")
-                .fix("pass --appshot to delete that too"),
-        );
+        return Err(Error::new(Kind::Conflict, format!("app {} is asleep", args.name))
+            .because("all that is left of it is its appshot")
+            .fix("pass --appshot to delete that too"));
     }
     forget(store, &args.name, args.appshot)
 }

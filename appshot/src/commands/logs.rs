@@ -31,8 +31,9 @@ fn log_of(store: &Store, name: &str, app: Option<&App>) -> Result<PathBuf> {
     match (path.exists(), app) {
         (true, _) => Ok(path),
         (false, None) => Err(store.unknown(name)),
-        (false, Some(_)) => Err(Error::new(Kind::NotFound, format!("app {name} has no log"))
-            .because("it was not started with -d")),
+        (false, Some(_)) => {
+            Err(Error::new(Kind::NotFound, format!("app {name} has no log")).because("it was not started with -d"))
+        }
     }
 }
 

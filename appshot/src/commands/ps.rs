@@ -17,9 +17,7 @@ fn text(views: &[View], now: u64) -> String {
 }
 
 fn row(view: &View, now: u64) -> Vec<String> {
-    let started = view
-        .started_unix_ms
-        .map(|then| out::age(then, now) + " ago");
+    let started = view.started_unix_ms.map(|then| out::age(then, now) + " ago");
     vec![
         view.name.clone(),
         state(view),

@@ -15,11 +15,8 @@ pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
         place: place(&args)?,
         target: args.target,
     });
-    let report: SnapshotReport =
-        progress::shown(quiet, |progress| interrupt::in_worker(&job, progress))?;
-    out::show(format, &report, |report| {
-        format!("{}\n", report.appshot.display())
-    })?;
+    let report: SnapshotReport = progress::shown(quiet, |progress| interrupt::in_worker(&job, progress))?;
+    out::show(format, &report, |report| format!("{}\n", report.appshot.display()))?;
     if !quiet && format == nodekit::args::Format::Text {
         eprintln!("{}", told(&report));
     }
@@ -64,10 +61,7 @@ pub fn check(store: &Store, args: &cli::Check) -> Result<u8> {
 fn findings(report: &CheckReport) -> String {
     let mut text = match report.refusals.len() {
         0 => "can be frozen".to_owned(),
-        many => format!(
-            "would be refused for {}",
-            out::count(many, "reason", "reasons")
-        ),
+        many => format!("would be refused for {}", out::count(many, "reason", "reasons")),
     };
     text += &format!(
         ": {}, {}\n",

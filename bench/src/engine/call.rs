@@ -58,11 +58,7 @@ impl Engine for Call {
 
     fn snapshot(&self, root: i32, dest: &Path, leave_running: bool) -> Result<Taken> {
         let (root, dest) = (root.to_string(), dest.to_string_lossy());
-        let after = if leave_running {
-            "leave-running"
-        } else {
-            "end"
-        };
+        let after = if leave_running { "leave-running" } else { "end" };
         self.operate(&["snapshot", &dest, &root, after])
     }
 
@@ -76,11 +72,9 @@ impl Engine for Call {
 pub fn operate(arguments: &[String]) -> Option<Result<()>> {
     let (first, rest) = arguments.split_first()?;
     (first == OPERATE).then(|| match rest {
-        [what, dest, root, after] if what == "snapshot" => print_json(&snapshot(
-            Path::new(dest),
-            root.parse()?,
-            after == "leave-running",
-        )?),
+        [what, dest, root, after] if what == "snapshot" => {
+            print_json(&snapshot(Path::new(dest), root.parse()?, after == "leave-running")?)
+        }
         [what, source] if what == "restore" => print_json(&restore(Path::new(source))?),
         _ => bail!("not an operation: {rest:?}"),
     })

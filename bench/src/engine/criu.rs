@@ -45,10 +45,7 @@ impl Engine for Criu {
     }
 
     fn about(&self) -> String {
-        let told = self
-            .binary
-            .as_ref()
-            .map(|binary| version(binary, "--version"));
+        let told = self.binary.as_ref().map(|binary| version(binary, "--version"));
         format!(
             "`criu dump` and `criu restore -d` from start to exit; {}",
             told.unwrap_or_default()

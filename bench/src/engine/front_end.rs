@@ -48,8 +48,7 @@ impl Engine for FrontEnd {
     fn missing(&self) -> Option<String> {
         let mut help = Command::new(&self.binary);
         help.arg("--help");
-        let works =
-            run(&mut help, &self.scratch).is_ok_and(|done| done.stdout.contains("snapshot"));
+        let works = run(&mut help, &self.scratch).is_ok_and(|done| done.stdout.contains("snapshot"));
         let fix = || "the appshot command (cargo build --release -p appshot)".to_owned();
         (!works).then(fix)
     }
@@ -59,8 +58,7 @@ impl Engine for FrontEnd {
         command.arg("--out").arg(dest).arg(root.to_string());
         command.args(leave_running.then_some("--leave-running"));
         let done = run(&mut command, &self.scratch)?;
-        let report: SnapshotReport =
-            serde_json::from_str(&done.stdout).context("the snapshot's report")?;
+        let report: SnapshotReport = serde_json::from_str(&done.stdout).context("the snapshot's report")?;
         Ok(Taken {
             millis: done.millis,
             told_frozen_millis: Some(report.frozen_micros as f64 / 1e3),
@@ -73,8 +71,7 @@ impl Engine for FrontEnd {
         let mut command = self.command("restore");
         command.args(["--detach", "--name", &name]).arg(source);
         let done = run(&mut command, &self.scratch)?;
-        let instance: Instance =
-            serde_json::from_str(&done.stdout).context("the restored instance")?;
+        let instance: Instance = serde_json::from_str(&done.stdout).context("the restored instance")?;
         Ok(Back {
             begin_ns: done.begin_ns,
             millis: done.millis,

@@ -26,9 +26,7 @@ pub fn build(place: &Place, name: &str, options: &[&str]) -> Option<PathBuf> {
     let mut cc = Command::new("cc");
     cc.args(["-O2", "-pthread"]).args(options);
     cc.arg("-o").arg(&binary).arg(&source);
-    crate::command::run(&mut cc, place.disk())
-        .ok()
-        .map(|_| binary)
+    crate::command::run(&mut cc, place.disk()).ok().map(|_| binary)
 }
 
 /// The same source as a library to preload.
@@ -45,12 +43,7 @@ pub struct Beat {
 }
 
 impl Beat {
-    pub fn new(
-        name: &'static str,
-        kind: &'static str,
-        tasks: usize,
-        program: &Option<PathBuf>,
-    ) -> Self {
+    pub fn new(name: &'static str, kind: &'static str, tasks: usize, program: &Option<PathBuf>) -> Self {
         Beat {
             name,
             kind,
@@ -157,9 +150,7 @@ struct Beating {
 
 impl Beating {
     fn counts(&self) -> Result<Vec<u64>> {
-        (0..self.tasks as u64)
-            .map(|slot| self.file.get(COUNT + slot))
-            .collect()
+        (0..self.tasks as u64).map(|slot| self.file.get(COUNT + slot)).collect()
     }
 
     /// Every thread or process counts on within a second.
@@ -171,11 +162,7 @@ impl Beating {
             if stuck == 0 {
                 return Ok(());
             }
-            ensure!(
-                Instant::now() < deadline,
-                "{stuck} of {} do not count on",
-                self.tasks
-            );
+            ensure!(Instant::now() < deadline, "{stuck} of {} do not count on", self.tasks);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -208,11 +195,7 @@ impl App for Beating {
 
     fn verify(&self, tree: &[i32]) -> Result<()> {
         let tasks: usize = tree.iter().map(|pid| crate::proc::threads(*pid)).sum();
-        ensure!(
-            tasks >= self.tasks,
-            "{tasks} tasks instead of {}",
-            self.tasks
-        );
+        ensure!(tasks >= self.tasks, "{tasks} tasks instead of {}", self.tasks);
         self.all_count(&self.counts()?)
     }
 

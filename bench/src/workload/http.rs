@@ -40,11 +40,7 @@ impl Http {
     }
 
     pub fn java(place: &Place) -> Self {
-        let source = written(
-            place,
-            "Server.java",
-            include_str!("../programs/Server.java"),
-        );
+        let source = written(place, "Server.java", include_str!("../programs/Server.java"));
         let mut javac = Command::new("javac");
         javac.arg("-d").arg(place.disk()).arg(source);
         let compiled = crate::command::run(&mut javac, place.disk());
@@ -61,12 +57,7 @@ impl Http {
         java
     }
 
-    fn new(
-        name: &'static str,
-        program: &'static str,
-        package: &'static str,
-        arguments: Vec<PathBuf>,
-    ) -> Self {
+    fn new(name: &'static str, program: &'static str, package: &'static str, arguments: Vec<PathBuf>) -> Self {
         let missing = missing_program(program, package);
         Http {
             name,
@@ -139,10 +130,7 @@ impl App for Server {
 
     fn answers(&self) -> Result<()> {
         let body = net::http_get(self.port, "/ping")?;
-        ensure!(
-            body.starts_with(&self.nonce.to_string()),
-            "answers {body:.60}"
-        );
+        ensure!(body.starts_with(&self.nonce.to_string()), "answers {body:.60}");
         Ok(())
     }
 

@@ -33,11 +33,7 @@ impl Workload for Nginx {
         std::fs::create_dir_all(&dir)?;
         let config = dir.join("nginx.conf");
         std::fs::write(&config, configuration(&dir, port, nonce))?;
-        Ok(Box::new(Server {
-            port,
-            nonce,
-            config,
-        }))
+        Ok(Box::new(Server { port, nonce, config }))
     }
 }
 

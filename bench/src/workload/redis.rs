@@ -115,10 +115,7 @@ impl App for Server {
     fn verify(&self, _tree: &[i32]) -> Result<()> {
         let mut redis = net::Redis::connect(self.port)?;
         let size = redis.ask("DBSIZE")?;
-        ensure!(
-            size == (self.keys + 1).to_string().into_bytes(),
-            "DBSIZE is {size:?}"
-        );
+        ensure!(size == (self.keys + 1).to_string().into_bytes(), "DBSIZE is {size:?}");
         ensure!(redis.ask("GET nonce")? == self.nonce.to_string().into_bytes());
         for sample in 0..SAMPLES.min(self.keys) {
             let key = sample * self.keys / SAMPLES.min(self.keys);

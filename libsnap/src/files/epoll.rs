@@ -29,7 +29,9 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         let under = watched(context, description.id, fd, ino).filter(|d| is(d));
         let Some(file) = under.or_else(|| context.by_inode(ino).find(|d| is(d))) else {
             return refused(
-                format!("it watches the file that was descriptor {fd}, to which no descriptor of the app leads any more"),
+                format!(
+                    "it watches the file that was descriptor {fd}, to which no descriptor of the app leads any more"
+                ),
                 "let the app remove a file from epoll before it closes it",
             );
         };
@@ -54,15 +56,21 @@ fn parse(line: &str) -> Option<(i32, u32, u64, u64)> {
         fd,
         u32::from_str_radix(after("events:")?, 16).ok()?,
         u64::from_str_radix(after("data:")?, 16).ok()?,
-        after("ino:").and_then(|ino| u64::from_str_radix(ino, 16).ok()).unwrap_or(0),
+        after("ino:")
+            .and_then(|ino| u64::from_str_radix(ino, 16).ok())
+            .unwrap_or(0),
     ))
 }
 
 /// The file that number `fd` names in a process that holds the epoll instance.
 fn watched<'a>(context: &'a Context<'_>, epoll: FileId, fd: i32, ino: u64) -> Option<&'a Description> {
     let holders = context.fds.iter().filter(|fds| fds.iter().any(|e| e.file == epoll));
-    let named = holders.flat_map(|fds| fds.iter().filter(|e| e.fd == FdNum(fd))).map(|e| e.file);
-    named.filter_map(|file| context.descriptions.get(file.0 as usize)).find(|d| d.found.key.1 == ino)
+    let named = holders
+        .flat_map(|fds| fds.iter().filter(|e| e.fd == FdNum(fd)))
+        .map(|e| e.file);
+    named
+        .filter_map(|file| context.descriptions.get(file.0 as usize))
+        .find(|d| d.found.key.1 == ino)
 }
 
 /// Whether the `target` of the instance, number and count, is this file. (KCMP_EPOLL_TFD).

@@ -37,7 +37,10 @@ pub fn capture_timerfd(found: &Found) -> Result<FileKind, Refused> {
         number(seconds) * 1_000_000_000 + number(nanos)
     };
     if ![libc::CLOCK_REALTIME, libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].contains(&clock) {
-        return refused(format!("a timerfd on clock {clock}"), "use CLOCK_MONOTONIC, CLOCK_BOOTTIME or CLOCK_REALTIME");
+        return refused(
+            format!("a timerfd on clock {clock}"),
+            "use CLOCK_MONOTONIC, CLOCK_BOOTTIME or CLOCK_REALTIME",
+        );
     }
     Ok(FileKind::Timerfd {
         clock,
@@ -80,7 +83,10 @@ pub fn capture_pidfd(context: &Context<'_>, found: &Found) -> Result<FileKind, R
     let host = found.info.number("Pid").unwrap_or(-1) as i32;
     match context.virtual_pid(host) {
         Some(pid) => Ok(FileKind::Pidfd { pid }),
-        None => refused(format!("a pidfd of process {host}, which is not of this app or has ended"), "close it before the snapshot"),
+        None => refused(
+            format!("a pidfd of process {host}, which is not of this app or has ended"),
+            "close it before the snapshot",
+        ),
     }
 }
 

@@ -36,9 +36,17 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     record.state = match (record.kind, record.protocol) {
         (libc::SOCK_STREAM, libc::IPPROTO_TCP) => tcp(context, description)?,
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => udp(context, description, record)?,
-        (_, 262) => return refused("Multipath TCP sockets are not carried yet", "turn MPTCP off in the app (GODEBUG=multipathtcp=0)"),
+        (_, 262) => {
+            return refused(
+                "Multipath TCP sockets are not carried yet",
+                "turn MPTCP off in the app (GODEBUG=multipathtcp=0)",
+            );
+        }
         (kind, protocol) => {
-            return refused(format!("IP sockets of type {kind}, protocol {protocol} are not carried"), "close it before the snapshot");
+            return refused(
+                format!("IP sockets of type {kind}, protocol {protocol} are not carried"),
+                "close it before the snapshot",
+            );
         }
     };
     Ok(())
@@ -55,7 +63,10 @@ fn is_bound(name: &[u8]) -> bool {
 fn tcp(context: &Context<'_>, description: &Description) -> Result<SocketState, Refused> {
     let info = diag::getsockopt(&description.dup, libc::IPPROTO_TCP, libc::TCP_INFO, 256)
         .map_err(|e| (format!("its state cannot be read: {e}"), "try again".to_owned()))?;
-    let word = |at: usize| info.get(at..at + 4).map_or(0, |b| i32::from_le_bytes(b.try_into().unwrap_or_default()));
+    let word = |at: usize| {
+        info.get(at..at + 4)
+            .map_or(0, |b| i32::from_le_bytes(b.try_into().unwrap_or_default()))
+    };
     let name = name_of(description);
     match info.first().copied().unwrap_or(0) {
         TCP_LISTEN if word(TCPI_UNACKED) > 0 && context.options.tcp == TcpPolicy::Refuse => refused(
@@ -74,7 +85,15 @@ fn tcp(context: &Context<'_>, description: &Description) -> Result<SocketState, 
         }),
         _ if context.options.tcp == TcpPolicy::Close => Ok(SocketState::Severed),
         state => refused(
-            format!("a TCP connection {} ({})", endpoints(description), if state == TCP_ESTABLISHED { "established" } else { "closing" }),
+            format!(
+                "a TCP connection {} ({})",
+                endpoints(description),
+                if state == TCP_ESTABLISHED {
+                    "established"
+                } else {
+                    "closing"
+                }
+            ),
             "close the connection first, or pass --tcp=close",
         ),
     }
@@ -82,8 +101,16 @@ fn tcp(context: &Context<'_>, description: &Description) -> Result<SocketState, 
 
 /// `127.0.0.1:6379 <- 127.0.0.1:40122`, for people.
 fn endpoints(description: &Description) -> String {
-    let show = |peer| diag::address(&description.dup, peer).ok().and_then(|raw| show_address(&raw));
-    format!("{} <- {}", show(false).unwrap_or_else(|| "?".into()), show(true).unwrap_or_else(|| "?".into()))
+    let show = |peer| {
+        diag::address(&description.dup, peer)
+            .ok()
+            .and_then(|raw| show_address(&raw))
+    };
+    format!(
+        "{} <- {}",
+        show(false).unwrap_or_else(|| "?".into()),
+        show(true).unwrap_or_else(|| "?".into())
+    )
 }
 
 /// Text of a raw IPv4 or IPv6 socket address.
@@ -105,7 +132,10 @@ pub fn show_address(raw: &[u8]) -> Option<String> {
 fn udp(context: &Context<'_>, description: &Description, record: &mut SocketRecord) -> Result<SocketState, Refused> {
     if context.frozen {
         if sysfd::ioctl_i32(&description.dup, libc::TIOCOUTQ).unwrap_or(0) > 0 {
-            return refused("a datagram that it is sending is held back (UDP_CORK, MSG_MORE) or on its way", "let the app send it, then try again");
+            return refused(
+                "a datagram that it is sending is held back (UDP_CORK, MSG_MORE) or on its way",
+                "let the app send it, then try again",
+            );
         }
         if sockets::readable(&description.dup) {
             record.queue = sockets::peek_queue(context, description, (record.domain, record.kind))?;
@@ -128,13 +158,31 @@ fn sendable(context: &Context<'_>, description: &Description, record: &SocketRec
         return Ok(());
     }
     if diag::getsockopt_i32(&description.dup, libc::SOL_SOCKET, libc::SO_REUSEPORT) == Ok(1) {
-        return refused("datagrams are queued in it, and it may share its port (SO_REUSEPORT)", drain);
+        return refused(
+            "datagrams are queued in it, and it may share its port (SO_REUSEPORT)",
+            drain,
+        );
     }
-    let inside = |from: &[u8]| context.descriptions.iter().any(|d| d.found.link.starts_with("socket:") && is_udp(d) && name_of(d) == from);
-    let outside = record.queue.iter().map(|message| message.from.as_slice()).filter(|from| !inside(from));
+    let inside = |from: &[u8]| {
+        context
+            .descriptions
+            .iter()
+            .any(|d| d.found.link.starts_with("socket:") && is_udp(d) && name_of(d) == from)
+    };
+    let outside = record
+        .queue
+        .iter()
+        .map(|message| message.from.as_slice())
+        .filter(|from| !inside(from));
     for from in outside.collect::<std::collections::BTreeSet<_>>() {
         if let Err(errno) = stand_in(record.domain, from) {
-            return refused(format!("datagrams from {} are queued in it, an address this host cannot take: {errno}", shown(from)), drain);
+            return refused(
+                format!(
+                    "datagrams from {} are queued in it, an address this host cannot take: {errno}",
+                    shown(from)
+                ),
+                drain,
+            );
         }
     }
     Ok(())
@@ -162,13 +210,18 @@ fn stand_in(domain: i32, from: &[u8]) -> Sys<OwnedFd> {
 pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()> {
     let records = || {
         manifest.files.iter().filter_map(|file| match &file.kind {
-            FileKind::Socket(record) if record.protocol == libc::IPPROTO_UDP && record.domain != libc::AF_UNIX => Some((&made[&file.id], &**record)),
+            FileKind::Socket(record) if record.protocol == libc::IPPROTO_UDP && record.domain != libc::AF_UNIX => {
+                Some((&made[&file.id], &**record))
+            }
             _ => None,
         })
     };
-    let names: Vec<(Vec<u8>, &OwnedFd)> = records().map(|(fd, _)| (diag::address(fd, false).unwrap_or_default(), fd)).collect();
+    let names: Vec<(Vec<u8>, &OwnedFd)> = records()
+        .map(|(fd, _)| (diag::address(fd, false).unwrap_or_default(), fd))
+        .collect();
     for (fd, record) in records().filter(|(_, record)| !record.queue.is_empty()) {
-        deliver(fd, record, &names).or_fail(|| format!("cannot put back the datagrams queued in socket {}", record.ino))?;
+        deliver(fd, record, &names)
+            .or_fail(|| format!("cannot put back the datagrams queued in socket {}", record.ino))?;
     }
     for (fd, record) in records() {
         if let SocketState::Connected { peer, .. } = &record.state {
@@ -193,7 +246,11 @@ fn deliver(fd: &OwnedFd, record: &SocketRecord, names: &[(Vec<u8>, &OwnedFd)]) -
     const DROPS: usize = 8;
     let info = diag::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, 64)?;
     let dropped = info.as_chunks::<4>().0.get(DROPS).is_some_and(|drops| *drops != [0; 4]);
-    if dropped || !sockets::readable(fd) { Err(nix::Error::ENOBUFS) } else { Ok(()) }
+    if dropped || !sockets::readable(fd) {
+        Err(nix::Error::ENOBUFS)
+    } else {
+        Ok(())
+    }
 }
 
 /// An address that leads to a socket bound to this name: to the host itself
@@ -233,7 +290,10 @@ fn shown(name: &[u8]) -> String {
 /// keep its port. SO_REUSEADDR is set for the bind and then put back.
 fn bind(made: &OwnedFd, name: &[u8], record: &SocketRecord) -> Result<()> {
     let reuse = |on: i32| diag::setsockopt(made, libc::SOL_SOCKET, libc::SO_REUSEADDR, &on.to_le_bytes());
-    let wanted = record.options.iter().any(|o| (o.level, o.name) == (libc::SOL_SOCKET, libc::SO_REUSEADDR) && o.value.first() == Some(&1));
+    let wanted = record
+        .options
+        .iter()
+        .any(|o| (o.level, o.name) == (libc::SOL_SOCKET, libc::SO_REUSEADDR) && o.value.first() == Some(&1));
     if !wanted && record.kind == libc::SOCK_STREAM {
         reuse(1).ok();
     }

@@ -17,9 +17,16 @@ const WATCH_MAX: i32 = 100_000;
 
 pub fn capture(description: &Description) -> Result<FileKind, Refused> {
     if sysfd::ioctl_i32(&description.dup, libc::FIONREAD).unwrap_or(0) > 0 {
-        return refused("inotify events that the app has not read", "let the app read them, then try again");
+        return refused(
+            "inotify events that the app has not read",
+            "let the app read them, then try again",
+        );
     }
-    let lines = description.found.info.lines().filter_map(|line| line.strip_prefix("inotify "));
+    let lines = description
+        .found
+        .info
+        .lines()
+        .filter_map(|line| line.strip_prefix("inotify "));
     let mut watches = lines.map(parse).collect::<Result<Vec<_>, _>>()?;
     watches.sort_by_key(|watch| watch.wd);
     Ok(FileKind::Inotify { watches })
@@ -27,16 +34,33 @@ pub fn capture(description: &Description) -> Result<FileKind, Refused> {
 
 /// `wd:1 ino:4d2 sdev:800001 mask:2 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:…`
 fn parse(line: &str) -> Result<InotifyWatch, Refused> {
-    let field = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix(':'));
+    let field = |key: &str| {
+        line.split_whitespace()
+            .find_map(|word| word.strip_prefix(key)?.strip_prefix(':'))
+    };
     let hex = |key: &str| field(key).and_then(|v| u64::from_str_radix(v, 16).ok());
-    let unknown = || ("an inotify watch of unknown form".to_owned(), "remove the watch before the snapshot".to_owned());
+    let unknown = || {
+        (
+            "an inotify watch of unknown form".to_owned(),
+            "remove the watch before the snapshot".to_owned(),
+        )
+    };
     let handle = field("f_handle").ok_or_else(unknown)?;
-    let bytes: Vec<u8> = (0..handle.len() / 2).filter_map(|i| u8::from_str_radix(&handle[2 * i..2 * i + 2], 16).ok()).collect();
-    let path = path_of(hex("sdev").ok_or_else(unknown)?, hex("fhandle-type").ok_or_else(unknown)? as i32, &bytes);
+    let bytes: Vec<u8> = (0..handle.len() / 2)
+        .filter_map(|i| u8::from_str_radix(&handle[2 * i..2 * i + 2], 16).ok())
+        .collect();
+    let path = path_of(
+        hex("sdev").ok_or_else(unknown)?,
+        hex("fhandle-type").ok_or_else(unknown)? as i32,
+        &bytes,
+    );
     Ok(InotifyWatch {
         wd: hex("wd").ok_or_else(unknown)? as i32,
         path: path.ok_or_else(|| {
-            ("an inotify watch on a file that cannot be found by name".to_owned(), "remove the watch before the snapshot".to_owned())
+            (
+                "an inotify watch on a file that cannot be found by name".to_owned(),
+                "remove the watch before the snapshot".to_owned(),
+            )
         })?,
         mask: hex("mask").ok_or_else(unknown)? as u32,
     })
@@ -47,13 +71,16 @@ fn path_of(device: u64, kind: i32, handle: &[u8]) -> Option<String> {
     // fdinfo shows the kernel's own device number: 20 bits of minor.
     let (major, minor) = (device >> 20, device & 0xf_ffff);
     let mounts = procfs::process::Process::myself().ok()?.mountinfo().ok()?;
-    mounts.into_iter().filter(|mount| mount.majmin == format!("{major}:{minor}")).find_map(|mount| {
-        let place = File::open(&mount.mount_point).ok()?;
-        let file = sysfd::open_by_handle(place.as_fd(), kind, handle).ok()?;
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
-        let path = path.to_string_lossy().into_owned();
-        (path.starts_with('/') && !path.ends_with(" (deleted)")).then_some(path)
-    })
+    mounts
+        .into_iter()
+        .filter(|mount| mount.majmin == format!("{major}:{minor}"))
+        .find_map(|mount| {
+            let place = File::open(&mount.mount_point).ok()?;
+            let file = sysfd::open_by_handle(place.as_fd(), kind, handle).ok()?;
+            let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+            let path = path.to_string_lossy().into_owned();
+            (path.starts_with('/') && !path.ends_with(" (deleted)")).then_some(path)
+        })
 }
 
 pub fn restore(builder: &Builder<'_>, watches: &[InotifyWatch]) -> Result<OwnedFd> {

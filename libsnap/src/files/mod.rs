@@ -194,8 +194,8 @@ fn same(members: &[Member], a: &Found, b: &Found) -> bool {
 
 fn find(members: &[Member], at: usize) -> Result<Vec<Found>> {
     let pid = members[at].pid;
-    let numbers = proc::numbered(&format!("/proc/{pid}/fd"))
-        .or_fail(|| format!("cannot list the descriptors of pid {pid}"))?;
+    let numbers =
+        proc::numbered(&format!("/proc/{pid}/fd")).or_fail(|| format!("cannot list the descriptors of pid {pid}"))?;
     Ok(numbers.into_iter().filter_map(|fd| find_one(pid, at, fd)).collect())
 }
 
@@ -252,18 +252,26 @@ fn anonymous(context: &Context<'_>, description: &Description) -> Result<FileKin
         "inotify" => inotify::capture(description),
         "io_uring" => refused("io_uring instances are not carried yet", "run the app without io_uring"),
         "userfaultfd" => refused("userfaultfd is not carried yet", "close it before the snapshot"),
-        other => refused(format!("descriptors of kind {other} are not carried"), "close it before the snapshot"),
+        other => refused(
+            format!("descriptors of kind {other} are not carried"),
+            "close it before the snapshot",
+        ),
     }
 }
 
 /// Who gets SIGIO for this description (fcntl(2) F_SETOWN).
 fn owner(context: &Context<'_>, description: &Description) -> Result<Option<FileOwner>, Refused> {
-    let Ok((kind, id)) = sysfd::owner(&description.dup) else { return Ok(None) };
+    let Ok((kind, id)) = sysfd::owner(&description.dup) else {
+        return Ok(None);
+    };
     if id == 0 {
         return Ok(None);
     }
     let Some(id) = context.virtual_pid(id) else {
-        return refused("its signals go to a process outside the app (F_SETOWN)", "clear F_SETOWN before the snapshot");
+        return refused(
+            "its signals go to a process outside the app (F_SETOWN)",
+            "clear F_SETOWN before the snapshot",
+        );
     };
     const F_GETSIG: i32 = 11;
     let signal = sysfd::fcntl(description.dup.as_raw_fd(), F_GETSIG, 0).unwrap_or(0);
@@ -298,16 +306,21 @@ pub fn restore_all(
             FileKind::Pipe { ino } => pipes.open(*ino, file.flags)?,
             FileKind::Memfd { shm, offset } => paths::restore_memfd(builder, *shm, *offset, file.flags)?,
             FileKind::Eventfd { count, semaphore } => events::restore_eventfd(*count, *semaphore)?,
-            FileKind::Timerfd { clock, ticks, settime_flags, time } => {
-                events::restore_timerfd(*clock, *ticks, *settime_flags, *time)?
-            }
+            FileKind::Timerfd {
+                clock,
+                ticks,
+                settime_flags,
+                time,
+            } => events::restore_timerfd(*clock, *ticks, *settime_flags, *time)?,
             FileKind::Signalfd { mask } => events::restore_signalfd(*mask)?,
             FileKind::Epoll { .. } => epoll::restore()?,
             FileKind::Inotify { watches } => inotify::restore(builder, watches)?,
             FileKind::Pidfd { pid } => events::restore_pidfd(builder, *pid)?,
             FileKind::Socket(record) => sockets::restore(builder, record, &mut unix)?,
             FileKind::Pty(record) => ptys.master(record.index)?,
-            FileKind::PtySlave { index, through_tty } => pty::slave(builder, file.id, *index, *through_tty, file.flags)?,
+            FileKind::PtySlave { index, through_tty } => {
+                pty::slave(builder, file.id, *index, *through_tty, file.flags)?
+            }
             FileKind::Outside { what } => paths::restore_outside(builder, what, file.flags)?,
         };
         made.insert(file.id, fd);

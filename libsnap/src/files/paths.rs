@@ -31,7 +31,10 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
         return Ok(kind);
     }
     if !same {
-        return refused("the name by which it was opened is gone, or another file has taken it", "let the app close it, or give the file its name back");
+        return refused(
+            "the name by which it was opened is gone, or another file has taken it",
+            "let the app close it, or give the file its name back",
+        );
     }
     match found.mode & libc::S_IFMT {
         libc::S_IFREG => {
@@ -43,7 +46,12 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
         }
         libc::S_IFDIR => {}
         libc::S_IFCHR if is_memory_device(&view) => {}
-        _ => return refused("a device or special file whose state is not carried", "close it before the snapshot"),
+        _ => {
+            return refused(
+                "a device or special file whose state is not carried",
+                "close it before the snapshot",
+            );
+        }
     }
     Ok(FileKind::Path {
         path: found.link.clone(),
@@ -57,15 +65,15 @@ fn unlinked(context: &Context<'_>, description: &Description, tables: &mut Table
     let view = format!("/proc/{}/fd/{}", context.member(found).pid, found.fd);
     let kind = memory::unlinked(&found.link, &fs::metadata(&view).ok()?)?;
     let shm = tables.shm.enter(found.key, &view, || kind);
-    Some(FileKind::Unlinked {
-        shm,
-        offset: found.pos,
-    })
+    Some(FileKind::Unlinked { shm, offset: found.pos })
 }
 
 /// Another description of an unlinked file that was made again.
 pub fn restore_unlinked(builder: &Builder<'_>, shm: ShmId, offset: u64, flags: i32) -> Result<OwnedFd> {
-    let source = builder.shm.get(&shm).ok_or_else(|| Error::failed(format!("unlinked file {shm} is missing")))?;
+    let source = builder
+        .shm
+        .get(&shm)
+        .ok_or_else(|| Error::failed(format!("unlinked file {shm} is missing")))?;
     let failed = || format!("cannot open unlinked file {shm} again");
     // The link in /proc must be followed, and what it leads to exists.
     let opened = open_again(source, flags & !(libc::O_TMPFILE | libc::O_NOFOLLOW)).or_fail(failed)?;
@@ -82,7 +90,11 @@ pub fn make_unlinked(view: &str, path: &str, mode: u32, owner: (u32, u32)) -> Re
     let failed = || format!("cannot make the unlinked file {path} again");
     let whole = format!("{view}{path}");
     let mut new = OpenOptions::new();
-    new.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_CLOEXEC);
+    new.read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_CLOEXEC);
     let file = match new.open(&whole) {
         Ok(file) => {
             fs::remove_file(&whole).or_fail(failed)?;
@@ -91,11 +103,18 @@ pub fn make_unlinked(view: &str, path: &str, mode: u32, owner: (u32, u32)) -> Re
         Err(_) => {
             let directory = whole.rsplit_once('/').map_or("/", |(directory, _)| directory);
             let flags = libc::O_TMPFILE | libc::O_CLOEXEC;
-            OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(directory).or_fail(failed)?
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .mode(0o600)
+                .custom_flags(flags)
+                .open(directory)
+                .or_fail(failed)?
         }
     };
     std::os::unix::fs::fchown(&file, Some(owner.0), Some(owner.1)).or_fail(failed)?;
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode)).or_fail(failed)?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
+        .or_fail(failed)?;
     Ok(file)
 }
 
@@ -129,16 +148,20 @@ pub fn capture_memfd(description: &Description, context: &Context<'_>, tables: &
     let view = format!("/proc/{}/fd/{}", context.member(found).pid, found.fd);
     let name = found.link.trim_start_matches("/memfd:").trim_end_matches(" (deleted)");
     let shm = tables.shm.enter(found.key, &view, || memory::memfd_kind(name, &view));
-    FileKind::Memfd {
-        shm,
-        offset: found.pos,
-    }
+    FileKind::Memfd { shm, offset: found.pos }
 }
 
 pub fn restore_memfd(builder: &Builder<'_>, shm: ShmId, offset: u64, flags: i32) -> Result<OwnedFd> {
-    let source = builder.shm.get(&shm).ok_or_else(|| Error::failed(format!("shared memory object {shm} is missing")))?;
+    let source = builder
+        .shm
+        .get(&shm)
+        .ok_or_else(|| Error::failed(format!("shared memory object {shm} is missing")))?;
     let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
-    let file = OpenOptions::new().read(true).write(write).open(source).or_fail(|| "cannot open a memfd again")?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .open(source)
+        .or_fail(|| "cannot open a memfd again")?;
     use nix::unistd::{Whence, lseek};
     lseek(&file, offset as i64, Whence::SeekSet).or_fail(|| "cannot set the offset of a memfd")?;
     Ok(file.into())
@@ -151,25 +174,42 @@ pub fn restore_outside(builder: &Builder<'_>, what: &str, flags: i32) -> Result<
     let opened = match builder.stdio {
         Stdio::Inherit if reading => std::io::stdin().as_fd().try_clone_to_owned(),
         Stdio::Inherit => std::io::stdout().as_fd().try_clone_to_owned(),
-        Stdio::Log(path) if !reading => {
-            OpenOptions::new().append(true).create(true).mode(0o600).open(path).map(OwnedFd::from)
-        }
-        Stdio::Null | Stdio::Log(_) => {
-            OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from)
-        }
+        Stdio::Log(path) if !reading => OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+            .map(OwnedFd::from),
+        Stdio::Null | Stdio::Log(_) => OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map(OwnedFd::from),
     };
     opened.or_fail(failed)
 }
 
 /// Locks as `fdinfo` lists them: `1: FLOCK  ADVISORY  WRITE 77 08:01:4711 0 EOF`
 pub fn locks(context: &Context<'_>, description: &Description) -> Result<Vec<FileLock>, Refused> {
-    description.found.info.all("lock").map(|line| parse_lock(context, line)).collect()
+    description
+        .found
+        .info
+        .all("lock")
+        .map(|line| parse_lock(context, line))
+        .collect()
 }
 
 fn parse_lock(context: &Context<'_>, line: &str) -> Result<FileLock, Refused> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let unknown = || ("a file lock of unknown form".to_owned(), "release it before the snapshot".to_owned());
-    let [_, kind, _, access, pid, _, start, end] = words[..] else { return Err(unknown()) };
+    let unknown = || {
+        (
+            "a file lock of unknown form".to_owned(),
+            "release it before the snapshot".to_owned(),
+        )
+    };
+    let [_, kind, _, access, pid, _, start, end] = words[..] else {
+        return Err(unknown());
+    };
     let kind = match kind {
         "FLOCK" => LockKind::Flock,
         "POSIX" => LockKind::Process,
@@ -226,7 +266,10 @@ fn flock(fd: &OwnedFd, how: i32) -> crate::sys::Sys<()> {
 
 /// Opens a file the app maps, with the access its mapping needs.
 pub fn open_mapped(view: &str, path: &str, write: bool) -> Result<File> {
-    let opened = OpenOptions::new().read(true).write(write).custom_flags(libc::O_CLOEXEC).open(format!("{view}{path}"));
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(format!("{view}{path}"));
     opened.or_fail(|| format!("cannot open {path}, which the app has mapped"))
 }
-

@@ -22,7 +22,11 @@ fn access(flags: i32) -> i32 {
     flags & libc::O_ACCMODE
 }
 
-pub fn capture(context: &Context<'_>, description: &Description, pipes: &mut Vec<PipeRecord>) -> Result<FileKind, Refused> {
+pub fn capture(
+    context: &Context<'_>,
+    description: &Description,
+    pipes: &mut Vec<PipeRecord>,
+) -> Result<FileKind, Refused> {
     let found = &description.found;
     let ino = found.key.1;
     let fifo = found.link.starts_with('/');
@@ -52,20 +56,28 @@ fn leads_outside(context: &Context<'_>, description: &Description) -> bool {
     }
     let mut polled = [PollFd::new(description.dup.as_fd(), PollFlags::empty())];
     poll(&mut polled, PollTimeout::ZERO).ok();
-    let alone = polled[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR));
+    let alone = polled[0]
+        .revents()
+        .is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR));
     !alone
 }
 
 fn record(context: &Context<'_>, description: &Description) -> Result<PipeRecord, Refused> {
     let found = &description.found;
     let capacity = sysfd::fcntl(description.dup.as_raw_fd(), libc::F_GETPIPE_SZ, 0).unwrap_or(65536);
-    let readable = context.by_inode(found.key.1).find(|d| access(d.found.flags) != libc::O_WRONLY);
+    let readable = context
+        .by_inode(found.key.1)
+        .find(|d| access(d.found.flags) != libc::O_WRONLY);
     let (data, reads) = match readable.filter(|_| context.frozen) {
-        Some(end) => content(&end.dup, capacity).or_else(|e| refused(format!("its content cannot be read: {e}"), "try again"))?,
+        Some(end) => {
+            content(&end.dup, capacity).or_else(|e| refused(format!("its content cannot be read: {e}"), "try again"))?
+        }
         None => Default::default(),
     };
     // Plain bytes come in one read, whatever the mode is now.
-    let direct = context.by_inode(found.key.1).any(|d| d.found.flags & libc::O_DIRECT != 0);
+    let direct = context
+        .by_inode(found.key.1)
+        .any(|d| d.found.flags & libc::O_DIRECT != 0);
     let packets = if direct || reads.len() > 1 { reads } else { Vec::new() };
     Ok(PipeRecord {
         ino: found.key.1,
@@ -129,7 +141,11 @@ impl<'a> Pipes<'a> {
         }
         let ends = self.open.get_mut(&ino).ok_or_else(|| Error::failed(failed()))?;
         let mode = access(flags);
-        let end = if mode == libc::O_RDONLY { &ends.read } else { &ends.write };
+        let end = if mode == libc::O_RDONLY {
+            &ends.read
+        } else {
+            &ends.write
+        };
         // The first description of an end is the end itself; others are opened anew.
         let fresh = mode == libc::O_RDWR || ends.given.contains(&mode);
         ends.given.push(mode);
@@ -140,7 +156,11 @@ impl<'a> Pipes<'a> {
 fn make(view: &str, record: &PipeRecord) -> std::io::Result<Ends> {
     let (read, write) = match &record.fifo {
         Some(path) => {
-            let both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(format!("{view}{path}"))?;
+            let both = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open(format!("{view}{path}"))?;
             let both = OwnedFd::from(both);
             (reopen(&both, libc::O_RDONLY)?, reopen(&both, libc::O_WRONLY)?)
         }
@@ -179,6 +199,10 @@ fn put_inside(write: &OwnedFd, record: &PipeRecord) -> std::io::Result<()> {
 fn reopen(end: &OwnedFd, mode: i32) -> std::io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", end.as_raw_fd());
     let (read, write) = (mode != libc::O_WRONLY, mode != libc::O_RDONLY);
-    let file = OpenOptions::new().read(read).write(write).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
+    let file = OpenOptions::new()
+        .read(read)
+        .write(write)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path)?;
     Ok(file.into())
 }

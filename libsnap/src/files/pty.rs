@@ -65,7 +65,13 @@ pub fn name(tty: i32) -> String {
 pub fn controlling(files: &[OpenFile], sid: VirtualPid, tty: i32) -> Option<u32> {
     let device = u64::from(tty as u32);
     let controls = |pty: &PtyRecord| pty.sid == sid && (major(device), minor(device)) == (SLAVE, u64::from(pty.index));
-    let mut ptys = files.iter().filter_map(|file| if let FileKind::Pty(pty) = &file.kind { Some(pty) } else { None });
+    let mut ptys = files.iter().filter_map(|file| {
+        if let FileKind::Pty(pty) = &file.kind {
+            Some(pty)
+        } else {
+            None
+        }
+    });
     ptys.find(|pty| controls(pty)).map(|pty| pty.index)
 }
 
@@ -83,10 +89,13 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
 
 fn outside(context: &Context<'_>, found: &Found) -> Result<FileKind, Refused> {
     match context.options.outside {
-        OutsidePolicy::Replace => Ok(FileKind::Outside { what: found.link.clone() }),
-        OutsidePolicy::Refuse if found.link.ends_with(" (deleted)") => {
-            refused("a pseudo-terminal whose master has been closed is not carried yet", "let the app close it first")
-        }
+        OutsidePolicy::Replace => Ok(FileKind::Outside {
+            what: found.link.clone(),
+        }),
+        OutsidePolicy::Refuse if found.link.ends_with(" (deleted)") => refused(
+            "a pseudo-terminal whose master has been closed is not carried yet",
+            "let the app close it first",
+        ),
         OutsidePolicy::Refuse => refused(
             "the terminal the app was started on is outside the app",
             "pass --outside=replace to give the restored app its restorer's stdio instead",
@@ -96,11 +105,17 @@ fn outside(context: &Context<'_>, found: &Found) -> Result<FileKind, Refused> {
 
 fn slave_kind(description: &Description, index: u32) -> Result<FileKind, Refused> {
     if Modes::get(&description.dup).is_err() {
-        return refused("a terminal that has been hung up is not carried yet", "let the app close it first");
+        return refused(
+            "a terminal that has been hung up is not carried yet",
+            "let the app close it first",
+        );
     }
     let through_tty = description.found.link == "/dev/tty";
     if !through_tty && description.found.link != format!("/dev/pts/{index}") {
-        return refused("a pseudo-terminal opened under another name than /dev/pts is not carried", "let the app close it first");
+        return refused(
+            "a pseudo-terminal opened under another name than /dev/pts is not carried",
+            "let the app close it first",
+        );
     }
     Ok(FileKind::PtySlave { index, through_tty })
 }
@@ -129,7 +144,11 @@ fn is_master(description: &Description) -> bool {
 /// controlled by this terminal.
 fn controlled_holder(context: &Context<'_>, slave: &Description, master: &Description, device: u64) -> bool {
     let session = session(&master.dup);
-    let holders = context.members.iter().zip(context.fds).filter(|(_, fds)| fds.iter().any(|fd| fd.file == slave.id));
+    let holders = context
+        .members
+        .iter()
+        .zip(context.fds)
+        .filter(|(_, fds)| fds.iter().any(|fd| fd.file == slave.id));
     let mut stats = holders.filter_map(|(member, _)| proc::stat(member.pid).ok());
     stats.any(|stat| session == stat.session && u64::from(stat.tty as u32) == device)
 }
@@ -137,7 +156,9 @@ fn controlled_holder(context: &Context<'_>, slave: &Description, master: &Descri
 /// The devpts at /dev/pts, where the holder of the master looks for it.
 fn instance(context: &Context<'_>, master: &Found) -> Option<u64> {
     let pid = context.member(master).pid;
-    fs::metadata(format!("/proc/{pid}/root/dev/pts")).ok().map(|meta| meta.dev())
+    fs::metadata(format!("/proc/{pid}/root/dev/pts"))
+        .ok()
+        .map(|meta| meta.dev())
 }
 
 /// Host number of the session that the terminal controls, 0 for none.
@@ -147,7 +168,9 @@ fn session(master: &OwnedFd) -> i32 {
 
 fn master(context: &Context<'_>, description: &Description) -> Result<PtyRecord, Refused> {
     let (found, tty) = (&description.found, &description.dup);
-    let unknown = |what: &'static str| move |errno: nix::Error| (format!("its {what} cannot be read: {errno}"), "try again".to_owned());
+    let unknown = |what: &'static str| {
+        move |errno: nix::Error| (format!("its {what} cannot be read: {errno}"), "try again".to_owned())
+    };
     let index = sysfd::ioctl_i32(tty, TIOCGPTN).map_err(unknown("index"))? as u32;
     let file = node(context, description, index)?;
     let modes = Modes::get(tty).map_err(unknown("modes"))?;
@@ -189,7 +212,10 @@ fn node(context: &Context<'_>, master: &Description, index: u32) -> Result<Socke
             uid: meta.uid(),
             gid: meta.gid(),
         }),
-        _ => refused("a pseudo-terminal that is not of the app's /dev/pts is not carried", "let the app open /dev/ptmx"),
+        _ => refused(
+            "a pseudo-terminal that is not of the app's /dev/pts is not carried",
+            "let the app open /dev/ptmx",
+        ),
     }
 }
 
@@ -197,22 +223,42 @@ fn node(context: &Context<'_>, master: &Description, index: u32) -> Result<Socke
 fn plain(context: &Context<'_>, master: &Description, modes: &Modes, record: &PtyRecord) -> Result<(), Refused> {
     let tty = &master.dup;
     if master.found.flags & libc::O_ACCMODE != libc::O_RDWR {
-        return refused("a pseudo-terminal master that is not open for reading and writing", "let the app open it with O_RDWR");
+        return refused(
+            "a pseudo-terminal master that is not open for reading and writing",
+            "let the app open it with O_RDWR",
+        );
     }
     if modes.line_discipline() != 0 || modes.local() & libc::EXTPROC != 0 {
-        return refused("a terminal with a line discipline of its own or with EXTPROC is not carried yet", "end what set it");
+        return refused(
+            "a terminal with a line discipline of its own or with EXTPROC is not carried yet",
+            "end what set it",
+        );
     }
     if sysfd::ioctl_i32(tty, TIOCGEXCL).unwrap_or(0) != 0 {
-        return refused("a terminal in exclusive mode (TIOCEXCL) is not carried yet", "let the app leave it (TIOCNXCL)");
+        return refused(
+            "a terminal in exclusive mode (TIOCEXCL) is not carried yet",
+            "let the app leave it (TIOCNXCL)",
+        );
     }
     let events = pty_queue::events(tty);
     if record.packet_mode && events.contains(PollFlags::POLLPRI) {
-        return refused("a packet-mode status waits to be read", "let the app read its terminal, and try again");
+        return refused(
+            "a packet-mode status waits to be read",
+            "let the app read its terminal, and try again",
+        );
     }
-    let slaves = context.descriptions.iter().filter(|d| !is_master(d) && is_terminal(&d.found));
-    let held = slaves.into_iter().any(|slave| pair(context, slave) == Some(record.index));
+    let slaves = context
+        .descriptions
+        .iter()
+        .filter(|d| !is_master(d) && is_terminal(&d.found));
+    let held = slaves
+        .into_iter()
+        .any(|slave| pair(context, slave) == Some(record.index));
     if !held && !events.contains(PollFlags::POLLHUP) {
-        return refused("its other side was never opened, or is open outside the app only", "try again when the app has opened it");
+        return refused(
+            "its other side was never opened, or is open outside the app only",
+            "try again when the app has opened it",
+        );
     }
     Ok(())
 }
@@ -232,7 +278,10 @@ fn session_and_foreground(context: &Context<'_>, master: &OwnedFd) -> Result<(Vi
     let group = sysfd::ioctl_i32(master, libc::TIOCGPGRP).unwrap_or(0);
     match foreground(context, session, group) {
         Some(pgid) => Ok((sid, pgid)),
-        None => refused(format!("its foreground group {group} has ended or is outside the app"), "try again"),
+        None => refused(
+            format!("its foreground group {group} has ended or is outside the app"),
+            "try again",
+        ),
     }
 }
 
@@ -246,7 +295,10 @@ fn foreground(context: &Context<'_>, session: i32, group: i32) -> Option<Virtual
     let members = context.members.iter().map(|member| member.pid);
     let zombies = Some(HostPid(group)).filter(|pid| proc::stat(*pid).is_ok_and(|stat| stat.state == b'Z'));
     let pid = members.chain(zombies).find(in_group)?;
-    Fields::status(pid).ok().map(|status| VirtualPid(status.innermost("NSpgid"))).filter(|pgid| pgid.0 != 0)
+    Fields::status(pid)
+        .ok()
+        .map(|status| VirtualPid(status.innermost("NSpgid")))
+        .filter(|pgid| pgid.0 != 0)
 }
 
 /// The slave, opened through its master (Linux 4.13).
@@ -277,13 +329,24 @@ pub struct Ptys {
 impl Ptys {
     /// Makes those of the appshot in the devpts of the new app.
     pub fn make(view: &str, manifest: &Manifest) -> Result<Ptys> {
-        let mut records: Vec<&PtyRecord> = manifest.files.iter().filter_map(|file| if let FileKind::Pty(pty) = &file.kind { Some(&**pty) } else { None }).collect();
+        let mut records: Vec<&PtyRecord> = manifest
+            .files
+            .iter()
+            .filter_map(|file| {
+                if let FileKind::Pty(pty) = &file.kind {
+                    Some(&**pty)
+                } else {
+                    None
+                }
+            })
+            .collect();
         records.sort_by_key(|record| record.index);
         let mut ptys = Ptys::default();
         let mut surplus = Vec::new();
         for record in records {
             let master = open_master(view, record.index, &mut surplus)?;
-            let slave = set_up(&master, view, record).or_fail(|| format!("cannot set up pseudo-terminal {}", record.index))?;
+            let slave =
+                set_up(&master, view, record).or_fail(|| format!("cannot set up pseudo-terminal {}", record.index))?;
             ptys.masters.insert(record.index, master);
             ptys._slaves.push(slave);
         }
@@ -292,7 +355,9 @@ impl Ptys {
 
     /// Gives the master away.
     pub fn master(&mut self, index: u32) -> Result<OwnedFd> {
-        self.masters.remove(&index).ok_or_else(|| Error::failed(format!("pseudo-terminal {index} was not made")))
+        self.masters
+            .remove(&index)
+            .ok_or_else(|| Error::failed(format!("pseudo-terminal {index} was not made")))
     }
 }
 
@@ -337,7 +402,10 @@ fn set_up(master: &OwnedFd, view: &str, record: &PtyRecord) -> std::io::Result<O
 pub fn slave(builder: &Builder<'_>, id: FileId, index: u32, through_tty: bool, flags: i32) -> Result<OwnedFd> {
     let failed = || format!("cannot open the terminal of open file {id} again");
     if through_tty {
-        let tty = builder.ttys.get(&id).ok_or_else(|| Error::failed(failed()).because("no process has it as its controlling terminal"))?;
+        let tty = builder
+            .ttys
+            .get(&id)
+            .ok_or_else(|| Error::failed(failed()).because("no process has it as its controlling terminal"))?;
         return tty.try_clone().or_fail(failed);
     }
     paths::open_again(&format!("{}/dev/pts/{index}", builder.view), flags).or_fail(failed)

@@ -84,24 +84,44 @@ pub fn events(tty: &OwnedFd) -> PollFlags {
 }
 
 fn wait(tty: &OwnedFd, timeout: PollTimeout) -> PollFlags {
-    let mut polled = [PollFd::new(tty.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT | PollFlags::POLLPRI)];
+    let mut polled = [PollFd::new(
+        tty.as_fd(),
+        PollFlags::POLLIN | PollFlags::POLLOUT | PollFlags::POLLPRI,
+    )];
     poll(&mut polled, timeout).ok();
     polled[0].revents().unwrap_or(PollFlags::empty())
 }
 
 /// Reads both queues and puts them back.
 pub fn look(master: &OwnedFd, slave: &OwnedFd, modes: &Modes, packets: bool) -> Result<Queue, Refused> {
-    if ![master, slave].iter().all(|side| events(side).contains(PollFlags::POLLOUT)) {
-        return refused("a terminal whose queue is full or stopped (^S)", "let the app read it, or resume it (^Q), and try again");
+    if ![master, slave]
+        .iter()
+        .all(|side| events(side).contains(PollFlags::POLLOUT))
+    {
+        return refused(
+            "a terminal whose queue is full or stopped (^S)",
+            "let the app read it, or resume it (^Q), and try again",
+        );
     }
     if sysfd::ioctl_i32(slave, libc::FIONREAD).unwrap_or(0) > INPUT_MAX {
-        return refused("a terminal with more than 2 KiB of input not yet read", "let the app read it, and try again");
+        return refused(
+            "a terminal with more than 2 KiB of input not yet read",
+            "let the app read it, and try again",
+        );
     }
     if !can_feed() {
-        return refused("this kernel does not let anybody put back what waits in a terminal (TIOCSTI)", "sysctl dev.tty.legacy_tiocsti=1");
+        return refused(
+            "this kernel does not let anybody put back what waits in a terminal (TIOCSTI)",
+            "sysctl dev.tty.legacy_tiocsti=1",
+        );
     }
     let looked = look_inside(master, slave, modes, packets);
-    looked.or_else(|errno| refused(format!("what waits in the terminal cannot be read: {errno}"), "try again"))
+    looked.or_else(|errno| {
+        refused(
+            format!("what waits in the terminal cannot be read: {errno}"),
+            "try again",
+        )
+    })
 }
 
 fn look_inside(master: &OwnedFd, slave: &OwnedFd, modes: &Modes, packets: bool) -> Sys<Queue> {
@@ -127,7 +147,11 @@ fn take(master: &OwnedFd, slave: &OwnedFd, modes: &Modes, queue: &mut Queue) -> 
     }
     modes.passing(false).set(slave)?;
     while let Some(bytes) = read(slave)? {
-        if modes.canonical() { encode(&bytes, &mut queue.input) } else { queue.input.extend(bytes) }
+        if modes.canonical() {
+            encode(&bytes, &mut queue.input)
+        } else {
+            queue.input.extend(bytes)
+        }
     }
     while let Some(bytes) = read(master)? {
         queue.output.extend(bytes);
@@ -221,7 +245,12 @@ mod tests {
     /// A pair with these modes and something typed at the master.
     fn pair(canonical: bool, typed: &[u8]) -> (OwnedFd, OwnedFd, Modes) {
         let pair = nix::pty::openpty(None, None).unwrap();
-        sysfd::fcntl(pair.slave.as_raw_fd(), libc::F_SETFL, i64::from(libc::O_RDWR | libc::O_NONBLOCK)).unwrap();
+        sysfd::fcntl(
+            pair.slave.as_raw_fd(),
+            libc::F_SETFL,
+            i64::from(libc::O_RDWR | libc::O_NONBLOCK),
+        )
+        .unwrap();
         let mut modes = Modes::get(&pair.slave).unwrap();
         let local = modes.local() & !libc::ECHO & if canonical { !0 } else { !libc::ICANON };
         modes.0[12..16].copy_from_slice(&local.to_ne_bytes());

@@ -89,7 +89,12 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         libc::AF_UNIX => unix::capture(context, description, &mut record)?,
         libc::AF_INET | libc::AF_INET6 => inet::capture(context, description, &mut record)?,
         libc::AF_NETLINK => return refused("netlink sockets are not carried yet", "close it before the snapshot"),
-        other => return refused(format!("sockets of address family {other} are not carried"), "close it before the snapshot"),
+        other => {
+            return refused(
+                format!("sockets of address family {other} are not carried"),
+                "close it before the snapshot",
+            );
+        }
     }
     record.options = options(description, &record);
     Ok(FileKind::Socket(Box::new(record)))
@@ -135,9 +140,8 @@ pub fn set_late_options(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {
 fn set<'a>(fd: &OwnedFd, options: impl Iterator<Item = &'a SockOpt>) -> Result<()> {
     for option in options {
         let (name, value) = forced(option);
-        diag::setsockopt(fd, option.level, name, &value).or_fail(|| {
-            format!("cannot set socket option {}:{} again", option.level, option.name)
-        })?;
+        diag::setsockopt(fd, option.level, name, &value)
+            .or_fail(|| format!("cannot set socket option {}:{} again", option.level, option.name))?;
     }
     Ok(())
 }
@@ -165,16 +169,26 @@ pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::So
 /// Messages waiting in a socket, left where they are: SO_PEEK_OFF walks over
 /// them. Of a unix socket the senders' credentials come with them; that they do
 /// also tells an empty packet from the end.
-pub fn peek_queue(context: &Context<'_>, description: &Description, (domain, kind): (i32, i32)) -> Result<Vec<Message>, Refused> {
+pub fn peek_queue(
+    context: &Context<'_>,
+    description: &Description,
+    (domain, kind): (i32, i32),
+) -> Result<Vec<Message>, Refused> {
     let dup = &description.dup;
     let unread = |e: nix::Error| (format!("its queued data cannot be read: {e}"), "try again".to_owned());
     let set = |name: i32, value: i32| diag::setsockopt(dup, libc::SOL_SOCKET, name, &value.to_le_bytes());
     let before = |name: i32| diag::getsockopt_i32(dup, libc::SOL_SOCKET, name);
     let offset = before(libc::SO_PEEK_OFF).unwrap_or(-1);
-    let asked = if domain == libc::AF_UNIX { before(libc::SO_PASSCRED).map_err(unread)? } else { 1 };
+    let asked = if domain == libc::AF_UNIX {
+        before(libc::SO_PASSCRED).map_err(unread)?
+    } else {
+        1
+    };
     set(libc::SO_PEEK_OFF, 0).map_err(unread)?;
     let walked = match asked {
-        0 => set(libc::SO_PASSCRED, 1).map_err(unread).and_then(|()| walk_queue(context, description, (domain, kind))),
+        0 => set(libc::SO_PASSCRED, 1)
+            .map_err(unread)
+            .and_then(|()| walk_queue(context, description, (domain, kind))),
         _ => walk_queue(context, description, (domain, kind)),
     };
     if asked == 0 {
@@ -184,7 +198,11 @@ pub fn peek_queue(context: &Context<'_>, description: &Description, (domain, kin
     walked
 }
 
-fn walk_queue(context: &Context<'_>, description: &Description, (domain, kind): (i32, i32)) -> Result<Vec<Message>, Refused> {
+fn walk_queue(
+    context: &Context<'_>,
+    description: &Description,
+    (domain, kind): (i32, i32),
+) -> Result<Vec<Message>, Refused> {
     const LONGEST: usize = 1 << 20;
     let unix = domain == libc::AF_UNIX;
     let mut queue = Vec::new();
@@ -192,9 +210,17 @@ fn walk_queue(context: &Context<'_>, description: &Description, (domain, kind): 
         match diag::peek_message(&description.dup, LONGEST) {
             Ok(None) => return Ok(queue),
             Ok(Some(peeked)) if peeked.control && unix => {
-                return refused("descriptors are in flight in its queue", "let the app receive them first");
+                return refused(
+                    "descriptors are in flight in its queue",
+                    "let the app receive them first",
+                );
             }
-            Ok(Some(peeked)) if peeked.cut => return refused("a message of more than 1 MiB is queued in it", "let the app receive it first"),
+            Ok(Some(peeked)) if peeked.cut => {
+                return refused(
+                    "a message of more than 1 MiB is queued in it",
+                    "let the app receive it first",
+                );
+            }
             // The end; a stream has credentials there, too.
             Ok(Some(peeked)) if kind == libc::SOCK_STREAM && peeked.data.is_empty() => return Ok(queue),
             Ok(Some(peeked)) if unix && peeked.credentials.is_none() => return Ok(queue),
@@ -216,7 +242,10 @@ fn sender(context: &Context<'_>, (pid, uid, gid): (i32, u32, u32)) -> Result<Opt
     }
     match context.virtual_pid(pid) {
         Some(pid) => Ok(Some(Sender { pid, uid, gid })),
-        None => refused("a message with the credentials of a process outside the app is queued in it", "let the app receive it first"),
+        None => refused(
+            "a message with the credentials of a process outside the app is queued in it",
+            "let the app receive it first",
+        ),
     }
 }
 
@@ -224,7 +253,9 @@ fn sender(context: &Context<'_>, (pid, uid, gid): (i32, u32, u32)) -> Result<Opt
 pub fn readable(fd: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
     poll(&mut polled, PollTimeout::ZERO).ok();
-    polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN))
+    polled[0]
+        .revents()
+        .is_some_and(|events| events.contains(PollFlags::POLLIN))
 }
 
 /// Bytes waiting to be read (FIONREAD).

@@ -26,7 +26,10 @@ const UNNAMED: usize = 2;
 
 pub fn capture(context: &Context<'_>, description: &Description, record: &mut SocketRecord) -> Result<(), Refused> {
     let Some(diag) = context.unix.get(&record.ino) else {
-        return refused("it belongs to another network namespace", "snapshot the app from its own network namespace");
+        return refused(
+            "it belongs to another network namespace",
+            "snapshot the app from its own network namespace",
+        );
     };
     let name = diag::address(&description.dup, false).unwrap_or_default();
     let file = socket_file(context, description, &name)?;
@@ -34,7 +37,10 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     let connected = diag::address(&description.dup, true).is_ok();
     record.state = if diag.state == LISTEN {
         if !diag.waiting.is_empty() {
-            return refused(format!("{} connections to it are not accepted yet", diag.waiting.len()), "try again");
+            return refused(
+                format!("{} connections to it are not accepted yet", diag.waiting.len()),
+                "try again",
+            );
         }
         SocketState::Listening {
             name,
@@ -59,16 +65,25 @@ fn sendable(context: &Context<'_>, record: &SocketRecord) -> Result<(), Refused>
     if record.kind != libc::SOCK_DGRAM {
         return Ok(());
     }
-    for from in record.queue.iter().map(|message| &message.from).filter(|from| from.len() > UNNAMED) {
+    for from in record
+        .queue
+        .iter()
+        .map(|message| &message.from)
+        .filter(|from| from.len() > UNNAMED)
+    {
         let inside = |d: &Description| context.unix.contains_key(&d.found.key.1) && name_of(d) == *from;
         if !context.descriptions.iter().any(inside) {
-            return refused("a message of a named socket outside the app is queued in it", "let the app receive it first");
+            return refused(
+                "a message of a named socket outside the app is queued in it",
+                "let the app receive it first",
+            );
         }
     }
     match &record.state {
-        SocketState::Bound { name, file: None } if path_of(name).is_some() && !record.queue.is_empty() => {
-            refused("messages are queued in it, and its path was removed", "let the app receive them first")
-        }
+        SocketState::Bound { name, file: None } if path_of(name).is_some() && !record.queue.is_empty() => refused(
+            "messages are queued in it, and its path was removed",
+            "let the app receive them first",
+        ),
         _ => Ok(()),
     }
 }
@@ -89,7 +104,10 @@ fn paired(
         return Ok(paired);
     }
     let Some(other) = context.by_inode(peer).next() else {
-        return refused("its peer is a program outside the app", "close the connection before the snapshot");
+        return refused(
+            "its peer is a program outside the app",
+            "close the connection before the snapshot",
+        );
     };
     if record.kind != libc::SOCK_DGRAM {
         return Ok(paired);
@@ -101,7 +119,10 @@ fn paired(
         None => name.len() <= UNNAMED,
     };
     if lost && !mutual {
-        return refused("it is connected to a socket that has no name (any more)", "close the connection before the snapshot");
+        return refused(
+            "it is connected to a socket that has no name (any more)",
+            "close the connection before the snapshot",
+        );
     }
     Ok(paired)
 }
@@ -116,15 +137,20 @@ fn path_of(name: &[u8]) -> Option<String> {
 fn socket_file(context: &Context<'_>, description: &Description, name: &[u8]) -> Result<Option<SocketFile>, Refused> {
     let Some(path) = path_of(name) else { return Ok(None) };
     if !path.starts_with('/') {
-        return refused(format!("it is bound to the relative name {path}"), "bind it to an absolute path");
+        return refused(
+            format!("it is bound to the relative name {path}"),
+            "bind it to an absolute path",
+        );
     }
     let pid = context.member(&description.found).pid;
     // No file: somebody unlinked it, and restore will leave it unlinked.
-    Ok(fs::symlink_metadata(format!("/proc/{pid}/root{path}")).ok().map(|meta| SocketFile {
-        mode: meta.mode() & 0o7777,
-        uid: meta.uid(),
-        gid: meta.gid(),
-    }))
+    Ok(fs::symlink_metadata(format!("/proc/{pid}/root{path}"))
+        .ok()
+        .map(|meta| SocketFile {
+            mode: meta.mode() & 0o7777,
+            uid: meta.uid(),
+            gid: meta.gid(),
+        }))
 }
 
 /// Sockets being made again, by their inode in the appshot.
@@ -148,7 +174,11 @@ fn unix_records(manifest: &Manifest) -> impl Iterator<Item = (FileId, &SocketRec
 /// The name of a socket; empty when it has none.
 fn name(record: &SocketRecord) -> &[u8] {
     match &record.state {
-        SocketState::Bound { name, .. } | SocketState::Listening { name, .. } | SocketState::Paired { name, .. } if name.len() > UNNAMED => name,
+        SocketState::Bound { name, .. } | SocketState::Listening { name, .. } | SocketState::Paired { name, .. }
+            if name.len() > UNNAMED =>
+        {
+            name
+        }
         _ => &[],
     }
 }
@@ -244,9 +274,8 @@ impl<'a> Sockets<'a> {
         let by_ino: HashMap<u64, &OwnedFd> = unix_records(manifest).map(|(id, r)| (r.ino, &made[&id])).collect();
         for record in self.records.values() {
             for message in &record.queue {
-                self.deliver(builder, record, message, &by_ino).or_fail(|| {
-                    format!("cannot put back what was queued in unix socket {}", record.ino)
-                })?;
+                self.deliver(builder, record, message, &by_ino)
+                    .or_fail(|| format!("cannot put back what was queued in unix socket {}", record.ino))?;
             }
         }
         self.connect(&by_ino)?;
@@ -261,14 +290,28 @@ impl<'a> Sockets<'a> {
         Ok(())
     }
 
-    fn deliver(&self, builder: &Builder<'_>, record: &SocketRecord, message: &Message, made: &HashMap<u64, &OwnedFd>) -> Sys<()> {
+    fn deliver(
+        &self,
+        builder: &Builder<'_>,
+        record: &SocketRecord,
+        message: &Message,
+        made: &HashMap<u64, &OwnedFd>,
+    ) -> Sys<()> {
         let connected = peer(record).filter(|_| self.by_name(record).is_none());
         if let Some(peer) = connected {
-            let sender = if peer == 0 { self.orphans.get(&record.ino) } else { made.get(&peer).copied() };
+            let sender = if peer == 0 {
+                self.orphans.get(&record.ino)
+            } else {
+                made.get(&peer).copied()
+            };
             return send(builder, sender.ok_or(nix::Error::ENOTCONN)?, message, None);
         }
         if message.from.len() > UNNAMED {
-            let sender = self.records.values().find(|r| name(r) == message.from).ok_or(nix::Error::ENOTCONN)?;
+            let sender = self
+                .records
+                .values()
+                .find(|r| name(r) == message.from)
+                .ok_or(nix::Error::ENOTCONN)?;
             return send(builder, made[&sender.ino], message, Some(name(record)));
         }
         let nobody = sysfd::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
@@ -278,10 +321,17 @@ impl<'a> Sockets<'a> {
     /// Connects datagram sockets by name. A connected one can be connected to by
     /// its own peer only: each comes after all that are connected to it.
     fn connect(&self, made: &HashMap<u64, &OwnedFd>) -> Result<()> {
-        let mut rest: Vec<(&SocketRecord, &SocketRecord)> =
-            self.records.values().filter_map(|r| Some((*r, self.by_name(r)?))).collect();
+        let mut rest: Vec<(&SocketRecord, &SocketRecord)> = self
+            .records
+            .values()
+            .filter_map(|r| Some((*r, self.by_name(r)?)))
+            .collect();
         while !rest.is_empty() {
-            let awaited: Vec<u64> = rest.iter().filter(|(r, other)| peer(other) != Some(r.ino)).map(|(_, other)| other.ino).collect();
+            let awaited: Vec<u64> = rest
+                .iter()
+                .filter(|(r, other)| peer(other) != Some(r.ino))
+                .map(|(_, other)| other.ino)
+                .collect();
             let (now, later): (Vec<_>, Vec<_>) = rest.iter().partition(|(record, _)| !awaited.contains(&record.ino));
             if now.is_empty() {
                 return Err(Error::failed("the connections of datagram sockets form a ring"));
@@ -297,7 +347,11 @@ impl<'a> Sockets<'a> {
 }
 
 /// A connection whose accepted side carries its listener's name.
-fn accepted_pair(builder: &Builder<'_>, record: &SocketRecord, client: Option<&SocketRecord>) -> Result<(OwnedFd, OwnedFd)> {
+fn accepted_pair(
+    builder: &Builder<'_>,
+    record: &SocketRecord,
+    client: Option<&SocketRecord>,
+) -> Result<(OwnedFd, OwnedFd)> {
     let failed = || "cannot connect two unix sockets";
     let new = || sysfd::socket(libc::AF_UNIX, record.kind | libc::SOCK_CLOEXEC, 0).or_fail(failed);
     let (listener, other) = (new()?, new()?);
@@ -330,7 +384,9 @@ fn bind(_builder: &Builder<'_>, made: &OwnedFd, name: &[u8], file: Option<Socket
     unlink_stale(name);
     // The name is what getsockname tells the app: it must be given as it was.
     diag::set_address(made, false, name).map_err(|errno| {
-        Error::new(crate::error::Kind::Conflict, failed()).because(errno).fix("end the program that uses this name")
+        Error::new(crate::error::Kind::Conflict, failed())
+            .because(errno)
+            .fix("end the program that uses this name")
     })?;
     let Some(path) = path_of(name) else { return Ok(()) };
     let Some(file) = file else {
@@ -351,5 +407,9 @@ fn send(builder: &Builder<'_>, fd: &OwnedFd, message: &Message, to: Option<&[u8]
         None => None,
     };
     let sent = diag::send_message(fd, &message.data, to, sender)?;
-    if sent == message.data.len() { Ok(()) } else { Err(nix::Error::EAGAIN) }
+    if sent == message.data.len() {
+        Ok(())
+    } else {
+        Err(nix::Error::EAGAIN)
+    }
 }

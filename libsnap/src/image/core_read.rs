@@ -29,11 +29,7 @@ pub fn parse(part: &str, source: &(impl Source + ?Sized)) -> Result<(ProcessImag
 /// The header must be exactly the one for these tables, and the program
 /// headers must end the file.
 fn read_tables(part: &str, source: &(impl Source + ?Sized), size: u64) -> Result<Tables> {
-    let read = |at, bytes| {
-        source
-            .read_range(at, bytes)
-            .map_err(|e| unreadable(part, e))
-    };
+    let read = |at, bytes| source.read_range(at, bytes).map_err(|e| unreadable(part, e));
     ensure(size >= HEADER_BYTES, part, || {
         format!("{size} bytes are too few for a core file")
     })?;
@@ -44,11 +40,9 @@ fn read_tables(part: &str, source: &(impl Source + ?Sized), size: u64) -> Result
         Ok(section.clone().unwrap_or_default())
     })?;
     let Tables { phoff, phnum } = tables;
-    ensure(
-        (1..=limits::SEGMENTS_PER_CORE).contains(&phnum),
-        part,
-        || format!("{phnum} program headers"),
-    )?;
+    ensure((1..=limits::SEGMENTS_PER_CORE).contains(&phnum), part, || {
+        format!("{phnum} program headers")
+    })?;
     ensure(
         phoff >= HEADER_BYTES + SHDR_BYTES && phoff.checked_add(phnum * PHDR_BYTES) == Some(size),
         part,
@@ -62,12 +56,7 @@ fn read_tables(part: &str, source: &(impl Source + ?Sized), size: u64) -> Result
     ensure(
         section.is_none_or(|found| found == tables.section_header()),
         part,
-        || {
-            format!(
-                "the section header at byte {} is malformed",
-                phoff - SHDR_BYTES
-            )
-        },
+        || format!("the section header at byte {} is malformed", phoff - SHDR_BYTES),
     )?;
     Ok(tables)
 }
@@ -121,9 +110,7 @@ fn check_loads(part: &str, loads: &[Phdr]) -> Result<Vec<Segment>> {
 
 /// Notes follow memory, the tables follow the notes.
 fn check_note(part: &str, note: &Phdr, segments: &[Segment], tables: Tables) -> Result<()> {
-    let memory_end = segments
-        .last()
-        .map_or(HEADER_BYTES, |last| last.offset + last.bytes);
+    let memory_end = segments.last().map_or(HEADER_BYTES, |last| last.offset + last.bytes);
     let tables_start = if Tables::extended(tables.phnum) {
         tables.phoff - SHDR_BYTES
     } else {
@@ -135,10 +122,7 @@ fn check_note(part: &str, note: &Phdr, segments: &[Segment], tables: Tables) -> 
         .and_then(|end| end.checked_next_multiple_of(8));
     let plain = (note.vaddr, note.memory_bytes, note.prot) == (0, 0, 0);
     ensure(
-        plain
-            && note.offset == memory_end
-            && notes_end == Some(tables_start)
-            && note.file_bytes <= limits::NOTES_BYTES,
+        plain && note.offset == memory_end && notes_end == Some(tables_start) && note.file_bytes <= limits::NOTES_BYTES,
         part,
         || format!("the notes at byte {} are out of place", note.offset),
     )
@@ -193,11 +177,7 @@ mod tests {
             })
             .collect();
         assert_eq!(loads, segments);
-        let notes = elf
-            .iter_note_headers(&bytes)
-            .unwrap()
-            .filter(Result::is_ok)
-            .count();
+        let notes = elf.iter_note_headers(&bytes).unwrap().filter(Result::is_ok).count();
         assert_eq!(notes, 2 * 4 + 5);
     }
 
@@ -220,11 +200,7 @@ mod tests {
         ] {
             assert!(text.contains(note), "{note} in {text}");
         }
-        assert!(
-            output.stderr.is_empty(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     #[test]

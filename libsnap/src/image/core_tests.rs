@@ -42,9 +42,8 @@ fn registers(pid: Pid) -> nix::Result<[u64; 27]> {
     let r = ptrace::getregs(pid)?;
     ptrace::detach(pid, None)?;
     Ok([
-        r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8, r.rax, r.rcx, r.rdx,
-        r.rsi, r.rdi, r.orig_rax, r.rip, r.cs, r.eflags, r.rsp, r.ss, r.fs_base, r.gs_base, r.ds,
-        r.es, r.fs, r.gs,
+        r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8, r.rax, r.rcx, r.rdx, r.rsi, r.rdi,
+        r.orig_rax, r.rip, r.cs, r.eflags, r.rsp, r.ss, r.fs_base, r.gs_base, r.ds, r.es, r.fs, r.gs,
     ])
 }
 
@@ -102,9 +101,7 @@ fn image(pid: u32, vmas: Vec<Vma>, regs: [u64; 27]) -> ProcessImage {
 fn manifest() -> Manifest {
     let mut manifest = sample::manifest();
     manifest.processes.truncate(1);
-    manifest.processes[0].life = Life::Alive {
-        part: "2.core".into(),
-    };
+    manifest.processes[0].life = Life::Alive { part: "2.core".into() };
     manifest.processes[0].pid = VirtualPid(2);
     manifest.files.clear();
     manifest.shmem.clear();
@@ -183,11 +180,7 @@ fn very_many_mappings() {
     let appshot = super::Appshot::open(&dest).unwrap();
     assert_eq!(appshot.cores[0].image, process);
     assert_eq!(appshot.cores[0].segments[0].vaddr, vma(69_999).start);
-    let Ok(output) = Command::new("readelf")
-        .arg("-hW")
-        .arg(dest.join("2.core"))
-        .output()
-    else {
+    let Ok(output) = Command::new("readelf").arg("-hW").arg(dest.join("2.core")).output() else {
         eprintln!("skipped: needs readelf");
         return;
     };

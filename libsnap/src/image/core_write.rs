@@ -30,10 +30,7 @@ impl CoreWriter {
         // The header is filled in last: it says where the tables are.
         part.put(&[0; HEADER_BYTES as usize])
             .or_fail(|| format!("cannot write appshot part {}", part.name()))?;
-        Ok(CoreWriter {
-            part,
-            runs: Vec::new(),
-        })
+        Ok(CoreWriter { part, runs: Vec::new() })
     }
 
     /// Adds pages, in ascending order of addresses. Zero pages are left out:
@@ -41,10 +38,7 @@ impl CoreWriter {
     /// zero page over file content must be given to [`CoreWriter::pages_as_is`].
     pub fn pages(&mut self, vaddr: u64, prot: u32, bytes: &[u8]) -> Result<()> {
         self.check_order(vaddr, bytes)?;
-        let mut pages = bytes
-            .chunks_exact(PAGE_BYTES)
-            .map(|page| page == ZERO_PAGE)
-            .enumerate();
+        let mut pages = bytes.chunks_exact(PAGE_BYTES).map(|page| page == ZERO_PAGE).enumerate();
         let mut run_start = None;
         loop {
             let next = pages.next();
@@ -78,19 +72,13 @@ impl CoreWriter {
     }
 
     fn check_order(&self, vaddr: u64, bytes: &[u8]) -> Result<()> {
-        let last = self
-            .runs
-            .last()
-            .map_or(0, |run| run.segment.vaddr + run.segment.bytes);
+        let last = self.runs.last().map_or(0, |run| run.segment.vaddr + run.segment.bytes);
         let whole = vaddr.is_multiple_of(PAGE) && bytes.len().is_multiple_of(PAGE_BYTES);
         let fits = vaddr.checked_add(bytes.len() as u64).is_some();
         if whole && fits && vaddr >= last {
             return Ok(());
         }
-        Err(self.misuse(format!(
-            "memory at {vaddr:#x}, {} bytes, after {last:#x}",
-            bytes.len()
-        )))
+        Err(self.misuse(format!("memory at {vaddr:#x}, {} bytes, after {last:#x}", bytes.len())))
     }
 
     fn store(&mut self, vaddr: u64, prot: u32, bytes: &[u8]) -> Result<()> {
@@ -100,10 +88,7 @@ impl CoreWriter {
             .put(bytes)
             .or_fail(|| format!("cannot write appshot part {}", self.part.name()))?;
         match self.runs.last_mut() {
-            Some(Run {
-                segment,
-                prot: last,
-            }) if segment.vaddr + segment.bytes == vaddr && *last == prot => {
+            Some(Run { segment, prot: last }) if segment.vaddr + segment.bytes == vaddr && *last == prot => {
                 segment.bytes += length;
             }
             _ => self.runs.push(Run {
@@ -129,15 +114,9 @@ impl CoreWriter {
             file_bytes: notes.len() as u64,
             memory_bytes: 0,
         };
-        let loads =
-            loads(&self.runs, &image.vmas, note.offset).map_err(|detail| self.misuse(detail))?;
-        if loads.len() as u64 >= limits::SEGMENTS_PER_CORE || note.file_bytes > limits::NOTES_BYTES
-        {
-            return Err(self.misuse(format!(
-                "{} segments, {} bytes of notes",
-                loads.len(),
-                notes.len()
-            )));
+        let loads = loads(&self.runs, &image.vmas, note.offset).map_err(|detail| self.misuse(detail))?;
+        if loads.len() as u64 >= limits::SEGMENTS_PER_CORE || note.file_bytes > limits::NOTES_BYTES {
+            return Err(self.misuse(format!("{} segments, {} bytes of notes", loads.len(), notes.len())));
         }
         self.write_end(&notes, note, &loads)
             .or_fail(|| format!("cannot write appshot part {}", self.part.name()))?;
@@ -207,10 +186,7 @@ fn loads(runs: &[Run], vmas: &[Vma], memory_end: u64) -> Result<Vec<Phdr>, Strin
         stretch(&mut loads[first..], vma.end);
     }
     match run {
-        Some(run) => Err(format!(
-            "memory at {:#x} lies in no mapping",
-            run.segment.vaddr
-        )),
+        Some(run) => Err(format!("memory at {:#x} lies in no mapping", run.segment.vaddr)),
         None => Ok(loads),
     }
 }

@@ -26,9 +26,7 @@ pub fn of(source: &(impl Source + ?Sized), bytes: u64) -> Result<Hash> {
     }
     let blocks = bytes.div_ceil(BLOCK as u64);
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads
-        .min(THREADS_MAX)
-        .min(usize::try_from(blocks).unwrap_or(1));
+    let threads = threads.min(THREADS_MAX).min(usize::try_from(blocks).unwrap_or(1));
     let next = AtomicU64::new(0);
     let work = || hash_blocks(source, bytes, &next);
     let mut hashed = thread::scope(|scope| {
@@ -45,11 +43,7 @@ pub fn of(source: &(impl Source + ?Sized), bytes: u64) -> Result<Hash> {
 }
 
 /// Takes blocks until none is left.
-fn hash_blocks(
-    source: &(impl Source + ?Sized),
-    bytes: u64,
-    next: &AtomicU64,
-) -> Result<Vec<(u64, ChainingValue)>> {
+fn hash_blocks(source: &(impl Source + ?Sized), bytes: u64, next: &AtomicU64) -> Result<Vec<(u64, ChainingValue)>> {
     let mut buffer = vec![0; STEP];
     let mut done = Vec::new();
     loop {
@@ -174,11 +168,7 @@ mod tests {
             for extra in [0, 1, 1024, 1025, 4096 + 7] {
                 let length = (blocks * BLOCK + extra).min(data.len());
                 let plain = blake3::hash(&data[..length]);
-                assert_eq!(
-                    of(&data[..length], length as u64).unwrap(),
-                    plain,
-                    "{length}"
-                );
+                assert_eq!(of(&data[..length], length as u64).unwrap(), plain, "{length}");
                 let mut stream = Stream::new();
                 for piece in data[..length].chunks(300_001) {
                     stream.update(piece);
@@ -210,10 +200,7 @@ mod tests {
         let many = piece.repeat(128);
         let start = std::time::Instant::now();
         std::hint::black_box(blake3::hash(&many));
-        println!(
-            "128 MiB of memory hashed by one thread in {:?}",
-            start.elapsed()
-        );
+        println!("128 MiB of memory hashed by one thread in {:?}", start.elapsed());
         for _ in 0..5 {
             let start = std::time::Instant::now();
             of(&file, 1 << 30).unwrap();

@@ -104,14 +104,7 @@ impl Phdr {
         let mut out = [0; PHDR_BYTES as usize];
         out[0..4].copy_from_slice(&kind.to_le_bytes());
         out[4..8].copy_from_slice(&swap_prot(self.prot).to_le_bytes());
-        let words = [
-            self.offset,
-            self.vaddr,
-            0,
-            self.file_bytes,
-            self.memory_bytes,
-            align,
-        ];
+        let words = [self.offset, self.vaddr, 0, self.file_bytes, self.memory_bytes, align];
         for (slot, word) in out[8..].chunks_exact_mut(8).zip(words) {
             slot.copy_from_slice(&word.to_le_bytes());
         }
@@ -187,16 +180,10 @@ mod tests {
     /// An independent reader sees the same.
     #[test]
     fn goblin_agrees() {
-        let tables = Tables {
-            phoff: 4096,
-            phnum: 3,
-        };
+        let tables = Tables { phoff: 4096, phnum: 3 };
         let header = goblin::elf::Elf::parse_header(&tables.header()).unwrap();
         assert_eq!(header.e_type, goblin::elf::header::ET_CORE);
         assert_eq!(header.e_machine, goblin::elf::header::EM_X86_64);
-        assert_eq!(
-            (header.e_phoff, header.e_phnum, header.e_phentsize),
-            (4096, 3, 56)
-        );
+        assert_eq!((header.e_phoff, header.e_phnum, header.e_phentsize), (4096, 3, 56));
     }
 }

@@ -52,9 +52,5 @@ pub fn require_machine(needs: &Needs) -> Result<()> {
 
 /// Fails with [`corrupt`] unless the condition holds; the text is only made then.
 pub fn ensure<D: Display>(holds: bool, part: &str, detail: impl FnOnce() -> D) -> Result<()> {
-    if holds {
-        Ok(())
-    } else {
-        Err(corrupt(part, detail()))
-    }
+    if holds { Ok(()) } else { Err(corrupt(part, detail())) }
 }

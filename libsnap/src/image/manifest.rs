@@ -7,25 +7,18 @@ use crate::error::{Error, Result};
 
 /// Seal line and JSON.
 pub fn encode(manifest: &Manifest) -> Result<Vec<u8>> {
-    let json = serde_json::to_vec(manifest)
-        .map_err(|e| Error::failed("cannot write the manifest").because(e))?;
+    let json = serde_json::to_vec(manifest).map_err(|e| Error::failed("cannot write the manifest").because(e))?;
     let mut bytes = seal(&json).into_bytes();
     bytes.extend(json);
     if bytes.len() as u64 > limits::MANIFEST_BYTES {
-        return Err(Error::failed("cannot write the manifest").because(format!(
-            "{} bytes are more than the format allows",
-            bytes.len()
-        )));
+        return Err(Error::failed("cannot write the manifest")
+            .because(format!("{} bytes are more than the format allows", bytes.len())));
     }
     Ok(bytes)
 }
 
 fn seal(json: &[u8]) -> String {
-    format!(
-        "APPSHOT {FORMAT} {} {}\n",
-        json.len(),
-        blake3::hash(json).to_hex()
-    )
+    format!("APPSHOT {FORMAT} {} {}\n", json.len(), blake3::hash(json).to_hex())
 }
 
 /// Verifies the seal and everything that can be said about the manifest by itself.
@@ -61,11 +54,7 @@ pub fn parse(bytes: &[u8]) -> Result<Manifest> {
 /// The version comes first, since it decides what the rest means.
 fn check_version(line: &[u8]) -> Result<()> {
     let mut words = line.split(|byte| *byte == b' ');
-    ensure(
-        words.next() == Some(b"APPSHOT"),
-        MANIFEST,
-        || "this is not an appshot",
-    )?;
+    ensure(words.next() == Some(b"APPSHOT"), MANIFEST, || "this is not an appshot")?;
     let version = words
         .next()
         .and_then(|word| str::from_utf8(word).ok())

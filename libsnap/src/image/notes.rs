@@ -45,13 +45,7 @@ pub fn encode(image: &ProcessImage) -> Result<Vec<u8>> {
         put(&mut out, "APPSHOT", THREAD, &json(&thread.record)?)?;
     }
     put(&mut out, "CORE", NT_PRPSINFO, &prpsinfo(image))?;
-    let auxv: Vec<u8> = image
-        .process
-        .mm
-        .auxv
-        .iter()
-        .flat_map(|w| w.to_le_bytes())
-        .collect();
+    let auxv: Vec<u8> = image.process.mm.auxv.iter().flat_map(|w| w.to_le_bytes()).collect();
     put(&mut out, "CORE", NT_AUXV, &auxv)?;
     put(&mut out, "CORE", NT_FILE, &mapped_files(&image.vmas))?;
     put(&mut out, "APPSHOT", PROCESS, &json(&image.process)?)?;
@@ -93,10 +87,7 @@ fn prstatus(image: &ProcessImage, thread: &ThreadImage) -> [u8; PRSTATUS_BYTES] 
     for (slot, id) in out[PRSTATUS_IDS..].chunks_exact_mut(4).zip(ids) {
         slot.copy_from_slice(&id.0.to_le_bytes());
     }
-    for (slot, word) in out[PRSTATUS_REGISTERS..]
-        .chunks_exact_mut(8)
-        .zip(thread.regs)
-    {
+    for (slot, word) in out[PRSTATUS_REGISTERS..].chunks_exact_mut(8).zip(thread.regs) {
         slot.copy_from_slice(&word.to_le_bytes());
     }
     out[328] = 1; // pr_fpvalid
@@ -164,10 +155,7 @@ pub fn decode(part: &str, bytes: &[u8]) -> Result<ProcessImage> {
     ensure(notes.at == bytes.len(), part, || {
         format!("note at byte {} is unknown", notes.at)
     })?;
-    let comm = threads
-        .first()
-        .map(|t| t.record.comm.clone())
-        .unwrap_or_default();
+    let comm = threads.first().map(|t| t.record.comm.clone()).unwrap_or_default();
     let [ppid, pgid, sid] = ids;
     Ok(ProcessImage {
         process,
@@ -188,11 +176,7 @@ fn decode_threads(notes: &mut Notes) -> Result<(Vec<ThreadImage>, Ids)> {
     let mut process_ids: Option<Ids> = None;
     while threads.is_empty() || notes.next_is("CORE", NT_PRSTATUS) {
         let number = threads.len() + 1;
-        ensure(
-            number <= limits::THREADS_PER_PROCESS,
-            notes.part,
-            || "too many threads",
-        )?;
+        ensure(number <= limits::THREADS_PER_PROCESS, notes.part, || "too many threads")?;
         let (thread, ids) = decode_thread(notes)?;
         let expected = *process_ids.get_or_insert(ids);
         ensure(ids == expected, notes.part, || {
@@ -213,17 +197,13 @@ fn decode_thread(notes: &mut Notes) -> Result<(ThreadImage, Ids)> {
     let xsave = notes.expect("LINUX", NT_X86_XSTATE)?;
     let record: ThreadRecord = notes.record("APPSHOT", THREAD)?;
     let tid = record.tid;
-    let id = |index: usize| {
-        crate::ids::VirtualPid(u32_at(status, PRSTATUS_IDS + 4 * index).cast_signed())
-    };
+    let id = |index: usize| crate::ids::VirtualPid(u32_at(status, PRSTATUS_IDS + 4 * index).cast_signed());
     ensure(id(0) == tid, notes.part, || {
         format!("thread {tid}: NT_PRSTATUS is of thread {}", id(0))
     })?;
-    ensure(
-        limits::XSAVE_BYTES.contains(&xsave.len()),
-        notes.part,
-        || format!("thread {tid}: an xsave area of {} bytes", xsave.len()),
-    )?;
+    ensure(limits::XSAVE_BYTES.contains(&xsave.len()), notes.part, || {
+        format!("thread {tid}: an xsave area of {} bytes", xsave.len())
+    })?;
     ensure(xsave[..FPREGSET_BYTES] == *legacy, notes.part, || {
         format!("thread {tid}: NT_FPREGSET and NT_X86_XSTATE differ")
     })?;
@@ -267,12 +247,7 @@ impl<'a> Notes<'a> {
             .iter()
             .chain(padding)
             .all(|byte| *byte == 0);
-        zeroes.then_some((
-            name.strip_suffix(b"\0")?,
-            u32_at(header, 8),
-            content,
-            self.at + end,
-        ))
+        zeroes.then_some((name.strip_suffix(b"\0")?, u32_at(header, 8), content, self.at + end))
     }
 
     fn next_is(&self, name: &str, kind: u32) -> bool {
@@ -282,23 +257,16 @@ impl<'a> Notes<'a> {
 
     /// The next note must be this one.
     fn expect(&mut self, name: &str, kind: u32) -> Result<&'a [u8]> {
-        let (found_name, found_kind, content, end) = self.peek().ok_or_else(|| {
-            corrupt(
-                self.part,
-                format_args!("note at byte {} is malformed", self.at),
+        let (found_name, found_kind, content, end) = self
+            .peek()
+            .ok_or_else(|| corrupt(self.part, format_args!("note at byte {} is malformed", self.at)))?;
+        ensure(found_name == name.as_bytes() && found_kind == kind, self.part, || {
+            let found = found_name.escape_ascii();
+            format!(
+                "note at byte {} is {found} {found_kind:#x} instead of {name} {kind:#x}",
+                self.at
             )
         })?;
-        ensure(
-            found_name == name.as_bytes() && found_kind == kind,
-            self.part,
-            || {
-                let found = found_name.escape_ascii();
-                format!(
-                    "note at byte {} is {found} {found_kind:#x} instead of {name} {kind:#x}",
-                    self.at
-                )
-            },
-        )?;
         self.at = end;
         Ok(content)
     }
@@ -307,21 +275,14 @@ impl<'a> Notes<'a> {
         let at = self.at;
         let content = self.expect(name, kind)?;
         ensure(content.len() == bytes, self.part, || {
-            format!(
-                "note at byte {at} has {} bytes instead of {bytes}",
-                content.len()
-            )
+            format!("note at byte {at} has {} bytes instead of {bytes}", content.len())
         })?;
         Ok(content)
     }
 
     fn record<T: DeserializeOwned>(&mut self, name: &str, kind: u32) -> Result<T> {
         let at = self.at;
-        serde_json::from_slice(self.expect(name, kind)?).map_err(|e| {
-            corrupt(
-                self.part,
-                format_args!("record in the note at byte {at}: {e}"),
-            )
-        })
+        serde_json::from_slice(self.expect(name, kind)?)
+            .map_err(|e| corrupt(self.part, format_args!("record in the note at byte {at}: {e}")))
     }
 }

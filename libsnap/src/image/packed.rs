@@ -74,12 +74,7 @@ fn write(appshot: &Appshot, to: &mut Hashed) -> io::Result<()> {
     // The records were verified; their JSON is the same as in the directory,
     // or the digest in the seal would not match when it is unpacked.
     let manifest = manifest::encode(&appshot.manifest).map_err(io::Error::other)?;
-    let mut index = vec![write_frame(
-        MANIFEST,
-        &manifest[..],
-        manifest.len() as u64,
-        to,
-    )?];
+    let mut index = vec![write_frame(MANIFEST, &manifest[..], manifest.len() as u64, to)?];
     for part in &appshot.manifest.parts {
         let file = appshot.part(&part.name).map_err(io::Error::other)?;
         index.push(write_frame(&part.name, file, part.bytes, to)?);
@@ -111,9 +106,7 @@ fn copy(from: impl Read, to: &mut impl Write, bytes: u64) -> io::Result<()> {
         match from.read(&mut buffer)? {
             0 if copied == bytes => return Ok(()),
             0 => {
-                return Err(io::Error::other(format!(
-                    "{copied} bytes instead of {bytes}"
-                )));
+                return Err(io::Error::other(format!("{copied} bytes instead of {bytes}")));
             }
             read => {
                 copied += read as u64;
@@ -214,9 +207,7 @@ fn verify(source: &(impl Source + ?Sized)) -> Result<u64> {
     ensure(size >= MAGIC.len() as u64 + TRAILER_BYTES, PACKED, || {
         format!("{size} bytes are too few")
     })?;
-    let magic = source
-        .read_range(0, MAGIC.len() as u64)
-        .map_err(unreadable)?;
+    let magic = source.read_range(0, MAGIC.len() as u64).map_err(unreadable)?;
     let (name, version) = magic.split_at(MAGIC.len() - 1);
     ensure(
         name == &MAGIC[..MAGIC.len() - 1],
@@ -230,9 +221,7 @@ fn verify(source: &(impl Source + ?Sized)) -> Result<u64> {
         ));
     }
     let covered = size - DIGEST_BYTES;
-    let digest = source
-        .read_range(covered, DIGEST_BYTES)
-        .map_err(unreadable)?;
+    let digest = source.read_range(covered, DIGEST_BYTES).map_err(unreadable)?;
     let found = digest::of(source, covered).map_err(unreadable)?;
     ensure(
         digest == found.as_bytes(),
@@ -251,18 +240,15 @@ fn read_index(source: &(impl Source + ?Sized), trailer: u64) -> Result<Vec<Frame
         .checked_sub(index_bytes)
         .filter(|start| *start >= MAGIC.len() as u64);
     let start = start.filter(|_| index_bytes <= limits::INDEX_BYTES);
-    let start =
-        start.ok_or_else(|| corrupt(PACKED, format_args!("an index of {index_bytes} bytes")))?;
+    let start = start.ok_or_else(|| corrupt(PACKED, format_args!("an index of {index_bytes} bytes")))?;
     let json = source.read_range(start, index_bytes).map_err(unreadable)?;
-    let entries: Vec<Entry> =
-        serde_json::from_slice(&json).map_err(|e| corrupt(PACKED, format_args!("index: {e}")))?;
+    let entries: Vec<Entry> = serde_json::from_slice(&json).map_err(|e| corrupt(PACKED, format_args!("index: {e}")))?;
     validate::count(PACKED, "parts", entries.len(), limits::PARTS + 1)?;
     let mut frames = Vec::with_capacity(entries.len());
     let mut offset = MAGIC.len() as u64;
     for Entry(name, bytes, packed_bytes) in entries {
         let end = offset.checked_add(packed_bytes).filter(|end| *end <= start);
-        let end =
-            end.ok_or_else(|| corrupt(PACKED, format_args!("frame at byte {offset} is too long")))?;
+        let end = end.ok_or_else(|| corrupt(PACKED, format_args!("frame at byte {offset} is too long")))?;
         frames.push(Frame {
             name,
             bytes,
@@ -271,9 +257,7 @@ fn read_index(source: &(impl Source + ?Sized), trailer: u64) -> Result<Vec<Frame
         });
         offset = end;
     }
-    ensure(offset == start, PACKED, || {
-        format!("byte {offset} belongs to no frame")
-    })?;
+    ensure(offset == start, PACKED, || format!("byte {offset} belongs to no frame"))?;
     Ok(frames)
 }
 

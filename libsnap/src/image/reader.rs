@@ -51,21 +51,19 @@ impl Appshot {
     /// position: read with offsets where two readers may meet.
     pub fn part(&self, name: &str) -> Result<File> {
         let core = || {
-            let live = self
-                .manifest
-                .processes
-                .iter()
-                .filter_map(|entry| match &entry.life {
-                    Life::Alive { part } => Some(part),
-                    Life::Zombie { .. } => None,
-                });
+            let live = self.manifest.processes.iter().filter_map(|entry| match &entry.life {
+                Life::Alive { part } => Some(part),
+                Life::Zombie { .. } => None,
+            });
             live.zip(&self.cores)
                 .find(|(part, _)| *part == name)
                 .map(|(_, core)| &core.file)
         };
-        let file = self.blobs.get(name).or_else(core).ok_or_else(|| {
-            Error::new(Kind::NotFound, format!("the appshot has no part {name:?}"))
-        })?;
+        let file = self
+            .blobs
+            .get(name)
+            .or_else(core)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("the appshot has no part {name:?}")))?;
         let mut file = file.try_clone().map_err(|e| unreadable(name, e))?;
         file.rewind().map_err(|e| unreadable(name, e))?;
         Ok(file)
@@ -87,11 +85,7 @@ fn open(path: &Path, digests: Digests) -> Result<Appshot> {
                 .remove(part)
                 .ok_or_else(|| corrupt(MANIFEST, format_args!("no part {part}")))?;
             let (image, segments) = core_read::parse(part, &file)?;
-            cores.push(Core {
-                file,
-                image,
-                segments,
-            });
+            cores.push(Core { file, image, segments });
         }
     }
     validate::app(&manifest, &cores)?;
@@ -122,9 +116,7 @@ fn read_manifest(dir: &Dir) -> Result<Manifest> {
     ensure(size <= limits::MANIFEST_BYTES, MANIFEST, || {
         format!("{size} bytes are too many")
     })?;
-    let bytes = file
-        .read_range(0, size)
-        .map_err(|e| unreadable(MANIFEST, e))?;
+    let bytes = file.read_range(0, size).map_err(|e| unreadable(MANIFEST, e))?;
     manifest::parse(&bytes)
 }
 
@@ -150,16 +142,11 @@ fn open_file(dir: &Dir, name: &str) -> Result<File> {
 /// The directory holds the manifest, its parts and nothing else. That none is
 /// missing shows when they are opened.
 fn check_names(dir: &mut Dir, manifest: &Manifest) -> Result<()> {
-    let listed: std::collections::BTreeSet<&[u8]> = manifest
-        .parts
-        .iter()
-        .map(|part| part.name.as_bytes())
-        .collect();
+    let listed: std::collections::BTreeSet<&[u8]> = manifest.parts.iter().map(|part| part.name.as_bytes()).collect();
     for entry in dir.iter() {
         let entry = entry.map_err(|e| unreadable("the directory", e))?;
         let name = entry.file_name().to_bytes();
-        let known =
-            name == b"." || name == b".." || name == MANIFEST.as_bytes() || listed.contains(name);
+        let known = name == b"." || name == b".." || name == MANIFEST.as_bytes() || listed.contains(name);
         ensure(known, MANIFEST, || {
             format!("file {} is not listed", name.escape_ascii())
         })?;
@@ -215,25 +202,14 @@ mod tests {
         }
         assert_eq!(memory, sample::memory());
         assert_eq!(appshot.cores[1].segments.len(), 3);
-        assert_eq!(
-            appshot
-                .part("shm-0.data")
-                .unwrap()
-                .metadata()
-                .unwrap()
-                .len(),
-            5000
-        );
+        assert_eq!(appshot.part("shm-0.data").unwrap().metadata().unwrap().len(), 5000);
         assert!(appshot.part("7.core").is_ok());
         assert_eq!(appshot.part("manifest").unwrap_err().kind, Kind::NotFound);
         let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(names.len(), 1, "nothing but the appshot is left");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         for part in ["manifest", "2.core"] {
-            assert_eq!(
-                path.join(part).metadata().unwrap().permissions().mode() & 0o777,
-                0o600
-            );
+            assert_eq!(path.join(part).metadata().unwrap().permissions().mode() & 0o777, 0o600);
         }
     }
 
@@ -241,20 +217,12 @@ mod tests {
     #[test]
     fn flips_and_truncations_are_refused() {
         let (_dir, path) = sealed();
-        for name in [
-            "manifest",
-            "2.core",
-            "7.core",
-            "shm-0.data",
-            "unlinked-3.data",
-        ] {
+        for name in ["manifest", "2.core", "7.core", "shm-0.data", "unlinked-3.data"] {
             let file = path.join(name);
             let good = std::fs::read(&file).unwrap();
             // Dense where structures are, sampled in the memory.
             let step = if name == "shm-0.data" { 501 } else { 37 };
-            for at in
-                (0..good.len()).filter(|at| *at < 300 || at % step == 0 || *at + 300 > good.len())
-            {
+            for at in (0..good.len()).filter(|at| *at < 300 || at % step == 0 || *at + 300 > good.len()) {
                 let mut bad = good.clone();
                 bad[at] ^= 1 << (at % 8);
                 std::fs::write(&file, &bad).unwrap();
@@ -307,9 +275,6 @@ mod tests {
         bytes[5000] ^= 1;
         std::fs::write(&file, bytes).unwrap();
         assert!(Appshot::open(&path).is_err());
-        assert_eq!(
-            Appshot::open_unverified_memory(&path).unwrap().cores.len(),
-            2
-        );
+        assert_eq!(Appshot::open_unverified_memory(&path).unwrap().cores.len(), 2);
     }
 }

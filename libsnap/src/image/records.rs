@@ -364,12 +364,23 @@ pub enum VmaKind {
     /// Private anonymous memory, heap and stacks.
     Anon,
     /// A private mapping of a file; changed pages are in the core file.
-    PrivateFile { path: String, offset: u64 },
+    PrivateFile {
+        path: String,
+        offset: u64,
+    },
     /// A shared mapping of a file; the file holds the content.
     /// `writable` tells whether the descriptor must be open for writing.
-    SharedFile { path: String, offset: u64, writable: bool },
+    SharedFile {
+        path: String,
+        offset: u64,
+        writable: bool,
+    },
     /// A mapping of a shared-memory object. `private` is a private mapping of it.
-    Shm { shm: ShmId, offset: u64, private: bool },
+    Shm {
+        shm: ShmId,
+        offset: u64,
+        private: bool,
+    },
     /// `[vvar]`, `[vvar_vclock]`: provided by the kernel.
     Vvar,
     Vdso,
@@ -541,27 +552,59 @@ pub struct FileOwner {
 #[serde(rename_all = "snake_case")]
 pub enum FileKind {
     /// Regular file, directory or device by path.
-    Path { path: String, offset: u64 },
+    Path {
+        path: String,
+        offset: u64,
+    },
     /// A regular file that has no name any more: an object of its own.
-    Unlinked { shm: ShmId, offset: u64 },
+    Unlinked {
+        shm: ShmId,
+        offset: u64,
+    },
     /// One end of a pipe or fifo; the access mode is in the flags.
-    Pipe { ino: u64 },
-    Memfd { shm: ShmId, offset: u64 },
-    Eventfd { count: u64, semaphore: bool },
-    Timerfd { clock: i32, ticks: u64, settime_flags: i32, time: TimerValue },
-    Signalfd { mask: u64 },
-    Epoll { watches: Vec<EpollWatch> },
-    Inotify { watches: Vec<InotifyWatch> },
-    Pidfd { pid: VirtualPid },
+    Pipe {
+        ino: u64,
+    },
+    Memfd {
+        shm: ShmId,
+        offset: u64,
+    },
+    Eventfd {
+        count: u64,
+        semaphore: bool,
+    },
+    Timerfd {
+        clock: i32,
+        ticks: u64,
+        settime_flags: i32,
+        time: TimerValue,
+    },
+    Signalfd {
+        mask: u64,
+    },
+    Epoll {
+        watches: Vec<EpollWatch>,
+    },
+    Inotify {
+        watches: Vec<InotifyWatch>,
+    },
+    Pidfd {
+        pid: VirtualPid,
+    },
     Socket(Box<SocketRecord>),
     /// The master of a pseudo-terminal, with the state of both sides.
     Pty(Box<PtyRecord>),
     /// The slave of the pseudo-terminal with this index, opened as
     /// `/dev/pts/INDEX`, or as `/dev/tty` by a process that it controls.
-    PtySlave { index: u32, through_tty: bool },
+    PtySlave {
+        index: u32,
+        through_tty: bool,
+    },
     /// Something outside the app that the caller said is to be replaced
     /// (the terminal or pipe the app was started on, as stdin, stdout, stderr).
-    Outside { what: String },
+    Outside {
+        what: String,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

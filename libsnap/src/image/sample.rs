@@ -14,11 +14,7 @@ pub fn write(dest: &Path) -> Sealed {
 }
 
 /// Writes the sample memory with whatever records are given.
-pub fn try_write(
-    dest: &Path,
-    manifest: Manifest,
-    images: &[ProcessImage],
-) -> crate::error::Result<Sealed> {
+pub fn try_write(dest: &Path, manifest: Manifest, images: &[ProcessImage]) -> crate::error::Result<Sealed> {
     let writer = Writer::create(dest)?;
     for image in images {
         let mut core = writer.core(&format!("{}.core", image.process.pid))?;
@@ -91,29 +87,32 @@ pub fn manifest() -> Manifest {
             data: b"queued".to_vec(),
             packets: vec![2, 4],
         }],
-        shmem: vec![ShmRecord {
-            id: ShmId(0),
-            kind: ShmKind::Memfd {
-                name: "shared".into(),
-                seals: 1,
-                mode: 0o777,
+        shmem: vec![
+            ShmRecord {
+                id: ShmId(0),
+                kind: ShmKind::Memfd {
+                    name: "shared".into(),
+                    seals: 1,
+                    mode: 0o777,
+                },
+                bytes: 8192 + 904,
+                runs: vec![(0, 4096), (8192, 904)],
+                part: Some("shm-0.data".into()),
             },
-            bytes: 8192 + 904,
-            runs: vec![(0, 4096), (8192, 904)],
-            part: Some("shm-0.data".into()),
-        }, ShmRecord {
-            id: ShmId(1),
-            kind: ShmKind::Unlinked {
-                path: "/tmp/gone".into(),
-                mode: 0o600,
-                uid: 0,
-                gid: 0,
-                mtime_ns: 5,
+            ShmRecord {
+                id: ShmId(1),
+                kind: ShmKind::Unlinked {
+                    path: "/tmp/gone".into(),
+                    mode: 0o600,
+                    uid: 0,
+                    gid: 0,
+                    mtime_ns: 5,
+                },
+                bytes: 10,
+                runs: vec![(0, 10)],
+                part: Some("unlinked-3.data".into()),
             },
-            bytes: 10,
-            runs: vec![(0, 10)],
-            part: Some("unlinked-3.data".into()),
-        }],
+        ],
         semaphores: vec![SemRecord {
             perm: IpcPerm {
                 id: 32768,
@@ -347,7 +346,7 @@ fn thread(tid: i32) -> ThreadImage {
                 pointer: 0x9abc,
                 size: 32,
                 signature: 0x5305_3053,
-            section: 0,
+                section: 0,
             }),
             creds: Creds {
                 groups: vec![4, 27],

@@ -42,9 +42,7 @@ impl Source for [u8] {
 
     fn fill_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         let start = usize::try_from(offset).map_err(Error::other)?;
-        let end = start
-            .checked_add(buffer.len())
-            .ok_or(ErrorKind::UnexpectedEof)?;
+        let end = start.checked_add(buffer.len()).ok_or(ErrorKind::UnexpectedEof)?;
         let range = self.get(start..end).ok_or(ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(range);
         Ok(())

@@ -35,10 +35,7 @@ impl Staging {
             return Err(exists(&dest));
         }
         let temp = parent.join(partial_name(name));
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&temp)
-            .or_fail(cannot)?;
+        DirBuilder::new().mode(0o700).create(&temp).or_fail(cannot)?;
         Ok(Staging {
             dest,
             parent,
@@ -81,10 +78,7 @@ impl Staging {
         if let Err(cause) = File::open(&self.parent).and_then(|dir| dir.sync_all()) {
             // The name may not survive a power cut: it must not be reported as sealed.
             let _ = std::fs::rename(&self.dest, from);
-            return Err(
-                Error::failed(format!("cannot seal appshot {}", self.dest.display()))
-                    .because(cause),
-            );
+            return Err(Error::failed(format!("cannot seal appshot {}", self.dest.display())).because(cause));
         }
         Ok(())
     }
@@ -124,22 +118,17 @@ fn rename_new(from: &Path, to: &Path) -> Result<()> {
     match renamed {
         Ok(()) => Ok(()),
         Err(Errno::EEXIST) => Err(exists(to)),
-        Err(Errno::EINVAL) if to.symlink_metadata().is_err() => std::fs::rename(from, to)
-            .or_fail(|| format!("cannot rename {} to {}", from.display(), to.display())),
-        Err(errno) => Err(Error::failed(format!(
-            "cannot rename {} to {}",
-            from.display(),
-            to.display()
-        ))
-        .because(errno)),
+        Err(Errno::EINVAL) if to.symlink_metadata().is_err() => {
+            std::fs::rename(from, to).or_fail(|| format!("cannot rename {} to {}", from.display(), to.display()))
+        }
+        Err(errno) => {
+            Err(Error::failed(format!("cannot rename {} to {}", from.display(), to.display())).because(errno))
+        }
     }
 }
 
 /// The destination is taken.
 fn exists(dest: &Path) -> Error {
-    Error::new(
-        Kind::Conflict,
-        format!("cannot write {}: it exists", dest.display()),
-    )
-    .fix("choose another name, or remove it first")
+    Error::new(Kind::Conflict, format!("cannot write {}: it exists", dest.display()))
+        .fix("choose another name, or remove it first")
 }

@@ -57,10 +57,7 @@ fn is_app_id(app: &str) -> bool {
 }
 
 pub fn is_digest(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 fn parts(parts: &[Part]) -> Result<()> {
@@ -105,14 +102,9 @@ fn processes(entries: &[SnapEntry]) -> Result<()> {
         process_id(MANIFEST, "pid", pid)?;
         let outside = matches!(entry.ppid.0, 0 | 1);
         ensure(outside || seen.contains(&entry.ppid), MANIFEST, || {
-            format!(
-                "process {pid}: its parent {} does not stand before it",
-                entry.ppid
-            )
+            format!("process {pid}: its parent {} does not stand before it", entry.ppid)
         })?;
-        ensure(seen.insert(pid), MANIFEST, || {
-            format!("process {pid} is listed twice")
-        })?;
+        ensure(seen.insert(pid), MANIFEST, || format!("process {pid} is listed twice"))?;
         for (what, id) in [("group", entry.pgid), ("session", entry.sid)] {
             ensure((0..=limits::PID_MAX).contains(&id.0), MANIFEST, || {
                 format!("process {pid}: {what} {id}")
@@ -145,10 +137,7 @@ fn part_references(manifest: &Manifest) -> Result<()> {
         let found = unused.remove(name).ok_or_else(|| {
             corrupt(
                 MANIFEST,
-                format_args!(
-                    "part {:?} is not listed, or named by two records",
-                    shown(name)
-                ),
+                format_args!("part {:?} is not listed, or named by two records", shown(name)),
             )
         })?;
         ensure(bytes.is_none_or(|bytes| bytes == found), MANIFEST, || {
@@ -170,41 +159,24 @@ fn part_references(manifest: &Manifest) -> Result<()> {
         }
     }
     ensure(unused.is_empty(), MANIFEST, || {
-        format!(
-            "part {} belongs to no record",
-            unused.keys().next().unwrap_or(&"")
-        )
+        format!("part {} belongs to no record", unused.keys().next().unwrap_or(&""))
     })
 }
 
 /// References between the cores and the manifest. Each has passed its own checks.
 pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
-    let files: BTreeMap<_, _> = manifest
-        .files
-        .iter()
-        .map(|file| (file.id, &file.kind))
-        .collect();
+    let files: BTreeMap<_, _> = manifest.files.iter().map(|file| (file.id, &file.kind)).collect();
     let shmem: BTreeSet<_> = manifest.shmem.iter().map(|shm| shm.id).collect();
-    let live = manifest
-        .processes
-        .iter()
-        .filter_map(|entry| match &entry.life {
-            Life::Alive { part } => Some((entry, part.as_str())),
-            Life::Zombie { .. } => None,
-        });
+    let live = manifest.processes.iter().filter_map(|entry| match &entry.life {
+        Life::Alive { part } => Some((entry, part.as_str())),
+        Life::Zombie { .. } => None,
+    });
     for ((entry, part), core) in live.zip(cores) {
         let image = &core.image;
         let ids = (image.process.pid, image.ppid, image.pgid, image.sid);
-        ensure(
-            ids == (entry.pid, entry.ppid, entry.pgid, entry.sid),
-            part,
-            || {
-                format!(
-                    "its ids are not those of process {} in the manifest",
-                    entry.pid
-                )
-            },
-        )?;
+        ensure(ids == (entry.pid, entry.ppid, entry.pgid, entry.sid), part, || {
+            format!("its ids are not those of process {} in the manifest", entry.pid)
+        })?;
         ensure(
             image.comm == entry.comm,
             part,
@@ -216,7 +188,8 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
             })?;
         }
         if let Some(ctty) = image.process.ctty {
-            let controls = |file: &FileKind| matches!(file, FileKind::Pty(pty) if pty.index == ctty && pty.sid == entry.sid);
+            let controls =
+                |file: &FileKind| matches!(file, FileKind::Pty(pty) if pty.index == ctty && pty.sid == entry.sid);
             ensure(manifest.files.iter().any(|file| controls(&file.kind)), part, || {
                 format!("controlling terminal {ctty} is not that of session {}", entry.sid)
             })?;
@@ -241,14 +214,11 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
 
 /// Threads and processes share one space of numbers.
 fn thread_ids(manifest: &Manifest, cores: &[Core]) -> Result<()> {
-    let mut tasks: BTreeSet<VirtualPid> =
-        manifest.processes.iter().map(|entry| entry.pid).collect();
+    let mut tasks: BTreeSet<VirtualPid> = manifest.processes.iter().map(|entry| entry.pid).collect();
     for core in cores {
         for thread in core.image.threads.iter().skip(1) {
             let tid = thread.record.tid;
-            ensure(tasks.insert(tid), MANIFEST, || {
-                format!("thread {tid} exists twice")
-            })?;
+            ensure(tasks.insert(tid), MANIFEST, || format!("thread {tid} exists twice"))?;
         }
     }
     for file in &manifest.files {
@@ -268,9 +238,7 @@ pub fn process_id(part: &str, what: &str, id: VirtualPid) -> Result<()> {
 }
 
 pub fn count(part: &str, what: &str, count: usize, limit: usize) -> Result<()> {
-    ensure(count <= limit, part, || {
-        format!("{count} {what} are more than {limit}")
-    })
+    ensure(count <= limit, part, || format!("{count} {what} are more than {limit}"))
 }
 
 pub fn text(part: &str, what: &str, text: &str, limit: usize) -> Result<()> {

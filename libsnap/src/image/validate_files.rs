@@ -2,8 +2,7 @@
 
 use super::fault::ensure;
 use super::records::{
-    FileKind, Manifest, OpenFile, PipeRecord, PtyRecord, ShmKind, ShmRecord, SocketRecord,
-    SocketState,
+    FileKind, Manifest, OpenFile, PipeRecord, PtyRecord, ShmKind, ShmRecord, SocketRecord, SocketState,
 };
 use super::validate::{count, path, text};
 use super::{MANIFEST, limits, validate_ipc};
@@ -26,18 +25,8 @@ struct Names {
 pub fn all(manifest: &Manifest) -> Result<()> {
     count(PART, "open files", manifest.files.len(), limits::FILES)?;
     count(PART, "pipes", manifest.pipes.len(), limits::PIPES)?;
-    count(
-        PART,
-        "shared memory objects",
-        manifest.shmem.len(),
-        limits::SHMEM,
-    )?;
-    count(
-        PART,
-        "external files",
-        manifest.external.len(),
-        limits::EXTERNAL,
-    )?;
+    count(PART, "shared memory objects", manifest.shmem.len(), limits::SHMEM)?;
+    count(PART, "external files", manifest.external.len(), limits::EXTERNAL)?;
     validate_ipc::all(manifest)?;
     let names = collect_names(manifest)?;
     for external in &manifest.external {
@@ -48,10 +37,7 @@ pub fn all(manifest: &Manifest) -> Result<()> {
     }
     manifest.pipes.iter().try_for_each(pipe)?;
     manifest.shmem.iter().try_for_each(shm)?;
-    manifest
-        .files
-        .iter()
-        .try_for_each(|file| open_file(file, &names))
+    manifest.files.iter().try_for_each(|file| open_file(file, &names))
 }
 
 fn collect_names(manifest: &Manifest) -> Result<Names> {
@@ -77,9 +63,7 @@ fn collect_names(manifest: &Manifest) -> Result<Names> {
         }
         if let FileKind::Socket(socket) = &file.kind {
             let new = socket.ino != 0 && names.sockets.insert(socket.ino);
-            ensure(new, PART, || {
-                format!("socket {} is listed twice", socket.ino)
-            })?;
+            ensure(new, PART, || format!("socket {} is listed twice", socket.ino))?;
         }
     }
     Ok(names)
@@ -89,8 +73,7 @@ fn pipe(pipe: &PipeRecord) -> Result<()> {
     if let Some(fifo) = &pipe.fifo {
         path(PART, "fifo", fifo)?;
     }
-    let fits = pipe.capacity <= limits::PIPE_CAPACITY
-        && pipe.data.len() as u64 <= u64::from(pipe.capacity);
+    let fits = pipe.capacity <= limits::PIPE_CAPACITY && pipe.data.len() as u64 <= u64::from(pipe.capacity);
     ensure(fits, PART, || {
         format!(
             "pipe {}: {} bytes in a capacity of {}",
@@ -100,8 +83,7 @@ fn pipe(pipe: &PipeRecord) -> Result<()> {
         )
     })?;
     let packets: u64 = pipe.packets.iter().map(|bytes| u64::from(*bytes)).sum();
-    let whole = pipe.packets.is_empty()
-        || (packets == pipe.data.len() as u64 && !pipe.packets.contains(&0));
+    let whole = pipe.packets.is_empty() || (packets == pipe.data.len() as u64 && !pipe.packets.contains(&0));
     ensure(whole, PART, || {
         format!("pipe {}: its packets are not its data", pipe.ino)
     })
@@ -109,12 +91,7 @@ fn pipe(pipe: &PipeRecord) -> Result<()> {
 
 /// Runs ascend without overlap within the object.
 fn shm(shm: &ShmRecord) -> Result<()> {
-    count(
-        PART,
-        "runs of shared memory",
-        shm.runs.len(),
-        limits::RUNS_PER_SHM,
-    )?;
+    count(PART, "runs of shared memory", shm.runs.len(), limits::RUNS_PER_SHM)?;
     ensure(shm.bytes <= limits::PART_BYTES, PART, || {
         format!("shared memory {} is too large", shm.id)
     })?;
@@ -127,10 +104,7 @@ fn shm(shm: &ShmRecord) -> Result<()> {
     for &(offset, bytes) in &shm.runs {
         let end = offset.saturating_add(bytes);
         ensure(offset >= at && bytes > 0 && end <= shm.bytes, PART, || {
-            format!(
-                "shared memory {}: run {offset:#x}+{bytes:#x} is out of place",
-                shm.id
-            )
+            format!("shared memory {}: run {offset:#x}+{bytes:#x} is out of place", shm.id)
         })?;
         at = end;
     }
@@ -139,11 +113,7 @@ fn shm(shm: &ShmRecord) -> Result<()> {
 
 fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
     let id = file.id;
-    let has = |found: bool, what: &str| {
-        ensure(found, PART, || {
-            format!("file {id}: its {what} is not listed")
-        })
-    };
+    let has = |found: bool, what: &str| ensure(found, PART, || format!("file {id}: its {what} is not listed"));
     if let Some(owner) = &file.owner {
         let known = (0..=2).contains(&owner.kind) && (0..=64).contains(&owner.signal);
         ensure(known, PART, || format!("file {id}: its owner is malformed"))?;
@@ -159,27 +129,14 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
             has(names.shmem.contains(shm), "shared memory")
         }
         FileKind::Epoll { watches } => {
-            count(
-                PART,
-                "epoll watches",
-                watches.len(),
-                limits::WATCHES_PER_FILE,
-            )?;
+            count(PART, "epoll watches", watches.len(), limits::WATCHES_PER_FILE)?;
             watches.iter().try_for_each(|watch| {
                 fd_number(PART, watch.fd)?;
-                has(
-                    names.files.contains(&watch.file) && watch.file != id,
-                    "watched file",
-                )
+                has(names.files.contains(&watch.file) && watch.file != id, "watched file")
             })
         }
         FileKind::Inotify { watches } => {
-            count(
-                PART,
-                "inotify watches",
-                watches.len(),
-                limits::WATCHES_PER_FILE,
-            )?;
+            count(PART, "inotify watches", watches.len(), limits::WATCHES_PER_FILE)?;
             watches
                 .iter()
                 .try_for_each(|watch| path(PART, "inotify watch", &watch.path))
@@ -187,9 +144,7 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
         FileKind::Socket(socket) => {
             self::socket(id, socket)?;
             match socket.state {
-                SocketState::Paired { peer, .. } => {
-                    has(peer == 0 || names.sockets.contains(&peer), "peer")
-                }
+                SocketState::Paired { peer, .. } => has(peer == 0 || names.sockets.contains(&peer), "peer"),
                 _ => Ok(()),
             }
         }
@@ -198,10 +153,9 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
         FileKind::Outside { what } => text(PART, "outside file", what, limits::TEXT_BYTES),
         // Plain numbers that the kernel checks; that a pidfd's process exists
         // is checked with the threads.
-        FileKind::Eventfd { .. }
-        | FileKind::Timerfd { .. }
-        | FileKind::Signalfd { .. }
-        | FileKind::Pidfd { .. } => Ok(()),
+        FileKind::Eventfd { .. } | FileKind::Timerfd { .. } | FileKind::Signalfd { .. } | FileKind::Pidfd { .. } => {
+            Ok(())
+        }
     }
 }
 
@@ -219,18 +173,8 @@ pub fn fd_number(part: &str, fd: FdNum) -> Result<()> {
 }
 
 fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
-    count(
-        PART,
-        "socket options",
-        socket.options.len(),
-        limits::SOCKET_OPTIONS,
-    )?;
-    count(
-        PART,
-        "queued messages",
-        socket.queue.len(),
-        limits::MESSAGES_PER_SOCKET,
-    )?;
+    count(PART, "socket options", socket.options.len(), limits::SOCKET_OPTIONS)?;
+    count(PART, "queued messages", socket.queue.len(), limits::MESSAGES_PER_SOCKET)?;
     let option_bytes = socket
         .options
         .iter()
@@ -247,36 +191,26 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
         format!("file {id}: shutdown {}", socket.shutdown)
     })?;
     let addresses: [&[u8]; 2] = match &socket.state {
-        SocketState::Bound { name, .. }
-        | SocketState::Listening { name, .. }
-        | SocketState::Paired { name, .. } => [name, &[]],
+        SocketState::Bound { name, .. } | SocketState::Listening { name, .. } | SocketState::Paired { name, .. } => {
+            [name, &[]]
+        }
         SocketState::Connected { name, peer } => [name, peer],
         SocketState::Fresh | SocketState::Severed => [&[], &[]],
     };
     let senders = socket.queue.iter().map(|message| message.from.as_slice());
-    let longest = addresses
-        .into_iter()
-        .chain(senders)
-        .map(<[u8]>::len)
-        .max()
-        .unwrap_or(0);
-    count(
-        PART,
-        "bytes of a socket address",
-        longest,
-        limits::SOCKADDR_BYTES,
-    )
+    let longest = addresses.into_iter().chain(senders).map(<[u8]>::len).max().unwrap_or(0);
+    count(PART, "bytes of a socket address", longest, limits::SOCKADDR_BYTES)
 }
 
 fn pty(id: FileId, pty: &PtyRecord) -> Result<()> {
     let sound = pty.termios.len() == limits::TERMIOS_BYTES && pty.index < limits::PTYS;
-    ensure(sound, PART, || format!("file {id}: its terminal modes or index are malformed"))?;
+    ensure(sound, PART, || {
+        format!("file {id}: its terminal modes or index are malformed")
+    })?;
     let queued = pty.input.len().max(pty.output.len());
     count(PART, "bytes queued in a terminal", queued, limits::PTY_QUEUE)?;
     let numbers = [pty.foreground, pty.sid];
-    let valid = numbers
-        .iter()
-        .all(|number| (0..=limits::PID_MAX).contains(&number.0));
+    let valid = numbers.iter().all(|number| (0..=limits::PID_MAX).contains(&number.0));
     ensure(valid, PART, || {
         format!("file {id}: its session or foreground group is out of range")
     })

@@ -44,9 +44,7 @@ fn semaphores(set: &SemRecord, pids: &BTreeSet<VirtualPid>) -> Result<()> {
         || format!("semaphore set {id} of {total}"),
     )?;
     let small = set.values.iter().all(|v| *v <= limits::SEMAPHORE_VALUE);
-    ensure(small, PART, || {
-        format!("semaphore set {id}: a value is too large")
-    })?;
+    ensure(small, PART, || format!("semaphore set {id}: a value is too large"))?;
     count(PART, "adjustments", set.undo.len(), limits::UNDOS_PER_SET)?;
     let mut seen = BTreeSet::new();
     for undo in &set.undo {
@@ -69,7 +67,5 @@ fn queue(queue: &QueueRecord) -> Result<()> {
         limits::MESSAGES_PER_QUEUE,
     )?;
     let typed = queue.messages.iter().all(|message| message.kind > 0);
-    ensure(typed, PART, || {
-        format!("message queue {id}: a message without a type")
-    })
+    ensure(typed, PART, || format!("message queue {id}: a message without a type"))
 }

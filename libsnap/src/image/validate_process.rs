@@ -11,19 +11,15 @@ use crate::ids::VirtualPid;
 use std::collections::BTreeSet;
 
 /// Two-letter flags of `/proc/PID/smaps` that a restore applies again.
-const VMA_FLAGS: [&str; 12] = [
-    "dc", "dd", "wf", "hg", "nh", "mg", "sr", "rr", "lo", "lf", "nr", "gd",
-];
+const VMA_FLAGS: [&str; 12] = ["dc", "dd", "wf", "hg", "nh", "mg", "sr", "rr", "lo", "lf", "nr", "gd"];
 
 pub fn process(part: &str, image: &ProcessImage, segments: &[Segment]) -> Result<()> {
     record(part, &image.process)?;
     let tids = threads(part, image)?;
     for timer in &image.process.posix_timers {
-        ensure(
-            timer.thread.0 == 0 || tids.contains(&timer.thread),
-            part,
-            || format!("timer {}: there is no thread {}", timer.id, timer.thread),
-        )?;
+        ensure(timer.thread.0 == 0 || tids.contains(&timer.thread), part, || {
+            format!("timer {}: there is no thread {}", timer.id, timer.thread)
+        })?;
     }
     vmas(part, &image.vmas)?;
     segments_within(part, segments, &image.vmas)
@@ -31,24 +27,16 @@ pub fn process(part: &str, image: &ProcessImage, segments: &[Segment]) -> Result
 
 fn record(part: &str, process: &ProcessRecord) -> Result<()> {
     process_id(part, "pid", process.pid)?;
-    for (what, name) in [
-        ("exe", &process.exe),
-        ("cwd", &process.cwd),
-        ("root", &process.root),
-    ] {
+    for (what, name) in [("exe", &process.exe), ("cwd", &process.cwd), ("root", &process.root)] {
         path(part, what, name)?;
     }
-    ensure(process.umask <= 0o777, part, || {
-        format!("umask {:o}", process.umask)
-    })?;
+    ensure(process.umask <= 0o777, part, || format!("umask {:o}", process.umask))?;
     ensure((0..=2).contains(&process.dumpable), part, || {
         format!("dumpable {}", process.dumpable)
     })?;
-    ensure(
-        (-1000..=1000).contains(&process.oom_score_adj),
-        part,
-        || format!("oom_score_adj {}", process.oom_score_adj),
-    )?;
+    ensure((-1000..=1000).contains(&process.oom_score_adj), part, || {
+        format!("oom_score_adj {}", process.oom_score_adj)
+    })?;
     ensure(process.rlimits.len() == 16, part, || {
         format!("{} rlimits instead of 16", process.rlimits.len())
     })?;
@@ -60,24 +48,12 @@ fn record(part: &str, process: &ProcessRecord) -> Result<()> {
     ensure(process.sigactions.len() == 64, part, || {
         format!("{} signal actions instead of 64", process.sigactions.len())
     })?;
-    count(
-        part,
-        "pending signals",
-        process.pending.len(),
-        limits::PENDING_SIGNALS,
-    )?;
-    count(
-        part,
-        "timers",
-        process.posix_timers.len(),
-        limits::POSIX_TIMERS,
-    )?;
+    count(part, "pending signals", process.pending.len(), limits::PENDING_SIGNALS)?;
+    count(part, "timers", process.posix_timers.len(), limits::POSIX_TIMERS)?;
     let auxv = process.mm.auxv.len();
-    ensure(
-        auxv <= limits::AUXV_WORDS && auxv.is_multiple_of(2),
-        part,
-        || format!("an auxiliary vector of {auxv} words"),
-    )?;
+    ensure(auxv <= limits::AUXV_WORDS && auxv.is_multiple_of(2), part, || {
+        format!("an auxiliary vector of {auxv} words")
+    })?;
     let mut timers = BTreeSet::new();
     for timer in &process.posix_timers {
         ensure(timer.id >= 0 && timers.insert(timer.id), part, || {
@@ -88,12 +64,7 @@ fn record(part: &str, process: &ProcessRecord) -> Result<()> {
 }
 
 fn descriptors(part: &str, process: &ProcessRecord) -> Result<()> {
-    count(
-        part,
-        "descriptors",
-        process.fds.len(),
-        limits::FDS_PER_PROCESS,
-    )?;
+    count(part, "descriptors", process.fds.len(), limits::FDS_PER_PROCESS)?;
     let mut numbers = BTreeSet::new();
     for entry in &process.fds {
         fd_number(part, entry.fd)?;
@@ -106,12 +77,7 @@ fn descriptors(part: &str, process: &ProcessRecord) -> Result<()> {
 
 /// The main thread comes first and has the number of the process.
 fn threads(part: &str, image: &ProcessImage) -> Result<BTreeSet<VirtualPid>> {
-    count(
-        part,
-        "threads",
-        image.threads.len(),
-        limits::THREADS_PER_PROCESS,
-    )?;
+    count(part, "threads", image.threads.len(), limits::THREADS_PER_PROCESS)?;
     let main = image.threads.first().map(|thread| thread.record.tid);
     ensure(
         main == Some(image.process.pid),
@@ -122,9 +88,7 @@ fn threads(part: &str, image: &ProcessImage) -> Result<BTreeSet<VirtualPid>> {
     for thread in &image.threads {
         let tid = thread.record.tid;
         process_id(part, "thread", tid)?;
-        ensure(tids.insert(tid), part, || {
-            format!("thread {tid} is listed twice")
-        })?;
+        ensure(tids.insert(tid), part, || format!("thread {tid} is listed twice"))?;
         self::thread(part, thread)?;
     }
     Ok(tids)
@@ -133,12 +97,7 @@ fn threads(part: &str, image: &ProcessImage) -> Result<BTreeSet<VirtualPid>> {
 fn thread(part: &str, thread: &ThreadImage) -> Result<()> {
     let record = &thread.record;
     text(part, "comm", &record.comm, limits::COMM_BYTES)?;
-    count(
-        part,
-        "pending signals",
-        record.pending.len(),
-        limits::PENDING_SIGNALS,
-    )?;
+    count(part, "pending signals", record.pending.len(), limits::PENDING_SIGNALS)?;
     count(part, "groups", record.creds.groups.len(), limits::GROUPS)?;
     count(
         part,
@@ -153,10 +112,7 @@ fn thread(part: &str, thread: &ThreadImage) -> Result<()> {
         })?;
     }
     ensure((0..=64).contains(&record.pdeathsig), part, || {
-        format!(
-            "thread {}: parent death signal {}",
-            record.tid, record.pdeathsig
-        )
+        format!("thread {}: parent death signal {}", record.tid, record.pdeathsig)
     })?;
     ensure((-20..=19).contains(&record.sched.nice), part, || {
         format!("thread {}: nice value {}", record.tid, record.sched.nice)
@@ -170,24 +126,14 @@ fn vmas(part: &str, vmas: &[Vma]) -> Result<()> {
         let at = || format!("mapping {:#x}-{:#x}", vma.start, vma.end);
         let aligned = vma.start.is_multiple_of(PAGE) && vma.end.is_multiple_of(PAGE);
         let placed = vma.start >= last_end && vma.start < vma.end && vma.end <= limits::ADDRESS_END;
-        ensure(aligned && placed, part, || {
-            format!("{} is out of place", at())
-        })?;
+        ensure(aligned && placed, part, || format!("{} is out of place", at()))?;
         last_end = vma.end;
-        ensure(vma.prot <= 7, part, || {
-            format!("{}: protection {:#x}", at(), vma.prot)
-        })?;
-        let known = vma.flags.len() <= limits::VMA_FLAGS
-            && vma
-                .flags
-                .iter()
-                .all(|flag| VMA_FLAGS.contains(&flag.as_str()));
+        ensure(vma.prot <= 7, part, || format!("{}: protection {:#x}", at(), vma.prot))?;
+        let known =
+            vma.flags.len() <= limits::VMA_FLAGS && vma.flags.iter().all(|flag| VMA_FLAGS.contains(&flag.as_str()));
         ensure(known, part, || format!("{} has an unknown flag", at()))?;
         let offset = match &vma.kind {
-            VmaKind::PrivateFile { path: name, offset }
-            | VmaKind::SharedFile {
-                path: name, offset, ..
-            } => {
+            VmaKind::PrivateFile { path: name, offset } | VmaKind::SharedFile { path: name, offset, .. } => {
                 path(part, "mapped file", name)?;
                 *offset
             }
@@ -213,18 +159,12 @@ fn segments_within(part: &str, segments: &[Segment], vmas: &[Vma]) -> Result<()>
         let inside = vmas.peek().is_some_and(|vma| {
             let private = matches!(
                 vma.kind,
-                VmaKind::Anon
-                    | VmaKind::PrivateFile { .. }
-                    | VmaKind::Shm { private: true, .. }
-                    | VmaKind::Vdso
+                VmaKind::Anon | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. } | VmaKind::Vdso
             );
             private && vma.start <= segment.vaddr && segment.vaddr + segment.bytes <= vma.end
         });
         ensure(inside, part, || {
-            format!(
-                "stored memory at {:#x} lies in no private mapping",
-                segment.vaddr
-            )
+            format!("stored memory at {:#x} lies in no private mapping", segment.vaddr)
         })?;
     }
     Ok(())

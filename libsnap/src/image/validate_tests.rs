@@ -32,14 +32,8 @@ fn manifest_with(change: impl FnOnce(&mut Manifest)) -> crate::error::Error {
 #[test]
 fn other_versions_and_machines_are_refused() {
     assert_eq!(manifest_with(|m| m.format = 2).kind, Kind::Refused);
-    assert_eq!(
-        manifest_with(|m| m.needs.arch = "aarch64".into()).kind,
-        Kind::Refused
-    );
-    assert_eq!(
-        manifest_with(|m| m.needs.page_size = 65536).kind,
-        Kind::Refused
-    );
+    assert_eq!(manifest_with(|m| m.needs.arch = "aarch64".into()).kind, Kind::Refused);
+    assert_eq!(manifest_with(|m| m.needs.page_size = 65536).kind, Kind::Refused);
     let json = b"{}";
     let sealed = format!("APPSHOT 2 2 {}\n{{}}", blake3::hash(json).to_hex());
     let error = manifest::parse(sealed.as_bytes()).unwrap_err();
@@ -51,19 +45,10 @@ fn other_versions_and_machines_are_refused() {
 #[test]
 fn bad_manifests_are_refused() {
     let changes: Vec<Change<Manifest>> = vec![
-        (
-            "part name",
-            Box::new(|m| m.parts[0].name = "../2.core".into()),
-        ),
+        ("part name", Box::new(|m| m.parts[0].name = "../2.core".into())),
         ("part name", Box::new(|m| m.parts[0].name = ".core".into())),
-        (
-            "part name",
-            Box::new(|m| m.parts[0].name = "manifest".into()),
-        ),
-        (
-            "listed twice",
-            Box::new(|m| m.parts[1].name = "2.core".into()),
-        ),
+        ("part name", Box::new(|m| m.parts[0].name = "manifest".into())),
+        ("listed twice", Box::new(|m| m.parts[1].name = "2.core".into())),
         ("no digest", Box::new(|m| m.parts[0].blake3 = "00".into())),
         (
             "belongs to no record",
@@ -74,52 +59,28 @@ fn bad_manifests_are_refused() {
             }),
         ),
         ("not listed", Box::new(|m| m.parts.clear())),
-        (
-            "its record says otherwise",
-            Box::new(|m| m.parts[2].bytes = 4999),
-        ),
+        ("its record says otherwise", Box::new(|m| m.parts[2].bytes = 4999)),
         ("app id", Box::new(|m| m.app = "../up".into())),
         ("no process", Box::new(|m| m.processes.clear())),
-        (
-            "out of range",
-            Box::new(|m| m.processes[0].pid = VirtualPid(0)),
-        ),
-        (
-            "out of range",
-            Box::new(|m| m.processes[0].pid = VirtualPid(4_194_305)),
-        ),
+        ("out of range", Box::new(|m| m.processes[0].pid = VirtualPid(0))),
+        ("out of range", Box::new(|m| m.processes[0].pid = VirtualPid(4_194_305))),
         (
             "does not stand before it",
             Box::new(|m| m.processes[0].ppid = VirtualPid(7)),
         ),
-        (
-            "listed twice",
-            Box::new(|m| m.processes[2].pid = VirtualPid(7)),
-        ),
+        ("listed twice", Box::new(|m| m.processes[2].pid = VirtualPid(7))),
         ("listed twice", Box::new(|m| m.files[1].id = FileId(0))),
         ("pipe is not listed", Box::new(|m| m.pipes.clear())),
-        (
-            "shared memory is not listed",
-            Box::new(|m| m.shmem[0].id = ShmId(4)),
-        ),
+        ("shared memory is not listed", Box::new(|m| m.shmem[0].id = ShmId(4))),
         ("peer is not listed", Box::new(|m| drop(m.files.remove(11)))),
-        (
-            "watched file is not listed",
-            Box::new(|m| drop(m.files.remove(1))),
-        ),
-        (
-            "not absolute",
-            Box::new(|m| m.external[0].path = "usr".into()),
-        ),
+        ("watched file is not listed", Box::new(|m| drop(m.files.remove(1)))),
+        ("not absolute", Box::new(|m| m.external[0].path = "usr".into())),
         ("NUL", Box::new(|m| m.external[0].path = "/a\0b".into())),
         (
             "out of place",
             Box::new(|m| m.shmem[0].runs = vec![(8192, 4096), (0, 904)]),
         ),
-        (
-            "out of place",
-            Box::new(|m| m.shmem[0].runs[1].1 = u64::MAX),
-        ),
+        ("out of place", Box::new(|m| m.shmem[0].runs[1].1 = u64::MAX)),
         ("capacity", Box::new(|m| m.pipes[0].capacity = 3)),
     ];
     for (expected, change) in changes {
@@ -140,18 +101,9 @@ fn bad_processes_are_not_sealed() {
             Box::new(|p| p.process.sigactions.push(SigAction::default())),
         ),
         ("listed twice", Box::new(|p| p.process.fds[1].fd = FdNum(0))),
-        (
-            "out of range",
-            Box::new(|p| p.process.fds[1].fd = FdNum(-1)),
-        ),
-        (
-            "no file 99",
-            Box::new(|p| p.process.fds[1].file = FileId(99)),
-        ),
-        (
-            "controlling terminal",
-            Box::new(|p| p.process.ctty = Some(9)),
-        ),
+        ("out of range", Box::new(|p| p.process.fds[1].fd = FdNum(-1))),
+        ("no file 99", Box::new(|p| p.process.fds[1].file = FileId(99))),
+        ("controlling terminal", Box::new(|p| p.process.ctty = Some(9))),
         (
             "no shared memory",
             Box::new(|p| {
@@ -163,10 +115,7 @@ fn bad_processes_are_not_sealed() {
             }),
         ),
         ("not the main thread", Box::new(|p| p.threads.swap(0, 1))),
-        (
-            "listed twice",
-            Box::new(|p| p.threads[1].record.tid = VirtualPid(2)),
-        ),
+        ("listed twice", Box::new(|p| p.threads[1].record.tid = VirtualPid(2))),
         ("no thread 20", Box::new(|p| p.threads.truncate(1))),
         (
             "exists twice",
@@ -178,21 +127,12 @@ fn bad_processes_are_not_sealed() {
         ("xsave", Box::new(|p| p.threads[1].xsave.truncate(575))),
         ("xsave", Box::new(|p| p.threads[1].xsave.resize(20000, 0))),
         ("out of place", Box::new(|p| p.vmas.swap(5, 6))),
-        (
-            "out of place",
-            Box::new(|p| p.vmas[6].end = 0x7fff_ffff_f000 + 4096),
-        ),
+        ("out of place", Box::new(|p| p.vmas[6].end = 0x7fff_ffff_f000 + 4096)),
         ("out of place", Box::new(|p| p.vmas[0].start = 0x1000)),
         ("out of place", Box::new(|p| p.vmas[4].start += 1)),
-        (
-            "unknown flag",
-            Box::new(|p| p.vmas[0].flags.push("zz".into())),
-        ),
+        ("unknown flag", Box::new(|p| p.vmas[0].flags.push("zz".into()))),
         ("protection", Box::new(|p| p.vmas[0].prot = 8)),
-        (
-            "no private mapping",
-            Box::new(|p| p.vmas[1].kind = VmaKind::Vvar),
-        ),
+        ("no private mapping", Box::new(|p| p.vmas[1].kind = VmaKind::Vvar)),
         ("not absolute", Box::new(|p| p.process.cwd = "here".into())),
         ("ids are not those", Box::new(|p| p.sid = VirtualPid(5))),
     ];
@@ -201,15 +141,10 @@ fn bad_processes_are_not_sealed() {
         let mut first = sample::process(2, 1);
         change(&mut first);
         let images = [first, sample::process(7, 2)];
-        let error =
-            sample::try_write(&dir.path().join("bad"), sample::manifest(), &images).unwrap_err();
+        let error = sample::try_write(&dir.path().join("bad"), sample::manifest(), &images).unwrap_err();
         let text = error.to_string();
         assert!(text.contains(expected), "{expected:?} in {text}");
-        assert_eq!(
-            std::fs::read_dir(dir.path()).unwrap().count(),
-            0,
-            "nothing is left"
-        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
     }
 }
 

@@ -91,9 +91,8 @@ impl Writer {
         let mut disk_bytes = 0;
         manifest.parts.clear();
         for (name, finished) in parts {
-            let finished = finished.ok_or_else(|| {
-                Error::failed(cannot()).because(format!("part {name} was begun and not finished"))
-            })?;
+            let finished = finished
+                .ok_or_else(|| Error::failed(cannot()).because(format!("part {name} was begun and not finished")))?;
             finished.file.sync_data().or_fail(cannot)?;
             verify(&name, &finished).or_fail(cannot)?;
             disk_bytes += disk_usage(&finished.file).or_fail(cannot)?;
@@ -106,9 +105,7 @@ impl Writer {
         }
         let bytes = manifest::encode(&manifest)?;
         let mut file = self.staging.create_file(MANIFEST).or_fail(cannot)?;
-        file.write_all(&bytes)
-            .and_then(|()| file.sync_all())
-            .or_fail(cannot)?;
+        file.write_all(&bytes).and_then(|()| file.sync_all()).or_fail(cannot)?;
         disk_bytes += disk_usage(&file).or_fail(cannot)?;
         // Opened as a reader would: nothing is sealed that cannot be restored.
         Appshot::open_unverified_memory(self.staging.path())
@@ -291,10 +288,7 @@ mod tests {
         let mut core = writer.core("2.core").unwrap();
         core.pages(sample::HEAP, 3, &sample::memory()).unwrap();
         assert_eq!(core.stored_bytes(), 3 * 4096);
-        assert!(
-            core.pages(sample::HEAP, 3, &[1; 4096]).is_err(),
-            "goes back"
-        );
+        assert!(core.pages(sample::HEAP, 3, &[1; 4096]).is_err(), "goes back");
         assert!(
             core.pages(sample::HEAP + 5 * 4096, 3, &[1; 4095]).is_err(),
             "not whole pages"

@@ -26,11 +26,11 @@ use crate::snapshot::Steps;
 use crate::target::{Instance, PidMode, RestoreOptions};
 use place::Shared;
 use skeleton::Skeleton;
-use vdso::Vdso;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Instant;
+use vdso::Vdso;
 
 /// Restores the appshot at `path`. Uses ptrace: runs wholly on the calling
 /// thread, which must live until it returns. The caller is the parent of
@@ -51,7 +51,13 @@ pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
     })
 }
 
-fn restore_verified(shot: &Appshot, options: &RestoreOptions, vdsos: &[Vdso], begin: Instant, mut steps: Steps<'_>) -> Result<Instance> {
+fn restore_verified(
+    shot: &Appshot,
+    options: &RestoreOptions,
+    vdsos: &[Vdso],
+    begin: Instant,
+    mut steps: Steps<'_>,
+) -> Result<Instance> {
     let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
     steps.start("skeleton");
     let group = cgroup::create(&name)?;
@@ -59,8 +65,11 @@ fn restore_verified(shot: &Appshot, options: &RestoreOptions, vdsos: &[Vdso], be
     steps.start("objects");
     let shared = Shared::make(shot, &skeleton)?;
     ipc::restore(skeleton.any(), &shot.manifest)?;
-    let sources: HashMap<ShmId, String> =
-        shared.shm.iter().map(|(id, fd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd()))).collect();
+    let sources: HashMap<ShmId, String> = shared
+        .shm
+        .iter()
+        .map(|(id, fd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd())))
+        .collect();
     let view = skeleton.view();
     let ptys = std::mem::take(&mut skeleton.ptys);
     let made = files::restore_all(

@@ -6,7 +6,9 @@ use crate::error::{Error, OrFail, Result};
 use crate::executor::{Batch, CallId};
 use crate::files::paths;
 use crate::ids::{FileId, HostPid, ShmId};
-use crate::image::records::{EpollWatch, FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind};
+use crate::image::records::{
+    EpollWatch, FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind,
+};
 use crate::image::{Appshot, Core, Segment};
 use crate::ipc;
 use crate::nsthread;
@@ -59,7 +61,9 @@ fn make_shm(shot: &Appshot, record: &ShmRecord, view: &str) -> Result<OwnedFd> {
         ShmKind::Memfd { name, .. } => sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | MFD_EXEC)
             .or_else(|_| sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))
             .or_fail(failed)?,
-        ShmKind::Unlinked { path, mode, uid, gid, .. } => paths::make_unlinked(view, path, *mode, (*uid, *gid))?.into(),
+        ShmKind::Unlinked {
+            path, mode, uid, gid, ..
+        } => paths::make_unlinked(view, path, *mode, (*uid, *gid))?.into(),
         _ => sysshm::anonymous(record.bytes).or_fail(failed)?,
     };
     let file = File::from(fd);
@@ -71,7 +75,8 @@ fn make_shm(shot: &Appshot, record: &ShmRecord, view: &str) -> Result<OwnedFd> {
         && let Ok(ns) = u64::try_from(mtime_ns)
     {
         let then = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(ns);
-        file.set_times(std::fs::FileTimes::new().set_modified(then)).or_fail(failed)?;
+        file.set_times(std::fs::FileTimes::new().set_modified(then))
+            .or_fail(failed)?;
     }
     if let ShmKind::Memfd { seals, mode, .. } = record.kind {
         const F_ADD_SEALS: i32 = 1033;
@@ -84,7 +89,11 @@ fn make_shm(shot: &Appshot, record: &ShmRecord, view: &str) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
-fn fill(shot: &Appshot, record: &ShmRecord, mut write: impl FnMut(&[u8], u64) -> std::io::Result<()>) -> std::io::Result<()> {
+fn fill(
+    shot: &Appshot,
+    record: &ShmRecord,
+    mut write: impl FnMut(&[u8], u64) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let Some(part) = &record.part else { return Ok(()) };
     let part = shot.part(part).map_err(std::io::Error::other)?;
     let mut buffer = vec![0; 1 << 20];
@@ -105,9 +114,22 @@ fn fill(shot: &Appshot, record: &ShmRecord, mut write: impl FnMut(&[u8], u64) ->
 /// A System V segment under its old id, in the app's IPC namespace.
 fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
     let failed = || format!("cannot make System V shared memory {} again", record.id);
-    let ShmKind::Sysv { id, key, mode, uid, gid, cuid, cgid } = record.kind else { return Ok(()) };
+    let ShmKind::Sysv {
+        id,
+        key,
+        mode,
+        uid,
+        gid,
+        cuid,
+        cgid,
+    } = record.kind
+    else {
+        return Ok(());
+    };
     let made = nsthread::inside(pid, &["ipc"], || {
-        let segment = ipc::create("shm", id, (cuid, cgid), || sysshm::Segment::create(id, key, record.bytes, mode))?;
+        let segment = ipc::create("shm", id, (cuid, cgid), || {
+            sysshm::Segment::create(id, key, record.bytes, mode)
+        })?;
         segment.set_owner(uid, gid, mode)?;
         let memory = segment.attach()?;
         fill(shot, record, |bytes, at| memory.write(bytes, at as usize))
@@ -133,7 +155,10 @@ pub fn memory(skeleton: &Skeleton, at: usize, core: &Core, shared: &Shared, view
         mapper.map(vma, core, &sources, &numbers, shared)?;
     }
     // The kernel's own vdso holds its pages already.
-    let kept = image.vmas.iter().find(|vma| vma.kind == VmaKind::Vdso && !vdso.is_bridge());
+    let kept = image
+        .vmas
+        .iter()
+        .find(|vma| vma.kind == VmaKind::Vdso && !vdso.is_bridge());
     let in_kept = |s: &&Segment| !kept.is_some_and(|vma| vma.start <= s.vaddr && s.vaddr < vma.end);
     let segments: Vec<Segment> = core.segments.iter().filter(in_kept).copied().collect();
     mapper.fill(&segments, numbers[0])?;
@@ -153,7 +178,11 @@ fn clear(skeleton: &Skeleton, at: usize) -> Result<()> {
     for mapping in &skeleton.layout {
         let executor = mapping.start >= own.start && mapping.end <= own.end;
         if !executor && !["[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"].contains(&mapping.name.as_str()) {
-            batch.must("munmap", libc::SYS_munmap, &[mapping.start, mapping.end - mapping.start]);
+            batch.must(
+                "munmap",
+                libc::SYS_munmap,
+                &[mapping.start, mapping.end - mapping.start],
+            );
         }
     }
     skeleton.run(at, &mut batch).map(drop)
@@ -198,11 +227,14 @@ impl Sources {
     }
 
     fn add_object(&mut self, shm: ShmId, shared: &Shared) -> Result<()> {
-        let Some(object) = shared.shm.get(&shm) else { return Ok(()) };
+        let Some(object) = shared.shm.get(&shm) else {
+            return Ok(());
+        };
         if !self.objects.contains_key(&shm) {
             self.objects.insert(shm, self.files.len());
             // Opened anew, as for one mapping alone: read-only if it is sealed.
-            self.files.push(sysshm::reopen(object).or_fail(|| "cannot open shared memory again")?);
+            self.files
+                .push(sysshm::reopen(object).or_fail(|| "cannot open shared memory again")?);
         }
         Ok(())
     }
@@ -243,7 +275,11 @@ fn close_all(skeleton: &Skeleton, at: usize) -> Result<()> {
     if socket > 0 {
         batch.must("close_range", libc::SYS_close_range, &[0, socket - 1, 0]);
     }
-    batch.must("close_range", libc::SYS_close_range, &[socket + 1, u64::from(u32::MAX), 0]);
+    batch.must(
+        "close_range",
+        libc::SYS_close_range,
+        &[socket + 1, u64::from(u32::MAX), 0],
+    );
     skeleton.run(at, &mut batch).map(drop)
 }
 
@@ -265,7 +301,11 @@ struct Mapper<'a> {
 
 impl Mapper<'_> {
     fn room(&mut self, payload: usize) -> Result<()> {
-        if self.batch.has_room(8, payload) { Ok(()) } else { self.flush() }
+        if self.batch.has_room(8, payload) {
+            Ok(())
+        } else {
+            self.flush()
+        }
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -277,7 +317,9 @@ impl Mapper<'_> {
         for (call, wanted) in self.results.drain(..) {
             let got = batch.result(call).or_fail(|| "cannot read memory back")?;
             if got != wanted {
-                return Err(Error::failed(format!("only {got} of {wanted} bytes of memory could be read back")));
+                return Err(Error::failed(format!(
+                    "only {got} of {wanted} bytes of memory could be read back"
+                )));
             }
         }
         Ok(())
@@ -291,10 +333,16 @@ impl Mapper<'_> {
             VmaKind::Vvar => return Ok(()),
             VmaKind::Vdso if !self.bridged => return Ok(()),
             VmaKind::Anon | VmaKind::Vdso => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
-            VmaKind::PrivateFile { path, offset } => (libc::MAP_PRIVATE, numbers[sources.paths[&(path.clone(), false)]], *offset),
-            VmaKind::SharedFile { path, offset, writable } => {
-                (libc::MAP_SHARED, numbers[sources.paths[&(path.clone(), *writable)]], *offset)
-            }
+            VmaKind::PrivateFile { path, offset } => (
+                libc::MAP_PRIVATE,
+                numbers[sources.paths[&(path.clone(), false)]],
+                *offset,
+            ),
+            VmaKind::SharedFile { path, offset, writable } => (
+                libc::MAP_SHARED,
+                numbers[sources.paths[&(path.clone(), *writable)]],
+                *offset,
+            ),
             VmaKind::Shm { shm, .. } if shared.sysv.contains_key(shm) => return self.attach(vma, shared.sysv[shm]),
             VmaKind::Shm { shm, offset, private } => {
                 let kind = if *private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
@@ -303,12 +351,22 @@ impl Mapper<'_> {
         };
         let has = |flag: &str| vma.flags.iter().any(|f| f == flag);
         const MAP_DROPPABLE: i32 = 8;
-        let flags = if has("dp") { MAP_DROPPABLE | libc::MAP_ANONYMOUS } else { flags };
-        let flags = flags | fixed
+        let flags = if has("dp") {
+            MAP_DROPPABLE | libc::MAP_ANONYMOUS
+        } else {
+            flags
+        };
+        let flags = flags
+            | fixed
             | if has("gd") { libc::MAP_GROWSDOWN } else { 0 }
             | if has("nr") { libc::MAP_NORESERVE } else { 0 };
         // Pages are read in by the process itself: it must be able to write them.
-        let prot = vma.prot | if has_pages(core, vma) { libc::PROT_WRITE as u32 } else { 0 };
+        let prot = vma.prot
+            | if has_pages(core, vma) {
+                libc::PROT_WRITE as u32
+            } else {
+                0
+            };
         let args = [vma.start, len, u64::from(prot), flags as u64, fd as i64 as u64, offset];
         self.batch.must("mmap", libc::SYS_mmap, &args);
         Ok(())
@@ -317,8 +375,13 @@ impl Mapper<'_> {
     /// shmat at the same address; one segment is attached whole.
     fn attach(&mut self, vma: &Vma, id: i32) -> Result<()> {
         const SHM_RDONLY: u64 = 0o10000;
-        let flags = if vma.prot & libc::PROT_WRITE as u32 == 0 { SHM_RDONLY } else { 0 };
-        self.batch.must("shmat", libc::SYS_shmat, &[id as u64, vma.start, flags]);
+        let flags = if vma.prot & libc::PROT_WRITE as u32 == 0 {
+            SHM_RDONLY
+        } else {
+            0
+        };
+        self.batch
+            .must("shmat", libc::SYS_shmat, &[id as u64, vma.start, flags]);
         Ok(())
     }
 
@@ -355,12 +418,14 @@ impl Mapper<'_> {
         self.room(0)?;
         let len = vma.end - vma.start;
         if filled && vma.prot & libc::PROT_WRITE as u32 == 0 {
-            self.batch.must("mprotect", libc::SYS_mprotect, &[vma.start, len, u64::from(vma.prot)]);
+            self.batch
+                .must("mprotect", libc::SYS_mprotect, &[vma.start, len, u64::from(vma.prot)]);
         }
         for flag in &vma.flags {
             match advice(flag) {
                 Some(Advice::Madvise(advice)) => {
-                    self.batch.must("madvise", libc::SYS_madvise, &[vma.start, len, advice as u64]);
+                    self.batch
+                        .must("madvise", libc::SYS_madvise, &[vma.start, len, advice as u64]);
                 }
                 Some(Advice::Lock) => {
                     let on_fault = u64::from(vma.flags.iter().any(|f| f == "lf"));
@@ -380,10 +445,25 @@ impl Mapper<'_> {
         let auxv = self.batch.words(&mm.auxv);
         let sizes = (mm.auxv.len() as u64 * 8) | (exe as u64) << 32;
         let map = self.batch.words(&[
-            mm.start_code, mm.end_code, mm.start_data, mm.end_data, mm.start_brk, mm.brk,
-            mm.start_stack, mm.arg_start, mm.arg_end, mm.env_start, mm.env_end, auxv.address, sizes,
+            mm.start_code,
+            mm.end_code,
+            mm.start_data,
+            mm.end_data,
+            mm.start_brk,
+            mm.brk,
+            mm.start_stack,
+            mm.arg_start,
+            mm.arg_end,
+            mm.env_start,
+            mm.env_end,
+            auxv.address,
+            sizes,
         ]);
-        self.batch.must("prctl(PR_SET_MM_MAP)", libc::SYS_prctl, &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, map.address, 104, 0]);
+        self.batch.must(
+            "prctl(PR_SET_MM_MAP)",
+            libc::SYS_prctl,
+            &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, map.address, 104, 0],
+        );
         Ok(())
     }
 }
@@ -462,7 +542,9 @@ fn put(batch: &mut Batch, entry: &FdEntry, number: i32) {
 /// processes hold is filled by the first that has all the files under the numbers.
 fn watches(skeleton: &Skeleton, at: usize, entries: &[FdEntry], manifest: &Manifest) -> Result<()> {
     for entry in entries {
-        let FileKind::Epoll { watches } = &manifest.files[entry.file.0 as usize].kind else { continue };
+        let FileKind::Epoll { watches } = &manifest.files[entry.file.0 as usize].kind else {
+            continue;
+        };
         let mut batch = skeleton.batch();
         let mut added = Vec::new();
         for watch in watches {
@@ -489,7 +571,9 @@ fn watches_away(
     manifest: &Manifest,
 ) -> Result<()> {
     for entry in entries {
-        let FileKind::Epoll { watches } = &manifest.files[entry.file.0 as usize].kind else { continue };
+        let FileKind::Epoll { watches } = &manifest.files[entry.file.0 as usize].kind else {
+            continue;
+        };
         for watch in watches.iter().filter(|w| w.away) {
             let [number] = pass(skeleton, at, &[made[&watch.file].as_fd()])?[..] else {
                 return Err(Error::failed("a descriptor did not arrive in a new process"));
@@ -523,7 +607,12 @@ fn add_watch(batch: &mut Batch, entry: &FdEntry, watch: &EpollWatch) -> CallId {
     let mut event = watch.events.to_le_bytes().to_vec();
     event.extend_from_slice(&watch.data.to_le_bytes());
     let event = batch.bytes(&event);
-    let add = [entry.fd.0 as u64, libc::EPOLL_CTL_ADD as u64, watch.fd.0 as u64, event.address];
+    let add = [
+        entry.fd.0 as u64,
+        libc::EPOLL_CTL_ADD as u64,
+        watch.fd.0 as u64,
+        event.address,
+    ];
     batch.call("epoll_ctl", libc::SYS_epoll_ctl, &add)
 }
 
@@ -545,11 +634,18 @@ fn process_locks(skeleton: &Skeleton, at: usize, process: &ProcessRecord, manife
     let mut batch = skeleton.batch();
     for entry in &process.fds {
         let locks = &manifest.files[entry.file.0 as usize].locks;
-        for lock in locks.iter().filter(|l| l.kind == LockKind::Process && l.pid == process.pid) {
+        for lock in locks
+            .iter()
+            .filter(|l| l.kind == LockKind::Process && l.pid == process.pid)
+        {
             let wanted = paths::as_flock(lock);
             let kinds = u64::from(wanted.l_type as u16) | (wanted.l_whence as u64) << 16;
             let flock = batch.words(&[kinds, wanted.l_start as u64, wanted.l_len as u64, 0]);
-            batch.must("fcntl(F_SETLK)", libc::SYS_fcntl, &[entry.fd.0 as u64, libc::F_SETLK as u64, flock.address]);
+            batch.must(
+                "fcntl(F_SETLK)",
+                libc::SYS_fcntl,
+                &[entry.fd.0 as u64, libc::F_SETLK as u64, flock.address],
+            );
         }
     }
     skeleton.run(at, &mut batch).map(drop)

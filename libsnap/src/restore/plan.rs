@@ -27,7 +27,9 @@ pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<Vec<Vdso>> {
 }
 
 pub fn refused(because: impl std::fmt::Display) -> Error {
-    Error::refused("cannot restore this appshot").because(because).state("nothing was started")
+    Error::refused("cannot restore this appshot")
+        .because(because)
+        .state("nothing was started")
 }
 
 /// Restoring makes namespaces and chooses PIDs.
@@ -58,8 +60,10 @@ fn processor(shot: &Appshot) -> Result<()> {
     let here = crate::kernel::xcr0();
     let missing = needs.xcr0 & !here;
     if missing != 0 {
-        return Err(refused(format!("this processor lacks register sets that the app uses (XCR0 bits {missing:#x})"))
-            .needs(format!("a processor with XCR0 {:#x}", needs.xcr0)));
+        return Err(refused(format!(
+            "this processor lacks register sets that the app uses (XCR0 bits {missing:#x})"
+        ))
+        .needs(format!("a processor with XCR0 {:#x}", needs.xcr0)));
     }
     Ok(())
 }
@@ -89,7 +93,11 @@ fn external(file: &ExternalFile, allow: &Allow) -> Result<()> {
         "put the same version back, or pass --allow-changed-files"
     };
     let now = meta.len();
-    Err(refused(format!("{path} has changed since: {} bytes then, {now} now, or written since", file.size)).fix(fix))
+    Err(refused(format!(
+        "{path} has changed since: {} bytes then, {now} now, or written since",
+        file.size
+    ))
+    .fix(fix))
 }
 
 /// What the appshot asks for must lie within what the caller allows.
@@ -100,18 +108,26 @@ fn credentials(core: &crate::image::Core, allow: &Allow) -> Result<()> {
         if let Some(uids) = &allow.uids
             && let Some(uid) = creds.uid.iter().find(|uid| !uids.contains(uid))
         {
-            return Err(refused(format!("task {tid} wants to run as user {uid}, which is not allowed"))
-                .fix(format!("allow it with --allow-uid {uid}")));
+            return Err(
+                refused(format!("task {tid} wants to run as user {uid}, which is not allowed"))
+                    .fix(format!("allow it with --allow-uid {uid}")),
+            );
         }
         let wanted = creds.cap_permitted | creds.cap_effective | creds.cap_inheritable | creds.cap_ambient;
         let beyond = wanted & !(allow.capabilities & own_capabilities());
         if beyond != 0 {
-            return Err(refused(format!("task {tid} wants capabilities {beyond:#x} that are not allowed here"))
-                .fix("allow them, or restore with more rights"));
+            return Err(refused(format!(
+                "task {tid} wants capabilities {beyond:#x} that are not allowed here"
+            ))
+            .fix("allow them, or restore with more rights"));
         }
     }
     let exe = &core.image.process.exe;
-    let mapped = core.image.vmas.iter().any(|vma| matches!(&vma.kind, VmaKind::PrivateFile { path, .. } if path == exe));
+    let mapped = core
+        .image
+        .vmas
+        .iter()
+        .any(|vma| matches!(&vma.kind, VmaKind::PrivateFile { path, .. } if path == exe));
     if !mapped && !fs::exists(exe).unwrap_or(false) {
         return Err(refused(format!("its program {exe} is missing")));
     }

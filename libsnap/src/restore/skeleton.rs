@@ -75,7 +75,8 @@ impl Skeleton {
         let wanted = adopted(&manifest.processes, pids);
         let root = &wanted[0];
         let number = socket_number(shot);
-        let (socket, theirs) = sysfd::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET).or_fail(|| "cannot make a socket pair")?;
+        let (socket, theirs) =
+            sysfd::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET).or_fail(|| "cannot make a socket pair")?;
         let own_init = pids == PidMode::New && root.pid.0 != 1;
         let place = Place {
             pids,
@@ -115,7 +116,10 @@ impl Skeleton {
         grown?;
         skeleton.init = init;
         skeleton.numbers = made.iter().map(|(vpid, husk)| (*vpid, husk.pid)).collect();
-        let alive = manifest.processes.iter().filter(|p| matches!(p.life, Life::Alive { .. }));
+        let alive = manifest
+            .processes
+            .iter()
+            .filter(|p| matches!(p.life, Life::Alive { .. }));
         skeleton.husks = alive.map(|p| made[&p.pid].clone()).collect();
         Ok(skeleton)
     }
@@ -126,17 +130,28 @@ impl Skeleton {
         ptrace::set_sigmask(pid, crate::freeze::ALL_BUT_TRAP).or_fail(failed)?;
         let regs = ptrace::get_regs(pid).or_fail(failed)?.with(reg::RSP, 0);
         let mappings = proc::mappings(pid).or_fail(failed)?;
-        let code: Vec<Span> = mappings.iter().filter(|m| m.name == "[vdso]").map(|m| m.span()).collect();
+        let code: Vec<Span> = mappings
+            .iter()
+            .filter(|m| m.name == "[vdso]")
+            .map(|m| m.span())
+            .collect();
         self.gate = executor::find_gate(pid, &code)?;
         let mut used: Vec<Span> = mappings.iter().map(|m| m.span()).collect();
         for core in &shot.cores {
-            used.extend(core.image.vmas.iter().map(|v| Span { start: v.start, end: v.end }));
+            used.extend(core.image.vmas.iter().map(|v| Span {
+                start: v.start,
+                end: v.end,
+            }));
         }
         let hole = executor::find_hole(&mut used, executor::FOOTPRINT)
             .ok_or_else(|| Error::refused("the app's address spaces leave no room for the executor"))?;
         self.executor = Executor::infect(pid, &regs, self.gate, hole)?;
         self.layout = mappings;
-        Ok(Husk { pid, regs, threads: Vec::new() })
+        Ok(Husk {
+            pid,
+            regs,
+            threads: Vec::new(),
+        })
     }
 
     pub fn batch(&self) -> Batch {
@@ -164,14 +179,22 @@ impl Skeleton {
     pub fn open_ttys(&self, manifest: &Manifest) -> Result<HashMap<FileId, OwnedFd>> {
         let mut opened = HashMap::new();
         for file in &manifest.files {
-            let FileKind::PtySlave { index, through_tty: true } = file.kind else { continue };
+            let FileKind::PtySlave {
+                index,
+                through_tty: true,
+            } = file.kind
+            else {
+                continue;
+            };
             let sid = terminals(manifest).find(|pty| pty.index == index).map(|pty| pty.sid);
             let leader = sid.and_then(|sid| self.numbers.get(&sid));
             let leader = leader.and_then(|pid| self.husks.iter().find(|husk| husk.pid == *pid));
-            let leader = leader.ok_or_else(|| Error::failed(format!("nobody has pseudo-terminal {index} as its /dev/tty")))?;
+            let leader =
+                leader.ok_or_else(|| Error::failed(format!("nobody has pseudo-terminal {index} as its /dev/tty")))?;
             let fd = open_in(&self.executor, leader, "/dev/tty", file.flags)?;
             let pidfd = task::pidfd_open(leader.pid).or_fail(|| "cannot open a new process")?;
-            let got = task::pidfd_getfd(pidfd.as_fd(), fd as i32).or_fail(|| "cannot take /dev/tty from a new process")?;
+            let got =
+                task::pidfd_getfd(pidfd.as_fd(), fd as i32).or_fail(|| "cannot take /dev/tty from a new process")?;
             let mut batch = self.batch();
             batch.must("close", libc::SYS_close, &[fd]);
             run(&self.executor, leader, &mut batch)?;
@@ -203,7 +226,9 @@ impl Skeleton {
         let stack = proc::mappings(init.pid).or_fail(failed)?;
         let stack = stack.iter().find(|m| m.name == "[stack]").map_or(0, |m| m.end - 4096);
         let root = u64::from(self.root.0.unsigned_abs());
-        let regs = init.regs.with(reg::RIP, blob::init_program_loop(INIT_ADDRESS))
+        let regs = init
+            .regs
+            .with(reg::RIP, blob::init_program_loop(INIT_ADDRESS))
             .with(reg::RBX, root)
             .with(reg::RSP, stack)
             .with(reg::ORIG_RAX, u64::MAX);
@@ -259,14 +284,24 @@ fn open_in(executor: &Executor, husk: &Husk, path: &str, flags: i32) -> Result<u
 
 /// Pseudo-terminals that control a session.
 fn terminals(manifest: &Manifest) -> impl Iterator<Item = &PtyRecord> {
-    let ptys = manifest.files.iter().filter_map(|file| if let FileKind::Pty(pty) = &file.kind { Some(&**pty) } else { None });
+    let ptys = manifest.files.iter().filter_map(|file| {
+        if let FileKind::Pty(pty) = &file.kind {
+            Some(&**pty)
+        } else {
+            None
+        }
+    });
     ptys.filter(|pty| pty.sid.0 != 0)
 }
 
 /// Processes that have no controlling terminal though their session has one:
 /// forked before its leader took it, or given up (TIOCNOTTY).
 fn detached(shot: &Appshot) -> Vec<(VirtualPid, VirtualPid)> {
-    let without = shot.cores.iter().map(|core| &core.image).filter(|image| image.process.ctty.is_none());
+    let without = shot
+        .cores
+        .iter()
+        .map(|core| &core.image)
+        .filter(|image| image.process.ctty.is_none());
     without.map(|image| (image.process.pid, image.sid)).collect()
 }
 
@@ -291,7 +326,11 @@ fn adopted(processes: &[SnapEntry], pids: PidMode) -> Vec<SnapEntry> {
 
 /// A number that no process of the app uses for a descriptor.
 fn socket_number(shot: &Appshot) -> i32 {
-    let used = shot.cores.iter().flat_map(|core| &core.image.process.fds).map(|entry| entry.fd.0);
+    let used = shot
+        .cores
+        .iter()
+        .flat_map(|core| &core.image.process.fds)
+        .map(|entry| entry.fd.0);
     // Numbers that files are watched by (epoll) are used too, for a moment.
     let watched = shot.manifest.files.iter().filter_map(|file| match &file.kind {
         FileKind::Epoll { watches } => watches.iter().map(|watch| watch.fd.0).max(),
@@ -303,7 +342,11 @@ fn socket_number(shot: &Appshot) -> i32 {
 /// The highest process, thread, session or group number of the app.
 fn highest(shot: &Appshot) -> i32 {
     let processes = shot.manifest.processes.iter().flat_map(|p| [p.pid, p.pgid, p.sid]);
-    let threads = shot.cores.iter().flat_map(|core| &core.image.threads).map(|t| t.record.tid);
+    let threads = shot
+        .cores
+        .iter()
+        .flat_map(|core| &core.image.threads)
+        .map(|t| t.record.tid);
     processes.chain(threads).map(|pid| pid.0).max().unwrap_or(1)
 }
 
@@ -313,7 +356,11 @@ fn clock_offsets(shot: &Appshot) -> String {
     let line = |name: &str, clock: ClockId, then: i64| {
         let now = clock_gettime(clock).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
         let offset = then - now;
-        format!("{name} {} {}\n", offset.div_euclid(1_000_000_000), offset.rem_euclid(1_000_000_000))
+        format!(
+            "{name} {} {}\n",
+            offset.div_euclid(1_000_000_000),
+            offset.rem_euclid(1_000_000_000)
+        )
     };
     let clocks = &shot.manifest.clocks;
     line("monotonic", ClockId::CLOCK_MONOTONIC, clocks.monotonic_ns)
@@ -336,7 +383,11 @@ fn end_with(pid: HostPid, gate: u64, status: i32) -> Result<()> {
     } else {
         let regs = ptrace::get_regs(pid).or_fail(failed)?;
         let code = ((status >> 8) & 0xff) as u64;
-        let exit = regs.with(reg::RIP, gate).with(reg::RAX, libc::SYS_exit_group as u64).with(reg::RDI, code).with(reg::ORIG_RAX, u64::MAX);
+        let exit = regs
+            .with(reg::RIP, gate)
+            .with(reg::RAX, libc::SYS_exit_group as u64)
+            .with(reg::RDI, code)
+            .with(reg::ORIG_RAX, u64::MAX);
         ptrace::set_regs(pid, &exit).or_fail(failed)?;
         ptrace::cont(pid, 0).or_fail(failed)?;
     }
@@ -410,7 +461,12 @@ impl<'a> Tree<'a> {
                 }
             }
             if self.made.len() == before {
-                let left: Vec<String> = self.wanted.iter().filter(|e| !self.made.contains_key(&e.pid)).map(|e| format!("{} ({})", e.pid, e.comm)).collect();
+                let left: Vec<String> = self
+                    .wanted
+                    .iter()
+                    .filter(|e| !self.made.contains_key(&e.pid))
+                    .map(|e| format!("{} ({})", e.pid, e.comm))
+                    .collect();
                 return Err(Error::refused("the sessions of its processes cannot be built again")
                     .because(format!("no way to make {}", left.join(", "))));
             }
@@ -430,7 +486,11 @@ impl<'a> Tree<'a> {
             let mut batch = self.executor.batch();
             let all = batch.words(&[u64::MAX]);
             let now = batch.words(&[0, 0]);
-            batch.call("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, &[all.address, 0, now.address, 8]);
+            batch.call(
+                "rt_sigtimedwait",
+                libc::SYS_rt_sigtimedwait,
+                &[all.address, 0, now.address, 8],
+            );
             run(&self.executor, &parent, &mut batch)?;
         }
         Ok(())
@@ -470,7 +530,10 @@ impl<'a> Tree<'a> {
 
     fn session_of(&self, pid: VirtualPid) -> Option<VirtualPid> {
         // init leads session 1.
-        self.sessions.get(&pid).copied().or((self.init.is_some() && !self.made.contains_key(&pid)).then_some(VirtualPid(1)))
+        self.sessions
+            .get(&pid)
+            .copied()
+            .or((self.init.is_some() && !self.made.contains_key(&pid)).then_some(VirtualPid(1)))
     }
 
     fn make(&mut self, entry: &SnapEntry, parent: &Husk, session: Option<VirtualPid>) -> Result<()> {
@@ -486,7 +549,10 @@ impl<'a> Tree<'a> {
     /// Children that stay in the session their parent is about to leave.
     fn make_left_behind(&mut self, leader: &SnapEntry, inherited: Option<VirtualPid>) -> Result<()> {
         let parent = self.made[&leader.pid].clone();
-        let left = self.wanted.iter().filter(|e| e.ppid == leader.pid && e.sid != leader.pid && e.sid != e.pid && Some(e.sid) == inherited);
+        let left = self
+            .wanted
+            .iter()
+            .filter(|e| e.ppid == leader.pid && e.sid != leader.pid && e.sid != e.pid && Some(e.sid) == inherited);
         for entry in left.collect::<Vec<_>>() {
             self.make(entry, &parent, inherited)?;
         }
@@ -524,8 +590,18 @@ impl<'a> Tree<'a> {
     }
 
     /// One ioctl by a process on the slave of its session.
-    fn on_terminal(&self, pid: VirtualPid, pty: &PtyRecord, name: &'static str, request: u64, group: Option<VirtualPid>) -> Result<()> {
-        let husk = self.made.get(&pid).ok_or_else(|| Error::failed(format!("session leader {pid} is missing")))?;
+    fn on_terminal(
+        &self,
+        pid: VirtualPid,
+        pty: &PtyRecord,
+        name: &'static str,
+        request: u64,
+        group: Option<VirtualPid>,
+    ) -> Result<()> {
+        let husk = self
+            .made
+            .get(&pid)
+            .ok_or_else(|| Error::failed(format!("session leader {pid} is missing")))?;
         let fd = open_in(&self.executor, husk, &format!("/dev/pts/{}", pty.index), libc::O_RDWR)?;
         let mut batch = self.executor.batch();
         let group = group.map(|group| batch.words(&[group.0 as u64]).address);
@@ -547,14 +623,31 @@ impl<'a> Tree<'a> {
         let between = self.fork(&member, self.spare, 0)?;
         self.make(entry, &between, Some(entry.sid))?;
         self.stand_ins.push((between, Some(member)));
-        if entry.sid == entry.pid { self.become_leader(entry) } else { Ok(()) }
+        if entry.sid == entry.pid {
+            self.become_leader(entry)
+        } else {
+            Ok(())
+        }
     }
 
     fn member_of(&self, session: VirtualPid) -> Option<Husk> {
-        let alive = |pid: &VirtualPid| self.wanted.iter().any(|e| e.pid == *pid && matches!(e.life, Life::Alive { .. }));
-        let found = self.sessions.iter().find(|(pid, sid)| **sid == session && alive(pid) && self.made.contains_key(pid));
+        let alive = |pid: &VirtualPid| {
+            self.wanted
+                .iter()
+                .any(|e| e.pid == *pid && matches!(e.life, Life::Alive { .. }))
+        };
+        let found = self
+            .sessions
+            .iter()
+            .find(|(pid, sid)| **sid == session && alive(pid) && self.made.contains_key(pid));
         let husk = found.map(|(pid, _)| self.made[pid].clone());
-        husk.or_else(|| self.stand_ins.iter().map(|(h, _)| h).find(|h| self.stand_in_number(h) == Some(session)).cloned())
+        husk.or_else(|| {
+            self.stand_ins
+                .iter()
+                .map(|(h, _)| h)
+                .find(|h| self.stand_in_number(h) == Some(session))
+                .cloned()
+        })
     }
 
     fn stand_in_number(&self, husk: &Husk) -> Option<VirtualPid> {
@@ -564,7 +657,11 @@ impl<'a> Tree<'a> {
 
     /// Holds the number of a session whose leader is gone.
     fn stand_in_leader(&mut self, session: VirtualPid) -> Result<Husk> {
-        let Some(parent) = self.init.clone().or_else(|| self.made.get(&self.wanted[0].pid).cloned()) else {
+        let Some(parent) = self
+            .init
+            .clone()
+            .or_else(|| self.made.get(&self.wanted[0].pid).cloned())
+        else {
             return Err(Error::failed("no process to fork from"));
         };
         let husk = self.fork(&parent, session.0, 0)?;
@@ -583,7 +680,11 @@ impl<'a> Tree<'a> {
             self.set_group(entry)?;
         }
         for entry in wanted.iter().filter(|e| e.pgid != e.pid && e.sid != e.pid) {
-            let exists = wanted.iter().any(|e| e.pid == entry.pgid) || self.stand_ins.iter().any(|(h, _)| self.stand_in_number(h) == Some(entry.pgid));
+            let exists = wanted.iter().any(|e| e.pid == entry.pgid)
+                || self
+                    .stand_ins
+                    .iter()
+                    .any(|(h, _)| self.stand_in_number(h) == Some(entry.pgid));
             if !exists {
                 self.stand_in_group(entry)?;
             }

@@ -6,7 +6,9 @@ use super::skeleton::{Skeleton, wait_born};
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Batch};
 use crate::ids::{HostPid, VirtualPid};
-use crate::image::records::{Blocked, Creds, PosixTimer, ProcessRecord, Seccomp, SeccompFilter, SigInfo, ThreadRecord, TimerValue, VmaKind};
+use crate::image::records::{
+    Blocked, Creds, PosixTimer, ProcessRecord, Seccomp, SeccompFilter, SigInfo, ThreadRecord, TimerValue, VmaKind,
+};
 use crate::image::{Appshot, Core, ThreadImage};
 use crate::seccomp;
 use crate::sys::blob;
@@ -17,7 +19,12 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// `CLONE_*` of pthread_create, without the parts that are set later.
-const THREAD: u64 = (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM) as u64;
+const THREAD: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM) as u64;
 /// `prctl` options that libc does not name (Linux 6.15).
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 
@@ -25,12 +32,19 @@ const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 /// their seccomp filters (suspended while we trace), as long as they have the
 /// right to install them.
 pub fn threads(skeleton: &mut Skeleton, at: usize, core: &Core, filters: &[SeccompFilter]) -> Result<()> {
-    let (main, others) = core.image.threads.split_first().ok_or_else(|| Error::failed("a process without threads"))?;
+    let (main, others) = core
+        .image
+        .threads
+        .split_first()
+        .ok_or_else(|| Error::failed("a process without threads"))?;
     let main = &main.record.seccomp;
     let mut born = HashMap::new();
     for have in 0..=main.filters().len() {
         // Those that share just these filters with the main thread inherit them.
-        let now = others.iter().map(|t| &t.record).filter(|record| seccomp::shared(main, &record.seccomp) == have);
+        let now = others
+            .iter()
+            .map(|t| &t.record)
+            .filter(|record| seccomp::shared(main, &record.seccomp) == have);
         clone_threads(skeleton, at, &now.collect::<Vec<_>>(), &mut born)?;
         if let Some(next) = main.filters().get(have) {
             let husk = &skeleton.husks[at];
@@ -46,7 +60,12 @@ pub fn threads(skeleton: &mut Skeleton, at: usize, core: &Core, filters: &[Secco
     Ok(())
 }
 
-fn clone_threads(skeleton: &Skeleton, at: usize, records: &[&ThreadRecord], born: &mut HashMap<VirtualPid, HostPid>) -> Result<()> {
+fn clone_threads(
+    skeleton: &Skeleton,
+    at: usize,
+    records: &[&ThreadRecord],
+    born: &mut HashMap<VirtualPid, HostPid>,
+) -> Result<()> {
     let mut rest = records;
     while !rest.is_empty() {
         let mut batch = skeleton.batch();
@@ -150,7 +169,11 @@ fn common(skeleton: &Skeleton, at: usize, record: &ProcessRecord) -> Result<()> 
         let action = batch.words(&[action.handler, action.flags, action.restorer, action.mask]);
         batch.must("rt_sigaction", libc::SYS_rt_sigaction, &[signal, action.address, 0, 8]);
     }
-    prctl(&mut batch, libc::PR_SET_CHILD_SUBREAPER, u64::from(record.child_subreaper));
+    prctl(
+        &mut batch,
+        libc::PR_SET_CHILD_SUBREAPER,
+        u64::from(record.child_subreaper),
+    );
     if record.thp_disable {
         prctl(&mut batch, libc::PR_SET_THP_DISABLE, 1);
     }
@@ -177,9 +200,8 @@ fn schedule(tid: HostPid, record: &ThreadRecord) -> Result<()> {
         task::sched_setattr(tid, &attr).or_fail(failed)?;
     }
     if task::sched_getaffinity(tid).or_fail(failed)? != sched.affinity {
-        task::sched_setaffinity(tid, &sched.affinity).or_fail(|| {
-            format!("cannot bind task {} to the processors it was bound to", record.tid)
-        })?;
+        task::sched_setaffinity(tid, &sched.affinity)
+            .or_fail(|| format!("cannot bind task {} to the processors it was bound to", record.tid))?;
     }
     if record.ioprio != task::ioprio_get(tid).unwrap_or(0) {
         task::ioprio_set(tid, record.ioprio).or_fail(failed)?;
@@ -191,7 +213,11 @@ fn schedule(tid: HostPid, record: &ThreadRecord) -> Result<()> {
 fn own_state(batch: &mut Batch, record: &ThreadRecord) {
     batch.must("set_tid_address", libc::SYS_set_tid_address, &[record.tid_address]);
     if record.robust_list.1 != 0 {
-        batch.must("set_robust_list", libc::SYS_set_robust_list, &[record.robust_list.0, record.robust_list.1]);
+        batch.must(
+            "set_robust_list",
+            libc::SYS_set_robust_list,
+            &[record.robust_list.0, record.robust_list.1],
+        );
     }
     if let Some(rseq) = record.rseq {
         let args = [rseq.pointer, u64::from(rseq.size), 0, u64::from(rseq.signature)];
@@ -238,14 +264,22 @@ fn rights(batch: &mut Batch, record: &ThreadRecord) {
     prctl(batch, libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP);
     let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     let list = batch.bytes(&groups);
-    batch.must("setgroups", libc::SYS_setgroups, &[creds.groups.len() as u64, list.address]);
+    batch.must(
+        "setgroups",
+        libc::SYS_setgroups,
+        &[creds.groups.len() as u64, list.address],
+    );
     let ids = |four: [u32; 4]| four.map(u64::from);
     let (gid, uid) = (ids(creds.gid), ids(creds.uid));
     batch.must("setresgid", libc::SYS_setresgid, &gid[..3]);
     batch.call("setfsgid", libc::SYS_setfsgid, &gid[3..]);
     batch.must("setresuid", libc::SYS_setresuid, &uid[..3]);
     batch.call("setfsuid", libc::SYS_setfsuid, &uid[3..]);
-    prctl(batch, libc::PR_SET_SECUREBITS, u64::from(creds.securebits & !SECBIT_KEEP_CAPS));
+    prctl(
+        batch,
+        libc::PR_SET_SECUREBITS,
+        u64::from(creds.securebits & !SECBIT_KEEP_CAPS),
+    );
     capabilities(batch, creds);
     if creds.securebits & SECBIT_KEEP_CAPS != 0 {
         prctl(batch, libc::PR_SET_KEEPCAPS, 1);
@@ -265,13 +299,22 @@ fn capabilities(batch: &mut Batch, creds: &Creds) {
     let data = batch.words(&[pair(low(e), low(p)), pair(low(i), e >> 32), pair(p >> 32, i >> 32)]);
     batch.must("capset", libc::SYS_capset, &[header.address, data.address]);
     for capability in (0..=last_capability()).filter(|c| creds.cap_ambient & (1 << c) != 0) {
-        let args = [libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_RAISE as u64, capability, 0, 0];
+        let args = [
+            libc::PR_CAP_AMBIENT as u64,
+            libc::PR_CAP_AMBIENT_RAISE as u64,
+            capability,
+            0,
+            0,
+        ];
         batch.must("prctl(PR_CAP_AMBIENT)", libc::SYS_prctl, &args);
     }
 }
 
 fn last_capability() -> u64 {
-    std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|t| t.trim().parse().ok()).unwrap_or(40)
+    std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
+        .ok()
+        .and_then(|t| t.trim().parse().ok())
+        .unwrap_or(40)
 }
 
 /// Timers under their old ids, still disarmed.
@@ -283,9 +326,22 @@ fn timers(batch: &mut Batch, record: &ProcessRecord) {
     for timer in &record.posix_timers {
         // struct sigevent: value, signal, notify, thread id.
         let signal = u64::from(timer.signal as u32) | u64::from(timer.notify as u32) << 32;
-        let event = batch.words(&[timer.sigev_value, signal, u64::from(timer.thread.0 as u32), 0, 0, 0, 0, 0]);
+        let event = batch.words(&[
+            timer.sigev_value,
+            signal,
+            u64::from(timer.thread.0 as u32),
+            0,
+            0,
+            0,
+            0,
+            0,
+        ]);
         let id = batch.words(&[timer.id as u64]);
-        batch.must("timer_create", libc::SYS_timer_create, &[timer.clock as i64 as u64, event.address, id.address]);
+        batch.must(
+            "timer_create",
+            libc::SYS_timer_create,
+            &[timer.clock as i64 as u64, event.address, id.address],
+        );
     }
     prctl(batch, PR_TIMER_CREATE_RESTORE_IDS as i32, 0);
 }
@@ -315,7 +371,11 @@ fn last(skeleton: &Skeleton, at: usize, record: &ProcessRecord) -> Result<()> {
 fn arm(batch: &mut Batch, timer: &PosixTimer) {
     let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
     let value = batch.words(&[parts(timer.time.interval_ns), parts(timer.time.value_ns)].concat());
-    batch.must("timer_settime", libc::SYS_timer_settime, &[timer.id as u64, 0, value.address, 0]);
+    batch.must(
+        "timer_settime",
+        libc::SYS_timer_settime,
+        &[timer.id as u64, 0, value.address, 0],
+    );
 }
 
 /// Stops the processes that job control had stopped, while their parents can
@@ -364,7 +424,11 @@ fn forget_stop(skeleton: &Skeleton, parent: usize, core: &Core, child: VirtualPi
     if !pending.iter().any(|info| signal_of(info) == libc::SIGCHLD as u64) {
         let only = batch.words(&[1 << (libc::SIGCHLD - 1)]);
         let now = batch.words(&[0, 0]);
-        batch.call("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, &[only.address, 0, now.address, 8]);
+        batch.call(
+            "rt_sigtimedwait",
+            libc::SYS_rt_sigtimedwait,
+            &[only.address, 0, now.address, 8],
+        );
     }
     skeleton.run(parent, &mut batch).map(drop)
 }
@@ -375,7 +439,13 @@ pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
     let husk = &skeleton.husks[at];
     let mut code: Vec<_> = core.image.vmas.iter().filter(|v| v.prot & 4 != 0).collect();
     code.sort_by_key(|v| v.kind != VmaKind::Vdso);
-    let spans: Vec<Span> = code.iter().map(|v| Span { start: v.start, end: v.end }).collect();
+    let spans: Vec<Span> = code
+        .iter()
+        .map(|v| Span {
+            start: v.start,
+            end: v.end,
+        })
+        .collect();
     let gate = executor::find_gate(husk.pid, &spans)?;
     let tids = tids(skeleton, at);
     let mut results = Vec::with_capacity(tids.len());
@@ -433,7 +503,12 @@ const _: () = assert!(WAITS_AT_ONCE as u64 * WAIT_BYTES <= executor::PAYLOAD_BYT
 /// enters its call again with that time and is interrupted at once, so that the
 /// kernel holds the same restart block as it did for the original. All threads
 /// enter first, then all are interrupted.
-fn enter_waits(skeleton: &Skeleton, pid: HostPid, husk: &Regs, threads: &[(HostPid, &ThreadImage)]) -> Result<Vec<Entered>> {
+fn enter_waits(
+    skeleton: &Skeleton,
+    pid: HostPid,
+    husk: &Regs,
+    threads: &[(HostPid, &ThreadImage)],
+) -> Result<Vec<Entered>> {
     let places = (0u64..).map(|n| skeleton.executor.payload() + n * WAIT_BYTES);
     let mut waiting = Vec::with_capacity(threads.len());
     for ((tid, thread), place) in threads.iter().zip(places) {
@@ -449,16 +524,22 @@ fn enter_waits(skeleton: &Skeleton, pid: HostPid, husk: &Regs, threads: &[(HostP
         }
     }
     let since = Instant::now();
-    threads.iter().zip(waiting).map(|((tid, thread), place)| match place {
-        Some(place) => settle(*tid, thread, place, since),
-        None => Ok(Entered::AsBefore),
-    }).collect()
+    threads
+        .iter()
+        .zip(waiting)
+        .map(|((tid, thread), place)| match place {
+            Some(place) => settle(*tid, thread, place, since),
+            None => Ok(Entered::AsBefore),
+        })
+        .collect()
 }
 
 /// The call of a thread with the time left, for the executor; `time` is where
 /// that stands. None: it waits in no such call.
 fn wait_entry(thread: &ThreadImage, time: u64) -> Option<Vec<u64>> {
-    let Blocked::Timed { left_ns } = thread.record.blocked_in else { return None };
+    let Blocked::Timed { left_ns } = thread.record.blocked_in else {
+        return None;
+    };
     let regs = Regs(thread.regs);
     let mut args = [reg::RDI, reg::RSI, reg::RDX, reg::R10, reg::R8, reg::R9].map(|at| regs.get(at));
     let call = regs.get(reg::ORIG_RAX) as i64;
@@ -469,8 +550,15 @@ fn wait_entry(thread: &ThreadImage, time: u64) -> Option<Vec<u64>> {
         libc::SYS_poll => args[2] = left_ns.div_ceil(1_000_000),
         _ => return None,
     }
-    let entry = blob::Entry { number: call as u64, args, ..Default::default() };
-    let end = blob::Entry { number: u64::MAX, ..Default::default() };
+    let entry = blob::Entry {
+        number: call as u64,
+        args,
+        ..Default::default()
+    };
+    let end = blob::Entry {
+        number: u64::MAX,
+        ..Default::default()
+    };
     let mut words = [entry.to_words(), end.to_words()].concat();
     words.extend([left_ns / 1_000_000_000, left_ns % 1_000_000_000]);
     Some(words)
@@ -486,7 +574,9 @@ fn settle(tid: HostPid, thread: &ThreadImage, place: u64, since: Instant) -> Res
             // It came to the end of its entries.
             Some(Stop::Signal(libc::SIGTRAP)) => {
                 const RESULT: u64 = 56;
-                return crate::sys::memory::read_u64(tid, place + RESULT).or_fail(failed).map(Entered::Ended);
+                return crate::sys::memory::read_u64(tid, place + RESULT)
+                    .or_fail(failed)
+                    .map(Entered::Ended);
             }
             other => return Err(Error::failed(failed()).because(format!("{other:?}"))),
         }

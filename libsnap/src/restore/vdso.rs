@@ -58,7 +58,10 @@ pub fn plan(shot: &Appshot, forced: bool) -> Result<Vec<Vdso>> {
     if same && !forced {
         return Ok(vec![Vdso::Own; shot.cores.len()]);
     }
-    shot.cores.iter().map(|core| bridge(core, &own, &shot.manifest.needs.kernel_release)).collect()
+    shot.cores
+        .iter()
+        .map(|core| bridge(core, &own, &shot.manifest.needs.kernel_release))
+        .collect()
 }
 
 fn bridge(core: &Core, own: &[u8], release: &str) -> Result<Vdso> {
@@ -78,7 +81,10 @@ fn bridge(core: &Core, own: &[u8], release: &str) -> Result<Vdso> {
     }
     let jumps = functions.iter().map(|(name, function)| {
         let target = targets.get(name).ok_or_else(|| cannot(format!("it has no {name}")))?;
-        Ok(Jump { from: vma.start + function.start, to: target.start })
+        Ok(Jump {
+            from: vma.start + function.start,
+            to: target.start,
+        })
     });
     let jumps = jumps.collect::<Result<Vec<_>>>()?;
     nobody_inside(core, vma, &functions).map_err(cannot)?;
@@ -88,7 +94,10 @@ fn bridge(core: &Core, own: &[u8], release: &str) -> Result<Vdso> {
 /// The pages of a mapping, if all of them are in the core.
 fn stored(core: &Core, vma: &Vma) -> Option<Vec<u8>> {
     let len = vma.end - vma.start;
-    let segment = core.segments.iter().find(|s| s.vaddr == vma.start && s.bytes == len && len <= IMAGE_MAX)?;
+    let segment = core
+        .segments
+        .iter()
+        .find(|s| s.vaddr == vma.start && s.bytes == len && len <= IMAGE_MAX)?;
     let mut bytes = vec![0; len as usize];
     core.file.read_exact_at(&mut bytes, segment.offset).ok()?;
     Some(bytes)
@@ -97,10 +106,16 @@ fn stored(core: &Core, vma: &Vma) -> Option<Vec<u8>> {
 /// Exported functions with the offsets they take up.
 fn functions(image: &[u8]) -> Option<BTreeMap<String, Span>> {
     let elf = Elf::parse(image).ok()?;
-    let named = elf.dynsyms.iter().filter(|symbol| symbol.st_type() == sym::STT_FUNC && symbol.st_value != 0);
+    let named = elf
+        .dynsyms
+        .iter()
+        .filter(|symbol| symbol.st_type() == sym::STT_FUNC && symbol.st_value != 0);
     let mut found = BTreeMap::new();
     for symbol in named {
-        let span = Span { start: symbol.st_value, end: symbol.st_value.checked_add(symbol.st_size)? };
+        let span = Span {
+            start: symbol.st_value,
+            end: symbol.st_value.checked_add(symbol.st_size)?,
+        };
         found.insert(elf.dynstrtab.get_at(symbol.st_name)?.to_owned(), span);
     }
     (!found.is_empty()).then_some(found)
@@ -112,7 +127,9 @@ fn apart(functions: &BTreeMap<String, Span>, end: u64) -> bool {
     starts.sort_unstable();
     starts.dedup();
     starts.push(end);
-    starts.windows(2).all(|pair| pair[0].checked_add(JUMP_BYTES).is_some_and(|end| end <= pair[1]))
+    starts
+        .windows(2)
+        .all(|pair| pair[0].checked_add(JUMP_BYTES).is_some_and(|end| end <= pair[1]))
 }
 
 /// No thread is in the middle of the old code or has an address there in the
@@ -138,22 +155,36 @@ fn nobody_inside(core: &Core, vma: &Vma, functions: &BTreeMap<String, Span>) -> 
 
 /// The words from the stack pointer to the end of its mapping, as far as stored.
 fn stack_words(core: &Core, pointer: u64) -> Result<Vec<u64>, String> {
-    let Some(stack) = core.image.vmas.iter().find(|vma| vma.start <= pointer && pointer < vma.end) else {
+    let Some(stack) = core
+        .image
+        .vmas
+        .iter()
+        .find(|vma| vma.start <= pointer && pointer < vma.end)
+    else {
         return Ok(Vec::new());
     };
     let mut words = Vec::new();
-    for segment in core.segments.iter().filter(|s| s.vaddr < stack.end && s.vaddr + s.bytes > pointer) {
+    for segment in core
+        .segments
+        .iter()
+        .filter(|s| s.vaddr < stack.end && s.vaddr + s.bytes > pointer)
+    {
         let skipped = (pointer & !7).saturating_sub(segment.vaddr);
         let len = segment.bytes.min(stack.end - segment.vaddr) - skipped;
         let mut bytes = vec![0; len as usize];
-        core.file.read_exact_at(&mut bytes, segment.offset + skipped).map_err(|e| format!("a stack cannot be read: {e}"))?;
+        core.file
+            .read_exact_at(&mut bytes, segment.offset + skipped)
+            .map_err(|e| format!("a stack cannot be read: {e}"))?;
         words.extend(bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)));
     }
     Ok(words)
 }
 
 fn kernels(mappings: &[Mapping]) -> Vec<&Mapping> {
-    mappings.iter().filter(|m| ["[vdso]", "[vvar]", "[vvar_vclock]"].contains(&m.name.as_str())).collect()
+    mappings
+        .iter()
+        .filter(|m| ["[vdso]", "[vvar]", "[vvar_vclock]"].contains(&m.name.as_str()))
+        .collect()
 }
 
 impl Vdso {
@@ -176,7 +207,10 @@ impl Vdso {
         let failed = || "cannot connect the app's vdso with this kernel's";
         let pid = skeleton.husks[at].pid;
         let mappings = proc::mappings(pid).or_fail(failed)?;
-        let own = mappings.iter().find(|m| m.name == "[vdso]").ok_or_else(|| Error::failed(failed()))?;
+        let own = mappings
+            .iter()
+            .find(|m| m.name == "[vdso]")
+            .ok_or_else(|| Error::failed(failed()))?;
         for jump in jumps {
             // Two words, the last four bytes of which stay as they are.
             let after = mem::read_u64(pid, jump.from + 8).or_fail(failed)?;
@@ -192,25 +226,46 @@ impl Vdso {
 
 /// To the place of the app's, which is the same.
 fn in_place(skeleton: &Skeleton, at: usize, ours: &[&Mapping], vmas: &[Vma]) -> Result<()> {
-    let theirs: Vec<&Vma> = vmas.iter().filter(|v| matches!(v.kind, VmaKind::Vvar | VmaKind::Vdso)).collect();
+    let theirs: Vec<&Vma> = vmas
+        .iter()
+        .filter(|v| matches!(v.kind, VmaKind::Vvar | VmaKind::Vdso))
+        .collect();
     let mut batch = skeleton.batch();
     if theirs.is_empty() {
         for mapping in ours {
-            batch.must("munmap", libc::SYS_munmap, &[mapping.start, mapping.end - mapping.start]);
+            batch.must(
+                "munmap",
+                libc::SYS_munmap,
+                &[mapping.start, mapping.end - mapping.start],
+            );
         }
         return skeleton.run(at, &mut batch).map(drop);
     }
     let alike = ours.len() == theirs.len()
-        && ours.iter().zip(&theirs).all(|(a, b)| a.end - a.start == b.end - b.start && (a.name == "[vdso]") == (b.kind == VmaKind::Vdso));
+        && ours
+            .iter()
+            .zip(&theirs)
+            .all(|(a, b)| a.end - a.start == b.end - b.start && (a.name == "[vdso]") == (b.kind == VmaKind::Vdso));
     if !alike {
-        return Err(Error::refused("the vdso of this kernel has another layout than the app's").fix("restore on a host with the same kernel"));
+        return Err(
+            Error::refused("the vdso of this kernel has another layout than the app's")
+                .fix("restore on a host with the same kernel"),
+        );
     }
-    let temporary = if overlap(ours, &theirs) { Some(free_place(skeleton, ours, vmas)?) } else { None };
+    let temporary = if overlap(ours, &theirs) {
+        Some(free_place(skeleton, ours, vmas)?)
+    } else {
+        None
+    };
     let base = ours[0].start;
     if let Some(temporary) = temporary {
         for mapping in ours {
             let len = mapping.end - mapping.start;
-            batch.must("mremap", libc::SYS_mremap, &[mapping.start, len, len, REMAP, temporary + (mapping.start - base)]);
+            batch.must(
+                "mremap",
+                libc::SYS_mremap,
+                &[mapping.start, len, len, REMAP, temporary + (mapping.start - base)],
+            );
         }
     }
     for (mapping, vma) in ours.iter().zip(&theirs) {
@@ -230,18 +285,32 @@ fn aside(skeleton: &Skeleton, at: usize, ours: &[&Mapping], vmas: &[Vma]) -> Res
     let mut batch = skeleton.batch();
     for mapping in ours {
         let len = mapping.end - mapping.start;
-        batch.must("mremap", libc::SYS_mremap, &[mapping.start, len, len, REMAP, place + (mapping.start - first.start)]);
+        batch.must(
+            "mremap",
+            libc::SYS_mremap,
+            &[mapping.start, len, len, REMAP, place + (mapping.start - first.start)],
+        );
     }
     skeleton.run(at, &mut batch).map(drop)
 }
 
 fn overlap(ours: &[&Mapping], theirs: &[&Vma]) -> bool {
-    ours.iter().any(|a| theirs.iter().any(|b| a.start < b.end && b.start < a.end && a.start != b.start))
+    ours.iter().any(|a| {
+        theirs
+            .iter()
+            .any(|b| a.start < b.end && b.start < a.end && a.start != b.start)
+    })
 }
 
 /// A place that neither the husk nor the app uses.
 fn free_place(skeleton: &Skeleton, ours: &[&Mapping], vmas: &[Vma]) -> Result<u64> {
-    let mut used: Vec<Span> = vmas.iter().map(|v| Span { start: v.start, end: v.end }).collect();
+    let mut used: Vec<Span> = vmas
+        .iter()
+        .map(|v| Span {
+            start: v.start,
+            end: v.end,
+        })
+        .collect();
     used.extend(ours.iter().map(|m| m.span()));
     used.push(skeleton.executor.span());
     let start = ours.first().map_or(0, |m| m.start);
@@ -258,7 +327,10 @@ mod tests {
         let image = kernel::vdso().unwrap();
         let functions = functions(&image).unwrap();
         assert!(functions.contains_key("__vdso_clock_gettime"), "{functions:?}");
-        assert_eq!(functions["clock_gettime"].start, functions["__vdso_clock_gettime"].start);
+        assert_eq!(
+            functions["clock_gettime"].start,
+            functions["__vdso_clock_gettime"].start
+        );
         assert!(apart(&functions, image.len() as u64));
     }
 

@@ -147,8 +147,7 @@ impl App {
 /// cgroup v2 tells it in `cgroup.events`, v1 in `freezer.state`.
 fn cgroup_frozen(cgroup: &Path) -> bool {
     let read = |file| std::fs::read_to_string(cgroup.join(file)).unwrap_or_default();
-    read("cgroup.events").lines().any(|line| line == "frozen 1")
-        || read("freezer.state").trim() == "FROZEN"
+    read("cgroup.events").lines().any(|line| line == "frozen 1") || read("freezer.state").trim() == "FROZEN"
 }
 
 /// Whether `pid` is alive and still the process that started then.

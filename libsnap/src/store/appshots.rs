@@ -103,14 +103,7 @@ impl Store {
         }
         let what = || format!("cannot put the new appshot in place of {}", path.display());
         if path.exists() {
-            renameat2(
-                AT_FDCWD,
-                &next,
-                AT_FDCWD,
-                &path,
-                RenameFlags::RENAME_EXCHANGE,
-            )
-            .or_fail(what)?;
+            renameat2(AT_FDCWD, &next, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE).or_fail(what)?;
             files::sync_parent(&path).or_fail(what)?;
             return delete(&next);
         }

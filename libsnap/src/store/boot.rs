@@ -30,10 +30,6 @@ fn is_of(mark: &Path, boot: &[u8]) -> bool {
 }
 
 fn empty(dir: &Path) -> Result<()> {
-    let entries = dir
-        .read_dir()
-        .or_fail(|| format!("cannot list {}", dir.display()))?;
-    entries
-        .flatten()
-        .try_for_each(|entry| files::remove(&entry.path()))
+    let entries = dir.read_dir().or_fail(|| format!("cannot list {}", dir.display()))?;
+    entries.flatten().try_for_each(|entry| files::remove(&entry.path()))
 }

@@ -28,9 +28,7 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 
 /// The names in `dir` that end in `suffix`, without it, sorted. Hidden ones are left out.
 pub fn stems(dir: &Path, suffix: &str) -> Result<Vec<String>> {
-    let entries = dir
-        .read_dir()
-        .or_fail(|| format!("cannot list {}", dir.display()))?;
+    let entries = dir.read_dir().or_fail(|| format!("cannot list {}", dir.display()))?;
     let mut stems: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| !name.starts_with('.'))
@@ -52,9 +50,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     }
     match std::fs::read(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        read => Ok(Some(
-            serde_json::from_slice(&read.or_fail(what)?).or_fail(what)?,
-        )),
+        read => Ok(Some(serde_json::from_slice(&read.or_fail(what)?).or_fail(what)?)),
     }
 }
 
@@ -69,8 +65,7 @@ pub fn write_json(path: &Path, record: &impl Serialize) -> Result<()> {
     let what = || format!("cannot write {}", path.display());
     let temporary = path.with_extension("json.tmp");
     let bytes = serde_json::to_vec_pretty(record).or_fail(what)?;
-    let written =
-        write_private(&temporary, &bytes).and_then(|()| std::fs::rename(&temporary, path));
+    let written = write_private(&temporary, &bytes).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
@@ -98,9 +93,7 @@ pub fn sync_parent(path: &Path) -> std::io::Result<()> {
 /// Removes a file; it is no error when it is gone already.
 pub fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => {
-            Err(e).or_fail(|| format!("cannot remove {}", path.display()))
-        }
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e).or_fail(|| format!("cannot remove {}", path.display())),
         _ => Ok(()),
     }
 }

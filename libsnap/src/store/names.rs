@@ -20,11 +20,7 @@ pub fn validate(name: &str) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::new(
-        Kind::Usage,
-        format!("{name:?} cannot be the name of an app"),
-    )
-    .because(problem))
+    Err(Error::new(Kind::Usage, format!("{name:?} cannot be the name of an app")).because(problem))
 }
 
 fn allowed(c: char) -> bool {
@@ -83,18 +79,7 @@ mod tests {
         for good in ["web", "a", "0a", "redis-6.2_x", &"a".repeat(63)] {
             assert!(validate(good).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            "Web",
-            "-a",
-            ".",
-            "..",
-            "a/b",
-            "a b",
-            "12",
-            "ä",
-            &"a".repeat(64),
-        ] {
+        for bad in ["", "Web", "-a", ".", "..", "a/b", "a b", "12", "ä", &"a".repeat(64)] {
             assert_eq!(validate(bad).unwrap_err().kind, Kind::Usage, "{bad}");
         }
     }

@@ -41,11 +41,7 @@ fn the_state_is_read_from_the_kernel() {
     store.put(&record).unwrap();
     assert_eq!(store.vacant("web").unwrap_err().kind, Kind::Conflict);
     record.root_start_time += 1;
-    assert_eq!(
-        record.state(),
-        State::Exited,
-        "another process under this number"
-    );
+    assert_eq!(record.state(), State::Exited, "another process under this number");
     record.appshot = Some(dir.path().to_owned());
     assert_eq!(record.state(), State::Asleep);
     assert_eq!(record.target().unwrap_err().kind, Kind::Conflict);
@@ -58,18 +54,8 @@ fn a_record_of_a_later_instance_is_left_alone() {
     let mut second = first.clone();
     second.root_start_time += 1;
     store.put(&second).unwrap();
-    assert!(
-        store
-            .update(&first, |a| a.exit = Some(1))
-            .unwrap()
-            .is_none()
-    );
-    assert!(
-        store
-            .update(&second, |a| a.exit = Some(2))
-            .unwrap()
-            .is_some()
-    );
+    assert!(store.update(&first, |a| a.exit = Some(1)).unwrap().is_none());
+    assert!(store.update(&second, |a| a.exit = Some(2)).unwrap().is_some());
     assert_eq!(store.get("web").unwrap().exit, Some(2));
 }
 
@@ -124,25 +110,15 @@ fn a_sealed_successor_replaces_the_old_appshot() {
     let first = store.new_appshot_path("web", false).unwrap();
     std::fs::create_dir(&first).unwrap();
     std::fs::write(first.join("manifest"), "old").unwrap();
-    assert_eq!(
-        store.new_appshot_path("web", false).unwrap_err().kind,
-        Kind::Conflict
-    );
+    assert_eq!(store.new_appshot_path("web", false).unwrap_err().kind, Kind::Conflict);
     let next = store.new_appshot_path("web", true).unwrap();
     std::fs::create_dir(&next).unwrap();
     std::fs::write(next.join("manifest"), "new!").unwrap();
-    assert_eq!(
-        store.appshots().unwrap()[0].bytes,
-        3,
-        "the old one until it is settled"
-    );
+    assert_eq!(store.appshots().unwrap()[0].bytes, 3, "the old one until it is settled");
     drop(store.try_lock("web").unwrap());
     assert_eq!(store.appshots().unwrap()[0].bytes, 4);
     assert_eq!(store.resolve_appshot("web").unwrap(), first);
-    assert_eq!(
-        store.data_dir.join("appshots").read_dir().unwrap().count(),
-        1
-    );
+    assert_eq!(store.data_dir.join("appshots").read_dir().unwrap().count(), 1);
 }
 
 #[test]
@@ -152,10 +128,7 @@ fn a_lone_appshot_is_an_app_asleep() {
     let view = store.view("web").unwrap();
     assert_eq!((view.state, view.root), (State::Asleep, None));
     store.remove_appshot("web").unwrap();
-    assert_eq!(
-        store.remove_appshot("web").unwrap_err().kind,
-        Kind::NotFound
-    );
+    assert_eq!(store.remove_appshot("web").unwrap_err().kind, Kind::NotFound);
     assert!(store.views().unwrap().is_empty());
 }
 

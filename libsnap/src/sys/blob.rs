@@ -118,7 +118,18 @@ pub const ENTRY_BYTES: usize = size_of::<Entry>();
 impl Entry {
     pub fn to_words(self) -> [u64; 10] {
         let a = self.args;
-        [self.number, a[0], a[1], a[2], a[3], a[4], a[5], self.result, self.copy_to, self.flags]
+        [
+            self.number,
+            a[0],
+            a[1],
+            a[2],
+            a[3],
+            a[4],
+            a[5],
+            self.result,
+            self.copy_to,
+            self.flags,
+        ]
     }
 }
 

@@ -244,7 +244,12 @@ fn credentials(control: &[u64]) -> Option<(i32, u32, u32)> {
 }
 
 /// sendmsg(2) without blocking: to an address, with credentials, where given.
-pub fn send_message(fd: &impl AsRawFd, data: &[u8], to: Option<&[u8]>, credentials: Option<(i32, u32, u32)>) -> Sys<usize> {
+pub fn send_message(
+    fd: &impl AsRawFd,
+    data: &[u8],
+    to: Option<&[u8]>,
+    credentials: Option<(i32, u32, u32)>,
+) -> Sys<usize> {
     let mut iov = libc::iovec {
         iov_base: data.as_ptr().cast_mut().cast(),
         iov_len: data.len(),

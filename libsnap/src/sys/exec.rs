@@ -45,7 +45,16 @@ impl Program {
     pub fn exec_fd(&self, fd: BorrowedFd<'_>) -> Errno {
         let (argv, envp) = (self.argv.as_ptr(), self.envp.as_ptr());
         // SAFETY: as above; the empty path with AT_EMPTY_PATH names the descriptor.
-        unsafe { libc::syscall(libc::SYS_execveat, fd.as_raw_fd(), c"".as_ptr(), argv, envp, libc::AT_EMPTY_PATH) };
+        unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                argv,
+                envp,
+                libc::AT_EMPTY_PATH,
+            )
+        };
         Errno::last()
     }
 }

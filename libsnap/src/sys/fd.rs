@@ -14,7 +14,9 @@ pub fn owner(fd: &impl AsRawFd) -> Sys<(i32, i32)> {
     const F_GETOWN_EX: i32 = 16;
     let mut owner = [0i32; 2];
     // SAFETY: struct f_owner_ex is two ints, which `owner` provides.
-    check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) }))?;
+    check(i64::from(unsafe {
+        libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr())
+    }))?;
     Ok((owner[0], owner[1]))
 }
 
@@ -22,7 +24,10 @@ pub fn set_owner(fd: &impl AsRawFd, kind: i32, id: i32) -> Sys<()> {
     const F_SETOWN_EX: i32 = 15;
     let owner = [kind, id];
     // SAFETY: struct f_owner_ex is two ints, which `owner` provides.
-    check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, owner.as_ptr()) })).map(drop)
+    check(i64::from(unsafe {
+        libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, owner.as_ptr())
+    }))
+    .map(drop)
 }
 
 /// Duplicates up to `len` bytes of a pipe's content into another pipe.
@@ -45,14 +50,18 @@ pub fn send_fds(socket: &impl AsRawFd, fds: &[BorrowedFd<'_>]) -> Sys<()> {
 pub fn ioctl_i32(fd: &impl AsRawFd, request: u64) -> Sys<i32> {
     let mut value = 0i32;
     // SAFETY: callers pass requests that write one int.
-    check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut value) }))?;
+    check(i64::from(unsafe {
+        libc::ioctl(fd.as_raw_fd(), request, &raw mut value)
+    }))?;
     Ok(value)
 }
 
 /// An ioctl that reads or fills a buffer of known size.
 pub fn ioctl_bytes(fd: &impl AsRawFd, request: u64, buffer: &mut [u8]) -> Sys<i64> {
     // SAFETY: callers pass a buffer of the size that the request uses.
-    check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), request, buffer.as_mut_ptr()) }))
+    check(i64::from(unsafe {
+        libc::ioctl(fd.as_raw_fd(), request, buffer.as_mut_ptr())
+    }))
 }
 
 /// An ioctl whose argument is a plain number.
@@ -123,7 +132,12 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Sys<Ow
     bytes.extend_from_slice(handle);
     // SAFETY: struct file_handle is length, type and that many bytes, as laid out here.
     let got = unsafe {
-        libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), bytes.as_ptr(), libc::O_PATH | libc::O_CLOEXEC)
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            bytes.as_ptr(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
     };
     owned(check(got)? as i32)
 }
@@ -136,7 +150,9 @@ pub fn socket(domain: i32, kind: i32, protocol: i32) -> Sys<OwnedFd> {
 pub fn socketpair(domain: i32, kind: i32) -> Sys<(OwnedFd, OwnedFd)> {
     let mut pair = [0i32; 2];
     // SAFETY: `pair` is room for two descriptors.
-    check(i64::from(unsafe { libc::socketpair(domain, kind | libc::SOCK_CLOEXEC, 0, pair.as_mut_ptr()) }))?;
+    check(i64::from(unsafe {
+        libc::socketpair(domain, kind | libc::SOCK_CLOEXEC, 0, pair.as_mut_ptr())
+    }))?;
     Ok((owned(pair[0])?, owned(pair[1])?))
 }
 

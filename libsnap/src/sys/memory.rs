@@ -42,9 +42,7 @@ pub fn read_spans(pid: HostPid, spans: &[Span], buffer: &mut [u8]) -> Sys<usize>
     };
     // SAFETY: `local` is the caller's live buffer; remote addresses belong to
     // the other process and are checked by the kernel.
-    let got = unsafe {
-        libc::process_vm_readv(pid.0, &local, 1, remote.as_ptr(), remote.len() as u64, 0)
-    };
+    let got = unsafe { libc::process_vm_readv(pid.0, &local, 1, remote.as_ptr(), remote.len() as u64, 0) };
     check(got as libc::c_long).map(|n| n as usize)
 }
 
@@ -137,9 +135,7 @@ pub fn scan_pages(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> 
         };
         // SAFETY: `arg` and the vector it names live across the call, with the
         // lengths stated in it.
-        let got = check(unsafe {
-            libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg)
-        } as libc::c_long)?;
+        let got = check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) } as libc::c_long)?;
         for region in &regions[..got as usize] {
             push(found, region.start, region.end);
         }

@@ -248,7 +248,12 @@ pub fn rseq(pid: HostPid) -> Sys<(u64, u32, u32)> {
 /// Whether syscall user dispatch is on (Linux 6.4; EIO before).
 pub fn user_dispatch(pid: HostPid) -> Sys<bool> {
     let mut config = [0u64; 4];
-    request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, pid, 32, config.as_mut_ptr().cast())?;
+    request(
+        PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+        pid,
+        32,
+        config.as_mut_ptr().cast(),
+    )?;
     Ok(config[0] != 0)
 }
 

@@ -12,7 +12,14 @@ pub fn anonymous(bytes: u64) -> io::Result<OwnedFd> {
     let len = usize::try_from(bytes).map_err(io::Error::other)?.next_multiple_of(4096);
     // SAFETY: a new mapping at an address the kernel chooses touches nothing of ours.
     let at = unsafe {
-        libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
     };
     if at == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
@@ -44,7 +51,9 @@ impl Segment {
     pub fn create(id: i32, key: i32, bytes: u64, mode: u32) -> io::Result<Segment> {
         let len = usize::try_from(bytes).map_err(io::Error::other)?;
         // SAFETY: only numbers are passed.
-        let got = check(i64::from(unsafe { libc::shmget(key, len, libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as i32) }))?;
+        let got = check(i64::from(unsafe {
+            libc::shmget(key, len, libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as i32)
+        }))?;
         if got as i32 != id {
             return Err(Errno::EEXIST.into());
         }
@@ -69,7 +78,10 @@ impl Segment {
         if at.addr() == usize::MAX {
             return Err(Errno::last());
         }
-        Ok(Attached { at: at.cast(), len: self.len })
+        Ok(Attached {
+            at: at.cast(),
+            len: self.len,
+        })
     }
 }
 
@@ -82,7 +94,10 @@ pub struct Attached {
 
 impl Attached {
     pub fn write(&self, bytes: &[u8], offset: usize) -> io::Result<()> {
-        if offset.checked_add(bytes.len()).is_none_or(|end| end > self.len.next_multiple_of(4096)) {
+        if offset
+            .checked_add(bytes.len())
+            .is_none_or(|end| end > self.len.next_multiple_of(4096))
+        {
             return Err(Errno::EFAULT.into());
         }
         // SAFETY: the range was checked to lie in the attached segment, whose

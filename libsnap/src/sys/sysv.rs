@@ -72,8 +72,14 @@ pub fn semaphore_pid(id: i32, number: usize) -> Sys<i32> {
 pub type SemOp = (u16, i16, i16);
 
 pub fn operate(id: i32, operations: &[SemOp]) -> Sys<()> {
-    let mut list: Vec<libc::sembuf> =
-        operations.iter().map(|(sem_num, sem_op, sem_flg)| libc::sembuf { sem_num: *sem_num, sem_op: *sem_op, sem_flg: *sem_flg }).collect();
+    let mut list: Vec<libc::sembuf> = operations
+        .iter()
+        .map(|(sem_num, sem_op, sem_flg)| libc::sembuf {
+            sem_num: *sem_num,
+            sem_op: *sem_op,
+            sem_flg: *sem_flg,
+        })
+        .collect();
     // SAFETY: the list is live and of the length passed.
     check(i64::from(unsafe { libc::semop(id, list.as_mut_ptr(), list.len()) })).map(drop)
 }
@@ -115,7 +121,15 @@ pub fn peek_message(id: i32, at: usize, bytes_max: usize) -> Sys<Option<(i64, Ve
     const MSG_COPY: i32 = 0o40000;
     let mut room = vec![0u8; 8 + bytes_max];
     // SAFETY: the buffer holds the type and `bytes_max` bytes.
-    let got = unsafe { libc::msgrcv(id, room.as_mut_ptr().cast(), bytes_max, at as i64, MSG_COPY | libc::IPC_NOWAIT) };
+    let got = unsafe {
+        libc::msgrcv(
+            id,
+            room.as_mut_ptr().cast(),
+            bytes_max,
+            at as i64,
+            MSG_COPY | libc::IPC_NOWAIT,
+        )
+    };
     match check(got as i64) {
         Ok(len) => {
             let data = room[8..8 + len as usize].to_vec();
@@ -130,7 +144,10 @@ pub fn peek_message(id: i32, at: usize, bytes_max: usize) -> Sys<Option<(i64, Ve
 pub fn send_message(id: i32, kind: i64, data: &[u8]) -> Sys<()> {
     let message: Vec<u8> = kind.to_le_bytes().iter().chain(data).copied().collect();
     // SAFETY: the buffer holds the type and `data.len()` bytes.
-    check(i64::from(unsafe { libc::msgsnd(id, message.as_ptr().cast(), data.len(), libc::IPC_NOWAIT) })).map(drop)
+    check(i64::from(unsafe {
+        libc::msgsnd(id, message.as_ptr().cast(), data.len(), libc::IPC_NOWAIT)
+    }))
+    .map(drop)
 }
 
 /// Sets the effective ids of this thread alone (libc's wrappers change all).
@@ -160,7 +177,11 @@ pub struct Seen {
 pub fn attach_to_read(id: i32) -> Sys<Seen> {
     // SAFETY: the kernel chooses the address; nothing of ours is touched.
     let at = unsafe { libc::shmat(id, null_mut(), libc::SHM_RDONLY) };
-    if at.addr() == usize::MAX { Err(nix::Error::last()) } else { Ok(Seen { at }) }
+    if at.addr() == usize::MAX {
+        Err(nix::Error::last())
+    } else {
+        Ok(Seen { at })
+    }
 }
 
 impl Seen {

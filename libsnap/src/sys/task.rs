@@ -59,9 +59,7 @@ pub fn fork(args: &CloneArgs) -> Sys<Forked> {
     assert_eq!(args.flags & libc::CLONE_VM as u64, 0, "a fork has its own memory");
     // SAFETY: without CLONE_VM the child runs on a copy of this stack; `args`
     // is a live struct of the size passed.
-    let got = check(unsafe {
-        libc::syscall(libc::SYS_clone3, std::ptr::from_ref(args), size_of::<CloneArgs>())
-    })?;
+    let got = check(unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_ref(args), size_of::<CloneArgs>()) })?;
     Ok(match i32::try_from(got).unwrap_or(0) {
         0 => Forked::Child,
         pid => Forked::Parent(HostPid(pid)),
@@ -78,9 +76,7 @@ pub fn pidfd_open(pid: HostPid) -> Sys<OwnedFd> {
 /// A duplicate of descriptor `fd` of another process (Linux 5.6).
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Sys<OwnedFd> {
     // SAFETY: no memory is passed.
-    let got = check(unsafe {
-        libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0)
-    })?;
+    let got = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?;
     // SAFETY: the kernel just gave us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(got as i32) })
 }
@@ -150,9 +146,7 @@ pub fn robust_list(tid: HostPid) -> Sys<(u64, u64)> {
     let mut head = 0u64;
     let mut len = 0u64;
     // SAFETY: both out pointers are live words.
-    check(unsafe {
-        libc::syscall(libc::SYS_get_robust_list, tid.0, &raw mut head, &raw mut len)
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid.0, &raw mut head, &raw mut len) })?;
     Ok((head, len))
 }
 
@@ -173,9 +167,7 @@ pub struct SchedAttr {
 pub fn sched_getattr(tid: HostPid) -> Sys<SchedAttr> {
     let mut attr = SchedAttr::default();
     // SAFETY: `attr` is live and of the size passed.
-    check(unsafe {
-        libc::syscall(libc::SYS_sched_getattr, tid.0, &raw mut attr, size_of::<SchedAttr>(), 0)
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_sched_getattr, tid.0, &raw mut attr, size_of::<SchedAttr>(), 0) })?;
     Ok(attr)
 }
 
@@ -184,7 +176,12 @@ pub fn sched_getaffinity(tid: HostPid) -> Sys<Vec<u64>> {
     let mut mask = [0u64; 128];
     // SAFETY: `mask` is live and of the size passed.
     let bytes = check(unsafe {
-        libc::syscall(libc::SYS_sched_getaffinity, tid.0, size_of_val(&mask), mask.as_mut_ptr())
+        libc::syscall(
+            libc::SYS_sched_getaffinity,
+            tid.0,
+            size_of_val(&mask),
+            mask.as_mut_ptr(),
+        )
     })?;
     Ok(mask[..(bytes as usize).div_ceil(8)].to_vec())
 }
@@ -236,7 +233,10 @@ pub fn ioprio_set(tid: HostPid, value: i32) -> Sys<()> {
 
 pub fn setdomainname(name: &str) -> Sys<()> {
     // SAFETY: the bytes are live and their length is passed.
-    check(i64::from(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) })).map(drop)
+    check(i64::from(unsafe {
+        libc::setdomainname(name.as_ptr().cast(), name.len())
+    }))
+    .map(drop)
 }
 
 /// Children made from now on live in a new time namespace.

@@ -77,9 +77,7 @@ fn ask(cli: &Cli, store: Store, client: &Client) -> Result<u8> {
         "allow": options.allow,
     });
     let instance: Instance = client.post("/v1/instances", &request)?;
-    out::show(cli.format, &instance, |instance| {
-        format!("{}\n", instance.name)
-    })?;
+    out::show(cli.format, &instance, |instance| format!("{}\n", instance.name))?;
     if !cli.quiet && cli.format == Format::Text {
         eprintln!("{}", told(&instance));
     }

@@ -11,10 +11,7 @@ pub fn text(inspection: &Inspection) -> String {
         ("app", manifest.app.clone()),
         ("appshot", inspection.path.display().to_string()),
         ("taken", taken(manifest)),
-        (
-            "format",
-            format!("{}, by {}", manifest.format, manifest.product),
-        ),
+        ("format", format!("{}, by {}", manifest.format, manifest.product)),
         ("host name", manifest.hostname.clone()),
         ("processes", processes(inspection)),
         ("memory", memory(inspection)),

@@ -16,12 +16,7 @@ pub fn text(inspection: &Inspection) -> String {
 /// Parents stand before their children in the snaplist, so there is no cycle.
 fn branch(inspection: &Inspection, entry: &SnapEntry, depth: usize, text: &mut String) {
     let indent = "  ".repeat(depth);
-    *text += &format!(
-        "{indent}{} {}{}\n",
-        entry.pid,
-        entry.comm,
-        state(inspection, entry)
-    );
+    *text += &format!("{indent}{} {}{}\n", entry.pid, entry.comm, state(inspection, entry));
     let entries = &inspection.manifest.processes;
     for child in entries.iter().filter(|child| child.ppid == entry.pid) {
         branch(inspection, child, depth + 1, text);
@@ -38,11 +33,7 @@ fn state(inspection: &Inspection, entry: &SnapEntry) -> String {
         .find(|process| process.process.pid == entry.pid);
     match process {
         Some(process) if process.threads.len() > 1 => {
-            format!(
-                " {} ({} threads)",
-                process.process.exe,
-                process.threads.len()
-            )
+            format!(" {} ({} threads)", process.process.exe, process.threads.len())
         }
         Some(process) => format!(" {}", process.process.exe),
         None => String::new(),
