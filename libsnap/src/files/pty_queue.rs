@@ -255,8 +255,9 @@ mod tests {
         let local = modes.local() & !libc::ECHO & if canonical { !0 } else { !libc::ICANON };
         modes.0[12..16].copy_from_slice(&local.to_ne_bytes());
         modes.set(&pair.slave).unwrap();
-        nix::unistd::write(&pair.master, typed).unwrap();
+        // The output first: what is typed may stop the terminal.
         nix::unistd::write(&pair.slave, b"out\n").unwrap();
+        nix::unistd::write(&pair.master, typed).unwrap();
         (pair.master, pair.slave, modes)
     }
 
