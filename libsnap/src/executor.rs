@@ -54,12 +54,14 @@ pub struct Batch {
     names: Vec<&'static str>,
     payload: Vec<u8>,
     payload_base: u64,
+    /// Where in the payload the first room for results is.
+    answers: Option<usize>,
 }
 
 impl Batch {
-    /// Puts bytes in the payload, aligned to 8.
+    /// Puts bytes in the payload, aligned to 8. Only [`Batch::space`] is read back.
     pub fn bytes(&mut self, bytes: &[u8]) -> Slot {
-        let slot = self.space(bytes.len());
+        let slot = self.put(bytes.len());
         self.payload[slot.offset..slot.offset + slot.len].copy_from_slice(bytes);
         slot
     }
@@ -77,6 +79,12 @@ impl Batch {
 
     /// Zeroed room for a result.
     pub fn space(&mut self, len: usize) -> Slot {
+        let slot = self.put(len);
+        self.answers.get_or_insert(slot.offset);
+        slot
+    }
+
+    fn put(&mut self, len: usize) -> Slot {
         let offset = self.payload.len().next_multiple_of(8);
         self.payload.resize(offset + len, 0);
         Slot {
@@ -177,6 +185,7 @@ impl Executor {
             names: Vec::new(),
             payload: Vec::new(),
             payload_base: self.payload(),
+            answers: None,
         }
     }
 
@@ -222,7 +231,18 @@ impl Executor {
     /// Runs the batch in thread `tid`. Fails when a call that must succeed did
     /// not, naming it.
     pub fn run(&self, tid: HostPid, regs: &Regs, batch: &mut Batch) -> Result<Born> {
+        self.start(tid, regs, batch)?;
+        self.finish(tid, batch)
+    }
+
+    /// Sends the thread into the batch and does not wait for it.
+    pub fn start(&self, tid: HostPid, regs: &Regs, batch: &Batch) -> Result<()> {
         self.load(tid, regs, batch)?;
+        ptrace::cont(tid, 0).map_err(|e| lost(tid, e))
+    }
+
+    /// Waits until a batch that was started is done, as [`Executor::run`] does.
+    pub fn finish(&self, tid: HostPid, batch: &mut Batch) -> Result<Born> {
         let born = self.drive(tid)?;
         self.collect(tid, batch).map_err(|e| lost(tid, e))?;
         match batch.first_failure() {
@@ -255,20 +275,8 @@ impl Executor {
             .map_err(|e| lost(tid, e))
     }
 
-    /// Sends a thread to the entries at `entries` and does not wait.
-    pub fn start(&self, tid: HostPid, regs: &Regs, entries: u64) -> Result<()> {
-        let set = regs
-            .with(reg::RIP, self.base)
-            .with(reg::RBX, entries)
-            .with(reg::ORIG_RAX, u64::MAX);
-        ptrace::set_regs(tid, &set)
-            .and_then(|()| ptrace::cont(tid, 0))
-            .map_err(|e| lost(tid, e))
-    }
-
     fn drive(&self, tid: HostPid) -> Result<Born> {
         let lost = |e| lost(tid, e);
-        ptrace::cont(tid, 0).map_err(lost)?;
         let mut born = Vec::new();
         loop {
             match ptrace::wait(tid, true).map_err(lost)? {
@@ -297,8 +305,8 @@ impl Executor {
         for (entry, words) in batch.entries.iter_mut().zip(words(&image).as_chunks::<10>().0) {
             entry.result = words[7];
         }
-        if !batch.payload.is_empty() {
-            memory::read(tid, batch.payload_base, &mut batch.payload)?;
+        if let Some(from) = batch.answers {
+            memory::read(tid, batch.payload_base + from as u64, &mut batch.payload[from..])?;
         }
         Ok(())
     }
@@ -349,24 +357,25 @@ pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u6
     let set = call_registers(regs, gate, number, args);
     // Stops at the entry and at the exit: unlike the trap of a single step, these
     // leave the action for SIGTRAP alone.
-    let step = || -> Sys<Option<u64>> {
-        ptrace::set_regs(tid, &set)?;
-        for _ in 0..2 {
-            ptrace::to_syscall(tid)?;
-            loop {
-                match ptrace::wait(tid, true)? {
-                    Some(Stop::Signal(libc::SIGTRAP)) => break,
-                    Some(Stop::Trap | Stop::Group(_) | Stop::Event(_)) => ptrace::to_syscall(tid)?,
-                    _ => return Ok(None),
-                }
-            }
+    let failed = || format!("cannot make a system call in pid {tid}");
+    ptrace::set_regs(tid, &set).or_fail(failed)?;
+    for _ in 0..2 {
+        ptrace::to_syscall(tid).or_fail(failed)?;
+        await_syscall_stop(tid)?;
+    }
+    let after = ptrace::get_regs(tid).or_fail(failed)?;
+    Ok(check_raw(after.get(reg::RAX) as i64).map(|v| v as u64))
+}
+
+/// Waits until a task that was sent [`ptrace::to_syscall`] is there.
+pub fn await_syscall_stop(tid: HostPid) -> Result<()> {
+    let failed = || format!("cannot make a system call in pid {tid}");
+    loop {
+        match ptrace::wait(tid, true).or_fail(failed)? {
+            Some(Stop::Signal(libc::SIGTRAP)) => return Ok(()),
+            Some(Stop::Trap | Stop::Group(_) | Stop::Event(_)) => ptrace::to_syscall(tid).or_fail(failed)?,
+            _ => return Err(Error::failed(format!("pid {tid} ended in the middle of a system call"))),
         }
-        ptrace::get_regs(tid).map(|after| Some(after.get(reg::RAX)))
-    };
-    match step() {
-        Ok(Some(value)) => Ok(check_raw(value as i64).map(|v| v as u64)),
-        Ok(None) => Err(Error::failed(format!("pid {tid} ended in the middle of a system call"))),
-        Err(errno) => Err(Error::failed(format!("cannot make a system call in pid {tid}")).because(errno)),
     }
 }
 

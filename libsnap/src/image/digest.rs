@@ -19,14 +19,23 @@ const STEP: usize = 128 << 10;
 /// More threads gain nothing: memory bandwidth is the limit then.
 const THREADS_MAX: usize = 8;
 
+/// As many threads as help.
+pub fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX)
+}
+
 /// Digest of the first `bytes` of a source.
 pub fn of(source: &(impl Source + ?Sized), bytes: u64) -> Result<Hash> {
+    of_with(source, bytes, processors())
+}
+
+/// As [`of`], with so many threads at most.
+pub fn of_with(source: &(impl Source + ?Sized), bytes: u64, threads: usize) -> Result<Hash> {
     if bytes <= BLOCK as u64 {
         return Ok(blake3::hash(&source.read_range(0, bytes)?));
     }
     let blocks = bytes.div_ceil(BLOCK as u64);
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.min(THREADS_MAX).min(usize::try_from(blocks).unwrap_or(1));
+    let threads = threads.min(usize::try_from(blocks).unwrap_or(1));
     let next = AtomicU64::new(0);
     let work = || hash_blocks(source, bytes, &next);
     let mut hashed = thread::scope(|scope| {

@@ -72,8 +72,10 @@
 //!
 //! [`Appshot::open`] checks in this order: the seal, the manifest by itself,
 //! the names and sizes of all files, their digests, the cores by themselves,
-//! and all references between them. It keeps the descriptors it verified;
-//! nobody opens a part by name afterwards. Every length is held against
+//! and all references between them. [`Appshot::open_to_verify`] leaves the
+//! digests for later: a restore verifies them while it builds processes, and lets
+//! none run before. The descriptors that are verified are kept; nobody opens a
+//! part by name afterwards. Every length is held against
 //! [`limits`] before memory is taken for it.
 
 mod core_read;
@@ -107,7 +109,7 @@ pub use core_write::CoreWriter;
 pub use manifest::parse as parse_manifest;
 pub use packed::{pack, parse as parse_packed, unpack};
 pub use process::{Core, ProcessImage, Segment, ThreadImage};
-pub use reader::Appshot;
+pub use reader::{Appshot, Digests};
 pub use source::Source;
 pub use writer::{BlobWriter, Sealed, Writer};
 

@@ -28,23 +28,50 @@ pub struct Appshot {
     blobs: BTreeMap<String, File>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Digests {
-    Verify,
-    /// Memory and blobs may be damaged: for listing only.
-    Skip,
+/// What the parts of an appshot must be, byte for byte.
+#[derive(Debug)]
+pub struct Digests(Vec<(Part, File)>);
+
+impl Digests {
+    /// Reads every part with up to `threads` threads and holds it against the
+    /// digest that it was sealed with.
+    pub fn verify(&self, threads: usize) -> Result<()> {
+        for (part, file) in &self.0 {
+            let (name, bytes) = (&part.name, part.bytes);
+            let found = digest::of_with(file, bytes, threads).map_err(|e| unreadable(name, e))?;
+            ensure(found.to_hex().as_str() == part.blake3, name, || {
+                format!("its {bytes} bytes do not match the digest they were sealed with")
+            })?;
+        }
+        Ok(())
+    }
 }
 
 impl Appshot {
     /// Reads and verifies every byte.
     pub fn open(path: &Path) -> Result<Appshot> {
-        open(path, Digests::Verify)
+        let opened = Opened::new(path)?;
+        opened.digests()?.verify(digest::processors())?;
+        opened.parse()
+    }
+
+    /// As [`Appshot::open`], but has not read the memory yet, and the records are
+    /// no more than consistent. Nothing that comes of them may run before the
+    /// digests have been verified.
+    pub fn open_to_verify(path: &Path) -> Result<(Appshot, Digests)> {
+        let opened = Opened::new(path)?;
+        let digests = opened.digests()?;
+        match opened.parse() {
+            Ok(appshot) => Ok((appshot, digests)),
+            // What is damaged is told as that, whatever else it looks like.
+            Err(error) => digests.verify(digest::processors()).and(Err(error)),
+        }
     }
 
     /// As [`Appshot::open`], but trusts the parts to have the content they
     /// were sealed with. For listing; never to restore from.
     pub fn open_unverified_memory(path: &Path) -> Result<Appshot> {
-        open(path, Digests::Skip)
+        Opened::new(path)?.parse()
     }
 
     /// The verified descriptor of a part, at its start. Duplicates share their
@@ -70,31 +97,57 @@ impl Appshot {
     }
 }
 
-fn open(path: &Path, digests: Digests) -> Result<Appshot> {
-    let mut dir = open_dir(path)?;
-    let manifest = read_manifest(&dir)?;
-    check_names(&mut dir, &manifest)?;
-    let mut files = BTreeMap::new();
-    for part in &manifest.parts {
-        files.insert(part.name.clone(), open_part(&dir, part, digests)?);
+/// An appshot of which only the manifest has been read.
+struct Opened {
+    manifest: Manifest,
+    /// In the order of the manifest's parts.
+    files: Vec<File>,
+    path: PathBuf,
+}
+
+impl Opened {
+    fn new(path: &Path) -> Result<Opened> {
+        let mut dir = open_dir(path)?;
+        let manifest = read_manifest(&dir)?;
+        check_names(&mut dir, &manifest)?;
+        let files = manifest.parts.iter().map(|part| open_part(&dir, part));
+        Ok(Opened {
+            files: files.collect::<Result<_>>()?,
+            manifest,
+            path: path.to_path_buf(),
+        })
     }
-    let mut cores = Vec::new();
-    for entry in &manifest.processes {
-        if let Life::Alive { part } = &entry.life {
-            let file = files
-                .remove(part)
-                .ok_or_else(|| corrupt(MANIFEST, format_args!("no part {part}")))?;
-            let (image, segments) = core_read::parse(part, &file)?;
-            cores.push(Core { file, image, segments });
+
+    fn digests(&self) -> Result<Digests> {
+        let parts = self.manifest.parts.iter().zip(&self.files);
+        let parts = parts.map(|(part, file)| {
+            let file = file.try_clone().map_err(|e| unreadable(&part.name, e))?;
+            Ok((part.clone(), file))
+        });
+        parts.collect::<Result<_>>().map(Digests)
+    }
+
+    fn parse(self) -> Result<Appshot> {
+        let names = self.manifest.parts.iter().map(|part| part.name.clone());
+        let mut files: BTreeMap<String, File> = names.zip(self.files).collect();
+        let mut cores = Vec::new();
+        for entry in &self.manifest.processes {
+            if let Life::Alive { part } = &entry.life {
+                let file = files
+                    .remove(part)
+                    .ok_or_else(|| corrupt(MANIFEST, format_args!("no part {part}")))?;
+                let (image, segments) = core_read::parse(part, &file)?;
+                cores.push(Core { file, image, segments });
+            }
         }
+        validate::app(&self.manifest, &cores)?;
+        Ok(Appshot {
+            manifest: self.manifest,
+            cores,
+            path: self.path,
+            blobs: files,
+        })
     }
-    validate::app(&manifest, &cores)?;
-    Ok(Appshot {
-        manifest,
-        cores,
-        path: path.to_path_buf(),
-        blobs: files,
-    })
 }
 
 fn open_dir(path: &Path) -> Result<Dir> {
@@ -154,18 +207,12 @@ fn check_names(dir: &mut Dir, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-fn open_part(dir: &Dir, part: &Part, digests: Digests) -> Result<File> {
+fn open_part(dir: &Dir, part: &Part) -> Result<File> {
     let file = open_file(dir, &part.name)?;
     let bytes = file.bytes().map_err(|e| unreadable(&part.name, e))?;
     ensure(bytes == part.bytes, &part.name, || {
         format!("it has {bytes} bytes instead of {}", part.bytes)
     })?;
-    if digests == Digests::Verify {
-        let found = digest::of(&file, bytes).map_err(|e| unreadable(&part.name, e))?;
-        ensure(found.to_hex().as_str() == part.blake3, &part.name, || {
-            format!("its {bytes} bytes do not match the digest they were sealed with")
-        })?;
-    }
     Ok(file)
 }
 

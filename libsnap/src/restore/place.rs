@@ -1,9 +1,10 @@
-//! Memory and descriptors of each process, put in place by its own husk.
+//! Memory and descriptors of each process, put in place by its own husk, which
+//! takes the descriptors it needs from this process.
 
+use super::script::Script;
 use super::skeleton::Skeleton;
-use super::vdso::Vdso;
-use crate::error::{Error, OrFail, Result};
-use crate::executor::{Batch, CallId};
+use super::vdso::{self, Vdso};
+use crate::error::{OrFail, Result};
 use crate::files::paths;
 use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{
@@ -15,11 +16,9 @@ use crate::nsthread;
 use crate::sys::{fd as sysfd, shm as sysshm};
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
-/// SCM_MAX_FD
-const FDS_A_MESSAGE: usize = 253;
 /// iovecs of one preadv: their arrays share a batch's payload with others.
 const IOVECS_MAX: usize = 512;
 /// Bytes of one preadv (the kernel stops at 2 GiB - 4096).
@@ -137,22 +136,63 @@ fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
     made.or_fail(failed)?.or_fail(failed)
 }
 
+/// Files and objects that mappings come from, opened once for the whole app.
+#[derive(Debug)]
+pub struct Mapped<'a> {
+    view: &'a str,
+    shared: &'a Shared,
+    paths: HashMap<(String, bool), OwnedFd>,
+    objects: HashMap<ShmId, OwnedFd>,
+}
+
+impl<'a> Mapped<'a> {
+    pub fn new(view: &'a str, shared: &'a Shared) -> Mapped<'a> {
+        Mapped {
+            view,
+            shared,
+            paths: HashMap::new(),
+            objects: HashMap::new(),
+        }
+    }
+
+    fn file(&mut self, path: &str, write: bool) -> Result<RawFd> {
+        let key = (path.to_owned(), write);
+        if !self.paths.contains_key(&key) {
+            let file = paths::open_mapped(self.view, path, write)?;
+            self.paths.insert(key.clone(), file.into());
+        }
+        Ok(self.paths[&key].as_raw_fd())
+    }
+
+    fn object(&mut self, shm: ShmId) -> Result<RawFd> {
+        if !self.objects.contains_key(&shm) {
+            // Opened anew, as for one mapping alone: read-only if it is sealed.
+            let opened = sysshm::reopen(&self.shared.shm[&shm]).or_fail(|| "cannot open shared memory again")?;
+            self.objects.insert(shm, opened);
+        }
+        Ok(self.objects[&shm].as_raw_fd())
+    }
+}
+
 /// Builds the address space of process `at`.
-pub fn memory(skeleton: &Skeleton, at: usize, core: &Core, shared: &Shared, view: &str, vdso: &Vdso) -> Result<()> {
+pub fn memory(
+    skeleton: &Skeleton,
+    script: &mut Script<'_>,
+    core: &Core,
+    mapped: &mut Mapped<'_>,
+    vdso: &Vdso,
+) -> Result<()> {
     let image = &core.image;
-    clear(skeleton, at)?;
-    vdso.place(skeleton, at, &image.vmas)?;
-    let sources = Sources::open(core, shared, view)?;
-    let numbers = sources.pass(skeleton, at)?;
+    clear(skeleton, script)?;
+    vdso.place(skeleton, script, &image.vmas)?;
     let mut mapper = Mapper {
-        skeleton,
-        at,
-        batch: skeleton.batch(),
-        results: Vec::new(),
+        script,
+        taken: HashMap::new(),
+        restorer: skeleton.restorer,
         bridged: vdso.is_bridge(),
     };
     for vma in &image.vmas {
-        mapper.map(vma, core, &sources, &numbers, shared)?;
+        mapper.map(vma, core, mapped)?;
     }
     // The kernel's own vdso holds its pages already.
     let kept = image
@@ -161,126 +201,44 @@ pub fn memory(skeleton: &Skeleton, at: usize, core: &Core, shared: &Shared, view
         .find(|vma| vma.kind == VmaKind::Vdso && !vdso.is_bridge());
     let in_kept = |s: &&Segment| !kept.is_some_and(|vma| vma.start <= s.vaddr && s.vaddr < vma.end);
     let segments: Vec<Segment> = core.segments.iter().filter(in_kept).copied().collect();
-    mapper.fill(&segments, numbers[0])?;
+    mapper.fill(&segments, core.file.as_raw_fd())?;
     for vma in image.vmas.iter().filter(|vma| kept != Some(*vma)) {
         mapper.finish(vma, has_pages(core, vma))?;
     }
-    mapper.marks(&image.process, numbers[1])?;
-    mapper.flush()?;
-    vdso.patch(skeleton, at)?;
-    close_all(skeleton, at)
+    mapper.marks(&image.process, mapped.file(&image.process.exe, false)?)?;
+    vdso.patch(script)?;
+    close_all(skeleton, script)
 }
 
 /// Unmaps everything of the husk but the executor and what the kernel provides.
-fn clear(skeleton: &Skeleton, at: usize) -> Result<()> {
+fn clear(skeleton: &Skeleton, script: &mut Script<'_>) -> Result<()> {
     let own = skeleton.executor.span();
-    let mut batch = skeleton.batch();
     for mapping in &skeleton.layout {
         let executor = mapping.start >= own.start && mapping.end <= own.end;
         if !executor && !["[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"].contains(&mapping.name.as_str()) {
-            batch.must(
-                "munmap",
-                libc::SYS_munmap,
-                &[mapping.start, mapping.end - mapping.start],
-            );
+            vdso::unmap(script, mapping)?;
         }
     }
-    skeleton.run(at, &mut batch).map(drop)
+    Ok(())
 }
 
-/// Files that mappings come from: the core file first, then the program, then
-/// one for each distinct mapped file or object.
-struct Sources {
-    files: Vec<OwnedFd>,
-    paths: HashMap<(String, bool), usize>,
-    objects: HashMap<ShmId, usize>,
+/// Has a husk take one of our descriptors (pidfd_getfd(2), Linux 5.6), which it
+/// gets under its lowest free number, closed by exec.
+fn take(script: &mut Script<'_>, restorer: i32, ours: RawFd, number: i32) -> Result<()> {
+    let args = [restorer as u64, ours as u64, 0];
+    let call = script.must("pidfd_getfd", libc::SYS_pidfd_getfd, &args)?;
+    script.expect(call, "taking a descriptor", number as u64);
+    Ok(())
 }
 
-impl Sources {
-    fn open(core: &Core, shared: &Shared, view: &str) -> Result<Sources> {
-        let image = &core.image;
-        let own = core.file.try_clone().or_fail(|| "cannot duplicate a descriptor")?;
-        let exe = paths::open_mapped(view, &image.process.exe, false)?;
-        let mut sources = Sources {
-            files: vec![own.into(), exe.into()],
-            paths: HashMap::new(),
-            objects: HashMap::new(),
-        };
-        for vma in &image.vmas {
-            match &vma.kind {
-                VmaKind::PrivateFile { path, .. } => sources.add(view, path, false)?,
-                VmaKind::SharedFile { path, writable, .. } => sources.add(view, path, *writable)?,
-                VmaKind::Shm { shm, .. } => sources.add_object(*shm, shared)?,
-                _ => {}
-            }
-        }
-        Ok(sources)
+/// Closes every descriptor of a husk but the one it takes others through.
+fn close_all(skeleton: &Skeleton, script: &mut Script<'_>) -> Result<()> {
+    let kept = skeleton.restorer as u64;
+    if kept > 0 {
+        script.must("close_range", libc::SYS_close_range, &[0, kept - 1, 0])?;
     }
-
-    fn add(&mut self, view: &str, path: &str, write: bool) -> Result<()> {
-        let key = (path.to_owned(), write);
-        if !self.paths.contains_key(&key) {
-            self.paths.insert(key, self.files.len());
-            self.files.push(paths::open_mapped(view, path, write)?.into());
-        }
-        Ok(())
-    }
-
-    fn add_object(&mut self, shm: ShmId, shared: &Shared) -> Result<()> {
-        let Some(object) = shared.shm.get(&shm) else {
-            return Ok(());
-        };
-        if !self.objects.contains_key(&shm) {
-            self.objects.insert(shm, self.files.len());
-            // Opened anew, as for one mapping alone: read-only if it is sealed.
-            self.files
-                .push(sysshm::reopen(object).or_fail(|| "cannot open shared memory again")?);
-        }
-        Ok(())
-    }
-
-    /// Passes them on; answers their numbers in the husk.
-    fn pass(&self, skeleton: &Skeleton, at: usize) -> Result<Vec<i32>> {
-        let borrowed: Vec<BorrowedFd<'_>> = self.files.iter().map(AsFd::as_fd).collect();
-        let mut numbers = Vec::new();
-        for group in borrowed.chunks(FDS_A_MESSAGE) {
-            numbers.extend(pass(skeleton, at, group)?);
-        }
-        Ok(numbers)
-    }
-}
-
-/// Sends descriptors to a husk, which receives them under its lowest free numbers.
-fn pass(skeleton: &Skeleton, at: usize, fds: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
-    let failed = || "cannot pass descriptors to a new process";
-    sysfd::send_fds(&skeleton.socket, fds).or_fail(failed)?;
-    let mut batch = skeleton.batch();
-    let byte = batch.space(8);
-    let iov = batch.words(&[byte.address, 1]);
-    let control = batch.space(16 + 4 * fds.len().next_multiple_of(2));
-    let control_len = 16 + 4 * fds.len() as u64;
-    let header = batch.words(&[0, 0, iov.address, 1, control.address, control_len, 0]);
-    let number = skeleton.socket_number as u64;
-    batch.must("recvmsg", libc::SYS_recvmsg, &[number, header.address, 0]);
-    skeleton.run(at, &mut batch)?;
-    let bytes = &batch.read(control)[16..];
-    let numbers = bytes.as_chunks::<4>().0.iter().map(|c| i32::from_le_bytes(*c));
-    Ok(numbers.take(fds.len()).collect())
-}
-
-/// Closes every descriptor of a husk but its socket.
-fn close_all(skeleton: &Skeleton, at: usize) -> Result<()> {
-    let socket = skeleton.socket_number as u64;
-    let mut batch = skeleton.batch();
-    if socket > 0 {
-        batch.must("close_range", libc::SYS_close_range, &[0, socket - 1, 0]);
-    }
-    batch.must(
-        "close_range",
-        libc::SYS_close_range,
-        &[socket + 1, u64::from(u32::MAX), 0],
-    );
-    skeleton.run(at, &mut batch).map(drop)
+    let above = [kept + 1, u64::from(u32::MAX), 0];
+    script.must("close_range", libc::SYS_close_range, &above).map(drop)
 }
 
 fn has_pages(core: &Core, vma: &Vma) -> bool {
@@ -288,65 +246,48 @@ fn has_pages(core: &Core, vma: &Vma) -> bool {
     core.segments.get(first).is_some_and(|s| s.vaddr < vma.end)
 }
 
-/// Mapping calls of one process, flushed when a batch is full.
-struct Mapper<'a> {
-    skeleton: &'a Skeleton,
-    at: usize,
-    batch: Batch,
-    /// Reads whose length must be checked.
-    results: Vec<(CallId, u64)>,
+/// The mapping calls of one process.
+struct Mapper<'a, 's> {
+    script: &'a mut Script<'s>,
+    /// Numbers in the husk of descriptors that it has taken from us.
+    taken: HashMap<RawFd, i32>,
+    restorer: i32,
     /// The app's vdso is memory like any other.
     bridged: bool,
 }
 
-impl Mapper<'_> {
-    fn room(&mut self, payload: usize) -> Result<()> {
-        if self.batch.has_room(8, payload) {
-            Ok(())
-        } else {
-            self.flush()
+impl Mapper<'_, '_> {
+    /// The number of one of our descriptors in the husk.
+    fn number(&mut self, ours: RawFd) -> Result<i32> {
+        if let Some(number) = self.taken.get(&ours) {
+            return Ok(*number);
         }
+        let count = self.taken.len() as i32;
+        let number = if count < self.restorer { count } else { count + 1 };
+        take(self.script, self.restorer, ours, number)?;
+        self.taken.insert(ours, number);
+        Ok(number)
     }
 
-    fn flush(&mut self) -> Result<()> {
-        let mut batch = std::mem::replace(&mut self.batch, self.skeleton.batch());
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.skeleton.run(self.at, &mut batch)?;
-        for (call, wanted) in self.results.drain(..) {
-            let got = batch.result(call).or_fail(|| "cannot read memory back")?;
-            if got != wanted {
-                return Err(Error::failed(format!(
-                    "only {got} of {wanted} bytes of memory could be read back"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn map(&mut self, vma: &Vma, core: &Core, sources: &Sources, numbers: &[i32], shared: &Shared) -> Result<()> {
-        self.room(0)?;
+    fn map(&mut self, vma: &Vma, core: &Core, mapped: &mut Mapped<'_>) -> Result<()> {
         let len = vma.end - vma.start;
         let fixed = libc::MAP_FIXED_NOREPLACE;
         let (flags, fd, offset) = match &vma.kind {
             VmaKind::Vvar => return Ok(()),
             VmaKind::Vdso if !self.bridged => return Ok(()),
             VmaKind::Anon | VmaKind::Vdso => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
-            VmaKind::PrivateFile { path, offset } => (
-                libc::MAP_PRIVATE,
-                numbers[sources.paths[&(path.clone(), false)]],
-                *offset,
-            ),
-            VmaKind::SharedFile { path, offset, writable } => (
-                libc::MAP_SHARED,
-                numbers[sources.paths[&(path.clone(), *writable)]],
-                *offset,
-            ),
-            VmaKind::Shm { shm, .. } if shared.sysv.contains_key(shm) => return self.attach(vma, shared.sysv[shm]),
+            VmaKind::PrivateFile { path, offset } => {
+                (libc::MAP_PRIVATE, self.number(mapped.file(path, false)?)?, *offset)
+            }
+            VmaKind::SharedFile { path, offset, writable } => {
+                (libc::MAP_SHARED, self.number(mapped.file(path, *writable)?)?, *offset)
+            }
             VmaKind::Shm { shm, offset, private } => {
+                if let Some(id) = mapped.shared.sysv.get(shm) {
+                    return self.attach(vma, *id);
+                }
                 let kind = if *private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
-                (kind, numbers[sources.objects[shm]], *offset)
+                (kind, self.number(mapped.object(*shm)?)?, *offset)
             }
         };
         let has = |flag: &str| vma.flags.iter().any(|f| f == flag);
@@ -368,8 +309,7 @@ impl Mapper<'_> {
                 0
             };
         let args = [vma.start, len, u64::from(prot), flags as u64, fd as i64 as u64, offset];
-        self.batch.must("mmap", libc::SYS_mmap, &args);
-        Ok(())
+        self.script.must("mmap", libc::SYS_mmap, &args).map(drop)
     }
 
     /// shmat at the same address; one segment is attached whole.
@@ -380,13 +320,16 @@ impl Mapper<'_> {
         } else {
             0
         };
-        self.batch
-            .must("shmat", libc::SYS_shmat, &[id as u64, vma.start, flags]);
-        Ok(())
+        let args = [id as u64, vma.start, flags];
+        self.script.must("shmat", libc::SYS_shmat, &args).map(drop)
     }
 
     /// Reads the stored pages in, many runs a call: they lie back to back.
-    fn fill(&mut self, segments: &[Segment], core: i32) -> Result<()> {
+    fn fill(&mut self, segments: &[Segment], core: RawFd) -> Result<()> {
+        if segments.is_empty() {
+            return Ok(());
+        }
+        let core = self.number(core)?;
         let pieces: Vec<Segment> = segments.iter().flat_map(split).collect();
         let mut rest = pieces.as_slice();
         while let Some(first) = rest.first() {
@@ -404,32 +347,32 @@ impl Mapper<'_> {
     }
 
     fn read(&mut self, runs: &[Segment], core: i32, offset: u64, total: u64) -> Result<()> {
-        self.room(16 * runs.len())?;
         let words: Vec<u64> = runs.iter().flat_map(|run| [run.vaddr, run.bytes]).collect();
-        let iov = self.batch.words(&words);
+        let batch = self.script.room(1, 8 * words.len())?;
+        let iov = batch.words(&words);
         let args = [core as u64, iov.address, runs.len() as u64, offset, 0];
-        let call = self.batch.must("preadv", libc::SYS_preadv, &args);
-        self.results.push((call, total));
+        let call = batch.must("preadv", libc::SYS_preadv, &args);
+        self.script.expect(call, "reading memory back", total);
         Ok(())
     }
 
     /// Protection and advice, once the pages are in.
     fn finish(&mut self, vma: &Vma, filled: bool) -> Result<()> {
-        self.room(0)?;
         let len = vma.end - vma.start;
         if filled && vma.prot & libc::PROT_WRITE as u32 == 0 {
-            self.batch
-                .must("mprotect", libc::SYS_mprotect, &[vma.start, len, u64::from(vma.prot)]);
+            let args = [vma.start, len, u64::from(vma.prot)];
+            self.script.must("mprotect", libc::SYS_mprotect, &args)?;
         }
         for flag in &vma.flags {
             match advice(flag) {
                 Some(Advice::Madvise(advice)) => {
-                    self.batch
-                        .must("madvise", libc::SYS_madvise, &[vma.start, len, advice as u64]);
+                    let args = [vma.start, len, advice as u64];
+                    self.script.must("madvise", libc::SYS_madvise, &args)?;
                 }
                 Some(Advice::Lock) => {
                     let on_fault = u64::from(vma.flags.iter().any(|f| f == "lf"));
-                    self.batch.must("mlock2", libc::SYS_mlock2, &[vma.start, len, on_fault]);
+                    self.script
+                        .must("mlock2", libc::SYS_mlock2, &[vma.start, len, on_fault])?;
                 }
                 None => {}
             }
@@ -438,13 +381,14 @@ impl Mapper<'_> {
     }
 
     /// The marks that /proc and brk go by, and the program the process runs.
-    fn marks(&mut self, process: &ProcessRecord, exe: i32) -> Result<()> {
+    fn marks(&mut self, process: &ProcessRecord, exe: RawFd) -> Result<()> {
         const PR_SET_MM_MAP: u64 = 14;
         let mm = &process.mm;
-        self.room(8 * mm.auxv.len() + 128)?;
-        let auxv = self.batch.words(&mm.auxv);
+        let exe = self.number(exe)?;
+        let batch = self.script.room(1, 8 * mm.auxv.len() + 128)?;
+        let auxv = batch.words(&mm.auxv);
         let sizes = (mm.auxv.len() as u64 * 8) | (exe as u64) << 32;
-        let map = self.batch.words(&[
+        let map = batch.words(&[
             mm.start_code,
             mm.end_code,
             mm.start_data,
@@ -459,7 +403,7 @@ impl Mapper<'_> {
             auxv.address,
             sizes,
         ]);
-        self.batch.must(
+        batch.must(
             "prctl(PR_SET_MM_MAP)",
             libc::SYS_prctl,
             &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, map.address, 104, 0],
@@ -499,113 +443,120 @@ fn advice(flag: &str) -> Option<Advice> {
     })
 }
 
-/// Gives process `at` its descriptors, then what depends on their numbers.
+/// Gives a process its descriptors, then what depends on their numbers.
 pub fn descriptors(
-    skeleton: &Skeleton,
-    at: usize,
+    script: &mut Script<'_>,
+    restorer: i32,
     process: &ProcessRecord,
     made: &HashMap<FileId, OwnedFd>,
     manifest: &Manifest,
 ) -> Result<()> {
     let mut entries = process.fds.clone();
-    // Received numbers are the lowest free ones: in ascending order none is
-    // higher than where it belongs, so moving from the last to the first never
-    // meets one that is still to be moved.
+    // In ascending order the lowest free number is never above where the next
+    // one belongs.
     entries.sort_by_key(|entry| entry.fd);
-    for group in entries.chunks(FDS_A_MESSAGE) {
-        let fds: Vec<BorrowedFd<'_>> = group.iter().map(|entry| made[&entry.file].as_fd()).collect();
-        let numbers = pass(skeleton, at, &fds)?;
-        let mut batch = skeleton.batch();
-        for (entry, number) in group.iter().zip(&numbers).rev() {
-            put(&mut batch, entry, *number);
-        }
-        skeleton.run(at, &mut batch)?;
+    for (at, entry) in entries.iter().enumerate() {
+        let number = free_number(&entries[..at], restorer);
+        take(script, restorer, made[&entry.file].as_raw_fd(), number)?;
+        put(script, entry, number)?;
     }
-    watches(skeleton, at, &entries, manifest)?;
-    watches_away(skeleton, at, &entries, made, manifest)?;
-    process_locks(skeleton, at, process, manifest)
+    let user = Process {
+        restorer,
+        entries: &entries,
+        made,
+        manifest,
+    };
+    user.watches(script)?;
+    user.watches_away(script)?;
+    process_locks(script, process, manifest)
 }
 
-fn put(batch: &mut Batch, entry: &FdEntry, number: i32) {
+/// The lowest number that neither these entries, in ascending order, nor the
+/// husk itself uses.
+fn free_number(entries: &[FdEntry], restorer: i32) -> i32 {
+    let packed = entries.iter().zip(0..).take_while(|(entry, n)| entry.fd.0 == *n);
+    let free = packed.count() as i32;
+    if free == restorer { free + 1 } else { free }
+}
+
+/// Moves a descriptor that was just taken to where it belongs.
+fn put(script: &mut Script<'_>, entry: &FdEntry, number: i32) -> Result<()> {
     let (from, to) = (number as u64, entry.fd.0 as u64);
     if from == to {
         let flag = u64::from(entry.cloexec);
-        batch.must("fcntl(F_SETFD)", libc::SYS_fcntl, &[from, libc::F_SETFD as u64, flag]);
-        return;
+        script.must("fcntl(F_SETFD)", libc::SYS_fcntl, &[from, libc::F_SETFD as u64, flag])?;
+        return Ok(());
     }
     let flags = if entry.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
-    batch.must("dup3", libc::SYS_dup3, &[from, to, flags]);
-    batch.must("close", libc::SYS_close, &[from]);
+    script.must("dup3", libc::SYS_dup3, &[from, to, flags])?;
+    script.must("close", libc::SYS_close, &[from]).map(drop)
 }
 
-/// Adds what this process's epoll instances watch. An instance that several
-/// processes hold is filled by the first that has all the files under the numbers.
-fn watches(skeleton: &Skeleton, at: usize, entries: &[FdEntry], manifest: &Manifest) -> Result<()> {
-    for entry in entries {
-        let FileKind::Epoll { watches } = &manifest.files[entry.file.0 as usize].kind else {
-            continue;
-        };
-        let mut batch = skeleton.batch();
-        let mut added = Vec::new();
-        for watch in watches {
-            if watch.away || !entries.iter().any(|e| e.fd == watch.fd && e.file == watch.file) {
-                continue;
-            }
-            added.push(add_watch(&mut batch, entry, watch));
-            if !batch.has_room(8, 64) {
-                add_watches(skeleton, at, &mut batch, &mut added)?;
+/// A process that has its descriptors.
+struct Process<'a> {
+    restorer: i32,
+    /// By number.
+    entries: &'a [FdEntry],
+    made: &'a HashMap<FileId, OwnedFd>,
+    manifest: &'a Manifest,
+}
+
+impl<'a> Process<'a> {
+    fn epolls(&self) -> impl Iterator<Item = (&'a FdEntry, &'a [EpollWatch])> + use<'a> {
+        let (entries, manifest) = (self.entries, self.manifest);
+        entries
+            .iter()
+            .filter_map(|entry| match &manifest.files[entry.file.0 as usize].kind {
+                FileKind::Epoll { watches } => Some((entry, &watches[..])),
+                _ => None,
+            })
+    }
+
+    /// Adds what its epoll instances watch. An instance that several processes
+    /// hold is filled by the first that has all the files under the numbers.
+    fn watches(&self, script: &mut Script<'_>) -> Result<()> {
+        for (entry, watches) in self.epolls() {
+            let has = |watch: &&EpollWatch| self.entries.iter().any(|e| e.fd == watch.fd && e.file == watch.file);
+            for watch in watches.iter().filter(|watch| !watch.away).filter(has) {
+                add_watch(script, entry, watch)?;
             }
         }
-        add_watches(skeleton, at, &mut batch, &mut added)?;
+        Ok(())
     }
-    Ok(())
-}
 
-/// Adds what is watched through a number that names another file now, or none:
-/// the watched file has the number while it is added.
-fn watches_away(
-    skeleton: &Skeleton,
-    at: usize,
-    entries: &[FdEntry],
-    made: &HashMap<FileId, OwnedFd>,
-    manifest: &Manifest,
-) -> Result<()> {
-    for entry in entries {
-        let FileKind::Epoll { watches } = &manifest.files[entry.file.0 as usize].kind else {
-            continue;
-        };
-        for watch in watches.iter().filter(|w| w.away) {
-            let [number] = pass(skeleton, at, &[made[&watch.file].as_fd()])?[..] else {
-                return Err(Error::failed("a descriptor did not arrive in a new process"));
-            };
-            let (given, wanted) = (number as u64, watch.fd.0 as u64);
-            let user = entries.iter().find(|e| e.fd == watch.fd);
-            let aside = skeleton.socket_number as u64 + 2;
-            let mut batch = skeleton.batch();
-            if user.is_some() {
-                batch.must("dup3", libc::SYS_dup3, &[wanted, aside, 0]);
-            }
-            if given != wanted {
-                batch.must("dup3", libc::SYS_dup3, &[given, wanted, 0]);
-                batch.must("close", libc::SYS_close, &[given]);
-            }
-            let mut added = vec![add_watch(&mut batch, entry, watch)];
-            match user {
-                Some(user) => put(&mut batch, user, aside as i32),
-                None => {
-                    batch.must("close", libc::SYS_close, &[wanted]);
+    /// Adds what is watched through a number that names another file now, or none:
+    /// the watched file has the number while it is added.
+    fn watches_away(&self, script: &mut Script<'_>) -> Result<()> {
+        let given = free_number(self.entries, self.restorer);
+        for (entry, watches) in self.epolls() {
+            for watch in watches.iter().filter(|watch| watch.away) {
+                take(script, self.restorer, self.made[&watch.file].as_raw_fd(), given)?;
+                let wanted = watch.fd.0 as u64;
+                let user = self.entries.iter().find(|e| e.fd == watch.fd);
+                let aside = self.restorer + 2;
+                if user.is_some() {
+                    script.must("dup3", libc::SYS_dup3, &[wanted, aside as u64, 0])?;
+                }
+                if given as u64 != wanted {
+                    script.must("dup3", libc::SYS_dup3, &[given as u64, wanted, 0])?;
+                    script.must("close", libc::SYS_close, &[given as u64])?;
+                }
+                add_watch(script, entry, watch)?;
+                match user {
+                    Some(user) => put(script, user, aside)?,
+                    None => drop(script.must("close", libc::SYS_close, &[wanted])?),
                 }
             }
-            add_watches(skeleton, at, &mut batch, &mut added)?;
         }
+        Ok(())
     }
-    Ok(())
 }
 
-fn add_watch(batch: &mut Batch, entry: &FdEntry, watch: &EpollWatch) -> CallId {
+fn add_watch(script: &mut Script<'_>, entry: &FdEntry, watch: &EpollWatch) -> Result<()> {
     // struct epoll_event is packed: events, then data.
     let mut event = watch.events.to_le_bytes().to_vec();
     event.extend_from_slice(&watch.data.to_le_bytes());
+    let batch = script.room(1, event.len())?;
     let event = batch.bytes(&event);
     let add = [
         entry.fd.0 as u64,
@@ -613,25 +564,14 @@ fn add_watch(batch: &mut Batch, entry: &FdEntry, watch: &EpollWatch) -> CallId {
         watch.fd.0 as u64,
         event.address,
     ];
-    batch.call("epoll_ctl", libc::SYS_epoll_ctl, &add)
-}
-
-fn add_watches(skeleton: &Skeleton, at: usize, batch: &mut Batch, added: &mut Vec<CallId>) -> Result<()> {
-    skeleton.run(at, batch)?;
-    for call in added.drain(..) {
-        match batch.result(call) {
-            // Another holder of the instance has added it.
-            Ok(_) | Err(nix::Error::EEXIST) => {}
-            Err(errno) => return Err(Error::failed("cannot watch a descriptor with epoll again").because(errno)),
-        }
-    }
-    *batch = skeleton.batch();
+    let call = batch.call("epoll_ctl", libc::SYS_epoll_ctl, &add);
+    // Another holder of the instance may have added it.
+    script.tolerate(call, "watching a descriptor with epoll again", nix::Error::EEXIST);
     Ok(())
 }
 
 /// Locks that belong to a process are taken by it.
-fn process_locks(skeleton: &Skeleton, at: usize, process: &ProcessRecord, manifest: &Manifest) -> Result<()> {
-    let mut batch = skeleton.batch();
+fn process_locks(script: &mut Script<'_>, process: &ProcessRecord, manifest: &Manifest) -> Result<()> {
     for entry in &process.fds {
         let locks = &manifest.files[entry.file.0 as usize].locks;
         for lock in locks
@@ -640,13 +580,11 @@ fn process_locks(skeleton: &Skeleton, at: usize, process: &ProcessRecord, manife
         {
             let wanted = paths::as_flock(lock);
             let kinds = u64::from(wanted.l_type as u16) | (wanted.l_whence as u64) << 16;
+            let batch = script.room(1, 32)?;
             let flock = batch.words(&[kinds, wanted.l_start as u64, wanted.l_len as u64, 0]);
-            batch.must(
-                "fcntl(F_SETLK)",
-                libc::SYS_fcntl,
-                &[entry.fd.0 as u64, libc::F_SETLK as u64, flock.address],
-            );
+            let args = [entry.fd.0 as u64, libc::F_SETLK as u64, flock.address];
+            batch.must("fcntl(F_SETLK)", libc::SYS_fcntl, &args);
         }
     }
-    skeleton.run(at, &mut batch).map(drop)
+    Ok(())
 }

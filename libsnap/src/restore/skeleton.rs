@@ -9,6 +9,7 @@
 //! of the session and then ends. Numbers of sessions and groups whose leader is
 //! gone are held by stand-ins while the tree is built.
 
+use super::script::Script;
 use crate::cgroup;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Batch, Executor};
@@ -18,10 +19,10 @@ use crate::image::Appshot;
 use crate::image::records::{FileKind, Life, Manifest, PtyRecord, SnapEntry};
 use crate::launch::{self, INIT_ADDRESS, Place};
 use crate::proc::{self, Mapping};
+use crate::sys::blob;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs};
-use crate::sys::{blob, fd as sysfd};
 use crate::target::PidMode;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -48,10 +49,9 @@ pub struct Skeleton {
     pub layout: Vec<Mapping>,
     /// A `syscall` instruction in every husk, until its own vdso is in place.
     pub gate: u64,
-    /// Our end of the socket through which husks get descriptors, and its
-    /// number in them.
-    pub socket: OwnedFd,
-    pub socket_number: i32,
+    /// The number under which every husk holds a pidfd of this process, to take
+    /// descriptors from it.
+    pub restorer: i32,
     /// Until they are given to the app's processes.
     pub ptys: Ptys,
     cgroup: Option<PathBuf>,
@@ -74,9 +74,9 @@ impl Skeleton {
         let manifest = &shot.manifest;
         let wanted = adopted(&manifest.processes, pids);
         let root = &wanted[0];
-        let number = socket_number(shot);
-        let (socket, theirs) =
-            sysfd::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET).or_fail(|| "cannot make a socket pair")?;
+        let number = free_number(shot);
+        let ourselves = HostPid(std::process::id() as i32);
+        let ourselves = task::pidfd_open(ourselves).or_fail(|| "cannot open this process")?;
         let own_init = pids == PidMode::New && root.pid.0 != 1;
         let place = Place {
             pids,
@@ -85,7 +85,7 @@ impl Skeleton {
             clock_offsets: Some(clock_offsets(shot)),
             pid: (pids == PidMode::Host).then_some(root.pid.0),
         };
-        let first = launch::husk(&place, theirs.as_fd(), number, OPTIONS);
+        let first = launch::husk(&place, ourselves.as_fd(), number, OPTIONS);
         let first = first.inspect_err(|_| {
             group.as_deref().map(cgroup::destroy);
         })?;
@@ -96,8 +96,7 @@ impl Skeleton {
             executor: Executor::at(0),
             layout: Vec::new(),
             gate: 0,
-            socket,
-            socket_number: number,
+            restorer: number,
             ptys: Ptys::default(),
             cgroup: group,
             root: root.pid,
@@ -156,6 +155,12 @@ impl Skeleton {
 
     pub fn batch(&self) -> Batch {
         self.executor.batch()
+    }
+
+    /// A script for the main thread of husk `at`.
+    pub fn script(&self, at: usize) -> Script<'_> {
+        let husk = &self.husks[at];
+        Script::new(self.executor, husk.pid, &husk.regs)
     }
 
     /// Runs a batch in the main thread of husk `at`.
@@ -269,6 +274,9 @@ impl Drop for Skeleton {
 }
 
 fn run(executor: &Executor, husk: &Husk, batch: &mut Batch) -> Result<Vec<HostPid>> {
+    if batch.is_empty() {
+        return Ok(Vec::new());
+    }
     executor.run(husk.pid, &husk.regs, batch)
 }
 
@@ -325,7 +333,7 @@ fn adopted(processes: &[SnapEntry], pids: PidMode) -> Vec<SnapEntry> {
 }
 
 /// A number that no process of the app uses for a descriptor.
-fn socket_number(shot: &Appshot) -> i32 {
+fn free_number(shot: &Appshot) -> i32 {
     let used = shot
         .cores
         .iter()

@@ -2,7 +2,8 @@
 //! that its rights allow: what needs root first, then its own credentials, then
 //! timers, and registers at the very end.
 
-use super::skeleton::{Skeleton, wait_born};
+use super::script::{Running, Script};
+use super::skeleton::{Husk, Skeleton, wait_born};
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Batch};
 use crate::ids::{HostPid, VirtualPid};
@@ -11,12 +12,11 @@ use crate::image::records::{
 };
 use crate::image::{Appshot, Core, ThreadImage};
 use crate::seccomp;
-use crate::sys::blob;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs, SchedAttr};
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
 
 /// `CLONE_*` of pthread_create, without the parts that are set later.
 const THREAD: u64 = (libc::CLONE_VM
@@ -102,27 +102,42 @@ fn tids(skeleton: &Skeleton, at: usize) -> Vec<HostPid> {
 }
 
 /// Everything of a process that is set by system calls, its threads included.
-pub fn process(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
-    let image = &core.image;
-    let record = &image.process;
-    from_outside(skeleton.husks[at].pid, record)?;
-    common(skeleton, at, record)?;
-    for (tid, thread) in tids(skeleton, at).into_iter().zip(&image.threads) {
-        schedule(tid, &thread.record)?;
-        let mut batch = skeleton.batch();
-        own_state(&mut batch, &thread.record);
-        if tid == skeleton.husks[at].pid {
-            timers(&mut batch, record);
-            queue_shared(&mut batch, record, &record.pending);
-        }
-        queue_own(&mut batch, record, &thread.record);
-        rights(&mut batch, &thread.record);
-        if thread.record.seccomp == Seccomp::Strict {
-            seccomp::restrict(&mut batch);
-        }
-        skeleton.executor.run(tid, &skeleton.husks[at].regs, &mut batch)?;
+pub fn process<'a>(skeleton: &'a Skeleton, at: usize, core: &Core) -> Result<Running<'a>> {
+    let record = &core.image.process;
+    let husk = &skeleton.husks[at];
+    from_outside(husk.pid, record)?;
+    let mut script = skeleton.script(at);
+    common(&mut script, record)?;
+    let (main, others) = core
+        .image
+        .threads
+        .split_first()
+        .ok_or_else(|| Error::failed("a process without threads"))?;
+    schedule(husk.pid, &main.record)?;
+    own_state(&mut script, &main.record)?;
+    timers(&mut script, record)?;
+    queue_shared(&mut script, record)?;
+    finish_thread(&mut script, record, &main.record)?;
+    for (tid, thread) in husk.threads.iter().zip(others) {
+        script.flush()?;
+        schedule(*tid, &thread.record)?;
+        let mut script = Script::new(skeleton.executor, *tid, &husk.regs);
+        own_state(&mut script, &thread.record)?;
+        finish_thread(&mut script, record, &thread.record)?;
+        script.flush()?;
     }
-    last(skeleton, at, record)
+    last(&mut script, skeleton.restorer, record)?;
+    script.start()
+}
+
+/// What takes rights away from a thread comes when all else is done.
+fn finish_thread(script: &mut Script<'_>, process: &ProcessRecord, record: &ThreadRecord) -> Result<()> {
+    queue_own(script, process, record)?;
+    rights(script, record)?;
+    if record.seccomp == Seccomp::Strict {
+        seccomp::restrict(script.room(1, 0)?);
+    }
+    Ok(())
 }
 
 /// What another process may set.
@@ -156,8 +171,8 @@ fn set_limit(pid: HostPid, which: u32, wanted: (u64, u64), now: (u64, u64)) -> R
 }
 
 /// Directory, mask, signal actions, prctls.
-fn common(skeleton: &Skeleton, at: usize, record: &ProcessRecord) -> Result<()> {
-    let mut batch = skeleton.batch();
+fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
+    let batch = script.room(3, record.cwd.len() + 1)?;
     let cwd = batch.c_string(&record.cwd);
     batch.must("chdir", libc::SYS_chdir, &[cwd.address]);
     batch.must("umask", libc::SYS_umask, &[u64::from(record.umask)]);
@@ -166,22 +181,20 @@ fn common(skeleton: &Skeleton, at: usize, record: &ProcessRecord) -> Result<()> 
         if [libc::SIGKILL, libc::SIGSTOP].contains(&(signal as i32)) {
             continue;
         }
+        let batch = script.room(1, 32)?;
         let action = batch.words(&[action.handler, action.flags, action.restorer, action.mask]);
         batch.must("rt_sigaction", libc::SYS_rt_sigaction, &[signal, action.address, 0, 8]);
     }
-    prctl(
-        &mut batch,
-        libc::PR_SET_CHILD_SUBREAPER,
-        u64::from(record.child_subreaper),
-    );
+    prctl(script, libc::PR_SET_CHILD_SUBREAPER, u64::from(record.child_subreaper))?;
     if record.thp_disable {
-        prctl(&mut batch, libc::PR_SET_THP_DISABLE, 1);
+        prctl(script, libc::PR_SET_THP_DISABLE, 1)?;
     }
-    skeleton.run(at, &mut batch).map(drop)
+    Ok(())
 }
 
-fn prctl(batch: &mut Batch, option: i32, argument: u64) {
-    batch.must("prctl", libc::SYS_prctl, &[option as u64, argument, 0, 0, 0]);
+fn prctl(script: &mut Script<'_>, option: i32, argument: u64) -> Result<()> {
+    let args = [option as u64, argument, 0, 0, 0];
+    script.must("prctl", libc::SYS_prctl, &args).map(drop)
 }
 
 fn schedule(tid: HostPid, record: &ThreadRecord) -> Result<()> {
@@ -210,88 +223,89 @@ fn schedule(tid: HostPid, record: &ThreadRecord) -> Result<()> {
 }
 
 /// What belongs to a thread and needs no rights.
-fn own_state(batch: &mut Batch, record: &ThreadRecord) {
-    batch.must("set_tid_address", libc::SYS_set_tid_address, &[record.tid_address]);
+fn own_state(script: &mut Script<'_>, record: &ThreadRecord) -> Result<()> {
+    script.must("set_tid_address", libc::SYS_set_tid_address, &[record.tid_address])?;
     if record.robust_list.1 != 0 {
-        batch.must(
-            "set_robust_list",
-            libc::SYS_set_robust_list,
-            &[record.robust_list.0, record.robust_list.1],
-        );
+        let args = [record.robust_list.0, record.robust_list.1];
+        script.must("set_robust_list", libc::SYS_set_robust_list, &args)?;
     }
     if let Some(rseq) = record.rseq {
         let args = [rseq.pointer, u64::from(rseq.size), 0, u64::from(rseq.signature)];
-        batch.must("rseq", libc::SYS_rseq, &args);
+        script.must("rseq", libc::SYS_rseq, &args)?;
     }
     let stack = record.sigaltstack;
+    let batch = script.room(2, 24 + record.comm.len() + 1)?;
     let words = batch.words(&[stack.sp, stack.flags as u32 as u64, stack.size]);
     batch.must("sigaltstack", libc::SYS_sigaltstack, &[words.address, 0]);
     let name = batch.c_string(&record.comm);
-    prctl(batch, libc::PR_SET_NAME, name.address);
-    prctl(batch, libc::PR_SET_TIMERSLACK, record.timer_slack_ns.max(1));
+    prctl(script, libc::PR_SET_NAME, name.address)?;
+    prctl(script, libc::PR_SET_TIMERSLACK, record.timer_slack_ns.max(1))
 }
 
 /// Pending signals of the process, sent by itself: any siginfo may be sent so.
-fn queue_shared(batch: &mut Batch, process: &ProcessRecord, pending: &[SigInfo]) {
-    for info in pending {
+fn queue_shared(script: &mut Script<'_>, process: &ProcessRecord) -> Result<()> {
+    for info in &process.pending {
+        let batch = script.room(1, SIGINFO_BYTES)?;
         let slot = batch.words(&info.0);
         let args = [process.pid.0 as u64, signal_of(info), slot.address];
         batch.must("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, &args);
     }
+    Ok(())
 }
 
-fn queue_own(batch: &mut Batch, process: &ProcessRecord, record: &ThreadRecord) {
+fn queue_own(script: &mut Script<'_>, process: &ProcessRecord, record: &ThreadRecord) -> Result<()> {
     for info in &record.pending {
+        let batch = script.room(1, SIGINFO_BYTES)?;
         let slot = batch.words(&info.0);
         let args = [process.pid.0 as u64, record.tid.0 as u64, signal_of(info), slot.address];
         batch.must("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, &args);
     }
+    Ok(())
 }
+
+const SIGINFO_BYTES: usize = 128;
 
 fn signal_of(info: &SigInfo) -> u64 {
     info.0[0] & 0xffff_ffff
 }
 
 /// Credentials, in the order that loses no right before it has been used.
-fn rights(batch: &mut Batch, record: &ThreadRecord) {
+fn rights(script: &mut Script<'_>, record: &ThreadRecord) -> Result<()> {
     const SECBIT_KEEP_CAPS: u32 = 1 << 4;
     const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
     let creds = &record.creds;
     for capability in (0..=last_capability()).filter(|c| creds.cap_bounding & (1 << c) == 0) {
-        prctl(batch, libc::PR_CAPBSET_DROP, capability);
+        prctl(script, libc::PR_CAPBSET_DROP, capability)?;
     }
     // Changing user ids must not take capabilities away by itself.
-    prctl(batch, libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP);
+    prctl(script, libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)?;
     let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+    let batch = script.room(1, groups.len())?;
     let list = batch.bytes(&groups);
-    batch.must(
-        "setgroups",
-        libc::SYS_setgroups,
-        &[creds.groups.len() as u64, list.address],
-    );
+    let args = [creds.groups.len() as u64, list.address];
+    batch.must("setgroups", libc::SYS_setgroups, &args);
     let ids = |four: [u32; 4]| four.map(u64::from);
     let (gid, uid) = (ids(creds.gid), ids(creds.uid));
+    let batch = script.room(4, 0)?;
     batch.must("setresgid", libc::SYS_setresgid, &gid[..3]);
     batch.call("setfsgid", libc::SYS_setfsgid, &gid[3..]);
     batch.must("setresuid", libc::SYS_setresuid, &uid[..3]);
     batch.call("setfsuid", libc::SYS_setfsuid, &uid[3..]);
-    prctl(
-        batch,
-        libc::PR_SET_SECUREBITS,
-        u64::from(creds.securebits & !SECBIT_KEEP_CAPS),
-    );
-    capabilities(batch, creds);
+    let securebits = u64::from(creds.securebits & !SECBIT_KEEP_CAPS);
+    prctl(script, libc::PR_SET_SECUREBITS, securebits)?;
+    capabilities(script, creds)?;
     if creds.securebits & SECBIT_KEEP_CAPS != 0 {
-        prctl(batch, libc::PR_SET_KEEPCAPS, 1);
+        prctl(script, libc::PR_SET_KEEPCAPS, 1)?;
     }
     if record.no_new_privs {
-        prctl(batch, libc::PR_SET_NO_NEW_PRIVS, 1);
+        prctl(script, libc::PR_SET_NO_NEW_PRIVS, 1)?;
     }
-    prctl(batch, libc::PR_SET_PDEATHSIG, record.pdeathsig as u64);
+    prctl(script, libc::PR_SET_PDEATHSIG, record.pdeathsig as u64)
 }
 
-fn capabilities(batch: &mut Batch, creds: &Creds) {
+fn capabilities(script: &mut Script<'_>, creds: &Creds) -> Result<()> {
     const VERSION_3: u64 = 0x2008_0522;
+    let batch = script.room(1, 32)?;
     let header = batch.words(&[VERSION_3]);
     let low = |word: u64| word & 0xffff_ffff;
     let pair = |a: u64, b: u64| a | b << 32;
@@ -299,83 +313,66 @@ fn capabilities(batch: &mut Batch, creds: &Creds) {
     let data = batch.words(&[pair(low(e), low(p)), pair(low(i), e >> 32), pair(p >> 32, i >> 32)]);
     batch.must("capset", libc::SYS_capset, &[header.address, data.address]);
     for capability in (0..=last_capability()).filter(|c| creds.cap_ambient & (1 << c) != 0) {
-        let args = [
-            libc::PR_CAP_AMBIENT as u64,
-            libc::PR_CAP_AMBIENT_RAISE as u64,
-            capability,
-            0,
-            0,
-        ];
-        batch.must("prctl(PR_CAP_AMBIENT)", libc::SYS_prctl, &args);
+        let raise = libc::PR_CAP_AMBIENT_RAISE as u64;
+        let args = [libc::PR_CAP_AMBIENT as u64, raise, capability, 0, 0];
+        script.must("prctl(PR_CAP_AMBIENT)", libc::SYS_prctl, &args)?;
     }
+    Ok(())
 }
 
 fn last_capability() -> u64 {
-    std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
-        .ok()
-        .and_then(|t| t.trim().parse().ok())
-        .unwrap_or(40)
+    static LAST: OnceLock<u64> = OnceLock::new();
+    *LAST.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
+        text.and_then(|t| t.trim().parse().ok()).unwrap_or(40)
+    })
 }
 
 /// Timers under their old ids, still disarmed.
-fn timers(batch: &mut Batch, record: &ProcessRecord) {
+fn timers(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
     if record.posix_timers.is_empty() {
-        return;
+        return Ok(());
     }
-    prctl(batch, PR_TIMER_CREATE_RESTORE_IDS as i32, 1);
+    prctl(script, PR_TIMER_CREATE_RESTORE_IDS as i32, 1)?;
     for timer in &record.posix_timers {
         // struct sigevent: value, signal, notify, thread id.
         let signal = u64::from(timer.signal as u32) | u64::from(timer.notify as u32) << 32;
-        let event = batch.words(&[
-            timer.sigev_value,
-            signal,
-            u64::from(timer.thread.0 as u32),
-            0,
-            0,
-            0,
-            0,
-            0,
-        ]);
+        let thread = u64::from(timer.thread.0 as u32);
+        let batch = script.room(1, 72)?;
+        let event = batch.words(&[timer.sigev_value, signal, thread, 0, 0, 0, 0, 0]);
         let id = batch.words(&[timer.id as u64]);
-        batch.must(
-            "timer_create",
-            libc::SYS_timer_create,
-            &[timer.clock as i64 as u64, event.address, id.address],
-        );
+        let args = [timer.clock as i64 as u64, event.address, id.address];
+        batch.must("timer_create", libc::SYS_timer_create, &args);
     }
-    prctl(batch, PR_TIMER_CREATE_RESTORE_IDS as i32, 0);
+    prctl(script, PR_TIMER_CREATE_RESTORE_IDS as i32, 0)
 }
 
 /// What comes once all threads have their rights: dumpable (reset by them) and
 /// the clocks that run from now on.
-fn last(skeleton: &Skeleton, at: usize, record: &ProcessRecord) -> Result<()> {
-    let mut batch = skeleton.batch();
+fn last(script: &mut Script<'_>, restorer: i32, record: &ProcessRecord) -> Result<()> {
     if record.dumpable != 2 {
-        prctl(&mut batch, libc::PR_SET_DUMPABLE, record.dumpable as u64);
+        prctl(script, libc::PR_SET_DUMPABLE, record.dumpable as u64)?;
     }
     for (which, timer) in (0u64..).zip(&record.itimers) {
         if timer.value_ns != 0 {
             let micros = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000 / 1000];
             let words = [micros(timer.interval_ns), micros(timer.value_ns.max(1000))].concat();
+            let batch = script.room(1, 32)?;
             let value = batch.words(&words);
             batch.must("setitimer", libc::SYS_setitimer, &[which, value.address, 0]);
         }
     }
     for timer in record.posix_timers.iter().filter(|t| t.time != TimerValue::default()) {
-        arm(&mut batch, timer);
+        arm(script.room(1, 32)?, timer);
     }
-    batch.must("close", libc::SYS_close, &[skeleton.socket_number as u64]);
-    skeleton.run(at, &mut batch).map(drop)
+    script.must("close", libc::SYS_close, &[restorer as u64]).map(drop)
 }
 
 fn arm(batch: &mut Batch, timer: &PosixTimer) {
     let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
     let value = batch.words(&[parts(timer.time.interval_ns), parts(timer.time.value_ns)].concat());
-    batch.must(
-        "timer_settime",
-        libc::SYS_timer_settime,
-        &[timer.id as u64, 0, value.address, 0],
-    );
+    let args = [timer.id as u64, 0, value.address, 0];
+    batch.must("timer_settime", libc::SYS_timer_settime, &args);
 }
 
 /// Stops the processes that job control had stopped, while their parents can
@@ -451,7 +448,7 @@ pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
     let mut results = Vec::with_capacity(tids.len());
     let threads: Vec<(HostPid, &ThreadImage)> = tids.iter().copied().zip(&core.image.threads).collect();
     for group in threads.chunks(WAITS_AT_ONCE) {
-        results.extend(enter_waits(skeleton, husk.pid, &husk.regs, group)?);
+        results.extend(enter_waits(skeleton, gate, husk, group)?);
     }
     if let Some(action) = crate::process::trap_to_ignore(&core.image.process) {
         skeleton.executor.ignore_trap(husk.pid, &husk.regs, gate, action)?;
@@ -488,111 +485,95 @@ fn with_result(regs: Regs, entered: Entered) -> Regs {
     }
 }
 
-/// How long threads may take to get into their calls.
-const ENTER_MAX: Duration = Duration::from_secs(2);
 /// Left in rax of a call that the kernel restarts from its restart block.
 const RESTART_BLOCK: i64 = -516;
 
-/// Threads that enter their calls together: each has its own entries in the payload.
+/// Threads that enter their calls together: each has its own time in the payload.
 const WAITS_AT_ONCE: usize = 1000;
-/// Entry, end mark, time.
-const WAIT_BYTES: u64 = 2 * blob::ENTRY_BYTES as u64 + 16;
-const _: () = assert!(WAITS_AT_ONCE as u64 * WAIT_BYTES <= executor::PAYLOAD_BYTES);
+/// struct timespec
+const TIME_BYTES: u64 = 16;
+const _: () = assert!(WAITS_AT_ONCE as u64 * TIME_BYTES <= executor::PAYLOAD_BYTES);
 
 /// Calls with a relative time-out go on for the time that was left: each thread
-/// enters its call again with that time and is interrupted at once, so that the
-/// kernel holds the same restart block as it did for the original. All threads
-/// enter first, then all are interrupted.
+/// enters its call again with that time and is interrupted in it, so that the
+/// kernel holds the same restart block as it did for the original. The stop is
+/// asked for at the entry: whatever the call would wait for, it comes back at
+/// once. All threads go together.
 fn enter_waits(
     skeleton: &Skeleton,
-    pid: HostPid,
-    husk: &Regs,
+    gate: u64,
+    husk: &Husk,
     threads: &[(HostPid, &ThreadImage)],
 ) -> Result<Vec<Entered>> {
-    let places = (0u64..).map(|n| skeleton.executor.payload() + n * WAIT_BYTES);
-    let mut waiting = Vec::with_capacity(threads.len());
+    let places = (0u64..).map(|n| skeleton.executor.payload() + n * TIME_BYTES);
+    let mut waits = Vec::new();
     for ((tid, thread), place) in threads.iter().zip(places) {
-        let entry = wait_entry(thread, place + 2 * blob::ENTRY_BYTES as u64);
-        if let Some(words) = entry {
-            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-            let failed = || format!("cannot put task {tid} back into its system call");
-            crate::sys::memory::write(pid, place, &bytes).or_fail(failed)?;
-            skeleton.executor.start(*tid, husk, place)?;
-            waiting.push(Some(place));
-        } else {
-            waiting.push(None);
+        if let Some(wait) = Wait::of(thread, place) {
+            let time = [wait.left_ns / 1_000_000_000, wait.left_ns % 1_000_000_000];
+            let bytes: Vec<u8> = time.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let failed = || unwaited(*tid);
+            crate::sys::memory::write(husk.pid, place, &bytes).or_fail(failed)?;
+            let regs = executor::call_registers(&husk.regs, gate, wait.call, wait.args);
+            ptrace::set_regs(*tid, &regs).or_fail(failed)?;
+            ptrace::to_syscall(*tid).or_fail(failed)?;
+            waits.push((*tid, wait));
         }
     }
-    let since = Instant::now();
-    threads
-        .iter()
-        .zip(waiting)
-        .map(|((tid, thread), place)| match place {
-            Some(place) => settle(*tid, thread, place, since),
-            None => Ok(Entered::AsBefore),
-        })
-        .collect()
-}
-
-/// The call of a thread with the time left, for the executor; `time` is where
-/// that stands. None: it waits in no such call.
-fn wait_entry(thread: &ThreadImage, time: u64) -> Option<Vec<u64>> {
-    let Blocked::Timed { left_ns } = thread.record.blocked_in else {
-        return None;
-    };
-    let regs = Regs(thread.regs);
-    let mut args = [reg::RDI, reg::RSI, reg::RDX, reg::R10, reg::R8, reg::R9].map(|at| regs.get(at));
-    let call = regs.get(reg::ORIG_RAX) as i64;
-    match call {
-        libc::SYS_nanosleep => args[0] = time,
-        libc::SYS_clock_nanosleep => args[2] = time,
-        libc::SYS_futex => args[3] = time,
-        libc::SYS_poll => args[2] = left_ns.div_ceil(1_000_000),
-        _ => return None,
+    for (tid, _) in &waits {
+        executor::await_syscall_stop(*tid)?;
+        ptrace::interrupt(*tid).or_fail(|| unwaited(*tid))?;
+        ptrace::cont(*tid, 0).or_fail(|| unwaited(*tid))?;
     }
-    let entry = blob::Entry {
-        number: call as u64,
-        args,
-        ..Default::default()
-    };
-    let end = blob::Entry {
-        number: u64::MAX,
-        ..Default::default()
-    };
-    let mut words = [entry.to_words(), end.to_words()].concat();
-    words.extend([left_ns / 1_000_000_000, left_ns % 1_000_000_000]);
-    Some(words)
+    let mut entered = HashMap::new();
+    for (tid, wait) in waits {
+        entered.insert(tid, wait.settle(tid)?);
+    }
+    let of = |tid| entered.get(tid).copied().unwrap_or(Entered::AsBefore);
+    Ok(threads.iter().map(|(tid, _)| of(tid)).collect())
 }
 
-fn settle(tid: HostPid, thread: &ThreadImage, place: u64, since: Instant) -> Result<Entered> {
-    let failed = || format!("cannot put task {tid} back into its system call");
-    let call = thread.regs[reg::ORIG_RAX] as i64;
-    loop {
-        ptrace::interrupt(tid).or_fail(failed)?;
+fn unwaited(tid: HostPid) -> String {
+    format!("cannot put task {tid} back into its system call")
+}
+
+/// A call with the time that was left of its time-out.
+struct Wait {
+    call: i64,
+    args: [u64; 6],
+    left_ns: u64,
+}
+
+impl Wait {
+    /// `time` is where the time left will stand. None: it waits in no such call.
+    fn of(thread: &ThreadImage, time: u64) -> Option<Wait> {
+        let Blocked::Timed { left_ns } = thread.record.blocked_in else {
+            return None;
+        };
+        let regs = Regs(thread.regs);
+        let mut args = [reg::RDI, reg::RSI, reg::RDX, reg::R10, reg::R8, reg::R9].map(|at| regs.get(at));
+        let call = regs.get(reg::ORIG_RAX) as i64;
+        match call {
+            libc::SYS_nanosleep => args[0] = time,
+            libc::SYS_clock_nanosleep => args[2] = time,
+            libc::SYS_futex => args[3] = time,
+            libc::SYS_poll => args[2] = left_ns.div_ceil(1_000_000),
+            _ => return None,
+        }
+        Some(Wait { call, args, left_ns })
+    }
+
+    /// What the call came back with.
+    fn settle(&self, tid: HostPid) -> Result<Entered> {
+        let failed = || unwaited(tid);
         match ptrace::wait(tid, true).or_fail(failed)? {
             Some(Stop::Trap | Stop::Group(_)) => {}
-            // It came to the end of its entries.
-            Some(Stop::Signal(libc::SIGTRAP)) => {
-                const RESULT: u64 = 56;
-                return crate::sys::memory::read_u64(tid, place + RESULT)
-                    .or_fail(failed)
-                    .map(Entered::Ended);
-            }
             other => return Err(Error::failed(failed()).because(format!("{other:?}"))),
         }
-        let now = ptrace::get_regs(tid).or_fail(failed)?;
-        let (value, shown) = (now.get(reg::RAX) as i64, now.get(reg::ORIG_RAX) as i64);
-        if shown == call && value == RESTART_BLOCK {
-            if let Blocked::Timed { left_ns } = thread.record.blocked_in {
-                crate::timed::note(tid, call, Some(left_ns));
-            }
-            return Ok(Entered::AsBefore);
+        let result = ptrace::get_regs(tid).or_fail(failed)?.get(reg::RAX);
+        if result as i64 != RESTART_BLOCK {
+            return Ok(Entered::Ended(result));
         }
-        if since.elapsed() > ENTER_MAX {
-            return Err(Error::failed(failed()).because("it does not wait there"));
-        }
-        // Not there yet, or just out of it and on the way to the end mark.
-        ptrace::cont(tid, 0).or_fail(failed)?;
-        std::thread::yield_now();
+        crate::timed::note(tid, self.call, Some(self.left_ns));
+        Ok(Entered::AsBefore)
     }
 }

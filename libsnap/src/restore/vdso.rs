@@ -16,6 +16,7 @@
 //! code that reads data which is no more.
 
 use super::plan::refused;
+use super::script::Script;
 use super::skeleton::Skeleton;
 use crate::error::{Error, OrFail, Result};
 use crate::executor;
@@ -193,19 +194,20 @@ impl Vdso {
     }
 
     /// Brings the kernel's own vdso to where it will be.
-    pub fn place(&self, skeleton: &Skeleton, at: usize, vmas: &[Vma]) -> Result<()> {
+    pub fn place(&self, skeleton: &Skeleton, script: &mut Script<'_>, vmas: &[Vma]) -> Result<()> {
         let ours = kernels(&skeleton.layout);
         match self {
-            Vdso::Own => in_place(skeleton, at, &ours, vmas),
-            Vdso::Bridge(_) => aside(skeleton, at, &ours, vmas),
+            Vdso::Own => in_place(skeleton, script, &ours, vmas),
+            Vdso::Bridge(_) => aside(skeleton, script, &ours, vmas),
         }
     }
 
     /// Makes the functions of the app's vdso jump into the kernel's.
-    pub fn patch(&self, skeleton: &Skeleton, at: usize) -> Result<()> {
+    pub fn patch(&self, script: &mut Script<'_>) -> Result<()> {
         let Vdso::Bridge(jumps) = self else { return Ok(()) };
         let failed = || "cannot connect the app's vdso with this kernel's";
-        let pid = skeleton.husks[at].pid;
+        script.flush()?;
+        let pid = script.tid();
         let mappings = proc::mappings(pid).or_fail(failed)?;
         let own = mappings
             .iter()
@@ -225,21 +227,13 @@ impl Vdso {
 }
 
 /// To the place of the app's, which is the same.
-fn in_place(skeleton: &Skeleton, at: usize, ours: &[&Mapping], vmas: &[Vma]) -> Result<()> {
+fn in_place(skeleton: &Skeleton, script: &mut Script<'_>, ours: &[&Mapping], vmas: &[Vma]) -> Result<()> {
     let theirs: Vec<&Vma> = vmas
         .iter()
         .filter(|v| matches!(v.kind, VmaKind::Vvar | VmaKind::Vdso))
         .collect();
-    let mut batch = skeleton.batch();
     if theirs.is_empty() {
-        for mapping in ours {
-            batch.must(
-                "munmap",
-                libc::SYS_munmap,
-                &[mapping.start, mapping.end - mapping.start],
-            );
-        }
-        return skeleton.run(at, &mut batch).map(drop);
+        return ours.iter().try_for_each(|mapping| unmap(script, mapping));
     }
     let alike = ours.len() == theirs.len()
         && ours
@@ -261,37 +255,36 @@ fn in_place(skeleton: &Skeleton, at: usize, ours: &[&Mapping], vmas: &[Vma]) -> 
     if let Some(temporary) = temporary {
         for mapping in ours {
             let len = mapping.end - mapping.start;
-            batch.must(
-                "mremap",
-                libc::SYS_mremap,
-                &[mapping.start, len, len, REMAP, temporary + (mapping.start - base)],
-            );
+            let to = temporary + (mapping.start - base);
+            script.must("mremap", libc::SYS_mremap, &[mapping.start, len, len, REMAP, to])?;
         }
     }
     for (mapping, vma) in ours.iter().zip(&theirs) {
         let from = temporary.map_or(mapping.start, |t| t + (mapping.start - base));
         let len = mapping.end - mapping.start;
         if from != vma.start {
-            batch.must("mremap", libc::SYS_mremap, &[from, len, len, REMAP, vma.start]);
+            script.must("mremap", libc::SYS_mremap, &[from, len, len, REMAP, vma.start])?;
         }
     }
-    skeleton.run(at, &mut batch).map(drop)
+    Ok(())
+}
+
+/// Takes a mapping of the husk away.
+pub fn unmap(script: &mut Script<'_>, mapping: &Mapping) -> Result<()> {
+    let args = [mapping.start, mapping.end - mapping.start];
+    script.must("munmap", libc::SYS_munmap, &args).map(drop)
 }
 
 /// Out of the way of everything the app has. Code and data keep their distance.
-fn aside(skeleton: &Skeleton, at: usize, ours: &[&Mapping], vmas: &[Vma]) -> Result<()> {
+fn aside(skeleton: &Skeleton, script: &mut Script<'_>, ours: &[&Mapping], vmas: &[Vma]) -> Result<()> {
     let Some(first) = ours.first() else { return Ok(()) };
     let place = free_place(skeleton, ours, vmas)?;
-    let mut batch = skeleton.batch();
     for mapping in ours {
         let len = mapping.end - mapping.start;
-        batch.must(
-            "mremap",
-            libc::SYS_mremap,
-            &[mapping.start, len, len, REMAP, place + (mapping.start - first.start)],
-        );
+        let to = place + (mapping.start - first.start);
+        script.must("mremap", libc::SYS_mremap, &[mapping.start, len, len, REMAP, to])?;
     }
-    skeleton.run(at, &mut batch).map(drop)
+    Ok(())
 }
 
 fn overlap(ours: &[&Mapping], theirs: &[&Vma]) -> bool {

@@ -1,0 +1,127 @@
+//! What a task is to do, gathered into as few batches as there is room for.
+//!
+//! A batch costs two switches between processes whatever is in it, so the calls
+//! that build a process are strung together and their results looked at in the
+//! end. Scripts of different processes run at the same time:
+//!
+//! ```text
+//!   script 1: add add add  start ......... finish
+//!   script 2:                    add add  start .......... finish
+//! ```
+
+use crate::error::{Error, OrFail, Result};
+use crate::executor::{Batch, Born, CallId, Executor};
+use crate::ids::HostPid;
+use crate::sys::ptrace::Regs;
+use nix::errno::Errno;
+
+/// What a call is expected to answer.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    Exactly(u64),
+    /// Success, or an error that says it had been done before.
+    OkOr(Errno),
+}
+
+#[derive(Debug)]
+pub struct Script<'a> {
+    executor: Executor,
+    tid: HostPid,
+    regs: &'a Regs,
+    batch: Batch,
+    wanted: Vec<(CallId, &'static str, Wanted)>,
+}
+
+impl<'a> Script<'a> {
+    /// For a task that is stopped with the executor in its memory.
+    pub fn new(executor: Executor, tid: HostPid, regs: &'a Regs) -> Script<'a> {
+        Script {
+            executor,
+            tid,
+            regs,
+            batch: executor.batch(),
+            wanted: Vec::new(),
+        }
+    }
+
+    pub fn tid(&self) -> HostPid {
+        self.tid
+    }
+
+    /// The batch, with room for `calls` more calls and `payload` more bytes: what
+    /// was there has been run if need be.
+    pub fn room(&mut self, calls: usize, payload: usize) -> Result<&mut Batch> {
+        if !self.batch.has_room(calls, payload) {
+            self.flush()?;
+        }
+        Ok(&mut self.batch)
+    }
+
+    /// Adds a call without payload that must succeed.
+    pub fn must(&mut self, name: &'static str, number: i64, args: &[u64]) -> Result<CallId> {
+        Ok(self.room(1, 0)?.must(name, number, args))
+    }
+
+    /// The call must answer just this.
+    pub fn expect(&mut self, call: CallId, what: &'static str, answer: u64) {
+        self.wanted.push((call, what, Wanted::Exactly(answer)));
+    }
+
+    /// The call may fail with this error.
+    pub fn tolerate(&mut self, call: CallId, what: &'static str, errno: Errno) {
+        self.wanted.push((call, what, Wanted::OkOr(errno)));
+    }
+
+    /// Runs what was added; answers the tasks that it made.
+    pub fn flush(&mut self) -> Result<Born> {
+        if self.batch.is_empty() {
+            return Ok(Born::new());
+        }
+        self.executor.start(self.tid, self.regs, &self.batch)?;
+        self.settle()
+    }
+
+    /// Sets the task to work and goes on.
+    pub fn start(self) -> Result<Running<'a>> {
+        if !self.batch.is_empty() {
+            self.executor.start(self.tid, self.regs, &self.batch)?;
+        }
+        Ok(Running(self))
+    }
+
+    fn settle(&mut self) -> Result<Born> {
+        let mut batch = std::mem::replace(&mut self.batch, self.executor.batch());
+        let born = self.executor.finish(self.tid, &mut batch)?;
+        for (call, what, wanted) in self.wanted.drain(..) {
+            let failed = || format!("{what} failed in pid {}", self.tid);
+            match (batch.result(call), wanted) {
+                (Ok(got), Wanted::Exactly(answer)) if got != answer => {
+                    return Err(Error::failed(failed()).because(format!("it answered {got} instead of {answer}")));
+                }
+                (Err(errno), Wanted::OkOr(harmless)) if errno == harmless => {}
+                (result, _) => result.map(drop).or_fail(failed)?,
+            }
+        }
+        Ok(born)
+    }
+}
+
+/// A script whose last batch is under way.
+#[derive(Debug)]
+#[must_use = "the task is at work until it is finished"]
+pub struct Running<'a>(Script<'a>);
+
+impl Running<'_> {
+    pub fn finish(mut self) -> Result<()> {
+        if self.0.batch.is_empty() {
+            return Ok(());
+        }
+        self.0.settle().map(drop)
+    }
+}
+
+/// Waits for all of them; the first error is answered once they all stand still.
+pub fn finish_all(running: Vec<Running<'_>>) -> Result<()> {
+    let ends: Vec<Result<()>> = running.into_iter().map(Running::finish).collect();
+    ends.into_iter().collect()
+}
