@@ -113,14 +113,12 @@ pub fn process<'a>(skeleton: &'a Skeleton, at: usize, core: &Core) -> Result<Run
         .threads
         .split_first()
         .ok_or_else(|| Error::failed("a process without threads"))?;
-    schedule(husk.pid, &main.record)?;
     own_state(&mut script, &main.record)?;
     timers(&mut script, record)?;
     queue_shared(&mut script, record)?;
     finish_thread(&mut script, record, &main.record)?;
     for (tid, thread) in husk.threads.iter().zip(others) {
         script.flush()?;
-        schedule(*tid, &thread.record)?;
         let mut script = Script::new(skeleton.executor, *tid, &husk.regs);
         own_state(&mut script, &thread.record)?;
         finish_thread(&mut script, record, &thread.record)?;
@@ -465,6 +463,8 @@ pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
         ptrace::set_xsave(tid, &thread.xsave).or_fail(failed)?;
         ptrace::set_regs(tid, &regs).or_fail(failed)?;
         ptrace::set_sigmask(tid, thread.record.sigmask).or_fail(failed)?;
+        // Last: until now an app of low priority was built at ours.
+        schedule(tid, &thread.record)?;
     }
     Ok(())
 }
