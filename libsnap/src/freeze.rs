@@ -13,6 +13,7 @@
 //! could not run the executor.
 
 use crate::cgroup;
+use crate::clocks::{self, Reading};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::{HostPid, VirtualPid};
 use crate::proc::{self, Fields};
@@ -21,6 +22,7 @@ use crate::sys::memory;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::target::Target;
 use crate::timed::{self, SchedClocks, Wait};
+use crate::timers;
 use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -43,6 +45,8 @@ pub struct FrozenThread {
     pub sigmask: u64,
     /// The relative time-out it waits with, looked at before it was stopped.
     pub wait: Option<Wait>,
+    /// What was left of it at the freeze.
+    pub left_ns: Option<u64>,
     /// rseq area and its critical-section pointer, where the thread is inside
     /// one: the kernel clears it when other code runs.
     pub rseq_section: Option<(u64, u64)>,
@@ -56,6 +60,8 @@ pub struct FrozenProcess {
     /// It was stopped before (job control), by this signal; let go, the kernel
     /// stops it again without telling its parent twice.
     pub stopped: Option<i32>,
+    /// Signals (bit mask) that waited at the freeze, where it has POSIX timers.
+    pub waiting: u64,
 }
 
 impl FrozenProcess {
@@ -73,6 +79,8 @@ pub struct Frozen {
     /// Ended, not yet reaped by their parents in the tree.
     pub zombies: Vec<HostPid>,
     pub since: Instant,
+    /// The clocks when the stop began: the freeze, from which all times count.
+    pub at: Reading,
     armed: bool,
 }
 
@@ -122,6 +130,7 @@ pub fn freeze(target: &Target) -> Result<Frozen> {
     let group = group_of(target);
     let mut seized = Seized::default();
     seized.waits = waits(target)?;
+    (seized.at, seized.pending) = timers::begin(&members(target)?);
     let since = Instant::now();
     let _hold = group.map(|group| Hold::new(group, since)).transpose()?;
     loop {
@@ -201,6 +210,8 @@ struct Seized {
     /// Seized, then killed before they stopped.
     dead: Vec<(HostPid, HostPid)>,
     waits: HashMap<HostPid, Wait>,
+    at: Reading,
+    pending: HashMap<HostPid, u64>,
     /// Processes stopped by job control, and the signal.
     stopped: HashMap<HostPid, i32>,
 }
@@ -281,7 +292,7 @@ impl Seized {
         for pid in order {
             let tids = self.threads.iter().filter(|(p, _)| *p == pid).map(|(_, t)| *t);
             let mut threads = tids
-                .map(|tid| inspect(tid, self.waits.get(&tid)))
+                .map(|tid| inspect(tid, self.waits.get(&tid), &self.at))
                 .collect::<Result<Vec<_>>>()?;
             threads.sort_by_key(|thread| thread.tid != pid);
             let vpid = threads[0].vtid;
@@ -291,6 +302,7 @@ impl Seized {
                 vpid,
                 threads,
                 stopped,
+                waiting: self.pending.get(&pid).copied().unwrap_or(0),
             });
         }
         let zombies = self.zombies.iter().copied().filter(|z| proc::exists(*z)).collect();
@@ -300,6 +312,7 @@ impl Seized {
             processes,
             zombies,
             since,
+            at: self.at,
             armed: true,
         })
     }
@@ -410,11 +423,14 @@ fn wait_stopped(tid: HostPid, since: Instant) -> Result<Stopped> {
     }
 }
 
-fn inspect(tid: HostPid, wait: Option<&Wait>) -> Result<FrozenThread> {
+fn inspect(tid: HostPid, wait: Option<&Wait>, at: &Reading) -> Result<FrozenThread> {
     let failed = || format!("cannot read the state of task {tid}");
     let regs = ptrace::get_regs(tid).or_fail(failed)?;
     let wait = wait.filter(|wait| process::is_waiting(&regs, wait)).copied();
-    let resumed = process::resumable(regs, wait);
+    let left_ns = wait
+        .and_then(|wait| wait.end_ns)
+        .map(|end| end.saturating_sub(at.monotonic_ns as u64).max(1));
+    let resumed = process::resumable(regs, left_ns);
     if resumed != regs {
         // At once: whatever becomes of the snapshot, the thread goes on right.
         ptrace::set_regs(tid, &resumed).or_fail(failed)?;
@@ -427,6 +443,7 @@ fn inspect(tid: HostPid, wait: Option<&Wait>) -> Result<FrozenThread> {
         sigmask: ptrace::get_sigmask(tid).or_fail(failed)?,
         rseq_section: rseq_section(tid, &regs),
         wait,
+        left_ns,
         regs,
     })
 }
@@ -488,13 +505,14 @@ impl Frozen {
     fn release(&mut self) {
         self.armed = false;
         for thread in self.processes.iter().flat_map(|p| &p.threads) {
-            if let Some(wait) = thread.wait {
-                let passed = self.since.elapsed().as_nanos() as u64;
-                timed::note(
-                    thread.tid,
-                    wait.call,
-                    wait.left_ns.map(|left| left.saturating_sub(passed)),
-                );
+            let Some(wait) = thread.wait else { continue };
+            timed::note(thread.tid, wait.call, wait.end_ns);
+            // Made again, it ends when it would have ended.
+            let passed = (clocks::monotonic_ns() - self.at.monotonic_ns) as u64;
+            let left_ns = thread.left_ns.map(|left| left.saturating_sub(passed).max(1));
+            let regs = left_ns.map_or(thread.regs, |left| process::with_time_out(thread.regs, left));
+            if regs != thread.regs {
+                ptrace::set_regs(thread.tid, &regs).ok();
             }
         }
         let mut ended = Vec::new();

@@ -1,5 +1,6 @@
 //! The appshot engine: freezes process trees into appshots and brings them back.
 pub mod cgroup;
+pub mod clocks;
 pub mod error;
 pub mod executor;
 pub mod files;
@@ -22,3 +23,4 @@ pub mod survey;
 pub mod sys;
 pub mod target;
 pub mod timed;
+pub mod timers;

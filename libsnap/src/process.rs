@@ -4,20 +4,20 @@
 //! process itself can ask the kernel (signal actions, timers, the exact brk, the
 //! alternate stack) is asked by one executor batch a thread.
 
+use crate::clocks::Timeline;
 use crate::error::{OrFail, Result};
 use crate::executor::{Batch, CallId, Executor, Slot};
 use crate::freeze::{FrozenProcess, FrozenThread};
-use crate::ids::{HostPid, VirtualPid};
+use crate::ids::HostPid;
 use crate::image::ThreadImage;
 use crate::image::records::{
-    AltStack, Blocked, Creds, MmRecord, PosixTimer, ProcessRecord, Rseq, Sched, Seccomp, SigAction, SigInfo,
-    ThreadRecord, TimerValue,
+    AltStack, Blocked, Creds, MmRecord, ProcessRecord, Rseq, Sched, Seccomp, SigAction, SigInfo, ThreadRecord,
 };
 use crate::proc::{self, Fields};
 use crate::sys::ptrace::{self, Regs, reg};
 use crate::sys::task;
 use crate::timed::Wait;
-use std::collections::HashMap;
+use crate::timers;
 
 const PR_GET_TID_ADDRESS: u64 = 40;
 /// Signals kept of one queue at most; RLIMIT_SIGPENDING is of this order.
@@ -63,18 +63,25 @@ pub fn is_waiting(regs: &Regs, wait: &Wait) -> bool {
 
 /// Registers with which the thread is to go on: as they are, but a call that
 /// our stop made fail with EINTR is restarted, with the time that it has left.
-pub fn resumable(regs: Regs, wait: Option<Wait>) -> Regs {
+pub fn resumable(regs: Regs, left_ns: Option<u64>) -> Regs {
     let call = regs.get(reg::ORIG_RAX) as i64;
     let interrupted = regs.get(reg::RAX) as i64 == -i64::from(libc::EINTR);
     if !interrupted || !EINTR_CALLS.contains(&call) {
         return regs;
     }
     let regs = regs.with(reg::RAX, ERESTARTNOHAND as u64);
-    match wait.and_then(|wait| wait.left_ns) {
-        // The time-out of epoll_wait is a register, in milliseconds.
-        Some(left_ns) => regs.with(reg::R10, left_ns.div_ceil(1_000_000)),
-        None => regs,
+    left_ns.map_or(regs, |left| with_time_out(regs, left))
+}
+
+/// The time-out of epoll_wait is a register, in milliseconds: the call is simply
+/// made again with what is left.
+pub fn with_time_out(regs: Regs, left_ns: u64) -> Regs {
+    let call = regs.get(reg::ORIG_RAX) as i64;
+    let again = regs.get(reg::RAX) as i64 == ERESTARTNOHAND;
+    if again && [libc::SYS_epoll_wait, libc::SYS_epoll_pwait].contains(&call) {
+        return regs.with(reg::R10, left_ns.div_ceil(1_000_000));
     }
+    regs
 }
 
 /// The time-out still to run of a call that the kernel would restart from its
@@ -83,11 +90,8 @@ fn blocked_in(thread: &FrozenThread) -> Blocked {
     if (thread.regs.get(reg::ORIG_RAX) as i64) < 0 {
         return Blocked::No;
     }
-    match (
-        thread.regs.get(reg::RAX) as i64,
-        thread.wait.and_then(|wait| wait.left_ns),
-    ) {
-        (ERESTART_RESTARTBLOCK, Some(left_ns)) => Blocked::Timed { left_ns },
+    match (thread.regs.get(reg::RAX) as i64, thread.left_ns) {
+        (ERESTART_RESTARTBLOCK | ERESTARTNOHAND, Some(left_ns)) => Blocked::Timed { left_ns },
         (ERESTART_RESTARTBLOCK..=-512, _) => Blocked::Restart,
         _ => Blocked::No,
     }
@@ -102,7 +106,7 @@ fn kept_registers(thread: &FrozenThread) -> [u64; 27] {
         regs = regs.with(reg::ORIG_RAX, wait.call as u64);
     }
     let restarted = regs.get(reg::RAX) as i64 == ERESTART_RESTARTBLOCK;
-    if restarted && thread.wait.is_none_or(|wait| wait.left_ns.is_none()) {
+    if restarted && thread.left_ns.is_none() {
         // What restart_syscall stood for is not known: it ends as if interrupted.
         let unknown = regs.get(reg::ORIG_RAX) as i64 == libc::SYS_restart_syscall;
         let code = if unknown {
@@ -117,21 +121,26 @@ fn kept_registers(thread: &FrozenThread) -> [u64; 27] {
 
 /// Asks a process by batch, then its threads; gives each its state.
 /// `ignores_trap`: its action for SIGTRAP is to ignore it, which the first batch
-/// resets.
+/// resets. `timeline`: its clocks at the freeze.
 pub fn capture(
     process: &FrozenProcess,
     executor: &Executor,
     ignores_trap: bool,
+    timeline: &Timeline,
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
-    let mut asked = AskProcess::new(executor, process.pid);
+    let mut asked = AskProcess::new(executor);
     let main = process.main();
     executor.run(main.tid, &main.regs, &mut asked.batch)?;
-    let mut record = process_record(process, &asked)?;
+    // Timers before signals: see `timers::settle`.
+    let timers = timers::ask(process, executor, timeline)?;
+    let mut record = process_record(process, &asked, timers)?;
     if ignores_trap {
         record.sigactions[libc::SIGTRAP as usize - 1].handler = libc::SIG_IGN as u64;
     }
     let threads = process.threads.iter().map(|thread| capture_thread(thread, executor));
-    Ok((record, threads.collect::<Result<_>>()?))
+    let mut threads = threads.collect::<Result<Vec<_>>>()?;
+    timers::settle(&mut record, &mut threads, process.waiting, timeline);
+    Ok((record, threads))
 }
 
 /// The action for SIGTRAP as the kernel takes it, where it is to ignore it.
@@ -145,8 +154,6 @@ pub fn trap_to_ignore(record: &ProcessRecord) -> Option<[u64; 4]> {
 struct AskProcess {
     batch: Batch,
     actions: Vec<Slot>,
-    itimers: Vec<Slot>,
-    timers: Vec<(TimerText, Slot, CallId)>,
     brk: CallId,
     dumpable: CallId,
     subreaper: Slot,
@@ -154,7 +161,7 @@ struct AskProcess {
 }
 
 impl AskProcess {
-    fn new(executor: &Executor, pid: HostPid) -> Self {
+    fn new(executor: &Executor) -> Self {
         let mut batch = executor.batch();
         let actions = (1..=64u64).map(|signal| {
             let slot = batch.space(32);
@@ -162,20 +169,6 @@ impl AskProcess {
             slot
         });
         let actions = actions.collect();
-        let itimers = (0..3).map(|which| {
-            let slot = batch.space(32);
-            batch.must("getitimer", libc::SYS_getitimer, &[which, slot.address]);
-            slot
-        });
-        let itimers = itimers.collect();
-        let timers = posix_timers(pid).into_iter().map(|text| {
-            let slot = batch.space(32);
-            let id = text.id as u64;
-            batch.must("timer_gettime", libc::SYS_timer_gettime, &[id, slot.address]);
-            let overrun = batch.call("timer_getoverrun", libc::SYS_timer_getoverrun, &[id]);
-            (text, slot, overrun)
-        });
-        let timers = timers.collect();
         let subreaper = batch.space(8);
         let prctl = |batch: &mut Batch, option: i32, argument: u64| {
             batch.call("prctl", libc::SYS_prctl, &[option as u64, argument, 0, 0, 0])
@@ -187,8 +180,6 @@ impl AskProcess {
         AskProcess {
             batch,
             actions,
-            itimers,
-            timers,
             brk,
             dumpable,
             subreaper,
@@ -209,98 +200,9 @@ impl AskProcess {
             mask: words[3],
         }
     }
-
-    /// `struct itimerval`: seconds and microseconds.
-    fn itimer(&self, slot: Slot) -> TimerValue {
-        let w = self.batch.read_words(slot);
-        TimerValue {
-            interval_ns: w[0] * 1_000_000_000 + w[1] * 1000,
-            value_ns: w[2] * 1_000_000_000 + w[3] * 1000,
-        }
-    }
-
-    /// `struct itimerspec`: seconds and nanoseconds.
-    fn posix_timer(&self, text: &TimerText, slot: Slot, overrun: CallId) -> PosixTimer {
-        let w = self.batch.read_words(slot);
-        PosixTimer {
-            id: text.id,
-            clock: text.clock,
-            notify: text.notify,
-            signal: text.signal,
-            sigev_value: text.value,
-            thread: text.thread,
-            time: TimerValue {
-                interval_ns: w[0] * 1_000_000_000 + w[1],
-                value_ns: w[2] * 1_000_000_000 + w[3],
-            },
-            overrun: self.batch.result(overrun).map_or(0, |v| v as i32),
-        }
-    }
 }
 
-/// One timer of `/proc/PID/timers`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct TimerText {
-    id: i32,
-    signal: i32,
-    value: u64,
-    notify: i32,
-    thread: VirtualPid,
-    clock: i32,
-}
-
-fn posix_timers(pid: HostPid) -> Vec<TimerText> {
-    let text = proc::text(pid, "timers").unwrap_or_default();
-    parse_timers(&text)
-}
-
-fn parse_timers(text: &str) -> Vec<TimerText> {
-    let mut found: Vec<TimerText> = Vec::new();
-    for line in text.lines() {
-        let Some((key, value)) = line.split_once(':') else {
-            continue;
-        };
-        let value = value.trim();
-        if key == "ID" {
-            found.push(TimerText::default());
-        }
-        let Some(timer) = found.last_mut() else { continue };
-        match key {
-            "ID" => timer.id = value.parse().unwrap_or(-1),
-            "signal" => {
-                let (signal, pointer) = value.split_once('/').unwrap_or((value, "0"));
-                timer.signal = signal.parse().unwrap_or(0);
-                timer.value = u64::from_str_radix(pointer, 16).unwrap_or(0);
-            }
-            "notify" => parse_notify(value, timer),
-            "ClockID" => timer.clock = value.parse().unwrap_or(0),
-            _ => {}
-        }
-    }
-    found
-}
-
-/// `signal/pid.12`, `none/tid.13`
-fn parse_notify(value: &str, timer: &mut TimerText) {
-    let (kind, target) = value.split_once('/').unwrap_or((value, ""));
-    timer.notify = match kind {
-        "none" => libc::SIGEV_NONE,
-        "thread" => libc::SIGEV_THREAD,
-        _ => libc::SIGEV_SIGNAL,
-    };
-    if let Some(tid) = target.strip_prefix("tid.") {
-        timer.notify |= libc::SIGEV_THREAD_ID;
-        timer.thread = VirtualPid(tid.parse().unwrap_or(0));
-    }
-}
-
-impl Default for VirtualPid {
-    fn default() -> Self {
-        VirtualPid(0)
-    }
-}
-
-fn process_record(process: &FrozenProcess, asked: &AskProcess) -> Result<ProcessRecord> {
+fn process_record(process: &FrozenProcess, asked: &AskProcess, timers: timers::Timers) -> Result<ProcessRecord> {
     let pid = process.pid;
     let failed = || format!("cannot read the state of pid {pid}");
     let status = Fields::status(pid).or_fail(failed)?;
@@ -316,19 +218,7 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess) -> Result<Process
             .and_then(|t| u64::from_str_radix(t.trim(), 16).ok())
             .unwrap_or(0)
     };
-    let visible = tids_by_host(process);
     let pending = signals(pid, true)?;
-    let mut posix_timers: Vec<PosixTimer> = asked
-        .timers
-        .iter()
-        .map(|(text, slot, overrun)| asked.posix_timer(text, *slot, *overrun))
-        .collect();
-    for timer in &mut posix_timers {
-        // /proc shows the number in the reader's namespace.
-        if let Some(vtid) = visible.get(&timer.thread.0) {
-            timer.thread = *vtid;
-        }
-    }
     Ok(ProcessRecord {
         pid: process.vpid,
         exe: proc::link(pid, "exe").or_fail(failed)?,
@@ -345,15 +235,11 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess) -> Result<Process
         rlimits: rlimits(pid),
         sigactions: asked.actions.iter().map(|slot| asked.action(*slot)).collect(),
         pending,
-        itimers: [0, 1, 2].map(|at| asked.itimer(asked.itimers[at])),
-        posix_timers,
+        itimers: timers.interval,
+        posix_timers: timers.posix,
         fds: Vec::new(),
         ctty: None,
     })
-}
-
-fn tids_by_host(process: &FrozenProcess) -> HashMap<i32, VirtualPid> {
-    process.threads.iter().map(|t| (t.tid.0, t.vtid)).collect()
 }
 
 fn signals(tid: HostPid, shared: bool) -> Result<Vec<SigInfo>> {
@@ -510,22 +396,6 @@ fn sched(tid: HostPid) -> crate::sys::Sys<Sched> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn timers_as_the_kernel_lists_them() {
-        let text = "ID: 0\nsignal: 10/0000000000000abc\nnotify: signal/pid.77\nClockID: 1\n\
-                    ID: 3\nsignal: 34/00007f12\nnotify: signal/tid.78\nClockID: 0\n";
-        let found = parse_timers(text);
-        assert_eq!(found.len(), 2);
-        assert_eq!(
-            (found[0].id, found[0].signal, found[0].value, found[0].clock),
-            (0, 10, 0xabc, 1)
-        );
-        assert_eq!(
-            (found[1].notify, found[1].thread),
-            (libc::SIGEV_THREAD_ID, VirtualPid(78))
-        );
-    }
 
     #[test]
     fn only_listed_calls_are_restarted_after_eintr() {

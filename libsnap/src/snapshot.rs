@@ -11,6 +11,7 @@
 //! half-written appshot is removed by its writer. A halted app is ended only
 //! once its appshot is sealed.
 
+use crate::clocks::Timeline;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::executor::{self, Executor};
 use crate::files::{self, FileTable, Member};
@@ -111,21 +112,25 @@ fn take(
     let mut tables = Tables::default();
     survey::processes(target, &frozen_pids(frozen), &mut refusals);
     let spaces = address_spaces(&frozen_pids(frozen), &mut tables, &mut refusals)?;
-    let table = files::capture(&members, options, true, &mut tables, &mut refusals)?;
+    let table = files::capture(&members, options, Some(frozen.at), &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
     let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
     let mut objects = ipc::look(&numbers, target, &mut tables.shm, true, &mut refusals);
     let filters = Filters::look(frozen, &mut refusals)?;
     refusals.into_result(subject)?;
     steps.start("capture");
-    let clocks = survey::clocks(frozen.processes[0].pid);
+    let mut timeline = Timeline {
+        app: survey::clocks(&frozen.at, frozen.processes[0].pid),
+        freeze: frozen.at,
+    };
     let mut captured = Vec::with_capacity(spaces.len());
     for (process, vmas) in frozen.processes.iter().zip(&spaces) {
         go_on(cancelled)?;
-        let (record, mut threads) = capture_process(process, vmas, &mut objects)?;
+        let (record, mut threads) = capture_process(process, vmas, &mut objects, &timeline)?;
         filters.note(process, &mut threads);
         captured.push((record, threads));
     }
+    timeline.app.stood_ns = timeline.passed_ns();
     steps.start("memory");
     let needs = needs(frozen, &spaces, &captured)?;
     let snaplist = snaplist(frozen)?;
@@ -139,7 +144,7 @@ fn take(
         writer,
         cancelled,
     )?;
-    let mut manifest = manifest(frozen, target, clocks, needs, snaplist, table, tables);
+    let mut manifest = manifest(frozen, target, timeline.app, needs, snaplist, table, tables);
     manifest.seccomp = filters.into_records();
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
     Ok(Taken { manifest, memory_bytes })
@@ -163,6 +168,7 @@ fn capture_process(
     process: &FrozenProcess,
     vmas: &[Vma],
     objects: &mut Objects,
+    timeline: &Timeline,
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let main = process.main();
     let gate = executor::find_gate(process.pid, &gates(vmas))?;
@@ -184,7 +190,7 @@ fn capture_process(
     let captured = Executor::infect(main.tid, &main.regs, gate, hole).and_then(|executor| {
         let captured = objects
             .ask(process, &executor)
-            .and_then(|()| process::capture(process, &executor, ignores_trap));
+            .and_then(|()| process::capture(process, &executor, ignores_trap, timeline));
         if let Ok((record, _)) = &captured
             && let Some(action) = process::trap_to_ignore(record)
         {
@@ -408,7 +414,7 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
         .iter()
         .map(|pid| Member::open(*pid, VirtualPid(pid.0)))
         .collect::<Result<Vec<_>>>()?;
-    let table = files::capture(&members, options, false, &mut tables, &mut refusals)?;
+    let table = files::capture(&members, options, None, &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
     report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();
     report.depends = tables.external.paths().map(|path| format!("file {path}")).collect();

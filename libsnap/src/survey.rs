@@ -1,6 +1,7 @@
 //! What can be told of an app without stopping it: whether it may be
 //! snapshotted at all, and which of its state nobody could bring back.
 
+use crate::clocks::Reading;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::files::{FileTable, Member, pty};
 use crate::freeze;
@@ -199,15 +200,14 @@ fn shared_parts(pids: &[HostPid], refusals: &mut Refusals) {
     }
 }
 
-/// The clocks as the app reads them.
-pub fn clocks(pid: HostPid) -> Clocks {
-    use nix::time::{ClockId, clock_gettime};
-    let now = |clock| clock_gettime(clock).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
+/// This machine's clocks as the app reads them.
+pub fn clocks(at: &Reading, pid: HostPid) -> Clocks {
     let offsets = proc::text(pid, "timens_offsets").unwrap_or_default();
     Clocks {
-        realtime_ns: now(ClockId::CLOCK_REALTIME),
-        monotonic_ns: now(ClockId::CLOCK_MONOTONIC) + offset(&offsets, "monotonic"),
-        boottime_ns: now(ClockId::CLOCK_BOOTTIME) + offset(&offsets, "boottime"),
+        realtime_ns: at.realtime_ns,
+        monotonic_ns: at.monotonic_ns + offset(&offsets, "monotonic"),
+        boottime_ns: at.boottime_ns + offset(&offsets, "boottime"),
+        stood_ns: 0,
     }
 }
 

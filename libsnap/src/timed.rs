@@ -8,11 +8,11 @@
 //! time-out says nothing any more; its end is then noted in a small file, so that
 //! a later snapshot knows it.
 
+use crate::clocks;
 use crate::ids::HostPid;
 use crate::proc;
 use crate::sys::memory as mem;
 use crate::sys::task;
-use nix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::fs;
 
@@ -30,8 +30,8 @@ pub struct Wait {
     pub call: i64,
     /// As the kernel shows it in orig_rax.
     pub shown: i64,
-    /// None: it waits without end.
-    pub left_ns: Option<u64>,
+    /// On CLOCK_MONOTONIC of this machine. None: it waits without end.
+    pub end_ns: Option<u64>,
 }
 
 /// Reads scheduler clocks: they differ from CPU to CPU.
@@ -51,10 +51,9 @@ impl SchedClocks {
             .filter_map(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok())
             .collect();
         if shown == libc::SYS_restart_syscall
-            && let Some((call, end)) = recall(tid)
+            && let Some((call, end_ns)) = recall(tid)
         {
-            let left_ns = end.map(|end| end.saturating_sub(now()).max(1));
-            return Some(Wait { call, shown, left_ns });
+            return Some(Wait { call, shown, end_ns });
         }
         let call = if shown == libc::SYS_restart_syscall {
             restarted(&args)?
@@ -62,14 +61,14 @@ impl SchedClocks {
             shown
         };
         let full = full_time(tid, call, &args)?;
-        let left_ns = full.map(|full| full.saturating_sub(self.asleep_for(tid).unwrap_or(0)).max(1));
-        Some(Wait { call, shown, left_ns })
+        let end_ns = full.map(|full| self.asleep_since(tid).unwrap_or_else(now).saturating_add(full));
+        Some(Wait { call, shown, end_ns })
     }
 
-    fn asleep_for(&mut self, tid: HostPid) -> Option<u64> {
+    fn asleep_since(&mut self, tid: HostPid) -> Option<u64> {
         let since = exec_start(tid)?;
         let offset = self.offset(last_cpu(tid)?)?;
-        u64::try_from(now() as i64 - offset - since).ok()
+        u64::try_from(since + offset).ok().map(|since| since.min(now()))
     }
 
     /// Goes to that CPU for a moment: being scheduled there sets our own mark.
@@ -82,16 +81,24 @@ impl SchedClocks {
         let mut only = vec![0u64; cpu / 64 + 1];
         only[cpu / 64] = 1 << (cpu % 64);
         task::sched_setaffinity(own, &only).ok()?;
-        std::thread::yield_now();
-        let offset = exec_start(own).map(|mark| now() as i64 - mark);
+        // Where we lose the CPU between mark and clock, the offset comes out too large.
+        let offset = (0..MARK_TRIES)
+            .filter_map(|_| {
+                std::thread::yield_now();
+                exec_start(own).map(|mark| now() as i64 - mark)
+            })
+            .min();
         task::sched_setaffinity(own, &before).ok();
         self.offsets.insert(cpu, offset?);
         offset
     }
 }
 
+/// Each costs a turn of the CPU.
+const MARK_TRIES: usize = 3;
+
 fn now() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| (t.tv_sec() * 1_000_000_000 + t.tv_nsec()) as u64)
+    clocks::monotonic_ns() as u64
 }
 
 /// `se.exec_start  :  1234567.123456` (milliseconds)
@@ -147,9 +154,9 @@ fn full_time(tid: HostPid, call: i64, args: &[u64]) -> Option<Option<u64>> {
 }
 
 /// Notes what a thread waits in, and until when, before the kernel restarts it.
-pub fn note(tid: HostPid, call: i64, left_ns: Option<u64>) {
+pub fn note(tid: HostPid, call: i64, end_ns: Option<u64>) {
     let Ok(stat) = proc::stat(tid) else { return };
-    let end = left_ns.map_or(0, |left| now() + left);
+    let end = end_ns.unwrap_or(0);
     let notes = notes();
     fs::create_dir_all(&notes).ok();
     fs::write(format!("{notes}/{tid}"), format!("{} {call} {end}", stat.start_time)).ok();
@@ -189,7 +196,7 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(300));
         let wait = SchedClocks::default().look(tid).unwrap();
         assert_eq!(wait.call, libc::SYS_clock_nanosleep);
-        let left_ms = wait.left_ns.unwrap() / 1_000_000;
+        let left_ms = (wait.end_ns.unwrap() - now()) / 1_000_000;
         assert!((4000..4750).contains(&left_ms), "{left_ms} ms left of 5000 after 300");
     }
 }

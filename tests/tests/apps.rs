@@ -53,6 +53,7 @@ app_test!(itimers, clocked);
 app_test!(itimer_fires, clocked);
 app_test!(posix_timers, clocked);
 app_test!(timerfd, clocked);
+app_test!(timers_count, clocked);
 
 // What a process is.
 app_test!(credentials);

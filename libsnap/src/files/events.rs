@@ -3,11 +3,13 @@
 //!
 //! Refused: timerfds on CPU-time clocks, pidfds of processes outside the app.
 
-use super::{Builder, Context, Found, Refused, refused};
+use super::{Builder, Context, Description, Found, Refused, refused};
+use crate::clocks::{self, Reading, Timeline};
 use crate::error::{Error, OrFail, Result};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::{FileKind, TimerValue};
-use crate::sys::{fd, task};
+use crate::proc::{self, Fields};
+use crate::sys::{Sys, fd, task};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 pub fn capture_eventfd(found: &Found) -> FileKind {
@@ -27,44 +29,108 @@ pub fn restore_eventfd(count: u64, semaphore: bool) -> Result<OwnedFd> {
     Ok(made)
 }
 
-pub fn capture_timerfd(found: &Found) -> Result<FileKind, Refused> {
+/// Whether ticks and time go together cannot be read in one call: the timer is set
+/// going again first (`timerfd_get`), so that what falls due between the two is
+/// one tick and one interval.
+pub fn capture_timerfd(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
+    let found = &description.found;
     let clock = found.info.number("clockid").unwrap_or(-1) as i32;
-    // `it_value: (seconds, nanoseconds)`
-    let time = |key: &str| -> u64 {
-        let text = found.info.get(key).unwrap_or("(0, 0)").trim_matches(['(', ')']);
-        let (seconds, nanos) = text.split_once(',').unwrap_or(("0", "0"));
-        let number = |t: &str| t.trim().parse::<u64>().unwrap_or(0);
-        number(seconds) * 1_000_000_000 + number(nanos)
-    };
     if ![libc::CLOCK_REALTIME, libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].contains(&clock) {
         return refused(
             format!("a timerfd on clock {clock}"),
             "use CLOCK_MONOTONIC, CLOCK_BOOTTIME or CLOCK_REALTIME",
         );
     }
+    let failed = |error: &dyn std::fmt::Display| (format!("its time cannot be read: {error}"), "try again".to_owned());
+    let freeze = context.frozen.unwrap_or_else(Reading::now).monotonic_ns;
+    let (left_ns, interval_ns, at) = time_left(&description.dup).map_err(|e| failed(&e))?;
+    let info = proc::text(context.member(found).pid, &format!("fdinfo/{}", found.fd)).map_err(|e| failed(&e))?;
+    let info = Fields::new(info);
+    let since_freeze = u64::try_from(at - freeze).unwrap_or(0);
+    // `it_value: (seconds, nanoseconds)`; zero once it has fallen due.
+    let fell_due = left_ns > 0 && info.get("it_value") == Some("(0, 0)");
+    let value_ns = match (left_ns, fell_due, interval_ns) {
+        (0, ..) | (_, true, 0) => 0,
+        (left, true, interval) => since_freeze + left + interval,
+        (left, false, _) => since_freeze + left,
+    };
     Ok(FileKind::Timerfd {
         clock,
-        ticks: found.info.number("ticks").unwrap_or(0) as u64,
-        settime_flags: found.info.octal("settime flags") as i32,
-        time: TimerValue {
-            interval_ns: time("it_interval"),
-            value_ns: time("it_value"),
-        },
+        ticks: info.number("ticks").unwrap_or(0) as u64,
+        settime_flags: info.octal("settime flags") as i32,
+        time: TimerValue { interval_ns, value_ns },
     })
 }
 
-pub fn restore_timerfd(clock: i32, ticks: u64, settime_flags: i32, time: TimerValue) -> Result<OwnedFd> {
+/// Time left and interval, and when that was, on CLOCK_MONOTONIC.
+fn time_left(fd: &OwnedFd) -> Sys<(u64, u64, i64)> {
+    /// The timer and the clock were read together if within this time.
+    const TOGETHER_NS: i64 = 50_000;
+    let mut tries = 0;
+    loop {
+        let before = clocks::monotonic_ns();
+        let (left, interval) = fd::timerfd_get(fd)?;
+        let after = clocks::monotonic_ns();
+        tries += 1;
+        // One that falls due at this very moment has nothing left, and has the next time.
+        let due_now = left == 0 && interval > 0 && tries < 3;
+        if !due_now && (after - before < TOGETHER_NS || tries > 10) {
+            return Ok((left, interval, after));
+        }
+    }
+}
+
+/// Armed for the instant at which it is due; what is past already is ticks.
+/// Relative times on CLOCK_REALTIME pass like monotonic ones.
+pub fn restore_timerfd(
+    timeline: &Timeline,
+    clock: i32,
+    mut ticks: u64,
+    settime_flags: i32,
+    time: TimerValue,
+) -> Result<OwnedFd> {
     /// `_IOW('T', 0, u64)` (Linux 3.17)
     const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
+    /// So often one may fall due just while it is being made.
+    const TRIES: usize = 100;
     let failed = || "cannot make a timerfd";
     let made = fd::timerfd(clock, libc::TFD_CLOEXEC).or_fail(failed)?;
-    if time.value_ns > 0 {
-        // The time left is relative whatever the timer was set with.
-        let cancel = settime_flags & libc::TFD_TIMER_CANCEL_ON_SET;
-        fd::timerfd_set(&made, cancel, time.value_ns, time.interval_ns).or_fail(failed)?;
-    }
-    if ticks > 0 {
-        fd::ioctl_bytes(&made, TFD_IOC_SET_TICKS, &mut ticks.to_ne_bytes()).or_fail(failed)?;
+    let of_the_day = clock == libc::CLOCK_REALTIME && settime_flags & libc::TFD_TIMER_ABSTIME != 0;
+    let now = || match clock {
+        libc::CLOCK_BOOTTIME => Reading::now().boottime_ns,
+        _ if of_the_day => Reading::now().realtime_ns,
+        _ => clocks::monotonic_ns(),
+    };
+    let from = match clock {
+        libc::CLOCK_BOOTTIME => timeline.freeze.boottime_ns,
+        _ if of_the_day => timeline.app.realtime_ns,
+        _ => timeline.freeze.monotonic_ns,
+    };
+    let mut due = (time.value_ns > 0).then(|| clocks::due(from, time.value_ns));
+    for _ in 0..TRIES {
+        let is = now() as u64;
+        if let Some(past) = due.filter(|due| *due <= is) {
+            let missed = (is - past).checked_div(time.interval_ns);
+            ticks = ticks.saturating_add(missed.unwrap_or(0).saturating_add(1));
+            due = missed.map(|n| past.saturating_add((n + 1).saturating_mul(time.interval_ns)));
+        }
+        // The order matters: arming sets the ticks to none.
+        if let Some(due) = due {
+            let relative = clock == libc::CLOCK_REALTIME && !of_the_day;
+            let (flags, value_ns) = if relative {
+                (0, due - is)
+            } else {
+                (libc::TFD_TIMER_ABSTIME, due)
+            };
+            let flags = flags | settime_flags & libc::TFD_TIMER_CANCEL_ON_SET;
+            fd::timerfd_set(&made, flags, value_ns, time.interval_ns).or_fail(failed)?;
+        }
+        if ticks > 0 {
+            fd::ioctl_bytes(&made, TFD_IOC_SET_TICKS, &mut ticks.to_ne_bytes()).or_fail(failed)?;
+        }
+        if due.is_none_or(|due| ticks == 0 || now() < due as i64) {
+            break;
+        }
     }
     Ok(made)
 }

@@ -130,7 +130,7 @@ pub fn show_address(raw: &[u8]) -> Option<String> {
 }
 
 fn udp(context: &Context<'_>, description: &Description, record: &mut SocketRecord) -> Result<SocketState, Refused> {
-    if context.frozen {
+    if context.frozen.is_some() {
         if sysfd::ioctl_i32(&description.dup, libc::TIOCOUTQ).unwrap_or(0) > 0 {
             return refused(
                 "a datagram that it is sending is held back (UDP_CORK, MSG_MORE) or on its way",

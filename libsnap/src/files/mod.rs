@@ -17,6 +17,7 @@ pub mod pty_queue;
 pub mod sockets;
 pub mod unix;
 
+use crate::clocks::{Reading, Timeline};
 use crate::error::{OrFail, Result};
 use crate::ids::{FdNum, FileId, HostPid, VirtualPid};
 use crate::image::records::{FdEntry, FileKind, FileOwner, OpenFile, PipeRecord};
@@ -102,8 +103,8 @@ pub struct Context<'a> {
     pub descriptions: &'a [Description],
     pub fds: &'a [Vec<FdEntry>],
     pub unix: HashMap<u64, UnixSocket>,
-    /// The app stands still: queues may be looked into.
-    pub frozen: bool,
+    /// The app stands still since then: queues may be looked into.
+    pub frozen: Option<Reading>,
 }
 
 impl Context<'_> {
@@ -125,7 +126,7 @@ impl Context<'_> {
 pub fn capture(
     members: &[Member],
     options: &SnapshotOptions,
-    frozen: bool,
+    frozen: Option<Reading>,
     tables: &mut Tables,
     refusals: &mut Refusals,
 ) -> Result<FileTable> {
@@ -245,7 +246,7 @@ fn anonymous(context: &Context<'_>, description: &Description) -> Result<FileKin
     let name = found.link.strip_prefix("anon_inode:").unwrap_or("[pidfd]");
     match name.trim_matches(['[', ']']) {
         "eventfd" => Ok(events::capture_eventfd(found)),
-        "timerfd" => events::capture_timerfd(found),
+        "timerfd" => events::capture_timerfd(context, description),
         "signalfd" => Ok(events::capture_signalfd(found)),
         "pidfd" => events::capture_pidfd(context, found),
         "eventpoll" => epoll::capture(context, description),
@@ -288,6 +289,7 @@ pub struct Builder<'a> {
     pub stdio: &'a crate::target::Stdio,
     /// Descriptions of /dev/tty, which only the processes it controls can open.
     pub ttys: HashMap<FileId, OwnedFd>,
+    pub timeline: Timeline,
 }
 
 /// Makes every description of the appshot, as descriptors of ours.
@@ -311,7 +313,7 @@ pub fn restore_all(
                 ticks,
                 settime_flags,
                 time,
-            } => events::restore_timerfd(*clock, *ticks, *settime_flags, *time)?,
+            } => events::restore_timerfd(&builder.timeline, *clock, *ticks, *settime_flags, *time)?,
             FileKind::Signalfd { mask } => events::restore_signalfd(*mask)?,
             FileKind::Epoll { .. } => epoll::restore()?,
             FileKind::Inotify { watches } => inotify::restore(builder, watches)?,

@@ -68,7 +68,7 @@ fn record(context: &Context<'_>, description: &Description) -> Result<PipeRecord
     let readable = context
         .by_inode(found.key.1)
         .find(|d| access(d.found.flags) != libc::O_WRONLY);
-    let (data, reads) = match readable.filter(|_| context.frozen) {
+    let (data, reads) = match readable.filter(|_| context.frozen.is_some()) {
         Some(end) => {
             content(&end.dup, capacity).or_else(|e| refused(format!("its content cannot be read: {e}"), "try again"))?
         }

@@ -190,7 +190,7 @@ fn master(context: &Context<'_>, description: &Description) -> Result<PtyRecord,
     };
     (record.sid, record.foreground) = session_and_foreground(context, tty)?;
     plain(context, description, &modes, &record)?;
-    if context.frozen {
+    if context.frozen.is_some() {
         let slave = peer(tty, record.locked).map_err(unknown("other side"))?;
         let queue = pty_queue::look(tty, &slave, &modes, record.packet_mode)?;
         (record.input, record.output) = (queue.input, queue.output);

@@ -54,7 +54,7 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     } else {
         SocketState::Fresh
     };
-    if context.frozen && diag.state != LISTEN && sockets::readable(&description.dup) {
+    if context.frozen.is_some() && diag.state != LISTEN && sockets::readable(&description.dup) {
         record.queue = sockets::peek_queue(context, description, (record.domain, record.kind))?;
     }
     sendable(context, record)

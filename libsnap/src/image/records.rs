@@ -72,13 +72,17 @@ pub struct Needs {
     pub vdso_blake3: String,
 }
 
-/// The app's clocks when it stopped, in nanoseconds.
+/// The app's clocks at the freeze, in nanoseconds. All times of timers and of
+/// time-outs count from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Clocks {
     pub realtime_ns: i64,
     pub monotonic_ns: i64,
     pub boottime_ns: i64,
+    /// From the freeze until the last timer was read: the restored app's clocks
+    /// go on from there.
+    pub stood_ns: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,7 +199,8 @@ pub struct SigInfo(pub [u64; 16]);
 #[serde(deny_unknown_fields)]
 pub struct TimerValue {
     pub interval_ns: u64,
-    /// Time left.
+    /// When it is due, counted from the freeze; 0: not armed. On clocks of CPU
+    /// time, which stood still: time left.
     pub value_ns: u64,
 }
 
@@ -294,7 +299,8 @@ pub enum Blocked {
     /// The kernel's restart code (-ERESTART…) stands in rax: the kernel
     /// restarts the call, or ends it with EINTR for a handler, as it would have.
     Restart,
-    /// A call with a relative time-out: it is entered again for the time left.
+    /// A call with a relative time-out, this long after the freeze: it is entered
+    /// again for what is left then.
     Timed { left_ns: u64 },
 }
 

@@ -71,6 +71,7 @@ pub fn manifest() -> Manifest {
             realtime_ns: 5,
             monotonic_ns: 6,
             boottime_ns: 7,
+            stood_ns: 8,
         },
         hostname: "host".into(),
         domainname: "(none)".into(),

@@ -129,6 +129,7 @@ fn build(
             shm: &sources,
             stdio: &options.stdio,
             ttys: skeleton.open_ttys(&shot.manifest)?,
+            timeline: skeleton.timeline,
         },
         &shot.manifest,
         ptys,

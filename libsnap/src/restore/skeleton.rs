@@ -11,6 +11,7 @@
 
 use super::script::Script;
 use crate::cgroup;
+use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Batch, Executor};
 use crate::files::pty::Ptys;
@@ -54,6 +55,7 @@ pub struct Skeleton {
     pub restorer: i32,
     /// Until they are given to the app's processes.
     pub ptys: Ptys,
+    pub timeline: Timeline,
     cgroup: Option<PathBuf>,
     root: VirtualPid,
     /// The highest number that the app uses.
@@ -78,11 +80,12 @@ impl Skeleton {
         let ourselves = HostPid(std::process::id() as i32);
         let ourselves = task::pidfd_open(ourselves).or_fail(|| "cannot open this process")?;
         let own_init = pids == PidMode::New && root.pid.0 != 1;
+        let timeline = Timeline::begin(manifest.clocks);
         let place = Place {
             pids,
             cgroup: group.clone(),
             names: (pids == PidMode::New).then(|| (manifest.hostname.clone(), manifest.domainname.clone())),
-            clock_offsets: Some(clock_offsets(shot)),
+            clock_offsets: Some(timeline.offsets()),
             pid: (pids == PidMode::Host).then_some(root.pid.0),
         };
         let first = launch::husk(&place, ourselves.as_fd(), number, OPTIONS);
@@ -98,6 +101,7 @@ impl Skeleton {
             gate: 0,
             restorer: number,
             ptys: Ptys::default(),
+            timeline,
             cgroup: group,
             root: root.pid,
             highest: highest(shot),
@@ -356,23 +360,6 @@ fn highest(shot: &Appshot) -> i32 {
         .flat_map(|core| &core.image.threads)
         .map(|t| t.record.tid);
     processes.chain(threads).map(|pid| pid.0).max().unwrap_or(1)
-}
-
-/// Lines for timens_offsets that make the app's clocks go on where they stood.
-fn clock_offsets(shot: &Appshot) -> String {
-    use nix::time::{ClockId, clock_gettime};
-    let line = |name: &str, clock: ClockId, then: i64| {
-        let now = clock_gettime(clock).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
-        let offset = then - now;
-        format!(
-            "{name} {} {}\n",
-            offset.div_euclid(1_000_000_000),
-            offset.rem_euclid(1_000_000_000)
-        )
-    };
-    let clocks = &shot.manifest.clocks;
-    line("monotonic", ClockId::CLOCK_MONOTONIC, clocks.monotonic_ns)
-        + &line("boottime", ClockId::CLOCK_BOOTTIME, clocks.boottime_ns)
 }
 
 /// Ends a stopped husk so that its parent reads `status`.

@@ -4,17 +4,18 @@
 
 use super::script::{Running, Script};
 use super::skeleton::{Husk, Skeleton, wait_born};
+use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Batch};
 use crate::ids::{HostPid, VirtualPid};
-use crate::image::records::{
-    Blocked, Creds, PosixTimer, ProcessRecord, Seccomp, SeccompFilter, SigInfo, ThreadRecord, TimerValue, VmaKind,
-};
+use crate::image::records::{Blocked, Creds, ProcessRecord, Seccomp, SeccompFilter, SigInfo, ThreadRecord, VmaKind};
 use crate::image::{Appshot, Core, ThreadImage};
+use crate::process::with_time_out;
 use crate::seccomp;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs, SchedAttr};
+use crate::timers;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
@@ -25,8 +26,6 @@ const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_SIGHAND
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM) as u64;
-/// `prctl` options that libc does not name (Linux 6.15).
-const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 
 /// Makes the threads of process `at` besides its main one, and gives all of them
 /// their seccomp filters (suspended while we trace), as long as they have the
@@ -114,7 +113,7 @@ pub fn process<'a>(skeleton: &'a Skeleton, at: usize, core: &Core) -> Result<Run
         .split_first()
         .ok_or_else(|| Error::failed("a process without threads"))?;
     own_state(&mut script, &main.record)?;
-    timers(&mut script, record)?;
+    timers::make(&mut script, record)?;
     queue_shared(&mut script, record)?;
     finish_thread(&mut script, record, &main.record)?;
     for (tid, thread) in husk.threads.iter().zip(others) {
@@ -124,7 +123,7 @@ pub fn process<'a>(skeleton: &'a Skeleton, at: usize, core: &Core) -> Result<Run
         finish_thread(&mut script, record, &thread.record)?;
         script.flush()?;
     }
-    last(&mut script, skeleton.restorer, record)?;
+    last(&mut script, skeleton.restorer, &skeleton.timeline, record)?;
     script.start()
 }
 
@@ -326,51 +325,14 @@ fn last_capability() -> u64 {
     })
 }
 
-/// Timers under their old ids, still disarmed.
-fn timers(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
-    if record.posix_timers.is_empty() {
-        return Ok(());
-    }
-    prctl(script, PR_TIMER_CREATE_RESTORE_IDS as i32, 1)?;
-    for timer in &record.posix_timers {
-        // struct sigevent: value, signal, notify, thread id.
-        let signal = u64::from(timer.signal as u32) | u64::from(timer.notify as u32) << 32;
-        let thread = u64::from(timer.thread.0 as u32);
-        let batch = script.room(1, 72)?;
-        let event = batch.words(&[timer.sigev_value, signal, thread, 0, 0, 0, 0, 0]);
-        let id = batch.words(&[timer.id as u64]);
-        let args = [timer.clock as i64 as u64, event.address, id.address];
-        batch.must("timer_create", libc::SYS_timer_create, &args);
-    }
-    prctl(script, PR_TIMER_CREATE_RESTORE_IDS as i32, 0)
-}
-
 /// What comes once all threads have their rights: dumpable (reset by them) and
 /// the clocks that run from now on.
-fn last(script: &mut Script<'_>, restorer: i32, record: &ProcessRecord) -> Result<()> {
+fn last(script: &mut Script<'_>, restorer: i32, timeline: &Timeline, record: &ProcessRecord) -> Result<()> {
     if record.dumpable != 2 {
         prctl(script, libc::PR_SET_DUMPABLE, record.dumpable as u64)?;
     }
-    for (which, timer) in (0u64..).zip(&record.itimers) {
-        if timer.value_ns != 0 {
-            let micros = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000 / 1000];
-            let words = [micros(timer.interval_ns), micros(timer.value_ns.max(1000))].concat();
-            let batch = script.room(1, 32)?;
-            let value = batch.words(&words);
-            batch.must("setitimer", libc::SYS_setitimer, &[which, value.address, 0]);
-        }
-    }
-    for timer in record.posix_timers.iter().filter(|t| t.time != TimerValue::default()) {
-        arm(script.room(1, 32)?, timer);
-    }
+    timers::arm(script, timeline, record)?;
     script.must("close", libc::SYS_close, &[restorer as u64]).map(drop)
-}
-
-fn arm(batch: &mut Batch, timer: &PosixTimer) {
-    let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
-    let value = batch.words(&[parts(timer.time.interval_ns), parts(timer.time.value_ns)].concat());
-    let args = [timer.id as u64, 0, value.address, 0];
-    batch.must("timer_settime", libc::SYS_timer_settime, &args);
 }
 
 /// Stops the processes that job control had stopped, while their parents can
@@ -454,7 +416,10 @@ pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
     skeleton.executor.cure(husk.pid, &husk.regs, gate)?;
     for ((tid, thread), result) in tids.into_iter().zip(&core.image.threads).zip(results) {
         let failed = || format!("cannot give task {} its registers", thread.record.tid);
-        let regs = with_result(Regs(thread.regs), result);
+        let mut regs = with_result(Regs(thread.regs), result);
+        if let Blocked::Timed { left_ns } = thread.record.blocked_in {
+            regs = with_time_out(regs, skeleton.timeline.left_ns(left_ns));
+        }
         if let Some(rseq) = thread.record.rseq.filter(|rseq| rseq.section != 0) {
             // Registering cleared it: the kernel must know what to abort.
             let at = rseq.pointer + 8;
@@ -508,7 +473,7 @@ fn enter_waits(
     let places = (0u64..).map(|n| skeleton.executor.payload() + n * TIME_BYTES);
     let mut waits = Vec::new();
     for ((tid, thread), place) in threads.iter().zip(places) {
-        if let Some(wait) = Wait::of(thread, place) {
+        if let Some(wait) = Wait::of(thread, place, &skeleton.timeline) {
             let time = [wait.left_ns / 1_000_000_000, wait.left_ns % 1_000_000_000];
             let bytes: Vec<u8> = time.iter().flat_map(|w| w.to_le_bytes()).collect();
             let failed = || unwaited(*tid);
@@ -541,14 +506,17 @@ struct Wait {
     call: i64,
     args: [u64; 6],
     left_ns: u64,
+    end_ns: u64,
 }
 
 impl Wait {
     /// `time` is where the time left will stand. None: it waits in no such call.
-    fn of(thread: &ThreadImage, time: u64) -> Option<Wait> {
+    fn of(thread: &ThreadImage, time: u64, timeline: &Timeline) -> Option<Wait> {
         let Blocked::Timed { left_ns } = thread.record.blocked_in else {
             return None;
         };
+        let end_ns = timeline.end_ns(left_ns);
+        let left_ns = timeline.left_ns(left_ns);
         let regs = Regs(thread.regs);
         let mut args = [reg::RDI, reg::RSI, reg::RDX, reg::R10, reg::R8, reg::R9].map(|at| regs.get(at));
         let call = regs.get(reg::ORIG_RAX) as i64;
@@ -559,7 +527,12 @@ impl Wait {
             libc::SYS_poll => args[2] = left_ns.div_ceil(1_000_000),
             _ => return None,
         }
-        Some(Wait { call, args, left_ns })
+        Some(Wait {
+            call,
+            args,
+            left_ns,
+            end_ns,
+        })
     }
 
     /// What the call came back with.
@@ -573,7 +546,7 @@ impl Wait {
         if result as i64 != RESTART_BLOCK {
             return Ok(Entered::Ended(result));
         }
-        crate::timed::note(tid, self.call, Some(self.left_ns));
+        crate::timed::note(tid, self.call, Some(self.end_ns));
         Ok(Entered::AsBefore)
     }
 }

@@ -92,7 +92,7 @@ pub fn timerfd(clock: i32, flags: i32) -> Sys<OwnedFd> {
     owned(unsafe { libc::timerfd_create(clock, flags) })
 }
 
-/// Arms a timerfd relative to now, in nanoseconds.
+/// Arms a timerfd, in nanoseconds: relative to now, or as TFD_TIMER_ABSTIME says.
 pub fn timerfd_set(fd: &impl AsRawFd, flags: i32, value_ns: u64, interval_ns: u64) -> Sys<()> {
     let spec = libc::itimerspec {
         it_interval: timespec(interval_ns),
@@ -103,6 +103,17 @@ pub fn timerfd_set(fd: &impl AsRawFd, flags: i32, value_ns: u64, interval_ns: u6
         libc::timerfd_settime(fd.as_raw_fd(), flags, &spec, std::ptr::null_mut())
     }))
     .map(drop)
+}
+
+/// Time left and interval of a timerfd, in nanoseconds. One that has fallen due
+/// and was not read is set going again, and its ticks are counted.
+pub fn timerfd_get(fd: &impl AsRawFd) -> Sys<(u64, u64)> {
+    // SAFETY: all zeroes is a valid itimerspec.
+    let mut spec: libc::itimerspec = unsafe { std::mem::zeroed() };
+    // SAFETY: `spec` is live for the call.
+    check(i64::from(unsafe { libc::timerfd_gettime(fd.as_raw_fd(), &mut spec) }))?;
+    let ns = |t: libc::timespec| t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64;
+    Ok((ns(spec.it_value), ns(spec.it_interval)))
 }
 
 pub fn timespec(ns: u64) -> libc::timespec {
