@@ -18,6 +18,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::{HostPid, VirtualPid};
 use crate::proc::{self, Fields};
 use crate::process;
+use crate::survey;
 use crate::sys::memory;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::target::Target;
@@ -74,7 +75,7 @@ impl FrozenProcess {
 #[derive(Debug)]
 #[must_use]
 pub struct Frozen {
-    /// Parents before children.
+    /// The root first, parents before children.
     pub processes: Vec<FrozenProcess>,
     /// Ended, not yet reaped by their parents in the tree.
     pub zombies: Vec<HostPid>,
@@ -144,7 +145,7 @@ pub fn freeze(target: &Target) -> Result<Frozen> {
         }
     }
     drop(_hold);
-    seized.finish(since)
+    seized.finish(since, survey::root(target))
 }
 
 /// Time-outs of all threads, before the first stop makes any of them run.
@@ -286,7 +287,7 @@ impl Seized {
         }
     }
 
-    fn finish(mut self, since: Instant) -> Result<Frozen> {
+    fn finish(mut self, since: Instant, root: HostPid) -> Result<Frozen> {
         let order = self.order.clone();
         let mut processes = Vec::with_capacity(order.len());
         for pid in order {
@@ -307,7 +308,7 @@ impl Seized {
         }
         let zombies = self.zombies.iter().copied().filter(|z| proc::exists(*z)).collect();
         self.threads.clear();
-        sort_parents_first(&mut processes);
+        sort_parents_first(&mut processes, root);
         Ok(Frozen {
             processes,
             zombies,
@@ -458,11 +459,14 @@ fn rseq_section(tid: HostPid, regs: &Regs) -> Option<(u64, u64)> {
     inside.then_some((area, section))
 }
 
-fn sort_parents_first(processes: &mut Vec<FrozenProcess>) {
+/// The root comes before all: an orphan hangs higher in the host's tree than it.
+fn sort_parents_first(processes: &mut Vec<FrozenProcess>, root: HostPid) {
     let depth = |pid: HostPid| {
         let mut at = pid;
-        let mut depth = 0;
-        while let Ok(stat) = proc::stat(at) {
+        let mut depth = i32::from(pid != root);
+        while pid != root
+            && let Ok(stat) = proc::stat(at)
+        {
             at = HostPid(stat.ppid);
             depth += 1;
         }

@@ -139,6 +139,7 @@ mod host_pids {
     use appshot_tests::host_pids_test;
 
     host_pids_test!(threads100);
+    host_pids_test!(sessions);
     host_pids_test!(zombies);
     host_pids_test!(pending_signals);
     host_pids_test!(posix_timers, clocked);
