@@ -546,7 +546,9 @@ impl Frozen {
             let pid = nix::unistd::Pid::from_raw(process.pid.0);
             nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).ok();
         }
-        for process in &self.processes {
+        // Children first: the init of a PID namespace waits in the kernel until all
+        // of it is reaped, by us before all.
+        for process in self.processes.iter().rev() {
             for thread in process.threads.iter().rev() {
                 if thread.tid == process.pid && is_our_child(process.pid) {
                     // Its status is for whoever waits for it.

@@ -178,6 +178,18 @@ CHECK_UNUSED static int64_t check_now_ms(void)
     return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
 }
 
+/* For programs that judge instants: what a busy machine let them stand still at
+ * one go, which is nobody's fault. */
+CHECK_UNUSED static int64_t check_stall_ms(void)
+{
+    static int64_t last, longest;
+    int64_t now = check_now_ms();
+    if (last && now - last > longest)
+        longest = now - last;
+    last = now;
+    return longest;
+}
+
 CHECK_UNUSED static pid_t check_tid(void)
 {
     return syscall(SYS_gettid);

@@ -317,19 +317,19 @@ fn detached(shot: &Appshot) -> Vec<(VirtualPid, VirtualPid)> {
     without.map(|image| (image.process.pid, image.sid)).collect()
 }
 
-/// With the host's PIDs, a session or group that is led from outside the app
-/// cannot be entered again: the app's root leads one of its own instead.
+/// A session or group that is led from outside cannot be entered again where its
+/// number is another's: with the host's PIDs, and where the app's PID namespace
+/// had none for it (0). The app's root leads one of its own instead.
 fn adopted(processes: &[SnapEntry], pids: PidMode) -> Vec<SnapEntry> {
     let mut wanted = processes.to_vec();
-    if pids == PidMode::Host {
-        let root = processes[0].pid;
-        let inside = |pid: VirtualPid| processes.iter().any(|p| p.pid == pid);
-        for entry in &mut wanted {
-            if entry.pid == root || !inside(entry.sid) {
-                entry.sid = root;
-            }
-            if entry.pid == root || !inside(entry.pgid) {
-                entry.pgid = root;
+    let root = processes[0].pid;
+    // The first husk is the root, and leads its own session.
+    let first = pids == PidMode::Host || root.0 == 1;
+    let outside = |pid: VirtualPid| pid.0 == 0 || first && !processes.iter().any(|p| p.pid == pid);
+    for entry in &mut wanted {
+        for number in [&mut entry.sid, &mut entry.pgid] {
+            if outside(*number) || first && entry.pid == root {
+                *number = root;
             }
         }
     }
