@@ -71,8 +71,8 @@ impl Batch {
         self.bytes(&bytes)
     }
 
-    pub fn c_string(&mut self, text: &str) -> Slot {
-        let mut bytes = text.as_bytes().to_vec();
+    pub fn c_string(&mut self, text: impl AsRef<[u8]>) -> Slot {
+        let mut bytes = text.as_ref().to_vec();
         bytes.push(0);
         self.bytes(&bytes)
     }

@@ -21,6 +21,13 @@ pub fn comm(pid: HostPid) -> String {
     text(pid, "comm").map_or_else(|_| "?".into(), |name| name.trim_end().to_owned())
 }
 
+/// The name of a task as the kernel has it: it need not be text.
+pub fn comm_bytes(tid: HostPid) -> Option<Vec<u8>> {
+    let mut bytes = fs::read(format!("/proc/{tid}/comm")).ok()?;
+    bytes.pop_if(|last| *last == b'\n');
+    Some(bytes)
+}
+
 pub fn exists(pid: HostPid) -> bool {
     fs::exists(format!("/proc/{pid}/stat")).unwrap_or(false)
 }

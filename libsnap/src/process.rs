@@ -288,6 +288,7 @@ fn capture_thread(thread: &FrozenThread, executor: &Executor) -> Result<ThreadIm
     let record = ThreadRecord {
         tid: thread.vtid,
         comm: proc::comm(tid),
+        comm_bytes: proc::comm_bytes(tid).filter(|bytes| proc::comm(tid).as_bytes() != bytes.as_slice()),
         sigmask: thread.sigmask,
         pending,
         sigaltstack: asked.altstack,

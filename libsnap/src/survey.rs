@@ -12,7 +12,10 @@ use crate::refusals::Refusals;
 use crate::sys::task::{self, Compare};
 use crate::target::{OutsidePolicy, SnapshotOptions, Target};
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -103,6 +106,7 @@ fn unmolested(pid: HostPid, what: &str) -> Result<()> {
 pub fn processes(target: &Target, pids: &[HostPid], refusals: &mut Refusals) {
     for pid in pids {
         namespaces(target, *pid, refusals);
+        names(*pid, refusals);
         if proc::link(*pid, "root").is_ok_and(|root| root != "/") {
             refusals.add(
                 *pid,
@@ -135,6 +139,42 @@ pub fn terminals(members: &[Member], table: &FileTable, options: &SnapshotOption
     }
 }
 
+/// Paths that are not UTF-8: records hold text.
+fn names(pid: HostPid, refusals: &mut Refusals) {
+    let mut refuse = |what: &str, name: &OsStr| {
+        if name.to_str().is_none() {
+            refusals.add(
+                pid,
+                format!("{what} ({})", name.display()),
+                "its name is not UTF-8, and not carried yet",
+                "rename it",
+            );
+        }
+    };
+    let fds = proc::numbered(&format!("/proc/{pid}/fd")).unwrap_or_default();
+    let fds = fds.into_iter().map(|fd| (format!("fd {fd}"), format!("fd/{fd}")));
+    let own = [
+        ("program", "exe"),
+        ("current directory", "cwd"),
+        ("root directory", "root"),
+    ];
+    let own = own.map(|(what, link)| (what.to_owned(), link.to_owned()));
+    for (what, link) in own.into_iter().chain(fds) {
+        if let Ok(name) = fs::read_link(format!("/proc/{pid}/{link}")) {
+            refuse(&what, name.as_os_str());
+        }
+    }
+    // A program's name stands there several times.
+    let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let names: BTreeSet<&[u8]> = maps
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.iter().position(|byte| *byte == b'/').map(|at| &line[at..]))
+        .collect();
+    for name in names {
+        refuse("mapping", OsStr::from_bytes(name));
+    }
+}
+
 fn ns(pid: &str, name: &str) -> Option<String> {
     fs::read_link(format!("/proc/{pid}/ns/{name}"))
         .ok()
@@ -155,14 +195,14 @@ fn namespaces(target: &Target, pid: HostPid, refusals: &mut Refusals) {
         check_ns(pid, name, &init, refusals);
     }
     let root = root(target).to_string();
-    for name in ["pid", "pid_for_children", "time"] {
+    for name in ["pid", "pid_for_children", "time", "time_for_children"] {
         check_ns(pid, name, &root, refusals);
     }
 }
 
 fn check_ns(pid: HostPid, name: &str, expected: &str, refusals: &mut Refusals) {
-    // pid_for_children names the namespace of future children: it must be pid's own.
-    let wanted = ns(expected, if name == "pid_for_children" { "pid" } else { name });
+    // Those of future children must be the process's own.
+    let wanted = ns(expected, name.trim_end_matches("_for_children"));
     let own = ns(&pid.to_string(), name);
     if own.is_some() && own != wanted {
         refusals.add(

@@ -65,6 +65,7 @@ app_test!(seccomp_strict);
 app_test!(rlimits);
 app_test!(cwd_umask);
 app_test!(names);
+app_test!(names_bytes, alone);
 app_test!(environment);
 app_test!(personality);
 app_test!(dumpable);

@@ -10,7 +10,9 @@ use appshot_tests::verdict::{PATIENCE, need_program, need_root, on_own_thread, p
 use libsnap::error::{Error, Kind};
 use libsnap::ids::HostPid;
 use libsnap::target::{SnapshotOptions, Target};
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -327,6 +329,37 @@ fn in_carried_namespaces() {
             is_carried(place, &words, program, Pids::New, |_| {})?;
         }
         Ok(())
+    });
+}
+
+/// Paths that are not UTF-8 are refused by name, never changed.
+#[test]
+fn with_names_that_are_no_text() {
+    trial("with_names_that_are_no_text", |place| {
+        let odd = place.dir().join(OsStr::from_bytes(b"caf\xe9"));
+        fs::create_dir(&odd)?;
+        let file = odd.join("file");
+        fs::write(&file, "text")?;
+        let stranger = Stranger::start(place, &[], "eventfd", |command| {
+            command.current_dir(&odd);
+        })?;
+        stranger.is_refused(place, "current directory (")?;
+        stranger.passes(place)?;
+        let stranger = Stranger::start(place, &[], "eventfd", |command| {
+            if let Ok(open) = fs::File::open(&file) {
+                command.stdin(open);
+            }
+        })?;
+        stranger.is_refused(place, "fd 0 (")?;
+        stranger.passes(place)?;
+        // A program of that name: its link and its mappings.
+        let program = odd.join("eventfd");
+        fs::copy(programs::build("eventfd")?, &program)?;
+        let script = format!("exec {}/caf*/eventfd \"$1\" \"$2\"", place.dir().display());
+        let stranger = Stranger::start(place, &["sh", "-c", &script], "eventfd", |_| {})?;
+        stranger.is_refused(place, "program (")?;
+        stranger.is_refused(place, "mapping (")?;
+        stranger.passes(place)
     });
 }
 

@@ -58,7 +58,7 @@ fn parse(line: &str) -> Result<InotifyWatch, Refused> {
         wd: hex("wd").ok_or_else(unknown)? as i32,
         path: path.ok_or_else(|| {
             (
-                "an inotify watch on a file that cannot be found by name".to_owned(),
+                "an inotify watch on a file that cannot be found by a name in UTF-8".to_owned(),
                 "remove the watch before the snapshot".to_owned(),
             )
         })?,
@@ -78,7 +78,7 @@ fn path_of(device: u64, kind: i32, handle: &[u8]) -> Option<String> {
             let place = File::open(&mount.mount_point).ok()?;
             let file = sysfd::open_by_handle(place.as_fd(), kind, handle).ok()?;
             let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
-            let path = path.to_string_lossy().into_owned();
+            let path = path.to_str()?.to_owned();
             (path.starts_with('/') && !path.ends_with(" (deleted)")).then_some(path)
         })
 }

@@ -146,7 +146,8 @@ pub(super) fn open_again(view: &str, flags: i32) -> nix::Result<OwnedFd> {
 pub fn capture_memfd(description: &Description, context: &Context<'_>, tables: &mut Tables) -> FileKind {
     let found = &description.found;
     let view = format!("/proc/{}/fd/{}", context.member(found).pid, found.fd);
-    let name = found.link.trim_start_matches("/memfd:").trim_end_matches(" (deleted)");
+    let name = found.link.strip_prefix("/memfd:").unwrap_or(&found.link);
+    let name = name.strip_suffix(" (deleted)").unwrap_or(name);
     let shm = tables.shm.enter(found.key, &view, || memory::memfd_kind(name, &view));
     FileKind::Memfd { shm, offset: found.pos }
 }

@@ -12,13 +12,16 @@
 
 use super::{Builder, Context, Description, Refused, refused, sockets};
 use crate::error::{Error, OrFail, Result};
-use crate::ids::FileId;
+use crate::ids::{FileId, HostPid};
 use crate::image::records::{FileKind, Manifest, Message, SocketFile, SocketRecord, SocketState};
 use crate::sys::{Sys, diag, fd as sysfd};
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 const LISTEN: u8 = 10;
 /// Length of a name that says only the family: an unnamed socket.
@@ -115,7 +118,7 @@ fn paired(
     let mutual = context.unix.get(&peer).is_some_and(|diag| diag.peer == record.ino);
     let name = name_of(other);
     let lost = match path_of(&name) {
-        Some(path) => fs::symlink_metadata(format!("/proc/{}/root{path}", context.member(&other.found).pid)).is_err(),
+        Some(path) => fs::symlink_metadata(seen_from(context.member(&other.found).pid, &path)).is_err(),
         None => name.len() <= UNNAMED,
     };
     if lost && !mutual {
@@ -128,29 +131,32 @@ fn paired(
 }
 
 /// The path of a raw address: none for unnamed and abstract ones.
-fn path_of(name: &[u8]) -> Option<String> {
+fn path_of(name: &[u8]) -> Option<PathBuf> {
     let path = name.get(UNNAMED..).filter(|p| p.first().is_some_and(|b| *b != 0))?;
     let end = path.iter().position(|b| *b == 0).unwrap_or(path.len());
-    Some(String::from_utf8_lossy(&path[..end]).into_owned())
+    Some(OsStr::from_bytes(&path[..end]).into())
+}
+
+/// A path of the app as it is reached from here.
+fn seen_from(pid: HostPid, path: &Path) -> PathBuf {
+    Path::new(&format!("/proc/{pid}/root")).join(path.strip_prefix("/").unwrap_or(path))
 }
 
 fn socket_file(context: &Context<'_>, description: &Description, name: &[u8]) -> Result<Option<SocketFile>, Refused> {
     let Some(path) = path_of(name) else { return Ok(None) };
-    if !path.starts_with('/') {
+    if !path.is_absolute() {
         return refused(
-            format!("it is bound to the relative name {path}"),
+            format!("it is bound to the relative name {}", path.display()),
             "bind it to an absolute path",
         );
     }
     let pid = context.member(&description.found).pid;
     // No file: somebody unlinked it, and restore will leave it unlinked.
-    Ok(fs::symlink_metadata(format!("/proc/{pid}/root{path}"))
-        .ok()
-        .map(|meta| SocketFile {
-            mode: meta.mode() & 0o7777,
-            uid: meta.uid(),
-            gid: meta.gid(),
-        }))
+    Ok(fs::symlink_metadata(seen_from(pid, &path)).ok().map(|meta| SocketFile {
+        mode: meta.mode() & 0o7777,
+        uid: meta.uid(),
+        gid: meta.gid(),
+    }))
 }
 
 /// Sockets being made again, by their inode in the appshot.
@@ -379,7 +385,7 @@ fn unlink_stale(name: &[u8]) {
 }
 
 fn bind(_builder: &Builder<'_>, made: &OwnedFd, name: &[u8], file: Option<SocketFile>) -> Result<()> {
-    let shown = path_of(name).unwrap_or_else(|| "an abstract name".into());
+    let shown = path_of(name).map_or_else(|| "an abstract name".into(), |path| path.display().to_string());
     let failed = || format!("cannot bind the unix socket {shown}");
     unlink_stale(name);
     // The name is what getsockname tells the app: it must be given as it was.

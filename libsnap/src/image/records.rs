@@ -234,6 +234,10 @@ pub struct FdEntry {
 pub struct ThreadRecord {
     pub tid: VirtualPid,
     pub comm: String,
+    /// The name as the kernel has it, where that is no text, or begins or ends in
+    /// blanks.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub comm_bytes: Option<Vec<u8>>,
     pub sigmask: u64,
     pub pending: Vec<SigInfo>,
     pub sigaltstack: AltStack,

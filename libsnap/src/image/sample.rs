@@ -334,6 +334,7 @@ fn thread(tid: i32) -> ThreadImage {
         record: ThreadRecord {
             tid: VirtualPid(tid),
             comm: "sample".into(),
+            comm_bytes: Some(b"s\xff ".to_vec()),
             sigmask: 1 << 40,
             pending: Vec::new(),
             sigaltstack: AltStack {

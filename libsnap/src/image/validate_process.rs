@@ -97,6 +97,10 @@ fn threads(part: &str, image: &ProcessImage) -> Result<BTreeSet<VirtualPid>> {
 fn thread(part: &str, thread: &ThreadImage) -> Result<()> {
     let record = &thread.record;
     text(part, "comm", &record.comm, limits::COMM_BYTES)?;
+    let bytes = record.comm_bytes.as_deref().unwrap_or_default();
+    ensure(bytes.len() < 16 && !bytes.contains(&0), part, || {
+        format!("the name of thread {} is too long or holds a NUL", record.tid)
+    })?;
     count(part, "pending signals", record.pending.len(), limits::PENDING_SIGNALS)?;
     count(part, "groups", record.creds.groups.len(), limits::GROUPS)?;
     count(

@@ -231,10 +231,11 @@ fn own_state(script: &mut Script<'_>, record: &ThreadRecord) -> Result<()> {
         script.must("rseq", libc::SYS_rseq, &args)?;
     }
     let stack = record.sigaltstack;
-    let batch = script.room(2, 24 + record.comm.len() + 1)?;
+    let name = record.comm_bytes.as_deref().unwrap_or(record.comm.as_bytes());
+    let batch = script.room(2, 24 + name.len() + 1)?;
     let words = batch.words(&[stack.sp, stack.flags as u32 as u64, stack.size]);
     batch.must("sigaltstack", libc::SYS_sigaltstack, &[words.address, 0]);
-    let name = batch.c_string(&record.comm);
+    let name = batch.c_string(name);
     prctl(script, libc::PR_SET_NAME, name.address)?;
     prctl(script, libc::PR_SET_TIMERSLACK, record.timer_slack_ns.max(1))
 }
