@@ -3,20 +3,9 @@
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use libsnap::target::SnapshotOptions;
-use nodekit::args::{Dirs, Format, Pids, Policies, RestoreArgs};
+use nodekit::args::{Dirs, EXIT_CODES, Output, Pids, Policies, RestoreArgs};
 use nodekit::process::parse_signal;
 use std::path::PathBuf;
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  done
-  1  a step failed
-  2  the command makes no sense
-  3  no such app, process or appshot
-  4  refused: state that cannot be carried, or an appshot that asks for too much
-  5  conflict: a name, number or port is taken, or another tracer is there
-  6  unavailable: the kernel, a right or a resource is missing
-`run` and `restore` without -d end with the app's own code, 128 + N after signal N.";
 
 /// Freezes process trees into appshots and brings them back
 #[derive(Debug, Parser)]
@@ -61,9 +50,6 @@ pub enum Command {
     Demo(Demo),
     /// Print the completions of a shell
     Completions(Completions),
-    /// Write manual pages and completions, for packagers
-    #[command(hide = true)]
-    Generate(Generate),
 }
 
 #[derive(Args, Debug)]
@@ -80,8 +66,8 @@ pub struct Run {
     /// Working directory of the app
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<PathBuf>,
-    /// User and group to run as, by number
-    #[arg(long, value_name = "UID[:GID]", value_parser = user)]
+    /// User and group to run as, by name or number [default group: the user's]
+    #[arg(long, value_name = "USER[:GROUP]", value_parser = user)]
     pub user: Option<User>,
     /// Host name that the app sees
     #[arg(long, value_name = "NAME")]
@@ -89,9 +75,8 @@ pub struct Run {
     /// PIDs of the app on the host
     #[arg(long, value_enum, default_value_t)]
     pub pids: Pids,
-    /// How the new app is told with -d
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    #[command(flatten)]
+    pub output: Output,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<String>,
@@ -99,9 +84,8 @@ pub struct Run {
 
 #[derive(Args, Debug)]
 pub struct Ps {
-    /// How the list is written
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]
@@ -110,8 +94,8 @@ pub struct Snapshot {
     #[arg(value_name = "NAME|PID")]
     pub target: String,
     /// Write the appshot to this new directory instead of the store
-    #[arg(short, long, value_name = "DIR", conflicts_with_all = ["tag", "replace"])]
-    pub out: Option<PathBuf>,
+    #[arg(long = "to", alias = "out", value_name = "DIR", conflicts_with_all = ["tag", "replace"])]
+    pub dest: Option<PathBuf>,
     /// Name in the store [default: the app's]
     #[arg(long, value_name = "NAME")]
     pub tag: Option<String>,
@@ -123,9 +107,8 @@ pub struct Snapshot {
     pub leave_running: bool,
     #[command(flatten)]
     pub policies: Policies,
-    /// How the report is written
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 impl Snapshot {
@@ -152,9 +135,8 @@ pub struct Restore {
     pub appshot: String,
     #[command(flatten)]
     pub how: RestoreArgs,
-    /// How the new instance is told with -d
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]
@@ -177,9 +159,8 @@ pub struct Inspect {
     /// Hold every byte against its digest
     #[arg(long)]
     pub verify: bool,
-    /// How it is written; JSON always holds everything
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]
@@ -196,11 +177,14 @@ pub struct Unpack {
     /// A packed appshot
     pub file: PathBuf,
     /// Unpack to this new directory instead of the store
-    #[arg(long, value_name = "DIR", conflicts_with = "tag")]
-    pub out: Option<PathBuf>,
+    #[arg(long = "to", alias = "out", value_name = "DIR", conflicts_with = "tag")]
+    pub dest: Option<PathBuf>,
     /// Name in the store [default: the file's]
     #[arg(long, value_name = "NAME")]
     pub tag: Option<String>,
+    /// Overwrite the appshot of that name
+    #[arg(long, conflicts_with = "dest")]
+    pub replace: bool,
 }
 
 #[derive(Args, Debug)]
@@ -210,9 +194,8 @@ pub struct Check {
     pub target: String,
     #[command(flatten)]
     pub policies: Policies,
-    /// How the findings are written
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]
@@ -222,6 +205,9 @@ pub struct Kill {
     /// Signal for its first process; KILL ends all of the app at once
     #[arg(short, long, value_name = "SIGNAL", default_value = "TERM", value_parser = parse_signal)]
     pub signal: i32,
+    /// Return when the app has ended
+    #[arg(short, long)]
+    pub wait: bool,
 }
 
 #[derive(Args, Debug)]
@@ -244,9 +230,8 @@ pub struct Logs {
 
 #[derive(Args, Debug)]
 pub struct Doctor {
-    /// How the findings are written
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]
@@ -261,29 +246,35 @@ pub struct Completions {
     pub shell: Shell,
 }
 
-#[derive(Args, Debug)]
-pub struct Generate {
-    /// Directory that gets man/ and completions/
-    pub dir: PathBuf,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
     pub uid: u32,
     pub gid: Option<u32>,
 }
 
+/// As chown(1) takes them; a user that is a bare number keeps our group.
 fn user(text: &str) -> Result<User, String> {
-    let number = |text: &str| text.parse::<u32>().map_err(|e| format!("{text:?}: {e}"));
-    match text.split_once(':') {
-        Some((uid, gid)) => Ok(User {
-            uid: number(uid)?,
-            gid: Some(number(gid)?),
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group_id(group)?)),
+        None => (text, None),
+    };
+    if let Ok(uid) = user.parse() {
+        return Ok(User { uid, gid: group });
+    }
+    match nix::unistd::User::from_name(user) {
+        Ok(Some(found)) => Ok(User {
+            uid: found.uid.as_raw(),
+            gid: group.or(Some(found.gid.as_raw())),
         }),
-        None => Ok(User {
-            uid: number(text)?,
-            gid: None,
-        }),
+        _ => Err(format!("there is no user {user:?}")),
+    }
+}
+
+fn group_id(group: &str) -> Result<u32, String> {
+    match (group.parse(), nix::unistd::Group::from_name(group)) {
+        (Ok(gid), _) => Ok(gid),
+        (_, Ok(Some(found))) => Ok(found.gid.as_raw()),
+        _ => Err(format!("there is no group {group:?}")),
     }
 }
 
@@ -322,12 +313,21 @@ mod tests {
     }
 
     #[test]
+    fn users_have_names_and_numbers() {
+        assert_eq!(user("7"), Ok(User { uid: 7, gid: None }));
+        assert_eq!(user("root"), Ok(User { uid: 0, gid: Some(0) }));
+        assert_eq!(user("root:8"), Ok(User { uid: 0, gid: Some(8) }));
+        assert_eq!(user("7:root"), Ok(User { uid: 7, gid: Some(0) }));
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         for words in [
             &["run"][..],
             &["run", "--env", "x", "--", "true"],
-            &["run", "--user", "root", "--", "true"],
-            &["snapshot", "web", "--out", "x", "--tag", "y"],
+            &["run", "--user", "no-such-user", "--", "true"],
+            &["run", "--user", "0:", "--", "true"],
+            &["snapshot", "web", "--to", "x", "--tag", "y"],
             &["snapshot", "web", "--tcp", "maybe"],
             &["kill", "web", "-s", "NOPE"],
             &["ps", "-o", "yaml"],
