@@ -4,8 +4,12 @@
 //! - [`programs`] builds the small C programs of `tests/apps`.
 //! - [`app`] is one app in a temporary directory: start, snapshot, restore, end.
 //! - [`trial`] puts a C program through its variants (`app_test!`).
+//! - [`installed`] does it with the commands and daemons that were built.
+//! - [`ledger`] counts, cycle by cycle, what must not grow.
+//! - [`scenario`] puts the real software of [`servers`] through cycles.
 //! - [`judge`] decides whether an app was untouched (A1) and whether nothing is
 //!   left on the host (A3). It runs after every trial.
+//! - [`forge`] edits an appshot and seals it again, as a forger would.
 //! - [`clients`] speaks redis and HTTP to real servers, one connection a request.
 //!
 //! The engine uses ptrace, which binds to a thread: every trial runs wholly on
@@ -15,7 +19,12 @@
 
 pub mod app;
 pub mod clients;
+pub mod forge;
+pub mod installed;
 pub mod judge;
+pub mod ledger;
 pub mod programs;
+pub mod scenario;
+pub mod servers;
 pub mod trial;
 pub mod verdict;

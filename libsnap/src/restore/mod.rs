@@ -60,6 +60,7 @@ fn restore_verified(
 ) -> Result<Instance> {
     let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
     steps.start("skeleton");
+    crate::timed::prune();
     let group = cgroup::create(&name)?;
     let mut skeleton = Skeleton::build(shot, options.pids, group.clone())?;
     steps.start("objects");
