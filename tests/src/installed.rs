@@ -71,6 +71,21 @@ impl Registry {
         command
     }
 
+    /// The program started by another, which comes first with these words.
+    pub fn command_under(&self, first: &Path, words: &[&str], program: &str) -> Command {
+        let mut command = self.command(program);
+        let inner = command.get_program().to_owned();
+        let mut outer = Command::new(first);
+        outer.args(words).arg(inner).current_dir("/").stdin(Stdio::null());
+        outer.envs(
+            command
+                .env("PATH", "/usr/bin:/bin")
+                .get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        );
+        outer
+    }
+
     /// What `appshot` answered with these words.
     pub fn appshot(&self, words: &[&str]) -> Result<String> {
         let mut command = self.command("appshot");

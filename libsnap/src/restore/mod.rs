@@ -12,6 +12,7 @@
 
 pub mod place;
 pub mod plan;
+pub mod rights;
 pub mod skeleton;
 pub mod state;
 pub mod vdso;

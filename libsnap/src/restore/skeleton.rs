@@ -77,7 +77,7 @@ impl Skeleton {
         let number = socket_number(shot);
         let (socket, theirs) =
             sysfd::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET).or_fail(|| "cannot make a socket pair")?;
-        let own_init = pids == PidMode::New && root.pid.0 != 1;
+        let own_init = pids == PidMode::New;
         let place = Place {
             pids,
             cgroup: group.clone(),
