@@ -8,7 +8,7 @@ use crate::scenario::{Manner, Moment, Server};
 use crate::verdict::{PATIENCE, note, poll, skip};
 use anyhow::{Context, Result, ensure};
 use libsnap::store::View;
-use libsnap::target::{Instance, RunOptions};
+use libsnap::target::{Instance, RunOptions, SnapshotReport};
 use nodekit::client::Client;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -193,6 +193,25 @@ impl<'a> Installed<'a> {
         let views: Vec<View> = serde_json::from_str(&self.registry.appshot(&["ps", "-o", "json"])?)?;
         let own = views.into_iter().find(|view| view.name == self.name());
         own.context("the app is not listed")
+    }
+
+    /// An appshot beside the app, which goes on; its clients' connections are closed
+    /// in the appshot only.
+    pub fn snapshot_running(&self) -> Result<SnapshotReport> {
+        let tag = format!("{}-copy", self.name());
+        let words = [
+            "-q",
+            "snapshot",
+            "--leave-running",
+            "--tcp=close",
+            "--replace",
+            "--format",
+            "json",
+            "--tag",
+            &tag,
+            self.name(),
+        ];
+        Ok(serde_json::from_str(&self.registry.appshot(&words)?)?)
     }
 
     fn count(&self) -> Ledger {

@@ -6,6 +6,7 @@
 //! - [`trial`] puts a C program through its variants (`app_test!`).
 //! - [`installed`] does it with the commands and daemons that were built.
 //! - [`ledger`] counts, cycle by cycle, what must not grow.
+//! - [`load`] asks without pause and notes how long each answer took.
 //! - [`scenario`] puts the real software of [`servers`] through cycles.
 //! - [`judge`] decides whether an app was untouched (A1) and whether nothing is
 //!   left on the host (A3). It runs after every trial.
@@ -23,6 +24,7 @@ pub mod forge;
 pub mod installed;
 pub mod judge;
 pub mod ledger;
+pub mod load;
 pub mod programs;
 pub mod scenario;
 pub mod servers;

@@ -79,9 +79,30 @@ pub fn drive<M: Manner>(
     manner: &mut M,
     last: impl FnOnce(&mut M) -> Result<()>,
 ) -> Result<()> {
+    live(place, server, manner, cycles(), last)
+}
+
+/// The same without a cycle: start, fill, `last`, end.
+pub fn drive_alive<M: Manner>(
+    place: &Place,
+    server: &Server<'_>,
+    manner: &mut M,
+    last: impl FnOnce(&mut M) -> Result<()>,
+) -> Result<()> {
+    live(place, server, manner, 0, last)
+}
+
+fn live<M: Manner>(
+    place: &Place,
+    server: &Server<'_>,
+    manner: &mut M,
+    cycles: usize,
+    last: impl FnOnce(&mut M) -> Result<()>,
+) -> Result<()> {
     let scope = server.port.into_iter().fold(place.scope(), Scope::with_port);
     let before = HostState::take(&scope);
-    let result = whole_life(server, manner, &scope, last).with_context(|| format!("its log: {:?}", place.log()));
+    let result =
+        whole_life(server, manner, &scope, cycles, last).with_context(|| format!("its log: {:?}", place.log()));
     let ended = if result.is_err() { manner.end() } else { Ok(()) };
     let left = judge_nothing_left(&scope, &before);
     result.and(ended).and(left)
@@ -91,6 +112,7 @@ fn whole_life<M: Manner>(
     server: &Server<'_>,
     manner: &mut M,
     scope: &Scope,
+    cycles: usize,
     last: impl FnOnce(&mut M) -> Result<()>,
 ) -> Result<()> {
     manner.start(&server.options)?;
@@ -99,7 +121,7 @@ fn whole_life<M: Manner>(
         Ok((server.state)().ok())
     })?;
     (server.fill)(manner.top())?;
-    for number in 0..cycles() {
+    for number in 0..cycles {
         one_cycle(server, manner, scope).with_context(|| format!("cycle {number}"))?;
     }
     last(manner)?;

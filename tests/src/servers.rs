@@ -290,6 +290,14 @@ impl Postgres {
         Ok(postgres)
     }
 
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    pub fn gid(&self) -> u32 {
+        self.gid
+    }
+
     /// A client program of this cluster.
     pub fn tool(&self, name: &str) -> Command {
         let mut command = Command::new(Path::new(PG).join(name));
@@ -353,7 +361,14 @@ impl Postgres {
     }
 }
 
+/// What a driver of PostgreSQL may want besides.
+pub type DrivePostgres<'a> = &'a dyn Fn(&Place, &Server<'_>, &Postgres) -> Result<()>;
+
 pub fn postgresql(place: &Place, drive: Drive<'_>) -> Result<()> {
+    with_postgresql(place, &|place, server, _| drive(place, server))
+}
+
+pub fn with_postgresql(place: &Place, drive: DrivePostgres<'_>) -> Result<()> {
     let postgres = Postgres::make(place)?;
     drive(
         place,
@@ -372,6 +387,7 @@ pub fn postgresql(place: &Place, drive: Drive<'_>) -> Result<()> {
             finish: None,
             request: None,
         },
+        &postgres,
     )
 }
 
