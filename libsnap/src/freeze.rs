@@ -30,8 +30,8 @@ use std::time::{Duration, Instant};
 pub const BUDGET: Duration = Duration::from_secs(2);
 /// How long the cgroup's freezer may take to hold all tasks.
 const HOLD_MAX: Duration = Duration::from_millis(500);
-/// How long a task that was asked to stop in vain may take to do so, to be let go
-/// as it was: on a busy machine, and in an uninterruptible wait.
+/// How long tasks that were asked to stop in vain may take to do so, to be let go
+/// as they were: on a busy machine, and in an uninterruptible wait.
 const LET_GO_MAX: Duration = Duration::from_secs(10);
 const STUCK_MAX: Duration = Duration::from_millis(100);
 
@@ -325,6 +325,7 @@ impl Drop for Seized {
     fn drop(&mut self) {
         self.threads.extend(self.dead.drain(..));
         self.threads.sort_by_key(|(pid, tid)| pid == tid);
+        let since = Instant::now();
         for (pid, tid) in &self.threads {
             let wait = self.waits.get(tid);
             set_right(*tid, wait).ok();
@@ -339,7 +340,6 @@ impl Drop for Seized {
             }
             // Not stopped yet: its INTERRUPT is on the way. A task that stays in
             // an uninterruptible wait is detached by the kernel when we end.
-            let since = Instant::now();
             let patience = || if is_stuck(*tid) { STUCK_MAX } else { LET_GO_MAX };
             while ptrace::wait(*tid, false) == Ok(None) && since.elapsed() < patience() {
                 std::thread::sleep(Duration::from_micros(50));

@@ -101,7 +101,7 @@ fn nginx_configuration(place: &Place, port: u16) -> Result<PathBuf> {
             "user root; daemon off; worker_processes 2; pid {dir}/nginx.pid;\n\
              error_log {dir}/error.log;\n\
              events {{ worker_connections 64; }}\n\
-             http {{\n access_log {dir}/access.log;\n\
+             http {{\n access_log {dir}/access.log; keepalive_requests 100000000;\n\
              client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy;\n\
              fastcgi_temp_path {dir}/fastcgi; uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\
              server {{ listen 127.0.0.1:{port}; root {dir}/html;\n\
