@@ -1,11 +1,11 @@
 //! A core file: ELF structures, notes and records.
 //!
 //! ```text
-//! cargo +nightly fuzz run core -- -max_len=65536 -max_total_time=60
+//! fuzz/run.sh 60 core
 //! ```
 //!
-//! Seed the corpus with the `.core` files of any appshot: the layout is so
-//! strict that random bytes hardly get past the header.
+//! The seeds matter: the layout is so strict that random bytes hardly get past
+//! the header.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,7 +1,7 @@
 //! The JSON of a manifest, behind a seal that fits.
 //!
 //! ```text
-//! cargo +nightly fuzz run manifest -- -dict=fuzz/json.dict -max_total_time=60
+//! fuzz/run.sh 60 manifest
 //! ```
 #![no_main]
 

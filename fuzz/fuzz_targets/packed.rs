@@ -1,10 +1,10 @@
 //! The packed form, with a digest that fits.
 //!
 //! ```text
-//! cargo +nightly fuzz run packed -- -max_len=65536 -max_total_time=60
+//! fuzz/run.sh 60 packed
 //! ```
 //!
-//! Seed the corpus with packed appshots, less their last 32 bytes.
+//! Seeds are packed appshots, less their last 32 bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -31,6 +31,12 @@ use std::time::{Duration, Instant};
 
 /// A tree that is not still by then is let go again.
 pub const BUDGET: Duration = Duration::from_secs(2);
+/// How long the cgroup's freezer may take to hold all tasks.
+const HOLD_MAX: Duration = Duration::from_millis(500);
+/// How long tasks that were asked to stop in vain may take to do so, to be let go
+/// as they were: on a busy machine, and in an uninterruptible wait.
+const LET_GO_MAX: Duration = Duration::from_secs(10);
+const STUCK_MAX: Duration = Duration::from_millis(100);
 
 /// Blocks what can be blocked while foreign code runs in a thread, but not
 /// SIGTRAP: the kernel resets the action of a blocked signal that it must force
@@ -143,6 +149,10 @@ pub fn freeze(target: &Target) -> Result<Frozen> {
         if !new {
             break;
         }
+        if since.elapsed() > BUDGET {
+            let because = format!("its {} processes go on making new ones", seized.order.len());
+            return Err(too_slow(because, "try again when the app is at rest"));
+        }
     }
     drop(_hold);
     seized.finish(since, survey::root(target))
@@ -165,10 +175,9 @@ impl Hold {
     fn new(group: &Path, since: Instant) -> Result<Self> {
         cgroup::freeze(group, true)?;
         let hold = Hold(group.to_owned());
-        while !cgroup::is_frozen(group) {
-            if since.elapsed() > BUDGET {
-                return Err(too_slow(&cgroup::processes(group).unwrap_or_default()));
-            }
+        // What is not held by then is stopped one by one all the same. N.B. from here
+        // on calls of the app fail with EINTR: only seized are they set right.
+        while !cgroup::is_frozen(group) && since.elapsed() < HOLD_MAX {
             std::thread::yield_now();
         }
         Ok(hold)
@@ -183,21 +192,26 @@ impl Drop for Hold {
     }
 }
 
-fn too_slow(pids: &[HostPid]) -> Error {
-    let stuck = pids
-        .iter()
-        .flat_map(|pid| proc::threads(*pid).unwrap_or_default())
-        .find(|tid| proc::stat(*tid).is_ok_and(|stat| stat.state == b'D'));
-    let what = format!("cannot stop the app within {} s", BUDGET.as_secs());
-    match stuck {
-        Some(tid) => Error::failed(what).because(format!(
-            "task {tid} ({}) is in an uninterruptible wait (state D)",
-            proc::comm(tid)
-        )),
-        None => Error::failed(what).because(format!("its {} processes go on making new ones", pids.len())),
+fn too_slow(because: String, fix: &str) -> Error {
+    Error::failed(format!("cannot stop the app within {} s", BUDGET.as_secs()))
+        .because(because)
+        .fix(fix)
+        .state("the app was let go and is running")
+}
+
+/// A task that was asked to stop and does not.
+fn does_not_stop(tid: HostPid) -> Error {
+    let comm = proc::comm(tid);
+    if is_stuck(tid) {
+        let because = format!("task {tid} ({comm}) is in an uninterruptible wait (state D)");
+        return too_slow(because, "try again when the task has come back, or end it");
     }
-    .fix("try again when the task has come back, or end it")
-    .state("the app was let go and is running")
+    let because = format!("task {tid} ({comm}) has not come to run in that time");
+    too_slow(because, "try again when the machine is less busy")
+}
+
+fn is_stuck(tid: HostPid) -> bool {
+    proc::stat(tid).is_ok_and(|stat| stat.state == b'D')
 }
 
 /// Threads seized so far.
@@ -325,7 +339,10 @@ impl Drop for Seized {
     fn drop(&mut self) {
         self.threads.append(&mut self.dead);
         self.threads.sort_by_key(|(pid, tid)| pid == tid);
+        let since = Instant::now();
         for (pid, tid) in &self.threads {
+            let wait = self.waits.get(tid);
+            set_right(*tid, wait, clocks::monotonic_ns()).ok();
             if !matches!(ptrace::detach(*tid, 0), Err(Errno::ESRCH)) {
                 continue;
             }
@@ -337,10 +354,11 @@ impl Drop for Seized {
             }
             // Not stopped yet: its INTERRUPT is on the way. A task that stays in
             // an uninterruptible wait is detached by the kernel when we end.
-            let since = Instant::now();
-            while since.elapsed() < Duration::from_millis(100) && ptrace::wait(*tid, false) == Ok(None) {
+            let patience = || if is_stuck(*tid) { STUCK_MAX } else { LET_GO_MAX };
+            while ptrace::wait(*tid, false) == Ok(None) && since.elapsed() < patience() {
                 std::thread::sleep(Duration::from_micros(50));
             }
+            set_right(*tid, wait, clocks::monotonic_ns()).ok();
             ptrace::detach(*tid, 0).ok();
         }
     }
@@ -407,7 +425,7 @@ fn wait_stopped(tid: HostPid, since: Instant) -> Result<Stopped> {
             }
             Ok(Some(Stop::Exited(_) | Stop::Killed(_))) | Err(Errno::ECHILD) => return Ok(Stopped::Gone),
             Ok(None) if rounds > 50 && ptrace::is_dead(tid) => return Ok(Stopped::Dead),
-            Ok(None) if since.elapsed() > BUDGET => return Err(too_slow(&[tid])),
+            Ok(None) if since.elapsed() > BUDGET => return Err(does_not_stop(tid)),
             Ok(None) => {
                 rounds += 1;
                 // The stop takes some 20 us; after that the task wants this CPU.
@@ -426,17 +444,8 @@ fn wait_stopped(tid: HostPid, since: Instant) -> Result<Stopped> {
 
 fn inspect(tid: HostPid, wait: Option<&Wait>, at: &Reading) -> Result<FrozenThread> {
     let failed = || format!("cannot read the state of task {tid}");
-    let regs = ptrace::get_regs(tid).or_fail(failed)?;
-    let wait = wait.filter(|wait| process::is_waiting(&regs, wait)).copied();
-    let left_ns = wait
-        .and_then(|wait| wait.end_ns)
-        .map(|end| end.saturating_sub(at.monotonic_ns as u64).max(1));
-    let resumed = process::resumable(regs, left_ns);
-    if resumed != regs {
-        // At once: whatever becomes of the snapshot, the thread goes on right.
-        ptrace::set_regs(tid, &resumed).or_fail(failed)?;
-    }
-    let regs = resumed;
+    // At once: whatever becomes of the snapshot, the thread goes on right.
+    let (regs, wait, left_ns) = set_right(tid, wait, at.monotonic_ns).or_fail(failed)?;
     let status = Fields::status(tid).or_fail(failed)?;
     Ok(FrozenThread {
         tid,
@@ -447,6 +456,22 @@ fn inspect(tid: HostPid, wait: Option<&Wait>, at: &Reading) -> Result<FrozenThre
         left_ns,
         regs,
     })
+}
+
+/// Undoes what the stop did to the call that the thread was in. Answers its
+/// registers, the wait that it is in, and the time that wait had left at `at_ns`
+/// (CLOCK_MONOTONIC).
+fn set_right(tid: HostPid, wait: Option<&Wait>, at_ns: i64) -> crate::sys::Sys<(Regs, Option<Wait>, Option<u64>)> {
+    let regs = ptrace::get_regs(tid)?;
+    let wait = wait.filter(|wait| process::is_waiting(&regs, wait)).copied();
+    let left_ns = wait
+        .and_then(|wait| wait.end_ns)
+        .map(|end| end.saturating_sub(at_ns as u64).max(1));
+    let resumed = process::resumable(regs, left_ns);
+    if resumed != regs {
+        ptrace::set_regs(tid, &resumed)?;
+    }
+    Ok((resumed, wait, left_ns))
 }
 
 fn rseq_section(tid: HostPid, regs: &Regs) -> Option<(u64, u64)> {

@@ -162,13 +162,18 @@ impl Externals {
 pub fn build_id(path: &str) -> Option<String> {
     let mut head = Vec::new();
     File::open(path).ok()?.take(4096).read_to_end(&mut head).ok()?;
-    let header = goblin::elf::Elf::parse_header(&head).ok()?;
+    parse_build_id(&head)
+}
+
+/// The build-id in the first page of a file, which may be anybody's.
+pub fn parse_build_id(head: &[u8]) -> Option<String> {
+    let header = goblin::elf::Elf::parse_header(head).ok()?;
     let ctx = goblin::container::Ctx::new(goblin::container::Container::Big, goblin::container::Endian::Little);
     let headers =
-        goblin::elf::ProgramHeader::parse(&head, header.e_phoff as usize, usize::from(header.e_phnum), ctx).ok()?;
+        goblin::elf::ProgramHeader::parse(head, header.e_phoff as usize, usize::from(header.e_phnum), ctx).ok()?;
     let mut elf = goblin::elf::Elf::lazy_parse(header).ok()?;
     elf.program_headers = headers;
-    let mut notes = elf.iter_note_headers(&head)?;
+    let mut notes = elf.iter_note_headers(head)?;
     notes.find_map(|note| {
         let note = note.ok().filter(|n| n.n_type == goblin::elf::note::NT_GNU_BUILD_ID)?;
         Some(note.desc.iter().map(|b| format!("{b:02x}")).collect())

@@ -97,9 +97,12 @@ pub struct Stat {
     pub exit_code: i32,
 }
 
-/// Parses `stat` after the last `)`: the name may hold anything.
 pub fn stat(pid: HostPid) -> io::Result<Stat> {
-    let text = text(pid, "stat")?;
+    text(pid, "stat").map(|text| parse_stat(&text))
+}
+
+/// Parses `stat` after the last `)`: the name may hold anything.
+pub fn parse_stat(text: &str) -> Stat {
     let fields: Vec<&str> = text
         .rsplit_once(')')
         .map_or("", |(_, rest)| rest)
@@ -108,7 +111,7 @@ pub fn stat(pid: HostPid) -> io::Result<Stat> {
     // Field numbers of proc(5) count from 1 and the name is the second.
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or("0");
     let int = |number: usize| field(number).parse().unwrap_or(0);
-    Ok(Stat {
+    Stat {
         state: field(3).as_bytes().first().copied().unwrap_or(b'?'),
         ppid: int(4),
         pgrp: int(5),
@@ -118,7 +121,7 @@ pub fn stat(pid: HostPid) -> io::Result<Stat> {
         start_time: field(22).parse().unwrap_or(0),
         exit_signal: int(38),
         exit_code: int(52),
-    })
+    }
 }
 
 /// Threads of a process, the main one first.
@@ -185,7 +188,8 @@ pub fn mappings(pid: HostPid) -> io::Result<Vec<Mapping>> {
     text(pid, "smaps").map(|text| parse_mappings(&text))
 }
 
-fn parse_mappings(text: &str) -> Vec<Mapping> {
+/// Parses `smaps`. Names of files are the app's: they may look like anything.
+pub fn parse_mappings(text: &str) -> Vec<Mapping> {
     let mut found: Vec<Mapping> = Vec::new();
     for line in text.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {

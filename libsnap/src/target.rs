@@ -108,8 +108,15 @@ pub enum Stdio {
 pub struct Allow {
     /// User ids it may run as; `None` allows any.
     pub uids: Option<Vec<u32>>,
-    /// Capabilities (bit mask) its threads may hold.
+    /// Group ids it may belong to; `None` allows the groups of `uids`, or any
+    /// where those are not limited either.
+    pub gids: Option<Vec<u32>>,
+    /// Capabilities (bit mask) its threads may hold, and what takes them to get.
     pub capabilities: u64,
+    /// Directories below which every file it names must be; `None` allows any.
+    pub paths: Option<Vec<PathBuf>>,
+    /// Its threads need no seccomp filter.
+    pub unconfined: bool,
     /// Files it names may have changed since the snapshot.
     pub changed_files: bool,
 }
@@ -118,7 +125,10 @@ impl Default for Allow {
     fn default() -> Self {
         Allow {
             uids: None,
+            gids: None,
             capabilities: u64::MAX,
+            paths: None,
+            unconfined: true,
             changed_files: false,
         }
     }

@@ -154,6 +154,16 @@ pub struct RestoreArgs {
     /// User ids the app may run as [default: any]
     #[arg(long, value_name = "UID", value_delimiter = ',')]
     pub allow_uid: Option<Vec<u32>>,
+    /// Group ids it may belong to [default: those of the users allowed, or any]
+    #[arg(long, value_name = "GID", value_delimiter = ',')]
+    pub allow_gid: Option<Vec<u32>>,
+    /// Directory below which the files are that it may name; more than once for
+    /// several [default: any]
+    #[arg(long, value_name = "DIR")]
+    pub allow_path: Option<Vec<PathBuf>>,
+    /// Refuse an app of which a thread has no seccomp filter
+    #[arg(long)]
+    pub require_seccomp: bool,
     /// Capabilities its threads may hold, as a hexadecimal mask like CapBnd
     /// in /proc/PID/status [default: any]
     #[arg(long, value_name = "MASK", value_parser = mask)]
@@ -168,6 +178,9 @@ impl RestoreArgs {
             stdio: Stdio::default(),
             allow: Allow {
                 uids: self.allow_uid.clone(),
+                gids: self.allow_gid.clone(),
+                paths: self.allow_path.clone(),
+                unconfined: !self.require_seccomp,
                 capabilities: self.allow_capabilities.unwrap_or(u64::MAX),
                 changed_files: self.allow_changed_files,
             },

@@ -47,6 +47,11 @@ impl Place {
         self.dir.path().join(name)
     }
 
+    /// A name for an app that nothing else on the host bears.
+    pub fn unique(&self) -> &str {
+        &self.unique
+    }
+
     pub fn scope(&self) -> Scope {
         Scope::new([self.unique.clone(), self.dir.path().display().to_string()])
     }

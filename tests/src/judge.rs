@@ -299,6 +299,11 @@ fn thread(base: &Path, tid: i32) -> Option<Thread> {
     })
 }
 
+/// State and parent of a process.
+pub fn state_of(pid: i32) -> Option<(String, i32)> {
+    state_and_parent(Path::new(&format!("/proc/{pid}")))
+}
+
 /// The two fields after the name, which may itself hold blanks and brackets.
 fn state_and_parent(dir: &Path) -> Option<(String, i32)> {
     let stat = fs::read_to_string(dir.join("stat")).ok()?;

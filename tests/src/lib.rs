@@ -4,9 +4,14 @@
 //! - [`programs`] builds the small C programs of `tests/apps`.
 //! - [`app`] is one app in a temporary directory: start, snapshot, restore, end.
 //! - [`trial`] puts a C program through its variants (`app_test!`).
+//! - [`installed`] does it with the commands and daemons that were built.
+//! - [`ledger`] counts, cycle by cycle, what must not grow.
+//! - [`load`] asks without pause and notes how long each answer took.
+//! - [`scenario`] puts the real software of [`servers`] through cycles.
 //! - [`judge`] decides whether an app was untouched (A1) and whether nothing is
 //!   left on the host (A3). It runs after every trial.
 //! - [`daemon`] is a daemon as a process, and what every daemon must do (`daemon_tests!`).
+//! - [`forge`] edits an appshot and seals it again, as a forger would.
 //! - [`clients`] speaks redis and HTTP to real servers, one connection a request.
 //!
 //! The engine uses ptrace, which binds to a thread: every trial runs wholly on
@@ -17,7 +22,13 @@
 pub mod app;
 pub mod clients;
 pub mod daemon;
+pub mod forge;
+pub mod installed;
 pub mod judge;
+pub mod ledger;
+pub mod load;
 pub mod programs;
+pub mod scenario;
+pub mod servers;
 pub mod trial;
 pub mod verdict;

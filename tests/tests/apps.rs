@@ -164,17 +164,20 @@ mod bridged {
     bridged_test!(forker, restless);
 }
 
-/// A program that no test runs proves nothing.
+/// A program that no test runs proves nothing. One that cannot be stopped is for
+/// the faults.
 #[test]
 fn every_program_is_tested() -> anyhow::Result<()> {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/apps.rs"))?;
+    let faults = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults.rs"))?;
     let named: BTreeSet<String> = text
         .lines()
         .filter_map(|line| line.strip_prefix("app_test!("))
         .filter_map(|rest| rest.split([',', ')']).next())
         .map(str::to_owned)
         .collect();
-    let there: BTreeSet<String> = programs::all()?.into_iter().collect();
+    let mut there: BTreeSet<String> = programs::all()?.into_iter().collect();
+    there.retain(|name| named.contains(name) || !faults.contains(&format!("\"{name}\"")));
     assert_eq!(named, there);
     Ok(())
 }

@@ -3,8 +3,12 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use appshot_tests::app::{App, Place};
-use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, listening_ports_of};
+use appshot_tests::installed::Installed;
+use appshot_tests::judge::{
+    Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, listening_ports_of, tree,
+};
 use appshot_tests::programs;
+use appshot_tests::scenario::Manner;
 use appshot_tests::verdict::{PATIENCE, need_program, need_root, on_own_thread, poll, skip, switched_on};
 use libsnap::error::{Error, Kind};
 use libsnap::ids::HostPid;
@@ -458,6 +462,51 @@ fn pid_taken() {
         judge_untouched(&before, &Fingerprint::take(first.top()), Changes::NONE)?;
         passes(place, first)
     });
+}
+
+// -------------------------------------------------------------------- giving up
+
+/// The snapshot gives up because a task does not stop. Calls of other tasks that
+/// the attempt interrupted go on as if nothing had been.
+#[test]
+fn a_task_that_does_not_stop() {
+    fault("a_task_that_does_not_stop", |place| {
+        let file = |name: &str| place.path(name).display().to_string();
+        let program = programs::build("block_beside_vfork")?.display().to_string();
+        let mut installed = Installed::new(place, false)?;
+        installed.start(&RunOptions {
+            command: vec![program, file("ready"), file("go")],
+            ..RunOptions::default()
+        })?;
+        let result = given_up(place, &mut installed);
+        result.and(installed.end())
+    });
+}
+
+fn given_up(place: &Place, installed: &mut Installed<'_>) -> Result<()> {
+    poll("ready", PATIENCE, || Ok(place.path("ready").exists().then_some(())))?;
+    // In their calls: only then has the attempt something to interrupt.
+    poll("sleeping threads", PATIENCE, || {
+        let mut calls = Vec::new();
+        for pid in tree(installed.top()) {
+            for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+                calls.push(fs::read_to_string(task?.path().join("syscall"))?);
+            }
+        }
+        let waiting = format!("{} ", nix::libc::SYS_epoll_wait);
+        Ok((calls.iter().filter(|call| call.starts_with(&waiting)).count() == 8).then_some(()))
+    })?;
+    for _ in 0..2 {
+        let Err(error) = installed.freeze() else {
+            bail!("a task in vfork was stopped")
+        };
+        ensure!(error.to_string().contains("uninterruptible"), "{error:#}");
+        ensure!(installed.exited()?.is_none(), "it ended: {}", place.log());
+    }
+    fs::write(place.path("go"), "")?;
+    let code = poll("the end of the program", PATIENCE, || installed.exited())?;
+    ensure!(code == 0, "exit code {code}");
+    Ok(())
 }
 
 // ------------------------------------------------------------------ destinations

@@ -20,8 +20,10 @@ use std::path::Path;
 
 /// Flags that make or change a file when it is opened: not for opening again.
 const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
-/// Devices of the kernel's memory driver (null, zero, full, random, urandom).
+/// Devices of the kernel's memory driver: null, zero, full, random, urandom. Others
+/// of it are the machine's memory and its log.
 const MEMORY_DEVICES: u64 = 1;
+const MEMORY_MINORS: [u64; 5] = [3, 5, 7, 8, 9];
 
 pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Tables) -> Result<FileKind, Refused> {
     let found = &description.found;
@@ -57,7 +59,7 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
             }
         }
         libc::S_IFDIR => {}
-        libc::S_IFCHR if is_memory_device(&view) => {}
+        libc::S_IFCHR if fs::metadata(&view).is_ok_and(|meta| is_memory_device(&meta)) => {}
         _ => {
             return refused(
                 "a device or special file whose state is not carried",
@@ -130,13 +132,26 @@ pub fn make_unlinked(view: &str, path: &str, mode: u32, owner: (u32, u32)) -> Re
     Ok(file)
 }
 
-fn is_memory_device(view: &str) -> bool {
-    fs::metadata(view).is_ok_and(|meta| nix::sys::stat::major(meta.rdev()) == MEMORY_DEVICES)
+/// One of the devices without state: null, zero, full, random, urandom.
+pub fn is_memory_device(meta: &fs::Metadata) -> bool {
+    meta.mode() & libc::S_IFMT == libc::S_IFCHR
+        && nix::sys::stat::major(meta.rdev()) == MEMORY_DEVICES
+        && MEMORY_MINORS.contains(&nix::sys::stat::minor(meta.rdev()))
+}
+
+/// Whether an open file with a name is carried by this name.
+pub fn is_carried(meta: &fs::Metadata) -> bool {
+    meta.is_file() || meta.is_dir() || is_memory_device(meta)
 }
 
 pub fn restore(builder: &Builder<'_>, path: &str, offset: u64, flags: i32) -> Result<OwnedFd> {
     let failed = || format!("cannot open {path} for the app again");
     let opened = open_again(&format!("{}{path}", builder.view), flags).or_fail(failed)?;
+    // Looked at before, by its name: another may have taken that since.
+    let meta = fs::metadata(format!("/proc/self/fd/{}", opened.as_raw_fd())).or_fail(failed)?;
+    if !is_carried(&meta) && flags & libc::O_PATH == 0 {
+        return Err(Error::failed(failed()).because("it is a device or special file now"));
+    }
     if offset > 0 && flags & libc::O_PATH == 0 {
         use nix::unistd::{Whence, lseek};
         let at = i64::try_from(offset).or_fail(failed)?;

@@ -128,6 +128,23 @@ fn is_late(option: &SockOpt) -> bool {
     (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_PASSCRED)
 }
 
+/// Whether a snapshot makes such a record at all. The restorer has rights that the
+/// app has not: it must not be talked into a raw socket.
+pub fn is_carried(record: &SocketRecord) -> bool {
+    let kind = match record.domain {
+        libc::AF_UNIX => [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].contains(&record.kind),
+        libc::AF_INET | libc::AF_INET6 => {
+            let pair = (record.kind, record.protocol);
+            pair == (libc::SOCK_STREAM, libc::IPPROTO_TCP) || pair == (libc::SOCK_DGRAM, libc::IPPROTO_UDP)
+        }
+        _ => false,
+    };
+    kind && record
+        .options
+        .iter()
+        .all(|option| OPTIONS.contains(&(option.level, option.name)))
+}
+
 /// Sets the recorded options; those that decide who may bind come before bind.
 pub fn set_options(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {
     set(fd, record.options.iter().filter(|option| !is_late(option)))

@@ -107,6 +107,7 @@ mod writer;
 pub use core_read::parse as parse_core;
 pub use core_write::CoreWriter;
 pub use manifest::parse as parse_manifest;
+pub use notes::decode as parse_notes;
 pub use packed::{pack, parse as parse_packed, unpack};
 pub use process::{Core, ProcessImage, Segment, ThreadImage};
 pub use reader::{Appshot, Digests};

@@ -100,6 +100,8 @@ fn processes(entries: &[SnapEntry]) -> Result<()> {
     for entry in entries {
         let pid = entry.pid;
         process_id(MANIFEST, "pid", pid)?;
+        // 1 is the init of the instance, which is no part of an app.
+        ensure(pid.0 != 1, MANIFEST, || "process 1 is the init of an app, not of it")?;
         let outside = matches!(entry.ppid.0, 0 | 1);
         ensure(outside || seen.contains(&entry.ppid), MANIFEST, || {
             format!("process {pid}: its parent {} does not stand before it", entry.ppid)
@@ -209,7 +211,21 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
             }
         }
     }
+    filters_used(manifest, cores)?;
     thread_ids(manifest, cores)
+}
+
+/// A filter that no thread has was taken away from one.
+fn filters_used(manifest: &Manifest, cores: &[Core]) -> Result<()> {
+    let threads = cores.iter().flat_map(|core| &core.image.threads);
+    let used: BTreeSet<u32> = threads
+        .flat_map(|thread| thread.record.seccomp.filters())
+        .copied()
+        .collect();
+    let all = manifest.seccomp.len();
+    ensure(used.len() == all, MANIFEST, || {
+        format!("{} seccomp filters belong to no thread", all - used.len())
+    })
 }
 
 /// Threads and processes share one space of numbers.
@@ -222,6 +238,10 @@ fn thread_ids(manifest: &Manifest, cores: &[Core]) -> Result<()> {
         }
     }
     for file in &manifest.files {
+        let owner = file.owner.map(|owner| owner.id);
+        ensure(owner.is_none_or(|id| tasks.contains(&id)), MANIFEST, || {
+            format!("file {}: its signals go to no process of the app", file.id)
+        })?;
         if let FileKind::Pidfd { pid } = file.kind {
             ensure(tasks.contains(&pid), MANIFEST, || {
                 format!("file {}: there is no process {pid}", file.id)
@@ -252,6 +272,10 @@ pub fn path(part: &str, what: &str, path: &str) -> Result<()> {
     text(part, what, path, limits::PATH_BYTES)?;
     ensure(path.starts_with('/'), part, || {
         format!("{what} {:?} is not absolute", shown(path))
+    })?;
+    // The kernel gives none that leads up: this one was not asked of it.
+    ensure(!path.split('/').any(|name| name == ".."), part, || {
+        format!("{what} {:?} leads up", shown(path))
     })
 }
 

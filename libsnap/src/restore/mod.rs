@@ -13,6 +13,7 @@
 pub mod place;
 pub mod plan;
 pub mod script;
+pub mod rights;
 pub mod skeleton;
 pub mod state;
 pub mod vdso;
@@ -75,6 +76,7 @@ fn attempt(
     let vdsos = plan::check(shot, options)?;
     let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
     steps.start("skeleton");
+    crate::timed::prune();
     let group = cgroup::create(&name)?;
     let skeleton = Skeleton::build(shot, options.pids, group.clone())?;
     // From here on nothing forks this process: it may have threads.

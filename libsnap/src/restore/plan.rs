@@ -1,28 +1,24 @@
 //! Everything that can be refused is refused here, before a process exists.
 
+use super::rights;
 use super::vdso::{self, Vdso};
 use crate::error::{Error, Kind, Result};
 use crate::image::Appshot;
-use crate::image::records::{ExternalFile, VmaKind};
+use crate::image::records::ExternalFile;
 use crate::memory;
-use crate::target::{Allow, PidMode, RestoreOptions};
+use crate::target::{Allow, RestoreOptions};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 /// Refuses, or answers how each process comes to its vdso.
 pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<Vec<Vdso>> {
-    rights()?;
+    needed()?;
     processor(shot)?;
     let vdsos = vdso::plan(shot, options.force_vdso_bridge)?;
     for file in &shot.manifest.external {
         external(file, &options.allow)?;
     }
-    for core in &shot.cores {
-        credentials(core, &options.allow)?;
-    }
-    if options.pids == PidMode::Host && shot.manifest.processes.iter().any(|p| p.pid.0 == 1) {
-        return Err(refused("process number 1 cannot be given on the host").fix("use --pids=new"));
-    }
+    rights::check(shot, &options.allow)?;
     Ok(vdsos)
 }
 
@@ -33,7 +29,7 @@ pub fn refused(because: impl std::fmt::Display) -> Error {
 }
 
 /// Restoring makes namespaces and chooses PIDs.
-fn rights() -> Result<()> {
+fn needed() -> Result<()> {
     use caps::{CapSet, Capability};
     for (wanted, also) in [
         (Capability::CAP_SYS_ADMIN, None),
@@ -98,42 +94,4 @@ fn external(file: &ExternalFile, allow: &Allow) -> Result<()> {
         file.size
     ))
     .fix(fix))
-}
-
-/// What the appshot asks for must lie within what the caller allows.
-fn credentials(core: &crate::image::Core, allow: &Allow) -> Result<()> {
-    for thread in &core.image.threads {
-        let creds = &thread.record.creds;
-        let tid = thread.record.tid;
-        if let Some(uids) = &allow.uids
-            && let Some(uid) = creds.uid.iter().find(|uid| !uids.contains(uid))
-        {
-            return Err(
-                refused(format!("task {tid} wants to run as user {uid}, which is not allowed"))
-                    .fix(format!("allow it with --allow-uid {uid}")),
-            );
-        }
-        let wanted = creds.cap_permitted | creds.cap_effective | creds.cap_inheritable | creds.cap_ambient;
-        let beyond = wanted & !(allow.capabilities & own_capabilities());
-        if beyond != 0 {
-            return Err(refused(format!(
-                "task {tid} wants capabilities {beyond:#x} that are not allowed here"
-            ))
-            .fix("allow them, or restore with more rights"));
-        }
-    }
-    let exe = &core.image.process.exe;
-    let mapped = core
-        .image
-        .vmas
-        .iter()
-        .any(|vma| matches!(&vma.kind, VmaKind::PrivateFile { path, .. } if path == exe));
-    if !mapped && !fs::exists(exe).unwrap_or(false) {
-        return Err(refused(format!("its program {exe} is missing")));
-    }
-    Ok(())
-}
-
-fn own_capabilities() -> u64 {
-    crate::proc::Fields::status(crate::ids::HostPid(std::process::id() as i32)).map_or(0, |s| s.hex("CapPrm"))
 }

@@ -79,7 +79,7 @@ impl Skeleton {
         let number = free_number(shot);
         let ourselves = HostPid(std::process::id() as i32);
         let ourselves = task::pidfd_open(ourselves).or_fail(|| "cannot open this process")?;
-        let own_init = pids == PidMode::New && root.pid.0 != 1;
+        let own_init = pids == PidMode::New;
         let timeline = Timeline::begin(manifest.clocks);
         let place = Place {
             pids,

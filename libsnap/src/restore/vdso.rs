@@ -104,8 +104,9 @@ fn stored(core: &Core, vma: &Vma) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Exported functions with the offsets they take up.
-fn functions(image: &[u8]) -> Option<BTreeMap<String, Span>> {
+/// Exported functions of a vdso with the offsets they take up. The image may be an
+/// appshot's: anything.
+pub fn functions(image: &[u8]) -> Option<BTreeMap<String, Span>> {
     let elf = Elf::parse(image).ok()?;
     let named = elf
         .dynsyms

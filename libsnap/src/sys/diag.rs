@@ -64,8 +64,8 @@ fn request() -> Vec<u8> {
     bytes
 }
 
-/// Reads one datagram; false once the dump is done.
-fn messages(mut bytes: &[u8], found: &mut HashMap<u64, UnixSocket>) -> Sys<bool> {
+/// Reads one datagram of an answer; false once the dump is done.
+pub fn messages(mut bytes: &[u8], found: &mut HashMap<u64, UnixSocket>) -> Sys<bool> {
     while bytes.len() >= 16 {
         let len = u32_at(bytes, 0) as usize;
         if len < 16 || len > bytes.len() {
@@ -73,7 +73,10 @@ fn messages(mut bytes: &[u8], found: &mut HashMap<u64, UnixSocket>) -> Sys<bool>
         }
         match i32::from(u16_at(bytes, 4)) {
             libc::NLMSG_DONE => return Ok(false),
-            libc::NLMSG_ERROR => return Err(Errno::from_raw(-(u32_at(bytes, 16) as i32))),
+            libc::NLMSG_ERROR => {
+                let code = bytes[16..len].first_chunk().map_or(0, |code| i32::from_le_bytes(*code));
+                return Err(Errno::from_raw(code.wrapping_neg()));
+            }
             _ => {
                 let (inode, socket) = unix_message(&bytes[16..len]);
                 found.insert(inode, socket);

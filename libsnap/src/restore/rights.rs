@@ -1,0 +1,336 @@
+//! What an appshot asks for, held against what its caller allows.
+//!
+//! The restorer acts with its own rights for an app that may have none: it opens
+//! files, makes files and sockets, gives credentials and priorities. An appshot is
+//! data that anybody may have written. So each demand is looked at here, before a
+//! process exists, and must be one that a snapshot makes at all, and within
+//! [`Allow`]:
+//!
+//! ```text
+//!   user and group ids, also of files it makes     uids, gids
+//!   capabilities; real-time priority; low ports    capabilities
+//!   every path it names, links followed            paths
+//!   no filter of system calls                      unconfined
+//! ```
+
+use super::plan::refused;
+use crate::error::{OrFail, Result};
+use crate::files::{paths, sockets};
+use crate::image::records::{
+    FileKind, IpcPerm, Manifest, ShmKind, SocketFile, SocketRecord, SocketState, ThreadRecord, VmaKind,
+};
+use crate::image::{Appshot, Core};
+use crate::target::Allow;
+use caps::Capability;
+use nix::unistd::{Gid, Uid, User, getgrouplist, getresuid};
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+/// `capabilities(7)`: user 0 gains them at execve(2) unless this is set.
+const SECBIT_NOROOT: u32 = 1;
+
+/// Refuses what goes beyond.
+pub fn check(shot: &Appshot, allow: &Allow) -> Result<()> {
+    let judge = Judge::new(allow)?;
+    for core in &shot.cores {
+        for thread in &core.image.threads {
+            judge.thread(&thread.record)?;
+        }
+        judge.process(core)?;
+    }
+    judge.objects(&shot.manifest)
+}
+
+struct Judge<'a> {
+    allow: &'a Allow,
+    /// Of the caller, within what it allows.
+    capabilities: u64,
+    uids: Option<Vec<u32>>,
+    gids: Option<Vec<u32>>,
+    /// The directories, links followed.
+    below: Option<Vec<PathBuf>>,
+}
+
+impl Judge<'_> {
+    fn new(allow: &Allow) -> Result<Judge<'_>> {
+        let own = own_capabilities();
+        let holds = |capability: Capability| own & capability.bitmask() != 0;
+        // Without the right to become another, the caller can give itself only.
+        let uids = allow
+            .uids
+            .clone()
+            .or_else(|| (!holds(Capability::CAP_SETUID)).then(own_uids));
+        let gids = allow.gids.clone().or_else(|| allow.uids.as_deref().map(groups_of));
+        let real = |dir: &PathBuf| fs::canonicalize(dir).or_fail(|| format!("cannot allow {}", dir.display()));
+        let below = allow.paths.as_ref().map(|dirs| dirs.iter().map(real).collect());
+        Ok(Judge {
+            allow,
+            capabilities: allow.capabilities & own,
+            uids,
+            gids,
+            below: below.transpose()?,
+        })
+    }
+
+    fn uid(&self, who: impl std::fmt::Display, uid: u32) -> Result<()> {
+        if self.uids.as_ref().is_none_or(|uids| uids.contains(&uid)) {
+            return Ok(());
+        }
+        Err(refused(format!("{who} user {uid}, which is not allowed"))
+            .fix(format!("allow it with --allow-uid {uid}, if the caller may become it")))
+    }
+
+    fn gid(&self, who: impl std::fmt::Display, gid: u32) -> Result<()> {
+        if self.gids.as_ref().is_none_or(|gids| gids.contains(&gid)) {
+            return Ok(());
+        }
+        Err(refused(format!("{who} group {gid}, which is not allowed")).fix(format!("allow it with --allow-gid {gid}")))
+    }
+
+    /// Something that takes a capability to get. What the caller cannot do itself
+    /// the kernel refuses; this is about what it does not allow.
+    fn takes(&self, capability: Capability, what: impl std::fmt::Display) -> Result<()> {
+        if self.allow.capabilities & capability.bitmask() != 0 {
+            return Ok(());
+        }
+        Err(refused(format!("{what}, which takes {capability}")).fix("allow that with --allow-capabilities"))
+    }
+
+    fn thread(&self, record: &ThreadRecord) -> Result<()> {
+        let (creds, tid) = (&record.creds, record.tid);
+        for uid in creds.uid {
+            self.uid(format!("task {tid} wants to run as"), uid)?;
+        }
+        for gid in creds.gid.iter().chain(&creds.groups) {
+            self.gid(format!("task {tid} wants to be in"), *gid)?;
+        }
+        let mut wanted = creds.cap_permitted | creds.cap_effective | creds.cap_inheritable | creds.cap_ambient;
+        if creds.uid.contains(&0) && creds.securebits & SECBIT_NOROOT == 0 && self.allow.capabilities != u64::MAX {
+            wanted |= creds.cap_bounding;
+        }
+        let beyond = wanted & !self.capabilities;
+        if beyond != 0 {
+            return Err(refused(format!(
+                "task {tid} wants capabilities {beyond:#x} that are not allowed here"
+            ))
+            .fix("allow them, or restore with more rights"));
+        }
+        // SCHED_FIFO, SCHED_RR, SCHED_DEADLINE; IOPRIO_CLASS_RT.
+        let pressing = [1, 2, 6].contains(&record.sched.policy) || record.ioprio >> 13 == 1;
+        if pressing || record.sched.nice < 0 {
+            self.takes(
+                Capability::CAP_SYS_NICE,
+                format!("task {tid} wants to come before others"),
+            )?;
+        }
+        if record.seccomp.is_off() && !self.allow.unconfined {
+            return Err(refused(format!("task {tid} has no filter of system calls (seccomp)"))
+                .fix("take the snapshot of an app that has one, or leave --require-seccomp out"));
+        }
+        Ok(())
+    }
+
+    fn process(&self, core: &Core) -> Result<()> {
+        let process = &core.image.process;
+        let who = |what: &str| format!("process {} {what}", process.pid);
+        if process.oom_score_adj < 0 {
+            self.takes(
+                Capability::CAP_SYS_RESOURCE,
+                who("wants to be spared when memory runs out"),
+            )?;
+        }
+        let mut mapped = false;
+        for vma in &core.image.vmas {
+            let (path, shared) = match &vma.kind {
+                VmaKind::PrivateFile { path, .. } => (path, false),
+                VmaKind::SharedFile { path, .. } => (path, true),
+                _ => continue,
+            };
+            mapped |= *path == process.exe;
+            self.path(&who("maps"), path)?;
+            let fits = |meta: &fs::Metadata| meta.is_file() || (!shared && paths::is_memory_device(meta));
+            is_of_kind(&who("maps"), path, fits)?;
+        }
+        if !mapped && !fs::exists(&process.exe).unwrap_or(false) {
+            return Err(refused(format!("its program {} is missing", process.exe)));
+        }
+        for path in [&process.exe, &process.cwd] {
+            self.path(&who("names"), path)?;
+        }
+        Ok(())
+    }
+
+    fn objects(&self, manifest: &Manifest) -> Result<()> {
+        for file in &manifest.files {
+            let who = format!("open file {}", file.id);
+            match &file.kind {
+                // A device without state leads nowhere.
+                FileKind::Path { path, .. } if fs::metadata(path).is_ok_and(|m| paths::is_memory_device(&m)) => {}
+                FileKind::Path { path, .. } => {
+                    self.path(&who, path)?;
+                    is_of_kind(&who, path, paths::is_carried)?;
+                }
+                FileKind::Inotify { watches } => watches.iter().try_for_each(|watch| self.path(&who, &watch.path))?,
+                FileKind::Socket(socket) => self.socket(&who, socket)?,
+                FileKind::Pty(pty) => self.made(&who, pty.file)?,
+                _ => {}
+            }
+        }
+        for fifo in manifest.pipes.iter().filter_map(|pipe| pipe.fifo.as_ref()) {
+            self.path("a fifo", fifo)?;
+            is_of_kind("a fifo", fifo, |meta| meta.file_type().is_fifo())?;
+        }
+        for external in &manifest.external {
+            self.path("it", &external.path)?;
+        }
+        for shm in &manifest.shmem {
+            let who = format!("shared memory {}", shm.id);
+            match &shm.kind {
+                ShmKind::Unlinked {
+                    path, mode, uid, gid, ..
+                } => {
+                    self.path(&who, path)?;
+                    let (mode, uid, gid) = (*mode, *uid, *gid);
+                    self.made(&who, SocketFile { mode, uid, gid })?;
+                }
+                ShmKind::Memfd { mode, .. } => self.set_id(&who, *mode)?,
+                ShmKind::Sysv {
+                    uid, gid, cuid, cgid, ..
+                } => {
+                    [uid, cuid]
+                        .into_iter()
+                        .try_for_each(|uid| self.uid(format!("{who} belongs to"), *uid))?;
+                    [gid, cgid]
+                        .into_iter()
+                        .try_for_each(|gid| self.gid(format!("{who} belongs to"), *gid))?;
+                }
+                ShmKind::Anon => {}
+            }
+        }
+        let perms = manifest.semaphores.iter().map(|set| set.perm);
+        perms
+            .chain(manifest.queues.iter().map(|queue| queue.perm))
+            .try_for_each(|perm| self.ipc(perm))
+    }
+
+    fn ipc(&self, perm: IpcPerm) -> Result<()> {
+        let who = format!("System V object {} belongs to", perm.id);
+        [perm.uid, perm.cuid]
+            .into_iter()
+            .try_for_each(|uid| self.uid(&who, uid))?;
+        [perm.gid, perm.cgid]
+            .into_iter()
+            .try_for_each(|gid| self.gid(&who, gid))
+    }
+
+    /// A file that the restorer makes.
+    fn made(&self, who: &str, file: SocketFile) -> Result<()> {
+        self.uid(format!("{who} makes a file of"), file.uid)?;
+        self.gid(format!("{who} makes a file of"), file.gid)?;
+        self.set_id(who, file.mode)
+    }
+
+    fn set_id(&self, who: &str, mode: u32) -> Result<()> {
+        if mode & 0o6000 == 0 || self.allow.uids.is_none() && self.allow.capabilities == u64::MAX {
+            return Ok(());
+        }
+        Err(refused(format!(
+            "{who} makes a file with a set-user-ID or set-group-ID bit (mode {mode:o})"
+        )))
+    }
+
+    fn socket(&self, who: &str, record: &SocketRecord) -> Result<()> {
+        if !sockets::is_carried(record) {
+            return Err(refused(format!(
+                "{who} is a socket of a kind or with an option that no snapshot carries (family {}, type {}, protocol {})",
+                record.domain, record.kind, record.protocol
+            )));
+        }
+        let net_admin = [
+            (libc::SOL_SOCKET, libc::SO_MARK),
+            (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
+            (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+        ];
+        if record
+            .options
+            .iter()
+            .any(|option| net_admin.contains(&(option.level, option.name)))
+        {
+            self.takes(Capability::CAP_NET_ADMIN, format!("{who} wants a socket option"))?;
+        }
+        let (name, file) = match &record.state {
+            SocketState::Bound { name, file } | SocketState::Listening { name, file, .. } => (name, *file),
+            SocketState::Paired { name, file, .. } => (name, *file),
+            SocketState::Connected { name, .. } => (name, None),
+            SocketState::Fresh | SocketState::Severed => return Ok(()),
+        };
+        if record.domain != libc::AF_UNIX {
+            let port = name.get(2..4).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
+            return match port {
+                1..1024 => self.takes(Capability::CAP_NET_BIND_SERVICE, format!("{who} wants port {port}")),
+                _ => Ok(()),
+            };
+        }
+        let name = name.get(2..).unwrap_or_default();
+        if name.first().is_some_and(|byte| *byte != 0) {
+            let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+            self.path(who, &String::from_utf8_lossy(&name[..end]))?;
+        }
+        file.map_or(Ok(()), |file| self.made(who, file))
+    }
+
+    /// Below one of the directories that are allowed, links followed. What does not
+    /// exist yet is judged by its directory.
+    fn path(&self, who: &str, path: &str) -> Result<()> {
+        let Some(below) = &self.below else { return Ok(()) };
+        let path = Path::new(path);
+        let real = fs::canonicalize(path).or_else(|_| {
+            let dir = path.parent().unwrap_or(path);
+            fs::canonicalize(dir).map(|dir| dir.join(path.file_name().unwrap_or_default()))
+        });
+        if real.is_ok_and(|real| below.iter().any(|dir| real.starts_with(dir))) {
+            return Ok(());
+        }
+        Err(refused(format!(
+            "{who} {}, which is not below a directory that is allowed",
+            path.display()
+        ))
+        .fix("allow its directory with --allow-path"))
+    }
+}
+
+/// A name that leads to something else than what a snapshot carries: a device with
+/// state, a fifo that nobody opens. What is missing shows when it is opened.
+fn is_of_kind(who: &str, path: &str, fits: impl Fn(&fs::Metadata) -> bool) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(meta) if !fits(&meta) => Err(refused(format!(
+            "{who} {path}: a device or special file that no snapshot carries"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn own_capabilities() -> u64 {
+    crate::proc::Fields::status(crate::ids::HostPid(std::process::id() as i32)).map_or(0, |s| s.hex("CapPrm"))
+}
+
+fn own_uids() -> Vec<u32> {
+    getresuid().map_or_else(
+        |_| Vec::new(),
+        |ids| [ids.real, ids.effective, ids.saved].map(Uid::as_raw).to_vec(),
+    )
+}
+
+/// The groups of these users, where they are known here.
+fn groups_of(uids: &[u32]) -> Vec<u32> {
+    let known = uids
+        .iter()
+        .filter_map(|uid| User::from_uid(Uid::from_raw(*uid)).ok().flatten());
+    let groups = known.flat_map(|user| {
+        let name = CString::new(user.name).unwrap_or_default();
+        getgrouplist(&name, user.gid).unwrap_or_else(|_| vec![user.gid])
+    });
+    groups.map(Gid::as_raw).collect()
+}

@@ -1,0 +1,524 @@
+//! Appshots that ask for more than they may: each is a real one, edited, with new
+//! digests and a new seal, so that it opens. Each is refused by name before a
+//! process exists, and nothing is left of the attempt.
+
+use anyhow::{Context, Result, bail, ensure};
+use appshot_tests::app::Place;
+use appshot_tests::forge::{Forger, Record};
+use appshot_tests::installed::Registry;
+use appshot_tests::judge::{HostState, judge_nothing_left};
+use appshot_tests::programs;
+use appshot_tests::verdict::{PATIENCE, need_program, need_root, on_own_thread, poll, skip, switched_on};
+use libsnap::error::{Error, Kind};
+use libsnap::target::{Allow, RestoreOptions, RunOptions};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::{chown, symlink};
+use std::path::{Path, PathBuf};
+
+/// A user without a name here, and without rights.
+const NOBODY: u32 = 4711;
+const NET_BIND_SERVICE: u64 = 1 << 10;
+
+#[track_caller]
+fn trial(test: &'static str, body: impl FnOnce(&Place) -> Result<()> + Send + 'static) {
+    on_own_thread(test, move || {
+        need_root()?;
+        if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
+            return skip("snapshots, which APPSHOT_TEST_NO_SNAPSHOT turns off");
+        }
+        let place = Place::new(test)?;
+        let before = HostState::take(&place.scope());
+        let result = body(&place).with_context(|| place.log());
+        result.and(judge_nothing_left(&place.scope(), &before))
+    });
+}
+
+/// A copy of an appshot of this program, in the forger's hands.
+fn forger(place: &Place, program: &str, uid: Option<u32>) -> Result<Forger> {
+    let file = |name: &str| place.path(name).display().to_string();
+    let app = place.run_with(RunOptions {
+        command: vec![
+            programs::build(program)?.display().to_string(),
+            file("ready"),
+            file("go"),
+        ],
+        uid,
+        gid: uid,
+        ..RunOptions::default()
+    })?;
+    poll("ready", PATIENCE, || Ok(place.path("ready").exists().then_some(())))?;
+    app.freeze(&place.path("genuine"))?;
+    app.wait_gone()?;
+    Forger::copy(&place.path("genuine"), &place.path("forged"))
+}
+
+fn options(allow: Allow) -> RestoreOptions {
+    RestoreOptions {
+        allow,
+        ..RestoreOptions::default()
+    }
+}
+
+/// Sealed again, it is refused with these words, and nothing was started.
+fn refused(place: &Place, forger: Forger, allow: Allow, words: &str) -> Result<()> {
+    let shot = forger.seal()?;
+    let Err(error) = place.restore_with(&shot, options(allow)) else {
+        bail!("it was restored: {words:?} got through")
+    };
+    let error = error.downcast_ref::<Error>().context("not an error of the engine")?;
+    ensure!(
+        [Kind::Refused, Kind::Failed].contains(&error.kind),
+        "{:?}: {error}",
+        error.kind
+    );
+    ensure!(error.to_string().contains(words), "expected {words:?} in: {error}");
+    ensure!(
+        error.state.as_deref() == Some("nothing was started"),
+        "too late: {error}"
+    );
+    judge_nothing_left(&place.scope(), &HostState::default())
+}
+
+/// The genuine appshot is restored with these same rights, and is intact.
+fn genuine_passes(place: &Place, allow: Allow) -> Result<()> {
+    let mut app = place
+        .restore_with(&place.path("genuine"), options(allow))
+        .context("the genuine one")?;
+    fs::write(place.path("go"), "")?;
+    let code = app.wait_exit()?;
+    ensure!(code == 0, "exit code {code}");
+    Ok(())
+}
+
+fn only(uid: u32) -> Allow {
+    Allow {
+        uids: Some(vec![uid]),
+        gids: Some(vec![uid]),
+        capabilities: 0,
+        ..Allow::default()
+    }
+}
+
+/// An edit of every thread of an app that runs as nobody, whose caller allows just that.
+fn of_nobody(test: &'static str, words: &'static str, edit: fn(&mut Value)) {
+    trial(test, move |place| {
+        let forger = forger(place, "pipes", Some(NOBODY))?;
+        forger.edit(Record::Thread, edit)?;
+        refused(place, forger, only(NOBODY), words)?;
+        genuine_passes(place, only(NOBODY))
+    });
+}
+
+/// An edit of the manifest, which nobody may be allowed.
+fn of_manifest(test: &'static str, program: &'static str, words: &'static str, edit: fn(&Place, &mut Value)) {
+    trial(test, move |place| {
+        let mut forger = forger(place, program, None)?;
+        edit(place, &mut forger.manifest);
+        refused(place, forger, Allow::default(), words)
+    });
+}
+
+/// The first file of this kind.
+fn file<'a>(manifest: &'a mut Value, kind: &str) -> &'a mut Value {
+    let mut files = manifest["files"].as_array_mut().into_iter().flatten();
+    files
+        .find(|file| !file["kind"][kind].is_null())
+        .expect("the program has such a file")
+}
+
+fn socket(manifest: &mut Value) -> &mut Value {
+    &mut file(manifest, "socket")["kind"]["socket"]
+}
+
+/// The tool itself: what it seals opens, and is the app.
+#[test]
+fn resealed_unchanged() {
+    trial("resealed_unchanged", |place| {
+        let forger = forger(place, "pipes", None)?;
+        for record in [Record::Process, Record::Thread, Record::Mappings] {
+            forger.edit(record, |_| {})?;
+        }
+        let shot = forger.seal()?;
+        let mut app = place.restore(&shot)?;
+        fs::write(place.path("go"), "")?;
+        ensure!(app.wait_exit()? == 0);
+        Ok(())
+    });
+}
+
+// ---------------------------------------------------------------- who it wants to be
+
+#[test]
+fn user_0() {
+    of_nobody("user_0", "user 0", |thread| {
+        thread["creds"]["uid"] = json!([0, 0, 0, 0])
+    });
+}
+
+#[test]
+fn saved_user_0() {
+    of_nobody("saved_user_0", "user 0", |thread| thread["creds"]["uid"][2] = json!(0));
+}
+
+#[test]
+fn group_0() {
+    of_nobody("group_0", "group 0", |thread| thread["creds"]["groups"] = json!([0]));
+}
+
+#[test]
+fn all_capabilities() {
+    of_nobody("all_capabilities", "capabilities", |thread| {
+        thread["creds"]["cap_permitted"] = json!(0xff_ffff_ffff_u64);
+        thread["creds"]["cap_effective"] = json!(0xff_ffff_ffff_u64);
+    });
+}
+
+/// User 0 without capabilities gains those of its bounding set with the next execve.
+#[test]
+fn capabilities_at_the_next_exec() {
+    trial("capabilities_at_the_next_exec", |place| {
+        let forger = forger(place, "pipes", None)?;
+        forger.edit(Record::Thread, |thread| {
+            for set in ["cap_permitted", "cap_effective", "cap_inheritable", "cap_ambient"] {
+                thread["creds"][set] = json!(0);
+            }
+        })?;
+        refused(place, forger, only(0), "capabilities")
+    });
+}
+
+#[test]
+fn real_time_priority() {
+    of_nobody("real_time_priority", "CAP_SYS_NICE", |thread| {
+        thread["sched"]["policy"] = json!(1);
+        thread["sched"]["priority"] = json!(99);
+    });
+}
+
+/// A caller that may make namespaces but not become another user.
+#[test]
+fn user_0_from_a_caller_who_is_not() {
+    trial("user_0_from_a_caller_who_is_not", |place| {
+        let setpriv = need_program(&["setpriv"])?;
+        let registry = Registry::new(place)?;
+        let forger = forger(place, "pipes", Some(NOBODY))?;
+        forger.edit(Record::Thread, |thread| thread["creds"]["uid"] = json!([0, 0, 0, 0]))?;
+        let shot = forger.seal()?;
+        for entry in fs::read_dir(&shot)? {
+            chown(entry?.path(), Some(NOBODY), Some(NOBODY))?;
+        }
+        chown(&shot, Some(NOBODY), Some(NOBODY))?;
+        for dir in ["run", "data"] {
+            fs::create_dir(place.path(dir))?;
+            chown(place.path(dir), Some(NOBODY), Some(NOBODY))?;
+        }
+        let caps = "-all,+sys_admin,+sys_ptrace,+checkpoint_restore";
+        let id = NOBODY.to_string();
+        let output = registry
+            .command_under(&setpriv, &["--reuid", &id, "--regid", &id, "--clear-groups"], "appshot")
+            .args(["restore", "-d", "--name", place.unique()])
+            .arg(&shot)
+            .output()?;
+        ensure!(output.status.code() == Some(6), "without any right: {output:?}");
+        let output = registry
+            .command_under(
+                &setpriv,
+                &[
+                    "--reuid",
+                    &id,
+                    "--regid",
+                    &id,
+                    "--clear-groups",
+                    "--inh-caps",
+                    caps,
+                    "--ambient-caps",
+                    caps,
+                ],
+                "appshot",
+            )
+            .args(["restore", "-d", "--name", place.unique()])
+            .arg(&shot)
+            .output()?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.code() == Some(4),
+            "exit code {:?}: {told}",
+            output.status.code()
+        );
+        ensure!(told.contains("user 0"), "{told}");
+        Ok(())
+    });
+}
+
+// ---------------------------------------------------------------- what it wants to have
+
+#[test]
+fn set_user_id_file() {
+    trial("set_user_id_file", |place| {
+        let mut forger = forger(place, "unlinked_file", None)?;
+        let shmem = forger.manifest["shmem"].as_array_mut().context("no shared memory")?;
+        let mut unlinked = shmem.iter_mut().filter(|shm| !shm["kind"]["unlinked"].is_null());
+        unlinked.next().context("no unlinked file")?["kind"]["unlinked"]["mode"] = json!(0o4755);
+        let allow = Allow {
+            uids: Some(vec![0]),
+            ..Allow::default()
+        };
+        refused(place, forger, allow.clone(), "set-user-ID")?;
+        genuine_passes(place, allow)
+    });
+}
+
+#[test]
+fn device_node() {
+    of_manifest("device_node", "regular_files", "device", |place, manifest| {
+        let node = place.path("node");
+        let mode = Mode::from_bits_truncate(0o600);
+        // The machine's memory.
+        mknod(&node, SFlag::S_IFCHR, mode, makedev(1, 1)).expect("root makes nodes");
+        file(manifest, "path")["kind"]["path"]["path"] = json!(node);
+    });
+}
+
+/// Opening it would wait for ever.
+#[test]
+fn fifo_as_a_file() {
+    of_manifest("fifo_as_a_file", "regular_files", "special file", |place, manifest| {
+        let fifo = place.path("fifo");
+        nix::unistd::mkfifo(&fifo, Mode::from_bits_truncate(0o600)).expect("a fifo is made");
+        file(manifest, "path")["kind"]["path"]["path"] = json!(fifo);
+    });
+}
+
+/// Its content would be written over.
+#[test]
+fn file_as_a_fifo() {
+    of_manifest("file_as_a_fifo", "pipes", "a fifo", |place, manifest| {
+        let file = place.path("precious");
+        fs::write(&file, "precious").expect("a file is written");
+        manifest["pipes"][0]["fifo"] = json!(file);
+    });
+}
+
+/// The directories of the program, its libraries and its files.
+fn own_directories(place: &Place) -> Result<Vec<PathBuf>> {
+    let program = programs::build("regular_files")?;
+    let programs = program.parent().context("no directory")?.to_owned();
+    Ok(vec![place.dir().to_owned(), programs, "/usr".into()])
+}
+
+fn outside(test: &'static str, name: fn(&Place) -> Result<PathBuf>) {
+    trial(test, move |place| {
+        let allow = Allow {
+            paths: Some(own_directories(place)?),
+            ..Allow::default()
+        };
+        let mut forger = forger(place, "regular_files", None)?;
+        file(&mut forger.manifest, "path")["kind"]["path"]["path"] = json!(name(place)?);
+        refused(place, forger, allow.clone(), "not below")?;
+        genuine_passes(place, allow)
+    });
+}
+
+#[test]
+fn path_outside() {
+    outside("path_outside", |_| Ok("/etc/shadow".into()));
+}
+
+#[test]
+fn path_outside_through_a_link() {
+    outside("path_outside_through_a_link", |place| {
+        symlink("/etc", place.path("link"))?;
+        Ok(place.path("link/shadow"))
+    });
+}
+
+#[test]
+fn path_that_leads_up() {
+    of_manifest("path_that_leads_up", "regular_files", "leads up", |place, manifest| {
+        let up = format!("{}/../../etc/shadow", place.dir().display());
+        file(manifest, "path")["kind"]["path"]["path"] = json!(up);
+    });
+}
+
+#[test]
+fn root_directory() {
+    trial("root_directory", |place| {
+        let forger = forger(place, "pipes", None)?;
+        forger.edit(Record::Process, |process| process["root"] = json!("/etc"))?;
+        refused(place, forger, Allow::default(), "root directory")
+    });
+}
+
+#[test]
+fn raw_socket() {
+    of_manifest("raw_socket", "udp", "no snapshot carries", |_, manifest| {
+        let socket = socket(manifest);
+        socket["domain"] = json!(17);
+        socket["kind"] = json!(3);
+        socket["protocol"] = json!(0x300);
+    });
+}
+
+/// SO_ATTACH_FILTER: a program for the kernel.
+#[test]
+fn socket_option() {
+    of_manifest("socket_option", "tcp_listener", "no snapshot carries", |_, manifest| {
+        let option = json!({ "level": 1, "name": 26, "value": "00" });
+        socket(manifest)["options"]
+            .as_array_mut()
+            .expect("options")
+            .push(option);
+    });
+}
+
+#[test]
+fn low_port() {
+    trial("low_port", |place| {
+        let mut forger = forger(place, "tcp_listener", None)?;
+        let name = &mut socket(&mut forger.manifest)["state"]["listening"]["name"];
+        let bytes = name.as_str().context("no name")?;
+        // Family, port 80, the rest.
+        *name = json!(format!("{}0050{}", &bytes[..4], &bytes[8..]));
+        let allow = Allow {
+            capabilities: !NET_BIND_SERVICE,
+            ..Allow::default()
+        };
+        // User 0 would have the capability again: so says the first refusal.
+        forger.edit(Record::Thread, |thread| {
+            for set in ["cap_permitted", "cap_effective", "cap_bounding"] {
+                let mask = thread["creds"][set].as_u64().unwrap_or(0);
+                thread["creds"][set] = json!(mask & !NET_BIND_SERVICE);
+            }
+        })?;
+        refused(place, forger, allow, "port 80")
+    });
+}
+
+/// Signals to a process that is not the app's.
+#[test]
+fn signals_outside() {
+    of_manifest("signals_outside", "pipes", "signals go to no process", |_, manifest| {
+        file(manifest, "pipe")["owner"] = json!({ "kind": 1, "id": 1, "signal": 9 });
+    });
+}
+
+#[test]
+fn namespaces() {
+    of_manifest("namespaces", "pipes", "unknown field", |_, manifest| {
+        manifest["namespaces"] = json!({ "pid": "host", "mnt": "/proc/1/ns/mnt" });
+    });
+}
+
+#[test]
+fn cgroup_path() {
+    of_manifest("cgroup_path", "pipes", "app id", |_, manifest| {
+        manifest["app"] = json!("../../elsewhere")
+    });
+}
+
+// ------------------------------------------------------------- filters of system calls
+
+#[test]
+fn seccomp_taken_off_a_thread() {
+    trial("seccomp_taken_off_a_thread", |place| {
+        let forger = forger(place, "seccomp", None)?;
+        forger.edit(Record::Thread, |thread| {
+            drop(thread.as_object_mut().map(|t| t.remove("seccomp")))
+        })?;
+        refused(place, forger, Allow::default(), "belong to no thread")
+    });
+}
+
+#[test]
+fn seccomp_removed_altogether() {
+    trial("seccomp_removed_altogether", |place| {
+        let mut forger = forger(place, "seccomp", None)?;
+        forger.edit(Record::Thread, |thread| {
+            drop(thread.as_object_mut().map(|t| t.remove("seccomp")))
+        })?;
+        drop(forger.manifest.as_object_mut().map(|m| m.remove("seccomp")));
+        let allow = Allow {
+            unconfined: false,
+            ..Allow::default()
+        };
+        refused(place, forger, allow.clone(), "seccomp")?;
+        genuine_passes(place, allow)
+    });
+}
+
+// ------------------------------------------------------------------ sizes and places
+
+#[test]
+fn process_1() {
+    of_manifest("process_1", "pipes", "process 1", |_, manifest| {
+        manifest["processes"][0]["pid"] = json!(1)
+    });
+}
+
+#[test]
+fn huge_shared_memory() {
+    of_manifest("huge_shared_memory", "memfd", "too large", |_, manifest| {
+        manifest["shmem"][0]["bytes"] = json!(u64::MAX);
+    });
+}
+
+#[test]
+fn run_beyond_its_end() {
+    of_manifest("run_beyond_its_end", "memfd", "out of place", |_, manifest| {
+        manifest["shmem"][0]["runs"] = json!([[0, u64::MAX - 4095]]);
+    });
+}
+
+fn of_mappings(test: &'static str, words: &'static str, edit: fn(&mut Value)) {
+    trial(test, move |place| {
+        let forger = forger(place, "pipes", None)?;
+        forger.edit(Record::Mappings, edit)?;
+        refused(place, forger, Allow::default(), words)
+    });
+}
+
+#[test]
+fn overlapping_mappings() {
+    of_mappings("overlapping_mappings", "out of place", |vmas| {
+        vmas[1]["start"] = vmas[0]["start"].clone()
+    });
+}
+
+#[test]
+fn mapping_of_the_kernels_half() {
+    of_mappings("mapping_of_the_kernels_half", "out of place", |vmas| {
+        let last = vmas.as_array().map_or(0, Vec::len) - 1;
+        vmas[last]["end"] = json!(u64::MAX - 4095);
+    });
+}
+
+#[test]
+fn mapping_at_zero() {
+    of_mappings("mapping_at_zero", "out of place", |vmas| vmas[0]["start"] = json!(0));
+}
+
+/// A digest that was not made anew is told as such.
+#[test]
+fn only_the_seal_is_new() {
+    trial("only_the_seal_is_new", |place| {
+        let mut forger = forger(place, "pipes", None)?;
+        forger.edit(Record::Mappings, |_| {})?;
+        let core: &Path = &place.path("forged").join(&forger.cores()[0]);
+        let kept = fs::read(core)?;
+        forger.manifest["product"] = json!("someone else");
+        let shot = forger.seal()?;
+        let mut bytes = kept;
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        fs::write(shot.join(core.file_name().unwrap_or_default()), bytes)?;
+        let error = place
+            .restore(&shot)
+            .map(drop)
+            .err()
+            .context("a flipped bit got through")?;
+        ensure!(error.to_string().contains("digest"), "{error}");
+        Ok(())
+    });
+}
