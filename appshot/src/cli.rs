@@ -3,20 +3,9 @@
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use libsnap::target::SnapshotOptions;
-use nodekit::args::{Dirs, Format, Pids, Policies, RestoreArgs};
+use nodekit::args::{Dirs, EXIT_CODES, Output, Pids, Policies, RestoreArgs};
 use nodekit::process::parse_signal;
 use std::path::PathBuf;
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  done
-  1  a step failed
-  2  the command makes no sense
-  3  no such app, process or appshot
-  4  refused: state that cannot be carried, or an appshot that asks for too much
-  5  conflict: a name, number or port is taken, or another tracer is there
-  6  unavailable: the kernel, a right or a resource is missing
-`run` and `restore` without -d end with the app's own code, 128 + N after signal N.";
 
 /// Freezes process trees into appshots and brings them back
 #[derive(Debug, Parser)]
@@ -61,9 +50,6 @@ pub enum Command {
     Demo(Demo),
     /// Print the completions of a shell
     Completions(Completions),
-    /// Write manual pages and completions, for packagers
-    #[command(hide = true)]
-    Generate(Generate),
 }
 
 #[derive(Args, Debug)]
@@ -89,9 +75,8 @@ pub struct Run {
     /// PIDs of the app on the host
     #[arg(long, value_enum, default_value_t)]
     pub pids: Pids,
-    /// How the new app is told with -d
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    #[command(flatten)]
+    pub output: Output,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<String>,
@@ -99,9 +84,8 @@ pub struct Run {
 
 #[derive(Args, Debug)]
 pub struct Ps {
-    /// How the list is written
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]
@@ -110,8 +94,8 @@ pub struct Snapshot {
     #[arg(value_name = "NAME|PID")]
     pub target: String,
     /// Write the appshot to this new directory instead of the store
-    #[arg(short, long, value_name = "DIR", conflicts_with_all = ["tag", "replace"])]
-    pub out: Option<PathBuf>,
+    #[arg(long = "to", alias = "out", value_name = "DIR", conflicts_with_all = ["tag", "replace"])]
+    pub dest: Option<PathBuf>,
     /// Name in the store [default: the app's]
     #[arg(long, value_name = "NAME")]
     pub tag: Option<String>,
@@ -123,9 +107,8 @@ pub struct Snapshot {
     pub leave_running: bool,
     #[command(flatten)]
     pub policies: Policies,
-    /// How the report is written
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 impl Snapshot {
@@ -152,9 +135,8 @@ pub struct Restore {
     pub appshot: String,
     #[command(flatten)]
     pub how: RestoreArgs,
-    /// How the new instance is told with -d
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]
@@ -177,9 +159,8 @@ pub struct Inspect {
     /// Hold every byte against its digest
     #[arg(long)]
     pub verify: bool,
-    /// How it is written; JSON always holds everything
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]
@@ -196,8 +177,8 @@ pub struct Unpack {
     /// A packed appshot
     pub file: PathBuf,
     /// Unpack to this new directory instead of the store
-    #[arg(long, value_name = "DIR", conflicts_with = "tag")]
-    pub out: Option<PathBuf>,
+    #[arg(long = "to", alias = "out", value_name = "DIR", conflicts_with = "tag")]
+    pub dest: Option<PathBuf>,
     /// Name in the store [default: the file's]
     #[arg(long, value_name = "NAME")]
     pub tag: Option<String>,
@@ -210,9 +191,8 @@ pub struct Check {
     pub target: String,
     #[command(flatten)]
     pub policies: Policies,
-    /// How the findings are written
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]
@@ -244,9 +224,8 @@ pub struct Logs {
 
 #[derive(Args, Debug)]
 pub struct Doctor {
-    /// How the findings are written
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Format,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]
@@ -259,12 +238,6 @@ pub struct Demo {
 #[derive(Args, Debug)]
 pub struct Completions {
     pub shell: Shell,
-}
-
-#[derive(Args, Debug)]
-pub struct Generate {
-    /// Directory that gets man/ and completions/
-    pub dir: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -327,7 +300,7 @@ mod tests {
             &["run"][..],
             &["run", "--env", "x", "--", "true"],
             &["run", "--user", "root", "--", "true"],
-            &["snapshot", "web", "--out", "x", "--tag", "y"],
+            &["snapshot", "web", "--to", "x", "--tag", "y"],
             &["snapshot", "web", "--tcp", "maybe"],
             &["kill", "web", "-s", "NOPE"],
             &["ps", "-o", "yaml"],

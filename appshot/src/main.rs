@@ -5,17 +5,13 @@ mod cli;
 mod commands;
 mod demo;
 
-use clap::Parser;
 use cli::{Cli, Command};
 use libsnap::error::Result;
-use nodekit::{hidden, out};
+use nodekit::program;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if let Some(code) = hidden::dispatch() {
-        return code;
-    }
-    out::finish("appshot", || run(Cli::parse()))
+    program::main("appshot", run)
 }
 
 fn run(cli: Cli) -> Result<u8> {
@@ -34,7 +30,6 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Unpack(args) => commands::pack::unpack(&dirs.open()?, &args),
         Command::Doctor(args) => commands::doctor::doctor(&args),
         Command::Demo(args) => demo::demo(&args),
-        Command::Completions(args) => commands::generate::completions(&args),
-        Command::Generate(args) => commands::generate::generate(&args),
+        Command::Completions(args) => commands::completions::completions(&args),
     }
 }

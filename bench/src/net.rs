@@ -1,11 +1,10 @@
-//! The client's side: free ports, one HTTP request, one Redis command.
+//! The client's side: a free port, HTTP, a Redis connection that stays.
 
 use anyhow::{Context, Result, bail};
+use nodekit::local;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A port that nothing uses. Below the ephemeral range, so that no client
 /// socket takes it while its app is away.
@@ -16,27 +15,8 @@ pub fn free_port() -> Result<u16> {
         .context("no free port")
 }
 
-pub fn connect(port: u16) -> Result<TcpStream> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// GETs `path` and answers the body.
 pub fn http_get(port: u16, path: &str) -> Result<String> {
-    let mut stream = connect(port)?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    match text.split_once("\r\n\r\n") {
-        Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
-        _ => bail!("GET {path}: not a good answer: {text:.80}"),
-    }
+    Ok(local::http_get(port, path)?)
 }
 
 /// One Redis connection.
@@ -48,7 +28,7 @@ pub struct Redis {
 impl Redis {
     pub fn connect(port: u16) -> Result<Self> {
         Ok(Redis {
-            stream: BufReader::new(connect(port)?),
+            stream: BufReader::new(local::connect(port)?),
         })
     }
 

@@ -7,6 +7,18 @@ use libsnap::target::{Allow, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpP
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// Stands below the help of every program.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  a step failed
+  2  the command makes no sense
+  3  no such app, process or appshot
+  4  refused: state that cannot be carried, or an appshot that asks for too much
+  5  conflict: a name, number or port is taken, or another tracer is there
+  6  unavailable: the kernel, a right or a resource is missing
+`appshot run`, `appshot restore` and `restore` without -d end with the app's own code, 128 + N after signal N.";
+
 /// Where the registry is.
 #[derive(Args, Clone, Debug)]
 pub struct Dirs {
@@ -37,6 +49,21 @@ pub enum Format {
     Text,
     /// JSON with stable field names
     Json,
+}
+
+/// The form of a result.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Output {
+    /// How the result is written
+    #[arg(
+        short = 'o',
+        long = "output",
+        alias = "format",
+        id = "output",
+        value_enum,
+        default_value_t
+    )]
+    pub format: Format,
 }
 
 /// What happens to connections whose other end is outside the app.

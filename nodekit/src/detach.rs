@@ -1,16 +1,15 @@
 //! The detached supervisor: the parent of an app that was started with `-d`.
 
-use crate::hidden;
+use crate::hidden::{self, Life};
 use crate::start::{Start, Started};
 use crate::supervise::supervise;
 use libsnap::error::{Error, OrFail, Result};
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
-use std::process::ExitCode;
 
 /// Brings an app up under a supervisor of its own, and returns when it runs.
 pub fn spawn(start: Start) -> Result<Started> {
-    let mut child = hidden::spawn(hidden::SUPERVISE)?;
+    let mut child = hidden::spawn(Life::Supervisor)?;
     let what = || "the supervisor died before the app was up";
     let mut request = serde_json::to_vec(&start.logged()).or_fail(what)?;
     request.push(b'\n');
@@ -25,8 +24,8 @@ pub fn spawn(start: Start) -> Result<Started> {
     serde_json::from_str::<Result<Started>>(&answer).map_err(|e| Error::failed(what()).because(e))?
 }
 
-/// The supervisor's life.
-pub fn main() -> ExitCode {
+/// The supervisor's life; answers its exit code.
+pub fn main() -> u8 {
     let answer = hidden::own_session()
         .and_then(|()| hidden::read_request::<Start>())
         .and_then(|mut start| Ok((start.go()?, start)));
@@ -35,14 +34,14 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let code = error.kind.exit_code();
             tell(&Err(error));
-            return ExitCode::from(code);
+            return code;
         }
     };
     let app = started.app.clone();
     tell(&Ok(started));
     match let_go().and_then(|()| supervise(&start.store, &app)) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(error.kind.exit_code()),
+        Ok(_) => 0,
+        Err(error) => error.kind.exit_code(),
     }
 }
 

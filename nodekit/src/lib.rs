@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`program`], [`generate`] | the shape of every `main`; manual pages and completions |
 //! | [`args`] | arguments that several programs take |
 //! | [`out`] | results on stdout, messages on stderr, exit codes |
 //! | [`hidden`] | the programs' second lives: worker and detached supervisor |
@@ -10,10 +11,9 @@
 //! | [`start`], [`bring_up`], [`supervise`], [`detach`], [`ending`] | bringing an app up, owning it, ending it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
 //! | [`client`] | asking a daemon |
+//! | [`local`] | asking a server on this machine, to try it |
 //!
-//! Nothing here forks: a second process is always `/proc/self/exe` started
-//! anew, since a fork of a program with threads may only call async-signal-safe
-//! functions.
+//! A second process is always one of [`hidden`]: nothing else here forks.
 #![forbid(unsafe_code)]
 
 pub mod args;
@@ -22,15 +22,18 @@ pub mod client;
 pub mod daemon;
 pub mod detach;
 pub mod ending;
+pub mod generate;
 pub mod hidden;
 pub mod interrupt;
 pub mod jobs;
 pub mod listen;
+pub mod local;
 pub mod log;
 pub mod notify;
 pub mod out;
 pub mod peer;
 pub mod process;
+pub mod program;
 pub mod progress;
 pub mod reply;
 pub mod signals;

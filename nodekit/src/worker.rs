@@ -13,16 +13,17 @@
 //! command at which a person may press Ctrl-C, nor the daemon, but a process
 //! of its own that either finishes or undoes.
 
+use crate::hidden::{self, Life, Process};
 use crate::jobs::Job;
-use crate::{hidden, signals};
+use crate::signals;
 use libsnap::error::{Error, OrFail, Result};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStdin, ExitCode, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -45,9 +46,9 @@ pub fn cancelled() -> bool {
 /// A worker that has its job.
 #[derive(Debug)]
 pub struct Working {
-    child: Child,
+    child: Process,
     /// Our end of its stdin: closing it cancels the job.
-    lifeline: Arc<Mutex<Option<ChildStdin>>>,
+    lifeline: Arc<Mutex<Option<PipeWriter>>>,
 }
 
 /// Has `job` done by a worker, and waits for its answer.
@@ -57,7 +58,7 @@ pub fn in_worker<T: DeserializeOwned>(job: &Job, progress: &mut dyn FnMut(&str))
 
 impl Working {
     pub fn start(job: &Job) -> Result<Working> {
-        let mut child = hidden::spawn(hidden::WORKER)?;
+        let mut child = hidden::spawn(Life::Worker)?;
         let lifeline = Arc::new(Mutex::new(send(&mut child, job)));
         Ok(Working { child, lifeline })
     }
@@ -70,7 +71,7 @@ impl Working {
 
     pub fn finish<T: DeserializeOwned>(mut self, progress: &mut dyn FnMut(&str)) -> Result<T> {
         let answer = listen(&mut self.child, progress);
-        let status = self.child.wait().or_fail(|| "cannot wait for the worker")?;
+        let status = self.child.wait()?;
         match answer {
             Some(Message::Done(value)) => serde_json::from_value(value).or_fail(|| "cannot read the worker's answer"),
             Some(Message::Failed(error)) => Err(*error),
@@ -80,7 +81,7 @@ impl Working {
 }
 
 /// A worker that dies before it has read the request is told by its exit status.
-fn send(child: &mut Child, job: &Job) -> Option<ChildStdin> {
+fn send(child: &mut Process, job: &Job) -> Option<PipeWriter> {
     let mut stdin = child.stdin.take()?;
     let mut line = serde_json::to_vec(job).ok()?;
     line.push(b'\n');
@@ -89,7 +90,7 @@ fn send(child: &mut Child, job: &Job) -> Option<ChildStdin> {
 }
 
 /// Passes progress on until the last message.
-fn listen(child: &mut Child, progress: &mut dyn FnMut(&str)) -> Option<Message> {
+fn listen(child: &mut Process, progress: &mut dyn FnMut(&str)) -> Option<Message> {
     let lines = BufReader::new(child.stdout.take()?).lines();
     for line in lines.map_while(std::io::Result::ok) {
         match serde_json::from_str(&line) {
@@ -112,8 +113,8 @@ fn died(status: ExitStatus) -> Error {
         .fix("look into the kernel log for an out-of-memory kill, then try again")
 }
 
-/// The worker's life.
-pub fn main() -> ExitCode {
+/// The worker's life; answers its exit code.
+pub fn main() -> u8 {
     crate::log::init(crate::log::Format::Text);
     let last = match serve() {
         Ok(value) => Message::Done(value),
@@ -121,7 +122,7 @@ pub fn main() -> ExitCode {
     };
     let code = u8::from(!matches!(last, Message::Done(_)));
     say(&last);
-    ExitCode::from(code)
+    code
 }
 
 fn serve() -> Result<Value> {

@@ -10,22 +10,21 @@ use clap::Parser;
 use libsnap::error::Result;
 use libsnap::store::Store;
 use meter::Meter;
-use nodekit::args::Format;
+use nodekit::args::{EXIT_CODES, Output};
 use nodekit::daemon::{self, DaemonArgs};
 use nodekit::reply::{self, Reply};
-use nodekit::{hidden, out};
+use nodekit::{out, program};
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// Shows the CPU time and memory of each app, once, again and again, or over a Unix socket
 #[derive(Debug, Parser)]
-#[command(name = "perfd", version)]
+#[command(name = "perfd", version, after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
     daemon: DaemonArgs,
-    /// How the list is written
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
+    #[command(flatten)]
+    output: Output,
     /// Show the list again every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     watch: Option<u64>,
@@ -35,10 +34,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = hidden::dispatch() {
-        return code;
-    }
-    out::finish("perfd", || run(&Cli::parse()))
+    program::main("perfd", |cli: Cli| run(&cli))
 }
 
 fn run(cli: &Cli) -> Result<u8> {
@@ -48,7 +44,7 @@ fn run(cli: &Cli) -> Result<u8> {
         return Ok(0);
     }
     loop {
-        out::show(cli.output, &meter::read(&store)?, |all| meter::text(all))?;
+        out::show(cli.output.format, &meter::read(&store)?, |all| meter::text(all))?;
         let Some(seconds) = cli.watch else {
             return Ok(0);
         };

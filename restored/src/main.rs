@@ -6,23 +6,21 @@ mod instances;
 
 use clap::Parser;
 use libsnap::error::Result;
+use nodekit::args::EXIT_CODES;
 use nodekit::daemon::{self, DaemonArgs};
-use nodekit::{ending, hidden, out};
+use nodekit::{ending, program};
 use std::process::ExitCode;
 
 /// Restores appshots and supervises the instances, asked over a Unix socket
 #[derive(Debug, Parser)]
-#[command(name = "restored", version)]
+#[command(name = "restored", version, after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
     daemon: DaemonArgs,
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = hidden::dispatch() {
-        return code;
-    }
-    out::finish("restored", || run(&Cli::parse().daemon))
+    program::main("restored", |cli: Cli| run(&cli.daemon))
 }
 
 /// What a killed predecessor left behind is followed from the socket's first

@@ -5,23 +5,21 @@ mod api;
 
 use clap::Parser;
 use libsnap::error::Result;
+use nodekit::args::EXIT_CODES;
 use nodekit::daemon::{self, DaemonArgs};
-use nodekit::{hidden, out};
+use nodekit::program;
 use std::process::ExitCode;
 
 /// Takes snapshots of apps, asked over a Unix socket
 #[derive(Debug, Parser)]
-#[command(name = "snapd", version)]
+#[command(name = "snapd", version, after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
     daemon: DaemonArgs,
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = hidden::dispatch() {
-        return code;
-    }
-    out::finish("snapd", || run(&Cli::parse().daemon))
+    program::main("snapd", |cli: Cli| run(&cli.daemon))
 }
 
 fn run(args: &DaemonArgs) -> Result<u8> {

@@ -6,6 +6,7 @@
 //! - [`trial`] puts a C program through its variants (`app_test!`).
 //! - [`judge`] decides whether an app was untouched (A1) and whether nothing is
 //!   left on the host (A3). It runs after every trial.
+//! - [`daemon`] is a daemon as a process, and what every daemon must do (`daemon_tests!`).
 //! - [`clients`] speaks redis and HTTP to real servers, one connection a request.
 //!
 //! The engine uses ptrace, which binds to a thread: every trial runs wholly on
@@ -15,6 +16,7 @@
 
 pub mod app;
 pub mod clients;
+pub mod daemon;
 pub mod judge;
 pub mod programs;
 pub mod trial;

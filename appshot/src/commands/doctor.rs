@@ -7,7 +7,7 @@ use nodekit::out;
 
 pub fn doctor(args: &cli::Doctor) -> Result<u8> {
     let features = libsnap::kernel::features();
-    out::show(args.output, &features, |features| text(features))?;
+    out::show(args.output.format, &features, |features| text(features))?;
     match features.iter().any(|f| f.required && !f.present) {
         true => Ok(Kind::Unavailable.exit_code()),
         false => Ok(0),

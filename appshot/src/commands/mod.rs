@@ -1,8 +1,8 @@
 //! One module a group of commands; each function is one command.
 
+pub mod completions;
 pub mod doctor;
 pub mod end;
-pub mod generate;
 pub mod inspect;
 pub mod logs;
 pub mod pack;

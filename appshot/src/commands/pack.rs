@@ -22,7 +22,7 @@ pub fn unpack(store: &Store, args: &cli::Unpack) -> Result<u8> {
         None => nodekit::start::named_by(&args.file)?,
     };
     let _busy = store.try_lock(&name)?;
-    let dest = match &args.out {
+    let dest = match &args.dest {
         Some(dir) => dir.clone(),
         None => store.new_appshot_path(&name, false)?,
     };

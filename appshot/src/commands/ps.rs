@@ -7,7 +7,7 @@ use nodekit::out;
 
 pub fn ps(store: &Store, args: &cli::Ps) -> Result<u8> {
     let now = now_unix_ms()?;
-    out::show(args.output, &store.views()?, |views| text(views, now))?;
+    out::show(args.output.format, &store.views()?, |views| text(views, now))?;
     Ok(0)
 }
 

@@ -16,7 +16,7 @@ pub fn run(store: &Store, args: cli::Run, quiet: bool) -> Result<u8> {
     let manner = Manner {
         detach: args.detach,
         quiet,
-        format: args.format,
+        format: args.output.format,
     };
     let start = Start {
         store: store.clone(),
@@ -57,7 +57,7 @@ pub fn restore(store: &Store, args: &cli::Restore, quiet: bool) -> Result<u8> {
     let manner = Manner {
         detach: args.how.detach,
         quiet,
-        format: args.format,
+        format: args.output.format,
     };
     bring_up(start, manner)
 }

@@ -8,7 +8,7 @@ use nodekit::jobs::{Job, Place, Snapshot};
 use nodekit::{interrupt, out, progress};
 
 pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
-    let format = args.format;
+    let format = args.output.format;
     let job = Job::Snapshot(Snapshot {
         store: store.clone(),
         options: args.options(),
@@ -25,7 +25,7 @@ pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
 
 /// The worker keeps our directory, but its answer should hold everywhere.
 fn place(args: &cli::Snapshot) -> Result<Place> {
-    match &args.out {
+    match &args.dest {
         Some(dir) => Ok(Place::Path(libsnap::store::absolute(dir)?)),
         None => Ok(Place::Store {
             tag: args.tag.clone(),
@@ -51,7 +51,7 @@ fn told(report: &SnapshotReport) -> String {
 pub fn check(store: &Store, args: &cli::Check) -> Result<u8> {
     let target = store.target(&args.target)?;
     let report = libsnap::snapshot::check(&target, &cli::policies(args.policies))?;
-    out::show(args.output, &report, findings)?;
+    out::show(args.output.format, &report, findings)?;
     match report.refusals.is_empty() {
         true => Ok(0),
         false => Ok(Kind::Refused.exit_code()),

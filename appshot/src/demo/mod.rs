@@ -4,7 +4,6 @@
 //! own in a temporary directory. Everything it makes is removed when it ends,
 //! also by an error or Ctrl-C.
 
-mod client;
 mod scene;
 mod servers;
 

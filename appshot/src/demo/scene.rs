@@ -1,7 +1,6 @@
 //! Where the demo plays: a registry in a temporary directory, one app in it,
 //! and nothing left of both afterwards.
 
-use super::client;
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::ids::HostPid;
 use libsnap::proc::Fields;
@@ -10,7 +9,7 @@ use libsnap::target::{RestoreOptions, RunOptions, SnapshotOptions, SnapshotRepor
 use nix::sys::signalfd::SignalFd;
 use nodekit::jobs::{Job, Place, Snapshot};
 use nodekit::start::{Start, What};
-use nodekit::{detach, ending, out, process, signals, worker};
+use nodekit::{detach, ending, local, out, process, signals, worker};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -193,7 +192,7 @@ impl Scene {
     }
 
     pub fn ensure_refused(&self) -> Result<()> {
-        client::ensure_refused(self.port)
+        local::ensure_refused(self.port)
     }
 
     /// An error once Ctrl-C was pressed.

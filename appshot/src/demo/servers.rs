@@ -1,8 +1,8 @@
 //! The servers that the demo can use. Each counts its requests, in memory only.
 
-use super::client;
 use clap::ValueEnum;
 use libsnap::error::{Error, Kind, OrFail, Result};
+use nodekit::local;
 use std::path::{Path, PathBuf};
 
 /// A server and how to speak with it.
@@ -64,7 +64,7 @@ pub fn choose(wanted: Option<Name>, dir: &Path) -> Result<Box<dyn Server>> {
     let candidates = wanted.map_or(ALL.to_vec(), |name| vec![name]);
     let found = candidates.iter().find_map(|name| Some((*name, find(name.program())?)));
     let (name, program) = found.ok_or_else(|| missing(&candidates))?;
-    let port = client::free_port()?;
+    let port = local::free_port()?;
     Ok(match name {
         Name::Nginx => Box::new(Nginx::prepare(program, port, dir)?),
         Name::RedisServer => Box::new(Redis { program, port }),
@@ -112,7 +112,7 @@ impl Nginx {
     }
 
     fn get(&self) -> Result<(u64, String)> {
-        let body = client::http_get(self.port)?;
+        let body = local::http_get(self.port, "/")?;
         let wrong = || Error::failed(format!("nginx answers {body:?}"));
         let (count, word) = body.split_once(' ').ok_or_else(wrong)?;
         Ok((number(count)?, word.to_owned()))
@@ -205,13 +205,13 @@ impl Server for Redis {
     }
 
     fn ask(&self) -> Result<u64> {
-        number(client::redis(self.port, &["INCR", "count"])?.trim_start_matches(':'))
+        number(&local::redis(self.port, &["INCR", "count"])?)
     }
 
     fn state(&self) -> Result<String> {
         let keys: Vec<String> = keys().collect();
         let words: Vec<&str> = ["MGET"].into_iter().chain(keys.iter().map(String::as_str)).collect();
-        client::redis(self.port, &words)
+        local::redis(self.port, &words)
     }
 
     fn fills(&self) -> String {
@@ -227,7 +227,7 @@ impl Server for Redis {
             .flat_map(|key| [key.clone(), format!("value of {key}")])
             .collect();
         let words: Vec<&str> = ["MSET"].into_iter().chain(pairs.iter().map(String::as_str)).collect();
-        client::redis(self.port, &words).map(drop)
+        local::redis(self.port, &words).map(drop)
     }
 }
 
@@ -252,7 +252,7 @@ http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Counter).serve_
 
 impl Python {
     fn get(&self) -> Result<(u64, String)> {
-        let body = client::http_get(self.port)?;
+        let body = local::http_get(self.port, "/")?;
         let wrong = || Error::failed(format!("python3 answers {body:?}"));
         let (count, word) = body.split_once(' ').ok_or_else(wrong)?;
         Ok((number(count)?, word.to_owned()))

@@ -55,7 +55,7 @@ impl Engine for FrontEnd {
 
     fn snapshot(&self, root: i32, dest: &Path, leave_running: bool) -> Result<Taken> {
         let mut command = self.command("snapshot");
-        command.arg("--out").arg(dest).arg(root.to_string());
+        command.arg("--to").arg(dest).arg(root.to_string());
         command.args(leave_running.then_some("--leave-running"));
         let done = run(&mut command, &self.scratch)?;
         let report: SnapshotReport = serde_json::from_str(&done.stdout).context("the snapshot's report")?;

@@ -66,6 +66,23 @@ pub fn fork(args: &CloneArgs) -> Sys<Forked> {
     })
 }
 
+/// fork(2) of a process that has one thread: the child may do all that this
+/// one may. `None` where there are more: the child would lack them, and keep
+/// the locks that they hold.
+pub fn fork_alone() -> Sys<Option<Forked>> {
+    // The directory has a link for itself, its parent and every thread.
+    let links = nix::sys::stat::stat("/proc/self/task")?.st_nlink;
+    if links != 3 {
+        return Ok(None);
+    }
+    // SAFETY: this is the only thread, and only it could start another.
+    let got = check(i64::from(unsafe { libc::fork() }))?;
+    Ok(Some(match i32::try_from(got).unwrap_or(0) {
+        0 => Forked::Child,
+        pid => Forked::Parent(HostPid(pid)),
+    }))
+}
+
 pub fn pidfd_open(pid: HostPid) -> Sys<OwnedFd> {
     // SAFETY: no memory is passed.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })?;

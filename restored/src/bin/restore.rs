@@ -5,11 +5,11 @@ use clap::Parser;
 use libsnap::error::Result;
 use libsnap::store::Store;
 use libsnap::target::Instance;
-use nodekit::args::{Dirs, Format, RestoreArgs};
+use nodekit::args::{Dirs, EXIT_CODES, Format, Output, RestoreArgs};
 use nodekit::bring_up::{Manner, bring_up, told};
 use nodekit::client::Client;
 use nodekit::start::{Start, What};
-use nodekit::{hidden, out};
+use nodekit::{out, program};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 /// With -d it asks `restored`, where that one answers; otherwise, and without
 /// -d always, it restores by itself.
 #[derive(Debug, Parser)]
-#[command(name = "restore", version)]
+#[command(name = "restore", version, after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
     dirs: Dirs,
@@ -37,16 +37,12 @@ struct Cli {
     /// Print nothing but results and errors
     #[arg(short, long)]
     quiet: bool,
-    /// How the new instance is told with -d
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    #[command(flatten)]
+    output: Output,
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = hidden::dispatch() {
-        return code;
-    }
-    out::finish("restore", || run(&Cli::parse()))
+    program::main("restore", |cli: Cli| run(&cli))
 }
 
 fn run(cli: &Cli) -> Result<u8> {
@@ -59,7 +55,7 @@ fn run(cli: &Cli) -> Result<u8> {
     let manner = Manner {
         detach: cli.how.detach,
         quiet: cli.quiet,
-        format: cli.format,
+        format: cli.output.format,
     };
     bring_up(start, manner)
 }
@@ -77,8 +73,8 @@ fn ask(cli: &Cli, store: Store, client: &Client) -> Result<u8> {
         "allow": options.allow,
     });
     let instance: Instance = client.post("/v1/instances", &request)?;
-    out::show(cli.format, &instance, |instance| format!("{}\n", instance.name))?;
-    if !cli.quiet && cli.format == Format::Text {
+    out::show(cli.output.format, &instance, |instance| format!("{}\n", instance.name))?;
+    if !cli.quiet && cli.output.format == Format::Text {
         eprintln!("{}", told(&instance));
     }
     Ok(0)

@@ -54,7 +54,7 @@ pub fn inspect(store: &Store, args: &cli::Inspect) -> Result<u8> {
         false => Appshot::open_unverified_memory(&path)?,
     };
     let inspection = Inspection::of(appshot, args.verify);
-    out::show(args.output, &inspection, |inspection| text(inspection, args))?;
+    out::show(args.output.format, &inspection, |inspection| text(inspection, args))?;
     Ok(0)
 }
 
