@@ -401,7 +401,7 @@ pub fn find_gate(pid: HostPid, executable: &[Span]) -> Result<u64> {
 
 /// The lowest hole of `len` bytes (plus a page of distance) that is free in all
 /// of the spans, which need not be sorted.
-pub fn find_hole(used: &mut Vec<Span>, len: u64) -> Option<u64> {
+pub fn find_hole(used: &mut [Span], len: u64) -> Option<u64> {
     const FLOOR: u64 = 0x20_0000;
     const CEILING: u64 = 0x7000_0000_0000;
     used.sort_by_key(|span| span.start);

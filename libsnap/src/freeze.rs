@@ -323,7 +323,7 @@ impl Drop for Seized {
     /// Reached with threads only when freezing failed. Main threads come last:
     /// one that was killed is reported once its other threads are reaped.
     fn drop(&mut self) {
-        self.threads.extend(self.dead.drain(..));
+        self.threads.append(&mut self.dead);
         self.threads.sort_by_key(|(pid, tid)| pid == tid);
         for (pid, tid) in &self.threads {
             if !matches!(ptrace::detach(*tid, 0), Err(Errno::ESRCH)) {

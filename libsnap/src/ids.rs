@@ -30,6 +30,7 @@ number! {
 }
 number! {
     /// A process, thread, session or group number as the app sees it.
+    #[derive(Default)]
     VirtualPid(i32)
 }
 number! {

@@ -257,15 +257,15 @@ fn mm_record(pid: HostPid, brk: u64) -> Result<MmRecord> {
     Ok(MmRecord {
         start_code: stat.startcode,
         end_code: stat.endcode,
-        start_data: stat.start_data.unwrap_or(0) as u64,
-        end_data: stat.end_data.unwrap_or(0) as u64,
-        start_brk: stat.start_brk.unwrap_or(0) as u64,
+        start_data: stat.start_data.unwrap_or(0),
+        end_data: stat.end_data.unwrap_or(0),
+        start_brk: stat.start_brk.unwrap_or(0),
         brk,
         start_stack: stat.startstack,
-        arg_start: stat.arg_start.unwrap_or(0) as u64,
-        arg_end: stat.arg_end.unwrap_or(0) as u64,
-        env_start: stat.env_start.unwrap_or(0) as u64,
-        env_end: stat.env_end.unwrap_or(0) as u64,
+        arg_start: stat.arg_start.unwrap_or(0),
+        arg_end: stat.arg_end.unwrap_or(0),
+        env_start: stat.env_start.unwrap_or(0),
+        env_end: stat.env_end.unwrap_or(0),
         auxv: auxv.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect(),
     })
 }

@@ -134,16 +134,8 @@ fn take(
     steps.start("memory");
     let needs = needs(frozen, &spaces, &captured)?;
     let snaplist = snaplist(frozen)?;
-    let memory_bytes = store(
-        frozen,
-        captured,
-        spaces,
-        &snaplist,
-        &table,
-        &mut tables,
-        writer,
-        cancelled,
-    )?;
+    let private_bytes = store(frozen, captured, spaces, &snaplist, &table, writer, cancelled)?;
+    let memory_bytes = private_bytes + tables.shm.store(writer)?;
     let mut manifest = manifest(frozen, target, timeline.app, needs, snaplist, table, tables);
     manifest.seccomp = filters.into_records();
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
@@ -244,7 +236,6 @@ fn store(
     spaces: Vec<Vec<Vma>>,
     snaplist: &[SnapEntry],
     table: &FileTable,
-    tables: &mut Tables,
     writer: &Writer,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<u64> {
@@ -270,7 +261,7 @@ fn store(
             vmas,
         })?;
     }
-    Ok(bytes + tables.shm.store(writer)?)
+    Ok(bytes)
 }
 
 fn part_name(pid: VirtualPid) -> String {
