@@ -66,8 +66,8 @@ pub struct Run {
     /// Working directory of the app
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<PathBuf>,
-    /// User and group to run as, by number
-    #[arg(long, value_name = "UID[:GID]", value_parser = user)]
+    /// User and group to run as, by name or number [default group: the user's]
+    #[arg(long, value_name = "USER[:GROUP]", value_parser = user)]
     pub user: Option<User>,
     /// Host name that the app sees
     #[arg(long, value_name = "NAME")]
@@ -182,6 +182,9 @@ pub struct Unpack {
     /// Name in the store [default: the file's]
     #[arg(long, value_name = "NAME")]
     pub tag: Option<String>,
+    /// Overwrite the appshot of that name
+    #[arg(long, conflicts_with = "dest")]
+    pub replace: bool,
 }
 
 #[derive(Args, Debug)]
@@ -202,6 +205,9 @@ pub struct Kill {
     /// Signal for its first process; KILL ends all of the app at once
     #[arg(short, long, value_name = "SIGNAL", default_value = "TERM", value_parser = parse_signal)]
     pub signal: i32,
+    /// Return when the app has ended
+    #[arg(short, long)]
+    pub wait: bool,
 }
 
 #[derive(Args, Debug)]
@@ -246,17 +252,29 @@ pub struct User {
     pub gid: Option<u32>,
 }
 
+/// As chown(1) takes them; a user that is a bare number keeps our group.
 fn user(text: &str) -> Result<User, String> {
-    let number = |text: &str| text.parse::<u32>().map_err(|e| format!("{text:?}: {e}"));
-    match text.split_once(':') {
-        Some((uid, gid)) => Ok(User {
-            uid: number(uid)?,
-            gid: Some(number(gid)?),
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group_id(group)?)),
+        None => (text, None),
+    };
+    if let Ok(uid) = user.parse() {
+        return Ok(User { uid, gid: group });
+    }
+    match nix::unistd::User::from_name(user) {
+        Ok(Some(found)) => Ok(User {
+            uid: found.uid.as_raw(),
+            gid: group.or(Some(found.gid.as_raw())),
         }),
-        None => Ok(User {
-            uid: number(text)?,
-            gid: None,
-        }),
+        _ => Err(format!("there is no user {user:?}")),
+    }
+}
+
+fn group_id(group: &str) -> Result<u32, String> {
+    match (group.parse(), nix::unistd::Group::from_name(group)) {
+        (Ok(gid), _) => Ok(gid),
+        (_, Ok(Some(found))) => Ok(found.gid.as_raw()),
+        _ => Err(format!("there is no group {group:?}")),
     }
 }
 
@@ -295,11 +313,20 @@ mod tests {
     }
 
     #[test]
+    fn users_have_names_and_numbers() {
+        assert_eq!(user("7"), Ok(User { uid: 7, gid: None }));
+        assert_eq!(user("root"), Ok(User { uid: 0, gid: Some(0) }));
+        assert_eq!(user("root:8"), Ok(User { uid: 0, gid: Some(8) }));
+        assert_eq!(user("7:root"), Ok(User { uid: 7, gid: Some(0) }));
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         for words in [
             &["run"][..],
             &["run", "--env", "x", "--", "true"],
-            &["run", "--user", "root", "--", "true"],
+            &["run", "--user", "no-such-user", "--", "true"],
+            &["run", "--user", "0:", "--", "true"],
             &["snapshot", "web", "--to", "x", "--tag", "y"],
             &["snapshot", "web", "--tcp", "maybe"],
             &["kill", "web", "-s", "NOPE"],

@@ -334,7 +334,10 @@ fn find_program(name: &str, cwd: Option<&Path>) -> Result<String> {
     };
     let found = candidates.into_iter().find(|path| runnable(path));
     found.map(|path| path.to_string_lossy().into_owned()).ok_or_else(|| {
-        Error::new(Kind::NotFound, format!("cannot start {name}")).because("no such program that may be executed")
+        Error::new(Kind::NotFound, format!("cannot start {name}"))
+            .because("no such program that may be executed")
+            .fix("name a program of PATH, or its path")
+            .state("nothing was started")
     })
 }
 

@@ -34,11 +34,16 @@ use crate::ids::HostPid;
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 pub const DEFAULT_RUN_DIR: &str = "/run/appshot";
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/appshot";
 pub const RUN_DIR_ENV: &str = "APPSHOT_RUN_DIR";
 pub const DATA_DIR_ENV: &str = "APPSHOT_DATA_DIR";
+
+/// Writing an app's end down and clearing its cgroup away takes a few
+/// milliseconds, on a busy machine some more.
+const SUPERVISOR_PATIENCE: Duration = Duration::from_millis(500);
 
 /// An open registry: two directories that exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,9 +149,19 @@ impl Store {
         files::remove(&self.record_path(name))
     }
 
-    /// Takes the right to snapshot, restore or remove `name`; a second taker is refused.
+    /// Takes the right to snapshot, restore or remove `name`; a second taker is
+    /// refused. The supervisor of an app that has just ended is no second one:
+    /// it writes that down under the lock, and is waited for.
     pub fn try_lock(&self, name: &str) -> Result<Lock> {
-        let lock = Lock::try_take(&self.lock_path(name, "op"))?.ok_or_else(|| busy(name))?;
+        let path = self.lock_path(name, "op");
+        let deadline = Instant::now() + SUPERVISOR_PATIENCE;
+        let lock = loop {
+            match Lock::try_take(&path)? {
+                Some(lock) => break lock,
+                None if Instant::now() > deadline => return Err(busy(name)),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
         self.settle(name)?;
         Ok(lock)
     }
@@ -212,6 +227,11 @@ impl Store {
     pub fn unknown(&self, name: &str) -> Error {
         let error = Error::new(Kind::NotFound, format!("there is no app {name:?}"));
         let views = self.views().unwrap_or_default();
+        if views.iter().any(|view| view.name == name) {
+            return error
+                .because("there is only an appshot of that name")
+                .fix(format!("wake it with `appshot restore {name}`"));
+        }
         match names::closest(name, views.iter().map(|view| view.name.as_str())) {
             Some(near) => error.fix(format!("did you mean {near:?}?")),
             None => error.fix("`appshot ps` lists the apps"),

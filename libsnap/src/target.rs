@@ -50,6 +50,9 @@ pub struct SnapshotOptions {
     pub leave_running: bool,
     pub tcp: TcpPolicy,
     pub outside: OutsidePolicy,
+    /// The file that gets the app's output: it is ours, not the app's. A
+    /// restored app writes to where its restorer says.
+    pub log: Option<PathBuf>,
 }
 
 /// A named step with its duration, for logs, progress and receipts.

@@ -60,6 +60,7 @@ pub struct Output {
         long = "output",
         alias = "format",
         id = "output",
+        value_name = "FORMAT",
         value_enum,
         default_value_t
     )]

@@ -23,14 +23,15 @@ pub fn kill_all(store: &Store, app: &App) -> Result<()> {
             .because("a task is stuck in the kernel")
             .fix("try again when the device or file system it waits for answers"));
     }
-    settle(store, app)
+    settle(store, app, Some(128 + SIGKILL))
 }
 
-/// Waits for the supervisor to write the end down; a dead one's work is done for it.
-fn settle(store: &Store, app: &App) -> Result<()> {
+/// Waits for the supervisor of an app that has ended to write that down; a dead
+/// one's work is done for it, with what is known of the exit code.
+pub fn settle(store: &Store, app: &App, code: Option<i32>) -> Result<()> {
     match written_down(store, app)? {
         true => Ok(()),
-        false => supervise::finish(store, app, Some(128 + SIGKILL)).map(drop),
+        false => supervise::finish(store, app, code).map(drop),
     }
 }
 

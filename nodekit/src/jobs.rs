@@ -2,7 +2,7 @@
 
 use libsnap::error::{OrFail, Result};
 use libsnap::store::{Lock, Store};
-use libsnap::target::{SnapshotOptions, SnapshotReport, Target};
+use libsnap::target::{CheckReport, SnapshotOptions, SnapshotReport, Target};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -50,8 +50,9 @@ impl Snapshot {
         let _busy = self.store.try_lock(&name)?;
         let (tag, _tag_busy) = self.tag(&name)?;
         let dest = self.dest(&tag)?;
+        let options = with_log(&self.store, &target, self.options.clone())?;
         let mut report =
-            libsnap::snapshot::snapshot_unless(&crate::worker::cancelled, &target, &dest, &self.options, progress)?;
+            libsnap::snapshot::snapshot_unless(&crate::worker::cancelled, &target, &dest, &options, progress)?;
         report.appshot = self.settled(&tag, dest)?;
         if !self.options.leave_running {
             self.asleep(&target, &report.appshot)?;
@@ -97,6 +98,22 @@ impl Snapshot {
         self.store.update(&app, note)?;
         Ok(())
     }
+}
+
+/// What a snapshot of `name_or_pid` would refuse; touches nothing.
+pub fn check(store: &Store, name_or_pid: &str, options: SnapshotOptions) -> Result<CheckReport> {
+    let target = store.target(name_or_pid)?;
+    let options = with_log(store, &target, options)?;
+    libsnap::snapshot::check(&target, &options)
+}
+
+/// The record of an app knows its log.
+fn with_log(store: &Store, target: &Target, options: SnapshotOptions) -> Result<SnapshotOptions> {
+    let log = match target {
+        Target::App { name, .. } => store.get(name)?.log,
+        Target::Pid(_) => None,
+    };
+    Ok(SnapshotOptions { log, ..options })
 }
 
 /// An app's name; a process tree without one is named for its program and PID.

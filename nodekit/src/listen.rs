@@ -20,6 +20,14 @@ pub struct Listening {
 /// living daemon's is left to it.
 pub fn bind(path: &Path, gate: &Gate) -> Result<(UnixListener, Listening)> {
     let what = || format!("cannot listen on {}", path.display());
+    if path
+        .parent()
+        .is_some_and(|dir| !dir.as_os_str().is_empty() && !dir.is_dir())
+    {
+        return Err(Error::new(Kind::NotFound, what())
+            .because("there is no such directory")
+            .fix("make it, or name another socket with --socket"));
+    }
     let owner = Lock::try_take(&lock_path(path))?.ok_or_else(|| taken(path))?;
     clean(path)?;
     // Nobody may connect before owner and group are right.

@@ -1,7 +1,7 @@
 //! Results go to stdout, everything else to stderr; the exit code tells the class.
 
 use crate::args::Format;
-use libsnap::error::{Error, OrFail, Result};
+use libsnap::error::{Error, Kind, OrFail, Result};
 use serde::Serialize;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -11,10 +11,22 @@ pub fn finish(program: &str, body: impl FnOnce() -> Result<u8>) -> ExitCode {
     match body() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
+            let error = with_rights(error);
             complain(program, &error);
             ExitCode::from(error.kind.exit_code())
         }
     }
+}
+
+/// Most of what fails without root fails for that reason.
+fn with_rights(mut error: Error) -> Error {
+    if error.kind == Kind::Failed && error.fix.is_none() && !nix::unistd::geteuid().is_root() {
+        error.kind = Kind::Unavailable;
+        return error
+            .needs("root, or the capabilities that `appshot doctor` names")
+            .fix("run it as root");
+    }
+    error
 }
 
 /// Prints an error. Nothing can be done when stderr is gone too.

@@ -63,7 +63,10 @@ impl Gate {
 fn find_group(name: &str) -> Result<Group> {
     Group::from_name(name)
         .or_fail(|| format!("cannot look up the group {name}"))?
-        .ok_or_else(|| Error::new(Kind::Usage, format!("there is no group {name}")))
+        .ok_or_else(|| {
+            Error::new(Kind::Usage, format!("there is no group {name}"))
+                .fix(format!("name one that is there, or make it with `groupadd {name}`"))
+        })
 }
 
 /// Lets only admitted peers through.

@@ -6,7 +6,7 @@ use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{AppshotEntry, Store, View};
 use libsnap::target::{CheckReport, OutsidePolicy, SnapshotOptions, SnapshotReport, TcpPolicy};
-use nodekit::jobs::{Job, Place, Snapshot};
+use nodekit::jobs::{self, Job, Place, Snapshot};
 use nodekit::reply::{self, Body, Reply, on_own_thread};
 use nodekit::worker;
 use serde::Deserialize;
@@ -73,6 +73,7 @@ impl SnapshotRequest {
             leave_running: self.leave_running,
             tcp: self.tcp,
             outside: self.outside,
+            ..SnapshotOptions::default()
         };
         let target = self.target.text();
         Ok(Job::Snapshot(Snapshot {
@@ -135,11 +136,9 @@ async fn check(State(store): State<Store>, Body(request): Body<CheckRequest>) ->
         leave_running: true,
         tcp: request.tcp,
         outside: request.outside,
+        ..SnapshotOptions::default()
     };
-    let report = on_own_thread(move || {
-        let target = store.target(&request.target.text())?;
-        libsnap::snapshot::check(&target, &options)
-    });
+    let report = on_own_thread(move || jobs::check(&store, &request.target.text(), options));
     Ok(Json(report.await?))
 }
 

@@ -9,8 +9,13 @@ pub fn kill(store: &Store, args: &cli::Kill) -> Result<u8> {
     let app = store.get(&args.name)?;
     if args.signal == ending::SIGKILL {
         ending::kill_all(store, &app)?;
-    } else {
-        process::signal(&app, args.signal)?;
+        return Ok(0);
+    }
+    let child = process::open_child(&app)?;
+    process::signal(&app, args.signal)?;
+    if args.wait {
+        process::wait(&child, None)?;
+        ending::settle(store, &app, None)?;
     }
     Ok(0)
 }

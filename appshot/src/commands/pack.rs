@@ -24,9 +24,16 @@ pub fn unpack(store: &Store, args: &cli::Unpack) -> Result<u8> {
     let _busy = store.try_lock(&name)?;
     let dest = match &args.dest {
         Some(dir) => dir.clone(),
-        None => store.new_appshot_path(&name, false)?,
+        None => store.new_appshot_path(&name, args.replace)?,
     };
     let made = libsnap::image::unpack(&args.file, &dest)?;
+    let made = match args.dest {
+        Some(_) => made,
+        None => {
+            store.settle(&name)?;
+            store.appshot_path(&name)
+        }
+    };
     out::print(&format!("{}\n", made.display()))?;
     Ok(0)
 }

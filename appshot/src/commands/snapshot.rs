@@ -4,7 +4,7 @@ use crate::cli;
 use libsnap::error::{Kind, Result};
 use libsnap::store::Store;
 use libsnap::target::{CheckReport, SnapshotReport};
-use nodekit::jobs::{Job, Place, Snapshot};
+use nodekit::jobs::{self, Job, Place, Snapshot};
 use nodekit::{interrupt, out, progress};
 
 pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
@@ -49,8 +49,7 @@ fn told(report: &SnapshotReport) -> String {
 
 /// Ends like the snapshot would: with "refused" where there is a finding.
 pub fn check(store: &Store, args: &cli::Check) -> Result<u8> {
-    let target = store.target(&args.target)?;
-    let report = libsnap::snapshot::check(&target, &cli::policies(args.policies))?;
+    let report = jobs::check(store, &args.target, cli::policies(args.policies))?;
     out::show(args.output.format, &report, findings)?;
     match report.refusals.is_empty() {
         true => Ok(0),

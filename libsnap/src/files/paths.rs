@@ -16,6 +16,7 @@ use crate::target::Stdio;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 /// Flags that make or change a file when it is opened: not for opening again.
 const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
@@ -39,6 +40,17 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
     match found.mode & libc::S_IFMT {
         libc::S_IFREG => {
             let reading = found.flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDONLY;
+            if !reading
+                && context
+                    .options
+                    .log
+                    .as_deref()
+                    .is_some_and(|log| log == Path::new(&found.link))
+            {
+                return Ok(FileKind::Outside {
+                    what: "its log".to_owned(),
+                });
+            }
             let kernel = found.link.starts_with("/proc/") || found.link.starts_with("/sys/");
             if !kernel {
                 tables.external.enter(&found.link, &view, reading);

@@ -22,7 +22,7 @@ use super::records::Manifest;
 use super::source::Source;
 use super::staging::Staging;
 use super::{MANIFEST, limits, manifest, validate};
-use crate::error::{Error, OrFail, Result};
+use crate::error::{Error, Kind, OrFail, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -141,7 +141,7 @@ impl Write for Hashed {
 /// verified and on disk.
 pub fn unpack(file: &Path, dest: &Path) -> Result<PathBuf> {
     let cannot = || format!("cannot unpack {} into {}", file.display(), dest.display());
-    let source = File::open(file).or_fail(cannot)?;
+    let source = File::open(file).map_err(|e| cannot_find(cannot(), &e))?;
     let contents = read(&source)?;
     let staging = Staging::create(dest)?;
     let mut to = staging.create_file(MANIFEST).or_fail(cannot)?;
@@ -155,6 +155,17 @@ pub fn unpack(file: &Path, dest: &Path) -> Result<PathBuf> {
     }
     Appshot::open(staging.path())?;
     staging.commit()
+}
+
+fn cannot_find(what: String, cause: &std::io::Error) -> Error {
+    let kind = match cause.kind() {
+        std::io::ErrorKind::NotFound => Kind::NotFound,
+        _ => Kind::Failed,
+    };
+    Error::new(kind, what)
+        .because(cause)
+        .fix("name a file that `appshot pack` wrote")
+        .state("nothing was written")
 }
 
 /// Reads a packed appshot without unpacking its parts.
@@ -293,7 +304,6 @@ impl<S: Source + ?Sized> Read for Range<'_, S> {
 mod tests {
     use super::super::sample;
     use super::*;
-    use crate::error::Kind;
 
     fn packed() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();

@@ -157,9 +157,14 @@ fn open_dir(path: &Path) -> Result<Dir> {
             Errno::ENOENT => Kind::NotFound,
             _ => Kind::Failed,
         };
-        Error::new(kind, format!("cannot open the appshot {}", path.display()))
-            .because(errno)
-            .state("nothing was started")
+        let error =
+            Error::new(kind, format!("cannot open the appshot {}", path.display())).state("nothing was started");
+        match errno {
+            Errno::ENOTDIR => error
+                .because("it is a file; an appshot is a directory")
+                .fix("unpack a packed one first, with `appshot unpack`"),
+            _ => error.because(errno),
+        }
     })
 }
 

@@ -62,7 +62,7 @@ impl Store {
         path == self.appshot_path(name)
     }
 
-    /// A halting snapshot may have put it elsewhere (`--out`): the record knows.
+    /// A halting snapshot may have put it elsewhere (`--to`): the record knows.
     fn stored_appshot(&self, name: &str) -> Result<PathBuf> {
         let recorded = self.find(name)?.and_then(|app| app.appshot);
         recorded
@@ -127,8 +127,8 @@ fn already_there(path: &Path) -> Error {
         Kind::Conflict,
         format!("there is already an appshot {}", path.display()),
     )
-    .fix("pass --replace to overwrite it, or name the new one with --tag or --out")
-    .state("the app was not touched")
+    .fix("pass --replace to overwrite it, or name the new one with --tag or --to")
+    .state("nothing was touched")
 }
 
 /// Hidden first, then deleted: an interrupted deletion never shows half an appshot.

@@ -1,6 +1,6 @@
 //! Files that are whole or absent, and locks that die with their holder.
 
-use crate::error::{Error, OrFail, Result};
+use crate::error::{Error, Kind, OrFail, Result};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Serialize, de::DeserializeOwned};
@@ -13,11 +13,15 @@ use std::path::{Path, PathBuf};
 const RECORD_BYTES_MAX: u64 = 1 << 20;
 
 pub fn directory(path: &Path, mode: u32) -> Result<()> {
+    let what = || format!("cannot make the directory {}", path.display());
     DirBuilder::new()
         .recursive(true)
         .mode(mode)
         .create(path)
-        .or_fail(|| format!("cannot make the directory {}", path.display()))
+        .map_err(|e| match e.kind() {
+            ErrorKind::PermissionDenied => Error::new(Kind::Unavailable, what()).because(e).needs("root"),
+            _ => Error::failed(what()).because(e),
+        })
         .map_err(|e| e.fix("run as root, or name other directories with --run-dir and --data-dir"))
 }
 
