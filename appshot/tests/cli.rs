@@ -110,7 +110,7 @@ fn packagers_get_manuals_and_completions() {
     let dir = place.path().join("share");
     let dir = dir.to_str().unwrap();
     assert_eq!(place.appshot(&["--generate", dir]).status.code(), Some(0));
-    assert!(Path::new(dir).join("man/appshot.1").exists());
+    assert!(Path::new(dir).join("man/man1/appshot.1").exists());
     assert!(Path::new(dir).join("completions/appshot.bash").exists());
     let bash = place.appshot(&["completions", "bash"]);
     assert!(bash.stdout.starts_with(b"_appshot()"));

@@ -18,11 +18,11 @@ pub fn asked() -> Option<PathBuf> {
     }
 }
 
-/// Writes `man/*.1` and `completions/` below `dir`.
+/// Writes `man/man1/*.1` and `completions/` below `dir`.
 pub fn write(program: Command, dir: &Path) -> Result<u8> {
     let what = || format!("cannot write into {}", dir.display());
     scripts(program.clone(), &dir.join("completions")).or_fail(what)?;
-    manuals(program, &dir.join("man")).or_fail(what)?;
+    manuals(program, &dir.join("man/man1")).or_fail(what)?;
     Ok(0)
 }
 
