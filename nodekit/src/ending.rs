@@ -8,7 +8,7 @@ use std::time::Duration;
 pub const SIGKILL: i32 = 9;
 
 /// A killed app is gone within microseconds, unless a task is stuck in the kernel.
-const KILL_PATIENCE: Duration = Duration::from_secs(5);
+pub const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The end of an app is written down by its supervisor shortly after.
 const RECORD_PATIENCE: Duration = Duration::from_millis(500);

@@ -88,7 +88,7 @@ impl Snapshot {
         }
     }
 
-    /// Notes in the record that the app lives on in its appshot.
+    /// Notes in the record that the app lives on in its appshot; waits for its end.
     fn asleep(&self, target: &Target, appshot: &Path) -> Result<()> {
         let Target::App { name, .. } = target else {
             return Ok(());
@@ -96,6 +96,11 @@ impl Snapshot {
         let app = self.store.get(name)?;
         let note = |app: &mut libsnap::store::App| app.appshot = Some(appshot.to_owned());
         self.store.update(&app, note)?;
+        // The init ends a moment after the processes: whoever comes next must
+        // not find the app running.
+        if let Ok(child) = crate::process::open_child(&app) {
+            crate::process::wait(&child, Some(crate::ending::KILL_PATIENCE))?;
+        }
         Ok(())
     }
 }
