@@ -56,8 +56,8 @@ impl Registry {
             return skip("the programs, built by `cargo build --workspace`");
         }
         Ok(Registry {
-            run: place.path("run"),
-            data: place.path("data"),
+            run: place.path("registry/run"),
+            data: place.path("registry/data"),
             programs: programs.to_owned(),
         })
     }

@@ -210,7 +210,8 @@ fn user_0_from_a_caller_who_is_not() {
             chown(entry?.path(), Some(NOBODY), Some(NOBODY))?;
         }
         chown(&shot, Some(NOBODY), Some(NOBODY))?;
-        for dir in ["run", "data"] {
+        fs::create_dir(place.path("registry"))?;
+        for dir in ["registry/run", "registry/data"] {
             fs::create_dir(place.path(dir))?;
             chown(place.path(dir), Some(NOBODY), Some(NOBODY))?;
         }
