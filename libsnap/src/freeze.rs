@@ -539,9 +539,12 @@ impl Frozen {
             // Made again, it ends when it would have ended.
             let passed = (clocks::monotonic_ns() - self.at.monotonic_ns) as u64;
             let left_ns = thread.left_ns.map(|left| left.saturating_sub(passed).max(1));
-            let regs = left_ns.map_or(thread.regs, |left| process::with_time_out(thread.regs, left));
-            if regs != thread.regs {
-                ptrace::set_regs(thread.tid, &regs).ok();
+            if let Some(left) = left_ns {
+                process::write_time_out(thread.tid, &thread.regs, left).ok();
+                let regs = process::with_time_out(thread.regs, left);
+                if regs != thread.regs {
+                    ptrace::set_regs(thread.tid, &regs).ok();
+                }
             }
         }
         let mut ended = Vec::new();

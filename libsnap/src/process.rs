@@ -15,7 +15,7 @@ use crate::image::records::{
 };
 use crate::proc::{self, Fields};
 use crate::sys::ptrace::{self, Regs, reg};
-use crate::sys::task;
+use crate::sys::{Sys, memory, task};
 use crate::timed::Wait;
 use crate::timers;
 
@@ -58,7 +58,7 @@ const EINTR_CALLS: [i64; 22] = [
 /// Whether the thread still was in that wait when it stopped.
 pub fn is_waiting(regs: &Regs, wait: &Wait) -> bool {
     regs.get(reg::ORIG_RAX) as i64 == wait.shown
-        && [ERESTART_RESTARTBLOCK, -i64::from(libc::EINTR)].contains(&(regs.get(reg::RAX) as i64))
+        && [ERESTART_RESTARTBLOCK, ERESTARTNOHAND, -i64::from(libc::EINTR)].contains(&(regs.get(reg::RAX) as i64))
 }
 
 /// Registers with which the thread is to go on: as they are, but a call that
@@ -82,6 +82,27 @@ pub fn with_time_out(regs: Regs, left_ns: u64) -> Regs {
         return regs.with(reg::R10, left_ns.div_ceil(1_000_000));
     }
     regs
+}
+
+/// select and its kin are made again with what the kernel noted in the app's memory
+/// as left at the stop: it is set right to what is left now.
+pub fn write_time_out(tid: HostPid, regs: &Regs, left_ns: u64) -> Sys<()> {
+    if regs.get(reg::RAX) as i64 != ERESTARTNOHAND {
+        return Ok(());
+    }
+    let (at, unit_ns) = match regs.get(reg::ORIG_RAX) as i64 {
+        libc::SYS_select => (regs.get(reg::R8), 1000),
+        libc::SYS_pselect6 => (regs.get(reg::R8), 1),
+        libc::SYS_ppoll => (regs.get(reg::RDX), 1),
+        _ => return Ok(()),
+    };
+    let words = [
+        left_ns / 1_000_000_000,
+        (left_ns % 1_000_000_000)
+            .div_ceil(unit_ns)
+            .min(1_000_000_000 / unit_ns - 1),
+    ];
+    memory::write(tid, at, words.map(u64::to_le_bytes).as_flattened())
 }
 
 /// The time-out still to run of a call that the kernel would restart from its
@@ -383,7 +404,7 @@ fn creds(status: &Fields, securebits: u32) -> Creds {
     }
 }
 
-fn sched(tid: HostPid) -> crate::sys::Sys<Sched> {
+fn sched(tid: HostPid) -> Sys<Sched> {
     let attr = task::sched_getattr(tid)?;
     Ok(Sched {
         policy: attr.policy,

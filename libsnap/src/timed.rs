@@ -138,6 +138,13 @@ fn full_time(tid: HostPid, call: i64, args: &[u64]) -> Option<Option<u64>> {
             .checked_mul(1_000_000_000)?
             .checked_add(mem::read_u64(tid, at + 8).ok()?)
     };
+    let timeval = |at: u64| -> Option<u64> {
+        let seconds = mem::read_u64(tid, at).ok().filter(|_| at != 0)?;
+        let micros = mem::read_u64(tid, at + 8).ok()?;
+        seconds
+            .checked_mul(1_000_000_000)?
+            .checked_add(micros.checked_mul(1000)?)
+    };
     let millis = |value: u64| u64::try_from(value as i32).ok().map(|ms| ms * 1_000_000);
     const TIMER_ABSTIME: u64 = 1;
     match call {
@@ -147,6 +154,9 @@ fn full_time(tid: HostPid, call: i64, args: &[u64]) -> Option<Option<u64>> {
         // they are simply made again.
         libc::SYS_futex if *args.get(1)? & 0x7f == 0 => timespec(*args.get(3)?).map(Some),
         libc::SYS_futex => Some(None),
+        libc::SYS_select => timeval(*args.get(4)?).map(Some),
+        libc::SYS_pselect6 => timespec(*args.get(4)?).map(Some),
+        libc::SYS_ppoll => timespec(*args.get(2)?).map(Some),
         libc::SYS_poll => Some(millis(*args.get(2)?)),
         libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(millis(*args.get(3)?)),
         _ => None,

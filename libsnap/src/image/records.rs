@@ -82,6 +82,7 @@ pub struct Clocks {
     pub boottime_ns: i64,
     /// From the freeze until the last timer was read: the restored app's clocks
     /// go on from there.
+    #[serde(default)]
     pub stood_ns: u64,
 }
 

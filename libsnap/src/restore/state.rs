@@ -10,7 +10,7 @@ use crate::executor::{self, Batch};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::{Blocked, Creds, ProcessRecord, Seccomp, SeccompFilter, SigInfo, ThreadRecord, VmaKind};
 use crate::image::{Appshot, Core, ThreadImage};
-use crate::process::with_time_out;
+use crate::process::{with_time_out, write_time_out};
 use crate::seccomp;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
@@ -419,7 +419,9 @@ pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
         let failed = || format!("cannot give task {} its registers", thread.record.tid);
         let mut regs = with_result(Regs(thread.regs), result);
         if let Blocked::Timed { left_ns } = thread.record.blocked_in {
-            regs = with_time_out(regs, skeleton.timeline.left_ns(left_ns));
+            let left_ns = skeleton.timeline.left_ns(left_ns);
+            write_time_out(tid, &regs, left_ns).or_fail(failed)?;
+            regs = with_time_out(regs, left_ns);
         }
         if let Some(rseq) = thread.record.rseq.filter(|rseq| rseq.section != 0) {
             // Registering cleared it: the kernel must know what to abort.
