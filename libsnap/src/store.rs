@@ -40,6 +40,11 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/appshot";
 pub const RUN_DIR_ENV: &str = "APPSHOT_RUN_DIR";
 pub const DATA_DIR_ENV: &str = "APPSHOT_DATA_DIR";
 
+/// The run directory of this process, for what libsnap notes by itself.
+pub fn run_dir() -> PathBuf {
+    std::env::var_os(RUN_DIR_ENV).map_or_else(|| DEFAULT_RUN_DIR.into(), PathBuf::from)
+}
+
 /// An open registry: two directories that exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,6 +71,13 @@ impl Store {
             files::directory(&dir, 0o700)?;
         }
         Ok(store)
+    }
+
+    /// Finishes or undoes what processes of ours that were killed have left: apps
+    /// in the middle of a snapshot, appshots half-written or half-removed.
+    pub fn recover(&self) -> Result<()> {
+        self.sweep();
+        crate::journal::replay(self)
     }
 
     pub fn run_dir(&self) -> &Path {
@@ -149,6 +161,12 @@ impl Store {
         let lock = Lock::try_take(&self.lock_path(name, "op"))?.ok_or_else(|| busy(name))?;
         self.settle(name)?;
         Ok(lock)
+    }
+
+    /// The same for who cannot do anything but let it be.
+    pub(crate) fn lock_if_free(&self, name: &str) -> Result<Option<Lock>> {
+        names::validate(name)?;
+        Lock::try_take(&self.lock_path(name, "op"))
     }
 
     /// The same, waiting for the one who holds it.

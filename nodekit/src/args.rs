@@ -19,8 +19,13 @@ pub struct Dirs {
 }
 
 impl Dirs {
+    /// Every program begins here: it brings in order first what killed ones left.
     pub fn open(&self) -> Result<Store> {
-        Store::open(&self.run_dir, &self.data_dir)
+        let store = Store::open(&self.run_dir, &self.data_dir)?;
+        if let Err(error) = store.recover() {
+            tracing::warn!(%error, "what a killed process left is not in order yet");
+        }
+        Ok(store)
     }
 
     /// The socket of a daemon: named, or in the run directory.

@@ -10,8 +10,9 @@ use std::process::ExitCode;
 
 /// Brings an app up under a supervisor of its own, and returns when it runs.
 pub fn spawn(start: Start) -> Result<Started> {
-    let mut child = hidden::spawn(hidden::SUPERVISE)?;
+    let mut child = hidden::spawn(hidden::SUPERVISE, start.store.run_dir())?;
     let what = || "the supervisor died before the app was up";
+    let store = start.store.clone();
     let mut request = serde_json::to_vec(&start.logged()).or_fail(what)?;
     request.push(b'\n');
     let mut answer = String::new();
@@ -20,6 +21,11 @@ pub fn spawn(start: Start) -> Result<Started> {
     }
     if let Some(mut stdout) = child.stdout.take() {
         stdout.read_to_string(&mut answer).or_fail(what)?;
+    }
+    if answer.is_empty() {
+        let status = child.wait().or_fail(what)?;
+        store.recover()?;
+        return Err(Error::failed(what()).because(status).state("nothing was left behind"));
     }
     // The child is not waited for: it lives as long as the app.
     serde_json::from_str::<Result<Started>>(&answer).map_err(|e| Error::failed(what()).because(e))?

@@ -2,13 +2,16 @@
 //! one of these as its only argument, the request on stdin, the answer on stdout.
 
 use libsnap::error::{Error, OrFail, Result};
+use libsnap::store::RUN_DIR_ENV;
 use std::ffi::OsStr;
 use std::io::BufRead;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 pub const WORKER: &str = "--worker";
 pub const SUPERVISE: &str = "--supervise";
+pub const GUARD: &str = "--guard";
 
 /// A request longer than this was not written by us.
 const REQUEST_BYTES_MAX: u64 = 1 << 20;
@@ -21,18 +24,20 @@ pub fn dispatch() -> Option<ExitCode> {
     let life: fn() -> ExitCode = match (first.to_str()?, second) {
         (WORKER, None) => crate::worker::main,
         (SUPERVISE, None) => crate::detach::main,
+        (GUARD, None) => crate::guard::main,
         _ => return None,
     };
     Some(life())
 }
 
-/// Starts this program again. `/proc/self/exe` is the very file that runs now,
-/// also after an upgrade has replaced it.
-pub fn spawn(life: &str) -> Result<Child> {
+/// Starts this program again, with this run directory. `/proc/self/exe` is the
+/// very file that runs now, also after an upgrade has replaced it.
+pub fn spawn(life: &str, run_dir: &Path) -> Result<Child> {
     let name = std::env::args_os().next();
     Command::new("/proc/self/exe")
         .arg0(name.as_deref().unwrap_or(OsStr::new("appshot")))
         .arg(life)
+        .env(RUN_DIR_ENV, run_dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
