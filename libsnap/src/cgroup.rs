@@ -64,16 +64,18 @@ pub fn is_v2() -> bool {
     mounts().v2.is_some()
 }
 
+/// Where the group of the app `name` is, or will be. `None` where the host has
+/// no cgroups.
+pub fn of(name: &str) -> Option<PathBuf> {
+    let base = mounts().v2.clone().or_else(|| v1("freezer"))?;
+    Some(base.join(PARENT).join(name))
+}
+
 /// Makes the group of the app `name`. `None` where the host has no cgroups.
 pub fn create(name: &str) -> Result<Option<PathBuf>> {
-    let base = match (&mounts().v2, v1("freezer")) {
-        (Some(v2), _) => v2.clone(),
-        (None, Some(freezer)) => freezer,
-        (None, None) => return Ok(None),
-    };
-    let group = base.join(PARENT).join(name);
+    let Some(group) = of(name) else { return Ok(None) };
     let failed = || format!("cannot make the cgroup {}", group.display());
-    fs::create_dir_all(base.join(PARENT)).or_fail(failed)?;
+    fs::create_dir_all(group.parent().unwrap_or(&group)).or_fail(failed)?;
     match fs::create_dir(&group) {
         Ok(()) => Ok(Some(group)),
         Err(e) if e.kind() == ErrorKind::AlreadyExists && processes(&group)?.is_empty() => Ok(Some(group)),
@@ -117,6 +119,7 @@ pub fn processes(group: &Path) -> Result<Vec<HostPid>> {
 
 /// Holds every process of the group still, or lets them go.
 pub fn freeze(group: &Path, frozen: bool) -> Result<()> {
+    crate::sys::moment();
     let v2 = group.join("cgroup.freeze");
     let (file, word) = if v2.exists() {
         (v2, if frozen { "1" } else { "0" })
@@ -126,13 +129,10 @@ pub fn freeze(group: &Path, frozen: bool) -> Result<()> {
     fs::write(&file, word).or_fail(|| format!("cannot write {word} to {}", file.display()))
 }
 
-/// Whether all tasks of the group have come to a stop. Read in a loop: the
-/// poll notification of cgroup.events is up to 14 ms late.
-pub fn is_frozen(group: &Path) -> bool {
-    if let Ok(events) = fs::read_to_string(group.join("cgroup.events")) {
-        return events.lines().any(|line| line == "frozen 1");
-    }
-    fs::read_to_string(group.join("freezer.state")).is_ok_and(|state| state.trim() == "FROZEN")
+/// Whether the group is held still, or about to be.
+pub fn is_held(group: &Path) -> bool {
+    let read = |file| fs::read_to_string(group.join(file)).map(|text| text.trim().to_owned());
+    read("cgroup.freeze").is_ok_and(|word| word == "1") || read("freezer.state").is_ok_and(|word| word != "THAWED")
 }
 
 /// Kills every process of the group and removes the group.

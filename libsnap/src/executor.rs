@@ -13,6 +13,20 @@
 //! app is written to. A thread that sat in a system call
 //! keeps `orig_rax` and the restart code of its registers, so the kernel
 //! restarts that call when the thread goes on, as if nothing had happened.
+//!
+//! When the tracer dies the kernel lets the thread run on from wherever its
+//! registers are. In a thread of an app that must be harmless at every moment:
+//!
+//! ```text
+//!   gate: `syscall` as pause(2) --> stop at entry: now mmap, and return to park
+//!                                                     |
+//!   park: an instruction of the target that jumps to itself  (stop at exit)
+//!   blob: ends in pause(2), not in a trap whose signal would kill
+//! ```
+//!
+//! So a thread that lost its tracer makes at most the call or batch it was sent
+//! for, and waits, its signals blocked, until [`crate::journal`] brings it back.
+//! A husk has no park: it dies with the tracer.
 
 use crate::error::{Error, OrFail, Result};
 use crate::ids::HostPid;
@@ -20,6 +34,7 @@ use crate::sys::blob::{self, ENTRY_BYTES, Entry};
 use crate::sys::memory::{self, PAGE, Span};
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::{Sys, check_raw};
+use serde::{Deserialize, Serialize};
 
 /// Entries of one batch at most.
 const ENTRIES_MAX: usize = 1000;
@@ -27,11 +42,46 @@ const ENTRIES_BYTES: u64 = ((ENTRIES_MAX + 1) * ENTRY_BYTES).next_multiple_of(40
 pub const PAYLOAD_BYTES: u64 = 256 * 1024;
 /// What the executor takes of the target's address space.
 pub const FOOTPRINT: u64 = PAGE + ENTRIES_BYTES + PAYLOAD_BYTES;
+/// Before the entries: the word in which a parked thread says that it is done.
+const DONE_BYTES: u64 = 16;
+const _: () = assert!(DONE_BYTES + ((ENTRIES_MAX + 1) * ENTRY_BYTES) as u64 <= ENTRIES_BYTES);
+
+/// How a thread is made to do a system call before the executor is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gate {
+    /// A `syscall` instruction in the target.
+    pub at: u64,
+    /// Where the thread stays after the call; `None` for a husk.
+    park: Option<Park>,
+}
+
+/// An instruction in the target that jumps to itself, with these flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Park {
+    at: u64,
+    flags: u64,
+}
+
+impl Gate {
+    /// The gate of a husk, which need not be held.
+    pub fn of_husk(at: u64) -> Gate {
+        Gate { at, park: None }
+    }
+
+    /// Whether a thread that stands at `rip` may be held by this gate or the
+    /// executor at `base`.
+    pub fn holds(&self, base: u64, rip: u64) -> bool {
+        let parked = self.park.is_some_and(|park| park.at == rip);
+        parked || [self.at, self.at + 2].contains(&rip) || (base..base + PAGE).contains(&rip)
+    }
+}
 
 /// A place in the target where the executor stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Executor {
     base: u64,
+    /// Batches end parked, not with a trap.
+    parks: bool,
 }
 
 /// Index of a call in its batch.
@@ -140,10 +190,11 @@ impl Batch {
             number: u64::MAX,
             ..Entry::default()
         };
-        self.entries
-            .iter()
-            .chain([&end])
-            .flat_map(|entry| entry.to_words())
+        let entries = self.entries.iter().chain([&end]).flat_map(|entry| entry.to_words());
+        // The word that says "done", not yet; another to keep the entries aligned.
+        [0; DONE_BYTES as usize / 8]
+            .into_iter()
+            .chain(entries)
             .flat_map(u64::to_le_bytes)
             .collect()
     }
@@ -164,7 +215,7 @@ pub type Born = Vec<HostPid>;
 impl Executor {
     /// An executor that stands at `base` already (inherited through fork).
     pub fn at(base: u64) -> Self {
-        Executor { base }
+        Executor { base, parks: false }
     }
 
     pub fn span(&self) -> Span {
@@ -191,8 +242,11 @@ impl Executor {
 
     /// Maps the executor at `base` (free in the target) using thread `tid`,
     /// which is stopped with all signals blocked. Its registers are lost.
-    pub fn infect(tid: HostPid, regs: &Regs, gate: u64, base: u64) -> Result<Executor> {
-        let executor = Executor { base };
+    pub fn infect(tid: HostPid, regs: &Regs, gate: Gate, base: u64) -> Result<Executor> {
+        let executor = Executor {
+            base,
+            parks: gate.park.is_some(),
+        };
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         let mmap = |start: u64, len: u64, prot: i32| {
             let args = [start, len, prot as u64, flags, u64::MAX, 0];
@@ -211,7 +265,7 @@ impl Executor {
     }
 
     /// Ignores SIGTRAP again, whose action the traps of batches have reset.
-    pub fn ignore_trap(&self, tid: HostPid, regs: &Regs, gate: u64, action: [u64; 4]) -> Result<()> {
+    pub fn ignore_trap(&self, tid: HostPid, regs: &Regs, gate: Gate, action: [u64; 4]) -> Result<()> {
         let bytes: Vec<u8> = action.iter().flat_map(|w| w.to_le_bytes()).collect();
         memory::write(tid, self.payload(), &bytes).map_err(|e| lost(tid, e))?;
         let args = [libc::SIGTRAP as u64, self.payload(), 0, 8, 0, 0];
@@ -221,7 +275,7 @@ impl Executor {
     }
 
     /// Unmaps the executor. The caller then gives the thread its registers back.
-    pub fn cure(self, tid: HostPid, regs: &Regs, gate: u64) -> Result<()> {
+    pub fn cure(self, tid: HostPid, regs: &Regs, gate: Gate) -> Result<()> {
         let args = [self.base, FOOTPRINT, 0, 0, 0, 0];
         call_through(tid, regs, gate, libc::SYS_munmap, args)?
             .map(drop)
@@ -243,7 +297,10 @@ impl Executor {
 
     /// Waits until a batch that was started is done, as [`Executor::run`] does.
     pub fn finish(&self, tid: HostPid, batch: &mut Batch) -> Result<Born> {
-        let born = self.drive(tid)?;
+        let born = match self.parks {
+            true => self.drive_parked(tid).map(|()| Vec::new())?,
+            false => self.drive(tid)?,
+        };
         self.collect(tid, batch).map_err(|e| lost(tid, e))?;
         match batch.first_failure() {
             None => Ok(born),
@@ -261,9 +318,10 @@ impl Executor {
     fn load(&self, tid: HostPid, regs: &Regs, batch: &Batch) -> Result<()> {
         let start = regs
             .with(reg::RIP, self.base)
-            .with(reg::RBX, self.base + PAGE)
+            .with(reg::RBX, self.entries())
+            .with(reg::R12, if self.parks { self.done() } else { 0 })
             .with(reg::ORIG_RAX, u64::MAX);
-        let written = memory::write(tid, self.base + PAGE, &batch.image()).and_then(|()| {
+        let written = memory::write(tid, self.done(), &batch.image()).and_then(|()| {
             if batch.payload.is_empty() {
                 Ok(())
             } else {
@@ -289,19 +347,44 @@ impl Executor {
                 // An INTERRUPT that came late; the stop of job control, which a
                 // tracer may run a task in.
                 Some(Stop::Trap | Stop::Group(_)) => ptrace::cont(tid, 0).map_err(lost)?,
-                other => {
-                    let at = ptrace::get_regs(tid).map_or(0, |r| r.get(reg::RIP));
-                    return Err(Error::failed(format!(
-                        "pid {tid} stopped unexpectedly in the middle of a batch: {other:?} at {at:#x}"
-                    )));
-                }
+                Some(other) => return Err(astray(tid, other)),
+                None => return Err(lost(nix::Error::ESRCH)),
             }
         }
     }
 
+    /// The thread is done when it says so, on its way to park; then it is stopped.
+    fn drive_parked(&self, tid: HostPid) -> Result<()> {
+        let lost = |e| lost(tid, e);
+        let mut rounds = 0u32;
+        while memory::read_u64(tid, self.done()).map_err(lost)? == 0 {
+            match ptrace::wait(tid, false).map_err(lost)? {
+                None => ptrace::pause(&mut rounds),
+                Some(Stop::Trap | Stop::Group(_)) => ptrace::cont(tid, 0).map_err(lost)?,
+                Some(other) => return Err(astray(tid, other)),
+            }
+            if rounds > ptrace::SPINS && ptrace::is_dead(tid) {
+                return Err(lost(nix::Error::ESRCH));
+            }
+        }
+        ptrace::interrupt(tid).map_err(lost)?;
+        match ptrace::wait(tid, true).map_err(lost)? {
+            Some(Stop::Trap | Stop::Group(_)) => Ok(()),
+            other => Err(other.map_or_else(|| lost(nix::Error::ESRCH), |stop| astray(tid, stop))),
+        }
+    }
+
+    fn done(&self) -> u64 {
+        self.base + PAGE
+    }
+
+    fn entries(&self) -> u64 {
+        self.base + PAGE + DONE_BYTES
+    }
+
     fn collect(&self, tid: HostPid, batch: &mut Batch) -> Sys<()> {
         let mut image = vec![0; batch.entries.len() * ENTRY_BYTES];
-        memory::read(tid, self.base + PAGE, &mut image)?;
+        memory::read(tid, self.entries(), &mut image)?;
         for (entry, words) in batch.entries.iter_mut().zip(words(&image).as_chunks::<10>().0) {
             entry.result = words[7];
         }
@@ -325,6 +408,13 @@ fn lost(tid: HostPid, errno: nix::Error) -> Error {
     Error::failed(format!("cannot run system calls in pid {tid}")).because(errno)
 }
 
+fn astray(tid: HostPid, stop: Stop) -> Error {
+    let at = ptrace::get_regs(tid).map_or(0, |r| r.get(reg::RIP));
+    Error::failed(format!(
+        "pid {tid} stopped unexpectedly in the middle of a batch: {stop:?} at {at:#x}"
+    ))
+}
+
 fn arguments(entry: &Entry) -> String {
     let shown: Vec<String> = entry.args.iter().map(|a| format!("{a:#x}")).collect();
     shown.join(", ")
@@ -339,9 +429,41 @@ fn write_code(tid: HostPid, base: u64) -> Sys<()> {
     Ok(())
 }
 
-/// Registers of a thread about to make a system call at `gate`.
-pub fn call_registers(regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Regs {
-    regs.with(reg::RIP, gate)
+/// A system call that blocks for ever, changes nothing and has no arguments.
+const HARMLESS: i64 = libc::SYS_pause;
+
+/// One system call through the gate. The thread enters the kernel with a harmless
+/// call, which becomes the wanted one while it is stopped there, and returns to
+/// the park.
+pub fn call_through(tid: HostPid, regs: &Regs, gate: Gate, number: i64, args: [u64; 6]) -> Result<Sys<u64>> {
+    let enter = regs
+        .with(reg::RIP, gate.at)
+        .with(reg::RAX, HARMLESS as u64)
+        .with(reg::ORIG_RAX, u64::MAX);
+    let call = regs
+        .with(reg::RIP, gate.park.map_or(gate.at + 2, |park| park.at))
+        .with(reg::EFLAGS, gate.park.map_or(regs.get(reg::EFLAGS), |park| park.flags))
+        .with(reg::RAX, -i64::from(libc::ENOSYS) as u64)
+        .with(reg::ORIG_RAX, number as u64)
+        .with(reg::RDI, args[0])
+        .with(reg::RSI, args[1])
+        .with(reg::RDX, args[2])
+        .with(reg::R10, args[3])
+        .with(reg::R8, args[4])
+        .with(reg::R9, args[5]);
+    let failed = || format!("cannot make a system call in pid {tid}");
+    for set in [enter, call] {
+        ptrace::set_regs(tid, &set).or_fail(failed)?;
+        ptrace::to_syscall(tid).or_fail(failed)?;
+        await_syscall_stop(tid)?;
+    }
+    let after = ptrace::get_regs(tid).or_fail(failed)?;
+    Ok(check_raw(after.get(reg::RAX) as i64).map(|v| v as u64))
+}
+
+/// Registers of a thread that is about to make a system call at the gate of a husk.
+pub fn call_registers(regs: &Regs, gate: Gate, number: i64, args: [u64; 6]) -> Regs {
+    regs.with(reg::RIP, gate.at)
         .with(reg::RAX, number as u64)
         .with(reg::ORIG_RAX, u64::MAX)
         .with(reg::RDI, args[0])
@@ -352,51 +474,82 @@ pub fn call_registers(regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Re
         .with(reg::R9, args[5])
 }
 
-/// One system call through a `syscall` instruction at `gate` in the target.
-pub fn call_through(tid: HostPid, regs: &Regs, gate: u64, number: i64, args: [u64; 6]) -> Result<Sys<u64>> {
-    let set = call_registers(regs, gate, number, args);
-    // Stops at the entry and at the exit: unlike the trap of a single step, these
-    // leave the action for SIGTRAP alone.
-    let failed = || format!("cannot make a system call in pid {tid}");
-    ptrace::set_regs(tid, &set).or_fail(failed)?;
-    for _ in 0..2 {
-        ptrace::to_syscall(tid).or_fail(failed)?;
-        await_syscall_stop(tid)?;
-    }
-    let after = ptrace::get_regs(tid).or_fail(failed)?;
-    Ok(check_raw(after.get(reg::RAX) as i64).map(|v| v as u64))
-}
-
-/// Waits until a task that was sent [`ptrace::to_syscall`] is there.
+/// Waits until a task that was sent [`ptrace::to_syscall`] is at its next entry to
+/// or exit from a system call; these stops come without a signal.
 pub fn await_syscall_stop(tid: HostPid) -> Result<()> {
     let failed = || format!("cannot make a system call in pid {tid}");
     loop {
         match ptrace::wait(tid, true).or_fail(failed)? {
-            Some(Stop::Signal(libc::SIGTRAP)) => return Ok(()),
+            Some(Stop::Syscall) => return Ok(()),
             Some(Stop::Trap | Stop::Group(_) | Stop::Event(_)) => ptrace::to_syscall(tid).or_fail(failed)?,
             _ => return Err(Error::failed(format!("pid {tid} ended in the middle of a system call"))),
         }
     }
 }
 
-/// Finds a `syscall` instruction (0f 05) in one of the executable spans.
-pub fn find_gate(pid: HostPid, executable: &[Span]) -> Result<u64> {
+/// A `syscall` instruction (0f 05) in one of the executable spans.
+pub fn find_gate(pid: HostPid, executable: &[Span]) -> Result<Gate> {
+    let at = find(pid, executable, |pair| (pair == [0x0f, 0x05]).then_some(()));
+    let (at, ()) =
+        at.ok_or_else(|| cannot_enter(pid, "none of its executable mappings holds a `syscall` instruction"))?;
+    Ok(Gate::of_husk(at))
+}
+
+/// The same with a park: for a thread that must outlive its tracer.
+pub fn find_held_gate(pid: HostPid, executable: &[Span]) -> Result<Gate> {
+    let Gate { at, .. } = find_gate(pid, executable)?;
+    let park = find(pid, executable, jumps_to_itself);
+    let (park, flags) = park.ok_or_else(|| {
+        cannot_enter(
+            pid,
+            "none of its executable mappings holds a jump to itself, where it would be safe if we died",
+        )
+    })?;
+    let park = Some(Park { at: park, flags });
+    Ok(Gate { at, park })
+}
+
+fn cannot_enter(pid: HostPid, because: &str) -> Error {
+    Error::refused(format!("cannot enter pid {pid}")).because(because)
+}
+
+/// Flags with which the two bytes are a jump by -2: `jmp` (eb fe), or a
+/// conditional one (70 to 7f, fe) whose condition they meet. Code that was never
+/// meant as such will do.
+fn jumps_to_itself(pair: &[u8]) -> Option<u64> {
+    const INTERRUPTS: u64 = 0x202;
+    // O, C, Z, C (below or equal), S, P, S (less: unlike O), Z (less or equal).
+    const MEETS: [u64; 8] = [0x800, 1, 0x40, 1, 0x80, 4, 0x80, 0x40];
+    match pair {
+        [0xeb, 0xfe] => Some(INTERRUPTS),
+        // An odd condition is the opposite of the even one before it.
+        [code @ 0x70..=0x7f, 0xfe] if code % 2 == 1 => Some(INTERRUPTS),
+        [code @ 0x70..=0x7f, 0xfe] => Some(INTERRUPTS | MEETS[usize::from(code - 0x70) / 2]),
+        _ => None,
+    }
+}
+
+/// The first two bytes that `wanted` takes, in the order of the spans.
+fn find<T>(pid: HostPid, spans: &[Span], wanted: impl Fn(&[u8]) -> Option<T>) -> Option<(u64, T)> {
     let mut buffer = vec![0u8; 64 * 1024];
-    for span in executable {
+    for span in spans {
         let mut at = span.start;
         while at < span.end {
             let len = (span.end - at).min(buffer.len() as u64) as usize;
             if memory::read(pid, at, &mut buffer[..len]).is_err() {
                 break;
             }
-            if let Some(found) = buffer[..len].windows(2).position(|pair| pair == [0x0f, 0x05]) {
-                return Ok(at + found as u64);
+            let pairs = buffer[..len].windows(2).enumerate();
+            if let Some(found) = pairs
+                .filter_map(|(offset, pair)| Some((at + offset as u64, wanted(pair)?)))
+                .next()
+            {
+                return Some(found);
             }
             at += len as u64;
         }
     }
-    Err(Error::refused(format!("cannot enter pid {pid}"))
-        .because("none of its executable mappings holds a `syscall` instruction"))
+    None
 }
 
 /// The lowest hole of `len` bytes (plus a page of distance) that is free in all
@@ -413,4 +566,30 @@ pub fn find_hole(used: &mut [Span], len: u64) -> Option<u64> {
         at = at.max(span.end + PAGE);
     }
     (at + len < CEILING).then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jumps_to_itself_are_known_by_their_flags() {
+        assert_eq!(jumps_to_itself(&[0xeb, 0xfe]), Some(0x202));
+        assert_eq!(jumps_to_itself(&[0x7a, 0xfe]), Some(0x206), "parity");
+        assert_eq!(jumps_to_itself(&[0x7e, 0xfe]), Some(0x242), "less or equal");
+        assert_eq!(jumps_to_itself(&[0x75, 0xfe]), Some(0x202), "not equal");
+        assert_eq!(jumps_to_itself(&[0x75, 0xfd]), None);
+        assert_eq!(jumps_to_itself(&[0xe8, 0xfe]), None);
+    }
+
+    /// Every program has the vdso: it alone must do.
+    #[test]
+    fn our_own_vdso_has_a_gate_and_a_park() {
+        let own = HostPid(std::process::id() as i32);
+        let maps = crate::proc::mappings(own).unwrap();
+        let vdso: Vec<Span> = maps.iter().filter(|m| m.name == "[vdso]").map(|m| m.span()).collect();
+        let gate = find_held_gate(own, &vdso).unwrap();
+        let inside = |at: u64| vdso.iter().any(|span| (span.start..span.end).contains(&at));
+        assert!(inside(gate.at) && gate.park.is_some_and(|park| inside(park.at)));
+    }
 }

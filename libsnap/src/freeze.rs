@@ -9,12 +9,14 @@
 //! Where the app has a cgroup it is frozen first: that holds the tree still
 //! against forks while the threads are seized. Without one, the tree is scanned
 //! again until nothing new turns up: what is stopped cannot fork. The cgroup is
-//! thawed once all threads are in a ptrace stop, since a task of a frozen group
-//! could not run the executor.
+//! thawed once all threads are in a ptrace stop and have the registers to go on
+//! with, since a task of a frozen group could not run the executor. Should we be
+//! killed before, they stay where they are; after that, they go on right.
 
 use crate::cgroup;
 use crate::clocks::{self, Reading};
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::executor::{Executor, Gate};
 use crate::ids::{HostPid, VirtualPid};
 use crate::proc::{self, Fields};
 use crate::process;
@@ -25,26 +27,29 @@ use crate::target::Target;
 use crate::timed::{self, SchedClocks, Wait};
 use crate::timers;
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A tree that is not still by then is let go again.
 pub const BUDGET: Duration = Duration::from_secs(2);
-/// How long the cgroup's freezer may take to hold all tasks.
-const HOLD_MAX: Duration = Duration::from_millis(500);
 /// How long tasks that were asked to stop in vain may take to do so, to be let go
 /// as they were: on a busy machine, and in an uninterruptible wait.
 const LET_GO_MAX: Duration = Duration::from_secs(10);
 const STUCK_MAX: Duration = Duration::from_millis(100);
 
-/// Blocks what can be blocked while foreign code runs in a thread, but not
+/// Blocks what can be blocked while foreign code runs in a husk, but not
 /// SIGTRAP: the kernel resets the action of a blocked signal that it must force
-/// on a thread, and the executor ends with a trap.
+/// on a thread, and batches in a husk end with a trap.
 pub const ALL_BUT_TRAP: u64 = !(1 << (libc::SIGTRAP - 1));
 
+/// The signal mask of a thread of the app while foreign code runs in it: all but
+/// SIGKILL and SIGSTOP, which the kernel leaves out of any mask.
+pub const HELD: u64 = !(1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1));
+
 /// A stopped thread and what must be given back to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrozenThread {
     pub tid: HostPid,
     pub vtid: VirtualPid,
@@ -74,6 +79,17 @@ pub struct FrozenProcess {
 impl FrozenProcess {
     pub fn main(&self) -> &FrozenThread {
         &self.threads[0]
+    }
+
+    /// Removes the executor, whatever happened in it before. The other threads
+    /// get back what they had first: they must not stand in code that is gone.
+    /// The main thread, which removes it, is left to be recovered.
+    pub fn leave(&self, executor: Executor, gate: Gate) -> Result<()> {
+        let main = self.main();
+        let others = self.threads[1..].iter().map(FrozenThread::recover);
+        let recovered: Vec<Result<()>> = others.collect();
+        let cured = executor.cure(main.tid, &main.regs, gate);
+        recovered.into_iter().chain([cured]).collect()
     }
 }
 
@@ -125,25 +141,33 @@ fn tree(root: HostPid) -> Vec<HostPid> {
     found
 }
 
-fn group_of(target: &Target) -> Option<&Path> {
+pub fn group_of(target: &Target) -> Option<&Path> {
     match target {
         Target::App { cgroup, .. } => cgroup.as_deref(),
         Target::Pid(_) => None,
     }
 }
 
+/// What the threads of an app wait in, by their number.
+pub type Waits = HashMap<HostPid, Wait>;
+
 /// Stops every thread of the target. On failure everything runs as before.
-pub fn freeze(target: &Target) -> Result<Frozen> {
-    let group = group_of(target);
-    let mut seized = Seized::default();
-    seized.waits = waits(target)?;
-    (seized.at, seized.pending) = timers::begin(&members(target)?);
+pub fn freeze(target: &Target, waits: Waits) -> Result<Frozen> {
+    freeze_with(target, &[], waits)
+}
+
+/// The same; these processes belong to it too, wherever they stand in the tree.
+pub fn freeze_with(target: &Target, also: &[HostPid], waits: Waits) -> Result<Frozen> {
+    let (at, pending) = timers::begin(&members(target)?);
     let since = Instant::now();
-    let _hold = group.map(|group| Hold::new(group, since)).transpose()?;
+    // Dropped last: what was let go on a failure goes on at once.
+    let _hold = group_of(target).map(Hold::new).transpose()?;
+    let mut seized = Seized::default();
+    (seized.waits, seized.at, seized.pending) = (waits, at, pending);
     loop {
         let mut new = false;
-        for pid in members(target)? {
-            new |= seized.process(pid)?;
+        for pid in members(target)?.iter().chain(also) {
+            new |= seized.process(*pid)?;
         }
         seized.wait(since)?;
         if !new {
@@ -154,12 +178,11 @@ pub fn freeze(target: &Target) -> Result<Frozen> {
             return Err(too_slow(because, "try again when the app is at rest"));
         }
     }
-    drop(_hold);
     seized.finish(since, survey::root(target))
 }
 
-/// Time-outs of all threads, before the first stop makes any of them run.
-fn waits(target: &Target) -> Result<HashMap<HostPid, Wait>> {
+/// Time-outs of all threads; asked before the first stop makes any of them run.
+pub fn waits(target: &Target) -> Result<Waits> {
     timed::prune();
     let mut clocks = SchedClocks::default();
     let tids = members(target)?
@@ -172,15 +195,12 @@ fn waits(target: &Target) -> Result<HashMap<HostPid, Wait>> {
 struct Hold(PathBuf);
 
 impl Hold {
-    fn new(group: &Path, since: Instant) -> Result<Self> {
+    /// Not waited for: every thread is waited for one by one, and the kernel's
+    /// word that all of a group are frozen has been missing for seconds after
+    /// tracers of it had been killed.
+    fn new(group: &Path) -> Result<Self> {
         cgroup::freeze(group, true)?;
-        let hold = Hold(group.to_owned());
-        // What is not held by then is stopped one by one all the same. N.B. from here
-        // on calls of the app fail with EINTR: only seized are they set right.
-        while !cgroup::is_frozen(group) && since.elapsed() < HOLD_MAX {
-            std::thread::yield_now();
-        }
-        Ok(hold)
+        Ok(Hold(group.to_owned()))
     }
 }
 
@@ -224,7 +244,7 @@ struct Seized {
     known: HashSet<HostPid>,
     /// Seized, then killed before they stopped.
     dead: Vec<(HostPid, HostPid)>,
-    waits: HashMap<HostPid, Wait>,
+    waits: Waits,
     at: Reading,
     pending: HashMap<HostPid, u64>,
     /// Processes stopped by job control, and the signal.
@@ -364,8 +384,9 @@ impl Drop for Seized {
     }
 }
 
-/// Keep seccomp filters of the app away from the executor's calls.
-const SEIZE_OPTIONS: i32 = libc::PTRACE_O_SUSPEND_SECCOMP;
+/// Keep seccomp filters of the app away from the executor's calls, and let stops
+/// at system calls be no SIGTRAP, which the thread would get if we died there.
+const SEIZE_OPTIONS: i32 = libc::PTRACE_O_SUSPEND_SECCOMP | libc::PTRACE_O_TRACESYSGOOD;
 
 fn cannot_seize(pid: HostPid, tid: HostPid, errno: Errno) -> Error {
     let what = format!("cannot stop pid {pid} ({})", proc::comm(pid));
@@ -420,7 +441,7 @@ fn wait_stopped(tid: HostPid, since: Instant) -> Result<Stopped> {
             Ok(Some(Stop::Signal(signal))) => {
                 ptrace::cont(tid, signal).or_fail(|| format!("cannot pass signal {signal} on to task {tid}"))?;
             }
-            Ok(Some(Stop::Event(_))) => {
+            Ok(Some(Stop::Event(_) | Stop::Syscall)) => {
                 ptrace::cont(tid, 0).or_fail(|| format!("cannot resume task {tid}"))?;
             }
             Ok(Some(Stop::Exited(_) | Stop::Killed(_))) | Err(Errno::ECHILD) => return Ok(Stopped::Gone),
@@ -505,18 +526,19 @@ fn sort_parents_first(processes: &mut Vec<FrozenProcess>, root: HostPid) {
 impl FrozenThread {
     /// Readies the thread to run foreign code.
     pub fn prepare(&self) -> Result<()> {
-        ptrace::set_sigmask(self.tid, ALL_BUT_TRAP).or_fail(|| format!("cannot block the signals of task {}", self.tid))
+        ptrace::set_sigmask(self.tid, HELD).or_fail(|| format!("cannot block the signals of task {}", self.tid))
     }
 
     /// Gives the thread back what it had, so that letting it go makes it
-    /// continue where it stopped.
+    /// continue where it stopped. The mask comes last: a handler that ran before
+    /// the registers are right would return to the executor.
     pub fn recover(&self) -> Result<()> {
         let failed = || format!("cannot give task {} its registers back", self.tid);
         if let Some((area, section)) = self.rseq_section {
             memory::write(self.tid, area + 8, &section.to_le_bytes()).or_fail(failed)?;
         }
-        ptrace::set_sigmask(self.tid, self.sigmask).or_fail(failed)?;
-        ptrace::set_regs(self.tid, &self.regs).or_fail(failed)
+        ptrace::set_regs(self.tid, &self.regs).or_fail(failed)?;
+        ptrace::set_sigmask(self.tid, self.sigmask).or_fail(failed)
     }
 }
 
@@ -567,12 +589,23 @@ impl Frozen {
     }
 
     /// Ends the app: every process is killed while it stands still, so none
-    /// sees another one die.
-    pub fn kill(mut self) -> Duration {
+    /// sees another one die. The cgroup is frozen meanwhile: if we are killed
+    /// ourselves, those that are left stay still until the rest is done.
+    /// `decided` is called when the app can no more go on.
+    pub fn kill(mut self, target: &Target, decided: impl FnOnce()) -> Duration {
         self.armed = false;
+        let group = group_of(target);
+        if let Some(group) = group {
+            cgroup::freeze(group, true).ok();
+        }
+        decided();
         for process in &self.processes {
+            crate::sys::moment();
             let pid = nix::unistd::Pid::from_raw(process.pid.0);
             nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).ok();
+        }
+        if let Some(group) = group {
+            cgroup::freeze(group, false).ok();
         }
         // Children first: the init of a PID namespace waits in the kernel until all
         // of it is reaped, by us before all.

@@ -8,6 +8,7 @@ pub mod freeze;
 pub mod ids;
 pub mod image;
 pub mod ipc;
+pub mod journal;
 pub mod kernel;
 pub mod launch;
 pub mod memory;

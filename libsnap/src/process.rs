@@ -141,12 +141,10 @@ fn kept_registers(thread: &FrozenThread) -> [u64; 27] {
 }
 
 /// Asks a process by batch, then its threads; gives each its state.
-/// `ignores_trap`: its action for SIGTRAP is to ignore it, which the first batch
-/// resets. `timeline`: its clocks at the freeze.
+/// `timeline`: its clocks at the freeze.
 pub fn capture(
     process: &FrozenProcess,
     executor: &Executor,
-    ignores_trap: bool,
     timeline: &Timeline,
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let mut asked = AskProcess::new(executor);
@@ -155,9 +153,6 @@ pub fn capture(
     // Timers before signals: see `timers::settle`.
     let timers = timers::ask(process, executor, timeline)?;
     let mut record = process_record(process, &asked, timers)?;
-    if ignores_trap {
-        record.sigactions[libc::SIGTRAP as usize - 1].handler = libc::SIG_IGN as u64;
-    }
     let threads = process.threads.iter().map(|thread| capture_thread(thread, executor));
     let mut threads = threads.collect::<Result<Vec<_>>>()?;
     timers::settle(&mut record, &mut threads, process.waiting, timeline);

@@ -21,6 +21,7 @@ use crate::image::records::ProcessRecord;
 use crate::image::records::{Clocks, Life, Manifest, SnapEntry, Vma, VmaKind};
 use crate::image::{ProcessImage, ThreadImage, Writer};
 use crate::ipc::{self, Objects};
+use crate::journal::{Entered, Journal};
 use crate::memory::{self, Tables};
 use crate::proc::{self, Fields};
 use crate::process;
@@ -57,12 +58,25 @@ pub fn snapshot_unless(
     let mut steps = Steps::new(progress);
     steps.start("survey");
     survey::admissible(target)?;
+    // Outlives everything that it tells how to undo.
+    let mut journal = Journal::begin(target, dest)?;
     let writer = Writer::create(dest)?;
     steps.start("freeze");
-    let frozen = freeze::freeze(target).map_err(|e| told(e, &subject))?;
-    let taken = take(&frozen, target, options, &writer, &subject, &mut steps, cancelled)
-        .map_err(|e| told(e, &subject).state("the app was let go and is running as before"))?;
-    finish(frozen, writer, taken, options, begin, steps)
+    let waits = freeze::waits(target)?;
+    journal.waits(&waits)?;
+    let frozen = freeze::freeze(target, waits).map_err(|e| told(e, &subject))?;
+    let taken = take(
+        &frozen,
+        target,
+        options,
+        &writer,
+        &mut journal,
+        &subject,
+        &mut steps,
+        cancelled,
+    )
+    .map_err(|e| told(e, &subject).state("the app was let go and is running as before"))?;
+    finish(frozen, target, &mut journal, writer, taken, options, begin, steps)
 }
 
 fn told(mut error: Error, subject: &str) -> Error {
@@ -92,6 +106,7 @@ fn take(
     target: &Target,
     options: &SnapshotOptions,
     writer: &Writer,
+    journal: &mut Journal,
     subject: &str,
     steps: &mut Steps<'_>,
     cancelled: &dyn Fn() -> bool,
@@ -123,10 +138,15 @@ fn take(
         app: survey::clocks(&frozen.at, frozen.processes[0].pid),
         freeze: frozen.at,
     };
+    let places = frozen.processes.iter().zip(&spaces);
+    let places = places
+        .map(|(process, vmas)| place(process, vmas))
+        .collect::<Result<Vec<_>>>()?;
+    journal.enter(places.clone())?;
     let mut captured = Vec::with_capacity(spaces.len());
-    for (process, vmas) in frozen.processes.iter().zip(&spaces) {
+    for (process, place) in frozen.processes.iter().zip(&places) {
         go_on(cancelled)?;
-        let (record, mut threads) = capture_process(process, vmas, &mut objects, &timeline)?;
+        let (record, mut threads) = capture_process(process, place, &mut objects, &timeline)?;
         filters.note(process, &mut threads);
         captured.push((record, threads));
     }
@@ -155,15 +175,9 @@ fn address_spaces(pids: &[HostPid], tables: &mut Tables, refusals: &mut Refusals
     Ok(spaces)
 }
 
-/// Enters the process, asks it, and leaves it as it was.
-fn capture_process(
-    process: &FrozenProcess,
-    vmas: &[Vma],
-    objects: &mut Objects,
-    timeline: &Timeline,
-) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
-    let main = process.main();
-    let gate = executor::find_gate(process.pid, &gates(vmas))?;
+/// Where the process can be entered, and what it has before.
+fn place(process: &FrozenProcess, vmas: &[Vma]) -> Result<Entered> {
+    let gate = executor::find_held_gate(process.pid, &gates(vmas))?;
     let mut used: Vec<Span> = vmas
         .iter()
         .map(|v| Span {
@@ -177,30 +191,28 @@ fn capture_process(
             process.pid
         ))
     })?;
-    main.prepare()?;
-    let ignores_trap = ignores_trap(process.pid);
-    let captured = Executor::infect(main.tid, &main.regs, gate, hole).and_then(|executor| {
-        let captured = objects
-            .ask(process, &executor)
-            .and_then(|()| process::capture(process, &executor, ignores_trap, timeline));
-        if let Ok((record, _)) = &captured
-            && let Some(action) = process::trap_to_ignore(record)
-        {
-            executor.ignore_trap(main.tid, &main.regs, gate, action)?;
-        }
-        let cured = executor.cure(main.tid, &main.regs, gate);
-        captured.and_then(|captured| cured.map(|()| captured))
-    });
-    // Whatever happened: every thread gets its own registers and mask back.
-    let recovered: Vec<Result<()>> = process.threads.iter().map(|thread| thread.recover()).collect();
-    let captured = captured?;
-    recovered.into_iter().collect::<Result<()>>()?;
-    Ok(captured)
+    Entered::new(process, gate, hole)
 }
 
-/// Asked before the first trap of a batch resets it.
-fn ignores_trap(pid: HostPid) -> bool {
-    Fields::status(pid).is_ok_and(|status| status.hex("SigIgn") & (1 << (libc::SIGTRAP - 1)) != 0)
+/// Enters the process, asks it, and leaves it as it was.
+fn capture_process(
+    process: &FrozenProcess,
+    &Entered { gate, base, .. }: &Entered,
+    objects: &mut Objects,
+    timeline: &Timeline,
+) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
+    let main = process.main();
+    main.prepare()?;
+    let captured = Executor::infect(main.tid, &main.regs, gate, base).and_then(|executor| {
+        let captured = objects
+            .ask(process, &executor)
+            .and_then(|()| process::capture(process, &executor, timeline));
+        let left = process.leave(executor, gate);
+        captured.and_then(|captured| left.map(|()| captured))
+    });
+    // Also where it could not be entered.
+    main.recover()?;
+    captured
 }
 
 /// Executable mappings, the vdso first: it always holds a `syscall` instruction.
@@ -348,6 +360,8 @@ fn manifest(
 
 fn finish(
     frozen: Frozen,
+    target: &Target,
+    journal: &mut Journal,
     writer: Writer,
     taken: Taken,
     options: &SnapshotOptions,
@@ -369,7 +383,7 @@ fn finish(
             .seal(taken.manifest)
             .map_err(|e| e.state("the app was let go and is running as before"))?;
         steps.start("end");
-        (sealed, frozen.kill())
+        (sealed, frozen.kill(target, || journal.end()))
     };
     Ok(SnapshotReport {
         appshot: sealed.path,
@@ -431,6 +445,7 @@ impl<'a> Steps<'a> {
 
     pub fn start(&mut self, name: &str) {
         self.close();
+        crate::sys::moment();
         (self.progress)(name);
         self.now = Some((name.to_owned(), Instant::now()));
     }

@@ -34,6 +34,7 @@ use crate::ids::HostPid;
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub const DEFAULT_RUN_DIR: &str = "/run/appshot";
@@ -44,6 +45,20 @@ pub const DATA_DIR_ENV: &str = "APPSHOT_DATA_DIR";
 /// Writing an app's end down and clearing its cgroup away takes a few
 /// milliseconds, on a busy machine some more.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_millis(500);
+
+static RUN_DIR: OnceLock<PathBuf> = OnceLock::new();
+
+/// What libsnap notes by itself goes to this run directory from now on, unless
+/// another was named before.
+pub fn use_run_dir(run_dir: &Path) {
+    RUN_DIR.set(run_dir.to_owned()).ok();
+}
+
+/// The run directory of this process: the one named, or that of the environment.
+pub fn run_dir() -> PathBuf {
+    let named = RUN_DIR.get().cloned();
+    named.unwrap_or_else(|| std::env::var_os(RUN_DIR_ENV).map_or_else(|| DEFAULT_RUN_DIR.into(), PathBuf::from))
+}
 
 /// An open registry: two directories that exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +86,13 @@ impl Store {
             files::directory(&dir, 0o700)?;
         }
         Ok(store)
+    }
+
+    /// Finishes or undoes what processes of ours that were killed have left: apps
+    /// in the middle of a snapshot, appshots half-written or half-removed.
+    pub fn recover(&self) -> Result<()> {
+        self.sweep();
+        crate::journal::replay(self)
     }
 
     pub fn run_dir(&self) -> &Path {
@@ -164,6 +186,12 @@ impl Store {
         };
         self.settle(name)?;
         Ok(lock)
+    }
+
+    /// The same for who cannot do anything but let it be.
+    pub(crate) fn lock_if_free(&self, name: &str) -> Result<Option<Lock>> {
+        names::validate(name)?;
+        Lock::try_take(&self.lock_path(name, "op"))
     }
 
     /// The same, waiting for the one who holds it.

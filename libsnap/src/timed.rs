@@ -13,18 +13,18 @@ use crate::ids::HostPid;
 use crate::proc;
 use crate::sys::memory as mem;
 use crate::sys::task;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs;
 
 /// Where ends of restarted waits are noted, one file a thread: beside the records
 /// of apps.
 fn notes() -> String {
-    let run = std::env::var("APPSHOT_RUN_DIR").unwrap_or_else(|_| "/run/appshot".into());
-    run + "/timed"
+    crate::store::run_dir().join("timed").display().to_string()
 }
 
 /// A thread's wait, as it was just before the stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wait {
     /// The system call first made, also where the kernel shows restart_syscall.
     pub call: i64,

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use libsnap::error::Result;
-use libsnap::store::{DATA_DIR_ENV, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, RUN_DIR_ENV, Store};
+use libsnap::store::{DATA_DIR_ENV, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, RUN_DIR_ENV, Store, use_run_dir};
 use libsnap::target::{Allow, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -31,8 +31,14 @@ pub struct Dirs {
 }
 
 impl Dirs {
+    /// Every program begins here: it brings in order first what killed ones left.
     pub fn open(&self) -> Result<Store> {
-        Store::open(&self.run_dir, &self.data_dir)
+        let store = Store::open(&self.run_dir, &self.data_dir)?;
+        use_run_dir(store.run_dir());
+        if let Err(error) = store.recover() {
+            tracing::warn!(%error, "what a killed process left is not in order yet");
+        }
+        Ok(store)
     }
 
     /// The socket of a daemon: named, or in the run directory.

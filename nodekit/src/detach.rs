@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 pub fn spawn(start: Start) -> Result<Started> {
     let mut child = hidden::spawn(Life::Supervisor)?;
     let what = || "the supervisor died before the app was up";
+    let store = start.store.clone();
     let mut request = serde_json::to_vec(&start.logged()).or_fail(what)?;
     request.push(b'\n');
     let mut answer = String::new();
@@ -20,6 +21,11 @@ pub fn spawn(start: Start) -> Result<Started> {
     if let Some(mut stdout) = child.stdout.take() {
         stdout.read_to_string(&mut answer).or_fail(what)?;
     }
+    if answer.is_empty() {
+        let status = child.wait().or_fail(what)?;
+        store.recover()?;
+        return Err(Error::failed(what()).because(status).state("nothing was left behind"));
+    }
     // The child is not waited for: it lives as long as the app.
     serde_json::from_str::<Result<Started>>(&answer).map_err(|e| Error::failed(what()).because(e))?
 }
@@ -28,7 +34,10 @@ pub fn spawn(start: Start) -> Result<Started> {
 pub fn main() -> u8 {
     let answer = hidden::own_session()
         .and_then(|()| hidden::read_request::<Start>())
-        .and_then(|mut start| Ok((start.go()?, start)));
+        .and_then(|mut start| {
+            libsnap::store::use_run_dir(start.store.run_dir());
+            Ok((start.go()?, start))
+        });
     let (started, start) = match answer {
         Ok(up) => up,
         Err(error) => {

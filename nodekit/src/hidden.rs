@@ -24,15 +24,18 @@ pub enum Life {
     Worker,
     /// Brings up an app that is detached, and owns it.
     Supervisor,
+    /// Undoes what a worker was at when it is killed.
+    Guard,
 }
 
 impl Life {
-    const ALL: [Life; 2] = [Life::Worker, Life::Supervisor];
+    const ALL: [Life; 3] = [Life::Worker, Life::Supervisor, Life::Guard];
 
     fn argument(self) -> &'static str {
         match self {
             Life::Worker => "--worker",
             Life::Supervisor => "--supervise",
+            Life::Guard => "--guard",
         }
     }
 
@@ -41,6 +44,7 @@ impl Life {
         match self {
             Life::Worker => crate::worker::main(),
             Life::Supervisor => crate::detach::main(),
+            Life::Guard => crate::guard::main(),
         }
     }
 }
@@ -64,6 +68,10 @@ pub struct Process {
 }
 
 impl Process {
+    pub fn pid(&self) -> HostPid {
+        self.pid
+    }
+
     pub fn wait(&self) -> Result<ExitStatus> {
         let what = || format!("cannot wait for process {}", self.pid);
         let pid = rustix::process::Pid::from_raw(self.pid.0);

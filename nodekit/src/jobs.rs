@@ -14,6 +14,12 @@ pub enum Job {
 }
 
 impl Job {
+    pub fn store(&self) -> &Store {
+        match self {
+            Job::Snapshot(job) => &job.store,
+        }
+    }
+
     pub fn work(&self, progress: &mut dyn FnMut(&str)) -> Result<Value> {
         match self {
             Job::Snapshot(job) => serde_json::to_value(job.take(progress)?).or_fail(|| "cannot write the report"),

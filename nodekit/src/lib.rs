@@ -7,6 +7,7 @@
 //! | [`out`] | results on stdout, messages on stderr, exit codes |
 //! | [`hidden`] | the programs' second lives: worker and detached supervisor |
 //! | [`worker`], [`interrupt`] | the process that takes a snapshot, safe from Ctrl-C |
+//! | [`guard`] | the process that brings the app back when the worker is killed |
 //! | [`jobs`] | what a worker does |
 //! | [`start`], [`bring_up`], [`supervise`], [`detach`], [`ending`] | bringing an app up, owning it, ending it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
@@ -23,6 +24,7 @@ pub mod daemon;
 pub mod detach;
 pub mod ending;
 pub mod generate;
+pub mod guard;
 pub mod hidden;
 pub mod interrupt;
 pub mod jobs;

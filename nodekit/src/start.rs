@@ -3,6 +3,7 @@
 use libsnap::error::{OrFail, Result};
 use libsnap::image::MANIFEST;
 use libsnap::image::records::Manifest;
+use libsnap::journal::Journal;
 use libsnap::store::{App, SUFFIX, Store};
 use libsnap::target::{Instance, RestoreOptions, RunOptions, Stdio};
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,7 @@ impl Start {
         let _busy = self.store.try_lock(&self.name)?;
         self.store.vacant(&self.name)?;
         self.clear_predecessor()?;
+        let _born = Journal::birth(&self.store, &self.name)?;
         let instance = self.launch()?;
         let app = self.record(&instance).inspect_err(|_| undo(&instance))?;
         Ok(Started { instance, app })

@@ -9,20 +9,25 @@
 //!                                       up or died, and the worker should undo
 //! ```
 //!
-//! A tracer that dies leaves its targets stopped half-way. So it is not the
-//! command at which a person may press Ctrl-C, nor the daemon, but a process
-//! of its own that either finishes or undoes.
+//! A tracer that dies leaves its targets half-way. So it is not the command at
+//! which a person may press Ctrl-C, nor the daemon, but a process of its own that
+//! either finishes or undoes. When it is killed itself, its guard and its
+//! requester undo by its journal, whoever comes first.
 
+use crate::guard::Guard;
 use crate::hidden::{self, Life, Process};
 use crate::jobs::Job;
 use crate::signals;
 use libsnap::error::{Error, OrFail, Result};
+use libsnap::journal;
+use libsnap::store;
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -47,6 +52,7 @@ pub fn cancelled() -> bool {
 #[derive(Debug)]
 pub struct Working {
     child: Process,
+    run_dir: PathBuf,
     /// Our end of its stdin: closing it cancels the job.
     lifeline: Arc<Mutex<Option<PipeWriter>>>,
 }
@@ -58,9 +64,14 @@ pub fn in_worker<T: DeserializeOwned>(job: &Job, progress: &mut dyn FnMut(&str))
 
 impl Working {
     pub fn start(job: &Job) -> Result<Working> {
+        let run_dir = job.store().run_dir().to_owned();
         let mut child = hidden::spawn(Life::Worker)?;
         let lifeline = Arc::new(Mutex::new(send(&mut child, job)));
-        Ok(Working { child, lifeline })
+        Ok(Working {
+            child,
+            run_dir,
+            lifeline,
+        })
     }
 
     /// Asks the worker to undo; its answer is still to be waited for.
@@ -75,8 +86,15 @@ impl Working {
         match answer {
             Some(Message::Done(value)) => serde_json::from_value(value).or_fail(|| "cannot read the worker's answer"),
             Some(Message::Failed(error)) => Err(*error),
-            _ => Err(died(status)),
+            _ => Err(died(status, self.undo())),
         }
+    }
+}
+
+impl Working {
+    /// Undoes what a dead worker was at, or waits for its guard to do so.
+    fn undo(&self) -> Result<bool> {
+        journal::settle(&self.run_dir, self.child.pid())
     }
 }
 
@@ -102,14 +120,20 @@ fn listen(child: &mut Process, progress: &mut dyn FnMut(&str)) -> Option<Message
     None
 }
 
-fn died(status: ExitStatus) -> Error {
+fn died(status: ExitStatus, undone: Result<bool>) -> Error {
     let error = Error::failed("the snapshot worker died without an answer");
     let error = match status.signal() {
         Some(signal) => error.because(format!("signal {signal} ended it")),
         None => error.because(status),
     };
+    let state = match undone {
+        Ok(_) => {
+            "the app was let go and is running as before; if its appshot was whole already, it has ended".to_owned()
+        }
+        Err(error) => format!("it could not be let go: {error}"),
+    };
     error
-        .state("not known: `appshot ps` tells whether the app runs or stands still")
+        .state(state)
         .fix("look into the kernel log for an out-of-memory kill, then try again")
 }
 
@@ -128,6 +152,8 @@ pub fn main() -> u8 {
 fn serve() -> Result<Value> {
     hidden::own_session()?;
     let job: Job = hidden::read_request()?;
+    store::use_run_dir(job.store().run_dir());
+    let _guard = Guard::start(job.store().run_dir())?;
     // Blocked before the second thread begins, so that it is for both.
     let signals = signals::block()?;
     std::thread::spawn(move || watch(&signals));

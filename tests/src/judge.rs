@@ -445,9 +445,15 @@ fn processes_in(scope: &Scope) -> BTreeSet<String> {
     let pids = numbers(Path::new("/proc")).into_iter().filter(|pid| *pid != own);
     pids.filter_map(|pid| {
         let about = about(pid);
-        scope.concerns(&about).then(|| format!("{pid}: {about}"))
+        let ours = scope.concerns(&about) && !waits_for_host(pid);
+        ours.then(|| format!("{pid}: {about}"))
     })
     .collect()
+}
+
+/// Dead, and left to the init of the host, which reaps when it comes to it.
+fn waits_for_host(pid: i32) -> bool {
+    state_and_parent(&PathBuf::from(format!("/proc/{pid}"))).is_some_and(|(state, ppid)| state == "Z" && ppid == 1)
 }
 
 /// Everything in which a process can bear a mark.

@@ -59,6 +59,28 @@ fn compile(source: &Path, binary: &Path) -> Result<()> {
     std::fs::rename(&partial, binary).context("cannot name the built program")
 }
 
+/// A program of ours, built if its sources are newer.
+pub fn ours(name: &str) -> Result<PathBuf> {
+    static BUILT: Mutex<bool> = Mutex::new(false);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let profile = profile_dir()?;
+    if !*built {
+        let target = profile.parent().context("no target directory")?;
+        let mut cargo = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+        cargo.args(["build", "--quiet", "--target-dir"]).arg(target);
+        cargo.args(["-p", "appshot", "-p", "snapd", "-p", "restored"]);
+        let done = cargo
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .context("cannot run cargo")?;
+        if !done.status.success() {
+            bail!("cannot build: {}", String::from_utf8_lossy(&done.stderr));
+        }
+        *built = true;
+    }
+    Ok(profile.join(name))
+}
+
 fn headers_modified() -> Result<SystemTime> {
     Ok(modified(&source_dir().join("check.h"))?.max(modified(&source_dir().join("registers.h"))?))
 }
@@ -68,13 +90,18 @@ fn modified(path: &Path) -> Result<SystemTime> {
     Ok(meta.modified()?)
 }
 
-/// `target/debug/test-apps`, found from the test's own place in `deps`.
+/// `target/debug/test-apps`.
 fn output_dir() -> Result<PathBuf> {
-    let exe = std::env::current_exe()?;
-    let Some(profile) = exe.parent().and_then(Path::parent) else {
-        bail!("no target directory above {}", exe.display());
-    };
-    let dir = profile.join("test-apps");
+    let dir = profile_dir()?.join("test-apps");
     std::fs::create_dir_all(&dir)?;
     Ok(dir)
+}
+
+/// `target/debug`, found from the test's own place in `deps`.
+fn profile_dir() -> Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    match exe.parent().and_then(Path::parent) {
+        Some(profile) => Ok(profile.to_owned()),
+        None => bail!("no target directory above {}", exe.display()),
+    }
 }

@@ -35,6 +35,8 @@ app_test!(rseq);
 app_test!(rseq_abort);
 app_test!(scheduling);
 app_test!(realtime);
+app_test!(steadfast);
+app_test!(steadfast_forks, restless);
 
 // Signals.
 app_test!(sigactions);

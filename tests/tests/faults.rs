@@ -540,11 +540,44 @@ fn disk_full() {
             let taken = app.freeze(&disk.0.join("appshot"));
             fails("a full disk", taken, &[Kind::Unavailable, Kind::Failed])?;
             judge_untouched(&before, &Fingerprint::take(app.top()), Changes::NONE)?;
-            let left: Vec<_> = fs::read_dir(&disk.0)?.flatten().map(|e| e.path()).collect();
-            ensure!(left.is_empty(), "left on a disk of {size}: {left:?}");
+            leaves_empty(&disk)?;
         }
         passes(place, app)
     });
+}
+
+/// Packing and unpacking onto a disk that fills up at several points.
+#[test]
+fn disk_full_for_travel() {
+    fault("disk_full_for_travel", |place| {
+        let shot = appshot_of(place, "anon_after")?;
+        let packed = place.path("packed");
+        let bytes = libsnap::image::pack(&shot, &packed)?;
+        let whole: u64 = parts(&shot)?
+            .iter()
+            .map(|part| part.metadata().map_or(0, |m| m.len()))
+            .sum();
+        for tenth in [1, 3, 5, 7, 9] {
+            let size = |bytes: u64| (bytes * tenth / 10).next_multiple_of(4096).to_string();
+            let disk = SmallDisk::mount(place.path(&format!("pack-{tenth}")), &size(bytes))?;
+            let full = libsnap::image::pack(&shot, &disk.0.join("packed")).map_err(Into::into);
+            fails("a full disk", full, &[Kind::Unavailable, Kind::Failed])?;
+            leaves_empty(&disk)?;
+            let disk = SmallDisk::mount(place.path(&format!("unpack-{tenth}")), &size(whole))?;
+            let full = libsnap::image::unpack(&packed, &disk.0.join("appshot")).map_err(Into::into);
+            fails("a full disk", full, &[Kind::Unavailable, Kind::Failed])?;
+            leaves_empty(&disk)?;
+        }
+        let again = place.path("again");
+        libsnap::image::unpack(&packed, &again)?;
+        passes(place, place.restore(&again).context("restore of the unpacked appshot")?)
+    });
+}
+
+fn leaves_empty(disk: &SmallDisk) -> Result<()> {
+    let left: Vec<_> = fs::read_dir(&disk.0)?.flatten().map(|e| e.path()).collect();
+    ensure!(left.is_empty(), "left on a small disk: {left:?}");
+    Ok(())
 }
 
 #[test]

@@ -112,6 +112,7 @@ pub use packed::{pack, parse as parse_packed, unpack};
 pub use process::{Core, ProcessImage, Segment, ThreadImage};
 pub use reader::{Appshot, Digests};
 pub use source::Source;
+pub use staging::sweep;
 pub use writer::{BlobWriter, Sealed, Writer};
 
 /// Version of the format that is written, and the only one that is read.

@@ -2,12 +2,15 @@
 
 use crate::error::{Error, Kind, OrFail, Result};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// In the name of every directory that is not committed yet.
+const PARTIAL: &str = ".partial-";
 
 /// A hidden sibling of the destination; removed on drop unless committed.
 #[derive(Debug)]
@@ -16,6 +19,9 @@ pub struct Staging {
     parent: PathBuf,
     temp: PathBuf,
     committed: bool,
+    /// The directory, locked (flock) as long as its owner lives: what is not
+    /// locked belongs to nobody any more.
+    _owned: Flock<File>,
 }
 
 impl Staging {
@@ -34,14 +40,21 @@ impl Staging {
         if dest.symlink_metadata().is_ok() {
             return Err(exists(&dest));
         }
-        let temp = parent.join(partial_name(name));
-        DirBuilder::new().mode(0o700).create(&temp).or_fail(cannot)?;
-        Ok(Staging {
-            dest,
-            parent,
-            temp,
-            committed: false,
-        })
+        sweep(&parent);
+        // Between making and locking another writer may sweep it away.
+        loop {
+            let temp = parent.join(partial_name(name));
+            DirBuilder::new().mode(0o700).create(&temp).or_fail(cannot)?;
+            if let Some(owned) = own(&temp).or_fail(cannot)? {
+                return Ok(Staging {
+                    dest,
+                    parent,
+                    temp,
+                    committed: false,
+                    _owned: owned,
+                });
+            }
+        }
     }
 
     /// A new file for its owner alone, also readable so that it can be verified.
@@ -107,8 +120,36 @@ fn partial_name(name: &std::ffi::OsStr) -> std::ffi::OsString {
     let random = RandomState::new().build_hasher().finish();
     let mut partial = std::ffi::OsString::from(".");
     partial.push(name);
-    partial.push(format!(".partial-{}-{random:016x}", std::process::id()));
+    partial.push(format!("{PARTIAL}{}-{random:016x}", std::process::id()));
     partial
+}
+
+/// Takes a partial directory; `None` when it is gone or another's.
+fn own(dir: &Path) -> io::Result<Option<Flock<File>>> {
+    let file = match File::open(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(owned) => Ok((owned.metadata()?.nlink() > 0).then_some(owned)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+/// Removes from `parent` what killed writers left there. What cannot be removed
+/// stays for the next one who tries.
+pub fn sweep(parent: &Path) {
+    for entry in parent.read_dir().into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let ours = name.starts_with('.') && name.contains(PARTIAL);
+        let path = entry.path();
+        if ours && let Ok(Some(_owned)) = own(&path) {
+            tracing::info!(path = %path.display(), "its writer was killed: removed");
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
 }
 
 /// Renames without replacing. File systems without RENAME_NOREPLACE get a
@@ -131,4 +172,22 @@ fn rename_new(from: &Path, to: &Path) -> Result<()> {
 fn exists(dest: &Path) -> Error {
     Error::new(Kind::Conflict, format!("cannot write {}: it exists", dest.display()))
         .fix("choose another name, or remove it first")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_owns_is_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let living = Staging::create(&dir.path().join("living")).unwrap();
+        let dead = dir.path().join(".dead.appshot.partial-1-00");
+        std::fs::create_dir(&dead).unwrap();
+        std::fs::write(dead.join("2.core"), "half").unwrap();
+        let other = dir.path().join("not.partial-1");
+        std::fs::create_dir(&other).unwrap();
+        sweep(dir.path());
+        assert!(living.path().exists() && other.exists() && !dead.exists());
+    }
 }

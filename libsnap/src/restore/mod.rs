@@ -12,8 +12,8 @@
 
 pub mod place;
 pub mod plan;
-pub mod script;
 pub mod rights;
+pub mod script;
 pub mod skeleton;
 pub mod state;
 pub mod vdso;

@@ -13,7 +13,7 @@ use super::script::Script;
 use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
-use crate::executor::{self, Batch, Executor};
+use crate::executor::{self, Batch, Executor, Gate};
 use crate::files::pty::Ptys;
 use crate::ids::{FileId, HostPid, VirtualPid};
 use crate::image::Appshot;
@@ -49,7 +49,7 @@ pub struct Skeleton {
     /// Mappings of every husk: all are forks of the first.
     pub layout: Vec<Mapping>,
     /// A `syscall` instruction in every husk, until its own vdso is in place.
-    pub gate: u64,
+    pub gate: Gate,
     /// The number under which every husk holds a pidfd of this process, to take
     /// descriptors from it.
     pub restorer: i32,
@@ -69,6 +69,7 @@ const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
     | libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACEFORK
     | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACESYSGOOD
     | libc::PTRACE_O_SUSPEND_SECCOMP;
 
 impl Skeleton {
@@ -98,7 +99,7 @@ impl Skeleton {
             numbers: HashMap::new(),
             executor: Executor::at(0),
             layout: Vec::new(),
-            gate: 0,
+            gate: Gate::of_husk(0),
             restorer: number,
             ptys: Ptys::default(),
             timeline,
@@ -212,23 +213,29 @@ impl Skeleton {
         Ok(opened)
     }
 
-    /// Lets every process go: the app runs.
+    /// Lets every process go: the app runs. Its first process or its init is
+    /// last: while that one is ours, our death is its own and, in a PID namespace
+    /// of the app's, that of all others.
     pub fn let_go(mut self) -> Result<(HostPid, Option<HostPid>, usize)> {
         let root = self.numbers[&self.root];
         let init = self.init.clone();
         if let Some(init) = &init {
-            self.start_init(init)?;
+            self.prepare_init(init)?;
         }
-        for husk in &self.husks {
-            for tid in husk.threads.iter().copied().chain([husk.pid]) {
-                ptrace::detach(tid, 0).or_fail(|| format!("cannot let task {tid} go"))?;
-            }
+        let tasks = self
+            .husks
+            .iter()
+            .flat_map(|husk| husk.threads.iter().copied().chain([husk.pid]));
+        let (first, others): (Vec<HostPid>, Vec<HostPid>) = tasks.partition(|tid| *tid == root);
+        let init_last = init.iter().map(|init| init.pid);
+        for tid in others.into_iter().chain(first).chain(init_last) {
+            ptrace::detach(tid, 0).or_fail(|| format!("cannot let task {tid} go"))?;
         }
         self.armed = false;
         Ok((root, init.map(|i| i.pid), self.numbers.len()))
     }
 
-    fn start_init(&self, init: &Husk) -> Result<()> {
+    fn prepare_init(&self, init: &Husk) -> Result<()> {
         let failed = || "cannot start the instance's init";
         self.executor.cure(init.pid, &init.regs, self.gate)?;
         // The kernel wrote the start of the stack below the strings of exec.
@@ -244,7 +251,7 @@ impl Skeleton {
         ptrace::set_regs(init.pid, &regs).or_fail(failed)?;
         ptrace::set_sigmask(init.pid, 0).or_fail(failed)?;
         std::fs::write(format!("/proc/{}/comm", init.pid), "appshot-init").ok();
-        ptrace::detach(init.pid, 0).or_fail(failed)
+        Ok(())
     }
 }
 
@@ -363,7 +370,7 @@ fn highest(shot: &Appshot) -> i32 {
 }
 
 /// Ends a stopped husk so that its parent reads `status`.
-fn end_with(pid: HostPid, gate: u64, status: i32) -> Result<()> {
+fn end_with(pid: HostPid, gate: Gate, status: i32) -> Result<()> {
     let failed = || format!("cannot end process {pid} as it had ended");
     let signal = status & 0x7f;
     if signal != 0 {
@@ -379,7 +386,7 @@ fn end_with(pid: HostPid, gate: u64, status: i32) -> Result<()> {
         let regs = ptrace::get_regs(pid).or_fail(failed)?;
         let code = ((status >> 8) & 0xff) as u64;
         let exit = regs
-            .with(reg::RIP, gate)
+            .with(reg::RIP, gate.at)
             .with(reg::RAX, libc::SYS_exit_group as u64)
             .with(reg::RDI, code)
             .with(reg::ORIG_RAX, u64::MAX);
@@ -397,7 +404,7 @@ fn end_with(pid: HostPid, gate: u64, status: i32) -> Result<()> {
 /// The tree while it grows.
 struct Tree<'a> {
     executor: Executor,
-    gate: u64,
+    gate: Gate,
     wanted: &'a [SnapEntry],
     init: Option<Husk>,
     made: HashMap<VirtualPid, Husk>,

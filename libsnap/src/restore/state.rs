@@ -469,7 +469,7 @@ const _: () = assert!(WAITS_AT_ONCE as u64 * TIME_BYTES <= executor::PAYLOAD_BYT
 /// once. All threads go together.
 fn enter_waits(
     skeleton: &Skeleton,
-    gate: u64,
+    gate: executor::Gate,
     husk: &Husk,
     threads: &[(HostPid, &ThreadImage)],
 ) -> Result<Vec<Entered>> {

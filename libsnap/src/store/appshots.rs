@@ -111,6 +111,18 @@ impl Store {
         files::sync_parent(&path).or_fail(what)
     }
 
+    /// Removes what killed writers and removers left half-way.
+    pub(super) fn sweep(&self) {
+        let dir = self.appshots_dir();
+        crate::image::sweep(&dir);
+        for entry in dir.read_dir().into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(DOOMED) {
+                let path = entry.path();
+                let _ = std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path));
+            }
+        }
+    }
+
     /// Deletes the stored appshot of `name`.
     pub fn remove_appshot(&self, name: &str) -> Result<()> {
         names::validate(name)?;
@@ -131,15 +143,27 @@ fn already_there(path: &Path) -> Error {
     .state("nothing was touched")
 }
 
-/// Hidden first, then deleted: an interrupted deletion never shows half an appshot.
+/// An appshot under such a name is being deleted.
+const DOOMED: &str = ".doomed-";
+
+/// Hidden first, then deleted: an interrupted deletion never shows half an
+/// appshot. Whoever finds the hidden name may go on with it.
 fn delete(path: &Path) -> Result<()> {
     let what = || format!("cannot remove the appshot {}", path.display());
-    let doomed = path.with_file_name(format!(".doomed-{}", std::process::id()));
+    let doomed = path.with_file_name(format!(
+        "{DOOMED}{}-{}",
+        std::process::id(),
+        path.file_name().unwrap_or_default().display()
+    ));
     std::fs::rename(path, &doomed).or_fail(what)?;
     files::sync_parent(path).or_fail(what)?;
-    match doomed.is_dir() {
-        true => std::fs::remove_dir_all(&doomed).or_fail(what),
-        false => std::fs::remove_file(&doomed).or_fail(what),
+    let removed = match doomed.is_dir() {
+        true => std::fs::remove_dir_all(&doomed),
+        false => std::fs::remove_file(&doomed),
+    };
+    match removed {
+        Err(_) if !doomed.exists() => Ok(()),
+        removed => removed.or_fail(what),
     }
 }
 

@@ -2,8 +2,11 @@
 //!
 //! *Executor*: walks an array of [`Entry`]s and makes the system call each
 //! names. It uses no stack, no memory besides the array, and is position
-//! independent. `rbx` points at the first entry. It stops with `int3` at the
-//! entry whose number is -1, or at one that failed and was marked so.
+//! independent. `rbx` points at the first entry. It ends at the entry whose
+//! number is -1, or at one that failed and was marked so: with `int3` where
+//! `r12` is 0; otherwise it writes 1 to the word that `r12` points at and parks
+//! in pause(2) for ever. A thread that is let go anywhere in the second kind
+//! waits there, with all signals blocked, until someone comes for it.
 //!
 //! *Init*: process 1 of an instance. It reaps what the app leaves behind and
 //! ends with the app's own exit status (128 + N after signal N), which makes
@@ -40,7 +43,13 @@ global_asm!(
     "jae 5f",
     "4: add rbx, 80",
     "jmp 2b",
-    "5: int3",
+    "5: test r12, r12",
+    "jz 11f",
+    "mov qword ptr [r12], 1",
+    "10: mov eax, 34", // pause
+    "syscall",
+    "jmp 10b",
+    "11: int3",
     "appshot_executor_end:",
     ".balign 16",
     "appshot_init_start:",

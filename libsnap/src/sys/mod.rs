@@ -30,6 +30,30 @@ pub fn check_raw(value: i64) -> Sys<i64> {
     }
 }
 
+/// For trials: a moment at which this process may be killed. In a debug build
+/// `APPSHOT_DIE_AT=LIFE:N,...` ends the program whose first argument is LIFE by
+/// SIGKILL at its Nth moment; moments stand before every ptrace request, every
+/// change of a cgroup, every kill and every step of a protocol.
+#[cfg(debug_assertions)]
+pub fn moment() {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static LAST: OnceLock<Option<u64>> = OnceLock::new();
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    let last = LAST.get_or_init(|| {
+        let wanted = std::env::var("APPSHOT_DIE_AT").ok()?;
+        let ours = std::env::args().nth(1)?;
+        let mut lives = wanted.split(',').filter_map(|life| life.split_once(':'));
+        lives.find(|(life, _)| *life == ours)?.1.parse().ok()
+    });
+    if last.is_some_and(|last| PASSED.fetch_add(1, Ordering::Relaxed) + 1 == last) {
+        nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::SIGKILL).ok();
+    }
+}
+
+#[cfg(not(debug_assertions))]
+pub fn moment() {}
+
 /// XCR0: the state components that the kernel saves.
 pub fn xcr0() -> u64 {
     let (low, high): (u32, u32);

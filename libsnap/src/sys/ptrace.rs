@@ -4,16 +4,18 @@
 use super::{Sys, check};
 use crate::ids::HostPid;
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 use std::ffi::c_void;
 use std::ptr::null_mut;
 
 /// General registers in the order of `user_regs_struct` (and of NT_PRSTATUS).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(transparent)]
 pub struct Regs(pub [u64; 27]);
 
 /// Positions in [`Regs`].
 pub mod reg {
+    pub const R12: usize = 3;
     pub const RBX: usize = 5;
     pub const R10: usize = 7;
     pub const R9: usize = 8;
@@ -63,6 +65,8 @@ pub enum Stop {
     Group(i32),
     /// About to be given this signal.
     Signal(i32),
+    /// Entry to or exit from a system call (with PTRACE_O_TRACESYSGOOD).
+    Syscall,
     /// PTRACE_EVENT_*: the event number.
     Event(i32),
     Exited(i32),
@@ -70,6 +74,7 @@ pub enum Stop {
 }
 
 fn request(request: u32, pid: HostPid, addr: usize, data: *mut c_void) -> Sys<i64> {
+    super::moment();
     // SAFETY: every caller passes, in `data`, null, a plain number or a pointer
     // to a live buffer of the size that this request reads or writes.
     check(unsafe { libc::ptrace(request, pid.0, addr as *mut c_void, data) })
@@ -264,7 +269,6 @@ pub fn user_dispatch(pid: HostPid) -> Sys<bool> {
 /// process have been reaped, which is the caller's own business: so a blocking
 /// wait looks whether the task is a zombie, and says `Killed` then.
 pub fn wait(pid: HostPid, block: bool) -> Sys<Option<Stop>> {
-    const SPINS: u32 = 200;
     let mut rounds = 0u32;
     loop {
         let dead = rounds > SPINS && rounds.is_multiple_of(16) && is_dead(pid);
@@ -277,13 +281,21 @@ pub fn wait(pid: HostPid, block: bool) -> Sys<Option<Stop>> {
         if !block {
             return Ok(None);
         }
-        rounds += 1;
-        // Most reports come within some 20 us; after that others want this CPU.
-        if rounds <= SPINS {
-            std::thread::yield_now();
-        } else {
-            std::thread::sleep(std::time::Duration::from_micros(50));
-        }
+        pause(&mut rounds);
+    }
+}
+
+/// Rounds of a wait in which others are merely let go first.
+pub const SPINS: u32 = 200;
+
+/// Between two looks at a task: most reports come within some 20 us; after that
+/// others want this CPU.
+pub fn pause(rounds: &mut u32) {
+    *rounds += 1;
+    if *rounds <= SPINS {
+        std::thread::yield_now();
+    } else {
+        std::thread::sleep(std::time::Duration::from_micros(50));
     }
 }
 
@@ -327,6 +339,7 @@ fn decode(status: i32) -> Stop {
     }
     let signal = libc::WSTOPSIG(status);
     match status >> 16 {
+        0 if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
         0 => Stop::Signal(signal),
         libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Trap,
         libc::PTRACE_EVENT_STOP => Stop::Group(signal),

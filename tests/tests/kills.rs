@@ -1,0 +1,602 @@
+//! SIGKILL and Ctrl-C of whoever takes a snapshot or restores, at every moment.
+//! The judge sees that the app runs as before and that nothing is left.
+//!
+//! In a debug build `APPSHOT_DIE_AT=LIFE:N` ends the worker (`--worker`), its
+//! guard (`--guard`), a supervisor (`--supervise`) or `restore` itself at its Nth
+//! moment: before each ptrace request, change of a cgroup, kill and step. So N
+//! counts up until the program gets through: by `APPSHOT_STRIDE`, 5 by default;
+//! with 1 no moment is left out, which takes some minutes.
+
+use anyhow::{Context, Result, bail, ensure};
+use appshot_tests::app::Place;
+use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, tree};
+use appshot_tests::programs;
+use appshot_tests::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switched_on};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A registry of its own, with the programs that use it.
+struct Registry {
+    place: Place,
+    name: String,
+}
+
+#[track_caller]
+fn trial(test: &'static str, trial: fn(&Registry) -> Result<()>) {
+    on_own_thread(test, move || {
+        need_root()?;
+        if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
+            return skip("snapshots, which APPSHOT_TEST_NO_SNAPSHOT turns off");
+        }
+        let place = Place::new(test)?;
+        let name = place.dir().file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let name = name.to_lowercase().replace('.', "-");
+        let before = HostState::take(&place.scope());
+        let registry = Registry { place, name };
+        let result = trial(&registry);
+        registry.end();
+        result.and(judge_nothing_left(&registry.place.scope(), &before))
+    });
+}
+
+impl Registry {
+    fn program(&self, program: &str) -> Result<Command> {
+        let mut command = Command::new(programs::ours(program)?);
+        command
+            .env("APPSHOT_RUN_DIR", self.place.path("run"))
+            .env("APPSHOT_DATA_DIR", self.place.path("data"))
+            .env("RUST_LOG", "warn")
+            .current_dir(self.place.dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Ok(command)
+    }
+
+    fn appshot(&self, args: &[&str], die_at: &str) -> Result<Command> {
+        let mut command = self.program("appshot")?;
+        command.args(args).env("APPSHOT_DIE_AT", die_at);
+        Ok(command)
+    }
+
+    /// A snapshot after which the app goes on, with these deaths.
+    fn snapshot(&self, die_at: &str) -> Result<Output> {
+        let _ = fs::remove_dir_all(self.stored("kept"));
+        let args = ["snapshot", "--leave-running", "--tag", "kept", &self.name];
+        Ok(self.appshot(&args, die_at)?.output()?)
+    }
+
+    /// The next command of any kind.
+    fn any_command(&self) -> Result<()> {
+        succeeds(&self.appshot(&["ps"], "")?.output()?).map(drop)
+    }
+
+    fn stored(&self, name: &str) -> PathBuf {
+        self.place.path("data").join(format!("appshots/{name}.appshot"))
+    }
+
+    fn start(&self, program: &str) -> Result<()> {
+        let _ = fs::remove_file(self.place.path("ready"));
+        let _ = fs::remove_file(self.place.path("go"));
+        let program = programs::build(program)?;
+        let mut command = self.appshot(&["run", "-d", "--name", &self.name, "--"], "")?;
+        succeeds(
+            &command
+                .arg(program)
+                .arg(self.place.path("ready"))
+                .arg(self.place.path("go"))
+                .output()?,
+        )?;
+        poll("ready", PATIENCE, || {
+            Ok(self.place.path("ready").exists().then_some(()))
+        })
+    }
+
+    /// A number in the app's record.
+    fn recorded(&self, field: &str) -> Result<i32> {
+        let record = fs::read_to_string(self.place.path("run").join(format!("apps/{}.json", self.name)))?;
+        let (_, rest) = record.split_once(&format!("\"{field}\": ")).context(field.to_owned())?;
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().with_context(|| format!("{field} of {record}"))
+    }
+
+    /// The process above all others of the app.
+    fn top(&self) -> Result<i32> {
+        self.recorded("init")
+    }
+
+    fn runs(&self) -> bool {
+        let alive = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        self.top().is_ok_and(alive)
+    }
+
+    /// Says go; the app has to find itself intact.
+    fn passes(&self) -> Result<()> {
+        fs::write(self.place.path("go"), "")?;
+        poll("the app's end", PATIENCE, || Ok(self.recorded("exit").ok()))
+            .and_then(|code| Ok(ensure!(code == 0, "exit code {code}")))
+            .with_context(|| {
+                succeeds_or_all(
+                    self.appshot(&["logs", &self.name], "")
+                        .and_then(|mut c| Ok(c.output()?)),
+                )
+            })
+    }
+
+    /// Journals, locks of dead owners' directories, half-written appshots.
+    fn nothing_pending(&self) -> Result<()> {
+        let names = |dir: &str, ours: fn(&str) -> bool| {
+            let entries = fs::read_dir(self.place.path(dir)).into_iter().flatten().flatten();
+            entries
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .filter(|name| ours(name))
+                .collect::<Vec<_>>()
+        };
+        let journals = names("run/journal", |_| true);
+        ensure!(journals.is_empty(), "journals left: {journals:?}");
+        // A sealed successor (`.next`) is whole, and taken over by the next one who
+        // holds the name.
+        let hidden = names("data/appshots", |name| {
+            name.starts_with('.') && !name.ends_with(".next")
+        });
+        ensure!(hidden.is_empty(), "half appshots left: {hidden:?}");
+        Ok(())
+    }
+
+    fn end(&self) {
+        if let Ok(mut kill) = self.appshot(&["kill", &self.name], "") {
+            let _ = kill.output();
+        }
+        let _ = self.any_command();
+    }
+}
+
+fn told(output: &Output) -> String {
+    format!(
+        "{}: {}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+fn succeeds(output: &Output) -> Result<String> {
+    ensure!(output.status.success(), "{}", told(output));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn succeeds_or_all(output: Result<Output>) -> String {
+    output.map_or_else(|error| error.to_string(), |output| told(&output))
+}
+
+/// More moments than any of these trials has.
+const ENOUGH: usize = 5000;
+
+/// From one moment to the next that is tried.
+fn stride() -> usize {
+    let given = std::env::var("APPSHOT_STRIDE").ok();
+    given.and_then(|text| text.parse().ok()).unwrap_or(5).max(1)
+}
+
+/// The requester undoes before it answers, whatever its worker was at.
+#[test]
+fn worker() {
+    trial("worker", |registry| {
+        registry.start("steadfast")?;
+        let before = Fingerprint::take(registry.top()?);
+        for moment in (1..ENOUGH).step_by(stride()) {
+            let taken = registry.snapshot(&format!("--worker:{moment}"))?;
+            let untouched = || -> Result<()> {
+                judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE)?;
+                registry.nothing_pending()
+            };
+            untouched().with_context(|| format!("moment {moment}: {}", told(&taken)))?;
+            if taken.status.success() {
+                note("worker", &format!("killed at {} moments", moment / stride()));
+                return registry.passes();
+            }
+        }
+        bail!("the snapshot has more than {ENOUGH} moments")
+    });
+}
+
+/// The requester stands still, as if it were not there: the guard undoes alone.
+#[test]
+fn worker_with_guard_alone() {
+    trial("worker_with_guard_alone", |registry| {
+        registry.start("steadfast")?;
+        let before = Fingerprint::take(registry.top()?);
+        let mut times = Vec::new();
+        for moment in (1..ENOUGH).step_by(stride()) {
+            let mut requester = Requester::start(registry, &format!("--worker:{moment}"))?;
+            let Some(worker) = requester.stopped_worker()? else {
+                continue;
+            };
+            let ended = poll("the worker's end", PATIENCE, || Ok(ends_how(worker)))?;
+            let since = Instant::now();
+            if ended == Ended::Killed {
+                poll("the guard", PATIENCE, || Ok(registry.nothing_pending().ok()))
+                    .with_context(|| format!("moment {moment}"))?;
+                times.push(since.elapsed());
+                judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE)
+                    .with_context(|| format!("moment {moment}"))?;
+            }
+            requester.signal(Signal::SIGKILL)?;
+            requester.finish()?;
+            if ended == Ended::Itself {
+                times.sort();
+                let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
+                let told = format!("in order again after {median:?}, {longest:?} at most");
+                note("worker_with_guard_alone", &told);
+                ensure!(median < Duration::from_secs(1), "{told}");
+                return registry.passes();
+            }
+        }
+        bail!("the snapshot has more than {ENOUGH} moments")
+    });
+}
+
+/// `appshot snapshot` in the background.
+struct Requester(Child);
+
+impl Requester {
+    fn start(registry: &Registry, die_at: &str) -> Result<Requester> {
+        let _ = fs::remove_dir_all(registry.stored("kept"));
+        let args = ["snapshot", "--leave-running", "--tag", "kept", &registry.name];
+        Ok(Requester(registry.appshot(&args, die_at)?.spawn()?))
+    }
+
+    fn pid(&self) -> Result<i32> {
+        Ok(i32::try_from(self.0.id())?)
+    }
+
+    /// Its worker, once it has its job and its guard; `None` when the requester
+    /// has ended before that was seen.
+    fn worker(&mut self) -> Result<Option<i32>> {
+        let own = self.pid()?;
+        poll("a worker", PATIENCE, || {
+            let family = tree(own);
+            let guarded = family.iter().any(|pid| is_life(*pid, "--guard"));
+            let worker = family.into_iter().find(|pid| guarded && is_life(*pid, "--worker"));
+            Ok(match (worker, self.0.try_wait()?) {
+                (None, None) => None,
+                (worker, _) => Some(worker),
+            })
+        })
+    }
+
+    /// Its worker, while it stands still itself; `None` when it was quicker.
+    fn stopped_worker(&mut self) -> Result<Option<i32>> {
+        let worker = self.worker()?;
+        if worker.is_some() {
+            self.signal(Signal::SIGSTOP)?;
+        }
+        Ok(worker.filter(|pid| fs::exists(format!("/proc/{pid}")).unwrap_or(false)))
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.pid()?), signal)?)
+    }
+
+    fn finish(self) -> Result<Output> {
+        Ok(self.0.wait_with_output()?)
+    }
+}
+
+fn is_life(pid: i32, life: &str) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).any(|word| word == life.as_bytes())
+}
+
+#[derive(Debug, PartialEq)]
+enum Ended {
+    Killed,
+    Itself,
+}
+
+/// How a process has ended whose parent does not ask: field 52 of its stat.
+fn ends_how(pid: i32) -> Option<Ended> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
+    (fields.first() == Some(&"Z")).then_some(())?;
+    let status: i32 = fields.get(49)?.parse().ok()?;
+    Some(if status & 0x7f == 9 {
+        Ended::Killed
+    } else {
+        Ended::Itself
+    })
+}
+
+/// Nobody is left who knows of it, and rescuers are killed too, at each of their
+/// moments: the next command brings the app back.
+#[test]
+fn everyone() {
+    trial("everyone", |registry| {
+        registry.start("steadfast")?;
+        let before = Fingerprint::take(registry.top()?);
+        let mut rescuers = 0;
+        for worker in [30, 100, 170, 240] {
+            for guard in (1..ENOUGH).step_by(2 * stride()) {
+                let mut requester = Requester::start(registry, &format!("--worker:{worker},--guard:{guard}"))?;
+                let Some(pid) = requester.stopped_worker()? else {
+                    continue;
+                };
+                if poll("the worker's end", PATIENCE, || Ok(ends_how(pid)))? == Ended::Itself {
+                    requester.signal(Signal::SIGKILL)?;
+                    requester.finish()?;
+                    break;
+                }
+                poll("the guard's end", PATIENCE, || {
+                    Ok(registry.lives("--guard")?.is_empty().then_some(()))
+                })?;
+                let survived = registry.nothing_pending().is_ok();
+                requester.signal(Signal::SIGKILL)?;
+                requester.finish()?;
+                registry.any_command()?;
+                let untouched = judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE);
+                untouched
+                    .and(registry.nothing_pending())
+                    .with_context(|| format!("worker at {worker}, guard at {guard}"))?;
+                if survived {
+                    break;
+                }
+                rescuers += 1;
+            }
+        }
+        note("everyone", &format!("{rescuers} rescuers killed"));
+        ensure!(rescuers > 10, "only {rescuers} rescuers were killed");
+        registry.passes()
+    });
+}
+
+impl Registry {
+    /// Hidden lives of this registry, by the run directory that they are told.
+    fn lives(&self, life: &str) -> Result<Vec<i32>> {
+        let mark = self.place.path("run").display().to_string();
+        let pids = tree(1).into_iter().filter(|pid| is_life(*pid, life));
+        let environment = |pid: &i32| fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        Ok(pids
+            .filter(|pid| String::from_utf8_lossy(&environment(pid)).contains(&mark))
+            .collect())
+    }
+}
+
+/// A snapshot that ends the app: it goes on as it was, or it has ended and its
+/// appshot is whole. Never a half of it.
+#[test]
+fn halting_worker() {
+    trial("halting_worker", |registry| {
+        registry.start("steadfast")?;
+        let mut before = Fingerprint::take(registry.top()?);
+        let (mut ended, mut moment, mut last) = (0, 1u32, None);
+        while last.is_none_or(|last| moment < last) {
+            let args = ["snapshot", "--replace", &registry.name];
+            let taken = registry.appshot(&args, &format!("--worker:{moment}"))?.output()?;
+            let context = || format!("moment {moment}: {}", told(&taken));
+            registry.nothing_pending().with_context(context)?;
+            // Whole or gone, and which of them is soon to be seen.
+            let gone = poll("the app or its end", PATIENCE, || {
+                let whole = tree(registry.top()?).len() == before.processes.len();
+                Ok(match registry.recorded("exit") {
+                    Ok(_) => Some(true),
+                    Err(_) => (whole && !taken.status.success()).then_some(false),
+                })
+            })
+            .with_context(context)?;
+            if !gone {
+                let now = Fingerprint::take(registry.top()?);
+                judge_untouched(&before, &now, Changes::NONE).with_context(context)?;
+            } else {
+                ended += 1;
+                let restored = registry.appshot(&["restore", "-d", &registry.name], "")?.output()?;
+                succeeds(&restored).with_context(context)?;
+                before = Fingerprint::take(registry.top()?);
+            }
+            if taken.status.success() && last.is_none() {
+                // The last ones singly: there the app is killed, process by process.
+                last = Some(moment);
+                moment = moment.saturating_sub(22);
+            }
+            moment += if last.is_some() { 1 } else { 10 };
+        }
+        ensure!(ended > 1, "the app was never killed half-way");
+        note("halting_worker", &format!("{ended} times ended"));
+        registry.passes()
+    });
+}
+
+/// Kills at random moments, under load: processes come and go, threads sit in
+/// calls that a stop could break off. (CRIU left injected mappings in 34 of 60.)
+#[test]
+fn sixty_at_random() {
+    trial("sixty_at_random", |registry| {
+        registry.start("steadfast_forks")?;
+        let took = Instant::now();
+        succeeds(&registry.snapshot("")?)?;
+        let took = took.elapsed();
+        let before = Fingerprint::take(registry.top()?);
+        let (mut killed, mut seed) = (0, 88_172_645_463_325_252u64);
+        while killed < 60 {
+            // xorshift: the same moments each time, as far as the machine goes along.
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            let mut requester = Requester::start(registry, "")?;
+            let Some(worker) = requester.worker()? else {
+                requester.finish()?;
+                continue;
+            };
+            std::thread::sleep(took.mul_f64((seed % 1000) as f64 / 1000.0));
+            let _ = kill(Pid::from_raw(worker), Signal::SIGKILL);
+            let taken = requester.finish()?;
+            killed += usize::from(!taken.status.success());
+            let context = || format!("after {killed} kills: {}", told(&taken));
+            let now = Fingerprint::take(registry.top()?);
+            judge_untouched(&before, &now, Changes::ALL).with_context(context)?;
+            no_foreign_mapping(registry.top()?).with_context(context)?;
+            registry.nothing_pending().with_context(context)?;
+        }
+        registry.passes()
+    });
+}
+
+/// No program of ours maps executable memory without a file.
+fn no_foreign_mapping(top: i32) -> Result<()> {
+    for pid in tree(top).into_iter().filter(|pid| *pid != top) {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let foreign = maps
+            .lines()
+            .find(|line| line.contains(" r-xp 00000000 00:00 0") && !line.contains('['));
+        ensure!(foreign.is_none(), "process {pid} has {foreign:?}");
+    }
+    Ok(())
+}
+
+/// Ctrl-C at moments spread over a snapshot, as the terminal gives it: to the
+/// command alone. It undoes, or it was done already.
+#[test]
+fn interrupted_snapshot() {
+    trial("interrupted_snapshot", |registry| {
+        registry.start("steadfast")?;
+        let took = Instant::now();
+        succeeds(&registry.snapshot("")?)?;
+        let took = took.elapsed();
+        let before = Fingerprint::take(registry.top()?);
+        for step in 0..40 {
+            let requester = Requester::start(registry, "")?;
+            std::thread::sleep(took.mul_f64(f64::from(step) / 40.0));
+            requester.signal(Signal::SIGINT)?;
+            let taken = requester.finish()?;
+            let context = || format!("step {step}: {}", told(&taken));
+            judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE).with_context(context)?;
+            // A command that was ended before it had a worker leaves that one alone.
+            poll("the worker's end", PATIENCE, || Ok(registry.nothing_pending().ok())).with_context(context)?;
+        }
+        registry.passes()
+    });
+}
+
+/// A daemon in the background.
+struct Daemon(Child, PathBuf);
+
+impl Daemon {
+    fn start(registry: &Registry, program: &str, die_at: &str) -> Result<Daemon> {
+        let child = registry
+            .program(program)?
+            .env("APPSHOT_DIE_AT", die_at)
+            .stderr(Stdio::null())
+            .spawn()?;
+        let socket = registry.place.path("run").join(format!("{program}.sock"));
+        poll("the daemon", PATIENCE, || Ok(UnixStream::connect(&socket).ok()))?;
+        Ok(Daemon(child, socket))
+    }
+
+    fn post(&self, path: &str, body: &str) -> Result<UnixStream> {
+        let mut stream = UnixStream::connect(&self.1)?;
+        let length = body.len();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        )?;
+        Ok(stream)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The worker of a daemon, the daemon itself, and both.
+#[test]
+fn snapd() {
+    trial("snapd", |registry| {
+        registry.start("steadfast")?;
+        let before = Fingerprint::take(registry.top()?);
+        let judged = |what: &str| {
+            poll("the app to be in order", PATIENCE, || {
+                let busy = !registry.lives("--guard")?.is_empty() || !registry.lives("--worker")?.is_empty();
+                Ok((!busy && registry.nothing_pending().is_ok()).then_some(()))
+            })
+            .and_then(|()| judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE))
+            .with_context(|| what.to_owned())
+        };
+        let body = format!(
+            "{{\"target\":\"{}\",\"leave_running\":true,\"tag\":\"kept\",\"replace\":true}}",
+            registry.name
+        );
+        for moment in (10..300).step_by(30) {
+            let daemon = Daemon::start(registry, "snapd", &format!("--worker:{moment}"))?;
+            let mut answer = String::new();
+            daemon.post("/v1/snapshots", &body)?.read_to_string(&mut answer)?;
+            judged(&format!("worker at {moment}: {answer}"))?;
+            let mut daemon = Daemon::start(registry, "snapd", &format!("--worker:{moment}"))?;
+            let _request = daemon.post("/v1/snapshots", &body)?;
+            std::thread::sleep(Duration::from_millis(moment / 4));
+            daemon.0.kill()?;
+            daemon.0.wait()?;
+            judged(&format!("daemon, and worker at {moment}"))?;
+        }
+        registry.passes()
+    });
+}
+
+/// The restorer, or the supervisor of a detached app, killed at every moment: no
+/// process stays, and the next command removes the cgroup.
+fn restore_killed(registry: &Registry, life: &str, args: &[&str]) -> Result<()> {
+    registry.start("steadfast")?;
+    succeeds(&registry.appshot(&["snapshot", &registry.name], "")?.output()?)?;
+    poll("the app's end", PATIENCE, || Ok(registry.recorded("exit").ok()))?;
+    fs::remove_file(registry.place.path("ready"))?;
+    let whole = HostState::take(&registry.place.scope());
+    for moment in (1..ENOUGH).step_by(stride()) {
+        let mut command = registry.appshot(args, &format!("{life}:{moment}"))?;
+        let child = command.spawn()?;
+        let up = poll("the restore's end", PATIENCE, || {
+            // The record of the last instance tells an end.
+            let up = registry.recorded("exit").is_err() && registry.runs();
+            let zombie = ends_how(i32::try_from(child.id())?).is_some();
+            Ok((up || zombie).then_some(up))
+        })?;
+        if up {
+            let result = registry.passes();
+            child.wait_with_output()?;
+            note(life, &format!("killed at {} moments", moment / stride()));
+            return result;
+        }
+        let told = told(&child.wait_with_output()?);
+        let processes = || HostState::take(&registry.place.scope()).processes;
+        poll("the processes' end", PATIENCE, || {
+            Ok(processes().is_subset(&whole.processes).then_some(()))
+        })
+        .with_context(|| format!("moment {moment}: {told}: {:?}", processes()))?;
+        registry.any_command()?;
+        judge_nothing_left(&registry.place.scope(), &whole)
+            .and(registry.nothing_pending())
+            .with_context(|| format!("moment {moment}: {told}"))?;
+    }
+    bail!("the restore has more than {ENOUGH} moments")
+}
+
+#[test]
+fn attached_restore() {
+    trial("attached_restore", |registry| {
+        restore_killed(registry, "restore", &["restore", &registry.name])
+    });
+}
+
+#[test]
+fn detached_restore() {
+    trial("detached_restore", |registry| {
+        restore_killed(registry, "--supervise", &["restore", "-d", &registry.name])
+    });
+}
