@@ -53,7 +53,7 @@ pub fn snapshot_unless(
     options: &SnapshotOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<SnapshotReport> {
-    let subject = survey::subject(target);
+    let subject = &survey::subject(target);
     let begin = Instant::now();
     let mut steps = Steps::new(progress);
     steps.start("survey");
@@ -64,19 +64,26 @@ pub fn snapshot_unless(
     steps.start("freeze");
     let waits = freeze::waits(target)?;
     journal.waits(&waits)?;
-    let frozen = freeze::freeze(target, waits).map_err(|e| told(e, &subject))?;
-    let taken = take(
-        &frozen,
+    let frozen = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
+    let request = Request {
         target,
         options,
-        &writer,
-        &mut journal,
-        &subject,
-        &mut steps,
+        subject,
         cancelled,
-    )
-    .map_err(|e| told(e, &subject).state("the app was let go and is running as before"))?;
-    finish(frozen, target, &mut journal, writer, taken, options, begin, steps)
+    };
+    let taken = take(&frozen, request, &writer, &mut journal, &mut steps)
+        .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
+    finish(frozen, request, &mut journal, writer, taken, begin, steps)
+}
+
+/// What is wanted.
+#[derive(Clone, Copy)]
+struct Request<'a> {
+    target: &'a Target,
+    options: &'a SnapshotOptions,
+    /// How messages name the target.
+    subject: &'a str,
+    cancelled: &'a dyn Fn() -> bool,
 }
 
 fn told(mut error: Error, subject: &str) -> Error {
@@ -103,14 +110,17 @@ struct Taken {
 
 fn take(
     frozen: &Frozen,
-    target: &Target,
-    options: &SnapshotOptions,
+    request: Request<'_>,
     writer: &Writer,
     journal: &mut Journal,
-    subject: &str,
     steps: &mut Steps<'_>,
-    cancelled: &dyn Fn() -> bool,
 ) -> Result<Taken> {
+    let Request {
+        target,
+        options,
+        subject,
+        cancelled,
+    } = request;
     go_on(cancelled)?;
     if frozen.processes.is_empty() {
         return Err(Error::new(Kind::NotFound, "no process of the app is left")
@@ -360,17 +370,16 @@ fn manifest(
 
 fn finish(
     frozen: Frozen,
-    target: &Target,
+    request: Request<'_>,
     journal: &mut Journal,
     writer: Writer,
     taken: Taken,
-    options: &SnapshotOptions,
     begin: Instant,
     mut steps: Steps<'_>,
 ) -> Result<SnapshotReport> {
     let app = taken.manifest.app.clone();
     let (processes, threads) = (frozen.processes.len(), frozen.threads());
-    let (sealed, frozen_for) = if options.leave_running {
+    let (sealed, frozen_for) = if request.options.leave_running {
         let frozen_for = frozen.thaw();
         steps.start("seal");
         let sealed = writer
@@ -383,7 +392,7 @@ fn finish(
             .seal(taken.manifest)
             .map_err(|e| e.state("the app was let go and is running as before"))?;
         steps.start("end");
-        (sealed, frozen.kill(target, || journal.end()))
+        (sealed, frozen.kill(request.target, || journal.end()))
     };
     Ok(SnapshotReport {
         appshot: sealed.path,

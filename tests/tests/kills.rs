@@ -120,7 +120,10 @@ impl Registry {
     fn passes(&self) -> Result<()> {
         fs::write(self.place.path("go"), "")?;
         poll("the app's end", PATIENCE, || Ok(self.recorded("exit").ok()))
-            .and_then(|code| Ok(ensure!(code == 0, "exit code {code}")))
+            .and_then(|code| {
+                ensure!(code == 0, "exit code {code}");
+                Ok(())
+            })
             .with_context(|| {
                 succeeds_or_all(
                     self.appshot(&["logs", &self.name], "")
