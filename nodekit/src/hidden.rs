@@ -41,6 +41,7 @@ impl Life {
 
     /// Answers the exit code.
     fn live(self) -> u8 {
+        libsnap::sys::live_as(self.argument());
         match self {
             Life::Worker => crate::worker::main(),
             Life::Supervisor => crate::detach::main(),

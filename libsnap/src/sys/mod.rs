@@ -31,25 +31,54 @@ pub fn check_raw(value: i64) -> Sys<i64> {
 }
 
 /// For trials: a moment at which this process may be killed. In a debug build
-/// `APPSHOT_DIE_AT=LIFE:N,...` ends the program whose first argument is LIFE by
+/// `APPSHOT_DIE_AT=LIFE:N,...` ends the program whose first argument, or life, is LIFE by
 /// SIGKILL at its Nth moment; moments stand before every ptrace request, every
 /// change of a cgroup, every kill and every step of a protocol.
 #[cfg(debug_assertions)]
 pub fn moment() {
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static LAST: OnceLock<Option<u64>> = OnceLock::new();
-    static PASSED: AtomicU64 = AtomicU64::new(0);
-    let last = LAST.get_or_init(|| {
-        let wanted = std::env::var("APPSHOT_DIE_AT").ok()?;
-        let ours = std::env::args().nth(1)?;
-        let mut lives = wanted.split(',').filter_map(|life| life.split_once(':'));
-        lives.find(|(life, _)| *life == ours)?.1.parse().ok()
-    });
-    if last.is_some_and(|last| PASSED.fetch_add(1, Ordering::Relaxed) + 1 == last) {
+    use std::sync::atomic::Ordering::Relaxed;
+    if moments::LAST.load(Relaxed) == moments::UNKNOWN {
+        moments::LAST.store(moments::last().unwrap_or(moments::NEVER), Relaxed);
+    }
+    if moments::PASSED.fetch_add(1, Relaxed) + 1 == moments::LAST.load(Relaxed) {
         nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::SIGKILL).ok();
     }
 }
+
+#[cfg(debug_assertions)]
+mod moments {
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicU64;
+
+    pub const UNKNOWN: u64 = u64::MAX;
+    pub const NEVER: u64 = 0;
+    pub static LAST: AtomicU64 = AtomicU64::new(UNKNOWN);
+    pub static PASSED: AtomicU64 = AtomicU64::new(0);
+    /// What a fork has become; otherwise the first argument says it.
+    pub static LIFE: Mutex<Option<&'static str>> = Mutex::new(None);
+
+    pub fn last() -> Option<u64> {
+        let wanted = std::env::var("APPSHOT_DIE_AT").ok()?;
+        let named = LIFE.lock().ok()?.map(str::to_owned);
+        let ours = named.or_else(|| std::env::args().nth(1))?;
+        let mut lives = wanted.split(',').filter_map(|life| life.split_once(':'));
+        lives.find(|(life, _)| *life == ours)?.1.parse().ok()
+    }
+}
+
+/// For trials: this process, a fork, is of that kind from now on.
+#[cfg(debug_assertions)]
+pub fn live_as(life: &'static str) {
+    use std::sync::atomic::Ordering::Relaxed;
+    if let Ok(mut now) = moments::LIFE.lock() {
+        *now = Some(life);
+    }
+    moments::PASSED.store(0, Relaxed);
+    moments::LAST.store(moments::UNKNOWN, Relaxed);
+}
+
+#[cfg(not(debug_assertions))]
+pub fn live_as(_life: &'static str) {}
 
 #[cfg(not(debug_assertions))]
 pub fn moment() {}
