@@ -281,13 +281,15 @@ impl Seized {
     }
 
     fn thread(&mut self, pid: HostPid, tid: HostPid) -> Result<bool> {
+        // Also where it is on its way out: a dead main thread stays in the list
+        // until we have reaped its other threads.
+        self.known.insert(tid);
         match ptrace::seize(tid, SEIZE_OPTIONS).and_then(|()| ptrace::interrupt(tid)) {
             Ok(()) => {}
             Err(Errno::ESRCH) => return Ok(false),
             Err(Errno::EPERM) if ends_soon(tid) => return Ok(false),
             Err(errno) => return Err(cannot_seize(pid, tid, errno)),
         }
-        self.known.insert(tid);
         if !self.order.contains(&pid) {
             self.order.push(pid);
         }

@@ -574,6 +574,10 @@ fn restore_killed(registry: &Registry, life: &str, args: &[&str]) -> Result<()> 
             let result = registry.passes();
             child.wait_with_output()?;
             note(life, &format!("killed at {} moments", moment / stride()));
+            // It may have been killed as the app's supervisor, once the app had
+            // ended: then the cgroup is for the next of that name to take over.
+            fs::remove_file(registry.place.path("go"))?;
+            succeeds(&registry.appshot(&["restore", "-d", &registry.name], "")?.output()?)?;
             return result;
         }
         let told = told(&child.wait_with_output()?);

@@ -25,6 +25,7 @@ use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs};
 use crate::target::PidMode;
+use nix::errno::Errno;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -213,9 +214,10 @@ impl Skeleton {
         Ok(opened)
     }
 
-    /// Lets every process go: the app runs. Its first process or its init is
-    /// last: while that one is ours, our death is its own and, in a PID namespace
-    /// of the app's, that of all others.
+    /// Lets every process go: the app runs. Parents come first: the SIGCHLD of a
+    /// child that ends at once would interrupt calls in a process of which a thread
+    /// is still traced. The init comes last: while it is ours, our death is its own,
+    /// and that of all in its PID namespace.
     pub fn let_go(mut self) -> Result<(HostPid, Option<HostPid>, usize)> {
         let root = self.numbers[&self.root];
         let init = self.init.clone();
@@ -226,10 +228,12 @@ impl Skeleton {
             .husks
             .iter()
             .flat_map(|husk| husk.threads.iter().copied().chain([husk.pid]));
-        let (first, others): (Vec<HostPid>, Vec<HostPid>) = tasks.partition(|tid| *tid == root);
-        let init_last = init.iter().map(|init| init.pid);
-        for tid in others.into_iter().chain(first).chain(init_last) {
-            ptrace::detach(tid, 0).or_fail(|| format!("cannot let task {tid} go"))?;
+        for tid in tasks.chain(init.iter().map(|init| init.pid)) {
+            match ptrace::detach(tid, 0) {
+                // What was let go has ended it: that is the app's own affair.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                other => other.or_fail(|| format!("cannot let task {tid} go"))?,
+            }
         }
         self.armed = false;
         Ok((root, init.map(|i| i.pid), self.numbers.len()))
