@@ -178,18 +178,6 @@ CHECK_UNUSED static int64_t check_now_ms(void)
     return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
 }
 
-/* For programs that judge instants: what a busy machine let them stand still at
- * one go, which is nobody's fault. */
-CHECK_UNUSED static int64_t check_stall_ms(void)
-{
-    static int64_t last, longest;
-    int64_t now = check_now_ms();
-    if (last && now - last > longest)
-        longest = now - last;
-    last = now;
-    return longest;
-}
-
 CHECK_UNUSED static pid_t check_tid(void)
 {
     return syscall(SYS_gettid);
@@ -230,6 +218,45 @@ CHECK_UNUSED static pthread_t check_thread(void *(*body)(void *), void *arg)
     pthread_t thread;
     MUST0(pthread_create(&thread, NULL, body, arg));
     return thread;
+}
+
+/*
+ * Judging instants. A busy machine, or a long freeze, may keep a program from
+ * running when something is due: what counts is when it could first run then.
+ */
+static struct {
+    int64_t due, chance;
+} check_watched[4];
+static int check_watches;
+
+CHECK_UNUSED static void *check_watcher(void *arg)
+{
+    __typeof__(check_watched[0]) *watched = arg;
+    while (check_now_ms() < watched->due)
+        check_pause();
+    __atomic_store_n(&watched->chance, check_now_ms(), __ATOMIC_SEQ_CST);
+    /* It stays: a thread that ends looks like a change. */
+    while (pause())
+        ;
+    return NULL;
+}
+
+/* Starts to watch for an instant; its number. */
+CHECK_UNUSED static int check_watch(int64_t due)
+{
+    check_watched[check_watches].due = due;
+    MUST0(pthread_detach(check_thread(check_watcher, &check_watched[check_watches])));
+    return check_watches++;
+}
+
+/* It happened `at` an instant that was watched for, and not long after. */
+CHECK_UNUSED static void check_due(const char *what, int watch, int64_t at)
+{
+    int64_t due = check_watched[watch].due, chance;
+    while (!(chance = __atomic_load_n(&check_watched[watch].chance, __ATOMIC_SEQ_CST)))
+        check_pause();
+    CHECK(at >= due - 10 && at < chance + 700, "%s, expected when due, got %lld ms later (could run %lld ms later)",
+          what, (long long)(at - due), (long long)(chance - due));
 }
 
 /*
