@@ -107,6 +107,17 @@ pub fn processes(target: &Target, pids: &[HostPid], refusals: &mut Refusals) {
     for pid in pids {
         namespaces(target, *pid, refusals);
         names(*pid, refusals);
+        // Asked as the kernel tells it: an app's own init is no member.
+        if Fields::status(*pid)
+            .is_ok_and(|status| status.numbers::<i32>("NSpid").get(1..).is_some_and(|n| n.contains(&1)))
+        {
+            refusals.add(
+                *pid,
+                "process 1",
+                "it is the init of a PID namespace, which each instance has of its own",
+                "name a process below it",
+            );
+        }
         if proc::link(*pid, "root").is_ok_and(|root| root != "/") {
             refusals.add(
                 *pid,

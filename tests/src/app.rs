@@ -187,6 +187,17 @@ impl App {
         self.instance.child().0
     }
 
+    /// Its processes on the host, orphans among them.
+    pub fn pids(&self) -> Vec<i32> {
+        let group = self.instance.cgroup.as_deref();
+        let members = group
+            .and_then(|group| libsnap::cgroup::processes(group).ok())
+            .unwrap_or_default();
+        let mut pids: Vec<i32> = members.iter().map(|pid| pid.0).collect();
+        pids.extend(tree(self.top()));
+        pids
+    }
+
     pub fn target(&self) -> Target {
         Target::App {
             name: self.instance.name.clone(),

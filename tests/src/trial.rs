@@ -157,11 +157,19 @@ impl Trial<'_> {
     fn cycles(&self, count: usize, pids: PidMode, restore: impl Fn(&Place, &Path) -> Result<App>) -> Result<()> {
         let mut app = self.start(pids)?;
         for number in 0..count {
+            let numbers = app.pids();
             let Taken::Appshot(shot) = self.freeze(&app, number)? else {
                 return self.finish_refused(app);
             };
             app.wait_gone()?;
             self.verify_gone()?;
+            if pids == PidMode::Host {
+                // What had lost its parent is reaped by the host's init, in its own time.
+                let there = |pid: &i32| Path::new(&format!("/proc/{pid}")).exists();
+                poll("its PIDs to be free", PATIENCE, || {
+                    Ok((!numbers.iter().any(there)).then_some(()))
+                })?;
+            }
             self.stay_away();
             app = restore(&self.place, &shot).context("restore")?;
         }

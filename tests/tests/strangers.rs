@@ -315,6 +315,11 @@ fn in_carried_namespaces() {
     trial("in_carried_namespaces", |place| {
         let unshare = need_program(&["unshare"])?.display().to_string();
         let words = [&unshare, "--pid", "--fork"];
+        let stranger = Stranger::start(place, &words, "pipes", |_| {})?;
+        stranger.is_refused(place, "process 1: it is the init of a PID namespace")?;
+        stranger.passes(place)?;
+        let below_init = ["sh", "-c", "\"$0\" \"$@\"; exit $?"];
+        let words = [&words[..], &below_init].concat();
         is_carried(place, &words, "pipes", Pids::New, |_| {})?;
         let words = [
             &unshare,
