@@ -624,6 +624,13 @@ fn more_than_allowed() {
                 },
             ),
             (
+                "one of its groups",
+                Allow {
+                    gids: Some(vec![0, 55]),
+                    ..Allow::default()
+                },
+            ),
+            (
                 "capabilities",
                 Allow {
                     capabilities: 0,
@@ -641,6 +648,7 @@ fn more_than_allowed() {
         }
         let allow = Allow {
             uids: Some(vec![0, 65, 66, 67]),
+            gids: Some(vec![0, 55, 56, 57]),
             ..Allow::default()
         };
         let options = RestoreOptions {
