@@ -625,6 +625,13 @@ fn more_than_allowed() {
                 },
             ),
             (
+                "one of its groups",
+                Allow {
+                    gids: Some(vec![0, 55]),
+                    ..Allow::default()
+                },
+            ),
+            (
                 "capabilities",
                 Allow {
                     capabilities: 0,
@@ -642,6 +649,7 @@ fn more_than_allowed() {
         }
         let allow = Allow {
             uids: Some(vec![0, 65, 66, 67]),
+            gids: Some(vec![0, 55, 56, 57]),
             ..Allow::default()
         };
         let options = RestoreOptions {

@@ -278,3 +278,20 @@ pub fn send_message(
     let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     check(sent as libc::c_long).map(|n| n as usize)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_told_and_a_cut_one_too() {
+        let mut message = [20u32.to_le_bytes(), 2u32.to_le_bytes(), [0; 4], [0; 4]].concat();
+        let mut found = HashMap::new();
+        message.extend((-libc::EPERM).to_le_bytes());
+        assert_eq!(messages(&message, &mut found), Err(Errno::EPERM));
+        message[16..].copy_from_slice(&i32::MIN.to_le_bytes());
+        assert!(messages(&message, &mut found).is_err());
+        message[0] = 16;
+        assert!(messages(&message[..16], &mut found).is_err());
+    }
+}
