@@ -8,7 +8,7 @@
 use libsnap::error::{Error, OrFail, Result};
 use libsnap::ids::HostPid;
 use libsnap::sys::task::{Forked, fork_alone};
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::io::{BufRead, PipeReader, PipeWriter, pipe};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::catch_unwind;
@@ -42,6 +42,10 @@ impl Life {
     /// Answers the exit code.
     fn live(self) -> u8 {
         libsnap::sys::live_as(self.argument());
+        // For ps(1): the arguments of a fork are those of the one that forked.
+        if let Ok(name) = CString::new(self.argument().replacen("--", "appshot-", 1)) {
+            nix::sys::prctl::set_name(&name).ok();
+        }
         match self {
             Life::Worker => crate::worker::main(),
             Life::Supervisor => crate::detach::main(),

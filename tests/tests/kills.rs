@@ -293,8 +293,8 @@ impl Requester {
 }
 
 fn is_life(pid: i32, life: &str) -> bool {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    line.split(|byte| *byte == 0).any(|word| word == life.as_bytes())
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end() == life.replacen("--", "appshot-", 1)
 }
 
 #[derive(Debug, PartialEq)]
