@@ -111,11 +111,14 @@ impl Registry {
     }
 
     /// Paths below both directories, which are the same at the same point of
-    /// every cycle, but for the notes on waits of threads that are there.
+    /// every cycle, but for the notes on waits of threads that are there, and the
+    /// parts of an appshot, of which a script has as many as children just now.
     fn files(&self) -> BTreeSet<PathBuf> {
         fn list(dir: &Path, all: &mut BTreeSet<PathBuf>) {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-                list(&entry.path(), all);
+                if !dir.ends_with("appshots") {
+                    list(&entry.path(), all);
+                }
                 let thread = Path::new("/proc").join(entry.file_name());
                 if !(dir.ends_with("timed") && thread.exists()) && entry.file_name() != "timed" {
                     all.insert(entry.path());
