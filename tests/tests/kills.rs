@@ -340,6 +340,7 @@ fn everyone() {
                 let untouched = judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE);
                 untouched
                     .and(registry.nothing_pending())
+                    .with_context(|| format!("app's exit: {:?}", registry.recorded("exit").ok()))
                     .with_context(|| format!("worker at {worker}, guard at {guard}"))?;
                 if survived {
                     break;
