@@ -153,6 +153,7 @@ pub struct Installed<'a> {
     daemons: Vec<Daemon>,
     instance: Option<Instance>,
     before: Ledger,
+    after: Ledger,
     ledgers: Vec<Ledger>,
     /// Those that were there after the first cycle.
     files: BTreeSet<PathBuf>,
@@ -175,6 +176,7 @@ impl<'a> Installed<'a> {
             daemons,
             instance: None,
             before: Ledger::default(),
+            after: Ledger::default(),
             ledgers: Vec::new(),
             files: BTreeSet::new(),
             since: Instant::now(),
@@ -253,6 +255,7 @@ impl<'a> Installed<'a> {
         let mut first = first.clone();
         if server.grows || !server.steady {
             first.forgive_the_app();
+            first.allow_the_engine(cycles as u64 / 3);
         }
         if !server.steady {
             first.forgive_the_engine();
@@ -345,10 +348,7 @@ impl Manner for Installed<'_> {
     fn look(&mut self, _: &Server<'_>, moment: Moment) -> Result<()> {
         match moment {
             Moment::BeforeFreeze => self.before = Ledger::of_app(&crate::judge::tree(self.top())),
-            Moment::AfterRestore => {
-                let after = Ledger::of_app(&crate::judge::tree(self.top()));
-                self.before = after.more_than(&self.before);
-            }
+            Moment::AfterRestore => self.after = Ledger::of_app(&crate::judge::tree(self.top())),
             Moment::CycleEnd => {
                 // What ends by itself has a moment to do so.
                 let first = self.ledgers.first().cloned();
@@ -364,7 +364,7 @@ impl Manner for Installed<'_> {
                 if first.is_none() {
                     self.files = self.registry.files();
                 }
-                counted.add_engine(self.ledgers.last(), &self.before);
+                counted.add_engine(self.ledgers.last(), &self.before, &self.after);
                 self.ledgers.push(counted);
             }
         }

@@ -48,22 +48,13 @@ impl Ledger {
         }
     }
 
-    /// Descriptors and mappings that this has and `before` has not.
-    #[must_use]
-    pub fn more_than(&self, before: &Ledger) -> Ledger {
-        let mut more = Ledger::default();
+    /// The sums up to the cycle before, and what this one had more after its restore
+    /// than before its snapshot.
+    pub fn add_engine(&mut self, last: Option<&Ledger>, before: &Ledger, after: &Ledger) {
         for (by_us, of_app) in ENGINE.into_iter().zip(["app descriptors", "app mappings"]) {
-            more.set(by_us, self.get(of_app).saturating_sub(before.get(of_app)));
-        }
-        more
-    }
-
-    /// What the cycle before had of us, and what this one added.
-    pub fn add_engine(&mut self, last: Option<&Ledger>, added: &Ledger) {
-        for by_us in ENGINE {
             // The first cycle is the warm-up.
-            let sum = last.map_or(0, |last| last.get(by_us) + added.get(by_us));
-            self.set(by_us, sum);
+            let sum = last.map_or(0, |last| last.get(by_us) + after.get(of_app));
+            self.set(by_us, sum.saturating_sub(last.map_or(0, |_| before.get(of_app))));
         }
     }
 
@@ -71,6 +62,14 @@ impl Ledger {
     pub fn forgive_the_app(&mut self) {
         for what in APP {
             self.0.remove(what);
+        }
+    }
+
+    /// An app that opens and maps by itself, also between two looks: what was ours
+    /// would show once a cycle.
+    pub fn allow_the_engine(&mut self, count: u64) {
+        for by_us in ENGINE {
+            self.set(by_us, self.get(by_us) + count);
         }
     }
 
