@@ -119,7 +119,8 @@ impl Ledger {
 /// arena, a runtime starts a thread of its pool.
 fn slack(what: &str) -> u64 {
     match what.rsplit(' ').next() {
-        Some("KiB") => 2048,
+        // Each arena of the allocator keeps a buffer of 1 MiB or two, once.
+        Some("KiB") => 4096,
         _ if what.contains("d mappings") => 16,
         _ if what.contains("d threads") => 2,
         _ => 0,
