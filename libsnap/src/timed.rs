@@ -198,15 +198,26 @@ mod tests {
     #[test]
     fn a_sleeping_thread_is_seen_with_the_time_it_has_left() {
         let (to_us, from_thread) = std::sync::mpsc::channel();
+        let begin = now();
         std::thread::spawn(move || {
             to_us.send(HostPid(nix::unistd::gettid().as_raw())).ok();
             std::thread::sleep(std::time::Duration::from_secs(5));
         });
         let tid = from_thread.recv().unwrap();
+        let look = || {
+            let wait = SchedClocks::default().look(tid);
+            wait.filter(|wait| wait.call == libc::SYS_clock_nanosleep)
+        };
+        while look().is_none() {
+            std::thread::yield_now();
+        }
+        let asleep = now();
         std::thread::sleep(std::time::Duration::from_millis(300));
-        let wait = SchedClocks::default().look(tid).unwrap();
-        assert_eq!(wait.call, libc::SYS_clock_nanosleep);
-        let left_ms = (wait.end_ns.unwrap() - now()) / 1_000_000;
-        assert!((4000..4750).contains(&left_ms), "{left_ms} ms left of 5000 after 300");
+        let end = look().unwrap().end_ns.unwrap();
+        // It fell asleep between these two instants; its CPU's clock is read to some 10 ms.
+        const SECOND: u64 = 1_000_000_000;
+        let early = begin + 5 * SECOND - SECOND / 50;
+        let late = asleep + 5 * SECOND + SECOND / 50;
+        assert!((early..late).contains(&end), "{early} <= {end} < {late}");
     }
 }
