@@ -111,16 +111,15 @@ impl Registry {
     }
 
     /// Paths below both directories, which are the same at the same point of
-    /// every cycle, but for the notes on waits of threads that are there, and the
-    /// parts of an appshot, of which a script has as many as children just now.
+    /// every cycle, but for the parts of an appshot, of which a script has as many
+    /// as children just now, and the notes on waits.
     fn files(&self) -> BTreeSet<PathBuf> {
         fn list(dir: &Path, all: &mut BTreeSet<PathBuf>) {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                 if !dir.ends_with("appshots") {
                     list(&entry.path(), all);
                 }
-                let thread = Path::new("/proc").join(entry.file_name());
-                if !(dir.ends_with("timed") && thread.exists()) && entry.file_name() != "timed" {
+                if !dir.ends_with("timed") && entry.file_name() != "timed" {
                     all.insert(entry.path());
                 }
             }
@@ -232,6 +231,9 @@ impl<'a> Installed<'a> {
         ledger.set("processes beside the app", others as u64);
         ledger.set("dead children of the daemons", ledger::dead_below(&daemons) as u64);
         ledger.set("files", self.registry.files().len() as u64);
+        // One for each thread that waited; they go with the next snapshot or restore.
+        let notes = fs::read_dir(self.registry.run.join("timed")).map_or(0, Iterator::count);
+        ledger.set("notes", notes as u64);
         let host = HostState::take(&self.place.scope());
         ledger.set("cgroups", host.cgroups.len() as u64);
         ledger.set("mounts", host.mounts.len() as u64);

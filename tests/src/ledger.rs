@@ -121,6 +121,8 @@ fn slack(what: &str) -> u64 {
     match what.rsplit(' ').next() {
         // Each arena of the allocator keeps a buffer of 1 MiB or two, once.
         Some("KiB") => 4096,
+        // Of children that came and went since.
+        Some("notes") => 8,
         _ if what.contains("d mappings") => 16,
         _ if what.contains("d threads") => 2,
         _ => 0,
