@@ -231,8 +231,14 @@ impl<'a> Installed<'a> {
         ledger.set("processes beside the app", others as u64);
         ledger.set("dead children of the daemons", ledger::dead_below(&daemons) as u64);
         ledger.set("files", self.registry.files().len() as u64);
-        // One for each thread that waited; they go with the next snapshot or restore.
-        let notes = fs::read_dir(self.registry.run.join("timed")).map_or(0, Iterator::count);
+        // Of threads that are gone: these go with the next snapshot or restore.
+        let notes = fs::read_dir(self.registry.run.join("timed"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let notes = notes
+            .filter(|note| !Path::new("/proc").join(note.file_name()).exists())
+            .count();
         ledger.set("notes", notes as u64);
         let host = HostState::take(&self.place.scope());
         ledger.set("cgroups", host.cgroups.len() as u64);
