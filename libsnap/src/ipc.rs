@@ -29,6 +29,7 @@ use crate::memory::ShmTable;
 use crate::nsthread;
 use crate::proc;
 use crate::refusals::Refusals;
+use crate::restore::script::Script;
 use crate::restore::skeleton::Skeleton;
 use crate::sys::ptrace::Regs;
 use crate::sys::sysv::{self, Owner, SemOp};
@@ -486,25 +487,19 @@ pub fn adjust(skeleton: &Skeleton, shot: &Appshot) -> Result<()> {
     }
     for (at, core) in shot.cores.iter().enumerate() {
         let pid = core.image.process.pid;
-        let mut batch = skeleton.batch();
+        let mut script = skeleton.script(at);
         for (set, undo) in sets
             .iter()
             .flat_map(|set| set.undo.iter().map(move |undo| (set, undo)))
             .filter(|(_, undo)| undo.pid == pid)
         {
             let value = set.values[usize::from(undo.number)];
-            operate(
-                skeleton,
-                at,
-                &mut batch,
-                set.perm.id,
-                &owed(undo.number, value, undo.adjust),
-            )?;
+            operate(&mut script, set.perm.id, &owed(undo.number, value, undo.adjust))?;
         }
-        skeleton.run(at, &mut batch)?;
+        script.flush()?;
     }
     for (at, core) in shot.cores.iter().enumerate() {
-        let mut batch = skeleton.batch();
+        let mut script = skeleton.script(at);
         for set in sets {
             let last = set
                 .pids
@@ -514,33 +509,21 @@ pub fn adjust(skeleton: &Skeleton, shot: &Appshot) -> Result<()> {
             for (number, _) in last {
                 let (number, value) = (number as u16, set.values[number]);
                 if set.operated {
-                    operate(skeleton, at, &mut batch, set.perm.id, &touch(number, value))?;
+                    operate(&mut script, set.perm.id, &touch(number, value))?;
                 } else {
                     const SETVAL: u64 = 16;
-                    room(skeleton, at, &mut batch)?;
-                    batch.must(
-                        "semctl(SETVAL)",
-                        libc::SYS_semctl,
-                        &[set.perm.id as u64, u64::from(number), SETVAL, u64::from(value)],
-                    );
+                    let args = [set.perm.id as u64, u64::from(number), SETVAL, u64::from(value)];
+                    script.must("semctl(SETVAL)", libc::SYS_semctl, &args)?;
                 }
             }
         }
-        skeleton.run(at, &mut batch)?;
+        script.flush()?;
     }
     Ok(())
 }
 
-fn room(skeleton: &Skeleton, at: usize, batch: &mut Batch) -> Result<()> {
-    if !batch.has_room(1, 64) {
-        skeleton.run(at, batch)?;
-        *batch = skeleton.batch();
-    }
-    Ok(())
-}
-
-fn operate(skeleton: &Skeleton, at: usize, batch: &mut Batch, set: i32, operations: &[SemOp]) -> Result<()> {
-    room(skeleton, at, batch)?;
+fn operate(script: &mut Script<'_>, set: i32, operations: &[SemOp]) -> Result<()> {
+    let batch = script.room(1, 64)?;
     let (set, list, len) = add(batch, set, operations);
     batch.must("semop", libc::SYS_semop, &[set, list, len]);
     Ok(())

@@ -20,6 +20,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+/// Runs a trial in a place of its own and judges what is left on the host.
+#[track_caller]
+pub fn in_place(test: &'static str, trial: impl FnOnce(&Place) -> Result<()> + Send + 'static) {
+    on_own_thread(test, move || {
+        need_root()?;
+        if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
+            return skip("snapshots, which APPSHOT_TEST_NO_SNAPSHOT turns off");
+        }
+        let place = Place::new(test)?;
+        let before = HostState::take(&place.scope());
+        let result = trial(&place).with_context(|| place.log());
+        result.and(judge_nothing_left(&place.scope(), &before))
+    });
+}
+
 /// What the harness has to know of a program.
 #[derive(Clone, Copy, Debug)]
 pub struct Traits {

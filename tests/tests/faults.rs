@@ -9,7 +9,8 @@ use appshot_tests::judge::{
 };
 use appshot_tests::programs;
 use appshot_tests::scenario::Manner;
-use appshot_tests::verdict::{PATIENCE, need_program, need_root, on_own_thread, poll, skip, switched_on};
+use appshot_tests::trial::in_place as trial;
+use appshot_tests::verdict::{PATIENCE, need_program, poll, skip};
 use libsnap::error::{Error, Kind};
 use libsnap::ids::HostPid;
 use libsnap::target::{Allow, PidMode, RestoreOptions, RunOptions, SnapshotOptions, Target};
@@ -19,21 +20,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-
-/// Runs a fault trial in a place of its own and judges what is left of it.
-#[track_caller]
-fn fault(test: &'static str, trial: fn(&Place) -> Result<()>) {
-    on_own_thread(test, move || {
-        need_root()?;
-        if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
-            return skip("snapshots, which APPSHOT_TEST_NO_SNAPSHOT turns off");
-        }
-        let place = Place::new(test)?;
-        let before = HostState::take(&place.scope());
-        let result = trial(&place).with_context(|| place.log());
-        result.and(judge_nothing_left(&place.scope(), &before))
-    });
-}
 
 /// A program of `tests/apps` that has said ready.
 fn ready_app(place: &Place, program: &Path, options: RunOptions) -> Result<App> {
@@ -108,7 +94,7 @@ fn refuses_pid(place: &Place, pid: i32, kinds: &[Kind]) -> Result<Error> {
 
 #[test]
 fn no_such_pid() {
-    fault("no_such_pid", |place| {
+    trial("no_such_pid", |place| {
         // The largest number a pid can have; it is never given out.
         refuses_pid(place, 4_194_304, &[Kind::NotFound]).map(drop)
     });
@@ -116,14 +102,14 @@ fn no_such_pid() {
 
 #[test]
 fn pid_1() {
-    fault("pid_1", |place| {
+    trial("pid_1", |place| {
         refuses_pid(place, 1, &[Kind::Refused, Kind::Usage]).map(drop)
     });
 }
 
 #[test]
 fn nonsense_pids() {
-    fault("nonsense_pids", |place| {
+    trial("nonsense_pids", |place| {
         for pid in [0, -1, i32::MIN, i32::MAX] {
             refuses_pid(place, pid, &[Kind::Usage, Kind::NotFound])?;
         }
@@ -133,7 +119,7 @@ fn nonsense_pids() {
 
 #[test]
 fn kernel_thread() {
-    fault("kernel_thread", |place| {
+    trial("kernel_thread", |place| {
         if !fs::read("/proc/2/cmdline")?.is_empty() {
             return skip("kernel threads in this PID namespace");
         }
@@ -143,7 +129,7 @@ fn kernel_thread() {
 
 #[test]
 fn ourselves() {
-    fault("ourselves", |place| {
+    trial("ourselves", |place| {
         let pid = i32::try_from(std::process::id())?;
         refuses_pid(place, pid, &[Kind::Refused, Kind::Usage, Kind::Conflict]).map(drop)
     });
@@ -174,7 +160,7 @@ impl Drop for Plain {
 
 #[test]
 fn zombie() {
-    fault("zombie", |place| {
+    trial("zombie", |place| {
         let child = Plain::start(place, &["true"])?;
         let pid = child.pid()?;
         poll("a zombie", PATIENCE, || {
@@ -187,7 +173,7 @@ fn zombie() {
 
 #[test]
 fn traced() {
-    fault("traced", |place| {
+    trial("traced", |place| {
         let strace = need_program(&["strace"])?.display().to_string();
         let tracer = Plain::start(place, &[&strace, "-qq", "-o", "/dev/null", "sleep", "1000"])?;
         let tracer_pid = tracer.pid()?;
@@ -210,7 +196,7 @@ fn traced() {
 /// leaves nothing in either case.
 #[test]
 fn gone_half_way() {
-    fault("gone_half_way", |place| {
+    trial("gone_half_way", |place| {
         for step in 0..20u64 {
             let _ = fs::remove_file(place.path("ready"));
             let app = start(place, "threads100")?;
@@ -267,7 +253,7 @@ fn appshot_of(place: &Place, program: &str) -> Result<PathBuf> {
 
 #[test]
 fn damaged_anywhere() {
-    fault("damaged_anywhere", |place| {
+    trial("damaged_anywhere", |place| {
         let shot = appshot_of(place, "pipes")?;
         for part in parts(&shot)? {
             flipped(place, &shot, &part)?;
@@ -327,7 +313,7 @@ fn missing(place: &Place, shot: &Path, part: &Path) -> Result<()> {
 
 #[test]
 fn not_an_appshot() {
-    fault("not_an_appshot", |place| {
+    trial("not_an_appshot", |place| {
         refuses_appshot(place, &place.path("nothing"), "no file")?;
         fs::write(place.path("empty"), "")?;
         refuses_appshot(place, &place.path("empty"), "an empty file")?;
@@ -342,7 +328,7 @@ fn not_an_appshot() {
 /// The version is read first: an appshot of another format says so.
 #[test]
 fn another_version() {
-    fault("another_version", |place| {
+    trial("another_version", |place| {
         let shot = appshot_of(place, "eventfd")?;
         let manifest = shot.join("manifest");
         let text = fs::read_to_string(&manifest).context("no manifest in the appshot")?;
@@ -385,7 +371,7 @@ fn app_of_copies(place: &Place) -> Result<(App, PathBuf, PathBuf)> {
 
 #[test]
 fn external_file_missing() {
-    fault("external_file_missing", |place| {
+    trial("external_file_missing", |place| {
         let (app, program, library) = app_of_copies(place)?;
         let shot = place.path("appshot");
         app.freeze(&shot)?;
@@ -403,7 +389,7 @@ fn external_file_missing() {
 
 #[test]
 fn external_file_changed() {
-    fault("external_file_changed", |place| {
+    trial("external_file_changed", |place| {
         let (app, program, library) = app_of_copies(place)?;
         let shot = place.path("appshot");
         app.freeze(&shot)?;
@@ -427,7 +413,7 @@ fn external_file_changed() {
 
 #[test]
 fn port_taken() {
-    fault("port_taken", |place| {
+    trial("port_taken", |place| {
         let app = start(place, "block_accept")?;
         let ports = listening_ports_of(app.instance.root.0);
         let port = *ports.first().context("the program does not listen")?;
@@ -445,7 +431,7 @@ fn port_taken() {
 
 #[test]
 fn pid_taken() {
-    fault("pid_taken", |place| {
+    trial("pid_taken", |place| {
         let host = RunOptions {
             pids: PidMode::Host,
             ..RunOptions::default()
@@ -470,7 +456,7 @@ fn pid_taken() {
 /// the attempt interrupted go on as if nothing had been.
 #[test]
 fn a_task_that_does_not_stop() {
-    fault("a_task_that_does_not_stop", |place| {
+    trial("a_task_that_does_not_stop", |place| {
         let file = |name: &str| place.path(name).display().to_string();
         let program = programs::build("block_beside_vfork")?.display().to_string();
         let mut installed = Installed::new(place, false)?;
@@ -533,7 +519,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn disk_full() {
-    fault("disk_full", |place| {
+    trial("disk_full", |place| {
         let app = start(place, "anon_after")?;
         for size in ["16k", "256k", "4m"] {
             let disk = SmallDisk::mount(place.path(&format!("disk-{size}")), size)?;
@@ -550,7 +536,7 @@ fn disk_full() {
 /// Packing and unpacking onto a disk that fills up at several points.
 #[test]
 fn disk_full_for_travel() {
-    fault("disk_full_for_travel", |place| {
+    trial("disk_full_for_travel", |place| {
         let shot = appshot_of(place, "anon_after")?;
         let packed = place.path("packed");
         let bytes = libsnap::image::pack(&shot, &packed)?;
@@ -583,7 +569,7 @@ fn leaves_empty(disk: &SmallDisk) -> Result<()> {
 
 #[test]
 fn destination_exists() {
-    fault("destination_exists", |place| {
+    trial("destination_exists", |place| {
         let app = start(place, "eventfd")?;
         let shot = place.path("appshot");
         fs::create_dir(&shot)?;
@@ -607,7 +593,7 @@ fn destination_exists() {
 /// An appshot may only ask for what the caller allows.
 #[test]
 fn more_than_allowed() {
-    fault("more_than_allowed", |place| {
+    trial("more_than_allowed", |place| {
         let shot = appshot_of(place, "credentials_thread")?;
         for (what, allow) in [
             (
@@ -666,7 +652,7 @@ fn more_than_allowed() {
 /// An appshot holds secrets: nobody but its owner reads it.
 #[test]
 fn appshot_is_private() {
-    fault("appshot_is_private", |place| {
+    trial("appshot_is_private", |place| {
         use std::os::unix::fs::PermissionsExt;
         let shot = appshot_of(place, "eventfd")?;
         for part in parts(&shot)? {

@@ -8,7 +8,8 @@ use appshot_tests::forge::{Forger, Record};
 use appshot_tests::installed::Registry;
 use appshot_tests::judge::{HostState, judge_nothing_left};
 use appshot_tests::programs;
-use appshot_tests::verdict::{PATIENCE, need_program, need_root, on_own_thread, poll, skip, switched_on};
+use appshot_tests::trial::in_place as trial;
+use appshot_tests::verdict::{PATIENCE, need_program, poll};
 use libsnap::error::{Error, Kind};
 use libsnap::target::{Allow, RestoreOptions, RunOptions};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -20,20 +21,6 @@ use std::path::{Path, PathBuf};
 /// A user without a name here, and without rights.
 const NOBODY: u32 = 4711;
 const NET_BIND_SERVICE: u64 = 1 << 10;
-
-#[track_caller]
-fn trial(test: &'static str, body: impl FnOnce(&Place) -> Result<()> + Send + 'static) {
-    on_own_thread(test, move || {
-        need_root()?;
-        if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
-            return skip("snapshots, which APPSHOT_TEST_NO_SNAPSHOT turns off");
-        }
-        let place = Place::new(test)?;
-        let before = HostState::take(&place.scope());
-        let result = body(&place).with_context(|| place.log());
-        result.and(judge_nothing_left(&place.scope(), &before))
-    });
-}
 
 /// A copy of an appshot of this program, in the forger's hands.
 fn forger(place: &Place, program: &str, uid: Option<u32>) -> Result<Forger> {

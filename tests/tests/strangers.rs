@@ -4,9 +4,10 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use appshot_tests::app::{App, Place};
-use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, tree};
+use appshot_tests::judge::{Changes, Fingerprint, judge_untouched, tree};
 use appshot_tests::programs;
-use appshot_tests::verdict::{PATIENCE, need_program, need_root, on_own_thread, poll, skip, switched_on};
+use appshot_tests::trial::in_place as trial;
+use appshot_tests::verdict::{PATIENCE, need_program, poll, skip};
 use libsnap::error::{Error, Kind};
 use libsnap::ids::HostPid;
 use libsnap::target::{SnapshotOptions, Target};
@@ -16,20 +17,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-
-#[track_caller]
-fn trial(test: &'static str, trial: fn(&Place) -> Result<()>) {
-    on_own_thread(test, move || {
-        need_root()?;
-        if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
-            return skip("snapshots, which APPSHOT_TEST_NO_SNAPSHOT turns off");
-        }
-        let place = Place::new(test)?;
-        let before = HostState::take(&place.scope());
-        let result = trial(&place).with_context(|| place.log());
-        result.and(judge_nothing_left(&place.scope(), &before))
-    });
-}
 
 /// What whoever started these tests left open would be the strangers', too.
 fn keep_own_descriptors() -> Result<()> {

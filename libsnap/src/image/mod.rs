@@ -106,6 +106,7 @@ mod writer;
 
 pub use core_read::parse as parse_core;
 pub use core_write::CoreWriter;
+pub use digest::processors;
 pub use manifest::parse as parse_manifest;
 pub use notes::decode as parse_notes;
 pub use packed::{pack, parse as parse_packed, unpack};

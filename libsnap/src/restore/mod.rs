@@ -22,7 +22,7 @@ use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::files::{self, Builder};
 use crate::ids::ShmId;
-use crate::image::{Appshot, Digests};
+use crate::image::{Appshot, Digests, processors};
 use crate::ipc;
 use crate::snapshot::Steps;
 use crate::target::{Instance, PidMode, RestoreOptions};
@@ -56,10 +56,6 @@ pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
         }
         error.state("nothing was left behind")
     })
-}
-
-fn processors() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Builds the app while its bytes are being verified, and lets it go when both
