@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs every fuzz target, one after the other: run.sh [SECONDS [TARGET...]]
 # Seeds come from real appshots that are made first, so it needs root. cargo-fuzz
-# wants a nightly compiler; a stable one does with RUSTC_BOOTSTRAP=1.
+# is installed where it is missing; it wants a nightly compiler, and a stable one
+# does with RUSTC_BOOTSTRAP=1.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -9,6 +10,7 @@ seconds=${1:-600}
 [ $# = 0 ] || shift
 targets=${*:-manifest core notes packed vdso texts requests terminal}
 
+cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
 cargo run -q -p appshot-tests --example seeds -- fuzz/corpus
 export RUSTC_BOOTSTRAP=1
 for target in $targets; do
