@@ -8,8 +8,8 @@
 use super::source::Source;
 use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
 use blake3::{Hash, Hasher};
-use std::io::Result;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 /// What is hashed as one subtree.
@@ -25,52 +25,109 @@ pub fn processors() -> usize {
 }
 
 /// Digest of the first `bytes` of a source.
-pub fn of(source: &(impl Source + ?Sized), bytes: u64) -> Result<Hash> {
-    of_with(source, bytes, processors())
+pub fn of(source: &(impl Source + ?Sized), bytes: u64) -> io::Result<Hash> {
+    let mut hashes = of_all(&[bytes], processors(), |_, at, buffer| source.fill_at(buffer, at))?;
+    Ok(hashes.remove(0))
 }
 
-/// As [`of`], with so many threads at most.
-pub fn of_with(source: &(impl Source + ?Sized), bytes: u64, threads: usize) -> Result<Hash> {
-    if bytes <= BLOCK as u64 {
-        return Ok(blake3::hash(&source.read_range(0, bytes)?));
-    }
-    let blocks = bytes.div_ceil(BLOCK as u64);
-    let threads = threads.min(usize::try_from(blocks).unwrap_or(1));
-    let next = AtomicU64::new(0);
-    let work = || hash_blocks(source, bytes, &next);
+/// Digests of sources of these lengths, by up to `threads` threads. `fetch`
+/// fills a buffer from source N at an offset. Each byte is fetched once; all
+/// but the last buffer of a source are of the same length, a multiple of the
+/// page size. The first error ends it.
+pub fn of_all<E: Send>(
+    lengths: &[u64],
+    threads: usize,
+    fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E> + Sync,
+) -> Result<Vec<Hash>, E> {
+    let units: Vec<Unit> = (0..)
+        .zip(lengths)
+        .flat_map(|(source, bytes)| units(source, *bytes))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || hash_units(&units, &next, &fetch);
+    let threads = threads.min(units.len());
     let mut hashed = thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mut all = work()?;
         for helper in helpers {
             all.append(&mut helper.join().expect("hashing does not panic")?);
         }
-        Ok::<_, std::io::Error>(all)
+        Ok(all)
     })?;
-    hashed.sort_unstable_by_key(|(block, _)| *block);
+    hashed.sort_unstable_by_key(|(unit, _)| *unit);
     let values: Vec<ChainingValue> = hashed.into_iter().map(|(_, value)| value).collect();
-    Ok(merge_root(&values))
+    let mut rest = values.as_slice();
+    let of_next = |bytes: &u64| {
+        let (own, others) = rest.split_at(blocks(*bytes) as usize);
+        rest = others;
+        match own {
+            [whole] => Hash::from_bytes(*whole),
+            many => merge_root(many),
+        }
+    };
+    Ok(lengths.iter().map(of_next).collect())
 }
 
-/// Takes blocks until none is left.
-fn hash_blocks(source: &(impl Source + ?Sized), bytes: u64, next: &AtomicU64) -> Result<Vec<(u64, ChainingValue)>> {
+/// What one thread hashes at a time: a block, or a source that has no more.
+struct Unit {
+    source: usize,
+    block: u64,
+    bytes: u64,
+    whole: bool,
+}
+
+/// At least one: nothing has a digest too.
+fn blocks(bytes: u64) -> u64 {
+    bytes.div_ceil(BLOCK as u64).max(1)
+}
+
+fn units(source: usize, bytes: u64) -> impl Iterator<Item = Unit> {
+    let whole = blocks(bytes) == 1;
+    (0..blocks(bytes)).map(move |block| Unit {
+        source,
+        block,
+        bytes: (bytes - block * BLOCK as u64).min(BLOCK as u64),
+        whole,
+    })
+}
+
+/// Takes units until none is left.
+fn hash_units<E>(
+    units: &[Unit],
+    next: &AtomicUsize,
+    fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E>,
+) -> Result<Vec<(usize, ChainingValue)>, E> {
     let mut buffer = vec![0; STEP];
     let mut done = Vec::new();
     loop {
-        let block = next.fetch_add(1, Ordering::Relaxed);
-        let start = block * BLOCK as u64;
-        if start >= bytes {
-            return Ok(done);
-        }
-        let end = bytes.min(start + BLOCK as u64);
-        let mut hasher = block_hasher(block);
-        let mut at = start;
-        while at < end {
-            let step = usize::try_from(end - at).map_or(STEP, |left| left.min(STEP));
-            source.fill_at(&mut buffer[..step], at)?;
+        let at = next.fetch_add(1, Ordering::Relaxed);
+        let Some(unit) = units.get(at) else { return Ok(done) };
+        let value = unit.hash(&mut buffer, &fetch).inspect_err(|_| {
+            // Nobody needs the rest.
+            next.store(units.len(), Ordering::Relaxed);
+        })?;
+        done.push((at, value));
+    }
+}
+
+impl Unit {
+    fn hash<E>(
+        &self,
+        buffer: &mut [u8],
+        fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E>,
+    ) -> Result<ChainingValue, E> {
+        let mut hasher = block_hasher(self.block);
+        let start = self.block * BLOCK as u64;
+        for at in (0..self.bytes).step_by(STEP) {
+            let step = (self.bytes - at).min(STEP as u64) as usize;
+            fetch(self.source, start + at, &mut buffer[..step])?;
             hasher.update(&buffer[..step]);
-            at += step as u64;
         }
-        done.push((block, hasher.finalize_non_root()));
+        Ok(if self.whole {
+            *hasher.finalize().as_bytes()
+        } else {
+            hasher.finalize_non_root()
+        })
     }
 }
 
@@ -185,6 +242,32 @@ mod tests {
                 assert_eq!(stream.finish(), plain, "stream of {length}");
             }
         }
+    }
+
+    #[test]
+    fn many_at_once_and_each_byte_once() {
+        let data: Vec<Vec<u8>> = [0, 5, BLOCK, 3 * BLOCK + 9, 1, 2 * BLOCK]
+            .map(|bytes| (0..bytes).map(|i| (i * 31 % 251) as u8).collect())
+            .to_vec();
+        let lengths: Vec<u64> = data.iter().map(|d| d.len() as u64).collect();
+        let fetched = AtomicUsize::new(0);
+        let hashes = of_all(&lengths, 3, |at, offset, buffer: &mut [u8]| {
+            fetched.fetch_add(buffer.len(), Ordering::Relaxed);
+            data[at].fill_at(buffer, offset)
+        });
+        let plain: Vec<Hash> = data.iter().map(|d| blake3::hash(d)).collect();
+        assert_eq!(hashes.unwrap(), plain);
+        assert_eq!(fetched.into_inner(), data.iter().map(Vec::len).sum::<usize>());
+    }
+
+    #[test]
+    fn the_first_error_ends_it() {
+        let failed = of_all(
+            &[1 << 30, 5],
+            2,
+            |at, _, _: &mut [u8]| if at == 0 { Err("gone") } else { Ok(()) },
+        );
+        assert_eq!(failed, Err("gone"));
     }
 
     #[test]

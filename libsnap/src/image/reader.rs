@@ -36,11 +36,22 @@ impl Digests {
     /// Reads every part with up to `threads` threads and holds it against the
     /// digest that it was sealed with.
     pub fn verify(&self, threads: usize) -> Result<()> {
-        for (part, file) in &self.0 {
-            let (name, bytes) = (&part.name, part.bytes);
-            let found = digest::of_with(file, bytes, threads).map_err(|e| unreadable(name, e))?;
-            ensure(found.to_hex().as_str() == part.blake3, name, || {
-                format!("its {bytes} bytes do not match the digest they were sealed with")
+        self.verify_and(threads, |_, _, _| Ok(()))
+    }
+
+    /// The same, and shows the bytes to `see`: name of the part, offset, content.
+    /// What they are is known only in the end. Each is shown once, in pieces that
+    /// begin at a multiple of the page size, by several threads.
+    pub fn verify_and(&self, threads: usize, see: impl Fn(&str, u64, &[u8]) -> Result<()> + Sync) -> Result<()> {
+        let lengths: Vec<u64> = self.0.iter().map(|(part, _)| part.bytes).collect();
+        let found = digest::of_all(&lengths, threads, |at, offset, buffer: &mut [u8]| {
+            let (part, file) = &self.0[at];
+            file.fill_at(buffer, offset).map_err(|e| unreadable(&part.name, e))?;
+            see(&part.name, offset, buffer)
+        })?;
+        for ((part, _), found) in self.0.iter().zip(found) {
+            ensure(found.to_hex().as_str() == part.blake3, &part.name, || {
+                format!("its {} bytes do not match the digest they were sealed with", part.bytes)
             })?;
         }
         Ok(())

@@ -1,15 +1,19 @@
 //! Bringing an appshot back.
 //!
 //! ```text
-//!  open -> Plan -> Skeleton -> shared objects -> memory -> descriptors -> threads -> state -> Live
-//!                      |        |         \_____________________ built by executor batches ___________/
-//!              everything is   husks for every process,
-//!              refused here    with its PID, group, session
+//!  open -> Plan -> Skeleton -> shared objects -> mappings -> memory and -> threads -> state -> Live
+//!           |        |                                       descriptors
+//!           |      husks for every process,                     |
+//!           |      with its PID, group, session               verified
+//!         everything is refused here
 //! ```
+//!
+//! From the mappings on, processes are built by executor batches.
 //!
 //! All processes are traced and die with the tracer until the last step lets
 //! them go, so that a failure anywhere leaves nothing behind.
 
+pub mod fill;
 pub mod place;
 pub mod plan;
 pub mod rights;
@@ -19,20 +23,20 @@ pub mod state;
 pub mod vdso;
 
 use crate::cgroup;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::{self, Builder};
 use crate::ids::ShmId;
 use crate::image::{Appshot, Digests, processors};
 use crate::ipc;
 use crate::snapshot::Steps;
 use crate::target::{Instance, PidMode, RestoreOptions};
+use fill::Empty;
 use place::{Mapped, Shared};
+use script::{Running, Script};
 use skeleton::Skeleton;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::OnceLock;
-use std::thread;
 use std::time::Instant;
 use vdso::Vdso;
 
@@ -45,12 +49,10 @@ pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
     let mut steps = Steps::new(&mut silent);
     steps.start("open");
     let (shot, digests) = Appshot::open_to_verify(path)?;
-    let verified = OnceLock::new();
-    let restored = attempt(&shot, &digests, &verified, options, begin, steps);
+    let restored = attempt(&shot, &digests, options, begin, steps);
     restored.map_err(|error| {
         // What is damaged is told as that, whatever else it led to.
-        let intact = verified.into_inner().unwrap_or_else(|| digests.verify(processors()));
-        let mut error = intact.err().unwrap_or(error);
+        let mut error = digests.verify(processors()).err().unwrap_or(error);
         if !error.what.starts_with("cannot restore") {
             error.what = format!("cannot restore {}: {}", path.display(), error.what);
         }
@@ -58,12 +60,9 @@ pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
     })
 }
 
-/// Builds the app while its bytes are being verified, and lets it go when both
-/// are done.
 fn attempt(
     shot: &Appshot,
     digests: &Digests,
-    verified: &OnceLock<Result<()>>,
     options: &RestoreOptions,
     begin: Instant,
     mut steps: Steps<'_>,
@@ -75,17 +74,7 @@ fn attempt(
     crate::timed::prune();
     let group = cgroup::create(&name)?;
     let skeleton = Skeleton::build(shot, options.pids, group.clone())?;
-    // From here on nothing forks this process: it may have threads.
-    let skeleton = thread::scope(|scope| {
-        let verify = || verified.get_or_init(|| digests.verify(processors().saturating_sub(1).max(1)));
-        let verification = scope.spawn(verify);
-        let built = build(shot, skeleton, options, &vdsos, &mut steps);
-        steps.start("verify");
-        match verification.join() {
-            Ok(Ok(())) => built,
-            _ => Err(Error::failed("the appshot is damaged")),
-        }
-    })?;
+    let skeleton = build(shot, digests, skeleton, options, &vdsos, &mut steps)?;
     steps.start("go");
     for (at, core) in shot.cores.iter().enumerate() {
         state::registers(&skeleton, at, core)?;
@@ -105,6 +94,7 @@ fn attempt(
 /// Everything but the registers that make it run.
 fn build(
     shot: &Appshot,
+    digests: &Digests,
     mut skeleton: Skeleton,
     options: &RestoreOptions,
     vdsos: &[Vdso],
@@ -132,23 +122,39 @@ fn build(
         &shot.manifest,
         ptys,
     )?;
-    steps.start("memory");
+    steps.start("mappings");
     let mut mapped = Mapped::new(&view, &shared);
-    let mut running = Vec::with_capacity(shot.cores.len());
-    for (at, core) in shot.cores.iter().enumerate() {
-        let mut script = skeleton.script(at);
-        place::memory(&skeleton, &mut script, core, &mut mapped, &vdsos[at])?;
-        place::descriptors(
-            &mut script,
-            skeleton.restorer,
-            &core.image.process,
-            &made,
-            &shot.manifest,
-        )?;
-        running.push(script.start()?);
-    }
-    script::finish_all(running)?;
-    drop(made);
+    let mut numbers = Vec::with_capacity(shot.cores.len());
+    let mapping = start_all(&skeleton, shot, |at, script| {
+        numbers.push(place::mappings(
+            &skeleton,
+            script,
+            &shot.cores[at],
+            &mut mapped,
+            &vdsos[at],
+        )?);
+        Ok(())
+    })?;
+    script::finish_all(mapping)?;
+    steps.start("memory");
+    let empty = shot.cores.iter().zip(numbers).enumerate();
+    let empty = empty.map(|(at, (core, number))| Empty::new(skeleton.husks[at].pid, number, core, &vdsos[at]));
+    let empty: Vec<Empty<'_>> = empty.collect();
+    let taking = start_all(&skeleton, shot, |at, script| {
+        let process = &shot.cores[at].image.process;
+        place::descriptors(script, skeleton.restorer, process, &made, &shot.manifest)
+    })?;
+    let filled = fill::all(shot, digests, &empty);
+    script::finish_all(taking)?;
+    filled?;
+    // No process holds its userfaultfd any more: what it had registered is
+    // ordinary memory again.
+    drop((empty, made));
+    steps.start("protection");
+    let protecting = start_all(&skeleton, shot, |at, script| {
+        place::protection(script, &shot.cores[at], &vdsos[at])
+    })?;
+    script::finish_all(protecting)?;
     steps.start("threads");
     for (at, core) in shot.cores.iter().enumerate() {
         state::threads(&mut skeleton, at, core, &shot.manifest.seccomp)?;
@@ -161,4 +167,18 @@ fn build(
     script::finish_all(running.collect::<Result<_>>()?)?;
     state::stops(&skeleton, shot)?;
     Ok(skeleton)
+}
+
+/// Sets the main thread of every process to work on a script of its own.
+fn start_all<'a>(
+    skeleton: &'a Skeleton,
+    shot: &Appshot,
+    mut write: impl FnMut(usize, &mut Script<'_>) -> Result<()>,
+) -> Result<Vec<Running<'a>>> {
+    let start = |at| {
+        let mut script = skeleton.script(at);
+        write(at, &mut script)?;
+        script.start()
+    };
+    (0..shot.cores.len()).map(start).collect()
 }

@@ -10,7 +10,7 @@ use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{
     EpollWatch, FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind,
 };
-use crate::image::{Appshot, Core, Segment};
+use crate::image::{Appshot, Core};
 use crate::ipc;
 use crate::nsthread;
 use crate::sys::{fd as sysfd, shm as sysshm};
@@ -18,11 +18,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
-
-/// iovecs of one preadv: their arrays share a batch's payload with others.
-const IOVECS_MAX: usize = 512;
-/// Bytes of one preadv (the kernel stops at 2 GiB - 4096).
-const READ_MAX: u64 = 1 << 30;
 
 /// Objects that several processes of the app share.
 #[derive(Debug)]
@@ -174,40 +169,38 @@ impl<'a> Mapped<'a> {
     }
 }
 
-/// Builds the address space of process `at`.
-pub fn memory(
+/// Maps the address space of a process, all of it writable where content is to
+/// come. Answers the number of the userfaultfd that it then holds, where it can
+/// have one.
+pub fn mappings(
     skeleton: &Skeleton,
     script: &mut Script<'_>,
     core: &Core,
     mapped: &mut Mapped<'_>,
     vdso: &Vdso,
-) -> Result<()> {
-    let image = &core.image;
+) -> Result<i32> {
     clear(skeleton, script)?;
-    vdso.place(skeleton, script, &image.vmas)?;
+    vdso.place(skeleton, script, &core.image.vmas)?;
     let mut mapper = Mapper {
         script,
         taken: HashMap::new(),
         restorer: skeleton.restorer,
         bridged: vdso.is_bridge(),
     };
-    for vma in &image.vmas {
+    for vma in &core.image.vmas {
         mapper.map(vma, core, mapped)?;
     }
-    // The kernel's own vdso holds its pages already.
-    let kept = image
-        .vmas
-        .iter()
-        .find(|vma| vma.kind == VmaKind::Vdso && !vdso.is_bridge());
-    let in_kept = |s: &&Segment| !kept.is_some_and(|vma| vma.start <= s.vaddr && s.vaddr < vma.end);
-    let segments: Vec<Segment> = core.segments.iter().filter(in_kept).copied().collect();
-    mapper.fill(&segments, core.file.as_raw_fd())?;
-    for vma in image.vmas.iter().filter(|vma| kept != Some(*vma)) {
-        mapper.finish(vma, has_pages(core, vma))?;
+    mapper.marks(&core.image.process, mapped.file(&core.image.process.exe, false)?)?;
+    mapper.userfaultfd()
+}
+
+/// Protection and advice, once the pages are in.
+pub fn protection(script: &mut Script<'_>, core: &Core, vdso: &Vdso) -> Result<()> {
+    let kept = vdso.kept(&core.image.vmas);
+    for vma in core.image.vmas.iter().filter(|vma| kept != Some(*vma)) {
+        finish(script, vma, has_pages(core, vma))?;
     }
-    mapper.marks(&image.process, mapped.file(&image.process.exe, false)?)?;
-    vdso.patch(script)?;
-    close_all(skeleton, script)
+    vdso.patch(script)
 }
 
 /// Unmaps everything of the husk but the executor and what the kernel provides.
@@ -232,8 +225,8 @@ fn take(script: &mut Script<'_>, restorer: i32, ours: RawFd, number: i32) -> Res
 }
 
 /// Closes every descriptor of a husk but the one it takes others through.
-fn close_all(skeleton: &Skeleton, script: &mut Script<'_>) -> Result<()> {
-    let kept = skeleton.restorer as u64;
+fn close_all(script: &mut Script<'_>, restorer: i32) -> Result<()> {
+    let kept = restorer as u64;
     if kept > 0 {
         script.must("close_range", libc::SYS_close_range, &[0, kept - 1, 0])?;
     }
@@ -262,11 +255,25 @@ impl Mapper<'_, '_> {
         if let Some(number) = self.taken.get(&ours) {
             return Ok(*number);
         }
-        let count = self.taken.len() as i32;
-        let number = if count < self.restorer { count } else { count + 1 };
+        let number = self.next_number();
         take(self.script, self.restorer, ours, number)?;
         self.taken.insert(ours, number);
         Ok(number)
+    }
+
+    /// What the husk's next descriptor gets.
+    fn next_number(&self) -> i32 {
+        let count = self.taken.len() as i32;
+        if count < self.restorer { count } else { count + 1 }
+    }
+
+    /// Through which [`super::fill`] puts pages in place. Not every process may
+    /// have one.
+    fn userfaultfd(&mut self) -> Result<i32> {
+        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+        let batch = self.script.room(1, 0)?;
+        batch.call("userfaultfd", libc::SYS_userfaultfd, &[flags]);
+        Ok(self.next_number())
     }
 
     fn map(&mut self, vma: &Vma, core: &Core, mapped: &mut Mapped<'_>) -> Result<()> {
@@ -301,7 +308,7 @@ impl Mapper<'_, '_> {
             | fixed
             | if has("gd") { libc::MAP_GROWSDOWN } else { 0 }
             | if has("nr") { libc::MAP_NORESERVE } else { 0 };
-        // Pages are read in by the process itself: it must be able to write them.
+        // Pages may be written as the process itself would.
         let prot = vma.prot
             | if has_pages(core, vma) {
                 libc::PROT_WRITE as u32
@@ -322,62 +329,6 @@ impl Mapper<'_, '_> {
         };
         let args = [id as u64, vma.start, flags];
         self.script.must("shmat", libc::SYS_shmat, &args).map(drop)
-    }
-
-    /// Reads the stored pages in, many runs a call: they lie back to back.
-    fn fill(&mut self, segments: &[Segment], core: RawFd) -> Result<()> {
-        if segments.is_empty() {
-            return Ok(());
-        }
-        let core = self.number(core)?;
-        let pieces: Vec<Segment> = segments.iter().flat_map(split).collect();
-        let mut rest = pieces.as_slice();
-        while let Some(first) = rest.first() {
-            let mut total = 0;
-            let adjoining = rest.iter().take(IOVECS_MAX).take_while(|s| {
-                let fits = s.offset == first.offset + total && total + s.bytes <= READ_MAX;
-                total += if fits { s.bytes } else { 0 };
-                fits
-            });
-            let count = adjoining.count();
-            self.read(&rest[..count], core, first.offset, total)?;
-            rest = &rest[count..];
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, runs: &[Segment], core: i32, offset: u64, total: u64) -> Result<()> {
-        let words: Vec<u64> = runs.iter().flat_map(|run| [run.vaddr, run.bytes]).collect();
-        let batch = self.script.room(1, 8 * words.len())?;
-        let iov = batch.words(&words);
-        let args = [core as u64, iov.address, runs.len() as u64, offset, 0];
-        let call = batch.must("preadv", libc::SYS_preadv, &args);
-        self.script.expect(call, "reading memory back", total);
-        Ok(())
-    }
-
-    /// Protection and advice, once the pages are in.
-    fn finish(&mut self, vma: &Vma, filled: bool) -> Result<()> {
-        let len = vma.end - vma.start;
-        if filled && vma.prot & libc::PROT_WRITE as u32 == 0 {
-            let args = [vma.start, len, u64::from(vma.prot)];
-            self.script.must("mprotect", libc::SYS_mprotect, &args)?;
-        }
-        for flag in &vma.flags {
-            match advice(flag) {
-                Some(Advice::Madvise(advice)) => {
-                    let args = [vma.start, len, advice as u64];
-                    self.script.must("madvise", libc::SYS_madvise, &args)?;
-                }
-                Some(Advice::Lock) => {
-                    let on_fault = u64::from(vma.flags.iter().any(|f| f == "lf"));
-                    self.script
-                        .must("mlock2", libc::SYS_mlock2, &[vma.start, len, on_fault])?;
-                }
-                None => {}
-            }
-        }
-        Ok(())
     }
 
     /// The marks that /proc and brk go by, and the program the process runs.
@@ -412,14 +363,27 @@ impl Mapper<'_, '_> {
     }
 }
 
-/// Pieces small enough for one call.
-fn split(segment: &Segment) -> impl Iterator<Item = Segment> + use<> {
-    let (vaddr, offset, bytes) = (segment.vaddr, segment.offset, segment.bytes);
-    (0..bytes).step_by(READ_MAX as usize).map(move |at| Segment {
-        vaddr: vaddr + at,
-        offset: offset + at,
-        bytes: (bytes - at).min(READ_MAX),
-    })
+/// What a mapping becomes once it has its content.
+fn finish(script: &mut Script<'_>, vma: &Vma, filled: bool) -> Result<()> {
+    let len = vma.end - vma.start;
+    if filled && vma.prot & libc::PROT_WRITE as u32 == 0 {
+        let args = [vma.start, len, u64::from(vma.prot)];
+        script.must("mprotect", libc::SYS_mprotect, &args)?;
+    }
+    for flag in &vma.flags {
+        match advice(flag) {
+            Some(Advice::Madvise(advice)) => {
+                let args = [vma.start, len, advice as u64];
+                script.must("madvise", libc::SYS_madvise, &args)?;
+            }
+            Some(Advice::Lock) => {
+                let on_fault = u64::from(vma.flags.iter().any(|f| f == "lf"));
+                script.must("mlock2", libc::SYS_mlock2, &[vma.start, len, on_fault])?;
+            }
+            None => {}
+        }
+    }
+    Ok(())
 }
 
 enum Advice {
@@ -451,6 +415,7 @@ pub fn descriptors(
     made: &HashMap<FileId, OwnedFd>,
     manifest: &Manifest,
 ) -> Result<()> {
+    close_all(script, restorer)?;
     let mut entries = process.fds.clone();
     // In ascending order the lowest free number is never above where the next
     // one belongs.

@@ -194,6 +194,12 @@ impl Vdso {
         matches!(self, Vdso::Bridge(_))
     }
 
+    /// The mapping of the app's vdso where it is the kernel's own, which has its
+    /// pages already.
+    pub fn kept<'v>(&self, vmas: &'v [Vma]) -> Option<&'v Vma> {
+        vmas.iter().find(|vma| vma.kind == VmaKind::Vdso && !self.is_bridge())
+    }
+
     /// Brings the kernel's own vdso to where it will be.
     pub fn place(&self, skeleton: &Skeleton, script: &mut Script<'_>, vmas: &[Vma]) -> Result<()> {
         let ours = kernels(&skeleton.layout);

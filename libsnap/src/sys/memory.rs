@@ -66,18 +66,32 @@ pub fn read_u64(pid: HostPid, address: u64) -> Sys<u64> {
 
 /// Writes `bytes` at `address`, which must be writable there.
 pub fn write(pid: HostPid, address: u64, bytes: &[u8]) -> Sys<()> {
-    let local = libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    };
-    let remote = libc::iovec {
-        iov_base: std::ptr::without_provenance_mut(address as usize),
-        iov_len: bytes.len(),
-    };
-    // SAFETY: `local` only is read, and is the caller's live slice.
-    let put = unsafe { libc::process_vm_writev(pid.0, &local, 1, &remote, 1, 0) };
+    write_all(pid, &[(address, bytes)])
+}
+
+/// Writes each of up to 1024 slices at its address, which must be writable there.
+pub fn write_all(pid: HostPid, pieces: &[(u64, &[u8])]) -> Sys<()> {
+    let local: Vec<libc::iovec> = pieces
+        .iter()
+        .map(|(_, bytes)| libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        })
+        .collect();
+    let remote: Vec<libc::iovec> = pieces
+        .iter()
+        .map(|(address, bytes)| libc::iovec {
+            iov_base: std::ptr::without_provenance_mut(*address as usize),
+            iov_len: bytes.len(),
+        })
+        .collect();
+    let count = pieces.len() as u64;
+    // SAFETY: `local` only is read, and is the caller's live slices; remote
+    // addresses belong to the other process and are checked by the kernel.
+    let put = unsafe { libc::process_vm_writev(pid.0, local.as_ptr(), count, remote.as_ptr(), count, 0) };
+    let wanted: usize = pieces.iter().map(|(_, bytes)| bytes.len()).sum();
     match check(put as libc::c_long)? as usize {
-        n if n == bytes.len() => Ok(()),
+        n if n == wanted => Ok(()),
         _ => Err(Errno::EFAULT),
     }
 }

@@ -10,6 +10,7 @@ pub mod ptrace;
 pub mod shm;
 pub mod sysv;
 pub mod task;
+pub mod uffd;
 
 use nix::errno::Errno;
 
