@@ -1,11 +1,11 @@
 //! Writes the core file of one process.
 
+use super::blocks::PartFile;
 use super::elf::{HEADER_BYTES, Kind, Phdr, Tables};
 use super::process::{ProcessImage, Segment};
 use super::records::Vma;
-use super::writer::PartFile;
 use super::{PAGE, limits, notes};
-use crate::error::{Error, Kind as ErrorKind, OrFail, Result};
+use crate::error::{Error, Kind as ErrorKind, Result};
 
 const PAGE_BYTES: usize = PAGE as usize;
 static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
@@ -28,8 +28,7 @@ struct Run {
 impl CoreWriter {
     pub(super) fn new(mut part: PartFile) -> Result<Self> {
         // The header is filled in last: it says where the tables are.
-        part.put(&[0; HEADER_BYTES as usize])
-            .or_fail(|| format!("cannot write appshot part {}", part.name()))?;
+        part.put(&[0; HEADER_BYTES as usize])?;
         Ok(CoreWriter { part, runs: Vec::new() })
     }
 
@@ -84,9 +83,7 @@ impl CoreWriter {
     fn store(&mut self, vaddr: u64, prot: u32, bytes: &[u8]) -> Result<()> {
         let offset = self.part.bytes();
         let length = bytes.len() as u64;
-        self.part
-            .put(bytes)
-            .or_fail(|| format!("cannot write appshot part {}", self.part.name()))?;
+        self.part.put(bytes)?;
         match self.runs.last_mut() {
             Some(Run { segment, prot: last }) if segment.vaddr + segment.bytes == vaddr && *last == prot => {
                 segment.bytes += length;
@@ -118,12 +115,11 @@ impl CoreWriter {
         if loads.len() as u64 >= limits::SEGMENTS_PER_CORE || note.file_bytes > limits::NOTES_BYTES {
             return Err(self.misuse(format!("{} segments, {} bytes of notes", loads.len(), notes.len())));
         }
-        self.write_end(&notes, note, &loads)
-            .or_fail(|| format!("cannot write appshot part {}", self.part.name()))?;
+        self.write_end(&notes, note, &loads)?;
         self.part.finish()
     }
 
-    fn write_end(&mut self, notes: &[u8], note: Phdr, loads: &[Phdr]) -> std::io::Result<()> {
+    fn write_end(&mut self, notes: &[u8], note: Phdr, loads: &[Phdr]) -> Result<()> {
         self.part.put(notes)?;
         let padding = self.part.bytes().next_multiple_of(8) - self.part.bytes();
         self.part.put(&[0; 8][..padding as usize])?;
@@ -140,7 +136,8 @@ impl CoreWriter {
         for load in loads {
             self.part.put(&load.bytes())?;
         }
-        self.part.replace_start(&tables.header())
+        self.part.replace_start(&tables.header());
+        Ok(())
     }
 
     fn misuse(&self, detail: String) -> Error {

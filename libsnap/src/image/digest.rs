@@ -2,11 +2,12 @@
 //!
 //! BLAKE3 is a tree: aligned blocks of a power-of-two size can be hashed apart
 //! and merged. Reading uses that to let each thread hash a block while it is
-//! still in its cache. Writing uses it to hash memory pages before the file
-//! header in front of them is known.
+//! still in its cache. Writing uses it too, and to hash memory pages before the
+//! file header in front of them is known.
 
 use super::source::Source;
-use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
+pub use blake3::hazmat::ChainingValue;
+use blake3::hazmat::{self, HasherExt, Mode};
 use blake3::{Hash, Hasher};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,10 +61,7 @@ pub fn of_all<E: Send>(
     let of_next = |bytes: &u64| {
         let (own, others) = rest.split_at(blocks(*bytes) as usize);
         rest = others;
-        match own {
-            [whole] => Hash::from_bytes(*whole),
-            many => merge_root(many),
-        }
+        merged(own)
     };
     Ok(lengths.iter().map(of_next).collect())
 }
@@ -123,11 +121,30 @@ impl Unit {
             fetch(self.source, start + at, &mut buffer[..step])?;
             hasher.update(&buffer[..step]);
         }
-        Ok(if self.whole {
-            *hasher.finalize().as_bytes()
-        } else {
-            hasher.finalize_non_root()
-        })
+        Ok(closed(&hasher, self.whole))
+    }
+}
+
+/// What a block of a source adds to its digest; `whole` where it is all of it.
+pub fn of_block(block: u64, bytes: &[u8], whole: bool) -> ChainingValue {
+    let mut hasher = block_hasher(block);
+    hasher.update(bytes);
+    closed(&hasher, whole)
+}
+
+fn closed(hasher: &Hasher, whole: bool) -> ChainingValue {
+    if whole {
+        *hasher.finalize().as_bytes()
+    } else {
+        hasher.finalize_non_root()
+    }
+}
+
+/// The digest of a source by its blocks.
+pub fn merged(values: &[ChainingValue]) -> Hash {
+    match values {
+        [whole] => Hash::from_bytes(*whole),
+        many => merge_root(many),
     }
 }
 
@@ -156,72 +173,6 @@ fn left_blocks(blocks: usize) -> usize {
     blocks.next_power_of_two() / 2
 }
 
-/// Digest of a file while it is written. The first block is kept until the
-/// end, so that a header in it can be filled in last.
-#[derive(Debug)]
-pub struct Stream {
-    first: Vec<u8>,
-    values: Vec<ChainingValue>,
-    open: Hasher,
-    bytes: u64,
-}
-
-impl Stream {
-    pub fn new() -> Self {
-        Stream {
-            first: Vec::new(),
-            values: Vec::new(),
-            open: block_hasher(1),
-            bytes: 0,
-        }
-    }
-
-    pub fn update(&mut self, mut bytes: &[u8]) {
-        let room = BLOCK - self.first.len();
-        let head = bytes.len().min(room);
-        self.first.extend_from_slice(&bytes[..head]);
-        self.bytes += head as u64;
-        bytes = &bytes[head..];
-        while !bytes.is_empty() {
-            // A block is closed only when more follows: the last may be the root's child.
-            let filled = usize::try_from(self.bytes % BLOCK as u64).expect("less than a block");
-            let take = bytes.len().min(BLOCK - filled);
-            self.open.update(&bytes[..take]);
-            self.bytes += take as u64;
-            bytes = &bytes[take..];
-            if self.bytes.is_multiple_of(BLOCK as u64) {
-                self.close_block();
-            }
-        }
-    }
-
-    fn close_block(&mut self) {
-        self.values.push(self.open.finalize_non_root());
-        self.open = block_hasher(self.bytes / BLOCK as u64);
-    }
-
-    /// Replaces the first bytes, which have been given to `update` before.
-    pub fn replace_start(&mut self, bytes: &[u8]) {
-        self.first[..bytes.len()].copy_from_slice(bytes);
-    }
-
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    pub fn finish(mut self) -> Hash {
-        if self.bytes <= BLOCK as u64 {
-            return blake3::hash(&self.first);
-        }
-        if !self.bytes.is_multiple_of(BLOCK as u64) {
-            self.close_block();
-        }
-        self.values
-            .insert(0, block_hasher(0).update(&self.first).finalize_non_root());
-        merge_root(&self.values)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,11 +186,6 @@ mod tests {
                 let length = (blocks * BLOCK + extra).min(data.len());
                 let plain = blake3::hash(&data[..length]);
                 assert_eq!(of(&data[..length], length as u64).unwrap(), plain, "{length}");
-                let mut stream = Stream::new();
-                for piece in data[..length].chunks(300_001) {
-                    stream.update(piece);
-                }
-                assert_eq!(stream.finish(), plain, "stream of {length}");
             }
         }
     }
@@ -268,16 +214,6 @@ mod tests {
             |at, _, _: &mut [u8]| if at == 0 { Err("gone") } else { Ok(()) },
         );
         assert_eq!(failed, Err("gone"));
-    }
-
-    #[test]
-    fn start_can_be_replaced() {
-        let mut data = vec![7; 3 * BLOCK];
-        let mut stream = Stream::new();
-        stream.update(&data);
-        data[..4096].fill(9);
-        stream.replace_start(&data[..4096]);
-        assert_eq!(stream.finish(), blake3::hash(&data));
     }
 
     /// Run with `--release -- --ignored --nocapture` to see the throughput.

@@ -78,6 +78,7 @@
 //! part by name afterwards. Every length is held against
 //! [`limits`] before memory is taken for it.
 
+mod blocks;
 mod core_read;
 #[cfg(test)]
 mod core_tests;

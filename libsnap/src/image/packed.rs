@@ -15,7 +15,7 @@
 //! manifest says, and what was unpacked is opened as an untrusted directory
 //! before it gets its name.
 
-use super::digest::{self, Stream};
+use super::digest;
 use super::fault::{corrupt, ensure, unreadable, unsupported};
 use super::reader::Appshot;
 use super::records::Manifest;
@@ -51,12 +51,11 @@ pub fn pack(dir: &Path, out: &Path) -> Result<u64> {
     let staging = Staging::create(out)?;
     let mut to = Hashed {
         file: staging.create_file("packed").or_fail(cannot)?,
-        stream: Stream::new(),
+        hasher: blake3::Hasher::new(),
     };
     write(&appshot, &mut to).or_fail(cannot)?;
-    let Hashed { file, stream } = to;
-    let bytes = stream.bytes();
-    let digest = stream.finish();
+    let Hashed { file, hasher } = to;
+    let (bytes, digest) = (hasher.count(), hasher.finalize());
     (&file)
         .write_all(digest.as_bytes())
         .and_then(|()| file.sync_all())
@@ -85,7 +84,7 @@ fn write(appshot: &Appshot, to: &mut Hashed) -> io::Result<()> {
 }
 
 fn write_frame(name: &str, from: impl Read, bytes: u64, to: &mut Hashed) -> io::Result<Entry> {
-    let start = to.stream.bytes();
+    let start = to.hasher.count();
     let mut encoder = zstd::Encoder::new(&mut *to, LEVEL)?;
     encoder.set_pledged_src_size(Some(bytes))?;
     encoder.include_checksum(false)?;
@@ -94,7 +93,7 @@ fn write_frame(name: &str, from: impl Read, bytes: u64, to: &mut Hashed) -> io::
     }
     copy(from, &mut encoder, bytes)?;
     encoder.finish()?;
-    Ok(Entry(name.to_string(), bytes, to.stream.bytes() - start))
+    Ok(Entry(name.to_string(), bytes, to.hasher.count() - start))
 }
 
 /// Copies exactly this many bytes, after which the source must be at its end.
@@ -122,13 +121,13 @@ fn copy(from: impl Read, to: &mut impl Write, bytes: u64) -> io::Result<()> {
 /// A file with the digest of what was written to it.
 struct Hashed {
     file: File,
-    stream: Stream,
+    hasher: blake3::Hasher,
 }
 
 impl Write for Hashed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write_all(bytes)?;
-        self.stream.update(bytes);
+        self.hasher.update(bytes);
         Ok(bytes.len())
     }
 

@@ -1,19 +1,19 @@
 //! Writes an appshot: parts, then the seal.
 
+use super::blocks::{Finished, PartFile, Press};
 use super::core_write::CoreWriter;
-use super::digest::{self, BLOCK, Stream};
+use super::digest;
 use super::reader::Appshot;
 use super::records::{Manifest, Part};
 use super::source::Source;
 use super::staging::Staging;
 use super::{MANIFEST, manifest, validate};
 use crate::error::{Error, Kind, OrFail, Result};
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 /// An appshot in the making. Parts may be written from several threads.
@@ -21,19 +21,9 @@ use std::thread;
 #[must_use = "an appshot exists once it is sealed"]
 #[derive(Debug)]
 pub struct Writer {
+    // Before the directory: nothing is written any more when that is removed.
+    press: Arc<Press>,
     staging: Staging,
-    parts: Parts,
-}
-
-/// The parts begun; `None` until finished.
-type Parts = Arc<Mutex<BTreeMap<String, Option<Finished>>>>;
-
-/// A written part with the digest of what was meant to be written.
-#[derive(Debug)]
-struct Finished {
-    file: File,
-    bytes: u64,
-    digest: blake3::Hash,
 }
 
 /// A complete appshot, on disk under its name.
@@ -49,7 +39,7 @@ impl Writer {
     pub fn create(dest: &Path) -> Result<Writer> {
         Ok(Writer {
             staging: Staging::create(dest)?,
-            parts: Parts::default(),
+            press: Arc::new(Press::start().or_fail(|| format!("cannot write appshot {}", dest.display()))?),
         })
     }
 
@@ -68,39 +58,35 @@ impl Writer {
         if !validate::is_part_name(name) {
             return Err(Error::new(Kind::Usage, cannot()).because("the name is not allowed"));
         }
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        if parts.contains_key(name) {
-            return Err(Error::new(Kind::Usage, cannot()).because("it is written twice"));
-        }
-        let file = self.staging.create_file(name).or_fail(cannot)?;
-        parts.insert(name.to_string(), None);
-        Ok(PartFile {
-            name: name.to_string(),
-            parts: Arc::clone(&self.parts),
-            file,
-            buffer: Vec::with_capacity(BLOCK),
-            stream: Stream::new(),
-        })
+        self.press.begin(name, || self.staging.create_file(name))
     }
 
     /// Completes the appshot. `manifest.parts` is filled in here. When this
     /// returns, every byte has been read back, compared, and is on disk.
     pub fn seal(self, mut manifest: Manifest) -> Result<Sealed> {
         let cannot = || format!("cannot seal appshot {}", self.staging.dest().display());
-        let parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
+        let parts = self
+            .press
+            .finish()
+            .map_err(|e| Error::failed(cannot()).because(e.because.unwrap_or(e.what)))?;
+        // What is read back comes from memory: the disk need not have it before.
+        thread::scope(|scope| {
+            let synced = scope.spawn(|| {
+                parts
+                    .iter()
+                    .try_for_each(|(_, finished)| finished.part.file.sync_data())
+            });
+            verify(&parts).or_fail(cannot)?;
+            synced.join().expect("syncing does not panic").or_fail(cannot)
+        })?;
         let mut disk_bytes = 0;
         manifest.parts.clear();
         for (name, finished) in parts {
-            let finished = finished
-                .ok_or_else(|| Error::failed(cannot()).because(format!("part {name} was begun and not finished")))?;
-            finished.file.sync_data().or_fail(cannot)?;
-            verify(&name, &finished).or_fail(cannot)?;
-            disk_bytes += disk_usage(&finished.file).or_fail(cannot)?;
-            let blake3 = finished.digest.to_hex().to_string();
+            disk_bytes += disk_usage(&finished.part.file).or_fail(cannot)?;
             manifest.parts.push(Part {
                 name,
                 bytes: finished.bytes,
-                blake3,
+                blake3: finished.part.digest().to_hex().to_string(),
             });
         }
         let bytes = manifest::encode(&manifest)?;
@@ -117,12 +103,18 @@ impl Writer {
     }
 }
 
-/// Reads a part back.
-fn verify(name: &str, part: &Finished) -> io::Result<()> {
-    if part.file.bytes()? != part.bytes || digest::of(&part.file, part.bytes)? != part.digest {
-        return Err(io::Error::other(format!(
-            "part {name} reads back other than it was written"
-        )));
+/// Reads all parts back.
+fn verify(parts: &[(String, Finished)]) -> io::Result<()> {
+    let lengths: Vec<u64> = parts.iter().map(|(_, finished)| finished.bytes).collect();
+    let found = digest::of_all(&lengths, digest::processors(), |at, offset, buffer: &mut [u8]| {
+        parts[at].1.part.file.fill_at(buffer, offset)
+    })?;
+    for ((name, finished), found) in parts.iter().zip(found) {
+        if finished.part.file.bytes()? != finished.bytes || found != finished.part.digest() {
+            return Err(io::Error::other(format!(
+                "part {name} reads back other than it was written"
+            )));
+        }
     }
     Ok(())
 }
@@ -130,83 +122,6 @@ fn verify(name: &str, part: &Finished) -> io::Result<()> {
 fn disk_usage(file: &File) -> io::Result<u64> {
     // st_blocks counts 512 bytes, whatever the file system's blocks are.
     Ok(file.metadata()?.blocks() * 512)
-}
-
-/// A part being written: buffered, and hashed from the caller's bytes.
-#[derive(Debug)]
-pub(super) struct PartFile {
-    name: String,
-    parts: Parts,
-    file: File,
-    buffer: Vec<u8>,
-    stream: Stream,
-}
-
-impl PartFile {
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Bytes given so far.
-    pub fn bytes(&self) -> u64 {
-        self.stream.bytes() + self.buffer.len() as u64
-    }
-
-    /// Large slices go to the file without a copy.
-    pub fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.buffer.len() + bytes.len() > BLOCK {
-            self.flush()?;
-        }
-        if bytes.len() >= BLOCK {
-            return write_and_hash(&self.file, &mut self.stream, bytes);
-        }
-        self.buffer.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    pub fn flush(&mut self) -> io::Result<()> {
-        let written = write_and_hash(&self.file, &mut self.stream, &self.buffer);
-        self.buffer.clear();
-        written
-    }
-
-    /// Writes the part's first bytes, for which there were other bytes before.
-    pub fn replace_start(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.flush()?;
-        self.stream.replace_start(bytes);
-        self.file.write_all_at(bytes, 0)
-    }
-
-    pub fn finish(mut self) -> Result<()> {
-        self.flush()
-            .or_fail(|| format!("cannot write appshot part {}", self.name))?;
-        let bytes = self.stream.bytes();
-        let digest = self.stream.finish();
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.insert(
-            self.name,
-            Some(Finished {
-                file: self.file,
-                bytes,
-                digest,
-            }),
-        );
-        Ok(())
-    }
-}
-
-/// Below this, starting a thread costs more than the hashing.
-const PARALLEL_BYTES: usize = 256 << 10;
-
-fn write_and_hash(mut file: &File, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
-    if bytes.len() < PARALLEL_BYTES {
-        stream.update(bytes);
-        return file.write_all(bytes);
-    }
-    thread::scope(|scope| {
-        scope.spawn(|| stream.update(bytes));
-        file.write_all(bytes)
-    })
 }
 
 /// A part of raw bytes. Without [`BlobWriter::finish`] the appshot cannot be sealed.
@@ -222,19 +137,21 @@ impl BlobWriter {
 
 impl Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.put(bytes)?;
+        self.0.put(bytes).map_err(io::Error::other)?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::digest::BLOCK;
     use super::super::sample;
     use super::*;
+    use std::os::unix::fs::FileExt;
 
     #[test]
     fn nothing_is_left_of_an_unsealed_appshot() {
@@ -274,6 +191,9 @@ mod tests {
         blob.write_all(&vec![1; 3 * BLOCK]).unwrap();
         blob.finish().unwrap();
         let part = writer.staging.path().join("a.data");
+        while part.metadata().unwrap().len() < 3 * BLOCK as u64 {
+            thread::yield_now();
+        }
         let file = std::fs::OpenOptions::new().write(true).open(part).unwrap();
         file.write_all_at(b"\0", 2 * BLOCK as u64).unwrap();
         let error = writer.seal(sample::manifest()).unwrap_err();
