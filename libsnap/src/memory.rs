@@ -5,18 +5,20 @@
 //! Refused: huge page files, device memory, userfaultfd ranges, sealed mappings
 //! (mseal), a program that has no name any more.
 
-use crate::error::{Error, OrFail, Result};
+use crate::error::{OrFail, Result};
 use crate::ids::{HostPid, ShmId};
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, Vma, VmaKind};
-use crate::image::{CoreWriter, Writer};
+use crate::image::{CoreWriter, Memory, Writer};
 use crate::proc::Mapping;
 use crate::refusals::Refusals;
 use crate::sys::memory::{self as sys, PAGE, Span};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
 
 /// Flags of smaps that are applied again at restore.
 pub const KEPT_FLAGS: [&str; 13] = [
@@ -421,37 +423,40 @@ pub fn holds_pages(kind: &VmaKind) -> bool {
     )
 }
 
-/// Copies the private pages of a stopped process into its core file. `go_on` is
-/// asked before each piece; its error ends the copy.
+/// Puts the private pages of a stopped process into its core file, for which they
+/// are read until the writer has finished. `go_on` is asked before each piece; its
+/// error ends it.
 pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
     let failed = || format!("cannot read the memory of pid {pid}");
     let pagemap = File::open(format!("/proc/{pid}/pagemap")).or_fail(failed)?;
-    let mem = File::open(format!("/proc/{pid}/mem")).or_fail(failed)?;
-    let mut reader = PageReader {
-        pid,
-        mem,
-        buffer: vec![0; 1 << 20],
-    };
+    let mem = Arc::new(File::open(format!("/proc/{pid}/mem")).or_fail(failed)?);
+    let kinds = [true, false].map(|readable| -> Arc<dyn Memory> {
+        let mem = Arc::clone(&mem);
+        Arc::new(Pages { pid, mem, readable })
+    });
+    let [readable, unreadable] = &kinds;
     let mut spans = Vec::new();
     for vma in vmas {
         spans.clear();
-        if vma.kind == VmaKind::Vdso {
-            // Kept whole, should another kernel have another one.
-            let whole = Span {
-                start: vma.start,
-                end: vma.end,
-            };
-            reader.copy(&[whole], vma, core, go_on)?;
-        }
-        if !holds_pages(&vma.kind) {
-            continue;
-        }
         let whole = Span {
             start: vma.start,
             end: vma.end,
         };
-        find_pages(&pagemap, whole, &mut spans).or_fail(failed)?;
-        reader.copy(&spans, vma, core, go_on)?;
+        if vma.kind == VmaKind::Vdso {
+            // Kept whole, should another kernel have another one.
+            spans.push(whole);
+        } else if holds_pages(&vma.kind) {
+            find_pages(&pagemap, whole, &mut spans).or_fail(failed)?;
+        }
+        let memory = if vma.prot & libc::PROT_READ as u32 != 0 {
+            readable
+        } else {
+            unreadable
+        };
+        for piece in spans.iter().flat_map(|span| pieces(*span, PIECE)) {
+            go_on()?;
+            core.memory(piece.start..piece.end, vma.prot, memory)?;
+        }
     }
     Ok(())
 }
@@ -463,62 +468,45 @@ fn find_pages(pagemap: &File, span: Span, found: &mut Vec<Span>) -> crate::sys::
     }
 }
 
-struct PageReader {
+/// How often a snapshot can be given up.
+const PIECE: u64 = 1 << 20;
+/// Spans of one process_vm_readv (UIO_MAXIOV).
+const SPANS_MAX: usize = 1024;
+
+/// Memory of a stopped process.
+#[derive(Debug)]
+struct Pages {
     pid: HostPid,
-    mem: File,
-    buffer: Vec<u8>,
+    mem: Arc<File>,
+    /// For the app itself.
+    readable: bool,
 }
 
-impl PageReader {
-    fn copy(&mut self, spans: &[Span], vma: &Vma, core: &mut CoreWriter, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
-        let most = self.buffer.len() as u64;
-        let mut rest = spans.iter().flat_map(|span| pieces(*span, most)).peekable();
-        let mut batch = Vec::new();
-        while rest.peek().is_some() {
-            go_on()?;
-            batch.clear();
-            let mut room = most;
-            while let Some(piece) = rest.next_if(|p| p.len() <= room && batch.len() < 1024) {
-                room -= piece.len();
-                batch.push(piece);
-            }
-            self.read(&batch, vma.prot)?;
-            let mut at = 0;
-            for piece in &batch {
-                let len = piece.len() as usize;
-                let bytes = &self.buffer[at..at + len];
-                // Zeroes over a file are content; in anonymous memory they are nothing.
-                match vma.kind {
-                    VmaKind::Anon => core.pages(piece.start, vma.prot, bytes)?,
-                    _ => core.pages_as_is(piece.start, vma.prot, bytes)?,
-                }
-                at += len;
-            }
+impl Memory for Pages {
+    fn read(&self, spans: &[Range<u64>], mut buffer: &mut [u8]) -> Result<()> {
+        for spans in spans.chunks(SPANS_MAX) {
+            let bytes: u64 = spans.iter().map(|span| span.end - span.start).sum();
+            let (own, rest) = buffer.split_at_mut(bytes as usize);
+            self.read_some(spans, own)?;
+            buffer = rest;
         }
         Ok(())
     }
+}
 
-    fn read(&mut self, batch: &[Span], prot: u32) -> Result<()> {
-        let total: usize = batch.iter().map(|s| s.len() as usize).sum();
-        if prot & libc::PROT_READ as u32 != 0
-            && sys::read_spans(self.pid, batch, &mut self.buffer[..total]) == Ok(total)
-        {
+impl Pages {
+    fn read_some(&self, spans: &[Range<u64>], mut buffer: &mut [u8]) -> Result<()> {
+        let own: Vec<Span> = spans.iter().map(|&Range { start, end }| Span { start, end }).collect();
+        if self.readable && sys::read_spans(self.pid, &own, buffer) == Ok(buffer.len()) {
             return Ok(());
         }
-        // Not readable for the app itself: /proc/PID/mem reads it all the same.
-        let mut at = 0;
-        for span in batch {
-            let len = span.len() as usize;
+        // What the app itself may not read, /proc/PID/mem reads all the same.
+        for span in own {
+            let (own, rest) = buffer.split_at_mut(span.len() as usize);
             self.mem
-                .read_exact_at(&mut self.buffer[at..at + len], span.start)
-                .map_err(|cause| {
-                    Error::failed(format!(
-                        "cannot read pages {:x}-{:x} of pid {}",
-                        span.start, span.end, self.pid
-                    ))
-                    .because(cause)
-                })?;
-            at += len;
+                .read_exact_at(own, span.start)
+                .or_fail(|| format!("cannot read pages {:x}-{:x} of pid {}", span.start, span.end, self.pid))?;
+            buffer = rest;
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::ProcessRecord;
 use crate::image::records::{Clocks, Life, Manifest, SnapEntry, Vma, VmaKind};
-use crate::image::{ProcessImage, ThreadImage, Writer};
+use crate::image::{ProcessImage, ThreadImage, Unsealed, Writer};
 use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
 use crate::memory::{self, Tables};
@@ -71,9 +71,9 @@ pub fn snapshot_unless(
         subject,
         cancelled,
     };
-    let taken = take(&frozen, request, &writer, &mut journal, &mut steps)
+    let taken = take(&frozen, request, writer, &mut journal, &mut steps)
         .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
-    finish(frozen, request, &mut journal, writer, taken, begin, steps)
+    finish(frozen, request, &mut journal, taken, begin, steps)
 }
 
 /// What is wanted.
@@ -104,6 +104,7 @@ fn go_on(cancelled: &dyn Fn() -> bool) -> Result<()> {
 
 /// What was captured while the app stood still.
 struct Taken {
+    appshot: Unsealed,
     manifest: Manifest,
     memory_bytes: u64,
 }
@@ -111,7 +112,7 @@ struct Taken {
 fn take(
     frozen: &Frozen,
     request: Request<'_>,
-    writer: &Writer,
+    writer: Writer,
     journal: &mut Journal,
     steps: &mut Steps<'_>,
 ) -> Result<Taken> {
@@ -164,12 +165,17 @@ fn take(
     steps.start("memory");
     let needs = needs(frozen, &spaces, &captured)?;
     let snaplist = snaplist(frozen)?;
-    let private_bytes = store(frozen, captured, spaces, &snaplist, &table, writer, cancelled)?;
-    let memory_bytes = private_bytes + tables.shm.store(writer)?;
+    let private_bytes = store(frozen, captured, spaces, &snaplist, &table, &writer, cancelled)?;
+    let memory_bytes = private_bytes + tables.shm.store(&writer)?;
+    let appshot = writer.close()?;
     let mut manifest = manifest(frozen, target, timeline.app, needs, snaplist, table, tables);
     manifest.seccomp = filters.into_records();
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
-    Ok(Taken { manifest, memory_bytes })
+    Ok(Taken {
+        appshot,
+        manifest,
+        memory_bytes,
+    })
 }
 
 fn frozen_pids(frozen: &Frozen) -> Vec<HostPid> {
@@ -372,7 +378,6 @@ fn finish(
     frozen: Frozen,
     request: Request<'_>,
     journal: &mut Journal,
-    writer: Writer,
     taken: Taken,
     begin: Instant,
     mut steps: Steps<'_>,
@@ -382,13 +387,15 @@ fn finish(
     let (sealed, frozen_for) = if request.options.leave_running {
         let frozen_for = frozen.thaw();
         steps.start("seal");
-        let sealed = writer
+        let sealed = taken
+            .appshot
             .seal(taken.manifest)
             .map_err(|e| e.state("the app is running as before"))?;
         (sealed, frozen_for)
     } else {
         steps.start("seal");
-        let sealed = writer
+        let sealed = taken
+            .appshot
             .seal(taken.manifest)
             .map_err(|e| e.state("the app was let go and is running as before"))?;
         steps.start("end");

@@ -116,7 +116,7 @@ fn without_memory(shot: &Appshot, dest: &Path) -> Result<PathBuf> {
         std::io::copy(&mut shot.part(&part.name)?, &mut blob)?;
         blob.finish()?;
     }
-    Ok(writer.seal(shot.manifest.clone())?.path)
+    Ok(writer.close()?.seal(shot.manifest.clone())?.path)
 }
 
 fn texts(out: &Path) -> Result<()> {

@@ -1,27 +1,97 @@
-//! Parts while they are written: cut into blocks, which other threads hash and
-//! write.
+//! Parts while they are written: cut into blocks, which threads fill, hash and
+//! write while they are in the processor's cache.
 //!
 //! ```text
-//!   put --> block --> queue --> thread: BLAKE3, pwrite --+
-//!            ^                                           |
-//!            +---------------- empty buffers ------------+
+//!   put(bytes or memory) --> block --> queue --> thread: read memory, BLAKE3, pwrite
 //! ```
 //!
-//! Whoever reads an app's memory only copies it, and what is in the queue is
-//! written when the app may be running again.
+//! Pages of zeroes are not written: the file has holes there.
 
+use super::data_runs;
 use super::digest::{self, BLOCK, ChainingValue};
 use crate::error::{Error, Kind, OrFail, Result};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// Blocks that wait to be written. More would only take memory.
-const QUEUE: usize = 16;
+/// Blocks that wait to be written. They may hold a megabyte each.
+const QUEUE: usize = 8;
+
+/// Memory from which blocks are filled.
+pub trait Memory: std::fmt::Debug + Send + Sync {
+    /// Reads these addresses, back to back, into all of `buffer`.
+    fn read(&self, spans: &[Range<u64>], buffer: &mut [u8]) -> Result<()>;
+}
+
+/// What a part is made of.
+#[derive(Debug)]
+enum Piece {
+    Bytes(Vec<u8>),
+    Memory(Arc<dyn Memory>, Vec<Range<u64>>),
+}
+
+impl Piece {
+    fn bytes(&self) -> usize {
+        match self {
+            Piece::Bytes(bytes) => bytes.len(),
+            Piece::Memory(_, spans) => spans.iter().map(|span| (span.end - span.start) as usize).sum(),
+        }
+    }
+
+    fn fill(&self, buffer: &mut [u8]) -> Result<()> {
+        match self {
+            Piece::Bytes(bytes) => {
+                buffer.copy_from_slice(bytes);
+                Ok(())
+            }
+            Piece::Memory(memory, spans) => memory.read(spans, buffer),
+        }
+    }
+}
+
+/// A block, or as much of it as was put.
+#[derive(Debug, Default)]
+struct Block {
+    pieces: Vec<Piece>,
+    bytes: usize,
+}
+
+impl Block {
+    fn push_bytes(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len();
+        match self.pieces.last_mut() {
+            Some(Piece::Bytes(last)) => last.extend_from_slice(bytes),
+            _ => self.pieces.push(Piece::Bytes(bytes.to_vec())),
+        }
+    }
+
+    fn push_memory(&mut self, memory: &Arc<dyn Memory>, span: Range<u64>) {
+        self.bytes += (span.end - span.start) as usize;
+        match self.pieces.last_mut() {
+            Some(Piece::Memory(last, spans)) if Arc::ptr_eq(last, memory) => match spans.last_mut() {
+                Some(before) if before.end == span.start => before.end = span.end,
+                _ => spans.push(span),
+            },
+            _ => self.pieces.push(Piece::Memory(Arc::clone(memory), vec![span])),
+        }
+    }
+
+    fn fill(&self, buffer: &mut Vec<u8>) -> Result<()> {
+        buffer.resize(self.bytes, 0);
+        let mut rest = &mut buffer[..];
+        for piece in &self.pieces {
+            let (own, others) = rest.split_at_mut(piece.bytes());
+            piece.fill(own)?;
+            rest = others;
+        }
+        Ok(())
+    }
+}
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -31,7 +101,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct Press {
     jobs: Option<SyncSender<Job>>,
-    empty: Mutex<Receiver<Vec<u8>>>,
     threads: Vec<JoinHandle<()>>,
     failed: Arc<Mutex<Option<Error>>>,
     /// All that were begun; `None` until finished.
@@ -48,10 +117,10 @@ pub struct Finished {
 #[derive(Debug)]
 struct Job {
     part: Arc<Written>,
-    block: u64,
+    at: u64,
     /// Nothing else is in the part.
     whole: bool,
-    bytes: Vec<u8>,
+    block: Block,
 }
 
 /// A part with the digests of the blocks that were meant to be written.
@@ -73,30 +142,33 @@ impl Written {
 }
 
 impl Job {
-    fn work(&self) -> Result<()> {
-        let value = digest::of_block(self.block, &self.bytes, self.whole);
-        locked(&self.part.values).push((self.block, value));
-        self.part
-            .file
-            .write_all_at(&self.bytes, self.block * BLOCK as u64)
-            .or_fail(|| format!("cannot write appshot part {}", self.part.name))
+    fn work(&self, buffer: &mut Vec<u8>) -> Result<()> {
+        self.block.fill(buffer)?;
+        let value = digest::of_block(self.at, buffer, self.whole);
+        locked(&self.part.values).push((self.at, value));
+        let (file, start) = (&self.part.file, self.at * BLOCK as u64);
+        data_runs(buffer)
+            .try_for_each(|run| file.write_all_at(&buffer[run.clone()], start + run.start as u64))
+            .or_fail(|| cannot_write(&self.part.name))
     }
+}
+
+fn cannot_write(part: &str) -> String {
+    format!("cannot write appshot part {part}")
 }
 
 impl Press {
     pub fn start() -> io::Result<Press> {
         let (jobs, queue) = mpsc::sync_channel(QUEUE);
         let queue = Arc::new(Mutex::new(queue));
-        let (emptied, empty) = mpsc::channel();
         let failed = Arc::default();
         let threads = (0..digest::processors()).map(|_| {
-            let (queue, emptied, failed) = (Arc::clone(&queue), emptied.clone(), Arc::clone(&failed));
-            thread::Builder::new().spawn(move || work(&queue, &emptied, &failed))
+            let (queue, failed) = (Arc::clone(&queue), Arc::clone(&failed));
+            thread::Builder::new().spawn(move || work(&queue, &failed))
         });
         Ok(Press {
             threads: threads.collect::<io::Result<_>>()?,
             jobs: Some(jobs),
-            empty: Mutex::new(empty),
             failed,
             parts: Mutex::default(),
         })
@@ -118,14 +190,10 @@ impl Press {
                 name: name.to_owned(),
                 values: Mutex::default(),
             }),
-            first: Vec::new(),
-            buffer: Vec::new(),
+            first: Block::default(),
+            last: Block::default(),
             bytes: 0,
         })
-    }
-
-    fn buffer(&self) -> Vec<u8> {
-        locked(&self.empty).try_recv().unwrap_or_default()
     }
 
     fn give(&self, job: Job) -> Result<()> {
@@ -168,30 +236,28 @@ impl Drop for Press {
 }
 
 /// Takes jobs until nobody gives any more. After a failure they are thrown away.
-fn work(queue: &Mutex<Receiver<Job>>, emptied: &Sender<Vec<u8>>, failed: &Mutex<Option<Error>>) {
+fn work(queue: &Mutex<Receiver<Job>>, failed: &Mutex<Option<Error>>) {
+    let mut buffer = Vec::new();
     loop {
         let next = locked(queue).recv();
-        let Ok(mut job) = next else { return };
+        let Ok(job) = next else { return };
         if locked(failed).is_none()
-            && let Err(error) = job.work()
+            && let Err(error) = job.work(&mut buffer)
         {
             locked(failed).get_or_insert(error);
         }
-        job.bytes.clear();
-        // Nobody takes it when the last block has been given.
-        let _ = emptied.send(job.bytes);
     }
 }
 
-/// A part being filled.
+/// A part being filled. Its methods may fail because of what was put before.
 #[derive(Debug)]
 pub struct PartFile {
     press: Arc<Press>,
     part: Arc<Written>,
     /// The first block, kept until the end: a header in it is filled in last.
-    first: Vec<u8>,
+    first: Block,
     /// The block that is being filled, if it is another one.
-    buffer: Vec<u8>,
+    last: Block,
     bytes: u64,
 }
 
@@ -200,54 +266,83 @@ impl PartFile {
         &self.part.name
     }
 
-    /// Bytes given so far.
+    /// Bytes put so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// May fail because of what was given before.
     pub fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
-            let block = if self.first.len() < BLOCK {
-                &mut self.first
-            } else {
-                &mut self.buffer
-            };
-            let (fits, rest) = bytes.split_at(bytes.len().min(BLOCK - block.len()));
-            block.extend_from_slice(fits);
-            self.bytes += fits.len() as u64;
+            let (block, room) = self.room();
+            let (fits, rest) = bytes.split_at(bytes.len().min(room));
+            block.push_bytes(fits);
+            self.advance(fits.len())?;
             bytes = rest;
-            if self.buffer.len() == BLOCK {
-                self.give_buffer()?;
-            }
         }
         Ok(())
     }
 
-    fn give_buffer(&mut self) -> Result<()> {
-        let block = (self.bytes - 1) / BLOCK as u64;
-        let bytes = std::mem::replace(&mut self.buffer, self.press.buffer());
-        self.give(block, false, bytes)
+    /// Puts what is at these addresses now, or when a thread comes to read it.
+    pub fn put_memory(&mut self, memory: &Arc<dyn Memory>, mut span: Range<u64>) -> Result<()> {
+        while !span.is_empty() {
+            let (block, room) = self.room();
+            let end = span.end.min(span.start + room as u64);
+            block.push_memory(memory, span.start..end);
+            self.advance((end - span.start) as usize)?;
+            span.start = end;
+        }
+        Ok(())
     }
 
-    fn give(&self, block: u64, whole: bool, bytes: Vec<u8>) -> Result<()> {
+    /// The block to fill and how much it still takes.
+    fn room(&mut self) -> (&mut Block, usize) {
+        let block = if self.first.bytes < BLOCK {
+            &mut self.first
+        } else {
+            &mut self.last
+        };
+        let room = BLOCK - block.bytes;
+        (block, room)
+    }
+
+    fn advance(&mut self, bytes: usize) -> Result<()> {
+        self.bytes += bytes as u64;
+        if self.last.bytes == BLOCK {
+            self.give_last()?;
+        }
+        Ok(())
+    }
+
+    fn give_last(&mut self) -> Result<()> {
+        let at = (self.bytes - 1) / BLOCK as u64;
+        let last = std::mem::take(&mut self.last);
+        self.give(at, false, last)
+    }
+
+    fn give(&self, at: u64, whole: bool, block: Block) -> Result<()> {
         self.press.give(Job {
             part: Arc::clone(&self.part),
-            block,
+            at,
             whole,
-            bytes,
+            block,
         })
     }
 
-    /// Other first bytes than were given.
+    /// Other first bytes than were put.
     pub fn replace_start(&mut self, bytes: &[u8]) {
-        self.first[..bytes.len()].copy_from_slice(bytes);
+        if let Some(Piece::Bytes(start)) = self.first.pieces.first_mut() {
+            start[..bytes.len()].copy_from_slice(bytes);
+        }
     }
 
     /// Gives the rest, which is written when the press has finished.
     pub fn finish(mut self) -> Result<()> {
-        if !self.buffer.is_empty() {
-            self.give_buffer()?;
+        self.part
+            .file
+            .set_len(self.bytes)
+            .or_fail(|| cannot_write(&self.part.name))?;
+        if self.last.bytes > 0 {
+            self.give_last()?;
         }
         let first = std::mem::take(&mut self.first);
         self.give(0, self.bytes <= BLOCK as u64, first)?;
@@ -262,6 +357,7 @@ impl PartFile {
 
 #[cfg(test)]
 mod tests {
+    use super::super::PAGE;
     use super::*;
 
     /// Sizes at which the digest's tree changes its shape, in pieces of any size.
@@ -286,6 +382,53 @@ mod tests {
                 "{size} in pieces of {piece}"
             );
         }
+    }
+
+    /// Each address holds a byte that tells it; page 3 is zero.
+    #[derive(Debug)]
+    struct Told;
+
+    fn told(address: u64) -> u8 {
+        if address / PAGE == 3 { 0 } else { (address % 251) as u8 }
+    }
+
+    impl Memory for Told {
+        fn read(&self, spans: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
+            let addresses = spans.iter().cloned().flatten();
+            buffer
+                .iter_mut()
+                .zip(addresses)
+                .for_each(|(byte, address)| *byte = told(address));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn memory_is_read_in_its_order() {
+        let memory: Arc<dyn Memory> = Arc::new(Told);
+        let spans = [
+            PAGE..6 * PAGE,
+            9 * PAGE..10 * PAGE + 3 * BLOCK as u64,
+            1 << 30..(1 << 30) + PAGE,
+        ];
+        let press = Arc::new(Press::start().unwrap());
+        let mut part = press.begin("x", tempfile::tempfile).unwrap();
+        part.put(&[7; PAGE as usize]).unwrap();
+        for span in &spans {
+            part.put_memory(&memory, span.clone()).unwrap();
+        }
+        part.put(b"end").unwrap();
+        part.replace_start(&[8]);
+        part.finish().unwrap();
+        let (_, finished) = press.finish().unwrap().remove(0);
+        let mut expected = vec![7; PAGE as usize];
+        expected[0] = 8;
+        expected.extend(spans.into_iter().flatten().map(told));
+        expected.extend(b"end");
+        let mut back = vec![0; expected.len()];
+        finished.part.file.read_exact_at(&mut back, 0).unwrap();
+        assert!(back == expected);
+        assert_eq!(finished.part.digest(), blake3::hash(&back));
     }
 
     #[test]

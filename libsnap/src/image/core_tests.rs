@@ -119,14 +119,14 @@ fn write(dest: &Path, child: &Killed) -> String {
     for vma in vmas.iter().filter(|vma| vma.prot & 1 != 0) {
         let mut bytes = vec![0; usize::try_from(vma.end - vma.start).unwrap()];
         if memory.read_exact_at(&mut bytes, vma.start).is_ok() {
-            core.pages_as_is(vma.start, vma.prot, &bytes).unwrap();
+            core.pages(vma.start, vma.prot, &bytes).unwrap();
         }
     }
     let image = image(pid, vmas, regs);
     core.finish(&image).unwrap();
     let mut manifest = manifest();
     manifest.processes[0].comm = "sleep".into();
-    writer.seal(manifest).unwrap();
+    writer.close().unwrap().seal(manifest).unwrap();
     image.process.exe
 }
 
@@ -176,7 +176,7 @@ fn very_many_mappings() {
     let mut core = writer.core("2.core").unwrap();
     core.pages(vma(69_999).start, 3, &[7; 4096]).unwrap();
     core.finish(&process).unwrap();
-    writer.seal(manifest()).unwrap();
+    writer.close().unwrap().seal(manifest()).unwrap();
     let appshot = super::Appshot::open(&dest).unwrap();
     assert_eq!(appshot.cores[0].image, process);
     assert_eq!(appshot.cores[0].segments[0].vaddr, vma(69_999).start);

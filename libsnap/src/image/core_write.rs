@@ -1,14 +1,13 @@
 //! Writes the core file of one process.
 
-use super::blocks::PartFile;
+use super::blocks::{Memory, PartFile};
 use super::elf::{HEADER_BYTES, Kind, Phdr, Tables};
 use super::process::{ProcessImage, Segment};
 use super::records::Vma;
 use super::{PAGE, limits, notes};
 use crate::error::{Error, Kind as ErrorKind, Result};
-
-const PAGE_BYTES: usize = PAGE as usize;
-static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A core file in the making: memory first, everything else with `finish`.
 #[must_use = "a part counts once it is finished"]
@@ -32,37 +31,16 @@ impl CoreWriter {
         Ok(CoreWriter { part, runs: Vec::new() })
     }
 
-    /// Adds pages, in ascending order of addresses. Zero pages are left out:
-    /// they must belong to mappings where absent pages read as zeroes. So a
-    /// zero page over file content must be given to [`CoreWriter::pages_as_is`].
+    /// Adds pages, in ascending order of addresses.
     pub fn pages(&mut self, vaddr: u64, prot: u32, bytes: &[u8]) -> Result<()> {
-        self.check_order(vaddr, bytes)?;
-        let mut pages = bytes.chunks_exact(PAGE_BYTES).map(|page| page == ZERO_PAGE).enumerate();
-        let mut run_start = None;
-        loop {
-            let next = pages.next();
-            match (next, run_start) {
-                (Some((page, false)), None) => run_start = Some(page * PAGE_BYTES),
-                (Some((_, false)), Some(_)) | (Some((_, true)), None) => {}
-                (Some((_, true)) | None, Some(start)) => {
-                    let end = next.map_or(bytes.len(), |(page, _)| page * PAGE_BYTES);
-                    self.store(vaddr + start as u64, prot, &bytes[start..end])?;
-                    run_start = None;
-                }
-                (None, None) => return Ok(()),
-            }
-        }
+        self.enter(vaddr, prot, bytes.len() as u64)?;
+        self.part.put(bytes)
     }
 
-    /// Adds pages without leaving out any: zero pages of a private file
-    /// mapping differ from the file and must be kept.
-    pub fn pages_as_is(&mut self, vaddr: u64, prot: u32, bytes: &[u8]) -> Result<()> {
-        self.check_order(vaddr, bytes)?;
-        if bytes.is_empty() {
-            Ok(())
-        } else {
-            self.store(vaddr, prot, bytes)
-        }
+    /// The same, with the pages that are at these addresses.
+    pub fn memory(&mut self, span: Range<u64>, prot: u32, memory: &Arc<dyn Memory>) -> Result<()> {
+        self.enter(span.start, prot, span.end - span.start)?;
+        self.part.put_memory(memory, span)
     }
 
     /// Memory stored so far.
@@ -70,29 +48,22 @@ impl CoreWriter {
         self.part.bytes() - HEADER_BYTES
     }
 
-    fn check_order(&self, vaddr: u64, bytes: &[u8]) -> Result<()> {
+    fn enter(&mut self, vaddr: u64, prot: u32, bytes: u64) -> Result<()> {
         let last = self.runs.last().map_or(0, |run| run.segment.vaddr + run.segment.bytes);
-        let whole = vaddr.is_multiple_of(PAGE) && bytes.len().is_multiple_of(PAGE_BYTES);
-        let fits = vaddr.checked_add(bytes.len() as u64).is_some();
-        if whole && fits && vaddr >= last {
-            return Ok(());
+        let whole = vaddr.is_multiple_of(PAGE) && bytes.is_multiple_of(PAGE);
+        let fits = vaddr.checked_add(bytes).is_some();
+        if !(whole && fits && vaddr >= last) {
+            return Err(self.misuse(format!("memory at {vaddr:#x}, {bytes} bytes, after {last:#x}")));
         }
-        Err(self.misuse(format!("memory at {vaddr:#x}, {} bytes, after {last:#x}", bytes.len())))
-    }
-
-    fn store(&mut self, vaddr: u64, prot: u32, bytes: &[u8]) -> Result<()> {
-        let offset = self.part.bytes();
-        let length = bytes.len() as u64;
-        self.part.put(bytes)?;
         match self.runs.last_mut() {
             Some(Run { segment, prot: last }) if segment.vaddr + segment.bytes == vaddr && *last == prot => {
-                segment.bytes += length;
+                segment.bytes += bytes;
             }
             _ => self.runs.push(Run {
                 segment: Segment {
                     vaddr,
-                    offset,
-                    bytes: length,
+                    offset: self.part.bytes(),
+                    bytes,
                 },
                 prot,
             }),

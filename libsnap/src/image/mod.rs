@@ -34,7 +34,7 @@
 //!      0  Elf64_Ehdr (64 bytes), zeroes up to 4096
 //!           e_type ET_CORE, e_machine EM_X86_64, e_phoff = P
 //!           e_phnum, or PN_XNUM (0xffff) from 65535 headers on
-//!   4096  memory pages, back to back in address order; all-zero pages are left out
+//!   4096  memory pages, back to back in address order; pages of zeroes are holes of the file
 //!      N  notes; each is
 //!           u32 name size with NUL, u32 content size, u32 type,
 //!           name padded to 4, content padded to 4
@@ -78,6 +78,8 @@
 //! part by name afterwards. Every length is held against
 //! [`limits`] before memory is taken for it.
 
+use std::ops::Range;
+
 mod blocks;
 mod core_read;
 #[cfg(test)]
@@ -105,6 +107,7 @@ mod validate_process;
 mod validate_tests;
 mod writer;
 
+pub use blocks::Memory;
 pub use core_read::parse as parse_core;
 pub use core_write::CoreWriter;
 pub use digest::processors;
@@ -115,7 +118,7 @@ pub use process::{Core, ProcessImage, Segment, ThreadImage};
 pub use reader::{Appshot, Digests};
 pub use source::Source;
 pub use staging::sweep;
-pub use writer::{BlobWriter, Sealed, Writer};
+pub use writer::{BlobWriter, Sealed, Unsealed, Writer};
 
 /// Version of the format that is written, and the only one that is read.
 pub const FORMAT: u32 = 1;
@@ -125,3 +128,20 @@ pub const MANIFEST: &str = "manifest";
 
 /// The only page size of x86-64.
 pub const PAGE: u64 = 4096;
+
+/// The runs of pages that are not all zero, in bytes that begin with a page.
+pub fn data_runs(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    const STEP: usize = PAGE as usize;
+    static ZERO: [u8; STEP] = [0; STEP];
+    let is_data = |start: usize| {
+        let page = &bytes[start..bytes.len().min(start + STEP)];
+        *page != ZERO[..page.len()]
+    };
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = (at..bytes.len()).step_by(STEP).find(|page| is_data(*page))?;
+        let end = (start..bytes.len()).step_by(STEP).find(|page| !is_data(*page));
+        at = end.unwrap_or(bytes.len());
+        Some(start..at)
+    })
+}

@@ -264,7 +264,7 @@ mod tests {
                 .unwrap();
         }
         assert_eq!(memory, sample::memory());
-        assert_eq!(appshot.cores[1].segments.len(), 3);
+        assert_eq!(appshot.cores[1].segments.len(), 2);
         assert_eq!(appshot.part("shm-0.data").unwrap().metadata().unwrap().len(), 5000);
         assert!(appshot.part("7.core").is_ok());
         assert_eq!(appshot.part("manifest").unwrap_err().kind, Kind::NotFound);

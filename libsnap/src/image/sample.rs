@@ -26,7 +26,7 @@ pub fn try_write(dest: &Path, manifest: Manifest, images: &[ProcessImage]) -> cr
         blob.write_all(&vec![0x5a; bytes]).unwrap();
         blob.finish()?;
     }
-    writer.seal(manifest)
+    writer.close()?.seal(manifest)
 }
 
 /// Page 0 full, 1 zero, 2 and 3 full, 4 zero.

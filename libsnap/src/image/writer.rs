@@ -61,14 +61,34 @@ impl Writer {
         self.press.begin(name, || self.staging.create_file(name))
     }
 
-    /// Completes the appshot. `manifest.parts` is filled in here. When this
-    /// returns, every byte has been read back, compared, and is on disk.
-    pub fn seal(self, mut manifest: Manifest) -> Result<Sealed> {
-        let cannot = || format!("cannot seal appshot {}", self.staging.dest().display());
+    /// Waits until all parts are written: no memory is read any more.
+    pub fn close(self) -> Result<Unsealed> {
+        let cannot = || format!("cannot write appshot {}", self.staging.dest().display());
         let parts = self
             .press
             .finish()
             .map_err(|e| Error::failed(cannot()).because(e.because.unwrap_or(e.what)))?;
+        Ok(Unsealed {
+            parts,
+            staging: self.staging,
+        })
+    }
+}
+
+/// An appshot without its manifest; removed on drop.
+#[must_use = "an appshot exists once it is sealed"]
+#[derive(Debug)]
+pub struct Unsealed {
+    parts: Vec<(String, Finished)>,
+    staging: Staging,
+}
+
+impl Unsealed {
+    /// Completes the appshot. `manifest.parts` is filled in here. When this
+    /// returns, every byte has been read back, compared, and is on disk.
+    pub fn seal(self, mut manifest: Manifest) -> Result<Sealed> {
+        let cannot = || format!("cannot seal appshot {}", self.staging.dest().display());
+        let parts = self.parts;
         // What is read back comes from memory: the disk need not have it before.
         thread::scope(|scope| {
             let synced = scope.spawn(|| {
@@ -163,7 +183,7 @@ mod tests {
         assert_eq!(writer.blob("a.data").unwrap_err().kind, Kind::Usage);
         assert_eq!(writer.blob("../a").unwrap_err().kind, Kind::Usage);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        let error = writer.seal(sample::manifest()).unwrap_err();
+        let error = writer.close().unwrap_err();
         assert!(error.to_string().contains("not finished"), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -190,13 +210,11 @@ mod tests {
         let mut blob = writer.blob("a.data").unwrap();
         blob.write_all(&vec![1; 3 * BLOCK]).unwrap();
         blob.finish().unwrap();
-        let part = writer.staging.path().join("a.data");
-        while part.metadata().unwrap().len() < 3 * BLOCK as u64 {
-            thread::yield_now();
-        }
+        let appshot = writer.close().unwrap();
+        let part = appshot.staging.path().join("a.data");
         let file = std::fs::OpenOptions::new().write(true).open(part).unwrap();
         file.write_all_at(b"\0", 2 * BLOCK as u64).unwrap();
-        let error = writer.seal(sample::manifest()).unwrap_err();
+        let error = appshot.seal(sample::manifest()).unwrap_err();
         assert!(error.to_string().contains("reads back other"), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -207,7 +225,7 @@ mod tests {
         let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
         let mut core = writer.core("2.core").unwrap();
         core.pages(sample::HEAP, 3, &sample::memory()).unwrap();
-        assert_eq!(core.stored_bytes(), 3 * 4096);
+        assert_eq!(core.stored_bytes(), 5 * 4096);
         assert!(core.pages(sample::HEAP, 3, &[1; 4096]).is_err(), "goes back");
         assert!(
             core.pages(sample::HEAP + 5 * 4096, 3, &[1; 4095]).is_err(),
@@ -236,6 +254,8 @@ mod tests {
                 core.pages(vaddr, 3, chunk).unwrap();
             }
         }
+        core.finish(&sample::process(2, 1)).ok();
+        writer.close().ok();
         println!("1 GiB of memory written in {:?}", start.elapsed());
     }
 }

@@ -16,7 +16,7 @@ use super::vdso::Vdso;
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
 use crate::image::records::{Life, Vma, VmaKind};
-use crate::image::{Appshot, Core, Digests, Segment, processors};
+use crate::image::{Appshot, Core, Digests, Segment, data_runs, processors};
 use crate::sys::memory::{self, Span};
 use crate::sys::task;
 use crate::sys::uffd::Userfault;
@@ -69,16 +69,32 @@ impl<'a> Empty<'a> {
         let failed = || format!("cannot put memory of process {} back", self.core.image.process.pid);
         let mut written = Vec::new();
         for (address, content) in pieces(&self.core.segments, offset, bytes) {
+            if self.kept.is_some_and(|kept| (kept.start..kept.end).contains(&address)) {
+                continue;
+            }
+            if !self.is_anonymous(address) {
+                written.push((address, content));
+                continue;
+            }
+            // Fresh anonymous memory is zero already.
+            let mut runs = data_runs(content).map(|run| (address + run.start as u64, &content[run]));
             match &self.faults {
-                _ if self.kept.is_some_and(|kept| (kept.start..kept.end).contains(&address)) => {}
-                Some(faults) if self.is_registered(address) => faults.copy(address, content).or_fail(failed)?,
-                _ => written.push((address, content)),
+                Some(faults) if self.is_registered(address) => runs
+                    .try_for_each(|(address, data)| faults.copy(address, data))
+                    .or_fail(failed)?,
+                _ => written.extend(runs),
             }
         }
         written
             .chunks(PIECES_MAX)
             .try_for_each(|some| memory::write_all(self.pid, some))
             .or_fail(failed)
+    }
+
+    fn is_anonymous(&self, address: u64) -> bool {
+        let vmas = &self.core.image.vmas;
+        let after = vmas.partition_point(|vma| vma.end <= address);
+        vmas.get(after).is_some_and(|vma| vma.kind == VmaKind::Anon)
     }
 
     fn is_registered(&self, address: u64) -> bool {
