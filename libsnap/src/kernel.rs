@@ -1,6 +1,7 @@
 //! What this kernel and processor can do, found out by trying.
 
-use crate::sys::{fd as sysfd, memory as mem, task};
+use crate::sys::uffd::{self, Userfault};
+use crate::sys::{fd as sysfd, memory as mem, ptrace, task};
 use crate::target::Feature;
 use std::fs;
 use std::fs::File;
@@ -93,7 +94,7 @@ pub fn features() -> Vec<Feature> {
         ),
         feature(
             "clone3 set_tid",
-            fs::exists("/proc/sys/kernel/ns_last_pid").unwrap_or(false),
+            set_tid_works(),
             true,
             "restoring PIDs",
             "Linux 5.5, CONFIG_CHECKPOINT_RESTORE=y",
@@ -107,7 +108,7 @@ pub fn features() -> Vec<Feature> {
         ),
         feature(
             "rseq configuration",
-            fs::exists("/proc/sys/kernel/seccomp").unwrap_or(true),
+            rseq_configuration_works(),
             false,
             "restartable sequences",
             "Linux 5.13",
@@ -128,10 +129,10 @@ pub fn features() -> Vec<Feature> {
         ),
         feature(
             "userfaultfd",
-            fs::exists("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or(false),
+            uffd::create().and_then(Userfault::begin).is_ok(),
             false,
-            "lazy restore, snapshots with short downtime (not used yet)",
-            "CONFIG_USERFAULTFD=y",
+            "putting memory in place fast",
+            "CONFIG_USERFAULTFD=y; process_vm_writev is the fallback",
         ),
         feature(
             "time namespace",
@@ -148,6 +149,40 @@ pub fn features() -> Vec<Feature> {
             "CONFIG_UNIX_DIAG",
         ),
     ]
+}
+
+/// Asks for a number that is taken: EEXIST where numbers can be chosen.
+fn set_tid_works() -> bool {
+    let taken = std::process::id();
+    let args = task::CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: &raw const taken as u64,
+        set_tid_size: 1,
+        ..task::CloneArgs::default()
+    };
+    matches!(task::fork(&args), Err(nix::Error::EEXIST))
+}
+
+/// Asks about a child.
+fn rseq_configuration_works() -> bool {
+    let args = task::CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        ..task::CloneArgs::default()
+    };
+    let child = match task::fork(&args) {
+        Ok(task::Forked::Parent(child)) => child,
+        Ok(task::Forked::Child) => {
+            nix::unistd::pause();
+            task::exit_now(0)
+        }
+        Err(_) => return false,
+    };
+    let stopped = ptrace::seize(child, libc::PTRACE_O_EXITKILL)
+        .and_then(|()| ptrace::interrupt(child))
+        .and_then(|()| ptrace::wait(child, true));
+    let works = stopped.is_ok() && ptrace::rseq(child).is_ok();
+    crate::launch::reap(child);
+    works
 }
 
 fn pidfd_getfd_works() -> bool {

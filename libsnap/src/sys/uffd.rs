@@ -1,5 +1,6 @@
 //! userfaultfd(2), Linux 4.3: pages put into another process's memory.
 
+use super::fd::owned;
 use super::memory::Span;
 use super::{Sys, check};
 use nix::errno::Errno;
@@ -18,6 +19,12 @@ const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 /// what was registered is ordinary memory again.
 #[derive(Debug)]
 pub struct Userfault(OwnedFd);
+
+/// userfaultfd(2) for this process.
+pub fn create() -> Sys<OwnedFd> {
+    // SAFETY: only numbers are passed.
+    owned(check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })? as i32)
+}
 
 impl Userfault {
     /// Takes a descriptor that userfaultfd(2) has just made.
