@@ -1,5 +1,7 @@
 //! What this kernel and processor can do, found out by trying.
 
+use crate::error::{Error, Kind, Result};
+use crate::proc::Fields;
 use crate::sys::uffd::{self, Userfault};
 use crate::sys::{fd as sysfd, memory as mem, ptrace, task};
 use crate::target::Feature;
@@ -16,6 +18,23 @@ pub fn xcr0() -> u64 {
 
 fn xgetbv() -> u64 {
     crate::sys::xcr0()
+}
+
+/// Who is judged by a seccomp filter may neither read nor suspend those of others.
+pub fn require_unfiltered(what: impl Into<String>) -> Result<()> {
+    if is_filtered() {
+        return Err(Error::new(Kind::Unavailable, what)
+            .because("this process runs under a seccomp filter, and cannot suspend those of an app")
+            .needs("to run without one")
+            .fix("in a container: --security-opt seccomp=unconfined; in a systemd unit: no SystemCallFilter="));
+    }
+    Ok(())
+}
+
+fn is_filtered() -> bool {
+    let own = crate::ids::HostPid(std::process::id() as i32);
+    let mode = Fields::status(own).ok().and_then(|status| status.number("Seccomp"));
+    mode.is_some_and(|mode| mode != 0)
 }
 
 /// The vdso that this kernel gives to processes.
@@ -77,6 +96,13 @@ pub fn features() -> Vec<Feature> {
             false,
             "raising hard resource limits of a restored app",
             "run with the right; otherwise hard limits stay as they are",
+        ),
+        feature(
+            "no seccomp filter",
+            !is_filtered(),
+            true,
+            "entering apps that may have some",
+            "in a container: --security-opt seccomp=unconfined",
         ),
         feature(
             "pidfd_getfd",
@@ -205,4 +231,40 @@ fn pagemap_scan_works() -> bool {
         end: start + 4096,
     };
     File::open("/proc/self/pagemap").is_ok_and(|file| mem::scan_pages(&file, span, &mut Vec::new()).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    /// Directives that make systemd set one (systemd.exec(5)).
+    const FILTERING: [&str; 15] = [
+        "SystemCallFilter",
+        "SystemCallArchitectures",
+        "RestrictAddressFamilies",
+        "RestrictNamespaces",
+        "RestrictRealtime",
+        "RestrictSUIDSGID",
+        "MemoryDenyWriteExecute",
+        "LockPersonality",
+        "ProtectClock",
+        "ProtectHostname",
+        "ProtectKernelModules",
+        "ProtectKernelLogs",
+        "ProtectKernelTunables",
+        "PrivateDevices",
+        "DynamicUser",
+    ];
+
+    #[test]
+    fn the_units_set_no_seccomp_filter() {
+        for unit in ["snapd", "restored"] {
+            let path = format!("{}/../packaging/systemd/{unit}.service", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(path).unwrap();
+            let names = text
+                .lines()
+                .filter_map(|line| line.split_once('='))
+                .map(|(name, _)| name);
+            let filtering: Vec<&str> = names.filter(|name| FILTERING.contains(name)).collect();
+            assert!(filtering.is_empty(), "{unit}: {filtering:?}");
+        }
+    }
 }

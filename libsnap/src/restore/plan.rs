@@ -45,7 +45,7 @@ fn needed() -> Result<()> {
                 .state("nothing was started"));
         }
     }
-    Ok(())
+    crate::kernel::require_unfiltered("cannot restore an appshot").map_err(|e| e.state("nothing was started"))
 }
 
 fn processor(shot: &Appshot) -> Result<()> {
