@@ -2,8 +2,8 @@
 //!
 //! On a host with cgroup v2 (mounted alone, or beside v1 without controllers)
 //! the group is there, and children are born into it (CLONE_INTO_CGROUP, Linux
-//! 5.7). On a v1-only host it is a group of the freezer, and of memory and
-//! cpuacct for the meter. See cgroups(7).
+//! 5.7). On a v1-only host it is a group of the freezer, which only tells who
+//! belongs together, and of memory and cpuacct for the meter. See cgroups(7).
 
 use crate::error::{Error, OrFail, Result};
 use crate::ids::HostPid;
@@ -117,22 +117,21 @@ pub fn processes(group: &Path) -> Result<Vec<HostPid>> {
     Ok(text.lines().filter_map(|line| line.parse().ok()).map(HostPid).collect())
 }
 
-/// Holds every process of the group still, or lets them go.
+/// Holds every process of the group still, or lets them go. v1 cannot be used for
+/// that, and nothing is done: a task that its freezer holds comes into no stop of
+/// ptrace, and attaching to one that was stopped before waits for ever.
 pub fn freeze(group: &Path, frozen: bool) -> Result<()> {
     crate::sys::moment();
-    let v2 = group.join("cgroup.freeze");
-    let (file, word) = if v2.exists() {
-        (v2, if frozen { "1" } else { "0" })
-    } else {
-        (group.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" })
-    };
+    if !is_v2() {
+        return Ok(());
+    }
+    let (file, word) = (group.join("cgroup.freeze"), if frozen { "1" } else { "0" });
     fs::write(&file, word).or_fail(|| format!("cannot write {word} to {}", file.display()))
 }
 
 /// Whether the group is held still, or about to be.
 pub fn is_held(group: &Path) -> bool {
-    let read = |file| fs::read_to_string(group.join(file)).map(|text| text.trim().to_owned());
-    read("cgroup.freeze").is_ok_and(|word| word == "1") || read("freezer.state").is_ok_and(|word| word != "THAWED")
+    fs::read_to_string(group.join("cgroup.freeze")).is_ok_and(|word| word.trim() == "1")
 }
 
 /// Kills every process of the group and removes the group.

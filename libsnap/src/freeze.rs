@@ -6,7 +6,7 @@
 //!                        +-- Drop: thaw
 //! ```
 //!
-//! Where the app has a cgroup it is frozen first: that holds the tree still
+//! Where the app has a cgroup of v2 it is frozen first: that holds the tree still
 //! against forks while the threads are seized. Without one, the tree is scanned
 //! again until nothing new turns up: what is stopped cannot fork. The cgroup is
 //! thawed once all threads are in a ptrace stop and have the registers to go on

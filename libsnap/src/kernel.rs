@@ -144,7 +144,7 @@ pub fn features() -> Vec<Feature> {
             crate::cgroup::is_v2(),
             false,
             "holding an app together; being born into its cgroup",
-            "mount cgroup2; v1 freezer is the fallback",
+            "mount cgroup2; groups of v1 are the fallback",
         ),
         feature(
             "PAGEMAP_SCAN",

@@ -5,9 +5,9 @@
 //! Refused: huge page files, device memory, userfaultfd ranges, sealed mappings
 //! (mseal), a program that has no name any more.
 
-use crate::error::{OrFail, Result};
+use crate::error::{Error, OrFail, Result};
 use crate::ids::{HostPid, ShmId};
-use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, Vma, VmaKind};
+use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
 use crate::image::{CoreWriter, Memory, Writer};
 use crate::proc::Mapping;
 use crate::refusals::Refusals;
@@ -19,11 +19,6 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
-
-/// Flags of smaps that are applied again at restore.
-pub const KEPT_FLAGS: [&str; 13] = [
-    "dc", "dd", "wf", "hg", "nh", "mg", "sr", "rr", "lo", "lf", "nr", "gd", "dp",
-];
 
 /// Device and inode: the identity of a file.
 pub type FileKey = (u64, u64);
@@ -81,7 +76,7 @@ impl ShmTable {
             let failed = || format!("cannot read shared memory object {}", record.id);
             let file = File::open(&*source).or_fail(failed)?;
             record.bytes = file.metadata().or_fail(failed)?.len();
-            record.runs = data_runs(&file, record.bytes);
+            record.runs = file_runs(&file, record.bytes);
             if record.runs.is_empty() {
                 continue;
             }
@@ -107,7 +102,7 @@ impl ShmTable {
 }
 
 /// Runs of data of a sparse file (lseek(2) SEEK_DATA).
-fn data_runs(file: &File, size: u64) -> Vec<(u64, u64)> {
+fn file_runs(file: &File, size: u64) -> Vec<(u64, u64)> {
     use nix::unistd::{Whence, lseek};
     let mut runs = Vec::new();
     let mut at = 0;
@@ -214,7 +209,7 @@ fn kept_flags(mapping: &Mapping, kind: &VmaKind) -> Vec<String> {
     if matches!(kind, VmaKind::Vvar | VmaKind::Vdso) {
         return Vec::new();
     }
-    let kept = KEPT_FLAGS.iter().filter(|flag| mapping.has(flag));
+    let kept = VMA_FLAGS.iter().filter(|flag| mapping.has(flag));
     kept.map(|flag| (*flag).to_owned()).collect()
 }
 
@@ -423,18 +418,14 @@ pub fn holds_pages(kind: &VmaKind) -> bool {
     )
 }
 
-/// Puts the private pages of a stopped process into its core file, for which they
-/// are read until the writer has finished. `go_on` is asked before each piece; its
-/// error ends it.
+/// Puts the private pages of a stopped process into its core file, for which most
+/// are read until the writer has finished. Runs on the tracer's thread. `go_on` is
+/// asked before each piece; its error ends it.
 pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
     let failed = || format!("cannot read the memory of pid {pid}");
     let pagemap = File::open(format!("/proc/{pid}/pagemap")).or_fail(failed)?;
-    let mem = Arc::new(File::open(format!("/proc/{pid}/mem")).or_fail(failed)?);
-    let kinds = [true, false].map(|readable| -> Arc<dyn Memory> {
-        let mem = Arc::clone(&mem);
-        Arc::new(Pages { pid, mem, readable })
-    });
-    let [readable, unreadable] = &kinds;
+    let mem = File::open(format!("/proc/{pid}/mem")).or_fail(failed)?;
+    let pages: Arc<dyn Memory> = Arc::new(Pages(pid));
     let mut spans = Vec::new();
     for vma in vmas {
         spans.clear();
@@ -448,14 +439,17 @@ pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter, go_on: &dy
         } else if holds_pages(&vma.kind) {
             find_pages(&pagemap, whole, &mut spans).or_fail(failed)?;
         }
-        let memory = if vma.prot & libc::PROT_READ as u32 != 0 {
-            readable
-        } else {
-            unreadable
-        };
         for piece in spans.iter().flat_map(|span| pieces(*span, PIECE)) {
             go_on()?;
-            core.memory(piece.start..piece.end, vma.prot, memory)?;
+            if vma.prot & libc::PROT_READ as u32 != 0 {
+                core.memory(piece.start..piece.end, vma.prot, &pages)?;
+            } else {
+                // What the app itself may not read, /proc/PID/mem reads for its
+                // tracer: that is this thread alone (proc_mem.force_override).
+                let mut bytes = vec![0; piece.len() as usize];
+                mem.read_exact_at(&mut bytes, piece.start).or_fail(failed)?;
+                core.pages(piece.start, vma.prot, &bytes)?;
+            }
         }
     }
     Ok(())
@@ -468,44 +462,26 @@ fn find_pages(pagemap: &File, span: Span, found: &mut Vec<Span>) -> crate::sys::
     }
 }
 
-/// How often a snapshot can be given up.
+/// How often a snapshot can be given up, and what is read at once.
 const PIECE: u64 = 1 << 20;
 /// Spans of one process_vm_readv (UIO_MAXIOV).
 const SPANS_MAX: usize = 1024;
 
-/// Memory of a stopped process.
+/// Readable memory of a stopped process.
 #[derive(Debug)]
-struct Pages {
-    pid: HostPid,
-    mem: Arc<File>,
-    /// For the app itself.
-    readable: bool,
-}
+struct Pages(HostPid);
 
 impl Memory for Pages {
     fn read(&self, spans: &[Range<u64>], mut buffer: &mut [u8]) -> Result<()> {
         for spans in spans.chunks(SPANS_MAX) {
-            let bytes: u64 = spans.iter().map(|span| span.end - span.start).sum();
+            let spans: Vec<Span> = spans.iter().map(|&Range { start, end }| Span { start, end }).collect();
+            let bytes: u64 = spans.iter().map(Span::len).sum();
             let (own, rest) = buffer.split_at_mut(bytes as usize);
-            self.read_some(spans, own)?;
-            buffer = rest;
-        }
-        Ok(())
-    }
-}
-
-impl Pages {
-    fn read_some(&self, spans: &[Range<u64>], mut buffer: &mut [u8]) -> Result<()> {
-        let own: Vec<Span> = spans.iter().map(|&Range { start, end }| Span { start, end }).collect();
-        if self.readable && sys::read_spans(self.pid, &own, buffer) == Ok(buffer.len()) {
-            return Ok(());
-        }
-        // What the app itself may not read, /proc/PID/mem reads all the same.
-        for span in own {
-            let (own, rest) = buffer.split_at_mut(span.len() as usize);
-            self.mem
-                .read_exact_at(own, span.start)
-                .or_fail(|| format!("cannot read pages {:x}-{:x} of pid {}", span.start, span.end, self.pid))?;
+            let failed = || format!("cannot read the memory of pid {}", self.0);
+            let got = sys::read_spans(self.0, &spans, own).or_fail(failed)?;
+            if got < own.len() {
+                return Err(Error::failed(failed()).because("a page of it cannot be read"));
+            }
             buffer = rest;
         }
         Ok(())

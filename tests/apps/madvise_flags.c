@@ -4,6 +4,9 @@
 #ifndef MADV_WIPEONFORK
 #define MADV_WIPEONFORK 18
 #endif
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE 8 /* Linux 6.11 */
+#endif
 
 enum { LEN = 65536 };
 
@@ -53,6 +56,9 @@ int main(int argc, char **argv)
     char *small = area(MADV_NOHUGEPAGE), *random = area(MADV_RANDOM);
     char *locked = area(MADV_NORMAL);
     MUST(mlock(locked, LEN));
+    char *droppable = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_DROPPABLE, -1, 0);
+    if (droppable != MAP_FAILED)
+        memset(droppable, 1, LEN);
     check_freeze_here();
     has(unforked, "dc");
     has(wiped, "wf");
@@ -61,6 +67,10 @@ int main(int argc, char **argv)
     has(small, "nh");
     has(random, "rr");
     has(locked, "lo");
+    if (droppable != MAP_FAILED) {
+        has(droppable, "dp");
+        memset(droppable, 2, LEN);
+    }
     check_filled("wipe-on-fork memory", wiped, LEN, MADV_WIPEONFORK);
     check_filled("not-dumped memory", undumped, LEN, MADV_DONTDUMP);
     check_filled("not-forked memory", unforked, LEN, MADV_DONTFORK);

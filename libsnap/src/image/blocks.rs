@@ -162,12 +162,15 @@ impl Press {
         let (jobs, queue) = mpsc::sync_channel(QUEUE);
         let queue = Arc::new(Mutex::new(queue));
         let failed = Arc::default();
-        let threads = (0..digest::processors()).map(|_| {
+        let start = || {
             let (queue, failed) = (Arc::clone(&queue), Arc::clone(&failed));
             thread::Builder::new().spawn(move || work(&queue, &failed))
-        });
+        };
+        // One must be had; more are welcome.
+        let mut threads = vec![start()?];
+        threads.extend((1..digest::processors()).map_while(|_| start().ok()));
         Ok(Press {
-            threads: threads.collect::<io::Result<_>>()?,
+            threads,
             jobs: Some(jobs),
             failed,
             parts: Mutex::default(),
@@ -212,13 +215,10 @@ impl Press {
             None => Err(Error::failed(format!("part {name} was begun and not finished"))),
         });
         let finished = finished.collect::<Result<_>>()?;
-        if let Some(mut press) = Arc::into_inner(self) {
-            press.wait();
-            if let Some(error) = locked(&press.failed).take() {
-                return Err(error);
-            }
-        }
-        Ok(finished)
+        let mut press = Arc::into_inner(self).ok_or_else(|| Error::failed("a part is still being finished"))?;
+        press.wait();
+        let failed = locked(&press.failed).take();
+        failed.map_or(Ok(finished), Err)
     }
 
     fn wait(&mut self) {

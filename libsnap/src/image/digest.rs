@@ -10,7 +10,7 @@ pub use blake3::hazmat::ChainingValue;
 use blake3::hazmat::{self, HasherExt, Mode};
 use blake3::{Hash, Hasher};
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 /// What is hashed as one subtree.
@@ -40,15 +40,14 @@ pub fn of_all<E: Send>(
     threads: usize,
     fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E> + Sync,
 ) -> Result<Vec<Hash>, E> {
-    let units: Vec<Unit> = (0..)
-        .zip(lengths)
-        .flat_map(|(source, bytes)| units(source, *bytes))
-        .collect();
-    let next = AtomicUsize::new(0);
-    let work = || hash_units(&units, &next, &fetch);
-    let threads = threads.min(units.len());
+    let plan = Plan::new(lengths);
+    let next = AtomicU64::new(0);
+    let work = || plan.work(&next, &fetch);
+    let helpers = plan.end().min(threads as u64).saturating_sub(1);
     let mut hashed = thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        // Without a helper it only takes longer.
+        let help = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        let helpers: Vec<_> = (0..helpers).map_while(help).collect();
         let mut all = work()?;
         for helper in helpers {
             all.append(&mut helper.join().expect("hashing does not panic")?);
@@ -57,21 +56,17 @@ pub fn of_all<E: Send>(
     })?;
     hashed.sort_unstable_by_key(|(unit, _)| *unit);
     let values: Vec<ChainingValue> = hashed.into_iter().map(|(_, value)| value).collect();
-    let mut rest = values.as_slice();
-    let of_next = |bytes: &u64| {
-        let (own, others) = rest.split_at(blocks(*bytes) as usize);
-        rest = others;
-        merged(own)
-    };
-    Ok(lengths.iter().map(of_next).collect())
+    let bounds = plan.starts.windows(2);
+    Ok(bounds
+        .map(|bound| merged(&values[bound[0] as usize..bound[1] as usize]))
+        .collect())
 }
 
-/// What one thread hashes at a time: a block, or a source that has no more.
-struct Unit {
-    source: usize,
-    block: u64,
-    bytes: u64,
-    whole: bool,
+/// What is hashed at a time, by number: the blocks of all sources, one after another.
+struct Plan<'a> {
+    lengths: &'a [u64],
+    /// The number of each source's first block, and the end.
+    starts: Vec<u64>,
 }
 
 /// At least one: nothing has a digest too.
@@ -79,49 +74,58 @@ fn blocks(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK as u64).max(1)
 }
 
-fn units(source: usize, bytes: u64) -> impl Iterator<Item = Unit> {
-    let whole = blocks(bytes) == 1;
-    (0..blocks(bytes)).map(move |block| Unit {
-        source,
-        block,
-        bytes: (bytes - block * BLOCK as u64).min(BLOCK as u64),
-        whole,
-    })
-}
-
-/// Takes units until none is left.
-fn hash_units<E>(
-    units: &[Unit],
-    next: &AtomicUsize,
-    fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E>,
-) -> Result<Vec<(usize, ChainingValue)>, E> {
-    let mut buffer = vec![0; STEP];
-    let mut done = Vec::new();
-    loop {
-        let at = next.fetch_add(1, Ordering::Relaxed);
-        let Some(unit) = units.get(at) else { return Ok(done) };
-        let value = unit.hash(&mut buffer, &fetch).inspect_err(|_| {
-            // Nobody needs the rest.
-            next.store(units.len(), Ordering::Relaxed);
-        })?;
-        done.push((at, value));
+impl Plan<'_> {
+    fn new(lengths: &[u64]) -> Plan<'_> {
+        let mut starts = vec![0];
+        starts.extend(lengths.iter().scan(0u64, |end, bytes| {
+            *end += blocks(*bytes);
+            Some(*end)
+        }));
+        Plan { lengths, starts }
     }
-}
 
-impl Unit {
+    fn end(&self) -> u64 {
+        self.starts[self.lengths.len()]
+    }
+
+    /// Takes blocks until none is left.
+    fn work<E>(
+        &self,
+        next: &AtomicU64,
+        fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Vec<(u64, ChainingValue)>, E> {
+        let mut buffer = vec![0; STEP];
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= self.end() {
+                return Ok(done);
+            }
+            let value = self.hash(number, &mut buffer, &fetch).inspect_err(|_| {
+                // Nobody needs the rest.
+                next.store(self.end(), Ordering::Relaxed);
+            })?;
+            done.push((number, value));
+        }
+    }
+
     fn hash<E>(
         &self,
+        number: u64,
         buffer: &mut [u8],
         fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<ChainingValue, E> {
-        let mut hasher = block_hasher(self.block);
-        let start = self.block * BLOCK as u64;
-        for at in (0..self.bytes).step_by(STEP) {
-            let step = (self.bytes - at).min(STEP as u64) as usize;
-            fetch(self.source, start + at, &mut buffer[..step])?;
+        let source = self.starts.partition_point(|start| *start <= number) - 1;
+        let block = number - self.starts[source];
+        let start = block * BLOCK as u64;
+        let end = self.lengths[source].min(start + BLOCK as u64);
+        let mut hasher = block_hasher(block);
+        for at in (start..end).step_by(STEP) {
+            let step = (end - at).min(STEP as u64) as usize;
+            fetch(source, at, &mut buffer[..step])?;
             hasher.update(&buffer[..step]);
         }
-        Ok(closed(&hasher, self.whole))
+        Ok(closed(&hasher, blocks(self.lengths[source]) == 1))
     }
 }
 
@@ -196,14 +200,14 @@ mod tests {
             .map(|bytes| (0..bytes).map(|i| (i * 31 % 251) as u8).collect())
             .to_vec();
         let lengths: Vec<u64> = data.iter().map(|d| d.len() as u64).collect();
-        let fetched = AtomicUsize::new(0);
+        let fetched = AtomicU64::new(0);
         let hashes = of_all(&lengths, 3, |at, offset, buffer: &mut [u8]| {
-            fetched.fetch_add(buffer.len(), Ordering::Relaxed);
+            fetched.fetch_add(buffer.len() as u64, Ordering::Relaxed);
             data[at].fill_at(buffer, offset)
         });
         let plain: Vec<Hash> = data.iter().map(|d| blake3::hash(d)).collect();
         assert_eq!(hashes.unwrap(), plain);
-        assert_eq!(fetched.into_inner(), data.iter().map(Vec::len).sum::<usize>());
+        assert_eq!(fetched.into_inner(), lengths.iter().sum::<u64>());
     }
 
     #[test]

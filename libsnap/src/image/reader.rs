@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::Seek;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// A whole appshot. What it says is consistent; whether it may be restored
 /// here is for the restorer to decide.
@@ -30,12 +31,19 @@ pub struct Appshot {
 
 /// What the parts of an appshot must be, byte for byte.
 #[derive(Debug)]
-pub struct Digests(Vec<(Part, File)>);
+pub struct Digests {
+    parts: Vec<(Part, File)>,
+    /// They have been held against the parts once.
+    verified: OnceLock<()>,
+}
 
 impl Digests {
     /// Reads every part with up to `threads` threads and holds it against the
-    /// digest that it was sealed with.
+    /// digest that it was sealed with, unless that has been done.
     pub fn verify(&self, threads: usize) -> Result<()> {
+        if self.verified.get().is_some() {
+            return Ok(());
+        }
         self.verify_and(threads, |_, _, _| Ok(()))
     }
 
@@ -43,17 +51,18 @@ impl Digests {
     /// What they are is known only in the end. Each is shown once, in pieces that
     /// begin at a multiple of the page size, by several threads.
     pub fn verify_and(&self, threads: usize, see: impl Fn(&str, u64, &[u8]) -> Result<()> + Sync) -> Result<()> {
-        let lengths: Vec<u64> = self.0.iter().map(|(part, _)| part.bytes).collect();
+        let lengths: Vec<u64> = self.parts.iter().map(|(part, _)| part.bytes).collect();
         let found = digest::of_all(&lengths, threads, |at, offset, buffer: &mut [u8]| {
-            let (part, file) = &self.0[at];
+            let (part, file) = &self.parts[at];
             file.fill_at(buffer, offset).map_err(|e| unreadable(&part.name, e))?;
             see(&part.name, offset, buffer)
         })?;
-        for ((part, _), found) in self.0.iter().zip(found) {
+        for ((part, _), found) in self.parts.iter().zip(found) {
             ensure(found.to_hex().as_str() == part.blake3, &part.name, || {
                 format!("its {} bytes do not match the digest they were sealed with", part.bytes)
             })?;
         }
+        self.verified.get_or_init(|| ());
         Ok(())
     }
 }
@@ -135,7 +144,10 @@ impl Opened {
             let file = file.try_clone().map_err(|e| unreadable(&part.name, e))?;
             Ok((part.clone(), file))
         });
-        parts.collect::<Result<_>>().map(Digests)
+        Ok(Digests {
+            parts: parts.collect::<Result<_>>()?,
+            verified: OnceLock::new(),
+        })
     }
 
     fn parse(self) -> Result<Appshot> {

@@ -355,6 +355,12 @@ pub struct Sched {
     pub affinity: Vec<u64>,
 }
 
+/// Two-letter flags of `/proc/PID/smaps` that a mapping keeps; a restore applies
+/// them again.
+pub const VMA_FLAGS: [&str; 13] = [
+    "dc", "dd", "wf", "hg", "nh", "mg", "sr", "rr", "lo", "lf", "nr", "gd", "dp",
+];
+
 /// One mapping (note type 0x41505303 holds all of a process, in address order).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

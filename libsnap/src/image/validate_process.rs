@@ -2,16 +2,13 @@
 
 use super::fault::ensure;
 use super::process::{ProcessImage, Segment, ThreadImage};
-use super::records::{ProcessRecord, Seccomp, Vma, VmaKind};
+use super::records::{ProcessRecord, Seccomp, VMA_FLAGS, Vma, VmaKind};
 use super::validate::{count, path, process_id, text};
 use super::validate_files::fd_number;
 use super::{PAGE, limits};
 use crate::error::Result;
 use crate::ids::VirtualPid;
 use std::collections::BTreeSet;
-
-/// Two-letter flags of `/proc/PID/smaps` that a restore applies again.
-const VMA_FLAGS: [&str; 12] = ["dc", "dd", "wf", "hg", "nh", "mg", "sr", "rr", "lo", "lf", "nr", "gd"];
 
 pub fn process(part: &str, image: &ProcessImage, segments: &[Segment]) -> Result<()> {
     record(part, &image.process)?;

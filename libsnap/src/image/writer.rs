@@ -64,10 +64,10 @@ impl Writer {
     /// Waits until all parts are written: no memory is read any more.
     pub fn close(self) -> Result<Unsealed> {
         let cannot = || format!("cannot write appshot {}", self.staging.dest().display());
-        let parts = self
-            .press
-            .finish()
-            .map_err(|e| Error::failed(cannot()).because(e.because.unwrap_or(e.what)))?;
+        let parts = self.press.finish().map_err(|e| {
+            let cause = e.because.map_or(String::new(), |cause| format!(": {cause}"));
+            Error::failed(cannot()).because(format!("{}{cause}", e.what))
+        })?;
         Ok(Unsealed {
             parts,
             staging: self.staging,
@@ -91,13 +91,17 @@ impl Unsealed {
         let parts = self.parts;
         // What is read back comes from memory: the disk need not have it before.
         thread::scope(|scope| {
-            let synced = scope.spawn(|| {
-                parts
-                    .iter()
-                    .try_for_each(|(_, finished)| finished.part.file.sync_data())
-            });
+            let sync = || {
+                let mut files = parts.iter().map(|(_, finished)| &finished.part.file);
+                files.try_for_each(File::sync_data)
+            };
+            let syncing = thread::Builder::new().spawn_scoped(scope, sync);
             verify(&parts).or_fail(cannot)?;
-            synced.join().expect("syncing does not panic").or_fail(cannot)
+            match syncing {
+                Ok(thread) => thread.join().expect("syncing does not panic"),
+                Err(_) => sync(),
+            }
+            .or_fail(cannot)
         })?;
         let mut disk_bytes = 0;
         manifest.parts.clear();

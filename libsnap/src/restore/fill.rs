@@ -17,7 +17,8 @@ use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
 use crate::image::records::{Life, Vma, VmaKind};
 use crate::image::{Appshot, Core, Digests, Segment, data_runs, processors};
-use crate::sys::memory::{self, Span};
+use crate::sys::Sys;
+use crate::sys::memory::{self, PAGE, Span};
 use crate::sys::task;
 use crate::sys::uffd::Userfault;
 use std::collections::HashMap;
@@ -80,7 +81,7 @@ impl<'a> Empty<'a> {
             let mut runs = data_runs(content).map(|run| (address + run.start as u64, &content[run]));
             match &self.faults {
                 Some(faults) if self.is_registered(address) => runs
-                    .try_for_each(|(address, data)| faults.copy(address, data))
+                    .try_for_each(|(address, data)| self.copy(faults, address, data))
                     .or_fail(failed)?,
                 _ => written.extend(runs),
             }
@@ -89,6 +90,22 @@ impl<'a> Empty<'a> {
             .chunks(PIECES_MAX)
             .try_for_each(|some| memory::write_all(self.pid, some))
             .or_fail(failed)
+    }
+
+    fn copy(&self, faults: &Userfault, mut address: u64, mut data: &[u8]) -> Sys<()> {
+        while !data.is_empty() {
+            let mut done = faults.copy(address, data)?;
+            if done < data.len() {
+                // Someone has looked at this page (ps reads arguments): it is there.
+                // Only it is written: a write to one that is not would wait for us.
+                let page = done..data.len().min(done + PAGE as usize);
+                memory::write(self.pid, address + done as u64, &data[page.clone()])?;
+                done = page.end;
+            }
+            address += done as u64;
+            data = &data[done..];
+        }
+        Ok(())
     }
 
     fn is_anonymous(&self, address: u64) -> bool {
@@ -153,8 +170,6 @@ pub fn all(shot: &Appshot, digests: &Digests, processes: &[Empty<'_>]) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PAGE: u64 = 4096;
 
     fn segments() -> Vec<Segment> {
         let runs = [(10, 1, 1), (12, 2, 3), (40, 5, 2)];

@@ -49,9 +49,10 @@ impl Userfault {
         .map(drop)
     }
 
-    /// Makes the whole pages from `address` on, which are not there yet, hold
-    /// `bytes`. May be called by several threads at once.
-    pub fn copy(&self, address: u64, bytes: &[u8]) -> Sys<()> {
+    /// Makes the whole pages from `address` on hold `bytes`; answers how many bytes
+    /// were copied: fewer where a page is there already. May be called by several
+    /// threads at once.
+    pub fn copy(&self, address: u64, bytes: &[u8]) -> Sys<usize> {
         let mut done = 0;
         while done < bytes.len() {
             let left = &bytes[done..];
@@ -62,12 +63,13 @@ impl Userfault {
                 libc::ioctl(self.0.as_raw_fd(), UFFDIO_COPY, copy.as_mut_ptr())
             }));
             match (copied, copy[4] as i64) {
-                (Ok(_), _) => return Ok(()),
+                (Ok(_), _) => return Ok(bytes.len()),
                 (Err(Errno::EAGAIN), part @ 1..) => done += part as usize,
                 (Err(Errno::EAGAIN), _) => std::thread::yield_now(),
+                (Err(Errno::EEXIST), _) => return Ok(done),
                 (Err(errno), _) => return Err(errno),
             }
         }
-        Ok(())
+        Ok(done)
     }
 }
