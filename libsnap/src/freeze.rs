@@ -126,6 +126,12 @@ pub fn members(target: &Target) -> Result<Vec<HostPid>> {
             pids.extend(zombies);
             Ok(pids)
         }
+        // What lost its parent belongs to the init of the app's PID namespace.
+        Target::App { init: Some(init), .. } => {
+            let mut pids = tree(*init);
+            pids.retain(|pid| pid != init);
+            Ok(pids)
+        }
         Target::App { root, .. } | Target::Pid(root) => Ok(tree(*root)),
     }
 }
