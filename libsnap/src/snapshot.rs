@@ -143,6 +143,7 @@ fn take(
     let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
     let mut objects = ipc::look(&numbers, target, &mut tables.shm, true, &mut refusals);
     let filters = Filters::look(frozen, &mut refusals)?;
+    let names = survey::host_names(frozen.processes[0].pid, &mut refusals)?;
     refusals.into_result(subject)?;
     steps.start("capture");
     let mut timeline = Timeline {
@@ -168,7 +169,7 @@ fn take(
     let private_bytes = store(frozen, captured, spaces, &snaplist, &table, &writer, cancelled)?;
     let memory_bytes = private_bytes + tables.shm.store(&writer)?;
     let appshot = writer.close()?;
-    let mut manifest = manifest(frozen, target, timeline.app, needs, snaplist, table, tables);
+    let mut manifest = manifest(names, target, timeline.app, needs, snaplist, table, tables);
     manifest.seccomp = filters.into_records();
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
     Ok(Taken {
@@ -344,7 +345,7 @@ fn snaplist(frozen: &Frozen) -> Result<Vec<SnapEntry>> {
 }
 
 fn manifest(
-    frozen: &Frozen,
+    (hostname, domainname): (String, String),
     target: &Target,
     clocks: Clocks,
     needs: crate::image::records::Needs,
@@ -352,7 +353,6 @@ fn manifest(
     table: FileTable,
     tables: Tables,
 ) -> Manifest {
-    let (hostname, domainname) = survey::host_names(frozen.processes[0].pid);
     Manifest {
         format: 1,
         product: concat!("appshot ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -437,6 +437,9 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
         .collect::<Result<Vec<_>>>()?;
     let table = files::capture(&members, options, None, &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
+    if let Some(pid) = pids.first() {
+        survey::host_names(*pid, &mut refusals)?;
+    }
     report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();
     report.depends = tables.external.paths().map(|path| format!("file {path}")).collect();
     report.refusals = refusals.into_vec();

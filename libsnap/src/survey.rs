@@ -276,14 +276,19 @@ fn offset(text: &str, clock: &str) -> i64 {
 }
 
 /// Host and domain name in the UTS namespace of `pid`.
-pub fn host_names(pid: HostPid) -> (String, String) {
-    let read = |name: &str| {
-        fs::read_to_string(format!("/proc/sys/kernel/{name}"))
-            .map(|t| t.trim_end().to_owned())
-            .unwrap_or_default()
+pub fn host_names(pid: HostPid, refusals: &mut Refusals) -> Result<(String, String)> {
+    let read = |name: &str| fs::read(format!("/proc/sys/kernel/{name}"));
+    let names = crate::nsthread::inside(pid, &["uts"], || Ok((read("hostname")?, read("domainname")?)));
+    let (host, domain) = names.and_then(|names| names).or_fail(|| "cannot read the host name")?;
+    let mut text = |name: &str, bytes: Vec<u8>| {
+        String::from_utf8(bytes)
+            .map(|text| text.strip_suffix('\n').unwrap_or(&text).to_owned())
+            .unwrap_or_else(|_| {
+                refusals.add(pid, name, "it is not UTF-8", "give its UTS namespace another one");
+                String::new()
+            })
     };
-    let names = crate::nsthread::inside(pid, &["uts"], || (read("hostname"), read("domainname")));
-    names.or_fail(|| "cannot read the host name").unwrap_or_default()
+    Ok((text("host name", host), text("domain name", domain)))
 }
 
 #[cfg(test)]
