@@ -493,9 +493,18 @@ fn inspect(tid: HostPid, wait: Option<&Wait>, at: &Reading) -> Result<FrozenThre
 fn set_right(tid: HostPid, wait: Option<&Wait>, at_ns: i64) -> crate::sys::Sys<(Regs, Option<Wait>, Option<u64>)> {
     let regs = ptrace::get_regs(tid)?;
     let wait = wait.filter(|wait| process::is_waiting(&regs, wait)).copied();
-    let left_ns = wait
+    // Since it was looked at, the thread may have come to another wait of its kind.
+    // The kernel says what was left when it was stopped, between then and now.
+    let end = wait
         .and_then(|wait| wait.end_ns)
-        .map(|end| end.saturating_sub(at_ns as u64).max(1));
+        .map(|end| match process::time_out(tid, &regs) {
+            Some(left) => end.clamp(
+                clocks::due(at_ns, left),
+                clocks::due(clocks::monotonic_ns().max(at_ns), left),
+            ),
+            None => end,
+        });
+    let left_ns = end.map(|end| end.saturating_sub(at_ns as u64).max(1));
     let resumed = process::resumable(regs, left_ns);
     if resumed != regs {
         ptrace::set_regs(tid, &resumed)?;

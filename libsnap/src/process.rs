@@ -84,17 +84,32 @@ pub fn with_time_out(regs: Regs, left_ns: u64) -> Regs {
     regs
 }
 
-/// select and its kin are made again with what the kernel noted in the app's memory
-/// as left at the stop: it is set right to what is left now.
-pub fn write_time_out(tid: HostPid, regs: &Regs, left_ns: u64) -> Sys<()> {
+/// Where the kernel noted, at the stop, what was left of the time-out of select or
+/// one of its kin, and the unit of its second word in ns.
+fn noted_time_out(regs: &Regs) -> Option<(u64, u64)> {
     if regs.get(reg::RAX) as i64 != ERESTARTNOHAND {
-        return Ok(());
+        return None;
     }
-    let (at, unit_ns) = match regs.get(reg::ORIG_RAX) as i64 {
+    let noted = match regs.get(reg::ORIG_RAX) as i64 {
         libc::SYS_select => (regs.get(reg::R8), 1000),
         libc::SYS_pselect6 => (regs.get(reg::R8), 1),
         libc::SYS_ppoll => (regs.get(reg::RDX), 1),
-        _ => return Ok(()),
+        _ => return None,
+    };
+    Some(noted).filter(|(at, _)| *at != 0)
+}
+
+/// What was left of such a time-out at the stop.
+pub fn time_out(tid: HostPid, regs: &Regs) -> Option<u64> {
+    let (at, unit_ns) = noted_time_out(regs)?;
+    let seconds = memory::read_u64(tid, at).ok()?.checked_mul(1_000_000_000)?;
+    seconds.checked_add(memory::read_u64(tid, at + 8).ok()?.checked_mul(unit_ns)?)
+}
+
+/// Such a call is made again with what is noted: it is set right to what is left now.
+pub fn write_time_out(tid: HostPid, regs: &Regs, left_ns: u64) -> Sys<()> {
+    let Some((at, unit_ns)) = noted_time_out(regs) else {
+        return Ok(());
     };
     let words = [
         left_ns / 1_000_000_000,

@@ -48,7 +48,19 @@ pub struct SchedClocks {
 impl SchedClocks {
     /// What the thread waits in with a relative time-out, if it does.
     pub fn look(&mut self, tid: HostPid) -> Option<Wait> {
-        let text = proc::text(tid, "syscall").ok()?;
+        for _ in 0..LOOKS {
+            let text = proc::text(tid, "syscall").ok()?;
+            let mark = exec_start(tid);
+            let wait = self.wait_in(tid, &text)?;
+            // What is read of a thread that runs meanwhile does not fit together.
+            if exec_start(tid) == mark && proc::text(tid, "syscall").is_ok_and(|again| again == text) {
+                return Some(wait);
+            }
+        }
+        None
+    }
+
+    fn wait_in(&mut self, tid: HostPid, text: &str) -> Option<Wait> {
         let mut words = text.split_whitespace();
         let shown: i64 = words.next()?.parse().ok()?;
         let args: Vec<u64> = words
@@ -98,6 +110,8 @@ impl SchedClocks {
     }
 }
 
+/// At a thread that may run.
+const LOOKS: usize = 5;
 /// Each costs a turn of the CPU.
 const MARK_TRIES: usize = 3;
 
