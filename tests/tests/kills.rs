@@ -2,8 +2,8 @@
 //! The judge sees that the app runs as before and that nothing is left.
 //!
 //! In a debug build `APPSHOT_DIE_AT=LIFE:N` ends the worker (`--worker`), its
-//! guard (`--guard`), a supervisor (`--supervise`) or `restore` itself at its Nth
-//! moment: before each ptrace request, change of a cgroup, kill and step. So N
+//! guard (`--guard`), a supervisor (`--supervise`), `restore` itself or a daemon by
+//! its name at its Nth moment: before each ptrace request, change of a cgroup, kill and step. So N
 //! counts up until the program gets through: by `APPSHOT_STRIDE`, 5 by default;
 //! with 1 no moment is left out, which takes some minutes.
 
@@ -12,13 +12,16 @@ use appshot_tests::app::Place;
 use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, tree};
 use appshot_tests::programs;
 use appshot_tests::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switched_on};
+use libsnap::error::Error;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use nodekit::client::Client;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// A registry of its own, with the programs that use it.
@@ -82,12 +85,18 @@ impl Registry {
     }
 
     fn start(&self, program: &str) -> Result<()> {
+        self.start_by(&[], program)
+    }
+
+    /// Starts the program by a command that comes first.
+    fn start_by(&self, first: &[&str], program: &str) -> Result<()> {
         let _ = fs::remove_file(self.place.path("ready"));
         let _ = fs::remove_file(self.place.path("go"));
         let program = programs::build(program)?;
         let mut command = self.appshot(&["run", "-d", "--name", &self.name, "--"], "")?;
         succeeds(
             &command
+                .args(first)
                 .arg(program)
                 .arg(self.place.path("ready"))
                 .arg(self.place.path("go"))
@@ -150,6 +159,29 @@ impl Registry {
         });
         ensure!(hidden.is_empty(), "half appshots left: {hidden:?}");
         Ok(())
+    }
+
+    /// A snapshot that ends the app, whose files for ready and go are gone then.
+    fn put_to_sleep(&self) -> Result<()> {
+        succeeds(&self.appshot(&["snapshot", &self.name], "")?.output()?)?;
+        poll("the app's end", PATIENCE, || Ok(self.recorded("exit").ok()))?;
+        Ok(fs::remove_file(self.place.path("ready"))?)
+    }
+
+    /// All files of the registry, but for notes on waits.
+    fn files(&self) -> BTreeSet<PathBuf> {
+        fn list(dir: &Path, all: &mut BTreeSet<PathBuf>) {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.file_name() != "timed" {
+                    all.insert(entry.path());
+                    list(&entry.path(), all);
+                }
+            }
+        }
+        let mut all = BTreeSet::new();
+        list(&self.place.path("run"), &mut all);
+        list(&self.place.path("data"), &mut all);
+        all
     }
 
     fn end(&self) {
@@ -482,29 +514,34 @@ fn interrupted_snapshot() {
 }
 
 /// A daemon in the background.
-struct Daemon(Child, PathBuf);
+struct Daemon(Child, Client);
 
 impl Daemon {
     fn start(registry: &Registry, program: &str, die_at: &str) -> Result<Daemon> {
-        let child = registry
+        let mut child = registry
             .program(program)?
+            .current_dir("/")
             .env("APPSHOT_DIE_AT", die_at)
             .stderr(Stdio::null())
             .spawn()?;
-        let socket = registry.place.path("run").join(format!("{program}.sock"));
-        poll("the daemon", PATIENCE, || Ok(UnixStream::connect(&socket).ok()))?;
-        Ok(Daemon(child, socket))
+        let client = Client::new(registry.place.path("run").join(format!("{program}.sock")));
+        poll("the daemon", PATIENCE, || {
+            ensure!(child.try_wait()?.is_none(), "{program} has ended");
+            Ok(client.answers().then_some(()))
+        })?;
+        Ok(Daemon(child, client))
     }
 
-    fn post(&self, path: &str, body: &str) -> Result<UnixStream> {
-        let mut stream = UnixStream::connect(&self.1)?;
-        let length = body.len();
-        write!(
-            stream,
-            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
-        )?;
-        Ok(stream)
+    fn pid(&self) -> i32 {
+        self.0.id().cast_signed()
+    }
+
+    /// Told to stop, it ends well.
+    fn stop(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.pid()), Signal::SIGTERM)?;
+        let status = self.0.wait()?;
+        ensure!(status.success(), "the daemon ended with {status}");
+        Ok(())
     }
 }
 
@@ -513,6 +550,12 @@ impl Drop for Daemon {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The answer to a request that is made in the background.
+fn asked(daemon: &Daemon, path: &'static str, body: &Value) -> JoinHandle<Result<Value, Error>> {
+    let (client, body) = (daemon.1.clone(), body.clone());
+    std::thread::spawn(move || client.post(path, &body))
 }
 
 /// The worker of a daemon, the daemon itself, and both.
@@ -529,20 +572,17 @@ fn snapd() {
             .and_then(|()| judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE))
             .with_context(|| what.to_owned())
         };
-        let body = format!(
-            "{{\"target\":\"{}\",\"leave_running\":true,\"tag\":\"kept\",\"replace\":true}}",
-            registry.name
-        );
+        let body = json!({ "target": registry.name, "leave_running": true, "tag": "kept", "replace": true });
         for moment in (10..300).step_by(30) {
             let daemon = Daemon::start(registry, "snapd", &format!("--worker:{moment}"))?;
-            let mut answer = String::new();
-            daemon.post("/v1/snapshots", &body)?.read_to_string(&mut answer)?;
-            judged(&format!("worker at {moment}: {answer}"))?;
+            let answer = daemon.1.post::<Value>("/v1/snapshots", &body);
+            judged(&format!("worker at {moment}: {answer:?}"))?;
             let mut daemon = Daemon::start(registry, "snapd", &format!("--worker:{moment}"))?;
-            let _request = daemon.post("/v1/snapshots", &body)?;
+            let asking = asked(&daemon, "/v1/snapshots", &body);
             std::thread::sleep(Duration::from_millis(moment / 4));
             daemon.0.kill()?;
             daemon.0.wait()?;
+            let _died = asking.join();
             judged(&format!("daemon, and worker at {moment}"))?;
         }
         registry.passes()
@@ -553,9 +593,7 @@ fn snapd() {
 /// process stays, and the next command removes the cgroup.
 fn restore_killed(registry: &Registry, life: &str, args: &[&str]) -> Result<()> {
     registry.start("steadfast")?;
-    succeeds(&registry.appshot(&["snapshot", &registry.name], "")?.output()?)?;
-    poll("the app's end", PATIENCE, || Ok(registry.recorded("exit").ok()))?;
-    fs::remove_file(registry.place.path("ready"))?;
+    registry.put_to_sleep()?;
     let whole = HostState::take(&registry.place.scope());
     for moment in (1..ENOUGH).step_by(stride()) {
         let mut command = registry.appshot(args, &format!("{life}:{moment}"))?;
@@ -602,4 +640,148 @@ fn detached_restore() {
     trial("detached_restore", |registry| {
         restore_killed(registry, "--supervise", &["restore", "-d", &registry.name])
     });
+}
+
+/// An app that sleeps, and what there is besides while `restored` runs.
+struct Asleep<'a> {
+    registry: &'a Registry,
+    /// As many as it has when it runs.
+    processes: usize,
+    host: HostState,
+    files: BTreeSet<PathBuf>,
+}
+
+impl Asleep<'_> {
+    /// One that says in its log when it has passed: where its parent is killed, no exit
+    /// code tells.
+    fn new(registry: &Registry) -> Result<Asleep<'_>> {
+        registry.start_by(&["/bin/sh", "-c", "\"$@\" && echo passed", "sh"], "steadfast")?;
+        let processes = tree(registry.top()?).len();
+        registry.put_to_sleep()?;
+        let host = HostState::take(&registry.place.scope());
+        let daemon = Daemon::start(registry, "restored", "")?;
+        let files = registry.files();
+        daemon.stop()?;
+        Ok(Asleep {
+            registry,
+            processes,
+            host,
+            files,
+        })
+    }
+
+    fn restore(&self, daemon: &Daemon) -> Result<Value, Error> {
+        daemon
+            .1
+            .post("/v1/instances", &json!({ "appshot": self.registry.name }))
+    }
+
+    fn instance(&self, question: &str) -> String {
+        format!("/v1/instances/{}{question}", self.registry.name)
+    }
+
+    /// It sleeps, and nothing else is there.
+    fn judge(&self, daemon: &Daemon) -> Result<()> {
+        let mut host = self.host.clone();
+        host.children.insert(daemon.pid());
+        judge_nothing_left(&self.registry.place.scope(), &host)?;
+        let files = self.registry.files();
+        let other: Vec<_> = files.symmetric_difference(&self.files).collect();
+        ensure!(other.is_empty(), "files that were not there, or are no more: {other:?}");
+        self.registry.nothing_pending()
+    }
+
+    /// It can still be restored.
+    fn judge_restorable(&self, daemon: &Daemon) -> Result<()> {
+        self.restore(daemon)?;
+        let processes = tree(self.registry.top()?).len();
+        ensure!(
+            processes == self.processes,
+            "{processes} processes of {}",
+            self.processes
+        );
+        daemon.1.delete::<Value>(&self.instance(""))?;
+        self.judge(daemon)
+    }
+
+    /// It runs without a parent of ours, is known, and passes.
+    fn judge_orphan(&self, daemon: &Daemon) -> Result<()> {
+        let listed: Value = daemon.1.get("/v1/instances")?;
+        ensure!(listed[0]["state"] == "running", "listed is {listed}");
+        let words = ["ps", "--output", "json"];
+        let listed = succeeds(&self.registry.appshot(&words, "")?.output()?)?;
+        ensure!(listed.contains("\"running\""), "ps lists {listed}");
+        self.go()?;
+        daemon.1.get::<Value>(&self.instance("?wait=exited"))?;
+        self.judge_passed(daemon)
+    }
+
+    fn go(&self) -> Result<()> {
+        Ok(fs::write(self.registry.place.path("go"), "")?)
+    }
+
+    fn judge_passed(&self, daemon: &Daemon) -> Result<()> {
+        let log = self
+            .registry
+            .place
+            .path("data/logs")
+            .join(format!("{}.log", self.registry.name));
+        poll("the app to say that it has passed", PATIENCE, || {
+            Ok(fs::read_to_string(&log)?.ends_with("passed\n").then_some(()))
+        })
+        .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+        fs::write(log, "")?;
+        fs::remove_file(self.registry.place.path("go"))?;
+        self.judge(daemon)
+    }
+}
+
+/// `restored`, killed at every moment of a restore: nothing stays, and the next one
+/// restores. Killed once it has answered, its app goes on, and the next one knows it.
+#[test]
+fn restored() {
+    trial("restored", |registry| {
+        let app = Asleep::new(registry)?;
+        let mut moments = (1..ENOUGH).step_by(stride());
+        let through = moments
+            .find_map(|moment| killed_in_between(&app, moment).transpose())
+            .context("no end of moments")??;
+        note("restored", &format!("killed at {} moments", through / stride()));
+        let last = through.saturating_sub(stride()) + 1..=through;
+        last.into_iter().try_for_each(|moment| killed_at_the_end(&app, moment))
+    });
+}
+
+/// `restored`, killed in the middle of a restore; the moment, where it came through.
+fn killed_in_between(app: &Asleep<'_>, moment: usize) -> Result<Option<usize>> {
+    let daemon = Daemon::start(app.registry, "restored", &format!("restored:{moment}"))?;
+    let answer = app.restore(&daemon);
+    drop(daemon);
+    let next = Daemon::start(app.registry, "restored", "")?;
+    let judged = match &answer {
+        Ok(_) => app.judge_orphan(&next),
+        Err(_) => app.judge(&next).and_then(|()| app.judge_restorable(&next)),
+    };
+    judged.with_context(|| format!("moment {moment}: {answer:?}"))?;
+    Ok(answer.is_ok().then_some(moment))
+}
+
+/// `restored`, killed perhaps while it writes down that its app has ended.
+fn killed_at_the_end(app: &Asleep<'_>, moment: usize) -> Result<()> {
+    let mut daemon = Daemon::start(app.registry, "restored", &format!("restored:{moment}"))?;
+    let answer = app.restore(&daemon);
+    if answer.is_ok() {
+        app.go()?;
+        poll("the app's end, or the daemon's", PATIENCE, || {
+            let groups = HostState::take(&app.registry.place.scope()).cgroups;
+            Ok((daemon.0.try_wait()?.is_some() || groups.is_empty()).then_some(()))
+        })?;
+    }
+    drop(daemon);
+    let next = Daemon::start(app.registry, "restored", "")?;
+    let judged = match &answer {
+        Ok(_) => app.judge_passed(&next),
+        Err(_) => app.judge(&next),
+    };
+    judged.with_context(|| format!("moment {moment}: {answer:?}"))
 }
