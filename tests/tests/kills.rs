@@ -13,12 +13,13 @@ use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, 
 use appshot_tests::programs;
 use appshot_tests::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switched_on};
 use libsnap::error::Error;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use nodekit::client::Client;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::JoinHandle;
@@ -133,12 +134,13 @@ impl Registry {
                 ensure!(code == 0, "exit code {code}");
                 Ok(())
             })
-            .with_context(|| {
-                succeeds_or_all(
-                    self.appshot(&["logs", &self.name], "")
-                        .and_then(|mut c| Ok(c.output()?)),
-                )
-            })
+            .with_context(|| self.log())
+    }
+
+    /// What the app has written.
+    fn log(&self) -> String {
+        let log = self.place.path("data/logs").join(format!("{}.log", self.name));
+        fs::read_to_string(log).unwrap_or_default()
     }
 
     /// Journals, locks of dead owners' directories, half-written appshots.
@@ -168,11 +170,12 @@ impl Registry {
         Ok(fs::remove_file(self.place.path("ready"))?)
     }
 
-    /// All files of the registry, but for notes on waits.
+    /// All files of the registry, but for notes on waits and a daemon's socket.
     fn files(&self) -> BTreeSet<PathBuf> {
         fn list(dir: &Path, all: &mut BTreeSet<PathBuf>) {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-                if entry.file_name() != "timed" {
+                let name = entry.file_name();
+                if name != "timed" && !name.to_string_lossy().contains(".sock") {
                     all.insert(entry.path());
                     list(&entry.path(), all);
                 }
@@ -204,10 +207,6 @@ fn told(output: &Output) -> String {
 fn succeeds(output: &Output) -> Result<String> {
     ensure!(output.status.success(), "{}", told(output));
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn succeeds_or_all(output: Result<Output>) -> String {
-    output.map_or_else(|error| error.to_string(), |output| told(&output))
 }
 
 /// More moments than any of these trials has.
@@ -372,7 +371,13 @@ fn everyone() {
                 let untouched = judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE);
                 untouched
                     .and(registry.nothing_pending())
-                    .with_context(|| format!("app's exit: {:?}", registry.recorded("exit").ok()))
+                    .with_context(|| {
+                        format!(
+                            "app's exit: {:?}, log: {}",
+                            registry.recorded("exit").ok(),
+                            registry.log()
+                        )
+                    })
                     .with_context(|| format!("worker at {worker}, guard at {guard}"))?;
                 if survived {
                     break;
@@ -642,7 +647,7 @@ fn detached_restore() {
     });
 }
 
-/// An app that sleeps, and what there is besides while `restored` runs.
+/// An app that sleeps, and what there is besides.
 struct Asleep<'a> {
     registry: &'a Registry,
     /// As many as it has when it runs.
@@ -651,22 +656,19 @@ struct Asleep<'a> {
     files: BTreeSet<PathBuf>,
 }
 
+/// Says in words what its exit code tells: where its parent is killed, nobody hears it.
+const TELLING: &str = "trap 'echo interrupted; exit 7' INT; \"$@\" & wait $! && echo passed";
+
 impl Asleep<'_> {
-    /// One that says in its log when it has passed: where its parent is killed, no exit
-    /// code tells.
     fn new(registry: &Registry) -> Result<Asleep<'_>> {
-        registry.start_by(&["/bin/sh", "-c", "\"$@\" && echo passed", "sh"], "steadfast")?;
+        registry.start_by(&["/bin/sh", "-c", TELLING, "sh"], "steadfast")?;
         let processes = tree(registry.top()?).len();
         registry.put_to_sleep()?;
-        let host = HostState::take(&registry.place.scope());
-        let daemon = Daemon::start(registry, "restored", "")?;
-        let files = registry.files();
-        daemon.stop()?;
         Ok(Asleep {
             registry,
             processes,
-            host,
-            files,
+            host: HostState::take(&registry.place.scope()),
+            files: registry.files(),
         })
     }
 
@@ -676,14 +678,24 @@ impl Asleep<'_> {
             .post("/v1/instances", &json!({ "appshot": self.registry.name }))
     }
 
+    /// How long the command takes for it, with a process of its own.
+    fn restore_takes(&self) -> Result<Duration> {
+        let since = Instant::now();
+        let words = ["restore", "-d", &self.registry.name];
+        succeeds(&self.registry.appshot(&words, "")?.output()?)?;
+        let took = since.elapsed();
+        succeeds(&self.registry.appshot(&["kill", &self.registry.name], "")?.output()?)?;
+        self.judge(None).map(|()| took)
+    }
+
     fn instance(&self, question: &str) -> String {
         format!("/v1/instances/{}{question}", self.registry.name)
     }
 
-    /// It sleeps, and nothing else is there.
-    fn judge(&self, daemon: &Daemon) -> Result<()> {
+    /// It sleeps, and nothing is there but this daemon.
+    fn judge(&self, daemon: Option<&Daemon>) -> Result<()> {
         let mut host = self.host.clone();
-        host.children.insert(daemon.pid());
+        host.children.extend(daemon.map(Daemon::pid));
         judge_nothing_left(&self.registry.place.scope(), &host)?;
         let files = self.registry.files();
         let other: Vec<_> = files.symmetric_difference(&self.files).collect();
@@ -694,6 +706,11 @@ impl Asleep<'_> {
     /// It can still be restored.
     fn judge_restorable(&self, daemon: &Daemon) -> Result<()> {
         self.restore(daemon)?;
+        self.judge_ends(daemon)
+    }
+
+    /// It is whole, and is ended.
+    fn judge_ends(&self, daemon: &Daemon) -> Result<()> {
         let processes = tree(self.registry.top()?).len();
         ensure!(
             processes == self.processes,
@@ -701,7 +718,7 @@ impl Asleep<'_> {
             self.processes
         );
         daemon.1.delete::<Value>(&self.instance(""))?;
-        self.judge(daemon)
+        self.judge(Some(daemon))
     }
 
     /// It runs without a parent of ours, is known, and passes.
@@ -721,18 +738,12 @@ impl Asleep<'_> {
     }
 
     fn judge_passed(&self, daemon: &Daemon) -> Result<()> {
-        let log = self
-            .registry
-            .place
-            .path("data/logs")
-            .join(format!("{}.log", self.registry.name));
         poll("the app to say that it has passed", PATIENCE, || {
-            Ok(fs::read_to_string(&log)?.ends_with("passed\n").then_some(()))
+            Ok(self.registry.log().ends_with("passed\n").then_some(()))
         })
-        .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
-        fs::write(log, "")?;
+        .with_context(|| self.registry.log())?;
         fs::remove_file(self.registry.place.path("go"))?;
-        self.judge(daemon)
+        self.judge(Some(daemon))
     }
 }
 
@@ -760,7 +771,7 @@ fn killed_in_between(app: &Asleep<'_>, moment: usize) -> Result<Option<usize>> {
     let next = Daemon::start(app.registry, "restored", "")?;
     let judged = match &answer {
         Ok(_) => app.judge_orphan(&next),
-        Err(_) => app.judge(&next).and_then(|()| app.judge_restorable(&next)),
+        Err(_) => app.judge(Some(&next)).and_then(|()| app.judge_restorable(&next)),
     };
     judged.with_context(|| format!("moment {moment}: {answer:?}"))?;
     Ok(answer.is_ok().then_some(moment))
@@ -781,7 +792,102 @@ fn killed_at_the_end(app: &Asleep<'_>, moment: usize) -> Result<()> {
     let next = Daemon::start(app.registry, "restored", "")?;
     let judged = match &answer {
         Ok(_) => app.judge_passed(&next),
-        Err(_) => app.judge(&next),
+        Err(_) => app.judge(Some(&next)),
     };
     judged.with_context(|| format!("moment {moment}: {answer:?}"))
+}
+
+/// Ctrl-C at moments spread over a restore in the foreground, and after it: it is
+/// undone at once, or the app runs and gets the signal.
+#[test]
+fn interrupted_restore() {
+    trial("interrupted_restore", |registry| {
+        let app = Asleep::new(registry)?;
+        let took = app.restore_takes()?;
+        let (mut undone, mut passed_on) = (0, 0);
+        for step in 0..40 {
+            let mut command = registry.appshot(&["restore", &registry.name], "")?;
+            let child = command.process_group(0).spawn()?;
+            std::thread::sleep(took.mul_f64((f64::from(step) / 20.0).powi(2)));
+            killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT)?;
+            let since = Instant::now();
+            let pid = child.id().cast_signed();
+            poll("the command's end", PATIENCE, || Ok(ends_how(pid)))?;
+            let output = child.wait_with_output()?;
+            let context = || format!("step {step}, after {:?}: {}", since.elapsed(), told(&output));
+            match (output.status.code(), output.status.signal()) {
+                // Before it could take signals, or after.
+                (_, Some(2)) | (Some(130), _) => undone += 1,
+                (Some(7), _) if output.stdout == b"interrupted\n" => passed_on += 1,
+                _ => bail!("{}", context()),
+            }
+            ensure!(since.elapsed() < Duration::from_secs(1), "{}", context());
+            app.judge(None).with_context(context)?;
+        }
+        note(
+            "interrupted_restore",
+            &format!("{undone} undone, {passed_on} passed on to the app"),
+        );
+        ensure!(undone > 0 && passed_on > 0, "{took:?} is no measure");
+        succeeds(&registry.appshot(&["restore", "-d", &registry.name], "")?.output()?)?;
+        registry.passes()
+    });
+}
+
+/// SIGTERM of a daemon while it works on a request: it finishes, and the client gets
+/// its answer. The app that it has restored goes on.
+#[test]
+fn stopped_restored() {
+    trial("stopped_restored", |registry| {
+        let app = Asleep::new(registry)?;
+        let took = app.restore_takes()?;
+        for step in 0..20 {
+            let daemon = Daemon::start(registry, "restored", "")?;
+            let asking = asked(&daemon, "/v1/instances", &json!({ "appshot": registry.name }));
+            poll("a restore", PATIENCE, || {
+                Ok((registry.nothing_pending().is_err() || asking.is_finished()).then_some(()))
+            })?;
+            std::thread::sleep(took.mul_f64(f64::from(step) / 20.0));
+            daemon.stop()?;
+            let answer = asking.join().expect("asking does not panic");
+            answer.with_context(|| format!("step {step}"))?;
+            let next = Daemon::start(registry, "restored", "")?;
+            app.judge_ends(&next).with_context(|| format!("step {step}"))?;
+        }
+        Ok(())
+    });
+}
+
+/// The same of a snapshot; where its worker is told to end too, it undoes.
+#[test]
+fn stopped_snapd() {
+    trial("stopped_snapd", |registry| {
+        registry.start("steadfast")?;
+        let took = Instant::now();
+        succeeds(&registry.snapshot("")?)?;
+        let took = took.elapsed();
+        let before = Fingerprint::take(registry.top()?);
+        let body = json!({ "target": registry.name, "leave_running": true, "tag": "kept", "replace": true });
+        for step in 0..20 {
+            let daemon = Daemon::start(registry, "snapd", "")?;
+            let asking = asked(&daemon, "/v1/snapshots", &body);
+            let worker = poll("a worker", PATIENCE, || {
+                let worker = registry.lives("--worker")?.first().copied();
+                Ok((worker.is_some() || asking.is_finished()).then_some(worker))
+            })?;
+            std::thread::sleep(took.mul_f64(f64::from(step) / 20.0));
+            let both = step % 2 == 1;
+            if let Some(worker) = worker.filter(|_| both) {
+                let _ = kill(Pid::from_raw(worker), Signal::SIGTERM);
+            }
+            daemon.stop()?;
+            let answer = asking.join().expect("asking does not panic");
+            let context = || format!("step {step}: {answer:?}");
+            let given_up = answer.as_ref().is_err_and(|error| error.what.contains("was given up"));
+            ensure!(answer.is_ok() || both && given_up, "{}", context());
+            judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE).with_context(context)?;
+            registry.nothing_pending().with_context(context)?;
+        }
+        registry.passes()
+    });
 }
