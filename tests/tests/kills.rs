@@ -391,6 +391,23 @@ fn everyone() {
     });
 }
 
+/// The guard is killed while it undoes, and the requester waits for its turn: that one
+/// has the journal before all threads are let go, and no call may end with EINTR.
+#[test]
+fn guard_before_requester() {
+    trial("guard_before_requester", |registry| {
+        registry.start("steadfast")?;
+        let before = Fingerprint::take(registry.top()?);
+        for guard in 1..60 {
+            let taken = registry.snapshot(&format!("--worker:240,--guard:{guard}"))?;
+            judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE)
+                .and(registry.nothing_pending())
+                .with_context(|| format!("guard at {guard}: {}, log: {}", told(&taken), registry.log()))?;
+        }
+        registry.passes()
+    });
+}
+
 impl Registry {
     /// Hidden lives of this registry, by the run directory that they are told.
     fn lives(&self, life: &str) -> Result<Vec<i32>> {
@@ -417,18 +434,13 @@ fn halting_worker() {
             let context = || format!("moment {moment}: {}", told(&taken));
             registry.nothing_pending().with_context(context)?;
             // Whole or gone, and which of them is soon to be seen.
+            let judged = || judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE);
             let gone = poll("the app or its end", PATIENCE, || {
-                let whole = tree(registry.top()?).len() == before.processes.len();
-                Ok(match registry.recorded("exit") {
-                    Ok(_) => Some(true),
-                    Err(_) => (whole && !taken.status.success()).then_some(false),
-                })
+                let ended = registry.recorded("exit").is_ok();
+                Ok((ended || !taken.status.success() && judged().is_ok()).then_some(ended))
             })
-            .with_context(context)?;
-            if !gone {
-                let now = Fingerprint::take(registry.top()?);
-                judge_untouched(&before, &now, Changes::NONE).with_context(context)?;
-            } else {
+            .with_context(|| format!("{}: {:?}", context(), judged()))?;
+            if gone {
                 ended += 1;
                 let restored = registry.appshot(&["restore", "-d", &registry.name], "")?.output()?;
                 succeeds(&restored).with_context(context)?;
