@@ -9,80 +9,65 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use appshot_tests::app::Place;
+use appshot_tests::installed::{self, Daemon};
 use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, tree};
 use appshot_tests::programs;
-use appshot_tests::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switched_on};
+use appshot_tests::trial::in_place;
+use appshot_tests::verdict::{PATIENCE, note, poll};
 use libsnap::error::Error;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use nodekit::client::Client;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A registry of its own, with the programs that use it.
-struct Registry {
-    place: Place,
-    name: String,
+/// A registry of its own with one app, which is called as the place is.
+struct Registry<'a> {
+    place: &'a Place,
+    name: &'a str,
+    files: installed::Registry,
 }
 
 #[track_caller]
-fn trial(test: &'static str, trial: fn(&Registry) -> Result<()>) {
-    on_own_thread(test, move || {
-        need_root()?;
-        if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
-            return skip("snapshots, which APPSHOT_TEST_NO_SNAPSHOT turns off");
-        }
-        let place = Place::new(test)?;
-        let name = place.dir().file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let name = name.to_lowercase().replace('.', "-");
-        let before = HostState::take(&place.scope());
-        let registry = Registry { place, name };
+fn trial(test: &'static str, trial: fn(&Registry<'_>) -> Result<()>) {
+    in_place(test, move |place| {
+        let files = installed::Registry::new(place)?;
+        files.show_log(place)?;
+        let name = place.unique();
+        let registry = Registry { place, name, files };
         let result = trial(&registry);
         registry.end();
-        result.and(judge_nothing_left(&registry.place.scope(), &before))
+        result
     });
 }
 
-impl Registry {
-    fn program(&self, program: &str) -> Result<Command> {
-        let mut command = Command::new(programs::ours(program)?);
+impl Registry<'_> {
+    fn appshot(&self, args: &[&str], die_at: &str) -> Command {
+        let mut command = self.files.command("appshot");
+        command.env("APPSHOT_DIE_AT", die_at).env("RUST_LOG", "warn");
+        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
-            .env("APPSHOT_RUN_DIR", self.place.path("run"))
-            .env("APPSHOT_DATA_DIR", self.place.path("data"))
-            .env("RUST_LOG", "warn")
-            .current_dir(self.place.dir())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        Ok(command)
-    }
-
-    fn appshot(&self, args: &[&str], die_at: &str) -> Result<Command> {
-        let mut command = self.program("appshot")?;
-        command.args(args).env("APPSHOT_DIE_AT", die_at);
-        Ok(command)
     }
 
     /// A snapshot after which the app goes on, with these deaths.
     fn snapshot(&self, die_at: &str) -> Result<Output> {
         let _ = fs::remove_dir_all(self.stored("kept"));
-        let args = ["snapshot", "--leave-running", "--tag", "kept", &self.name];
-        Ok(self.appshot(&args, die_at)?.output()?)
+        let args = ["snapshot", "--leave-running", "--tag", "kept", self.name];
+        Ok(self.appshot(&args, die_at).output()?)
     }
 
     /// The next command of any kind.
     fn any_command(&self) -> Result<()> {
-        succeeds(&self.appshot(&["ps"], "")?.output()?).map(drop)
+        succeeds(&self.appshot(&["ps"], "").output()?).map(drop)
     }
 
     fn stored(&self, name: &str) -> PathBuf {
-        self.place.path("data").join(format!("appshots/{name}.appshot"))
+        self.files.data.join(format!("appshots/{name}.appshot"))
     }
 
     fn start(&self, program: &str) -> Result<()> {
@@ -94,7 +79,7 @@ impl Registry {
         let _ = fs::remove_file(self.place.path("ready"));
         let _ = fs::remove_file(self.place.path("go"));
         let program = programs::build(program)?;
-        let mut command = self.appshot(&["run", "-d", "--name", &self.name, "--"], "")?;
+        let mut command = self.appshot(&["run", "-d", "--name", self.name, "--"], "");
         succeeds(
             &command
                 .args(first)
@@ -110,7 +95,7 @@ impl Registry {
 
     /// A number in the app's record.
     fn recorded(&self, field: &str) -> Result<i32> {
-        let record = fs::read_to_string(self.place.path("run").join(format!("apps/{}.json", self.name)))?;
+        let record = fs::read_to_string(self.files.run.join(format!("apps/{}.json", self.name)))?;
         let (_, rest) = record.split_once(&format!("\"{field}\": ")).context(field.to_owned())?;
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().with_context(|| format!("{field} of {record}"))
@@ -129,34 +114,26 @@ impl Registry {
     /// Says go; the app has to find itself intact.
     fn passes(&self) -> Result<()> {
         fs::write(self.place.path("go"), "")?;
-        poll("the app's end", PATIENCE, || Ok(self.recorded("exit").ok()))
-            .and_then(|code| {
-                ensure!(code == 0, "exit code {code}");
-                Ok(())
-            })
-            .with_context(|| self.log())
-    }
-
-    /// What the app has written.
-    fn log(&self) -> String {
-        let log = self.place.path("data/logs").join(format!("{}.log", self.name));
-        fs::read_to_string(log).unwrap_or_default()
+        poll("the app's end", PATIENCE, || Ok(self.recorded("exit").ok())).and_then(|code| {
+            ensure!(code == 0, "exit code {code}");
+            Ok(())
+        })
     }
 
     /// Journals, locks of dead owners' directories, half-written appshots.
     fn nothing_pending(&self) -> Result<()> {
-        let names = |dir: &str, ours: fn(&str) -> bool| {
-            let entries = fs::read_dir(self.place.path(dir)).into_iter().flatten().flatten();
+        let names = |dir: PathBuf, ours: fn(&str) -> bool| {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
             entries
                 .map(|entry| entry.file_name().to_string_lossy().into_owned())
                 .filter(|name| ours(name))
                 .collect::<Vec<_>>()
         };
-        let journals = names("run/journal", |_| true);
+        let journals = names(self.files.run.join("journal"), |_| true);
         ensure!(journals.is_empty(), "journals left: {journals:?}");
         // A sealed successor (`.next`) is whole, and taken over by the next one who
         // holds the name.
-        let hidden = names("data/appshots", |name| {
+        let hidden = names(self.files.data.join("appshots"), |name| {
             name.starts_with('.') && !name.ends_with(".next")
         });
         ensure!(hidden.is_empty(), "half appshots left: {hidden:?}");
@@ -165,32 +142,13 @@ impl Registry {
 
     /// A snapshot that ends the app, whose files for ready and go are gone then.
     fn put_to_sleep(&self) -> Result<()> {
-        succeeds(&self.appshot(&["snapshot", &self.name], "")?.output()?)?;
+        succeeds(&self.appshot(&["snapshot", self.name], "").output()?)?;
         poll("the app's end", PATIENCE, || Ok(self.recorded("exit").ok()))?;
         Ok(fs::remove_file(self.place.path("ready"))?)
     }
 
-    /// All files of the registry, but for notes on waits and a daemon's socket.
-    fn files(&self) -> BTreeSet<PathBuf> {
-        fn list(dir: &Path, all: &mut BTreeSet<PathBuf>) {
-            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                if name != "timed" && !name.to_string_lossy().contains(".sock") {
-                    all.insert(entry.path());
-                    list(&entry.path(), all);
-                }
-            }
-        }
-        let mut all = BTreeSet::new();
-        list(&self.place.path("run"), &mut all);
-        list(&self.place.path("data"), &mut all);
-        all
-    }
-
     fn end(&self) {
-        if let Ok(mut kill) = self.appshot(&["kill", &self.name], "") {
-            let _ = kill.output();
-        }
+        let _ = self.appshot(&["kill", self.name], "").output();
         let _ = self.any_command();
     }
 }
@@ -282,8 +240,8 @@ struct Requester(Child);
 impl Requester {
     fn start(registry: &Registry, die_at: &str) -> Result<Requester> {
         let _ = fs::remove_dir_all(registry.stored("kept"));
-        let args = ["snapshot", "--leave-running", "--tag", "kept", &registry.name];
-        Ok(Requester(registry.appshot(&args, die_at)?.spawn()?))
+        let args = ["snapshot", "--leave-running", "--tag", "kept", registry.name];
+        Ok(Requester(registry.appshot(&args, die_at).spawn()?))
     }
 
     fn pid(&self) -> Result<i32> {
@@ -371,13 +329,7 @@ fn everyone() {
                 let untouched = judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE);
                 untouched
                     .and(registry.nothing_pending())
-                    .with_context(|| {
-                        format!(
-                            "app's exit: {:?}, log: {}",
-                            registry.recorded("exit").ok(),
-                            registry.log()
-                        )
-                    })
+                    .with_context(|| format!("app's exit: {:?}", registry.recorded("exit").ok()))
                     .with_context(|| format!("worker at {worker}, guard at {guard}"))?;
                 if survived {
                     break;
@@ -402,16 +354,16 @@ fn guard_before_requester() {
             let taken = registry.snapshot(&format!("--worker:240,--guard:{guard}"))?;
             judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE)
                 .and(registry.nothing_pending())
-                .with_context(|| format!("guard at {guard}: {}, log: {}", told(&taken), registry.log()))?;
+                .with_context(|| format!("guard at {guard}: {}", told(&taken)))?;
         }
         registry.passes()
     });
 }
 
-impl Registry {
+impl Registry<'_> {
     /// Hidden lives of this registry, by the run directory that they are told.
     fn lives(&self, life: &str) -> Result<Vec<i32>> {
-        let mark = self.place.path("run").display().to_string();
+        let mark = self.files.run.display().to_string();
         let pids = tree(1).into_iter().filter(|pid| is_life(*pid, life));
         let environment = |pid: &i32| fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         Ok(pids
@@ -429,8 +381,8 @@ fn halting_worker() {
         let mut before = Fingerprint::take(registry.top()?);
         let (mut ended, mut moment, mut last) = (0, 1u32, None);
         while last.is_none_or(|last| moment < last) {
-            let args = ["snapshot", "--replace", &registry.name];
-            let taken = registry.appshot(&args, &format!("--worker:{moment}"))?.output()?;
+            let args = ["snapshot", "--replace", registry.name];
+            let taken = registry.appshot(&args, &format!("--worker:{moment}")).output()?;
             let context = || format!("moment {moment}: {}", told(&taken));
             registry.nothing_pending().with_context(context)?;
             // Whole or gone, and which of them is soon to be seen.
@@ -442,7 +394,7 @@ fn halting_worker() {
             .with_context(|| format!("{}: {:?}", context(), judged()))?;
             if gone {
                 ended += 1;
-                let restored = registry.appshot(&["restore", "-d", &registry.name], "")?.output()?;
+                let restored = registry.appshot(&["restore", "-d", registry.name], "").output()?;
                 succeeds(&restored).with_context(context)?;
                 before = Fingerprint::take(registry.top()?);
             }
@@ -530,48 +482,9 @@ fn interrupted_snapshot() {
     });
 }
 
-/// A daemon in the background.
-struct Daemon(Child, Client);
-
-impl Daemon {
-    fn start(registry: &Registry, program: &str, die_at: &str) -> Result<Daemon> {
-        let mut child = registry
-            .program(program)?
-            .current_dir("/")
-            .env("APPSHOT_DIE_AT", die_at)
-            .stderr(Stdio::null())
-            .spawn()?;
-        let client = Client::new(registry.place.path("run").join(format!("{program}.sock")));
-        poll("the daemon", PATIENCE, || {
-            ensure!(child.try_wait()?.is_none(), "{program} has ended");
-            Ok(client.answers().then_some(()))
-        })?;
-        Ok(Daemon(child, client))
-    }
-
-    fn pid(&self) -> i32 {
-        self.0.id().cast_signed()
-    }
-
-    /// Told to stop, it ends well.
-    fn stop(mut self) -> Result<()> {
-        kill(Pid::from_raw(self.pid()), Signal::SIGTERM)?;
-        let status = self.0.wait()?;
-        ensure!(status.success(), "the daemon ended with {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The answer to a request that is made in the background.
 fn asked(daemon: &Daemon, path: &'static str, body: &Value) -> JoinHandle<Result<Value, Error>> {
-    let (client, body) = (daemon.1.clone(), body.clone());
+    let (client, body) = (daemon.client.clone(), body.clone());
     std::thread::spawn(move || client.post(path, &body))
 }
 
@@ -591,14 +504,14 @@ fn snapd() {
         };
         let body = json!({ "target": registry.name, "leave_running": true, "tag": "kept", "replace": true });
         for moment in (10..300).step_by(30) {
-            let daemon = Daemon::start(registry, "snapd", &format!("--worker:{moment}"))?;
-            let answer = daemon.1.post::<Value>("/v1/snapshots", &body);
+            let daemon = registry.files.daemon("snapd", &format!("--worker:{moment}"))?;
+            let answer = daemon.client.post::<Value>("/v1/snapshots", &body);
             judged(&format!("worker at {moment}: {answer:?}"))?;
-            let mut daemon = Daemon::start(registry, "snapd", &format!("--worker:{moment}"))?;
+            let mut daemon = registry.files.daemon("snapd", &format!("--worker:{moment}"))?;
             let asking = asked(&daemon, "/v1/snapshots", &body);
             std::thread::sleep(Duration::from_millis(moment / 4));
-            daemon.0.kill()?;
-            daemon.0.wait()?;
+            daemon.child.kill()?;
+            daemon.child.wait()?;
             let _died = asking.join();
             judged(&format!("daemon, and worker at {moment}"))?;
         }
@@ -613,7 +526,7 @@ fn restore_killed(registry: &Registry, life: &str, args: &[&str]) -> Result<()> 
     registry.put_to_sleep()?;
     let whole = HostState::take(&registry.place.scope());
     for moment in (1..ENOUGH).step_by(stride()) {
-        let mut command = registry.appshot(args, &format!("{life}:{moment}"))?;
+        let mut command = registry.appshot(args, &format!("{life}:{moment}"));
         let child = command.spawn()?;
         let up = poll("the restore's end", PATIENCE, || {
             // The record of the last instance tells an end.
@@ -628,7 +541,7 @@ fn restore_killed(registry: &Registry, life: &str, args: &[&str]) -> Result<()> 
             // It may have been killed as the app's supervisor, once the app had
             // ended: then the cgroup is for the next of that name to take over.
             fs::remove_file(registry.place.path("go"))?;
-            succeeds(&registry.appshot(&["restore", "-d", &registry.name], "")?.output()?)?;
+            succeeds(&registry.appshot(&["restore", "-d", registry.name], "").output()?)?;
             return result;
         }
         let told = told(&child.wait_with_output()?);
@@ -648,31 +561,38 @@ fn restore_killed(registry: &Registry, life: &str, args: &[&str]) -> Result<()> 
 #[test]
 fn attached_restore() {
     trial("attached_restore", |registry| {
-        restore_killed(registry, "restore", &["restore", &registry.name])
+        restore_killed(registry, "restore", &["restore", registry.name])
     });
 }
 
 #[test]
 fn detached_restore() {
     trial("detached_restore", |registry| {
-        restore_killed(registry, "--supervise", &["restore", "-d", &registry.name])
+        restore_killed(registry, "--supervise", &["restore", "-d", registry.name])
     });
 }
 
 /// An app that sleeps, and what there is besides.
 struct Asleep<'a> {
-    registry: &'a Registry,
+    registry: &'a Registry<'a>,
     /// As many as it has when it runs.
     processes: usize,
     host: HostState,
     files: BTreeSet<PathBuf>,
 }
 
+/// Those of the registry, but for a daemon's socket.
+fn files(registry: &Registry<'_>) -> BTreeSet<PathBuf> {
+    let mut files = registry.files.files();
+    files.retain(|path| !path.to_string_lossy().contains(".sock"));
+    files
+}
+
 /// Says in words what its exit code tells: where its parent is killed, nobody hears it.
 const TELLING: &str = "trap 'echo interrupted; exit 7' INT; \"$@\" & wait $! && echo passed";
 
 impl Asleep<'_> {
-    fn new(registry: &Registry) -> Result<Asleep<'_>> {
+    fn new<'a>(registry: &'a Registry<'a>) -> Result<Asleep<'a>> {
         registry.start_by(&["/bin/sh", "-c", TELLING, "sh"], "steadfast")?;
         let processes = tree(registry.top()?).len();
         registry.put_to_sleep()?;
@@ -680,23 +600,23 @@ impl Asleep<'_> {
             registry,
             processes,
             host: HostState::take(&registry.place.scope()),
-            files: registry.files(),
+            files: files(registry),
         })
     }
 
     fn restore(&self, daemon: &Daemon) -> Result<Value, Error> {
         daemon
-            .1
+            .client
             .post("/v1/instances", &json!({ "appshot": self.registry.name }))
     }
 
     /// How long the command takes for it, with a process of its own.
     fn restore_takes(&self) -> Result<Duration> {
         let since = Instant::now();
-        let words = ["restore", "-d", &self.registry.name];
-        succeeds(&self.registry.appshot(&words, "")?.output()?)?;
+        let words = ["restore", "-d", self.registry.name];
+        succeeds(&self.registry.appshot(&words, "").output()?)?;
         let took = since.elapsed();
-        succeeds(&self.registry.appshot(&["kill", &self.registry.name], "")?.output()?)?;
+        succeeds(&self.registry.appshot(&["kill", self.registry.name], "").output()?)?;
         self.judge(None).map(|()| took)
     }
 
@@ -709,7 +629,7 @@ impl Asleep<'_> {
         let mut host = self.host.clone();
         host.children.extend(daemon.map(Daemon::pid));
         judge_nothing_left(&self.registry.place.scope(), &host)?;
-        let files = self.registry.files();
+        let files = files(self.registry);
         let other: Vec<_> = files.symmetric_difference(&self.files).collect();
         ensure!(other.is_empty(), "files that were not there, or are no more: {other:?}");
         self.registry.nothing_pending()
@@ -729,19 +649,19 @@ impl Asleep<'_> {
             "{processes} processes of {}",
             self.processes
         );
-        daemon.1.delete::<Value>(&self.instance(""))?;
+        daemon.client.delete::<Value>(&self.instance(""))?;
         self.judge(Some(daemon))
     }
 
     /// It runs without a parent of ours, is known, and passes.
     fn judge_orphan(&self, daemon: &Daemon) -> Result<()> {
-        let listed: Value = daemon.1.get("/v1/instances")?;
+        let listed: Value = daemon.client.get("/v1/instances")?;
         ensure!(listed[0]["state"] == "running", "listed is {listed}");
         let words = ["ps", "--output", "json"];
-        let listed = succeeds(&self.registry.appshot(&words, "")?.output()?)?;
+        let listed = succeeds(&self.registry.appshot(&words, "").output()?)?;
         ensure!(listed.contains("\"running\""), "ps lists {listed}");
         self.go()?;
-        daemon.1.get::<Value>(&self.instance("?wait=exited"))?;
+        daemon.client.get::<Value>(&self.instance("?wait=exited"))?;
         self.judge_passed(daemon)
     }
 
@@ -751,9 +671,8 @@ impl Asleep<'_> {
 
     fn judge_passed(&self, daemon: &Daemon) -> Result<()> {
         poll("the app to say that it has passed", PATIENCE, || {
-            Ok(self.registry.log().ends_with("passed\n").then_some(()))
-        })
-        .with_context(|| self.registry.log())?;
+            Ok(self.registry.place.log().ends_with("passed\n").then_some(()))
+        })?;
         fs::remove_file(self.registry.place.path("go"))?;
         self.judge(Some(daemon))
     }
@@ -777,10 +696,10 @@ fn restored() {
 
 /// `restored`, killed in the middle of a restore; the moment, where it came through.
 fn killed_in_between(app: &Asleep<'_>, moment: usize) -> Result<Option<usize>> {
-    let daemon = Daemon::start(app.registry, "restored", &format!("restored:{moment}"))?;
+    let daemon = app.registry.files.daemon("restored", &format!("restored:{moment}"))?;
     let answer = app.restore(&daemon);
     drop(daemon);
-    let next = Daemon::start(app.registry, "restored", "")?;
+    let next = app.registry.files.daemon("restored", "")?;
     let judged = match &answer {
         Ok(_) => app.judge_orphan(&next),
         Err(_) => app.judge(Some(&next)).and_then(|()| app.judge_restorable(&next)),
@@ -791,17 +710,17 @@ fn killed_in_between(app: &Asleep<'_>, moment: usize) -> Result<Option<usize>> {
 
 /// `restored`, killed perhaps while it writes down that its app has ended.
 fn killed_at_the_end(app: &Asleep<'_>, moment: usize) -> Result<()> {
-    let mut daemon = Daemon::start(app.registry, "restored", &format!("restored:{moment}"))?;
+    let mut daemon = app.registry.files.daemon("restored", &format!("restored:{moment}"))?;
     let answer = app.restore(&daemon);
     if answer.is_ok() {
         app.go()?;
         poll("the app's end, or the daemon's", PATIENCE, || {
             let groups = HostState::take(&app.registry.place.scope()).cgroups;
-            Ok((daemon.0.try_wait()?.is_some() || groups.is_empty()).then_some(()))
+            Ok((daemon.child.try_wait()?.is_some() || groups.is_empty()).then_some(()))
         })?;
     }
     drop(daemon);
-    let next = Daemon::start(app.registry, "restored", "")?;
+    let next = app.registry.files.daemon("restored", "")?;
     let judged = match &answer {
         Ok(_) => app.judge_passed(&next),
         Err(_) => app.judge(Some(&next)),
@@ -818,7 +737,7 @@ fn interrupted_restore() {
         let took = app.restore_takes()?;
         let (mut undone, mut passed_on) = (0, 0);
         for step in 0..40 {
-            let mut command = registry.appshot(&["restore", &registry.name], "")?;
+            let mut command = registry.appshot(&["restore", registry.name], "");
             let child = command.process_group(0).spawn()?;
             std::thread::sleep(took.mul_f64((f64::from(step) / 20.0).powi(2)));
             killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT)?;
@@ -841,7 +760,7 @@ fn interrupted_restore() {
             &format!("{undone} undone, {passed_on} passed on to the app"),
         );
         ensure!(undone > 0 && passed_on > 0, "{took:?} is no measure");
-        succeeds(&registry.appshot(&["restore", "-d", &registry.name], "")?.output()?)?;
+        succeeds(&registry.appshot(&["restore", "-d", registry.name], "").output()?)?;
         registry.passes()
     });
 }
@@ -854,7 +773,7 @@ fn stopped_restored() {
         let app = Asleep::new(registry)?;
         let took = app.restore_takes()?;
         for step in 0..20 {
-            let daemon = Daemon::start(registry, "restored", "")?;
+            let daemon = registry.files.daemon("restored", "")?;
             let asking = asked(&daemon, "/v1/instances", &json!({ "appshot": registry.name }));
             poll("a restore", PATIENCE, || {
                 Ok((registry.nothing_pending().is_err() || asking.is_finished()).then_some(()))
@@ -863,7 +782,7 @@ fn stopped_restored() {
             daemon.stop()?;
             let answer = asking.join().expect("asking does not panic");
             answer.with_context(|| format!("step {step}"))?;
-            let next = Daemon::start(registry, "restored", "")?;
+            let next = registry.files.daemon("restored", "")?;
             app.judge_ends(&next).with_context(|| format!("step {step}"))?;
         }
         Ok(())
@@ -881,7 +800,7 @@ fn stopped_snapd() {
         let before = Fingerprint::take(registry.top()?);
         let body = json!({ "target": registry.name, "leave_running": true, "tag": "kept", "replace": true });
         for step in 0..20 {
-            let daemon = Daemon::start(registry, "snapd", "")?;
+            let daemon = registry.files.daemon("snapd", "")?;
             let asking = asked(&daemon, "/v1/snapshots", &body);
             let worker = poll("a worker", PATIENCE, || {
                 let worker = registry.lives("--worker")?.first().copied();
