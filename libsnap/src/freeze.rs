@@ -170,19 +170,11 @@ pub fn freeze_with(target: &Target, also: &[HostPid], waits: Waits) -> Result<Fr
     let _hold = group_of(target).map(Hold::new).transpose()?;
     let mut seized = Seized::default();
     (seized.waits, seized.at, seized.pending) = (waits, at, pending);
-    loop {
-        let mut new = false;
-        for pid in members(target)?.iter().chain(also) {
-            new |= seized.process(*pid)?;
+    if let Err(error) = seized.all(target, also, since) {
+        if group_of(target).is_some() {
+            seized.rest(target, also);
         }
-        seized.wait(since)?;
-        if !new {
-            break;
-        }
-        if since.elapsed() > BUDGET {
-            let because = format!("its {} processes go on making new ones", seized.order.len());
-            return Err(too_slow(because, "try again when the app is at rest"));
-        }
+        return Err(error);
     }
     seized.finish(since, survey::root(target))
 }
@@ -258,6 +250,36 @@ struct Seized {
 }
 
 impl Seized {
+    /// Stops every thread, again until no new one turns up.
+    fn all(&mut self, target: &Target, also: &[HostPid], since: Instant) -> Result<()> {
+        loop {
+            let mut new = false;
+            for pid in members(target)?.iter().chain(also) {
+                new |= self.process(*pid)?;
+            }
+            self.wait(since)?;
+            if !new {
+                return Ok(());
+            }
+            if since.elapsed() > BUDGET {
+                let because = format!("its {} processes go on making new ones", self.order.len());
+                return Err(too_slow(because, "try again when the app is at rest"));
+            }
+        }
+    }
+
+    /// After a failure, what a frozen cgroup holds and nobody has seized yet: the
+    /// calls that this broke off have to be set right before it is thawed.
+    fn rest(&mut self, target: &Target, also: &[HostPid]) {
+        for pid in members(target).unwrap_or_default().iter().chain(also) {
+            for tid in proc::threads(*pid).unwrap_or_default() {
+                if self.known.insert(tid) && seize(tid).is_ok() {
+                    self.threads.push((*pid, tid));
+                }
+            }
+        }
+    }
+
     /// Seizes threads of `pid` not seized yet; tells whether there were any.
     fn process(&mut self, pid: HostPid) -> Result<bool> {
         let Ok(stat) = proc::stat(pid) else {
@@ -290,7 +312,7 @@ impl Seized {
         // Also where it is on its way out: a dead main thread stays in the list
         // until we have reaped its other threads.
         self.known.insert(tid);
-        match ptrace::seize(tid, SEIZE_OPTIONS).and_then(|()| ptrace::interrupt(tid)) {
+        match seize(tid) {
             Ok(()) => {}
             Err(Errno::ESRCH) => return Ok(false),
             Err(Errno::EPERM) if ends_soon(tid) => return Ok(false),
@@ -396,18 +418,40 @@ impl Drop for Seized {
 /// at system calls be no SIGTRAP, which the thread would get if we died there.
 const SEIZE_OPTIONS: i32 = libc::PTRACE_O_SUSPEND_SECCOMP | libc::PTRACE_O_TRACESYSGOOD;
 
+/// Sends a thread to its stop. A tracer that is being killed lets go after its files,
+/// and with them the lock of a journal, are closed: it is waited for.
+fn seize(tid: HostPid) -> crate::sys::Sys<()> {
+    let since = Instant::now();
+    let mut seized = ptrace::seize(tid, SEIZE_OPTIONS);
+    while seized == Err(Errno::EPERM) && since.elapsed() < BUDGET {
+        let tracer = tracer(tid);
+        if tracer.is_some_and(|tracer| !is_ending(tracer)) {
+            break;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+        seized = ptrace::seize(tid, SEIZE_OPTIONS);
+        if tracer.is_none() {
+            break;
+        }
+    }
+    seized.and_then(|()| ptrace::interrupt(tid))
+}
+
+fn tracer(tid: HostPid) -> Option<HostPid> {
+    let tracer = Fields::status(tid).ok()?.number("TracerPid")?;
+    (tracer != 0).then_some(HostPid(tracer as i32))
+}
+
+fn is_ending(pid: HostPid) -> bool {
+    const PF_EXITING: u32 = 0x4;
+    proc::stat(pid).map_or(true, |stat| stat.flags & PF_EXITING != 0)
+}
+
 fn cannot_seize(pid: HostPid, tid: HostPid, errno: Errno) -> Error {
     let what = format!("cannot stop pid {pid} ({})", proc::comm(pid));
-    let tracer = Fields::status(tid)
-        .ok()
-        .and_then(|s| s.number("TracerPid"))
-        .unwrap_or(0);
-    if tracer != 0 {
+    if let Some(tracer) = tracer(tid) {
         return Error::new(Kind::Conflict, what)
-            .because(format!(
-                "it is traced by pid {tracer} ({})",
-                proc::comm(HostPid(tracer as i32))
-            ))
+            .because(format!("it is traced by pid {tracer} ({})", proc::comm(tracer)))
             .fix("end the debugger or tracer first")
             .state("the app was not changed and is running");
     }

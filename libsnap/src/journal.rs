@@ -4,7 +4,7 @@
 //! ```text
 //!   RUN_DIR/journal/PID-START-N     one file a snapshot, locked (flock) by its owner
 //!     {"begin":{..}}     the app, the appshot         before anything is touched
-//!     {"waits":{..}}     time-outs of its threads     before the cgroup is frozen
+//!     {"waits":{..}}     time-outs of its threads     before the cgroup is frozen (by rescuers too)
 //!     {"enter":[..]}     registers, masks, places     before any register changes
 //!     "end"              the app ends now             before its first process is killed
 //!
@@ -354,7 +354,7 @@ impl Left {
 
     /// Stops the app, gives every thread what it had, and lets it go.
     fn let_go(mut self, target: &Target, journal: &mut Journal) -> Result<&'static str> {
-        let Some(mut frozen) = self.stop(target)? else {
+        let Some(mut frozen) = self.stop(target, journal)? else {
             return Ok("the app is gone");
         };
         self.take_in_strays(&frozen, journal)?;
@@ -369,21 +369,21 @@ impl Left {
         Ok("the app was let go")
     }
 
-    fn stop(&mut self, target: &Target) -> Result<Option<Frozen>> {
+    fn stop(&mut self, target: &Target, journal: &mut Journal) -> Result<Option<Frozen>> {
         let group = freeze::group_of(target);
-        let still = group.is_some_and(cgroup::is_held);
         let begun = Instant::now();
         loop {
             let also: Vec<HostPid> = self.entered.iter().filter(|e| e.is(e.pid)).map(|e| e.pid).collect();
             if group.is_some_and(|group| !group.exists()) {
                 return Ok(None);
             }
-            // Where it was held still ever since, only the journal knows.
-            let waits = match still {
-                true => self.waits.clone(),
-                false => freeze::waits(target)?,
-            };
-            match freeze::freeze_with(target, &also, waits) {
+            // Where it is held still, only the journal knows: by its owner, or by a
+            // rescuer that was killed.
+            if !group.is_some_and(cgroup::is_held) {
+                self.waits = freeze::waits(target)?;
+                journal.waits(&self.waits)?;
+            }
+            match freeze::freeze_with(target, &also, self.waits.clone()) {
                 Ok(frozen) if frozen.processes.is_empty() => return Ok(None),
                 Ok(frozen) => return Ok(Some(frozen)),
                 Err(error) if begun.elapsed() > PATIENCE => return Err(error),

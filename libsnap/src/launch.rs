@@ -470,11 +470,20 @@ pub fn husk(place: &Place, socket: BorrowedFd<'_>, number: i32, options: i32) ->
             .needs("CAP_SYS_PTRACE"));
     }
     started.go()?;
-    match ptrace::wait(pid, true) {
-        Ok(Some(Stop::Event(libc::PTRACE_EVENT_EXEC))) => leave_exec(pid),
-        _ => Err(started.executed("a husk").err().unwrap_or_else(|| {
-            reap(pid);
-            Error::failed("a new process ended before its time")
-        })),
+    loop {
+        match ptrace::wait(pid, true) {
+            Ok(Some(Stop::Event(libc::PTRACE_EVENT_EXEC))) => return leave_exec(pid),
+            // Sent to our process group, as by Ctrl-C, before it had one of its own: we
+            // have the signal too.
+            Ok(Some(Stop::Signal(_))) if ptrace::cont(pid, 0).is_ok() => {}
+            Ok(Some(Stop::Exited(_))) => {
+                let ended = || Error::failed("a new process ended before its time");
+                return Err(started.executed("a husk").err().unwrap_or_else(ended));
+            }
+            stop => {
+                reap(pid);
+                return Err(Error::failed("cannot start a husk").because(format!("it came to {stop:?}")));
+            }
+        }
     }
 }

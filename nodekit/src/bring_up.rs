@@ -3,10 +3,11 @@
 
 use crate::args::Format;
 use crate::start::{Start, Started};
-use crate::{detach, out, supervise};
-use libsnap::error::Result;
+use crate::{detach, out, signals, supervise};
+use libsnap::error::{Error, Result};
 use libsnap::store::State;
 use libsnap::target::Instance;
+use nix::sys::signalfd::SignalFd;
 
 /// How the caller wants it.
 #[derive(Clone, Copy, Debug)]
@@ -46,10 +47,15 @@ pub fn told(instance: &Instance) -> String {
     )
 }
 
+/// A signal to end us gives up a restore; once the app runs, it is the app's.
 fn attached(start: Start, quiet: bool) -> Result<u8> {
+    let signals = signals::block()?;
     let mut start = start.attached();
-    let Started { app, .. } = start.go()?;
-    let code = supervise::supervise(&start.store, &app)?;
+    let Started { app, .. } = match start.go_unless(&|| signals::waiting(&signals)) {
+        Ok(started) => started,
+        Err(error) => return given_up(&signals, error),
+    };
+    let code = supervise::supervise(&start.store, &app, &signals)?;
     if !quiet
         && let Some(now) = start.store.find(&app.name)?
         && now.same_instance(&app)
@@ -60,4 +66,13 @@ fn attached(start: Start, quiet: bool) -> Result<u8> {
     }
     // Wait statuses fit: an exit code has 8 bits, 128 + 64 signals.
     Ok(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// The exit code is that of a program which the signal has ended.
+fn given_up(signals: &SignalFd, error: Error) -> Result<u8> {
+    let Ok(Some(signal)) = signals.read_signal() else {
+        return Err(error);
+    };
+    out::complain("stopped", &error);
+    Ok(u8::try_from(128 + signal.ssi_signo).unwrap_or(u8::MAX))
 }

@@ -1,9 +1,11 @@
 //! The detached supervisor: the parent of an app that was started with `-d`.
 
 use crate::hidden::{self, Life};
+use crate::signals;
 use crate::start::{Start, Started};
 use crate::supervise::supervise;
 use libsnap::error::{Error, OrFail, Result};
+use nix::sys::signalfd::SignalFd;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 
@@ -32,13 +34,7 @@ pub fn spawn(start: Start) -> Result<Started> {
 
 /// The supervisor's life; answers its exit code.
 pub fn main() -> u8 {
-    let answer = hidden::own_session()
-        .and_then(|()| hidden::read_request::<Start>())
-        .and_then(|mut start| {
-            libsnap::store::use_run_dir(start.store.run_dir());
-            Ok((start.go()?, start))
-        });
-    let (started, start) = match answer {
+    let (started, start, signals) = match bring_up() {
         Ok(up) => up,
         Err(error) => {
             let code = error.kind.exit_code();
@@ -48,10 +44,20 @@ pub fn main() -> u8 {
     };
     let app = started.app.clone();
     tell(&Ok(started));
-    match let_go().and_then(|()| supervise(&start.store, &app)) {
+    match let_go().and_then(|()| supervise(&start.store, &app, &signals)) {
         Ok(_) => 0,
         Err(error) => error.kind.exit_code(),
     }
+}
+
+/// A signal to end us gives up a restore, as in the foreground.
+fn bring_up() -> Result<(Started, Start, SignalFd)> {
+    hidden::own_session()?;
+    let mut start: Start = hidden::read_request()?;
+    libsnap::store::use_run_dir(start.store.run_dir());
+    let signals = signals::block()?;
+    let started = start.go_unless(&|| signals::waiting(&signals))?;
+    Ok((started, start, signals))
 }
 
 fn tell(answer: &Result<Started>) {

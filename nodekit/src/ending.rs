@@ -3,6 +3,7 @@
 use crate::{process, supervise};
 use libsnap::error::{Error, Result};
 use libsnap::store::{App, Store};
+use std::path::Path;
 use std::time::Duration;
 
 pub const SIGKILL: i32 = 9;
@@ -53,11 +54,12 @@ pub fn written_down(store: &Store, app: &App) -> Result<bool> {
     }
 }
 
-/// Follows the apps whose supervisor is dead. Their exit code is lost: the
-/// kernel tells it to the parent alone.
+/// Follows the apps whose supervisor is dead. Their exit code is lost, unless it had
+/// been written down: the kernel tells it to the parent alone.
 pub fn adopt_orphans(store: &Store) -> Result<()> {
     let orphaned = |app: &App| app.supervisor.is_none_or(|pid| process::open(pid).is_err());
-    for app in store.list()?.into_iter().filter(|app| app.exit.is_none()) {
+    let left = |app: &App| app.exit.is_none() || app.cgroup.as_deref().is_some_and(Path::exists);
+    for app in store.list()?.into_iter().filter(left) {
         if orphaned(&app) {
             tracing::info!(app = app.name, "its supervisor is gone: followed from here");
             let store = store.clone();
@@ -72,7 +74,7 @@ fn follow(store: &Store, app: &App) {
         Ok(child) => process::wait(&child, None).map(drop),
         Err(_) => Ok(()),
     };
-    if let Err(error) = ended.and_then(|()| supervise::finish(store, app, None)) {
+    if let Err(error) = ended.and_then(|()| supervise::finish(store, app, app.exit)) {
         tracing::warn!(app = app.name, %error, "cannot write down its end");
     }
 }

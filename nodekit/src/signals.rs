@@ -2,8 +2,10 @@
 //! events.
 
 use libsnap::error::{OrFail, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::os::fd::AsFd;
 
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
@@ -14,4 +16,10 @@ pub fn block() -> Result<SignalFd> {
     ENDING.iter().for_each(|signal| set.add(*signal));
     set.thread_block().or_fail(|| "cannot block signals")?;
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).or_fail(|| "cannot take signals")
+}
+
+/// Whether there is one to read.
+pub fn waiting(signals: &SignalFd) -> bool {
+    let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }

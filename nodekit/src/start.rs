@@ -4,6 +4,7 @@ use libsnap::error::{OrFail, Result};
 use libsnap::image::MANIFEST;
 use libsnap::image::records::Manifest;
 use libsnap::journal::Journal;
+use libsnap::restore::{Cancelled, restore_unless};
 use libsnap::store::{App, SUFFIX, Store};
 use libsnap::target::{Instance, RestoreOptions, RunOptions, Stdio};
 use serde::{Deserialize, Serialize};
@@ -73,11 +74,16 @@ impl Start {
 
     /// Brings the app up and writes its record.
     pub fn go(&mut self) -> Result<Started> {
+        self.go_unless(&|| false)
+    }
+
+    /// The same; a restore is given up and undone once `cancelled` says so.
+    pub fn go_unless(&mut self, cancelled: Cancelled<'_>) -> Result<Started> {
         let _busy = self.store.try_lock(&self.name)?;
         self.store.vacant(&self.name)?;
         self.clear_predecessor()?;
         let _born = Journal::birth(&self.store, &self.name)?;
-        let instance = self.launch()?;
+        let instance = self.launch(cancelled)?;
         let app = self.record(&instance).inspect_err(|_| undo(&instance))?;
         Ok(Started { instance, app })
     }
@@ -92,10 +98,10 @@ impl Start {
         }
     }
 
-    fn launch(&self) -> Result<Instance> {
+    fn launch(&self, cancelled: Cancelled<'_>) -> Result<Instance> {
         match &self.what {
             What::Run(options) => libsnap::launch::run(options),
-            What::Restore { appshot, options } => libsnap::restore::restore(appshot, options),
+            What::Restore { appshot, options } => restore_unless(cancelled, appshot, options),
         }
     }
 

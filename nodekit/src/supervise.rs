@@ -1,6 +1,6 @@
 //! Owning an app: passing signals on, reaping it, writing down how it ended.
 
-use crate::{process, signals};
+use crate::process;
 use libsnap::error::{OrFail, Result};
 use libsnap::store::{App, State, Store};
 use nix::sys::signalfd::{SignalFd, siginfo};
@@ -9,14 +9,11 @@ use nix::unistd::{Pid, getpgid, getpgrp};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::OwnedFd;
 
-/// Waits for the app as its parent, passing on the signals that we get.
-/// Returns its exit code, 128 + N after signal N.
-///
-/// Call it from the only thread: the signals are blocked in the calling one.
-pub fn supervise(store: &Store, app: &App) -> Result<i32> {
-    let signals = signals::block()?;
+/// Waits for the app as its parent, passing on the signals that we get, and got
+/// while it came up. Returns its exit code, 128 + N after signal N.
+pub fn supervise(store: &Store, app: &App, signals: &SignalFd) -> Result<i32> {
     let child = process::open(app.child())?;
-    while !ended_or_signalled(&child, &signals)? {
+    while !ended_or_signalled(&child, signals)? {
         while let Ok(Some(signal)) = signals.read_signal() {
             forward(app, &signal);
         }

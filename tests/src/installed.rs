@@ -9,6 +9,8 @@ use crate::verdict::{PATIENCE, note, poll, skip};
 use anyhow::{Context, Result, ensure};
 use libsnap::store::View;
 use libsnap::target::{Instance, RunOptions, SnapshotReport};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use nodekit::client::Client;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -22,12 +24,26 @@ use std::time::{Duration, Instant};
 /// How long what ends by itself may take.
 const REST: Duration = Duration::from_secs(2);
 
-/// A daemon of ours, which is stopped when this is dropped.
+/// A daemon of ours, which is killed when this is dropped.
 #[derive(Debug)]
-struct Daemon {
+pub struct Daemon {
     name: &'static str,
-    child: Child,
-    client: Client,
+    pub child: Child,
+    pub client: Client,
+}
+
+impl Daemon {
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Told to stop, it ends well.
+    pub fn stop(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.pid()), Signal::SIGTERM)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "{} ended with {status}", self.name);
+        Ok(())
+    }
 }
 
 impl Drop for Daemon {
@@ -40,8 +56,8 @@ impl Drop for Daemon {
 /// A registry with the programs that work on it.
 #[derive(Debug)]
 pub struct Registry {
-    run: PathBuf,
-    data: PathBuf,
+    pub run: PathBuf,
+    pub data: PathBuf,
     programs: PathBuf,
 }
 
@@ -71,6 +87,12 @@ impl Registry {
         command
     }
 
+    /// The log of the app that is called as the place is where a place has it.
+    pub fn show_log(&self, place: &Place) -> Result<()> {
+        let log = self.data.join(format!("logs/{}.log", place.unique()));
+        Ok(symlink(log, place.path("log"))?)
+    }
+
     /// The program started by another, which comes first with these words.
     pub fn command_under(&self, first: &Path, words: &[&str], program: &str) -> Command {
         let mut command = self.command(program);
@@ -95,16 +117,19 @@ impl Registry {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    fn daemon(&self, name: &'static str) -> Result<Daemon> {
+    /// One that answers; it dies at the moment that is named.
+    pub fn daemon(&self, name: &'static str, die_at: &str) -> Result<Daemon> {
         let child = self
             .command(name)
+            .env("APPSHOT_DIE_AT", die_at)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()?;
         let client = Client::new(self.run.join(format!("{name}.sock")));
-        let daemon = Daemon { name, child, client };
+        let mut daemon = Daemon { name, child, client };
         poll(&format!("{name} to answer"), PATIENCE, || {
+            ensure!(daemon.child.try_wait()?.is_none(), "{name} has ended");
             Ok(daemon.client.answers().then_some(()))
         })?;
         Ok(daemon)
@@ -113,7 +138,7 @@ impl Registry {
     /// Paths below both directories, which are the same at the same point of
     /// every cycle, but for the parts of an appshot, of which a script has as many
     /// as children just now, and the notes on waits.
-    fn files(&self) -> BTreeSet<PathBuf> {
+    pub fn files(&self) -> BTreeSet<PathBuf> {
         fn list(dir: &Path, all: &mut BTreeSet<PathBuf>) {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                 if !dir.ends_with("appshots") {
@@ -163,12 +188,11 @@ impl<'a> Installed<'a> {
     pub fn new(place: &'a Place, daemons: bool) -> Result<Installed<'a>> {
         let registry = Registry::new(place)?;
         let names: &[&'static str] = if daemons { &["snapd", "restored"] } else { &[] };
-        // Where a place looks for what its app wrote.
-        symlink(
-            registry.data.join(format!("logs/{}.log", place.unique())),
-            place.path("log"),
-        )?;
-        let daemons = names.iter().map(|name| registry.daemon(name)).collect::<Result<_>>()?;
+        registry.show_log(place)?;
+        let daemons = names
+            .iter()
+            .map(|name| registry.daemon(name, ""))
+            .collect::<Result<_>>()?;
         Ok(Installed {
             place,
             registry,
@@ -222,7 +246,7 @@ impl<'a> Installed<'a> {
         let top = self.top();
         let app = crate::judge::tree(top);
         let mut ledger = Ledger::of_app(&app);
-        let daemons: Vec<i32> = self.daemons.iter().map(|d| d.child.id().cast_signed()).collect();
+        let daemons: Vec<i32> = self.daemons.iter().map(Daemon::pid).collect();
         let ours = self.registry.processes();
         let others = ours
             .iter()
@@ -244,7 +268,7 @@ impl<'a> Installed<'a> {
         ledger.set("cgroups", host.cgroups.len() as u64);
         ledger.set("mounts", host.mounts.len() as u64);
         for daemon in &self.daemons {
-            ledger.of_daemon(daemon.name, daemon.child.id().cast_signed());
+            ledger.of_daemon(daemon.name, daemon.pid());
         }
         ledger
     }
@@ -346,7 +370,7 @@ impl Manner for Installed<'_> {
     }
 
     fn asleep(&self) -> HostState {
-        let daemons = self.daemons.iter().map(|d| d.child.id().cast_signed());
+        let daemons = self.daemons.iter().map(Daemon::pid);
         HostState {
             children: daemons.collect(),
             ..HostState::default()

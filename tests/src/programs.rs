@@ -59,28 +59,6 @@ fn compile(source: &Path, binary: &Path) -> Result<()> {
     std::fs::rename(&partial, binary).context("cannot name the built program")
 }
 
-/// A program of ours, built if its sources are newer.
-pub fn ours(name: &str) -> Result<PathBuf> {
-    static BUILT: Mutex<bool> = Mutex::new(false);
-    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    let profile = profile_dir()?;
-    if !*built {
-        let target = profile.parent().context("no target directory")?;
-        let mut cargo = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
-        cargo.args(["build", "--quiet", "--target-dir"]).arg(target);
-        cargo.args(["-p", "appshot", "-p", "snapd", "-p", "restored"]);
-        let done = cargo
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .context("cannot run cargo")?;
-        if !done.status.success() {
-            bail!("cannot build: {}", String::from_utf8_lossy(&done.stderr));
-        }
-        *built = true;
-    }
-    Ok(profile.join(name))
-}
-
 fn headers_modified() -> Result<SystemTime> {
     Ok(modified(&source_dir().join("check.h"))?.max(modified(&source_dir().join("registers.h"))?))
 }

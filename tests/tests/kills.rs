@@ -2,92 +2,87 @@
 //! The judge sees that the app runs as before and that nothing is left.
 //!
 //! In a debug build `APPSHOT_DIE_AT=LIFE:N` ends the worker (`--worker`), its
-//! guard (`--guard`), a supervisor (`--supervise`) or `restore` itself at its Nth
-//! moment: before each ptrace request, change of a cgroup, kill and step. So N
+//! guard (`--guard`), a supervisor (`--supervise`), `restore` itself or a daemon by
+//! its name at its Nth moment: before each ptrace request, change of a cgroup, kill and step. So N
 //! counts up until the program gets through: by `APPSHOT_STRIDE`, 5 by default;
 //! with 1 no moment is left out, which takes some minutes.
 
 use anyhow::{Context, Result, bail, ensure};
 use appshot_tests::app::Place;
+use appshot_tests::installed::{self, Daemon};
 use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, tree};
 use appshot_tests::programs;
-use appshot_tests::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switched_on};
-use nix::sys::signal::{Signal, kill};
+use appshot_tests::trial::in_place;
+use appshot_tests::verdict::{PATIENCE, note, poll};
+use libsnap::error::Error;
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A registry of its own, with the programs that use it.
-struct Registry {
-    place: Place,
-    name: String,
+/// A registry of its own with one app, which is called as the place is.
+struct Registry<'a> {
+    place: &'a Place,
+    name: &'a str,
+    files: installed::Registry,
 }
 
 #[track_caller]
-fn trial(test: &'static str, trial: fn(&Registry) -> Result<()>) {
-    on_own_thread(test, move || {
-        need_root()?;
-        if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
-            return skip("snapshots, which APPSHOT_TEST_NO_SNAPSHOT turns off");
-        }
-        let place = Place::new(test)?;
-        let name = place.dir().file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let name = name.to_lowercase().replace('.', "-");
-        let before = HostState::take(&place.scope());
-        let registry = Registry { place, name };
+fn trial(test: &'static str, trial: fn(&Registry<'_>) -> Result<()>) {
+    in_place(test, move |place| {
+        let files = installed::Registry::new(place)?;
+        files.show_log(place)?;
+        let name = place.unique();
+        let registry = Registry { place, name, files };
         let result = trial(&registry);
         registry.end();
-        result.and(judge_nothing_left(&registry.place.scope(), &before))
+        result
     });
 }
 
-impl Registry {
-    fn program(&self, program: &str) -> Result<Command> {
-        let mut command = Command::new(programs::ours(program)?);
+impl Registry<'_> {
+    fn appshot(&self, args: &[&str], die_at: &str) -> Command {
+        let mut command = self.files.command("appshot");
+        command.env("APPSHOT_DIE_AT", die_at).env("RUST_LOG", "warn");
+        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
-            .env("APPSHOT_RUN_DIR", self.place.path("run"))
-            .env("APPSHOT_DATA_DIR", self.place.path("data"))
-            .env("RUST_LOG", "warn")
-            .current_dir(self.place.dir())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        Ok(command)
-    }
-
-    fn appshot(&self, args: &[&str], die_at: &str) -> Result<Command> {
-        let mut command = self.program("appshot")?;
-        command.args(args).env("APPSHOT_DIE_AT", die_at);
-        Ok(command)
     }
 
     /// A snapshot after which the app goes on, with these deaths.
     fn snapshot(&self, die_at: &str) -> Result<Output> {
         let _ = fs::remove_dir_all(self.stored("kept"));
-        let args = ["snapshot", "--leave-running", "--tag", "kept", &self.name];
-        Ok(self.appshot(&args, die_at)?.output()?)
+        let args = ["snapshot", "--leave-running", "--tag", "kept", self.name];
+        Ok(self.appshot(&args, die_at).output()?)
     }
 
     /// The next command of any kind.
     fn any_command(&self) -> Result<()> {
-        succeeds(&self.appshot(&["ps"], "")?.output()?).map(drop)
+        succeeds(&self.appshot(&["ps"], "").output()?).map(drop)
     }
 
     fn stored(&self, name: &str) -> PathBuf {
-        self.place.path("data").join(format!("appshots/{name}.appshot"))
+        self.files.data.join(format!("appshots/{name}.appshot"))
     }
 
     fn start(&self, program: &str) -> Result<()> {
+        self.start_by(&[], program)
+    }
+
+    /// Starts the program by a command that comes first.
+    fn start_by(&self, first: &[&str], program: &str) -> Result<()> {
         let _ = fs::remove_file(self.place.path("ready"));
         let _ = fs::remove_file(self.place.path("go"));
         let program = programs::build(program)?;
-        let mut command = self.appshot(&["run", "-d", "--name", &self.name, "--"], "")?;
+        let mut command = self.appshot(&["run", "-d", "--name", self.name, "--"], "");
         succeeds(
             &command
+                .args(first)
                 .arg(program)
                 .arg(self.place.path("ready"))
                 .arg(self.place.path("go"))
@@ -100,7 +95,7 @@ impl Registry {
 
     /// A number in the app's record.
     fn recorded(&self, field: &str) -> Result<i32> {
-        let record = fs::read_to_string(self.place.path("run").join(format!("apps/{}.json", self.name)))?;
+        let record = fs::read_to_string(self.files.run.join(format!("apps/{}.json", self.name)))?;
         let (_, rest) = record.split_once(&format!("\"{field}\": ")).context(field.to_owned())?;
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().with_context(|| format!("{field} of {record}"))
@@ -119,43 +114,41 @@ impl Registry {
     /// Says go; the app has to find itself intact.
     fn passes(&self) -> Result<()> {
         fs::write(self.place.path("go"), "")?;
-        poll("the app's end", PATIENCE, || Ok(self.recorded("exit").ok()))
-            .and_then(|code| {
-                ensure!(code == 0, "exit code {code}");
-                Ok(())
-            })
-            .with_context(|| {
-                succeeds_or_all(
-                    self.appshot(&["logs", &self.name], "")
-                        .and_then(|mut c| Ok(c.output()?)),
-                )
-            })
+        poll("the app's end", PATIENCE, || Ok(self.recorded("exit").ok())).and_then(|code| {
+            ensure!(code == 0, "exit code {code}");
+            Ok(())
+        })
     }
 
     /// Journals, locks of dead owners' directories, half-written appshots.
     fn nothing_pending(&self) -> Result<()> {
-        let names = |dir: &str, ours: fn(&str) -> bool| {
-            let entries = fs::read_dir(self.place.path(dir)).into_iter().flatten().flatten();
+        let names = |dir: PathBuf, ours: fn(&str) -> bool| {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
             entries
                 .map(|entry| entry.file_name().to_string_lossy().into_owned())
                 .filter(|name| ours(name))
                 .collect::<Vec<_>>()
         };
-        let journals = names("run/journal", |_| true);
+        let journals = names(self.files.run.join("journal"), |_| true);
         ensure!(journals.is_empty(), "journals left: {journals:?}");
         // A sealed successor (`.next`) is whole, and taken over by the next one who
         // holds the name.
-        let hidden = names("data/appshots", |name| {
+        let hidden = names(self.files.data.join("appshots"), |name| {
             name.starts_with('.') && !name.ends_with(".next")
         });
         ensure!(hidden.is_empty(), "half appshots left: {hidden:?}");
         Ok(())
     }
 
+    /// A snapshot that ends the app, whose files for ready and go are gone then.
+    fn put_to_sleep(&self) -> Result<()> {
+        succeeds(&self.appshot(&["snapshot", self.name], "").output()?)?;
+        poll("the app's end", PATIENCE, || Ok(self.recorded("exit").ok()))?;
+        Ok(fs::remove_file(self.place.path("ready"))?)
+    }
+
     fn end(&self) {
-        if let Ok(mut kill) = self.appshot(&["kill", &self.name], "") {
-            let _ = kill.output();
-        }
+        let _ = self.appshot(&["kill", self.name], "").output();
         let _ = self.any_command();
     }
 }
@@ -172,10 +165,6 @@ fn told(output: &Output) -> String {
 fn succeeds(output: &Output) -> Result<String> {
     ensure!(output.status.success(), "{}", told(output));
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn succeeds_or_all(output: Result<Output>) -> String {
-    output.map_or_else(|error| error.to_string(), |output| told(&output))
 }
 
 /// More moments than any of these trials has.
@@ -251,8 +240,8 @@ struct Requester(Child);
 impl Requester {
     fn start(registry: &Registry, die_at: &str) -> Result<Requester> {
         let _ = fs::remove_dir_all(registry.stored("kept"));
-        let args = ["snapshot", "--leave-running", "--tag", "kept", &registry.name];
-        Ok(Requester(registry.appshot(&args, die_at)?.spawn()?))
+        let args = ["snapshot", "--leave-running", "--tag", "kept", registry.name];
+        Ok(Requester(registry.appshot(&args, die_at).spawn()?))
     }
 
     fn pid(&self) -> Result<i32> {
@@ -354,10 +343,27 @@ fn everyone() {
     });
 }
 
-impl Registry {
+/// The guard is killed while it undoes, and the requester waits for its turn: that one
+/// has the journal before all threads are let go, and no call may end with EINTR.
+#[test]
+fn guard_before_requester() {
+    trial("guard_before_requester", |registry| {
+        registry.start("steadfast")?;
+        let before = Fingerprint::take(registry.top()?);
+        for guard in 1..60 {
+            let taken = registry.snapshot(&format!("--worker:240,--guard:{guard}"))?;
+            judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE)
+                .and(registry.nothing_pending())
+                .with_context(|| format!("guard at {guard}: {}", told(&taken)))?;
+        }
+        registry.passes()
+    });
+}
+
+impl Registry<'_> {
     /// Hidden lives of this registry, by the run directory that they are told.
     fn lives(&self, life: &str) -> Result<Vec<i32>> {
-        let mark = self.place.path("run").display().to_string();
+        let mark = self.files.run.display().to_string();
         let pids = tree(1).into_iter().filter(|pid| is_life(*pid, life));
         let environment = |pid: &i32| fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         Ok(pids
@@ -375,25 +381,20 @@ fn halting_worker() {
         let mut before = Fingerprint::take(registry.top()?);
         let (mut ended, mut moment, mut last) = (0, 1u32, None);
         while last.is_none_or(|last| moment < last) {
-            let args = ["snapshot", "--replace", &registry.name];
-            let taken = registry.appshot(&args, &format!("--worker:{moment}"))?.output()?;
+            let args = ["snapshot", "--replace", registry.name];
+            let taken = registry.appshot(&args, &format!("--worker:{moment}")).output()?;
             let context = || format!("moment {moment}: {}", told(&taken));
             registry.nothing_pending().with_context(context)?;
             // Whole or gone, and which of them is soon to be seen.
+            let judged = || judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE);
             let gone = poll("the app or its end", PATIENCE, || {
-                let whole = tree(registry.top()?).len() == before.processes.len();
-                Ok(match registry.recorded("exit") {
-                    Ok(_) => Some(true),
-                    Err(_) => (whole && !taken.status.success()).then_some(false),
-                })
+                let ended = registry.recorded("exit").is_ok();
+                Ok((ended || !taken.status.success() && judged().is_ok()).then_some(ended))
             })
-            .with_context(context)?;
-            if !gone {
-                let now = Fingerprint::take(registry.top()?);
-                judge_untouched(&before, &now, Changes::NONE).with_context(context)?;
-            } else {
+            .with_context(|| format!("{}: {:?}", context(), judged()))?;
+            if gone {
                 ended += 1;
-                let restored = registry.appshot(&["restore", "-d", &registry.name], "")?.output()?;
+                let restored = registry.appshot(&["restore", "-d", registry.name], "").output()?;
                 succeeds(&restored).with_context(context)?;
                 before = Fingerprint::take(registry.top()?);
             }
@@ -481,38 +482,10 @@ fn interrupted_snapshot() {
     });
 }
 
-/// A daemon in the background.
-struct Daemon(Child, PathBuf);
-
-impl Daemon {
-    fn start(registry: &Registry, program: &str, die_at: &str) -> Result<Daemon> {
-        let child = registry
-            .program(program)?
-            .env("APPSHOT_DIE_AT", die_at)
-            .stderr(Stdio::null())
-            .spawn()?;
-        let socket = registry.place.path("run").join(format!("{program}.sock"));
-        poll("the daemon", PATIENCE, || Ok(UnixStream::connect(&socket).ok()))?;
-        Ok(Daemon(child, socket))
-    }
-
-    fn post(&self, path: &str, body: &str) -> Result<UnixStream> {
-        let mut stream = UnixStream::connect(&self.1)?;
-        let length = body.len();
-        write!(
-            stream,
-            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
-        )?;
-        Ok(stream)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// The answer to a request that is made in the background.
+fn asked(daemon: &Daemon, path: &'static str, body: &Value) -> JoinHandle<Result<Value, Error>> {
+    let (client, body) = (daemon.client.clone(), body.clone());
+    std::thread::spawn(move || client.post(path, &body))
 }
 
 /// The worker of a daemon, the daemon itself, and both.
@@ -529,20 +502,17 @@ fn snapd() {
             .and_then(|()| judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE))
             .with_context(|| what.to_owned())
         };
-        let body = format!(
-            "{{\"target\":\"{}\",\"leave_running\":true,\"tag\":\"kept\",\"replace\":true}}",
-            registry.name
-        );
+        let body = json!({ "target": registry.name, "leave_running": true, "tag": "kept", "replace": true });
         for moment in (10..300).step_by(30) {
-            let daemon = Daemon::start(registry, "snapd", &format!("--worker:{moment}"))?;
-            let mut answer = String::new();
-            daemon.post("/v1/snapshots", &body)?.read_to_string(&mut answer)?;
-            judged(&format!("worker at {moment}: {answer}"))?;
-            let mut daemon = Daemon::start(registry, "snapd", &format!("--worker:{moment}"))?;
-            let _request = daemon.post("/v1/snapshots", &body)?;
+            let daemon = registry.files.daemon("snapd", &format!("--worker:{moment}"))?;
+            let answer = daemon.client.post::<Value>("/v1/snapshots", &body);
+            judged(&format!("worker at {moment}: {answer:?}"))?;
+            let mut daemon = registry.files.daemon("snapd", &format!("--worker:{moment}"))?;
+            let asking = asked(&daemon, "/v1/snapshots", &body);
             std::thread::sleep(Duration::from_millis(moment / 4));
-            daemon.0.kill()?;
-            daemon.0.wait()?;
+            daemon.child.kill()?;
+            daemon.child.wait()?;
+            let _died = asking.join();
             judged(&format!("daemon, and worker at {moment}"))?;
         }
         registry.passes()
@@ -553,12 +523,10 @@ fn snapd() {
 /// process stays, and the next command removes the cgroup.
 fn restore_killed(registry: &Registry, life: &str, args: &[&str]) -> Result<()> {
     registry.start("steadfast")?;
-    succeeds(&registry.appshot(&["snapshot", &registry.name], "")?.output()?)?;
-    poll("the app's end", PATIENCE, || Ok(registry.recorded("exit").ok()))?;
-    fs::remove_file(registry.place.path("ready"))?;
+    registry.put_to_sleep()?;
     let whole = HostState::take(&registry.place.scope());
     for moment in (1..ENOUGH).step_by(stride()) {
-        let mut command = registry.appshot(args, &format!("{life}:{moment}"))?;
+        let mut command = registry.appshot(args, &format!("{life}:{moment}"));
         let child = command.spawn()?;
         let up = poll("the restore's end", PATIENCE, || {
             // The record of the last instance tells an end.
@@ -573,7 +541,7 @@ fn restore_killed(registry: &Registry, life: &str, args: &[&str]) -> Result<()> 
             // It may have been killed as the app's supervisor, once the app had
             // ended: then the cgroup is for the next of that name to take over.
             fs::remove_file(registry.place.path("go"))?;
-            succeeds(&registry.appshot(&["restore", "-d", &registry.name], "")?.output()?)?;
+            succeeds(&registry.appshot(&["restore", "-d", registry.name], "").output()?)?;
             return result;
         }
         let told = told(&child.wait_with_output()?);
@@ -593,13 +561,264 @@ fn restore_killed(registry: &Registry, life: &str, args: &[&str]) -> Result<()> 
 #[test]
 fn attached_restore() {
     trial("attached_restore", |registry| {
-        restore_killed(registry, "restore", &["restore", &registry.name])
+        restore_killed(registry, "restore", &["restore", registry.name])
     });
 }
 
 #[test]
 fn detached_restore() {
     trial("detached_restore", |registry| {
-        restore_killed(registry, "--supervise", &["restore", "-d", &registry.name])
+        restore_killed(registry, "--supervise", &["restore", "-d", registry.name])
+    });
+}
+
+/// An app that sleeps, and what there is besides.
+struct Asleep<'a> {
+    registry: &'a Registry<'a>,
+    /// As many as it has when it runs.
+    processes: usize,
+    host: HostState,
+    files: BTreeSet<PathBuf>,
+}
+
+/// Those of the registry, but for a daemon's socket.
+fn files(registry: &Registry<'_>) -> BTreeSet<PathBuf> {
+    let mut files = registry.files.files();
+    files.retain(|path| !path.to_string_lossy().contains(".sock"));
+    files
+}
+
+/// Says in words what its exit code tells: where its parent is killed, nobody hears it.
+const TELLING: &str = "trap 'echo interrupted; exit 7' INT; \"$@\" & wait $! && echo passed";
+
+impl Asleep<'_> {
+    fn new<'a>(registry: &'a Registry<'a>) -> Result<Asleep<'a>> {
+        registry.start_by(&["/bin/sh", "-c", TELLING, "sh"], "steadfast")?;
+        let processes = tree(registry.top()?).len();
+        registry.put_to_sleep()?;
+        Ok(Asleep {
+            registry,
+            processes,
+            host: HostState::take(&registry.place.scope()),
+            files: files(registry),
+        })
+    }
+
+    fn restore(&self, daemon: &Daemon) -> Result<Value, Error> {
+        daemon
+            .client
+            .post("/v1/instances", &json!({ "appshot": self.registry.name }))
+    }
+
+    /// How long the command takes for it, with a process of its own.
+    fn restore_takes(&self) -> Result<Duration> {
+        let since = Instant::now();
+        let words = ["restore", "-d", self.registry.name];
+        succeeds(&self.registry.appshot(&words, "").output()?)?;
+        let took = since.elapsed();
+        succeeds(&self.registry.appshot(&["kill", self.registry.name], "").output()?)?;
+        self.judge(None).map(|()| took)
+    }
+
+    fn instance(&self, question: &str) -> String {
+        format!("/v1/instances/{}{question}", self.registry.name)
+    }
+
+    /// It sleeps, and nothing is there but this daemon.
+    fn judge(&self, daemon: Option<&Daemon>) -> Result<()> {
+        let mut host = self.host.clone();
+        host.children.extend(daemon.map(Daemon::pid));
+        judge_nothing_left(&self.registry.place.scope(), &host)?;
+        let files = files(self.registry);
+        let other: Vec<_> = files.symmetric_difference(&self.files).collect();
+        ensure!(other.is_empty(), "files that were not there, or are no more: {other:?}");
+        self.registry.nothing_pending()
+    }
+
+    /// It can still be restored.
+    fn judge_restorable(&self, daemon: &Daemon) -> Result<()> {
+        self.restore(daemon)?;
+        self.judge_ends(daemon)
+    }
+
+    /// It is whole, and is ended.
+    fn judge_ends(&self, daemon: &Daemon) -> Result<()> {
+        let processes = tree(self.registry.top()?).len();
+        ensure!(
+            processes == self.processes,
+            "{processes} processes of {}",
+            self.processes
+        );
+        daemon.client.delete::<Value>(&self.instance(""))?;
+        self.judge(Some(daemon))
+    }
+
+    /// It runs without a parent of ours, is known, and passes.
+    fn judge_orphan(&self, daemon: &Daemon) -> Result<()> {
+        let listed: Value = daemon.client.get("/v1/instances")?;
+        ensure!(listed[0]["state"] == "running", "listed is {listed}");
+        let words = ["ps", "--output", "json"];
+        let listed = succeeds(&self.registry.appshot(&words, "").output()?)?;
+        ensure!(listed.contains("\"running\""), "ps lists {listed}");
+        self.go()?;
+        daemon.client.get::<Value>(&self.instance("?wait=exited"))?;
+        self.judge_passed(daemon)
+    }
+
+    fn go(&self) -> Result<()> {
+        Ok(fs::write(self.registry.place.path("go"), "")?)
+    }
+
+    fn judge_passed(&self, daemon: &Daemon) -> Result<()> {
+        poll("the app to say that it has passed", PATIENCE, || {
+            Ok(self.registry.place.log().ends_with("passed\n").then_some(()))
+        })?;
+        fs::remove_file(self.registry.place.path("go"))?;
+        self.judge(Some(daemon))
+    }
+}
+
+/// `restored`, killed at every moment of a restore: nothing stays, and the next one
+/// restores. Killed once it has answered, its app goes on, and the next one knows it.
+#[test]
+fn restored() {
+    trial("restored", |registry| {
+        let app = Asleep::new(registry)?;
+        let mut moments = (1..ENOUGH).step_by(stride());
+        let through = moments
+            .find_map(|moment| killed_in_between(&app, moment).transpose())
+            .context("no end of moments")??;
+        note("restored", &format!("killed at {} moments", through / stride()));
+        let last = through.saturating_sub(stride()) + 1..=through;
+        last.into_iter().try_for_each(|moment| killed_at_the_end(&app, moment))
+    });
+}
+
+/// `restored`, killed in the middle of a restore; the moment, where it came through.
+fn killed_in_between(app: &Asleep<'_>, moment: usize) -> Result<Option<usize>> {
+    let daemon = app.registry.files.daemon("restored", &format!("restored:{moment}"))?;
+    let answer = app.restore(&daemon);
+    drop(daemon);
+    let next = app.registry.files.daemon("restored", "")?;
+    let judged = match &answer {
+        Ok(_) => app.judge_orphan(&next),
+        Err(_) => app.judge(Some(&next)).and_then(|()| app.judge_restorable(&next)),
+    };
+    judged.with_context(|| format!("moment {moment}: {answer:?}"))?;
+    Ok(answer.is_ok().then_some(moment))
+}
+
+/// `restored`, killed perhaps while it writes down that its app has ended.
+fn killed_at_the_end(app: &Asleep<'_>, moment: usize) -> Result<()> {
+    let mut daemon = app.registry.files.daemon("restored", &format!("restored:{moment}"))?;
+    let answer = app.restore(&daemon);
+    if answer.is_ok() {
+        app.go()?;
+        poll("the app's end, or the daemon's", PATIENCE, || {
+            let groups = HostState::take(&app.registry.place.scope()).cgroups;
+            Ok((daemon.child.try_wait()?.is_some() || groups.is_empty()).then_some(()))
+        })?;
+    }
+    drop(daemon);
+    let next = app.registry.files.daemon("restored", "")?;
+    let judged = match &answer {
+        Ok(_) => app.judge_passed(&next),
+        Err(_) => app.judge(Some(&next)),
+    };
+    judged.with_context(|| format!("moment {moment}: {answer:?}"))
+}
+
+/// Ctrl-C at moments spread over a restore in the foreground, and after it: it is
+/// undone at once, or the app runs and gets the signal.
+#[test]
+fn interrupted_restore() {
+    trial("interrupted_restore", |registry| {
+        let app = Asleep::new(registry)?;
+        let took = app.restore_takes()?;
+        let (mut undone, mut passed_on) = (0, 0);
+        for step in 0..40 {
+            let mut command = registry.appshot(&["restore", registry.name], "");
+            let child = command.process_group(0).spawn()?;
+            std::thread::sleep(took.mul_f64((f64::from(step) / 20.0).powi(2)));
+            killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT)?;
+            let since = Instant::now();
+            let pid = child.id().cast_signed();
+            poll("the command's end", PATIENCE, || Ok(ends_how(pid)))?;
+            let output = child.wait_with_output()?;
+            let context = || format!("step {step}, after {:?}: {}", since.elapsed(), told(&output));
+            match (output.status.code(), output.status.signal()) {
+                // Before it could take signals, or after.
+                (_, Some(2)) | (Some(130), _) => undone += 1,
+                (Some(7), _) if output.stdout == b"interrupted\n" => passed_on += 1,
+                _ => bail!("{}", context()),
+            }
+            ensure!(since.elapsed() < Duration::from_secs(1), "{}", context());
+            app.judge(None).with_context(context)?;
+        }
+        note(
+            "interrupted_restore",
+            &format!("{undone} undone, {passed_on} passed on to the app"),
+        );
+        ensure!(undone > 0 && passed_on > 0, "{took:?} is no measure");
+        succeeds(&registry.appshot(&["restore", "-d", registry.name], "").output()?)?;
+        registry.passes()
+    });
+}
+
+/// SIGTERM of a daemon while it works on a request: it finishes, and the client gets
+/// its answer. The app that it has restored goes on.
+#[test]
+fn stopped_restored() {
+    trial("stopped_restored", |registry| {
+        let app = Asleep::new(registry)?;
+        let took = app.restore_takes()?;
+        for step in 0..20 {
+            let daemon = registry.files.daemon("restored", "")?;
+            let asking = asked(&daemon, "/v1/instances", &json!({ "appshot": registry.name }));
+            poll("a restore", PATIENCE, || {
+                Ok((registry.nothing_pending().is_err() || asking.is_finished()).then_some(()))
+            })?;
+            std::thread::sleep(took.mul_f64(f64::from(step) / 20.0));
+            daemon.stop()?;
+            let answer = asking.join().expect("asking does not panic");
+            answer.with_context(|| format!("step {step}"))?;
+            let next = registry.files.daemon("restored", "")?;
+            app.judge_ends(&next).with_context(|| format!("step {step}"))?;
+        }
+        Ok(())
+    });
+}
+
+/// The same of a snapshot; where its worker is told to end too, it undoes.
+#[test]
+fn stopped_snapd() {
+    trial("stopped_snapd", |registry| {
+        registry.start("steadfast")?;
+        let took = Instant::now();
+        succeeds(&registry.snapshot("")?)?;
+        let took = took.elapsed();
+        let before = Fingerprint::take(registry.top()?);
+        let body = json!({ "target": registry.name, "leave_running": true, "tag": "kept", "replace": true });
+        for step in 0..20 {
+            let daemon = registry.files.daemon("snapd", "")?;
+            let asking = asked(&daemon, "/v1/snapshots", &body);
+            let worker = poll("a worker", PATIENCE, || {
+                let worker = registry.lives("--worker")?.first().copied();
+                Ok((worker.is_some() || asking.is_finished()).then_some(worker))
+            })?;
+            std::thread::sleep(took.mul_f64(f64::from(step) / 20.0));
+            let both = step % 2 == 1;
+            if let Some(worker) = worker.filter(|_| both) {
+                let _ = kill(Pid::from_raw(worker), Signal::SIGTERM);
+            }
+            daemon.stop()?;
+            let answer = asking.join().expect("asking does not panic");
+            let context = || format!("step {step}: {answer:?}");
+            let given_up = answer.as_ref().is_err_and(|error| error.what.contains("was given up"));
+            ensure!(answer.is_ok() || both && given_up, "{}", context());
+            judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE).with_context(context)?;
+            registry.nothing_pending().with_context(context)?;
+        }
+        registry.passes()
     });
 }

@@ -13,6 +13,7 @@
 //! Nothing runs before all has been verified.
 
 use super::vdso::Vdso;
+use super::{Cancelled, go_on};
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
 use crate::image::records::{Life, Vma, VmaKind};
@@ -155,15 +156,17 @@ fn pieces<'b>(segments: &[Segment], offset: u64, bytes: &'b [u8]) -> impl Iterat
 }
 
 /// Verifies the appshot and gives every process its memory.
-pub fn all(shot: &Appshot, digests: &Digests, processes: &[Empty<'_>]) -> Result<()> {
+pub fn all(shot: &Appshot, digests: &Digests, processes: &[Empty<'_>], cancelled: Cancelled<'_>) -> Result<()> {
     let names = shot.manifest.processes.iter().filter_map(|entry| match &entry.life {
         Life::Alive { part } => Some(part.as_str()),
         Life::Zombie { .. } => None,
     });
     let by_name: HashMap<&str, &Empty<'_>> = names.zip(processes).collect();
-    digests.verify_and(processors(), |part, offset, bytes| match by_name.get(part) {
-        Some(process) => process.take_in(offset, bytes),
-        None => Ok(()),
+    digests.verify_and(processors(), |part, offset, bytes| {
+        go_on(cancelled)?;
+        by_name
+            .get(part)
+            .map_or(Ok(()), |process| process.take_in(offset, bytes))
     })
 }
 

@@ -23,7 +23,7 @@ pub mod state;
 pub mod vdso;
 
 use crate::cgroup;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::{self, Builder};
 use crate::ids::ShmId;
 use crate::image::{Appshot, Digests, processors};
@@ -44,15 +44,25 @@ use vdso::Vdso;
 /// thread, which must live until it returns. The caller is the parent of
 /// [`Instance::child`] and must reap it.
 pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
+    restore_unless(&|| false, path, options)
+}
+
+/// [`restore`], given up and undone once `cancelled` says so. It is asked at each
+/// phase and each piece of memory; not any more once the app is let go.
+pub fn restore_unless(cancelled: Cancelled<'_>, path: &Path, options: &RestoreOptions) -> Result<Instance> {
     let begin = Instant::now();
     let mut silent = |_: &str| {};
-    let mut steps = Steps::new(&mut silent);
-    steps.start("open");
+    let mut phases = Phases {
+        steps: Steps::new(&mut silent),
+        cancelled,
+    };
+    phases.start("open")?;
     let (shot, digests) = Appshot::open_to_verify(path)?;
-    let restored = attempt(&shot, &digests, options, begin, steps);
+    let restored = attempt(&shot, &digests, options, begin, phases);
     restored.map_err(|error| {
         // What is damaged is told as that, whatever else it led to.
-        let mut error = digests.verify(processors()).err().unwrap_or(error);
+        let damage = (!cancelled()).then(|| digests.verify(processors()).err()).flatten();
+        let mut error = damage.unwrap_or(error);
         if !error.what.starts_with("cannot restore") {
             error.what = format!("cannot restore {}: {}", path.display(), error.what);
         }
@@ -60,22 +70,45 @@ pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
     })
 }
 
+/// Whether the one who asked has given up.
+pub type Cancelled<'a> = &'a (dyn Fn() -> bool + Sync);
+
+struct Phases<'a> {
+    steps: Steps<'a>,
+    cancelled: Cancelled<'a>,
+}
+
+impl Phases<'_> {
+    fn start(&mut self, name: &str) -> Result<()> {
+        go_on(self.cancelled)?;
+        self.steps.start(name);
+        Ok(())
+    }
+}
+
+fn go_on(cancelled: Cancelled<'_>) -> Result<()> {
+    match cancelled() {
+        true => Err(Error::failed("the restore was given up").because("the one who asked for it has cancelled it")),
+        false => Ok(()),
+    }
+}
+
 fn attempt(
     shot: &Appshot,
     digests: &Digests,
     options: &RestoreOptions,
     begin: Instant,
-    mut steps: Steps<'_>,
+    mut phases: Phases<'_>,
 ) -> Result<Instance> {
-    steps.start("plan");
+    phases.start("plan")?;
     let vdsos = plan::check(shot, options)?;
     let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
-    steps.start("skeleton");
+    phases.start("skeleton")?;
     crate::timed::prune();
     let group = cgroup::create(&name)?;
     let skeleton = Skeleton::build(shot, options.pids, group.clone())?;
-    let skeleton = build(shot, digests, skeleton, options, &vdsos, &mut steps)?;
-    steps.start("go");
+    let skeleton = build(shot, digests, skeleton, options, &vdsos, &mut phases)?;
+    phases.start("go")?;
     for (at, core) in shot.cores.iter().enumerate() {
         state::registers(&skeleton, at, core)?;
     }
@@ -87,7 +120,7 @@ fn attempt(
         cgroup: group,
         processes,
         total_micros: begin.elapsed().as_micros() as u64,
-        phases: steps.end(),
+        phases: phases.steps.end(),
     })
 }
 
@@ -98,9 +131,9 @@ fn build(
     mut skeleton: Skeleton,
     options: &RestoreOptions,
     vdsos: &[Vdso],
-    steps: &mut Steps<'_>,
+    phases: &mut Phases<'_>,
 ) -> Result<Skeleton> {
-    steps.start("objects");
+    phases.start("objects")?;
     let shared = Shared::make(shot, &skeleton)?;
     ipc::restore(skeleton.any(), &shot.manifest)?;
     let sources: HashMap<ShmId, String> = shared
@@ -122,7 +155,7 @@ fn build(
         &shot.manifest,
         ptys,
     )?;
-    steps.start("mappings");
+    phases.start("mappings")?;
     let mut mapped = Mapped::new(&view, &shared);
     let mut numbers = Vec::with_capacity(shot.cores.len());
     let mapping = start_all(&skeleton, shot, |at, script| {
@@ -136,7 +169,7 @@ fn build(
         Ok(())
     })?;
     script::finish_all(mapping)?;
-    steps.start("memory");
+    phases.start("memory")?;
     let empty = shot.cores.iter().zip(numbers).enumerate();
     let empty = empty.map(|(at, (core, number))| Empty::new(skeleton.husks[at].pid, number, core, &vdsos[at]));
     let empty: Vec<Empty<'_>> = empty.collect();
@@ -144,24 +177,24 @@ fn build(
         let process = &shot.cores[at].image.process;
         place::descriptors(script, skeleton.restorer, process, &made, &shot.manifest)
     })?;
-    let filled = fill::all(shot, digests, &empty);
+    let filled = fill::all(shot, digests, &empty, phases.cancelled);
     script::finish_all(taking)?;
     filled?;
     // No process holds its userfaultfd any more: what it had registered is
     // ordinary memory again.
     drop((empty, made));
-    steps.start("protection");
+    phases.start("protection")?;
     let protecting = start_all(&skeleton, shot, |at, script| {
         place::protection(script, &shot.cores[at], &vdsos[at])
     })?;
     script::finish_all(protecting)?;
-    steps.start("threads");
+    phases.start("threads")?;
     for (at, core) in shot.cores.iter().enumerate() {
         state::threads(&mut skeleton, at, core, &shot.manifest.seccomp)?;
     }
-    steps.start("adjustments");
+    phases.start("adjustments")?;
     ipc::adjust(&skeleton, shot)?;
-    steps.start("state");
+    phases.start("state")?;
     let cores = shot.cores.iter().enumerate();
     let running = cores.map(|(at, core)| state::process(&skeleton, at, core));
     script::finish_all(running.collect::<Result<_>>()?)?;

@@ -32,9 +32,9 @@ pub fn check_raw(value: i64) -> Sys<i64> {
 }
 
 /// For trials: a moment at which this process may be killed. In a debug build
-/// `APPSHOT_DIE_AT=LIFE:N,...` ends the program whose first argument, or life, is LIFE by
-/// SIGKILL at its Nth moment; moments stand before every ptrace request, every
-/// change of a cgroup, every kill and every step of a protocol.
+/// `APPSHOT_DIE_AT=LIFE:N,...` ends the program whose life, first argument or, where it has
+/// none, name is LIFE by SIGKILL at its Nth moment; moments stand before every ptrace
+/// request, every change of a cgroup, every kill and every step of a protocol.
 #[cfg(debug_assertions)]
 pub fn moment() {
     use std::sync::atomic::Ordering::Relaxed;
@@ -61,7 +61,10 @@ mod moments {
     pub fn last() -> Option<u64> {
         let wanted = std::env::var("APPSHOT_DIE_AT").ok()?;
         let named = LIFE.lock().ok()?.map(str::to_owned);
-        let ours = named.or_else(|| std::env::args().nth(1))?;
+        let mut words = std::env::args();
+        let program = words.next()?;
+        let ours = named.or_else(|| words.next()).unwrap_or(program);
+        let ours = ours.rsplit('/').next()?;
         let mut lives = wanted.split(',').filter_map(|life| life.split_once(':'));
         lives.find(|(life, _)| *life == ours)?.1.parse().ok()
     }
