@@ -410,6 +410,22 @@ pub fn unlinked(link: &str, meta: &fs::Metadata) -> Option<ShmKind> {
     })
 }
 
+impl From<&Vma> for Span {
+    fn from(vma: &Vma) -> Span {
+        Span {
+            start: vma.start,
+            end: vma.end,
+        }
+    }
+}
+
+/// Executable mappings, the vdso first: it always holds a `syscall` instruction.
+pub fn code(vmas: &[Vma]) -> Vec<Span> {
+    let mut code: Vec<&Vma> = vmas.iter().filter(|v| v.prot & libc::PROT_EXEC as u32 != 0).collect();
+    code.sort_by_key(|v| v.kind != VmaKind::Vdso);
+    code.into_iter().map(Span::from).collect()
+}
+
 /// Whether the appshot holds pages of this mapping.
 pub fn holds_pages(kind: &VmaKind) -> bool {
     matches!(
@@ -429,10 +445,7 @@ pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter, go_on: &dy
     let mut spans = Vec::new();
     for vma in vmas {
         spans.clear();
-        let whole = Span {
-            start: vma.start,
-            end: vma.end,
-        };
+        let whole = Span::from(vma);
         if vma.kind == VmaKind::Vdso {
             // Kept whole, should another kernel have another one.
             spans.push(whole);

@@ -194,14 +194,8 @@ fn address_spaces(pids: &[HostPid], tables: &mut Tables, refusals: &mut Refusals
 
 /// Where the process can be entered, and what it has before.
 fn place(process: &FrozenProcess, vmas: &[Vma]) -> Result<Entered> {
-    let gate = executor::find_held_gate(process.pid, &gates(vmas))?;
-    let mut used: Vec<Span> = vmas
-        .iter()
-        .map(|v| Span {
-            start: v.start,
-            end: v.end,
-        })
-        .collect();
+    let gate = executor::find_held_gate(process.pid, &memory::code(vmas))?;
+    let mut used: Vec<Span> = vmas.iter().map(Span::from).collect();
     let hole = executor::find_hole(&mut used, executor::FOOTPRINT).ok_or_else(|| {
         Error::refused(format!(
             "the address space of pid {} has no room for the executor",
@@ -230,18 +224,6 @@ fn capture_process(
     // Also where it could not be entered.
     main.recover()?;
     captured
-}
-
-/// Executable mappings, the vdso first: it always holds a `syscall` instruction.
-fn gates(vmas: &[Vma]) -> Vec<Span> {
-    let mut code: Vec<&Vma> = vmas.iter().filter(|v| v.prot & 4 != 0).collect();
-    code.sort_by_key(|v| v.kind != VmaKind::Vdso);
-    code.iter()
-        .map(|v| Span {
-            start: v.start,
-            end: v.end,
-        })
-        .collect()
 }
 
 fn needs(

@@ -16,7 +16,7 @@ use super::vdso::Vdso;
 use super::{Cancelled, go_on};
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
-use crate::image::records::{Life, Vma, VmaKind};
+use crate::image::records::{Life, VmaKind};
 use crate::image::{Appshot, Core, Digests, Segment, data_runs, processors};
 use crate::sys::Sys;
 use crate::sys::memory::{self, PAGE, Span};
@@ -48,7 +48,7 @@ impl<'a> Empty<'a> {
     pub fn new(pid: HostPid, userfaultfd: i32, core: &'a Core, vdso: &Vdso) -> Empty<'a> {
         let faults = take(pid, userfaultfd);
         let vmas = &core.image.vmas;
-        let spans = vmas.iter().filter(|vma| vma.kind == VmaKind::Anon).map(span);
+        let spans = vmas.iter().filter(|vma| vma.kind == VmaKind::Anon).map(Span::from);
         let worth_it = |span: &Span| stored(&core.segments, *span) >= REGISTERED_BYTES_MIN;
         let registered = match &faults {
             Some(faults) => spans
@@ -62,7 +62,7 @@ impl<'a> Empty<'a> {
             core,
             faults,
             registered,
-            kept: vdso.kept(vmas).map(span),
+            kept: vdso.kept(vmas).map(Span::from),
         }
     }
 
@@ -118,13 +118,6 @@ impl<'a> Empty<'a> {
     fn is_registered(&self, address: u64) -> bool {
         let after = self.registered.partition_point(|span| span.end <= address);
         self.registered.get(after).is_some_and(|span| span.start <= address)
-    }
-}
-
-fn span(vma: &Vma) -> Span {
-    Span {
-        start: vma.start,
-        end: vma.end,
     }
 }
 

@@ -143,10 +143,7 @@ impl Skeleton {
         self.gate = executor::find_gate(pid, &code)?;
         let mut used: Vec<Span> = mappings.iter().map(|m| m.span()).collect();
         for core in &shot.cores {
-            used.extend(core.image.vmas.iter().map(|v| Span {
-                start: v.start,
-                end: v.end,
-            }));
+            used.extend(core.image.vmas.iter().map(Span::from));
         }
         let hole = executor::find_hole(&mut used, executor::FOOTPRINT)
             .ok_or_else(|| Error::refused("the app's address spaces leave no room for the executor"))?;

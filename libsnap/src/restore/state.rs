@@ -8,11 +8,11 @@ use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Batch};
 use crate::ids::{HostPid, VirtualPid};
-use crate::image::records::{Blocked, Creds, ProcessRecord, Seccomp, SeccompFilter, SigInfo, ThreadRecord, VmaKind};
+use crate::image::records::{Blocked, Creds, ProcessRecord, Seccomp, SeccompFilter, SigInfo, ThreadRecord};
 use crate::image::{Appshot, Core, ThreadImage};
+use crate::memory;
 use crate::process::{with_time_out, write_time_out};
 use crate::seccomp;
-use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs, SchedAttr};
 use crate::timers;
@@ -395,16 +395,7 @@ fn forget_stop(skeleton: &Skeleton, parent: usize, core: &Core, child: VirtualPi
 /// the app, stopped.
 pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
     let husk = &skeleton.husks[at];
-    let mut code: Vec<_> = core.image.vmas.iter().filter(|v| v.prot & 4 != 0).collect();
-    code.sort_by_key(|v| v.kind != VmaKind::Vdso);
-    let spans: Vec<Span> = code
-        .iter()
-        .map(|v| Span {
-            start: v.start,
-            end: v.end,
-        })
-        .collect();
-    let gate = executor::find_gate(husk.pid, &spans)?;
+    let gate = executor::find_gate(husk.pid, &memory::code(&core.image.vmas))?;
     let tids = tids(skeleton, at);
     let mut results = Vec::with_capacity(tids.len());
     let threads: Vec<(HostPid, &ThreadImage)> = tids.iter().copied().zip(&core.image.threads).collect();

@@ -304,13 +304,7 @@ fn overlap(ours: &[&Mapping], theirs: &[&Vma]) -> bool {
 
 /// A place that neither the husk nor the app uses.
 fn free_place(skeleton: &Skeleton, ours: &[&Mapping], vmas: &[Vma]) -> Result<u64> {
-    let mut used: Vec<Span> = vmas
-        .iter()
-        .map(|v| Span {
-            start: v.start,
-            end: v.end,
-        })
-        .collect();
+    let mut used: Vec<Span> = vmas.iter().map(Span::from).collect();
     used.extend(ours.iter().map(|m| m.span()));
     used.push(skeleton.executor.span());
     let start = ours.first().map_or(0, |m| m.start);
