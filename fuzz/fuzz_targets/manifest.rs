@@ -11,6 +11,6 @@ use libsnap::image::parse_manifest;
 fuzz_target!(|json: &[u8]| {
     // As it is, for the seal line itself.
     let _ = parse_manifest(json);
-    let seal = format!("APPSHOT 1 {} {}\n", json.len(), blake3::hash(json).to_hex());
+    let seal = format!("APPSHOT 2 {} {}\n", json.len(), blake3::hash(json).to_hex());
     let _ = parse_manifest(&[seal.as_bytes(), json].concat());
 });

@@ -336,7 +336,7 @@ fn manifest(
     tables: Tables,
 ) -> Manifest {
     Manifest {
-        format: 1,
+        format: crate::image::FORMAT,
         product: concat!("appshot ", env!("CARGO_PKG_VERSION")).to_owned(),
         app: survey::app_name(target),
         created_unix_ms: (clocks.realtime_ns / 1_000_000) as u64,

@@ -10,6 +10,7 @@
 //! ```
 
 use anyhow::{Context, Result, ensure};
+use libsnap::image::{DIGESTS, FORMAT, Leaves};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -66,13 +67,19 @@ impl Forger {
 
     /// Sizes and digests of all parts, then the seal.
     pub fn seal(mut self) -> Result<PathBuf> {
+        let mut leaves = Leaves::default();
         for part in self.manifest["parts"].as_array_mut().context("no parts")? {
-            let bytes = fs::read(self.dir.join(part["name"].as_str().context("no name")?))?;
+            let path = self.dir.join(part["name"].as_str().context("no name")?);
+            if part["name"] == DIGESTS {
+                fs::write(&path, leaves.bytes())?;
+            }
+            let bytes = fs::read(path)?;
+            leaves.push_content(&bytes);
             part["bytes"] = bytes.len().into();
             part["blake3"] = blake3::hash(&bytes).to_hex().to_string().into();
         }
         let json = serde_json::to_vec(&self.manifest)?;
-        let mut bytes = format!("APPSHOT 1 {} {}\n", json.len(), blake3::hash(&json).to_hex()).into_bytes();
+        let mut bytes = format!("APPSHOT {FORMAT} {} {}\n", json.len(), blake3::hash(&json).to_hex()).into_bytes();
         bytes.extend(json);
         fs::write(self.dir.join("manifest"), bytes)?;
         Ok(self.dir)

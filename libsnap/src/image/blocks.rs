@@ -118,35 +118,35 @@ pub struct Finished {
 struct Job {
     part: Arc<Written>,
     at: u64,
-    /// Nothing else is in the part.
-    whole: bool,
+    /// Bytes of the part so far. Only a part of one leaf is hashed otherwise than
+    /// as a piece, and its one block is given at the end.
+    length: u64,
     block: Block,
 }
 
-/// A part with the digests of the blocks that were meant to be written.
+/// A part with the digests of what was meant to be written.
 #[derive(Debug)]
 pub struct Written {
     pub file: File,
     name: String,
-    values: Mutex<Vec<(u64, ChainingValue)>>,
+    /// The leaves of each block.
+    leaves: Mutex<BTreeMap<u64, Vec<ChainingValue>>>,
 }
 
 impl Written {
     /// Of the part, once the press has finished.
-    pub fn digest(&self) -> blake3::Hash {
-        let mut values = locked(&self.values).clone();
-        values.sort_unstable_by_key(|(block, _)| *block);
-        let values: Vec<ChainingValue> = values.into_iter().map(|(_, value)| value).collect();
-        digest::merged(&values)
+    pub fn leaves(&self) -> Vec<ChainingValue> {
+        locked(&self.leaves).values().flatten().copied().collect()
     }
 }
 
 impl Job {
     fn work(&self, buffer: &mut Vec<u8>) -> Result<()> {
         self.block.fill(buffer)?;
-        let value = digest::of_block(self.at, buffer, self.whole);
-        locked(&self.part.values).push((self.at, value));
-        let (file, start) = (&self.part.file, self.at * BLOCK as u64);
+        let start = self.at * BLOCK as u64;
+        let leaves = digest::leaves(start, buffer, self.length).collect();
+        locked(&self.part.leaves).insert(self.at, leaves);
+        let file = &self.part.file;
         data_runs(buffer)
             .try_for_each(|run| file.write_all_at(&buffer[run.clone()], start + run.start as u64))
             .or_fail(|| cannot_write(&self.part.name))
@@ -191,7 +191,7 @@ impl Press {
             part: Arc::new(Written {
                 file,
                 name: name.to_owned(),
-                values: Mutex::default(),
+                leaves: Mutex::default(),
             }),
             first: Block::default(),
             last: Block::default(),
@@ -316,14 +316,14 @@ impl PartFile {
     fn give_last(&mut self) -> Result<()> {
         let at = (self.bytes - 1) / BLOCK as u64;
         let last = std::mem::take(&mut self.last);
-        self.give(at, false, last)
+        self.give(at, last)
     }
 
-    fn give(&self, at: u64, whole: bool, block: Block) -> Result<()> {
+    fn give(&self, at: u64, block: Block) -> Result<()> {
         self.press.give(Job {
             part: Arc::clone(&self.part),
             at,
-            whole,
+            length: self.bytes,
             block,
         })
     }
@@ -345,7 +345,7 @@ impl PartFile {
             self.give_last()?;
         }
         let first = std::mem::take(&mut self.first);
-        self.give(0, self.bytes <= BLOCK as u64, first)?;
+        self.give(0, first)?;
         let finished = Finished {
             part: self.part,
             bytes: self.bytes,
@@ -377,7 +377,7 @@ mod tests {
             finished.part.file.read_exact_at(&mut back, 0).unwrap();
             assert_eq!((&*name, finished.bytes, &back[..]), ("x", size as u64, &data[..size]));
             assert_eq!(
-                finished.part.digest(),
+                digest::merged(&finished.part.leaves()),
                 blake3::hash(&back),
                 "{size} in pieces of {piece}"
             );
@@ -428,7 +428,7 @@ mod tests {
         let mut back = vec![0; expected.len()];
         finished.part.file.read_exact_at(&mut back, 0).unwrap();
         assert!(back == expected);
-        assert_eq!(finished.part.digest(), blake3::hash(&back));
+        assert_eq!(digest::merged(&finished.part.leaves()), blake3::hash(&back));
     }
 
     #[test]

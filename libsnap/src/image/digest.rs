@@ -1,9 +1,9 @@
 //! BLAKE3 over large files, at the speed of memory.
 //!
-//! BLAKE3 is a tree: aligned blocks of a power-of-two size can be hashed apart
-//! and merged. Reading uses that to let each thread hash a block while it is
-//! still in its cache. Writing uses it too, and to hash memory pages before the
-//! file header in front of them is known.
+//! BLAKE3 is a tree: aligned *leaves* of a power-of-two size can be hashed apart
+//! and merged. Reading uses that to let each thread hash what is still in its
+//! cache, and to verify one leaf without the others. Writing uses it too, and to
+//! hash memory pages before the file header in front of them is known.
 
 use super::source::Source;
 pub use blake3::hazmat::ChainingValue;
@@ -13,10 +13,12 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-/// What is hashed as one subtree.
+/// What one thread takes at a time: whole leaves.
 pub const BLOCK: usize = 1 << 20;
+/// What is hashed as one subtree, and can be verified alone.
+pub const LEAF: usize = 64 << 10;
 /// What is read at once: small enough to be hashed out of the L2 cache.
-const STEP: usize = 128 << 10;
+const STEP: usize = 2 * LEAF;
 /// More threads gain nothing: memory bandwidth is the limit then.
 const THREADS_MAX: usize = 8;
 
@@ -27,11 +29,11 @@ pub fn processors() -> usize {
 
 /// Digest of the first `bytes` of a source.
 pub fn of(source: &(impl Source + ?Sized), bytes: u64) -> io::Result<Hash> {
-    let mut hashes = of_all(&[bytes], processors(), |_, at, buffer| source.fill_at(buffer, at))?;
-    Ok(hashes.remove(0))
+    let leaves = of_all(&[bytes], processors(), |_, at, buffer| source.fill_at(buffer, at))?;
+    Ok(merged(&leaves[0]))
 }
 
-/// Digests of sources of these lengths, by up to `threads` threads. `fetch`
+/// The leaves of sources of these lengths, by up to `threads` threads. `fetch`
 /// fills a buffer from source N at an offset. Each byte is fetched once; all
 /// but the last buffer of a source are of the same length, a multiple of the
 /// page size. The first error ends it.
@@ -39,7 +41,7 @@ pub fn of_all<E: Send>(
     lengths: &[u64],
     threads: usize,
     fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E> + Sync,
-) -> Result<Vec<Hash>, E> {
+) -> Result<Vec<Vec<ChainingValue>>, E> {
     let plan = Plan::new(lengths);
     let next = AtomicU64::new(0);
     let work = || plan.work(&next, &fetch);
@@ -55,10 +57,10 @@ pub fn of_all<E: Send>(
         Ok(all)
     })?;
     hashed.sort_unstable_by_key(|(unit, _)| *unit);
-    let values: Vec<ChainingValue> = hashed.into_iter().map(|(_, value)| value).collect();
-    let bounds = plan.starts.windows(2);
-    Ok(bounds
-        .map(|bound| merged(&values[bound[0] as usize..bound[1] as usize]))
+    let mut blocks = hashed.into_iter().map(|(_, leaves)| leaves);
+    let counts = plan.starts.windows(2).map(|bound| (bound[1] - bound[0]) as usize);
+    Ok(counts
+        .map(|count| blocks.by_ref().take(count).flatten().collect())
         .collect())
 }
 
@@ -93,7 +95,7 @@ impl Plan<'_> {
         &self,
         next: &AtomicU64,
         fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E>,
-    ) -> Result<Vec<(u64, ChainingValue)>, E> {
+    ) -> Result<Vec<(u64, Vec<ChainingValue>)>, E> {
         let mut buffer = vec![0; STEP];
         let mut done = Vec::new();
         loop {
@@ -101,11 +103,11 @@ impl Plan<'_> {
             if number >= self.end() {
                 return Ok(done);
             }
-            let value = self.hash(number, &mut buffer, &fetch).inspect_err(|_| {
+            let leaves = self.hash(number, &mut buffer, &fetch).inspect_err(|_| {
                 // Nobody needs the rest.
                 next.store(self.end(), Ordering::Relaxed);
             })?;
-            done.push((number, value));
+            done.push((number, leaves));
         }
     }
 
@@ -114,53 +116,55 @@ impl Plan<'_> {
         number: u64,
         buffer: &mut [u8],
         fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E>,
-    ) -> Result<ChainingValue, E> {
+    ) -> Result<Vec<ChainingValue>, E> {
         let source = self.starts.partition_point(|start| *start <= number) - 1;
-        let block = number - self.starts[source];
-        let start = block * BLOCK as u64;
-        let end = self.lengths[source].min(start + BLOCK as u64);
-        let mut hasher = block_hasher(block);
-        for at in (start..end).step_by(STEP) {
+        let length = self.lengths[source];
+        let start = (number - self.starts[source]) * BLOCK as u64;
+        let end = length.min(start + BLOCK as u64);
+        let mut leaves = Vec::with_capacity(BLOCK / LEAF);
+        // Nothing has a leaf too.
+        for at in (start..end.max(start + 1)).step_by(STEP) {
             let step = (end - at).min(STEP as u64) as usize;
             fetch(source, at, &mut buffer[..step])?;
-            hasher.update(&buffer[..step]);
+            leaves.extend(self::leaves(at, &buffer[..step], length));
         }
-        Ok(closed(&hasher, blocks(self.lengths[source]) == 1))
+        Ok(leaves)
     }
 }
 
-/// What a block of a source adds to its digest; `whole` where it is all of it.
-pub fn of_block(block: u64, bytes: &[u8], whole: bool) -> ChainingValue {
-    let mut hasher = block_hasher(block);
-    hasher.update(bytes);
-    closed(&hasher, whole)
+/// How many leaves a source of this length has: at least one.
+pub fn leaf_count(length: u64) -> u64 {
+    length.div_ceil(LEAF as u64).max(1)
 }
 
-fn closed(hasher: &Hasher, whole: bool) -> ChainingValue {
-    if whole {
-        *hasher.finalize().as_bytes()
-    } else {
-        hasher.finalize_non_root()
-    }
+/// The leaves of these bytes, which begin a leaf at offset `at` of a source of
+/// `length` bytes. All but the last one of the source are full.
+pub fn leaves(at: u64, bytes: &[u8], length: u64) -> impl Iterator<Item = ChainingValue> {
+    let whole = length <= LEAF as u64;
+    let offsets = (at..at + bytes.len().max(1) as u64).step_by(LEAF);
+    offsets.map(move |offset| {
+        let start = (offset - at) as usize;
+        let mut hasher = Hasher::new();
+        hasher.set_input_offset(offset);
+        hasher.update(&bytes[start..bytes.len().min(start + LEAF)]);
+        match whole {
+            true => *hasher.finalize().as_bytes(),
+            false => hasher.finalize_non_root(),
+        }
+    })
 }
 
-/// The digest of a source by its blocks.
-pub fn merged(values: &[ChainingValue]) -> Hash {
-    match values {
+/// The digest of a source by its leaves.
+pub fn merged(leaves: &[ChainingValue]) -> Hash {
+    match leaves {
         [whole] => Hash::from_bytes(*whole),
         many => merge_root(many),
     }
 }
 
-fn block_hasher(block: u64) -> Hasher {
-    let mut hasher = Hasher::new();
-    hasher.set_input_offset(block * BLOCK as u64);
-    hasher
-}
-
-/// Merges at least two blocks, of which all but the last are full.
+/// Merges at least two leaves, of which all but the last are full.
 fn merge_root(values: &[ChainingValue]) -> Hash {
-    let (left, right) = values.split_at(left_blocks(values.len()));
+    let (left, right) = values.split_at(left_leaves(values.len()));
     hazmat::merge_subtrees_root(&merge(left), &merge(right), Mode::Hash)
 }
 
@@ -168,13 +172,13 @@ fn merge(values: &[ChainingValue]) -> ChainingValue {
     if let [value] = values {
         return *value;
     }
-    let (left, right) = values.split_at(left_blocks(values.len()));
+    let (left, right) = values.split_at(left_leaves(values.len()));
     hazmat::merge_subtrees_non_root(&merge(left), &merge(right), Mode::Hash)
 }
 
 /// The left subtree has the largest power of two that leaves something right.
-fn left_blocks(blocks: usize) -> usize {
-    blocks.next_power_of_two() / 2
+fn left_leaves(leaves: usize) -> usize {
+    leaves.next_power_of_two() / 2
 }
 
 #[cfg(test)]
@@ -186,7 +190,7 @@ mod tests {
     fn equals_the_plain_digest() {
         let data: Vec<u8> = (0..5 * BLOCK + 77).map(|i| (i * 31 % 251) as u8).collect();
         for blocks in 0..=5 {
-            for extra in [0, 1, 1024, 1025, 4096 + 7] {
+            for extra in [0, 1, 1024, 1025, 4096 + 7, LEAF, LEAF + 1, 3 * LEAF] {
                 let length = (blocks * BLOCK + extra).min(data.len());
                 let plain = blake3::hash(&data[..length]);
                 assert_eq!(of(&data[..length], length as u64).unwrap(), plain, "{length}");
@@ -199,14 +203,18 @@ mod tests {
         let data: Vec<Vec<u8>> = [0, 5, BLOCK, 3 * BLOCK + 9, 1, 2 * BLOCK]
             .map(|bytes| (0..bytes).map(|i| (i * 31 % 251) as u8).collect())
             .to_vec();
-        let lengths: Vec<u64> = data.iter().map(|d| d.len() as u64).collect();
+        let lengths: [u64; 6] = std::array::from_fn(|at| data[at].len() as u64);
         let fetched = AtomicU64::new(0);
-        let hashes = of_all(&lengths, 3, |at, offset, buffer: &mut [u8]| {
+        let leaves = of_all(&lengths, 3, |at, offset, buffer: &mut [u8]| {
             fetched.fetch_add(buffer.len() as u64, Ordering::Relaxed);
             data[at].fill_at(buffer, offset)
         });
         let plain: Vec<Hash> = data.iter().map(|d| blake3::hash(d)).collect();
-        assert_eq!(hashes.unwrap(), plain);
+        let leaves = leaves.unwrap();
+        let counts: Vec<u64> = leaves.iter().map(|l| l.len() as u64).collect();
+        assert_eq!(counts, lengths.map(leaf_count));
+        let hashes: Vec<Hash> = leaves.iter().map(|leaves| merged(leaves)).collect();
+        assert_eq!(hashes, plain);
         assert_eq!(fetched.into_inner(), lengths.iter().sum::<u64>());
     }
 

@@ -10,6 +10,7 @@
 //!   manifest             0600  the seal, then the records of the whole app
 //!   2.core               0600  one ELF core file per live process, named by virtual PID
 //!   shm-0.data ...       0600  raw content of shared memory and unlinked files
+//!   digests              0600  BLAKE3 of each 64 KiB of these, see [`leaves`]
 //! ```
 //!
 //! It is written under a hidden name next to its destination and renamed when
@@ -21,7 +22,7 @@
 //! # `manifest`
 //!
 //! ```text
-//! APPSHOT 1 <n> <64 hex digits>\n     version, size and BLAKE3 of what follows
+//! APPSHOT 2 <n> <64 hex digits>\n     version, size and BLAKE3 of what follows
 //! { ... }                             n bytes: records::Manifest as JSON, to the end
 //! ```
 //!
@@ -88,6 +89,7 @@ mod core_write;
 mod digest;
 mod elf;
 mod fault;
+mod leaves;
 pub mod limits;
 mod manifest;
 mod notes;
@@ -110,7 +112,8 @@ mod writer;
 pub use blocks::Memory;
 pub use core_read::parse as parse_core;
 pub use core_write::CoreWriter;
-pub use digest::processors;
+pub use digest::{LEAF, processors};
+pub use leaves::{DIGESTS, Leaves, Pieces};
 pub use manifest::parse as parse_manifest;
 pub use notes::decode as parse_notes;
 pub use packed::{pack, parse as parse_packed, unpack};
@@ -121,7 +124,7 @@ pub use staging::sweep;
 pub use writer::{BlobWriter, Sealed, Unsealed, Writer};
 
 /// Version of the format that is written, and the only one that is read.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Name of the part that seals the others.
 pub const MANIFEST: &str = "manifest";

@@ -1,6 +1,7 @@
 //! Opens an appshot that nobody vouches for.
 
 use super::fault::{corrupt, ensure, unreadable};
+use super::leaves::{DIGESTS, Leaves, Pieces};
 use super::process::Core;
 use super::records::{Life, Manifest, Part};
 use super::source::Source;
@@ -47,6 +48,14 @@ impl Digests {
         self.verify_and(threads, |_, _, _| Ok(()))
     }
 
+    /// What pieces of the parts are held against one by one, instead of all at once.
+    pub fn pieces(&self) -> Result<Pieces> {
+        let (parts, files): (Vec<Part>, Vec<&File>) =
+            self.parts.iter().map(|(part, file)| (part.clone(), file)).unzip();
+        let file = files.last().ok_or_else(|| corrupt(DIGESTS, "it is missing"))?;
+        Pieces::read(&parts, *file)
+    }
+
     /// The same, and shows the bytes to `see`: name of the part, offset, content.
     /// What they are is known only in the end. Each is shown once, in pieces that
     /// begin at a multiple of the page size, by several threads.
@@ -57,11 +66,23 @@ impl Digests {
             file.fill_at(buffer, offset).map_err(|e| unreadable(&part.name, e))?;
             see(&part.name, offset, buffer)
         })?;
+        let mut leaves = Leaves::default();
         for ((part, _), found) in self.parts.iter().zip(found) {
-            ensure(found.to_hex().as_str() == part.blake3, &part.name, || {
-                format!("its {} bytes do not match the digest they were sealed with", part.bytes)
-            })?;
+            ensure(
+                digest::merged(&found).to_hex().as_str() == part.blake3,
+                &part.name,
+                || format!("its {} bytes do not match the digest they were sealed with", part.bytes),
+            )?;
+            if part.name != DIGESTS {
+                leaves.push(&found);
+            }
         }
+        let sealed = self.parts.last().map(|(part, _)| part);
+        ensure(
+            sealed == Some(&leaves.part()),
+            DIGESTS,
+            || "they are those of other content",
+        )?;
         self.verified.get_or_init(|| ());
         Ok(())
     }

@@ -4,9 +4,10 @@
 //! sealed. These checks let the restorer rely on every reference and number.
 
 use super::fault::{corrupt, ensure};
+use super::leaves::DIGESTS;
 use super::process::Core;
 use super::records::{FileKind, Life, Manifest, Part, SeccompFilter, SnapEntry, VmaKind};
-use super::{FORMAT, MANIFEST, limits, validate_files};
+use super::{FORMAT, MANIFEST, leaves, limits, validate_files};
 use crate::error::Result;
 use crate::ids::VirtualPid;
 use std::collections::{BTreeMap, BTreeSet};
@@ -160,6 +161,10 @@ fn part_references(manifest: &Manifest) -> Result<()> {
             })?,
         }
     }
+    let last = manifest.parts.split_last();
+    let (last, others) = last.ok_or_else(|| corrupt(MANIFEST, "it has no parts"))?;
+    ensure(last.name == DIGESTS, MANIFEST, || "the digests are not the last part")?;
+    take(DIGESTS, Some(leaves::bytes_for(others.iter())))?;
     ensure(unused.is_empty(), MANIFEST, || {
         format!("part {} belongs to no record", unused.keys().next().unwrap_or(&""))
     })

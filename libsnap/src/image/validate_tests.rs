@@ -23,6 +23,7 @@ fn manifest_with(change: impl FnOnce(&mut Manifest)) -> crate::error::Error {
         part("7.core", 1),
         part("shm-0.data", 5000),
         part("unlinked-3.data", 10),
+        part("digests", 4 * 32),
     ];
     assert!(manifest::parse(&manifest::encode(&manifest).unwrap()).is_ok());
     change(&mut manifest);
@@ -31,14 +32,14 @@ fn manifest_with(change: impl FnOnce(&mut Manifest)) -> crate::error::Error {
 
 #[test]
 fn other_versions_and_machines_are_refused() {
-    assert_eq!(manifest_with(|m| m.format = 2).kind, Kind::Refused);
+    assert_eq!(manifest_with(|m| m.format = 1).kind, Kind::Refused);
     assert_eq!(manifest_with(|m| m.needs.arch = "aarch64".into()).kind, Kind::Refused);
     assert_eq!(manifest_with(|m| m.needs.page_size = 65536).kind, Kind::Refused);
     let json = b"{}";
-    let sealed = format!("APPSHOT 2 2 {}\n{{}}", blake3::hash(json).to_hex());
+    let sealed = format!("APPSHOT 1 2 {}\n{{}}", blake3::hash(json).to_hex());
     let error = manifest::parse(sealed.as_bytes()).unwrap_err();
     assert_eq!(error.kind, Kind::Refused);
-    assert!(error.to_string().contains("version 2"), "{error}");
+    assert!(error.to_string().contains("version 1"), "{error}");
     assert_eq!(error.state.as_deref(), Some("nothing was started"));
 }
 
@@ -55,7 +56,8 @@ fn bad_manifests_are_refused() {
             Box::new(|m| {
                 let mut extra = m.parts[0].clone();
                 extra.name = "extra".into();
-                m.parts.push(extra);
+                m.parts[4].bytes += 32;
+                m.parts.insert(0, extra);
             }),
         ),
         ("not listed", Box::new(|m| m.parts.clear())),

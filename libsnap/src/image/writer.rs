@@ -3,6 +3,7 @@
 use super::blocks::{Finished, PartFile, Press};
 use super::core_write::CoreWriter;
 use super::digest;
+use super::leaves::{DIGESTS, Leaves};
 use super::reader::Appshot;
 use super::records::{Manifest, Part};
 use super::source::Source;
@@ -104,15 +105,23 @@ impl Unsealed {
             .or_fail(cannot)
         })?;
         let mut disk_bytes = 0;
+        let mut leaves = Leaves::default();
         manifest.parts.clear();
         for (name, finished) in parts {
             disk_bytes += disk_usage(&finished.part.file).or_fail(cannot)?;
+            let own = finished.part.leaves();
             manifest.parts.push(Part {
                 name,
                 bytes: finished.bytes,
-                blake3: finished.part.digest().to_hex().to_string(),
+                blake3: digest::merged(&own).to_hex().to_string(),
             });
+            leaves.push(&own);
         }
+        let mut file = self.staging.create_file(DIGESTS).or_fail(cannot)?;
+        let written = file.write_all(leaves.bytes()).and_then(|()| file.sync_all());
+        written.or_fail(cannot)?;
+        disk_bytes += disk_usage(&file).or_fail(cannot)?;
+        manifest.parts.push(leaves.part());
         let bytes = manifest::encode(&manifest)?;
         let mut file = self.staging.create_file(MANIFEST).or_fail(cannot)?;
         file.write_all(&bytes).and_then(|()| file.sync_all()).or_fail(cannot)?;
@@ -134,7 +143,7 @@ fn verify(parts: &[(String, Finished)]) -> io::Result<()> {
         parts[at].1.part.file.fill_at(buffer, offset)
     })?;
     for ((name, finished), found) in parts.iter().zip(found) {
-        if finished.part.file.bytes()? != finished.bytes || found != finished.part.digest() {
+        if finished.part.file.bytes()? != finished.bytes || found != finished.part.leaves() {
             return Err(io::Error::other(format!(
                 "part {name} reads back other than it was written"
             )));
