@@ -57,6 +57,7 @@ pub fn snapshot_unless(
     let begin = Instant::now();
     let mut steps = Steps::new(progress);
     steps.start("survey");
+    survey::await_memory(target, cancelled)?;
     survey::admissible(target)?;
     // Outlives everything that it tells how to undo.
     let mut journal = Journal::begin(target, dest)?;
@@ -398,6 +399,7 @@ fn finish(
 
 /// Lists everything that a snapshot would refuse; touches nothing.
 pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> {
+    survey::await_memory(target, &|| false)?;
     survey::admissible(target)?;
     let pids: Vec<HostPid> = freeze::members(target)?
         .into_iter()

@@ -16,6 +16,8 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -56,6 +58,33 @@ pub fn app_name(target: &Target) -> String {
 
 pub fn is_zombie(pid: HostPid) -> bool {
     proc::stat(pid).is_ok_and(|stat| stat.state == b'Z')
+}
+
+/// How long the memory of an app that was just restored may take to be there.
+const FILLING_MAX: Duration = Duration::from_secs(120);
+const FILLING_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Waits until all memory of a restored app is its own: what is owed by its pager
+/// (`restore::pager`) looks like memory that was never used. Its init has
+/// descriptors until then.
+pub fn await_memory(target: &Target, cancelled: &dyn Fn() -> bool) -> Result<()> {
+    let Target::App { init: Some(init), .. } = target else {
+        return Ok(());
+    };
+    let begin = Instant::now();
+    while std::fs::read_dir(format!("/proc/{init}/fd")).is_ok_and(|mut fds| fds.next().is_some()) {
+        if cancelled() {
+            return Ok(());
+        }
+        if begin.elapsed() > FILLING_MAX {
+            return Err(Error::failed(format!("cannot snapshot {}", subject(target)))
+                .because("it was restored and still does not have all its memory")
+                .fix("look whether the process that restored it is stopped")
+                .state("the app was not changed and is running"));
+        }
+        thread::sleep(FILLING_INTERVAL);
+    }
+    Ok(())
 }
 
 /// Refuses what is no app: missing, a kernel thread, init, ourselves, already

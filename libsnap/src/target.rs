@@ -90,6 +90,20 @@ pub enum PidMode {
     Host,
 }
 
+/// When a restored app gets its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Memory {
+    /// All of it, before the app runs.
+    #[default]
+    Eager,
+    /// What it needed first the last time before it runs, the rest when it is touched
+    /// and in the background. The restoring process must live until that is done:
+    /// if it dies before, the app is ended. Only with [`PidMode::New`]; eager where
+    /// the kernel has no userfaultfd for us.
+    Lazy,
+}
+
 /// Where stdin, stdout and stderr go when they led outside the app.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -142,6 +156,7 @@ pub struct RestoreOptions {
     pub pids: PidMode,
     pub stdio: Stdio,
     pub allow: Allow,
+    pub memory: Memory,
     /// For tests: treat this kernel's vdso as another one than the app's.
     #[doc(hidden)]
     #[serde(skip)]

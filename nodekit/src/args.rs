@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use libsnap::error::Result;
 use libsnap::store::{DATA_DIR_ENV, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, RUN_DIR_ENV, Store, use_run_dir};
-use libsnap::target::{Allow, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy};
+use libsnap::target::{Allow, Memory, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -131,6 +131,26 @@ impl From<Pids> for PidMode {
     }
 }
 
+/// When the app gets its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Filling {
+    /// What it needed first before it runs, the rest as it is touched and in the background
+    #[default]
+    Lazy,
+    /// All of it before it runs
+    Eager,
+}
+
+impl From<Filling> for Memory {
+    fn from(filling: Filling) -> Memory {
+        match filling {
+            Filling::Lazy => Memory::Lazy,
+            Filling::Eager => Memory::Eager,
+        }
+    }
+}
+
 /// Policies of snapshot and check.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Policies {
@@ -154,6 +174,9 @@ pub struct RestoreArgs {
     /// PIDs of the instance on the host
     #[arg(long, value_enum, default_value_t)]
     pub pids: Pids,
+    /// When the app gets its memory
+    #[arg(long, value_enum, default_value_t)]
+    pub memory: Filling,
     /// Restore although files that the app uses have changed since
     #[arg(long)]
     pub allow_changed_files: bool,
@@ -181,6 +204,7 @@ impl RestoreArgs {
         RestoreOptions {
             name: self.name.clone(),
             pids: self.pids.into(),
+            memory: self.memory.into(),
             stdio: Stdio::default(),
             allow: Allow {
                 uids: self.allow_uid.clone(),

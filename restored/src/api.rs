@@ -6,7 +6,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
-use libsnap::target::{Allow, Instance, PidMode, RestoreOptions, Stdio};
+use libsnap::target::{Allow, Instance, Memory, PidMode, RestoreOptions, Stdio};
 use nodekit::ending;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;
@@ -27,8 +27,14 @@ struct InstanceRequest {
     name: Option<String>,
     #[serde(default)]
     pids: PidMode,
+    #[serde(default = "lazy")]
+    memory: Memory,
     #[serde(default)]
     allow: Allow,
+}
+
+fn lazy() -> Memory {
+    Memory::Lazy
 }
 
 impl InstanceRequest {
@@ -36,6 +42,7 @@ impl InstanceRequest {
         let options = RestoreOptions {
             name: self.name,
             pids: self.pids,
+            memory: self.memory,
             stdio: Stdio::default(),
             allow: self.allow,
             ..RestoreOptions::default()

@@ -4,7 +4,9 @@ use crate::judge::{Scope, tree};
 use crate::verdict::{PATIENCE, poll, switched_on};
 use anyhow::{Context, Result};
 use libsnap::ids::HostPid;
-use libsnap::target::{Instance, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target};
+use libsnap::target::{
+    Instance, Memory, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -134,6 +136,9 @@ impl Place {
     pub fn restore_with(&self, appshot: &Path, mut options: RestoreOptions) -> Result<App> {
         options.name = Some(self.next_name());
         options.stdio = self.stdio();
+        if switched_on("APPSHOT_TEST_LAZY") {
+            options.memory = Memory::Lazy;
+        }
         Ok(App::new(libsnap::restore::restore(appshot, &options)?))
     }
 }

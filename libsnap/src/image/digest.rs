@@ -18,7 +18,7 @@ pub const BLOCK: usize = 1 << 20;
 /// What is hashed as one subtree, and can be verified alone.
 pub const LEAF: usize = 64 << 10;
 /// What is read at once: small enough to be hashed out of the L2 cache.
-const STEP: usize = 2 * LEAF;
+pub const STEP: usize = 2 * LEAF;
 /// More threads gain nothing: memory bandwidth is the limit then.
 const THREADS_MAX: usize = 8;
 
@@ -43,25 +43,50 @@ pub fn of_all<E: Send>(
     fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E> + Sync,
 ) -> Result<Vec<Vec<ChainingValue>>, E> {
     let plan = Plan::new(lengths);
+    let hashed = share_out(plan.end(), threads, |number, buffer| plan.hash(number, buffer, &fetch))?;
+    let mut blocks = hashed.into_iter();
+    let counts = plan.starts.windows(2).map(|bound| (bound[1] - bound[0]) as usize);
+    Ok(counts
+        .map(|count| blocks.by_ref().take(count).flatten().collect())
+        .collect())
+}
+
+/// Has up to `threads` threads do the work of each number below `count`, with a
+/// buffer of [`STEP`] bytes. The first error ends it.
+pub fn share_out<T: Send, E: Send>(
+    count: u64,
+    threads: usize,
+    work: impl Fn(u64, &mut [u8]) -> Result<T, E> + Sync,
+) -> Result<Vec<T>, E> {
     let next = AtomicU64::new(0);
-    let work = || plan.work(&next, &fetch);
-    let helpers = plan.end().min(threads as u64).saturating_sub(1);
-    let mut hashed = thread::scope(|scope| {
+    let take = || {
+        let mut buffer = vec![0; STEP];
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                return Ok(done);
+            }
+            let result = work(number, &mut buffer).inspect_err(|_| {
+                // Nobody needs the rest.
+                next.store(count, Ordering::Relaxed);
+            })?;
+            done.push((number, result));
+        }
+    };
+    let helpers = count.min(threads as u64).saturating_sub(1);
+    let mut all = thread::scope(|scope| {
         // Without a helper it only takes longer.
-        let help = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        let help = |_| thread::Builder::new().spawn_scoped(scope, take).ok();
         let helpers: Vec<_> = (0..helpers).map_while(help).collect();
-        let mut all = work()?;
+        let mut all = take()?;
         for helper in helpers {
             all.append(&mut helper.join().expect("hashing does not panic")?);
         }
         Ok(all)
     })?;
-    hashed.sort_unstable_by_key(|(unit, _)| *unit);
-    let mut blocks = hashed.into_iter().map(|(_, leaves)| leaves);
-    let counts = plan.starts.windows(2).map(|bound| (bound[1] - bound[0]) as usize);
-    Ok(counts
-        .map(|count| blocks.by_ref().take(count).flatten().collect())
-        .collect())
+    all.sort_unstable_by_key(|(number, _)| *number);
+    Ok(all.into_iter().map(|(_, result)| result).collect())
 }
 
 /// What is hashed at a time, by number: the blocks of all sources, one after another.
@@ -88,27 +113,6 @@ impl Plan<'_> {
 
     fn end(&self) -> u64 {
         self.starts[self.lengths.len()]
-    }
-
-    /// Takes blocks until none is left.
-    fn work<E>(
-        &self,
-        next: &AtomicU64,
-        fetch: impl Fn(usize, u64, &mut [u8]) -> Result<(), E>,
-    ) -> Result<Vec<(u64, Vec<ChainingValue>)>, E> {
-        let mut buffer = vec![0; STEP];
-        let mut done = Vec::new();
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= self.end() {
-                return Ok(done);
-            }
-            let leaves = self.hash(number, &mut buffer, &fetch).inspect_err(|_| {
-                // Nobody needs the rest.
-                next.store(self.end(), Ordering::Relaxed);
-            })?;
-            done.push((number, leaves));
-        }
     }
 
     fn hash<E>(

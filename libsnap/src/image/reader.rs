@@ -5,7 +5,7 @@ use super::leaves::{DIGESTS, Leaves, Pieces};
 use super::process::Core;
 use super::records::{Life, Manifest, Part};
 use super::source::Source;
-use super::{MANIFEST, core_read, digest, limits, manifest, validate};
+use super::{LEAF, MANIFEST, core_read, digest, limits, manifest, validate};
 use crate::error::{Error, Kind, Result};
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -14,6 +14,7 @@ use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Seek;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -26,6 +27,8 @@ pub struct Appshot {
     /// The live processes, in the order of `manifest.processes`.
     pub cores: Vec<Core>,
     pub path: PathBuf,
+    /// BLAKE3 of the manifest file: what tells it from any other.
+    pub identity: blake3::Hash,
     /// The descriptors that were verified, without the cores'.
     blobs: BTreeMap<String, File>,
 }
@@ -45,26 +48,10 @@ impl Digests {
         if self.verified.get().is_some() {
             return Ok(());
         }
-        self.verify_and(threads, |_, _, _| Ok(()))
-    }
-
-    /// What pieces of the parts are held against one by one, instead of all at once.
-    pub fn pieces(&self) -> Result<Pieces> {
-        let (parts, files): (Vec<Part>, Vec<&File>) =
-            self.parts.iter().map(|(part, file)| (part.clone(), file)).unzip();
-        let file = files.last().ok_or_else(|| corrupt(DIGESTS, "it is missing"))?;
-        Pieces::read(&parts, *file)
-    }
-
-    /// The same, and shows the bytes to `see`: name of the part, offset, content.
-    /// What they are is known only in the end. Each is shown once, in pieces that
-    /// begin at a multiple of the page size, by several threads.
-    pub fn verify_and(&self, threads: usize, see: impl Fn(&str, u64, &[u8]) -> Result<()> + Sync) -> Result<()> {
         let lengths: Vec<u64> = self.parts.iter().map(|(part, _)| part.bytes).collect();
         let found = digest::of_all(&lengths, threads, |at, offset, buffer: &mut [u8]| {
             let (part, file) = &self.parts[at];
-            file.fill_at(buffer, offset).map_err(|e| unreadable(&part.name, e))?;
-            see(&part.name, offset, buffer)
+            file.fill_at(buffer, offset).map_err(|e| unreadable(&part.name, e))
         })?;
         let mut leaves = Leaves::default();
         for ((part, _), found) in self.parts.iter().zip(found) {
@@ -77,7 +64,7 @@ impl Digests {
                 leaves.push(&found);
             }
         }
-        let sealed = self.parts.last().map(|(part, _)| part);
+        let sealed = self.parts().last();
         ensure(
             sealed == Some(&leaves.part()),
             DIGESTS,
@@ -85,6 +72,56 @@ impl Digests {
         )?;
         self.verified.get_or_init(|| ());
         Ok(())
+    }
+
+    /// What pieces of the parts are held against one by one, instead of all at once.
+    pub fn pieces(&self) -> Result<Pieces> {
+        let (parts, files): (Vec<Part>, Vec<&File>) =
+            self.parts.iter().map(|(part, file)| (part.clone(), file)).unzip();
+        let file = files.last().ok_or_else(|| corrupt(DIGESTS, "it is missing"))?;
+        Pieces::read(&parts, *file)
+    }
+
+    /// Reads these ranges of parts (by their number), which begin and end with leaves,
+    /// with up to `threads` threads. Each leaf is held against its digest; then
+    /// `see` is shown it: number of the part, offset, content.
+    pub fn read_leaves(
+        &self,
+        pieces: &Pieces,
+        wanted: &[(usize, Range<u64>)],
+        threads: usize,
+        see: impl Fn(usize, u64, &[u8]) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let units = wanted.iter().flat_map(|(part, range)| {
+            let starts = range.clone().step_by(digest::BLOCK);
+            starts.map(|start| (*part, start, range.end.min(start + digest::BLOCK as u64)))
+        });
+        let units: Vec<(usize, u64, u64)> = units.collect();
+        digest::share_out(units.len() as u64, threads, |number, buffer| {
+            let (at, start, end) = units[number as usize];
+            let (part, file) = &self.parts[at];
+            for offset in (start..end).step_by(digest::STEP) {
+                let bytes = &mut buffer[..(end - offset).min(digest::STEP as u64) as usize];
+                file.fill_at(bytes, offset).map_err(|e| unreadable(&part.name, e))?;
+                pieces.verify(&part.name, offset, bytes)?;
+                see(at, offset, bytes)?;
+            }
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// Reads one leaf, or what there is of it, and verifies it.
+    pub fn read_leaf(&self, pieces: &Pieces, at: usize, offset: u64, buffer: &mut Vec<u8>) -> Result<()> {
+        let (part, file) = &self.parts[at];
+        buffer.resize((part.bytes - offset).min(LEAF as u64) as usize, 0);
+        file.fill_at(buffer, offset).map_err(|e| unreadable(&part.name, e))?;
+        pieces.verify(&part.name, offset, buffer)
+    }
+
+    /// Names and sizes of the parts, in the order of the manifest.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().map(|(part, _)| part)
     }
 }
 
@@ -144,18 +181,20 @@ struct Opened {
     /// In the order of the manifest's parts.
     files: Vec<File>,
     path: PathBuf,
+    identity: blake3::Hash,
 }
 
 impl Opened {
     fn new(path: &Path) -> Result<Opened> {
         let mut dir = open_dir(path)?;
-        let manifest = read_manifest(&dir)?;
+        let (manifest, identity) = read_manifest(&dir)?;
         check_names(&mut dir, &manifest)?;
         let files = manifest.parts.iter().map(|part| open_part(&dir, part));
         Ok(Opened {
             files: files.collect::<Result<_>>()?,
             manifest,
             path: path.to_path_buf(),
+            identity,
         })
     }
 
@@ -189,6 +228,7 @@ impl Opened {
             manifest: self.manifest,
             cores,
             path: self.path,
+            identity: self.identity,
             blobs: files,
         })
     }
@@ -212,14 +252,14 @@ fn open_dir(path: &Path) -> Result<Dir> {
     })
 }
 
-fn read_manifest(dir: &Dir) -> Result<Manifest> {
+fn read_manifest(dir: &Dir) -> Result<(Manifest, blake3::Hash)> {
     let file = open_file(dir, MANIFEST)?;
     let size = file.bytes().map_err(|e| unreadable(MANIFEST, e))?;
     ensure(size <= limits::MANIFEST_BYTES, MANIFEST, || {
         format!("{size} bytes are too many")
     })?;
     let bytes = file.read_range(0, size).map_err(|e| unreadable(MANIFEST, e))?;
-    manifest::parse(&bytes)
+    Ok((manifest::parse(&bytes)?, blake3::hash(&bytes)))
 }
 
 /// A regular file of the directory itself: no link, no device, no fifo to

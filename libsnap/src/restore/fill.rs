@@ -1,34 +1,39 @@
-//! The content of private memory, put in place while it is verified: every byte
+//! The content of private memory, put in place once it is verified: every byte
 //! is read once, into a buffer that stays in the processor's cache.
 //!
 //! ```text
-//!   NAME.core --pread--> buffer --+--> BLAKE3
-//!                                 +--> UFFDIO_COPY          fresh anonymous pages
-//!                                 +--> process_vm_writev    everything else
+//!   NAME.core --pread--> buffer --> BLAKE3 --+--> UFFDIO_COPY          fresh anonymous pages
+//!                                            +--> process_vm_writev    everything else
 //! ```
 //!
 //! UFFDIO_COPY saves what a fault costs: entering the kernel once a page, and
 //! filling the page with zeroes first. Where a process cannot have a userfaultfd
 //! (a kernel without it, a security module), its pages are written instead.
-//! Nothing runs before all has been verified.
+//!
+//! What need not be there at once is left to [`super::pager`]; nothing runs before
+//! all the rest has been verified.
 
+use super::opened::Opened;
+use super::owed::Owed;
 use super::vdso::Vdso;
 use super::{Cancelled, go_on};
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
-use crate::image::records::{Life, VmaKind};
-use crate::image::{Appshot, Core, Digests, Segment, data_runs, processors};
+use crate::image::records::{Vma, VmaKind};
+use crate::image::{Core, DIGESTS, LEAF, Segment, data_runs, processors};
 use crate::sys::Sys;
 use crate::sys::memory::{self, PAGE, Span};
 use crate::sys::task;
 use crate::sys::uffd::Userfault;
-use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 /// Mappings with less than this are written: registering them would cost more.
-const REGISTERED_BYTES_MIN: u64 = 64 << 10;
+const REGISTERED_BYTES_MIN: u64 = 16 << 10;
 /// iovecs of one process_vm_writev (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;
+/// Less than this is not worth a thread.
+const SHARED_BYTES_MIN: u64 = 4 << 20;
 
 /// A process whose memory is mapped and empty.
 #[derive(Debug)]
@@ -38,40 +43,80 @@ pub struct Empty<'a> {
     faults: Option<Userfault>,
     /// What `faults` has registered, in address order.
     registered: Vec<Span>,
+    /// What may come later, if not all of it: registered too.
+    later: Vec<Span>,
     /// The kernel's own vdso: it is full.
     kept: Option<Span>,
+    /// By their place in the file.
+    segments: Vec<Segment>,
 }
 
 impl<'a> Empty<'a> {
     /// `userfaultfd` is the number under which the process holds one, if it has
-    /// been given one.
-    pub fn new(pid: HostPid, userfaultfd: i32, core: &'a Core, vdso: &Vdso) -> Empty<'a> {
-        let faults = take(pid, userfaultfd);
+    /// been given one. With `lazy`, not all must come before it runs.
+    pub fn new(pid: HostPid, userfaultfd: i32, core: &'a Core, vdso: &Vdso, lazy: bool) -> Empty<'a> {
+        let faults = take(pid, userfaultfd, lazy);
         let vmas = &core.image.vmas;
         let spans = vmas.iter().filter(|vma| vma.kind == VmaKind::Anon).map(Span::from);
         let worth_it = |span: &Span| stored(&core.segments, *span) >= REGISTERED_BYTES_MIN;
-        let registered = match &faults {
+        let registered: Vec<Span> = match &faults {
             Some(faults) => spans
                 .filter(worth_it)
                 .filter(|span| faults.register(*span).is_ok())
                 .collect(),
             None => Vec::new(),
         };
+        let may_wait = |span: &&Span| lazy && vmas.iter().any(|vma| vma.start == span.start && may_wait(vma));
+        let mut segments = core.segments.clone();
+        segments.sort_unstable_by_key(|segment| segment.offset);
         Empty {
             pid,
             core,
             faults,
+            later: registered.iter().filter(may_wait).copied().collect(),
             registered,
             kept: vdso.kept(vmas).map(Span::from),
+            segments,
         }
+    }
+
+    /// What is left for later, with the descriptor through which it comes.
+    pub fn left(self) -> Option<(Userfault, Owed)> {
+        let owed = Owed::new(&self.core.segments, &self.later);
+        self.faults.filter(|_| !owed.is_empty()).map(|faults| (faults, owed))
+    }
+
+    /// What of its core file must be read now: whole leaves that hold anything but
+    /// memory that may come later.
+    fn wanted(&self, bytes: u64) -> Vec<Range<u64>> {
+        let leaf = LEAF as u64;
+        let mut wanted: Vec<Range<u64>> = Vec::new();
+        let mut at = 0;
+        let later = self
+            .segments
+            .iter()
+            .filter(|segment| within(&self.later, segment.vaddr));
+        let ends = later.map(|segment| (segment.offset, segment.offset + segment.bytes));
+        for (start, end) in ends.chain([(bytes, bytes)]) {
+            // What lies between two stretches that may wait, in leaves.
+            let needed = at / leaf * leaf..start.next_multiple_of(leaf).min(bytes);
+            match wanted.last_mut() {
+                _ if at >= start => {}
+                Some(last) if last.end >= needed.start => last.end = last.end.max(needed.end),
+                _ => wanted.push(needed),
+            }
+            at = at.max(end);
+        }
+        wanted
     }
 
     /// Puts in place what of its memory lies in these bytes of its core file.
     fn take_in(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let failed = || format!("cannot put memory of process {} back", self.core.image.process.pid);
         let mut written = Vec::new();
-        for (address, content) in pieces(&self.core.segments, offset, bytes) {
-            if self.kept.is_some_and(|kept| (kept.start..kept.end).contains(&address)) {
+        for (address, content) in pieces(&self.segments, offset, bytes) {
+            let kept = self.kept.is_some_and(|kept| (kept.start..kept.end).contains(&address));
+            if kept || within(&self.later, address) {
                 continue;
             }
             if !self.is_anonymous(address) {
@@ -81,7 +126,7 @@ impl<'a> Empty<'a> {
             // Fresh anonymous memory is zero already.
             let mut runs = data_runs(content).map(|run| (address + run.start as u64, &content[run]));
             match &self.faults {
-                Some(faults) if self.is_registered(address) => runs
+                Some(faults) if within(&self.registered, address) => runs
                     .try_for_each(|(address, data)| self.copy(faults, address, data))
                     .or_fail(failed)?,
                 _ => written.extend(runs),
@@ -114,17 +159,28 @@ impl<'a> Empty<'a> {
         let after = vmas.partition_point(|vma| vma.end <= address);
         vmas.get(after).is_some_and(|vma| vma.kind == VmaKind::Anon)
     }
-
-    fn is_registered(&self, address: u64) -> bool {
-        let after = self.registered.partition_point(|span| span.end <= address);
-        self.registered.get(after).is_some_and(|span| span.start <= address)
-    }
 }
 
-fn take(pid: HostPid, number: i32) -> Option<Userfault> {
+/// Spans ascend.
+fn within(spans: &[Span], address: u64) -> bool {
+    let after = spans.partition_point(|span| span.end <= address);
+    spans.get(after).is_some_and(|span| span.start <= address)
+}
+
+/// Whether the mapping's pages may come while the process runs. What is locked has
+/// to be there, and the kernel itself looks at stacks (arguments for `ps`) in ways
+/// that do not wait.
+fn may_wait(vma: &Vma) -> bool {
+    !vma.flags.iter().any(|flag| ["lo", "gd", "dp"].contains(&flag.as_str()))
+}
+
+fn take(pid: HostPid, number: i32, events: bool) -> Option<Userfault> {
     let pidfd = task::pidfd_open(pid).ok()?;
     let fd = task::pidfd_getfd(pidfd.as_fd(), number).ok()?;
-    Userfault::begin(fd).ok()
+    match events {
+        true => Userfault::begin_with_events(fd).ok(),
+        false => Userfault::begin(fd).ok(),
+    }
 }
 
 /// How much of the span is stored.
@@ -135,7 +191,7 @@ fn stored(segments: &[Segment], span: Span) -> u64 {
 }
 
 /// The parts of segments that lie in these bytes of the file, with their
-/// addresses. Segments ascend in both.
+/// addresses. Segments ascend in the file.
 fn pieces<'b>(segments: &[Segment], offset: u64, bytes: &'b [u8]) -> impl Iterator<Item = (u64, &'b [u8])> {
     let end = offset + bytes.len() as u64;
     let first = segments.partition_point(|s| s.offset + s.bytes <= offset);
@@ -148,19 +204,29 @@ fn pieces<'b>(segments: &[Segment], offset: u64, bytes: &'b [u8]) -> impl Iterat
     })
 }
 
-/// Verifies the appshot and gives every process its memory.
-pub fn all(shot: &Appshot, digests: &Digests, processes: &[Empty<'_>], cancelled: Cancelled<'_>) -> Result<()> {
-    let names = shot.manifest.processes.iter().filter_map(|entry| match &entry.life {
-        Life::Alive { part } => Some(part.as_str()),
-        Life::Zombie { .. } => None,
-    });
-    let by_name: HashMap<&str, &Empty<'_>> = names.zip(processes).collect();
-    digests.verify_and(processors(), |part, offset, bytes| {
-        go_on(cancelled)?;
-        by_name
-            .get(part)
-            .map_or(Ok(()), |process| process.take_in(offset, bytes))
-    })
+/// Verifies the appshot and gives every process its memory, besides what is left
+/// for later.
+pub fn all(opened: &Opened, processes: &[Empty<'_>], cancelled: Cancelled<'_>) -> Result<()> {
+    let mut parts: Vec<Option<&Empty<'_>>> = opened.digests.parts().map(|_| None).collect();
+    for (part, process) in opened.core_parts().into_iter().zip(processes) {
+        parts[part] = Some(process);
+    }
+    let mut wanted = Vec::new();
+    for (at, part) in opened.digests.parts().enumerate() {
+        match parts[at] {
+            Some(process) => wanted.extend(process.wanted(part.bytes).into_iter().map(|range| (at, range))),
+            None if part.name == DIGESTS => {}
+            None => wanted.push((at, 0..part.bytes)),
+        }
+    }
+    let bytes: u64 = wanted.iter().map(|(_, range)| range.end - range.start).sum();
+    let threads = if bytes < SHARED_BYTES_MIN { 1 } else { processors() };
+    opened
+        .digests
+        .read_leaves(&opened.pieces, &wanted, threads, |at, offset, bytes| {
+            go_on(cancelled)?;
+            parts[at].map_or(Ok(()), |process| process.take_in(offset, bytes))
+        })
 }
 
 #[cfg(test)]

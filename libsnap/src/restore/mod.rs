@@ -14,6 +14,9 @@
 //! them go, so that a failure anywhere leaves nothing behind.
 
 pub mod fill;
+pub mod opened;
+mod owed;
+mod pager;
 pub mod place;
 pub mod plan;
 pub mod rights;
@@ -21,22 +24,26 @@ pub mod script;
 pub mod skeleton;
 pub mod state;
 pub mod vdso;
+mod working_set;
 
 use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::files::{self, Builder};
 use crate::ids::ShmId;
-use crate::image::{Appshot, Digests, processors};
+use crate::image::{Appshot, processors};
 use crate::ipc;
 use crate::snapshot::Steps;
-use crate::target::{Instance, PidMode, RestoreOptions};
+use crate::target::{Instance, Memory, PidMode, RestoreOptions};
 use fill::Empty;
+use opened::Opened;
+use pager::{Left, Pager};
 use place::{Mapped, Shared};
 use script::{Running, Script};
 use skeleton::Skeleton;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 use vdso::Vdso;
 
@@ -57,11 +64,13 @@ pub fn restore_unless(cancelled: Cancelled<'_>, path: &Path, options: &RestoreOp
         cancelled,
     };
     phases.start("open")?;
-    let (shot, digests) = Appshot::open_to_verify(path)?;
-    let restored = attempt(&shot, &digests, options, begin, phases);
+    let opened = Opened::open(path)?;
+    let restored = attempt(&opened, options, begin, phases);
     restored.map_err(|error| {
         // What is damaged is told as that, whatever else it led to.
-        let damage = (!cancelled()).then(|| digests.verify(processors()).err()).flatten();
+        let damage = (!cancelled())
+            .then(|| opened.digests.verify(processors()).err())
+            .flatten();
         let mut error = damage.unwrap_or(error);
         if !error.what.starts_with("cannot restore") {
             error.what = format!("cannot restore {}: {}", path.display(), error.what);
@@ -93,26 +102,26 @@ fn go_on(cancelled: Cancelled<'_>) -> Result<()> {
     }
 }
 
-fn attempt(
-    shot: &Appshot,
-    digests: &Digests,
-    options: &RestoreOptions,
-    begin: Instant,
-    mut phases: Phases<'_>,
-) -> Result<Instance> {
+fn attempt(opened: &Arc<Opened>, options: &RestoreOptions, begin: Instant, mut phases: Phases<'_>) -> Result<Instance> {
     phases.start("plan")?;
+    let shot = &opened.shot;
     let vdsos = plan::check(shot, options)?;
     let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
     phases.start("skeleton")?;
     crate::timed::prune();
     let group = cgroup::create(&name)?;
     let skeleton = Skeleton::build(shot, options.pids, group.clone())?;
-    let skeleton = build(shot, digests, skeleton, options, &vdsos, &mut phases)?;
+    let mut prepared = prepare(opened, skeleton, options, &vdsos, &mut phases)?;
+    complete(shot, &mut prepared.skeleton, &mut phases)?;
     phases.start("go")?;
+    let Prepared { skeleton, pager } = prepared;
     for (at, core) in shot.cores.iter().enumerate() {
         state::registers(&skeleton, at, core)?;
     }
-    let (root, init, processes) = skeleton.let_go()?;
+    let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;
+    if let (Some(pager), Some(init)) = (pager, init) {
+        pager.runs(init)?;
+    }
     Ok(Instance {
         name,
         root,
@@ -124,15 +133,23 @@ fn attempt(
     })
 }
 
-/// Everything but the registers that make it run.
-fn build(
-    shot: &Appshot,
-    digests: &Digests,
+/// Processes with their memory and descriptors.
+struct Prepared {
+    skeleton: Skeleton,
+    /// Brings the memory that is not there yet.
+    pager: Option<Pager>,
+}
+
+/// What does not depend on when the app will run.
+fn prepare(
+    opened: &Arc<Opened>,
     mut skeleton: Skeleton,
     options: &RestoreOptions,
     vdsos: &[Vdso],
     phases: &mut Phases<'_>,
-) -> Result<Skeleton> {
+) -> Result<Prepared> {
+    let shot = &opened.shot;
+    let lazy = options.memory == Memory::Lazy && options.pids == PidMode::New;
     phases.start("objects")?;
     let shared = Shared::make(shot, &skeleton)?;
     ipc::restore(skeleton.any(), &shot.manifest)?;
@@ -171,35 +188,48 @@ fn build(
     script::finish_all(mapping)?;
     phases.start("memory")?;
     let empty = shot.cores.iter().zip(numbers).enumerate();
-    let empty = empty.map(|(at, (core, number))| Empty::new(skeleton.husks[at].pid, number, core, &vdsos[at]));
+    let empty = empty.map(|(at, (core, number))| Empty::new(skeleton.husks[at].pid, number, core, &vdsos[at], lazy));
     let empty: Vec<Empty<'_>> = empty.collect();
     let taking = start_all(&skeleton, shot, |at, script| {
         let process = &shot.cores[at].image.process;
         place::descriptors(script, skeleton.restorer, process, &made, &shot.manifest)
     })?;
-    let filled = fill::all(shot, digests, &empty, phases.cancelled);
+    let filled = fill::all(opened, &empty, phases.cancelled);
     script::finish_all(taking)?;
     filled?;
-    // No process holds its userfaultfd any more: what it had registered is
-    // ordinary memory again.
-    drop((empty, made));
+    drop(made);
+    // No process holds its userfaultfd any more: where nothing is left, what it had
+    // registered is ordinary memory again.
+    let left = empty.into_iter().enumerate().filter_map(|(core, empty)| {
+        let (faults, owed) = empty.left()?;
+        Some(Left { core, faults, owed })
+    });
+    let left: Vec<Left> = left.collect();
+    let pager = match left.is_empty() {
+        true => None,
+        false => Some(Pager::start(opened, left)?),
+    };
     phases.start("protection")?;
     let protecting = start_all(&skeleton, shot, |at, script| {
         place::protection(script, &shot.cores[at], &vdsos[at])
     })?;
     script::finish_all(protecting)?;
+    Ok(Prepared { skeleton, pager })
+}
+
+/// Everything else but the registers that make it run.
+fn complete(shot: &Appshot, skeleton: &mut Skeleton, phases: &mut Phases<'_>) -> Result<()> {
     phases.start("threads")?;
     for (at, core) in shot.cores.iter().enumerate() {
-        state::threads(&mut skeleton, at, core, &shot.manifest.seccomp)?;
+        state::threads(skeleton, at, core, &shot.manifest.seccomp)?;
     }
     phases.start("adjustments")?;
-    ipc::adjust(&skeleton, shot)?;
+    ipc::adjust(skeleton, shot)?;
     phases.start("state")?;
     let cores = shot.cores.iter().enumerate();
-    let running = cores.map(|(at, core)| state::process(&skeleton, at, core));
+    let running = cores.map(|(at, core)| state::process(skeleton, at, core));
     script::finish_all(running.collect::<Result<_>>()?)?;
-    state::stops(&skeleton, shot)?;
-    Ok(skeleton)
+    state::stops(skeleton, shot)
 }
 
 /// Sets the main thread of every process to work on a script of its own.

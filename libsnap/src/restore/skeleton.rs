@@ -9,6 +9,7 @@
 //! of the session and then ends. Numbers of sessions and groups whose leader is
 //! gone are held by stand-ins while the tree is built.
 
+use super::pager::Hold;
 use super::script::Script;
 use crate::cgroup;
 use crate::clocks::Timeline;
@@ -27,7 +28,7 @@ use crate::sys::task::{self, CloneArgs};
 use crate::target::PidMode;
 use nix::errno::Errno;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 /// A process being built.
@@ -215,11 +216,12 @@ impl Skeleton {
     /// child that ends at once would interrupt calls in a process of which a thread
     /// is still traced. The init comes last: while it is ours, our death is its own,
     /// and that of all in its PID namespace.
-    pub fn let_go(mut self) -> Result<(HostPid, Option<HostPid>, usize)> {
+    /// `hold` is what the init holds while memory is still owed.
+    pub fn let_go(mut self, hold: Option<&Hold>) -> Result<(HostPid, Option<HostPid>, usize)> {
         let root = self.numbers[&self.root];
         let init = self.init.clone();
         if let Some(init) = &init {
-            self.prepare_init(init)?;
+            self.prepare_init(init, hold)?;
         }
         let tasks = self
             .husks
@@ -236,8 +238,12 @@ impl Skeleton {
         Ok((root, init.map(|i| i.pid), self.numbers.len()))
     }
 
-    fn prepare_init(&self, init: &Husk) -> Result<()> {
+    fn prepare_init(&self, init: &Husk, hold: Option<&Hold>) -> Result<()> {
         let failed = || "cannot start the instance's init";
+        let held = hold.map(|hold| self.hand_over(init, hold)).transpose()?;
+        let mut batch = self.batch();
+        batch.must("close", libc::SYS_close, &[self.restorer as u64]);
+        run(&self.executor, init, &mut batch)?;
         self.executor.cure(init.pid, &init.regs, self.gate)?;
         // The kernel wrote the start of the stack below the strings of exec.
         let stack = proc::mappings(init.pid).or_fail(failed)?;
@@ -245,14 +251,48 @@ impl Skeleton {
         let root = u64::from(self.root.0.unsigned_abs());
         let regs = init
             .regs
-            .with(reg::RIP, blob::init_program_loop(INIT_ADDRESS))
+            .with(reg::RIP, blob::init_program_loop(INIT_ADDRESS, held.is_some()))
             .with(reg::RBX, root)
             .with(reg::RSP, stack)
             .with(reg::ORIG_RAX, u64::MAX);
+        let [queue, lifeline, signals] = held.unwrap_or_default();
+        let regs = regs
+            .with(reg::R13, queue)
+            .with(reg::R14, lifeline)
+            .with(reg::R15, signals);
         ptrace::set_regs(init.pid, &regs).or_fail(failed)?;
-        ptrace::set_sigmask(init.pid, 0).or_fail(failed)?;
+        // What it hears of through a signalfd has to be blocked.
+        let blocked = if held.is_some() { SIGCHLD } else { 0 };
+        ptrace::set_sigmask(init.pid, blocked).or_fail(failed)?;
         std::fs::write(format!("/proc/{}/comm", init.pid), "appshot-init").ok();
         Ok(())
+    }
+}
+
+/// As a signal mask.
+const SIGCHLD: u64 = 1 << (libc::SIGCHLD - 1);
+
+impl Skeleton {
+    /// Gives an init what it holds: the numbers of the queue, the lifeline, a signalfd.
+    fn hand_over(&self, init: &Husk, hold: &Hold) -> Result<[u64; 3]> {
+        let mut batch = self.batch();
+        let mask = batch.words(&[SIGCHLD]);
+        let take = |batch: &mut Batch, fd: &OwnedFd| {
+            let args = [self.restorer as u64, fd.as_raw_fd() as u64, 0];
+            batch.must("pidfd_getfd", libc::SYS_pidfd_getfd, &args)
+        };
+        let calls = [
+            take(&mut batch, &hold.queue),
+            take(&mut batch, &hold.lifeline),
+            batch.must("signalfd4", libc::SYS_signalfd4, &[u64::MAX, mask.address, 8, 0]),
+        ];
+        run(&self.executor, init, &mut batch)?;
+        let failed = || "cannot give the instance's init its descriptors";
+        let mut numbers = [0; 3];
+        for (number, call) in numbers.iter_mut().zip(calls) {
+            *number = batch.result(call).or_fail(failed)?;
+        }
+        Ok(numbers)
     }
 }
 

@@ -12,14 +12,22 @@
 //! ends with the app's own exit status (128 + N after signal N), which makes
 //! the kernel end whatever is left in the PID namespace. `rbx` holds the PID
 //! (as init sees it) of the app's first process.
+//!
+//! As long as the app's memory is filled by another process (`restore::pager`),
+//! init holds what keeps unfilled pages from being read as zeroes: `r13` is a socket
+//! in whose queue the userfaultfds lie. `r14` is a pipe from that process, `r15` a
+//! signalfd of SIGCHLD. A byte in the pipe says that all is filled; its end, that the
+//! process died before: then init kills all the app, and holds on until it is gone.
 
 use std::arch::global_asm;
 
 global_asm!(
     ".pushsection .rodata",
     // Seen from all of this crate's object files, and from nowhere else.
-    ".globl appshot_executor_start, appshot_executor_end, appshot_init_start, appshot_init_loop, appshot_init_end",
-    ".hidden appshot_executor_start, appshot_executor_end, appshot_init_start, appshot_init_loop, appshot_init_end",
+    ".globl appshot_executor_start, appshot_executor_end",
+    ".globl appshot_init_start, appshot_init_loop, appshot_init_holding, appshot_init_end",
+    ".hidden appshot_executor_start, appshot_executor_end",
+    ".hidden appshot_init_start, appshot_init_loop, appshot_init_holding, appshot_init_end",
     ".balign 16",
     "appshot_executor_start:",
     "2: mov rax, [rbx]",
@@ -76,6 +84,66 @@ global_asm!(
     "lea edi, [rcx + 128]",
     "9: mov eax, 231", // exit_group
     "syscall",
+    "appshot_init_holding:",
+    "20: mov [rsp - 80], r14d", // struct pollfd: descriptor, events, revents
+    "mov dword ptr [rsp - 76], 1",
+    "mov [rsp - 72], r15d",
+    "mov dword ptr [rsp - 68], 1",
+    "lea rdi, [rsp - 80]",
+    "mov esi, 2",
+    "mov rdx, -1",
+    "mov eax, 7", // poll
+    "syscall",
+    "test word ptr [rsp - 66], 1",
+    "jz 22f",
+    "mov edi, r15d",
+    "lea rsi, [rsp - 256]",
+    "mov edx, 128", // struct signalfd_siginfo
+    "xor eax, eax", // read
+    "syscall",
+    "21: mov edi, -1",
+    "lea rsi, [rsp - 64]",
+    "mov edx, 0x40000001", // __WALL | WNOHANG
+    "xor r10d, r10d",
+    "mov eax, 61", // wait4
+    "syscall",
+    "cmp rax, rbx",
+    "je 8b",
+    "cmp rax, 0",
+    "jg 21b",
+    "22: cmp word ptr [rsp - 74], 0",
+    "je 20b",
+    "mov edi, r14d",
+    "lea rsi, [rsp - 64]",
+    "mov edx, 1",
+    "xor eax, eax", // read
+    "syscall",
+    "cmp rax, 1",
+    "jne 24f",
+    "mov edi, r13d",
+    "mov eax, 3", // close
+    "syscall",
+    "mov edi, r15d",
+    "mov eax, 3",
+    "syscall",
+    "mov edi, r14d",
+    "mov eax, 3",
+    "syscall",
+    "jmp 6b",
+    "24: mov edi, -1",
+    "mov esi, 9",
+    "mov eax, 62", // kill
+    "syscall",
+    "25: mov edi, -1",
+    "lea rsi, [rsp - 64]",
+    "mov edx, 0x40000000",
+    "xor r10d, r10d",
+    "mov eax, 61", // wait4
+    "syscall",
+    "cmp rax, 0",
+    "jg 25b",
+    "mov edi, 137",
+    "jmp 9b",
     ".balign 4",
     "7: .long 0",
     "appshot_init_end:",
@@ -87,6 +155,7 @@ unsafe extern "C" {
     static appshot_executor_end: u8;
     static appshot_init_start: u8;
     static appshot_init_loop: u8;
+    static appshot_init_holding: u8;
     static appshot_init_end: u8;
 }
 
@@ -104,9 +173,14 @@ pub fn init() -> &'static [u8] {
     between(&raw const appshot_init_start, &raw const appshot_init_end)
 }
 
-/// Where in [`init`] the loop begins that expects the PID in `rbx`.
-pub fn init_loop_offset() -> u64 {
-    between(&raw const appshot_init_start, &raw const appshot_init_loop).len() as u64
+/// Where in [`init`] the loop begins that expects the PID in `rbx`, and the one
+/// that expects descriptors as well.
+fn init_loop_offset(holding: bool) -> u64 {
+    let label = match holding {
+        true => &raw const appshot_init_holding,
+        false => &raw const appshot_init_loop,
+    };
+    between(&raw const appshot_init_start, label).len() as u64
 }
 
 /// One system call of a batch, as the executor reads it.
@@ -177,7 +251,7 @@ fn program_header(elf: &mut Vec<u8>, kind: u32, flags: u32, address: u64, size: 
     }
 }
 
-/// Address of the loop of an [`init_program`] loaded at `address`.
-pub fn init_program_loop(address: u64) -> u64 {
-    address + (64 + 2 * 56) + init_loop_offset()
+/// Address of a loop of an [`init_program`] loaded at `address`.
+pub fn init_program_loop(address: u64, holding: bool) -> u64 {
+    address + (64 + 2 * 56) + init_loop_offset(holding)
 }

@@ -15,6 +15,9 @@ pub struct Regs(pub [u64; 27]);
 
 /// Positions in [`Regs`].
 pub mod reg {
+    pub const R15: usize = 0;
+    pub const R14: usize = 1;
+    pub const R13: usize = 2;
     pub const R12: usize = 3;
     pub const RBX: usize = 5;
     pub const R10: usize = 7;

@@ -1,10 +1,10 @@
 //! userfaultfd(2), Linux 4.3: pages put into another process's memory.
 
 use super::fd::owned;
-use super::memory::Span;
+use super::memory::{PAGE, Span};
 use super::{Sys, check};
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const API: u64 = 0xaa;
 const REGISTER_MODE_MISSING: u64 = 1;
@@ -14,11 +14,33 @@ const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 /// `_IOWR(0xaa, 0x03, struct uffdio_copy)`
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+/// `_IOWR(0xaa, 0x04, struct uffdio_zeropage)`
+const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+/// `_IOR(0xaa, 0x02, struct uffdio_range)`
+const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
+/// UFFD_FEATURE_EVENT_FORK, _REMAP, _REMOVE and _UNMAP (Linux 4.11).
+const EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
+/// Messages read at once.
+const MESSAGES: usize = 16;
 
 /// The userfaultfd of a process, held by another one. Closed by its last holder,
 /// what was registered is ordinary memory again.
 #[derive(Debug)]
 pub struct Userfault(OwnedFd);
+
+/// What a process did to memory that is registered. All but a fault wait until
+/// they are read, and are done by then or at once after.
+#[derive(Debug)]
+pub enum Event {
+    /// A thread waits for this page.
+    Fault { page: u64, write: bool },
+    /// It has forked: the child's memory, as it was in the parent.
+    Fork(Userfault),
+    /// mremap(2) has moved `len` bytes.
+    Remap { from: u64, to: u64, len: u64 },
+    /// What was there is gone, by madvise(2) or munmap(2).
+    Remove(Span),
+}
 
 /// userfaultfd(2) for this process.
 pub fn create() -> Sys<OwnedFd> {
@@ -29,8 +51,18 @@ pub fn create() -> Sys<OwnedFd> {
 impl Userfault {
     /// Takes a descriptor that userfaultfd(2) has just made.
     pub fn begin(fd: OwnedFd) -> Sys<Userfault> {
+        Userfault::begin_with(fd, 0)
+    }
+
+    /// The same, for a process that will run: what it does to its memory is told.
+    /// Needs CAP_SYS_PTRACE. The descriptor must not block.
+    pub fn begin_with_events(fd: OwnedFd) -> Sys<Userfault> {
+        Userfault::begin_with(fd, EVENTS)
+    }
+
+    fn begin_with(fd: OwnedFd, features: u64) -> Sys<Userfault> {
         // struct uffdio_api: api, features, ioctls
-        let mut api = [API, 0, 0];
+        let mut api = [API, features, 0];
         // SAFETY: the structure is three words, which `api` provides.
         check(i64::from(unsafe {
             libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr())
@@ -55,21 +87,90 @@ impl Userfault {
     pub fn copy(&self, address: u64, bytes: &[u8]) -> Sys<usize> {
         let mut done = 0;
         while done < bytes.len() {
-            let left = &bytes[done..];
-            // struct uffdio_copy: destination, source, length, mode, bytes copied
-            let mut copy = [address + done as u64, left.as_ptr() as u64, left.len() as u64, 0, 0];
-            // SAFETY: the structure is five words, which `copy` provides; `left` only is read.
-            let copied = check(i64::from(unsafe {
-                libc::ioctl(self.0.as_raw_fd(), UFFDIO_COPY, copy.as_mut_ptr())
-            }));
-            match (copied, copy[4] as i64) {
-                (Ok(_), _) => return Ok(bytes.len()),
-                (Err(Errno::EAGAIN), part @ 1..) => done += part as usize,
-                (Err(Errno::EAGAIN), _) => std::thread::yield_now(),
-                (Err(Errno::EEXIST), _) => return Ok(done),
-                (Err(errno), _) => return Err(errno),
+            match self.try_copy(address + done as u64, &bytes[done..]) {
+                Ok(copied) => done += copied,
+                Err(Errno::EAGAIN) => std::thread::yield_now(),
+                Err(Errno::EEXIST) => return Ok(done),
+                Err(errno) => return Err(errno),
             }
         }
         Ok(done)
+    }
+
+    /// As [`Userfault::copy`], once: EAGAIN where the process is just changing its
+    /// mappings, EEXIST where the first page is there.
+    pub fn try_copy(&self, address: u64, bytes: &[u8]) -> Sys<usize> {
+        // struct uffdio_copy: destination, source, length, mode, bytes copied
+        let mut copy = [address, bytes.as_ptr() as u64, bytes.len() as u64, 0, 0];
+        // SAFETY: the structure is five words, which `copy` provides; `bytes` only is read.
+        let copied = check(i64::from(unsafe {
+            libc::ioctl(self.0.as_raw_fd(), UFFDIO_COPY, copy.as_mut_ptr())
+        }));
+        match (copied, copy[4] as i64) {
+            (Ok(_), _) => Ok(bytes.len()),
+            (Err(Errno::EAGAIN), part @ 1..) => Ok(part as usize),
+            (Err(errno), _) => Err(errno),
+        }
+    }
+
+    /// Has this page and up to `pages` pages be zero, as far as they are not there.
+    pub fn zero(&self, address: u64, pages: u64) -> Sys<()> {
+        // struct uffdio_zeropage: start, length, mode, bytes zeroed
+        let mut zero = [address, pages * PAGE, 0, 0];
+        // SAFETY: the structure is four words, which `zero` provides.
+        let zeroed = check(i64::from(unsafe {
+            libc::ioctl(self.0.as_raw_fd(), UFFDIO_ZEROPAGE, zero.as_mut_ptr())
+        }));
+        match zeroed {
+            // Somebody else was faster: who waits for it must be told.
+            Err(Errno::EEXIST) => self.wake(address),
+            zeroed => zeroed.map(drop),
+        }
+    }
+
+    /// Wakes whoever waits for this page.
+    pub fn wake(&self, page: u64) -> Sys<()> {
+        let mut range = [page, PAGE];
+        // SAFETY: the structure is two words, which `range` provides.
+        check(i64::from(unsafe {
+            libc::ioctl(self.0.as_raw_fd(), UFFDIO_WAKE, range.as_mut_ptr())
+        }))
+        .map(drop)
+    }
+
+    /// What has happened, without waiting; faults before all else.
+    pub fn events(&self) -> Sys<Vec<Event>> {
+        // struct uffd_msg: an event in the first byte, three words behind
+        let mut messages = [[0u64; 4]; MESSAGES];
+        let room = size_of_val(&messages);
+        // SAFETY: `messages` is live and as long as said.
+        let got = unsafe { libc::read(self.0.as_raw_fd(), messages.as_mut_ptr().cast(), room) };
+        let bytes = match check(got as libc::c_long) {
+            Err(Errno::EAGAIN) => 0,
+            got => got? as usize,
+        };
+        messages[..bytes / size_of::<[u64; 4]>()].iter().map(event).collect()
+    }
+}
+
+fn event(message: &[u64; 4]) -> Sys<Event> {
+    const FAULT_WRITE: u64 = 1;
+    let [kind, a, b, c] = *message;
+    Ok(match kind as u8 {
+        0x12 => Event::Fault {
+            page: b & !(PAGE - 1),
+            write: a & FAULT_WRITE != 0,
+        },
+        // The kernel has just made the descriptor.
+        0x13 => Event::Fork(Userfault(owned(a as u32 as i32)?)),
+        0x14 => Event::Remap { from: a, to: b, len: c },
+        0x15 | 0x16 => Event::Remove(Span { start: a, end: b }),
+        _ => return Err(Errno::ENOTSUP),
+    })
+}
+
+impl AsFd for Userfault {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

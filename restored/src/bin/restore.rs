@@ -70,6 +70,7 @@ fn ask(cli: &Cli, store: Store, client: &Client) -> Result<u8> {
         "appshot": appshot,
         "name": start.name,
         "pids": options.pids,
+        "memory": options.memory,
         "allow": options.allow,
     });
     let instance: Instance = client.post("/v1/instances", &request)?;

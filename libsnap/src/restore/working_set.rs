@@ -1,0 +1,259 @@
+//! What an app needed first, kept beside its appshot: the next instance gets it in
+//! one sequential read.
+//!
+//! ```text
+//! .NAME.working-set      0600, beside NAME
+//!   APPSHOT-WORKING-SET 1 <appshot> <digest> <runs>\n
+//!                          BLAKE3 of the appshot's manifest file, and of what follows
+//!   3 x u64 LE a run       place of the process among the cores, address, bytes
+//!   pages                  of the runs, back to back
+//! ```
+//!
+//! It is nothing but a help: one that is missing, damaged or another appshot's is
+//! as good as none.
+
+use super::opened::Opened;
+use super::owed::Owed;
+use crate::error::{Error, OrFail, Result};
+use crate::image::LEAF;
+use crate::sys::memory::{PAGE, Span};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// What comes before the app runs; more would hold it up.
+const BYTES_MAX: u64 = 64 << 20;
+const HEADER_BYTES_MAX: usize = 256;
+const RUN_BYTES: usize = 24;
+
+/// A run of pages of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Run {
+    /// The place of the process among the cores.
+    pub core: usize,
+    pub address: u64,
+    pub bytes: u64,
+}
+
+impl Run {
+    fn end(&self) -> u64 {
+        self.address + self.bytes
+    }
+}
+
+/// A working set with its content.
+#[derive(Debug)]
+pub struct WorkingSet {
+    runs: Vec<Run>,
+    content: Vec<u8>,
+}
+
+/// Where that of an appshot is.
+pub fn path(appshot: &Path) -> Option<PathBuf> {
+    let name = appshot.file_name()?.to_string_lossy();
+    Some(appshot.with_file_name(format!(".{name}.working-set")))
+}
+
+impl WorkingSet {
+    /// That of an appshot, if there is one.
+    pub fn read(opened: &Opened) -> Option<WorkingSet> {
+        let mut bytes = Vec::new();
+        let file = File::open(path(&opened.shot.path)?).ok()?;
+        file.take(2 * BYTES_MAX).read_to_end(&mut bytes).ok()?;
+        parse(&bytes, &opened.shot.identity.to_hex())
+    }
+
+    /// Its pages: process, address, content.
+    pub fn pieces(&self) -> impl Iterator<Item = (usize, u64, &[u8])> {
+        let mut rest = &self.content[..];
+        self.runs.iter().map(move |run| {
+            let (own, others) = rest.split_at(run.bytes as usize);
+            rest = others;
+            (run.core, run.address, own)
+        })
+    }
+
+    pub fn into_runs(self) -> Vec<Run> {
+        self.runs
+    }
+
+    /// Keeps what was known and what was touched besides, unless that is little.
+    pub fn keep(opened: &Opened, known: &[Run], touched: Vec<(usize, u64)>) -> Result<()> {
+        let bytes: u64 = known.iter().map(|run| run.bytes).sum();
+        if touched.is_empty() || (touched.len() as u64) * PAGE < bytes / 8 {
+            return Ok(());
+        }
+        let pages = touched.into_iter().map(|(core, address)| Run {
+            core,
+            address,
+            bytes: PAGE,
+        });
+        let runs = merged(known.iter().copied().chain(pages).collect());
+        let content = content(opened, &runs)?;
+        write(
+            &opened.shot.path,
+            &encode(&opened.shot.identity.to_hex(), &runs, &content),
+        )
+    }
+}
+
+/// In order, without overlap, and not too much.
+fn merged(mut runs: Vec<Run>) -> Vec<Run> {
+    runs.sort_unstable();
+    let mut merged: Vec<Run> = Vec::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if last.core == run.core && last.end() >= run.address => {
+                last.bytes = last.end().max(run.end()) - last.address;
+            }
+            _ => merged.push(run),
+        }
+    }
+    let mut total = 0;
+    merged.retain(|run| {
+        total += run.bytes;
+        total <= BYTES_MAX
+    });
+    merged
+}
+
+/// What the appshot holds there, verified.
+fn content(opened: &Opened, runs: &[Run]) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let mut leaf = Vec::new();
+    let mut loaded = None;
+    let parts: Vec<usize> = opened.core_parts();
+    for run in runs {
+        let segments = &opened.shot.cores[run.core].segments;
+        let first = segments.partition_point(|s| s.vaddr + s.bytes <= run.address);
+        let near = segments[first..].iter().take_while(|s| s.vaddr < run.end());
+        let near: Vec<_> = near.copied().collect();
+        let stored = Owed::new(
+            &near,
+            &[Span {
+                start: 0,
+                end: u64::MAX,
+            }],
+        );
+        for page in (run.address..run.end()).step_by(PAGE as usize) {
+            let Some((_, offset)) = stored.at(page) else {
+                return Err(Error::failed(format!("nothing is stored at {page:#x}")));
+            };
+            let start = offset / LEAF as u64 * LEAF as u64;
+            if loaded != Some((run.core, start)) {
+                let part = parts[run.core];
+                opened.digests.read_leaf(&opened.pieces, part, start, &mut leaf)?;
+                loaded = Some((run.core, start));
+            }
+            let at = (offset - start) as usize;
+            content.extend_from_slice(&leaf[at..at + PAGE as usize]);
+        }
+    }
+    Ok(content)
+}
+
+fn encode(appshot: &str, runs: &[Run], content: &[u8]) -> Vec<u8> {
+    let words = runs.iter().flat_map(|run| [run.core as u64, run.address, run.bytes]);
+    let mut body: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    body.extend_from_slice(content);
+    let digest = blake3::hash(&body).to_hex();
+    let mut bytes = format!("APPSHOT-WORKING-SET 1 {appshot} {digest} {}\n", runs.len()).into_bytes();
+    bytes.append(&mut body);
+    bytes
+}
+
+/// `None` for anything but what was written for this appshot.
+fn parse(bytes: &[u8], appshot: &str) -> Option<WorkingSet> {
+    let line = bytes.iter().take(HEADER_BYTES_MAX).position(|byte| *byte == b'\n')?;
+    let words: Vec<&str> = str::from_utf8(&bytes[..line]).ok()?.split(' ').collect();
+    let body = &bytes[line + 1..];
+    let ["APPSHOT-WORKING-SET", "1", own, digest, count] = words[..] else {
+        return None;
+    };
+    if own != appshot || digest != blake3::hash(body).to_hex().as_str() {
+        return None;
+    }
+    let table = count.parse::<usize>().ok()?.checked_mul(RUN_BYTES)?;
+    let (table, content) = body.split_at_checked(table)?;
+    let runs = table.as_chunks::<RUN_BYTES>().0.iter().map(|run| {
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| run[8 * at + i]));
+        Run {
+            core: word(0) as usize,
+            address: word(1),
+            bytes: word(2),
+        }
+    });
+    let runs: Vec<Run> = runs.collect();
+    let mut total = 0u64;
+    for run in &runs {
+        let aligned = run.address.is_multiple_of(PAGE) && run.bytes.is_multiple_of(PAGE);
+        run.address.checked_add(run.bytes).filter(|_| aligned)?;
+        total = total.checked_add(run.bytes)?;
+    }
+    (total == content.len() as u64).then(|| WorkingSet {
+        runs,
+        content: content.to_vec(),
+    })
+}
+
+fn write(appshot: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = || "cannot write the working set";
+    let path = path(appshot).ok_or_else(|| Error::failed(failed()).because("the appshot has no name"))?;
+    let temp = path.with_extension(format!("working-set.{}", std::process::id()));
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp);
+    let written = file.and_then(|mut file| file.write_all(bytes));
+    let written = written.and_then(|()| std::fs::rename(&temp, &path));
+    written.or_fail(failed).inspect_err(|_| {
+        let _ = std::fs::remove_file(&temp);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(core: usize, page: u64, pages: u64) -> Run {
+        Run {
+            core,
+            address: page * PAGE,
+            bytes: pages * PAGE,
+        }
+    }
+
+    #[test]
+    fn runs_are_merged() {
+        let runs = vec![
+            run(1, 5, 2),
+            run(0, 9, 1),
+            run(0, 3, 1),
+            run(0, 4, 2),
+            run(0, 5, 1),
+            run(1, 7, 1),
+        ];
+        assert_eq!(merged(runs), [run(0, 3, 3), run(0, 9, 1), run(1, 5, 3)]);
+        let large = BYTES_MAX / PAGE;
+        assert_eq!(merged(vec![run(0, 0, 5), run(1, 0, large)]), [run(0, 0, 5)]);
+    }
+
+    #[test]
+    fn what_is_damaged_or_anothers_is_none() {
+        let runs = [run(0, 3, 1), run(2, 9, 2)];
+        let content: Vec<u8> = (0..3 * PAGE).map(|i| i as u8).collect();
+        let good = encode("abc", &runs, &content);
+        let read = parse(&good, "abc").unwrap();
+        let pieces: Vec<_> = read
+            .pieces()
+            .map(|(core, address, bytes)| (core, address, bytes.len() as u64))
+            .collect();
+        assert_eq!(pieces, runs.map(|run| (run.core, run.address, run.bytes)));
+        assert_eq!((read.content.clone(), read.into_runs()), (content, runs.to_vec()));
+        assert!(parse(&good, "abd").is_none());
+        for at in (0..good.len()).step_by(7) {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert!(parse(&bad, "abc").is_none(), "{at}");
+            assert!(parse(&good[..at], "abc").is_none(), "{at}");
+        }
+    }
+}
