@@ -30,7 +30,7 @@ use crate::sys::task;
 use crate::sys::uffd::{Event, Userfault};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -48,6 +48,9 @@ const AHEAD_MAX: u64 = 16;
 /// After the kernel has refused because an act is under way.
 const AGAIN: Duration = Duration::from_micros(20);
 
+/// Userfaultfds in one queue; some 200 messages fit.
+const KEPT_MAX: usize = 100;
+
 /// The memory of one process that is owed.
 #[derive(Debug)]
 struct Space {
@@ -60,14 +63,12 @@ struct Space {
     original: bool,
     /// Behind the last page brought, and how many it were.
     last: (u64, u64),
-    /// The process is gone, or has executed another program.
-    gone: bool,
 }
 
 /// What the app waits for.
 #[derive(Clone, Copy, Debug)]
 struct Fault {
-    space: usize,
+    space: u64,
     page: u64,
     write: bool,
 }
@@ -116,7 +117,6 @@ impl Pager {
             owed: left.owed,
             original: true,
             last: (0, 0),
-            gone: false,
         });
         let mut spaces: Vec<Space> = spaces.collect();
         let known = WorkingSet::read(opened);
@@ -127,15 +127,17 @@ impl Pager {
         }
         let (lifeline, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).or_fail(failed)?;
         let (ours, queue) = sysfd::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET).or_fail(failed)?;
-        sysfd::set_send_buffer(&ours, 8 << 20).ok();
+        let mut keeper = Keeper { queue: ours, kept: 0 };
         for space in &spaces {
-            sysfd::send_fds(&ours, &[space.faults.as_fd()]).or_fail(failed)?;
+            keeper.keep(&space.faults)?;
         }
         let (tell, told) = mpsc::channel();
         let wake = sysfd::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).or_fail(failed)?;
         let work = Work {
             opened: Arc::clone(opened),
-            spaces,
+            born: spaces.len() as u64,
+            prune_at: 2 * spaces.len() + 16,
+            spaces: (0..).zip(spaces).collect(),
             leaves: VecDeque::new(),
             faults: VecDeque::new(),
             touched: Vec::new(),
@@ -143,7 +145,7 @@ impl Pager {
             told,
             wake: wake.try_clone().or_fail(failed)?,
             lifeline: end.into(),
-            queue: ours,
+            keeper,
         };
         let named = thread::Builder::new().name("pager".into());
         named.spawn(move || work.go()).or_fail(failed)?;
@@ -176,6 +178,8 @@ impl Drop for Pager {
 /// What the kernel said about a page.
 enum Brought {
     Done,
+    /// There is nobody any more to bring it to.
+    Gone,
     /// Something is being done to the memory: read what, and try again.
     Again,
 }
@@ -207,18 +211,24 @@ impl Space {
         match result {
             Ok(()) => {}
             Err(Errno::EAGAIN) => return Ok(Brought::Again),
-            Err(Errno::ESRCH) => self.gone = true,
+            Err(Errno::ESRCH) => {
+                self.owed = Owed::default();
+                return Ok(Brought::Gone);
+            }
             // Not registered any more: whoever waited there sees for himself.
             Err(Errno::ENOENT) => {}
             Err(Errno::EEXIST) => self.faults.wake(span.start).or_fail(|| "cannot wake the app")?,
             Err(errno) => return Err(errno).or_fail(|| "cannot put memory back"),
         }
-        if self.gone {
-            self.owed = Owed::default();
-        } else {
-            self.owed.remove(span);
-        }
+        self.owed.remove(span);
         Ok(Brought::Done)
+    }
+
+    /// The process has ended or executed another program.
+    fn is_gone(&self) -> bool {
+        // Only a stack may reach up to there; stacks are not registered.
+        const TOP: u64 = 0x7fff_ffff_e000;
+        self.faults.zero(TOP, 1) == Err(Errno::ESRCH)
     }
 
     /// How many pages to bring for a fault at `page`: more where the last one led here.
@@ -232,7 +242,11 @@ impl Space {
 
 struct Work {
     opened: Arc<Opened>,
-    spaces: Vec<Space>,
+    /// By number; each gets one of its own.
+    spaces: BTreeMap<u64, Space>,
+    born: u64,
+    /// At so many, those that are gone are looked for.
+    prune_at: usize,
     /// The last ones used: part, offset, content.
     leaves: VecDeque<(usize, u64, Vec<u8>)>,
     faults: VecDeque<Fault>,
@@ -243,8 +257,27 @@ struct Work {
     told: Receiver<Told>,
     wake: OwnedFd,
     lifeline: File,
-    /// What lies here, init holds.
+    keeper: Keeper,
+}
+
+/// Has userfaultfds held by the init, in the queue of its socket, or in that of a
+/// socket in its queue, and so on.
+struct Keeper {
     queue: OwnedFd,
+    kept: usize,
+}
+
+impl Keeper {
+    fn keep(&mut self, faults: &Userfault) -> Result<()> {
+        let failed = || "cannot keep a userfaultfd";
+        if self.kept == KEPT_MAX {
+            let (ours, inner) = sysfd::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET).or_fail(failed)?;
+            sysfd::send_fds(&self.queue, &[inner.as_fd()]).or_fail(failed)?;
+            (self.queue, self.kept) = (ours, 0);
+        }
+        self.kept += 1;
+        sysfd::send_fds(&self.queue, &[faults.as_fd()]).or_fail(failed)
+    }
 }
 
 impl Work {
@@ -253,15 +286,19 @@ impl Work {
         let Some(init) = self.until_it_runs() else {
             return;
         };
-        let filled = self.run(&init);
-        if let Err(error) = &filled {
-            // It must not go on with what it has.
-            tracing::error!(appshot = %self.opened.shot.path.display(), %error, "the app is ended");
-            task::pidfd_send_signal(init.as_fd(), libc::SIGKILL).ok();
-        }
-        // What is closed before all are dead would read as zeroes.
-        if !matches!(filled, Ok(true)) {
-            while !poll_one(&init, PollFlags::POLLIN, PollTimeout::NONE).contains(PollFlags::POLLIN) {}
+        match self.run(&init) {
+            Ok(true) => self.end(),
+            // Everything of it is gone.
+            Ok(false) => {}
+            Err(error) => {
+                // It must not go on with what it has; and what is closed before all are
+                // dead would read as zeroes.
+                tracing::error!(appshot = %self.opened.shot.path.display(), %error, "the app is ended");
+                task::pidfd_send_signal(init.as_fd(), libc::SIGKILL).ok();
+                while !has_ended(&init) {
+                    poll_one(&init, PollFlags::POLLIN, PollTimeout::NONE);
+                }
+            }
         }
     }
 
@@ -307,21 +344,15 @@ impl Work {
                 return Ok(false);
             }
         }
-        self.end(init)
+        Ok(true)
     }
 
-    /// All is there: init may let go. Until it has, pages that never held anything
-    /// are still asked for.
-    fn end(&mut self, init: &OwnedFd) -> Result<bool> {
-        self.lifeline.write_all(b"d").or_fail(|| "cannot reach the init")?;
-        loop {
-            self.serve()?;
-            let queue = poll_one(&self.queue, PollFlags::empty(), PollTimeout::ZERO);
-            if queue.contains(PollFlags::POLLHUP) {
-                return Ok(!has_ended(init));
-            }
-            self.wait(Some(init), Some(Duration::from_millis(1)));
-        }
+    /// All is there: init lets go last, so that who sees it without descriptors sees
+    /// ordinary memory. What is asked for meanwhile waits these microseconds.
+    fn end(mut self) {
+        self.spaces.clear();
+        // An init that is gone needs nothing.
+        self.lifeline.write_all(b"d").ok();
     }
 
     /// Waits until somebody wants something.
@@ -332,8 +363,7 @@ impl Work {
             (true, None) => PollTimeout::NONE,
             (true, Some(time)) => PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX),
         };
-        let living = self.spaces.iter().filter(|space| !space.gone);
-        let fds = living.map(|space| space.faults.as_fd());
+        let fds = self.spaces.values().map(|space| space.faults.as_fd());
         let fds = fds.chain([self.wake.as_fd()]).chain(init.map(|init| init.as_fd()));
         let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         poll(&mut fds, time).ok();
@@ -343,45 +373,57 @@ impl Work {
     /// Takes note of all that was done, then answers what is waited for.
     fn serve(&mut self) -> Result<()> {
         loop {
-            let mut silent = true;
-            let mut at = 0;
-            while at < self.spaces.len() {
-                silent &= !self.listen(at)?;
-                at += 1;
+            let ready = self.ready();
+            for at in &ready {
+                self.listen(*at)?;
             }
-            if silent && !self.answer_all()? {
+            if ready.is_empty() && !self.answer_all()? {
                 return Ok(());
             }
         }
     }
 
-    /// Whether the space had something to say.
-    fn listen(&mut self, at: usize) -> Result<bool> {
-        let space = &mut self.spaces[at];
-        if space.gone {
-            return Ok(false);
-        }
-        let events = space.faults.events().or_fail(|| "cannot read a userfaultfd")?;
-        let some = !events.is_empty();
-        for event in events {
-            let space = &mut self.spaces[at];
+    /// Spaces that have something to say.
+    fn ready(&self) -> Vec<u64> {
+        let fds = self.spaces.values().map(|space| space.faults.as_fd());
+        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        poll(&mut fds, PollTimeout::ZERO).ok();
+        let said = self.spaces.keys().zip(&fds);
+        said.filter(|(_, fd)| fd.any().unwrap_or(false))
+            .map(|(at, _)| *at)
+            .collect()
+    }
+
+    fn listen(&mut self, at: u64) -> Result<()> {
+        let Some(space) = self.spaces.get_mut(&at) else {
+            return Ok(());
+        };
+        let mut children = Vec::new();
+        for event in space.faults.events().or_fail(|| "cannot read a userfaultfd")? {
             match event {
                 Event::Fault { page, write } => self.faults.push_back(Fault { space: at, page, write }),
                 Event::Remove(span) => drop(space.owed.remove(span)),
                 Event::Remap { from, to, len } => space.owed.shift(from, to, len),
                 Event::Fork(faults) => {
-                    sysfd::send_fds(&self.queue, &[faults.as_fd()]).or_fail(|| "cannot keep a child's userfaultfd")?;
-                    let child = Space {
+                    self.keeper.keep(&faults)?;
+                    children.push(Space {
                         faults,
                         owed: space.owed.clone(),
                         original: false,
                         ..*space
-                    };
-                    self.spaces.push(child);
+                    });
                 }
             }
         }
-        Ok(some)
+        for child in children {
+            self.spaces.insert(self.born, child);
+            self.born += 1;
+        }
+        if self.spaces.len() > self.prune_at {
+            self.spaces.retain(|_, space| !space.is_gone());
+            self.prune_at = 2 * self.spaces.len() + 16;
+        }
+        Ok(())
     }
 
     /// Answers every fault that can be; whether any was.
@@ -390,7 +432,7 @@ impl Work {
         for _ in 0..self.faults.len() {
             let Some(fault) = self.faults.pop_front() else { break };
             match self.answer(fault)? {
-                Brought::Done => answered = true,
+                Brought::Done | Brought::Gone => answered = true,
                 Brought::Again => self.faults.push_back(fault),
             }
         }
@@ -398,7 +440,9 @@ impl Work {
     }
 
     fn answer(&mut self, Fault { space: at, page, write }: Fault) -> Result<Brought> {
-        let space = &mut self.spaces[at];
+        let Some(space) = self.spaces.get_mut(&at) else {
+            return Ok(Brought::Gone);
+        };
         let pages = space.ahead(page);
         let one = Span {
             start: page,
@@ -414,7 +458,7 @@ impl Work {
         };
         let end = span.end.min(page + pages * PAGE);
         let copied = self.copy(at, Span { start: page, end }, offset)?;
-        if let (Brought::Done, space) = (&copied, &mut self.spaces[at]) {
+        if let (Brought::Done, Some(space)) = (&copied, self.spaces.get_mut(&at)) {
             let end = space.owed.at(page).map_or(end, |_| page);
             space.last = (end, pages);
             if space.original {
@@ -426,17 +470,17 @@ impl Work {
     }
 
     /// Brings as much of the span as lies in one leaf, stored from `offset` on.
-    fn copy(&mut self, at: usize, span: Span, offset: u64) -> Result<Brought> {
-        let space = &self.spaces[at];
+    fn copy(&mut self, at: u64, span: Span, offset: u64) -> Result<Brought> {
+        let Some(space) = self.spaces.get_mut(&at) else {
+            return Ok(Brought::Gone);
+        };
         let leaf = offset / LEAF as u64 * LEAF as u64;
         let end = span.end.min(span.start + (leaf + LEAF as u64 - offset));
         let span = Span { start: span.start, end };
         let from = (offset - leaf) as usize;
         let (part, bytes) = (space.part, from..from + span.len() as usize);
         let content = leaf_of(&self.opened, &mut self.leaves, part, leaf)?;
-        let space = &mut self.spaces[at];
-        let result = space.faults.try_copy(span.start, &content[bytes]);
-        match result {
+        match space.faults.try_copy(span.start, &content[bytes]) {
             Ok(copied) => {
                 let end = span.start + copied as u64;
                 space.done(Ok(()), Span { start: span.start, end })
@@ -451,10 +495,9 @@ impl Work {
 
     /// Brings a piece that nobody has asked for; `false` when nothing is owed.
     fn fill_some(&mut self) -> Result<bool> {
-        let owing = self.spaces.iter().position(|space| !space.owed.is_empty());
-        let Some(at) = owing else { return Ok(false) };
-        let Some((span, offset)) = self.spaces[at].owed.first() else {
-            return Ok(true);
+        let owing = |(at, space): (&u64, &Space)| Some((*at, space.owed.first()?));
+        let Some((at, (span, offset))) = self.spaces.iter().find_map(owing) else {
+            return Ok(false);
         };
         if let Brought::Again = self.copy(at, span, offset)? {
             thread::sleep(AGAIN);

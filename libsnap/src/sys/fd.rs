@@ -1,7 +1,7 @@
 //! Descriptors: fcntl(2) by number, tee(2), passing them to other processes.
 
 use super::{Sys, check};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// fcntl(2) with a plain number as argument.
 pub fn fcntl(fd: i32, command: i32, argument: i64) -> Sys<i32> {
@@ -44,11 +44,6 @@ pub fn send_fds(socket: &impl AsRawFd, fds: &[BorrowedFd<'_>]) -> Sys<()> {
     let data = [std::io::IoSlice::new(&[1])];
     let rights = [ControlMessage::ScmRights(&raw)];
     sendmsg::<()>(socket.as_raw_fd(), &data, &rights, MsgFlags::empty(), None).map(drop)
-}
-
-/// How much may wait in a socket (SO_SNDBUFFORCE, needs CAP_NET_ADMIN).
-pub fn set_send_buffer(socket: &impl AsFd, bytes: usize) -> Sys<()> {
-    nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::SndBufForce, &bytes)
 }
 
 /// An ioctl that fills an `i32`.
