@@ -72,6 +72,7 @@ pub fn await_memory(target: &Target, cancelled: &dyn Fn() -> bool) -> Result<()>
         return Ok(());
     };
     let begin = Instant::now();
+    crate::restore::pager::hurry(*init);
     while std::fs::read_dir(format!("/proc/{init}/fd")).is_ok_and(|mut fds| fds.next().is_some()) {
         if cancelled() {
             return Ok(());

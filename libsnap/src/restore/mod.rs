@@ -16,7 +16,7 @@
 pub mod fill;
 pub mod opened;
 mod owed;
-mod pager;
+pub mod pager;
 pub mod place;
 pub mod plan;
 pub mod rights;
@@ -36,7 +36,7 @@ use crate::snapshot::Steps;
 use crate::target::{Instance, Memory, PidMode, RestoreOptions};
 use fill::Empty;
 use opened::Opened;
-use pager::{Left, Pager};
+use pager::{Left, Pager, Rest};
 use place::{Mapped, Shared};
 use script::{Running, Script};
 use skeleton::Skeleton;
@@ -207,7 +207,7 @@ fn prepare(
     let left: Vec<Left> = left.collect();
     let pager = match left.is_empty() {
         true => None,
-        false => Some(Pager::start(opened, left)?),
+        false => Some(Pager::start(opened, left, Rest::Soon)?),
     };
     phases.start("protection")?;
     let protecting = start_all(&skeleton, shot, |at, script| {

@@ -1,11 +1,12 @@
 //! An appshot that has been opened: what instances are made from, as often as wanted.
 
+use super::working_set::{Run, WorkingSet};
 use crate::error::Result;
 use crate::image::records::Life;
 use crate::image::{Appshot, Digests, Pieces};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Its records are read; its bytes are verified when they are used.
 #[derive(Debug)]
@@ -13,6 +14,17 @@ pub struct Opened {
     pub shot: Appshot,
     pub digests: Digests,
     pub pieces: Pieces,
+    /// Verified leaves, those used last in front: part, offset, content.
+    leaves: Mutex<VecDeque<(usize, u64, Vec<u8>)>>,
+    /// What instances need first; not looked for yet, or none.
+    working_set: Mutex<Option<Option<Arc<WorkingSet>>>>,
+}
+
+/// Verified leaves kept at hand.
+const LEAVES: usize = 64;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Opened {
@@ -21,7 +33,44 @@ impl Opened {
     pub fn open(path: &Path) -> Result<Arc<Opened>> {
         let (shot, digests) = Appshot::open_to_verify(path)?;
         let pieces = digests.pieces()?;
-        Ok(Arc::new(Opened { shot, digests, pieces }))
+        Ok(Arc::new(Opened {
+            shot,
+            digests,
+            pieces,
+            leaves: Mutex::default(),
+            working_set: Mutex::default(),
+        }))
+    }
+
+    /// What instances need first, as far as it is known.
+    pub fn working_set(&self) -> Option<Arc<WorkingSet>> {
+        let mut known = locked(&self.working_set);
+        known
+            .get_or_insert_with(|| WorkingSet::read(self).map(Arc::new))
+            .clone()
+    }
+
+    /// Keeps what an instance has touched besides what was known.
+    pub fn keep_working_set(&self, known: &[Run], touched: Vec<(usize, u64)>) -> Result<()> {
+        let Some(grown) = WorkingSet::grown(self, known, touched)? else {
+            return Ok(());
+        };
+        let grown = Arc::new(grown);
+        *locked(&self.working_set) = Some(Some(Arc::clone(&grown)));
+        grown.write(self)
+    }
+
+    /// Shows a verified leaf, or as much of it as there is.
+    pub fn with_leaf<T>(&self, part: usize, offset: u64, see: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let mut leaves = locked(&self.leaves);
+        if let Some((_, _, content)) = leaves.iter().find(|leaf| (leaf.0, leaf.1) == (part, offset)) {
+            return Ok(see(content));
+        }
+        let oldest = if leaves.len() < LEAVES { None } else { leaves.pop_back() };
+        let mut content = oldest.map(|leaf| leaf.2).unwrap_or_default();
+        self.digests.read_leaf(&self.pieces, part, offset, &mut content)?;
+        leaves.push_front((part, offset, content));
+        Ok(see(&leaves[0].2))
     }
 
     /// The number of each core's part.

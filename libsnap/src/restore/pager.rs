@@ -1,10 +1,10 @@
-//! Memory that comes while the app runs already: a thread of the restoring program
-//! that answers its page faults, and fills the rest in the background.
+//! Memory that comes while the app runs already: threads of the restoring program
+//! that answer page faults, and fill the rest in the background.
 //!
 //! ```text
 //!   app touches a page --> userfaultfd --> pager: read leaf, verify, UFFDIO_COPY
 //!   first second: only what is touched        |     (what it was is noted)
-//!   then: all the rest, between the faults    v
+//!   then: all the rest, between the faults    v     (clones: only what is touched)
 //!   in the end: ordinary memory, nobody in between
 //! ```
 //!
@@ -16,11 +16,12 @@
 //! If nobody held the userfaultfds, pages that are owed would read as zeroes. So
 //! they also lie in the queue of a socket that the instance's init holds, which
 //! kills the whole app when the pager's process dies ([`crate::sys::blob`]). An
-//! instance is never on wrong memory: it is whole, or gone.
+//! instance is never on wrong memory: it is whole, or gone. The other way round,
+//! a byte through that socket asks for all the memory at once ([`hurry`]).
 
 use super::opened::Opened;
 use super::owed::Owed;
-use super::working_set::{Run, WorkingSet};
+use super::working_set::Run;
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
 use crate::image::LEAF;
@@ -29,31 +30,33 @@ use crate::sys::memory::{PAGE, Span};
 use crate::sys::task;
 use crate::sys::uffd::{Event, Userfault};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long only what is touched is brought, so that it can be told from the rest.
 const FIRST: Duration = Duration::from_secs(1);
-/// Verified leaves kept at hand.
-const LEAVES: usize = 64;
 /// Pages brought at once where an app goes through its memory in order.
 const AHEAD_MAX: u64 = 16;
 /// After the kernel has refused because an act is under way.
 const AGAIN: Duration = Duration::from_micros(20);
-
 /// Userfaultfds in one queue; some 200 messages fit.
 const KEPT_MAX: usize = 100;
+/// Threads that answer, at most.
+const THREADS_MAX: usize = 4;
 
 /// The memory of one process that is owed.
 #[derive(Debug)]
 struct Space {
+    /// Whose it is.
+    debt: u64,
     /// Its place among the cores, and its part's among the parts.
     core: usize,
     part: usize,
@@ -82,20 +85,6 @@ pub struct Hold {
     pub queue: OwnedFd,
 }
 
-enum Told {
-    /// The app runs; this is its init.
-    Runs(OwnedFd),
-}
-
-/// A pager at work. Dropped before the app runs, it ends.
-#[derive(Debug)]
-pub struct Pager {
-    tell: Sender<Told>,
-    wake: OwnedFd,
-    /// For the init.
-    pub hold: Hold,
-}
-
 /// The memory of one process that was not put in place at once.
 #[derive(Debug)]
 pub struct Left {
@@ -105,12 +94,43 @@ pub struct Left {
     pub owed: Owed,
 }
 
+/// When the memory comes that nobody has touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// In the background.
+    Soon,
+    /// Never, unless someone asks for all of it.
+    WhenTouched,
+}
+
+/// What a worker is told.
+enum Told {
+    Owe(u64, Box<Debt>, Vec<Space>),
+    /// The app runs; this is its init.
+    Runs(u64, OwnedFd),
+    /// It was given up before it ran.
+    Forget(u64),
+}
+
+/// The memory owed to one instance. Dropped before the app runs, nothing is.
+#[derive(Debug)]
+pub struct Pager {
+    debt: u64,
+    worker: &'static Worker,
+    /// For the init.
+    pub hold: Hold,
+    running: bool,
+}
+
 impl Pager {
-    /// Brings what is known to be needed first, then starts the thread.
-    pub fn start(opened: &Arc<Opened>, left: Vec<Left>) -> Result<Pager> {
+    /// Brings what is known to be needed first, then has the rest owed.
+    pub fn start(opened: &Arc<Opened>, left: Vec<Left>, rest: Rest) -> Result<Pager> {
+        static DEBTS: AtomicU64 = AtomicU64::new(1);
         let failed = || "cannot start the pager";
+        let debt = DEBTS.fetch_add(1, Ordering::Relaxed);
         let parts = opened.core_parts();
         let spaces = left.into_iter().map(|left| Space {
+            debt,
             core: left.core,
             part: parts[left.core],
             faults: left.faults,
@@ -119,59 +139,128 @@ impl Pager {
             last: (0, 0),
         });
         let mut spaces: Vec<Space> = spaces.collect();
-        let known = WorkingSet::read(opened);
-        for (core, address, bytes) in known.iter().flat_map(WorkingSet::pieces) {
+        let known = opened.working_set();
+        for (core, address, bytes) in known.iter().flat_map(|known| known.pieces()) {
             if let Some(space) = spaces.iter_mut().find(|space| space.core == core) {
                 space.bring_first(address, bytes).or_fail(failed)?;
             }
         }
         let (lifeline, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).or_fail(failed)?;
         let (ours, queue) = sysfd::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET).or_fail(failed)?;
-        let mut keeper = Keeper { queue: ours, kept: 0 };
+        let mut keeper = Keeper {
+            queue: ours.try_clone().or_fail(failed)?,
+            kept: 0,
+        };
         for space in &spaces {
             keeper.keep(&space.faults)?;
         }
-        let (tell, told) = mpsc::channel();
-        let wake = sysfd::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).or_fail(failed)?;
-        let work = Work {
+        let debt_of = Debt {
             opened: Arc::clone(opened),
-            born: spaces.len() as u64,
-            prune_at: 2 * spaces.len() + 16,
-            spaces: (0..).zip(spaces).collect(),
-            leaves: VecDeque::new(),
-            faults: VecDeque::new(),
+            rest,
+            stage: Stage::Made,
             touched: Vec::new(),
-            known: known.map(WorkingSet::into_runs).unwrap_or_default(),
-            told,
-            wake: wake.try_clone().or_fail(failed)?,
+            known: known.map(|known| known.runs().to_vec()).unwrap_or_default(),
+            init: None,
             lifeline: end.into(),
+            calls: ours,
             keeper,
         };
-        let named = thread::Builder::new().name("pager".into());
-        named.spawn(move || work.go()).or_fail(failed)?;
-        let hold = Hold { lifeline, queue };
-        Ok(Pager { tell, wake, hold })
+        let worker = Worker::of(debt)?;
+        worker.tell(Told::Owe(debt, Box::new(debt_of), spaces));
+        Ok(Pager {
+            debt,
+            worker,
+            hold: Hold { lifeline, queue },
+            running: false,
+        })
     }
 
     /// The app runs from now on, below this init.
-    pub fn runs(self, init: HostPid) -> Result<()> {
+    pub fn runs(mut self, init: HostPid) -> Result<()> {
         let pidfd = task::pidfd_open(init).or_fail(|| "cannot open the instance's init")?;
-        // The thread ends only before this, or with the app.
-        self.tell.send(Told::Runs(pidfd)).ok();
-        self.wake();
+        self.running = true;
+        self.worker.tell(Told::Runs(self.debt, pidfd));
         Ok(())
-    }
-
-    fn wake(&self) {
-        nix::unistd::write(&self.wake, &1u64.to_ne_bytes()).ok();
     }
 }
 
 impl Drop for Pager {
     fn drop(&mut self) {
-        let (closed, _) = mpsc::channel();
-        self.tell = closed;
-        self.wake();
+        if !self.running {
+            self.worker.tell(Told::Forget(self.debt));
+        }
+    }
+}
+
+/// Asks the pager of a running app for all its memory at once. `init` is the app's.
+pub fn hurry(init: HostPid) {
+    let asked = || {
+        let pidfd = task::pidfd_open(init).ok()?;
+        for entry in std::fs::read_dir(format!("/proc/{init}/fd")).ok()?.flatten() {
+            let link = std::fs::read_link(entry.path()).ok()?;
+            if link.to_string_lossy().starts_with("socket:") {
+                let number = entry.file_name().to_string_lossy().parse().ok()?;
+                let queue = task::pidfd_getfd(pidfd.as_fd(), number).ok()?;
+                nix::unistd::write(&queue, b"h").ok()?;
+            }
+        }
+        Some(())
+    };
+    // One that has just let go has all its memory.
+    let _ = asked();
+}
+
+/// A thread that answers for some of the instances.
+#[derive(Debug)]
+struct Worker {
+    told: Mutex<Sender<Told>>,
+    wake: OwnedFd,
+}
+
+impl Worker {
+    /// The one that a debt belongs to. They live as long as the program.
+    fn of(debt: u64) -> Result<&'static Worker> {
+        static WORKERS: OnceLock<Vec<Worker>> = OnceLock::new();
+        static STARTING: Mutex<()> = Mutex::new(());
+        if WORKERS.get().is_none() {
+            let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = crate::image::processors().min(THREADS_MAX);
+            let workers: Vec<Worker> = (0..count).map(|_| Worker::start()).collect::<Result<_>>()?;
+            WORKERS.get_or_init(|| workers);
+        }
+        let workers = WORKERS.get().map_or(&[][..], |workers| workers);
+        Ok(&workers[debt as usize % workers.len()])
+    }
+
+    fn start() -> Result<Worker> {
+        let failed = || "cannot start the pager";
+        let (tell, told) = mpsc::channel();
+        let wake = sysfd::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).or_fail(failed)?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).or_fail(failed)?;
+        let work = Work {
+            told,
+            wake: wake.try_clone().or_fail(failed)?,
+            epoll,
+            debts: BTreeMap::new(),
+            spaces: BTreeMap::new(),
+            born: 0,
+            prune_at: 64,
+            faults: VecDeque::new(),
+        };
+        work.watch(&work.wake, Token::Wake).or_fail(failed)?;
+        let named = thread::Builder::new().name("pager".into());
+        named.spawn(move || work.go()).or_fail(failed)?;
+        Ok(Worker {
+            told: Mutex::new(tell),
+            wake,
+        })
+    }
+
+    fn tell(&self, what: Told) {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        // The thread ends with the program.
+        told.send(what).ok();
+        nix::unistd::write(&self.wake, &1u64.to_ne_bytes()).ok();
     }
 }
 
@@ -240,28 +329,41 @@ impl Space {
     }
 }
 
-struct Work {
+/// How far an instance is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It does not run yet; the kernel may touch its memory all the same.
+    Made,
+    /// What it touches is noted until then.
+    First(Instant),
+    /// All the rest is brought.
+    Filling,
+    /// What is touched is brought.
+    Waiting,
+    /// It cannot be served, and has been killed.
+    Failed,
+}
+
+/// What is owed to one instance.
+#[derive(Debug)]
+struct Debt {
     opened: Arc<Opened>,
-    /// By number; each gets one of its own.
-    spaces: BTreeMap<u64, Space>,
-    born: u64,
-    /// At so many, those that are gone are looked for.
-    prune_at: usize,
-    /// The last ones used: part, offset, content.
-    leaves: VecDeque<(usize, u64, Vec<u8>)>,
-    faults: VecDeque<Fault>,
+    rest: Rest,
+    stage: Stage,
     /// Core and address of pages that were asked for.
     touched: Vec<(usize, u64)>,
     /// What was known to be needed.
     known: Vec<Run>,
-    told: Receiver<Told>,
-    wake: OwnedFd,
+    init: Option<OwnedFd>,
     lifeline: File,
+    /// Something comes here when all the memory is wanted.
+    calls: OwnedFd,
     keeper: Keeper,
 }
 
 /// Has userfaultfds held by the init, in the queue of its socket, or in that of a
 /// socket in its queue, and so on.
+#[derive(Debug)]
 struct Keeper {
     queue: OwnedFd,
     kept: usize,
@@ -280,166 +382,237 @@ impl Keeper {
     }
 }
 
+/// Who has something to say, as a number for epoll.
+#[derive(Clone, Copy, Debug)]
+enum Token {
+    Wake,
+    Space(u64),
+    /// The init of a debt has ended.
+    Init(u64),
+    /// All its memory is wanted.
+    Call(u64),
+}
+
+impl From<Token> for u64 {
+    fn from(token: Token) -> u64 {
+        match token {
+            Token::Wake => 0,
+            Token::Space(id) => id << 2 | 1,
+            Token::Init(id) => id << 2 | 2,
+            Token::Call(id) => id << 2 | 3,
+        }
+    }
+}
+
+impl From<u64> for Token {
+    fn from(number: u64) -> Token {
+        match number & 3 {
+            1 => Token::Space(number >> 2),
+            2 => Token::Init(number >> 2),
+            3 => Token::Call(number >> 2),
+            _ => Token::Wake,
+        }
+    }
+}
+
+struct Work {
+    told: Receiver<Told>,
+    wake: OwnedFd,
+    epoll: Epoll,
+    debts: BTreeMap<u64, Debt>,
+    spaces: BTreeMap<u64, Space>,
+    /// Spaces ever.
+    born: u64,
+    /// At so many, those that are gone are looked for.
+    prune_at: usize,
+    faults: VecDeque<Fault>,
+}
+
 impl Work {
-    /// Until nothing is owed, or nobody is left to whom it could be.
     fn go(mut self) {
-        let Some(init) = self.until_it_runs() else {
-            return;
-        };
-        match self.run(&init) {
-            Ok(true) => self.end(),
-            // Everything of it is gone.
-            Ok(false) => {}
-            Err(error) => {
-                // It must not go on with what it has; and what is closed before all are
-                // dead would read as zeroes.
-                tracing::error!(appshot = %self.opened.shot.path.display(), %error, "the app is ended");
-                task::pidfd_send_signal(init.as_fd(), libc::SIGKILL).ok();
-                while !has_ended(&init) {
-                    poll_one(&init, PollFlags::POLLIN, PollTimeout::NONE);
+        loop {
+            let time = self.patience();
+            self.listen_to_all(time);
+            while self.answer_all() {
+                self.listen_to_all(EpollTimeout::ZERO);
+            }
+            self.advance();
+            self.fill_some();
+        }
+    }
+
+    fn watch(&self, fd: impl AsFd, token: Token) -> Result<(), Errno> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, token.into());
+        self.epoll.add(fd, event)
+    }
+
+    /// How long nothing has to be done by itself.
+    fn patience(&self) -> EpollTimeout {
+        let now = Instant::now();
+        let mut wait: Option<Duration> = (!self.faults.is_empty()).then_some(Duration::from_millis(1));
+        for debt in self.debts.values() {
+            let own = match debt.stage {
+                Stage::Filling => Duration::ZERO,
+                Stage::First(until) => until.saturating_duration_since(now) + Duration::from_millis(1),
+                Stage::Made | Stage::Waiting | Stage::Failed => continue,
+            };
+            wait = Some(wait.map_or(own, |wait| wait.min(own)));
+        }
+        wait.map_or(EpollTimeout::NONE, |wait| {
+            EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
+        })
+    }
+
+    /// Takes note of all that was said and done.
+    fn listen_to_all(&mut self, mut time: EpollTimeout) {
+        let mut events = [EpollEvent::empty(); 64];
+        loop {
+            let count = self.epoll.wait(&mut events, time).unwrap_or(0);
+            for event in &events[..count] {
+                match Token::from(event.data()) {
+                    Token::Wake => self.listen(),
+                    Token::Space(id) => self.listen_to(id),
+                    Token::Init(id) => self.forget(id),
+                    Token::Call(id) => self.called(id),
                 }
             }
+            if count < events.len() {
+                return;
+            }
+            time = EpollTimeout::ZERO;
         }
     }
 
-    /// Serves what the kernel itself touches while the processes are made; `None`
-    /// when they are given up.
-    fn until_it_runs(&mut self) -> Option<OwnedFd> {
-        loop {
-            match self.told.try_recv() {
-                Ok(Told::Runs(init)) => return Some(init),
-                Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) => {}
-            }
-            if let Err(error) = self.serve() {
-                tracing::error!(%error, "cannot serve a process that is being made");
-                return None;
-            }
-            self.wait(None, None);
-        }
-    }
-
-    /// Answers whether all is filled; otherwise the app has ended.
-    fn run(&mut self, init: &OwnedFd) -> Result<bool> {
-        let begin = Instant::now();
-        let mut noted = false;
-        loop {
-            self.serve()?;
-            let left = FIRST.saturating_sub(begin.elapsed());
-            if left.is_zero() && !noted {
-                noted = true;
-                self.note();
-            }
-            match (noted, self.faults.is_empty()) {
-                // Something is under way: give it the time to be told.
-                (_, false) => thread::sleep(AGAIN),
-                (true, true) => {
-                    if !self.fill_some()? {
-                        break;
+    fn listen(&mut self) {
+        nix::unistd::read(&self.wake, &mut [0; 8]).ok();
+        while let Ok(told) = self.told.try_recv() {
+            match told {
+                Told::Owe(id, debt, spaces) => {
+                    self.watch(&debt.calls, Token::Call(id)).ok();
+                    self.debts.insert(id, *debt);
+                    for space in spaces {
+                        self.serve(space);
                     }
                 }
-                (false, true) => self.wait(Some(init), Some(left)),
-            }
-            if has_ended(init) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// All is there: init lets go last, so that who sees it without descriptors sees
-    /// ordinary memory. What is asked for meanwhile waits these microseconds.
-    fn end(mut self) {
-        self.spaces.clear();
-        // An init that is gone needs nothing.
-        self.lifeline.write_all(b"d").ok();
-    }
-
-    /// Waits until somebody wants something.
-    fn wait(&self, init: Option<&OwnedFd>, time: Option<Duration>) {
-        let time = match (self.faults.is_empty(), time) {
-            // They wait for an act to end.
-            (false, _) => PollTimeout::from(1u8),
-            (true, None) => PollTimeout::NONE,
-            (true, Some(time)) => PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX),
-        };
-        let fds = self.spaces.values().map(|space| space.faults.as_fd());
-        let fds = fds.chain([self.wake.as_fd()]).chain(init.map(|init| init.as_fd()));
-        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        poll(&mut fds, time).ok();
-        nix::unistd::read(&self.wake, &mut [0; 8]).ok();
-    }
-
-    /// Takes note of all that was done, then answers what is waited for.
-    fn serve(&mut self) -> Result<()> {
-        loop {
-            let ready = self.ready();
-            for at in &ready {
-                self.listen(*at)?;
-            }
-            if ready.is_empty() && !self.answer_all()? {
-                return Ok(());
+                Told::Runs(id, init) => {
+                    let watched = self.watch(&init, Token::Init(id));
+                    if let Some(debt) = self.debts.get_mut(&id) {
+                        debt.init = Some(init);
+                        debt.stage = Stage::First(Instant::now() + FIRST);
+                    }
+                    if watched.or_fail(|| "cannot watch an instance").is_err() {
+                        self.fail(id, &"its end could not be seen");
+                    }
+                }
+                Told::Forget(id) => self.forget(id),
             }
         }
     }
 
-    /// Spaces that have something to say.
-    fn ready(&self) -> Vec<u64> {
-        let fds = self.spaces.values().map(|space| space.faults.as_fd());
-        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        poll(&mut fds, PollTimeout::ZERO).ok();
-        let said = self.spaces.keys().zip(&fds);
-        said.filter(|(_, fd)| fd.any().unwrap_or(false))
-            .map(|(at, _)| *at)
-            .collect()
+    fn serve(&mut self, space: Space) {
+        let id = self.born;
+        self.born += 1;
+        let debt = space.debt;
+        let watched = self.watch(&space.faults, Token::Space(id));
+        self.spaces.insert(id, space);
+        if let Err(errno) = watched {
+            self.fail(debt, &errno);
+        }
+        if self.spaces.len() > self.prune_at {
+            self.spaces.retain(|_, space| space.original || !space.is_gone());
+            self.prune_at = 2 * self.spaces.len() + 64;
+        }
     }
 
-    fn listen(&mut self, at: u64) -> Result<()> {
-        let Some(space) = self.spaces.get_mut(&at) else {
-            return Ok(());
+    /// Nobody is left to whom something could be owed.
+    fn forget(&mut self, id: u64) {
+        self.debts.remove(&id);
+        self.spaces.retain(|_, space| space.debt != id);
+    }
+
+    /// All its memory is wanted.
+    fn called(&mut self, id: u64) {
+        if let Some(debt) = self.debts.get_mut(&id) {
+            // Once is enough; and an init that has ended is heard of elsewhere.
+            self.epoll.delete(&debt.calls).ok();
+            match debt.stage {
+                Stage::First(_) => debt.stage = Stage::First(Instant::now()),
+                Stage::Waiting => debt.stage = Stage::Filling,
+                Stage::Made | Stage::Filling | Stage::Failed => {}
+            }
+            debt.rest = Rest::Soon;
+        }
+    }
+
+    /// The app must not go on with what it has. What is closed before all of it is
+    /// dead would read as zeroes: it is kept until then.
+    fn fail(&mut self, id: u64, error: &dyn std::fmt::Display) {
+        let Some(debt) = self.debts.get_mut(&id) else { return };
+        if debt.stage == Stage::Failed {
+            return;
+        }
+        let made = debt.stage == Stage::Made;
+        debt.stage = Stage::Failed;
+        tracing::error!(appshot = %debt.opened.shot.path.display(), %error, "the app is ended");
+        match &debt.init {
+            Some(init) => drop(task::pidfd_send_signal(init.as_fd(), libc::SIGKILL)),
+            // The init lets nobody live without us.
+            None if made => self.forget(id),
+            None => {}
+        }
+    }
+
+    fn listen_to(&mut self, id: u64) {
+        let Some(space) = self.spaces.get_mut(&id) else { return };
+        let debt_id = space.debt;
+        let events = match space.faults.events() {
+            Ok(events) => events,
+            Err(errno) => return self.fail(debt_id, &errno),
         };
-        let mut children = Vec::new();
-        for event in space.faults.events().or_fail(|| "cannot read a userfaultfd")? {
+        for event in events {
+            let (Some(space), Some(debt)) = (self.spaces.get_mut(&id), self.debts.get_mut(&debt_id)) else {
+                return;
+            };
             match event {
-                Event::Fault { page, write } => self.faults.push_back(Fault { space: at, page, write }),
+                Event::Fault { page, write } => self.faults.push_back(Fault { space: id, page, write }),
                 Event::Remove(span) => drop(space.owed.remove(span)),
                 Event::Remap { from, to, len } => space.owed.shift(from, to, len),
                 Event::Fork(faults) => {
-                    self.keeper.keep(&faults)?;
-                    children.push(Space {
+                    if let Err(error) = debt.keeper.keep(&faults) {
+                        return self.fail(debt_id, &error);
+                    }
+                    let owed = space.owed.clone();
+                    let child = Space {
                         faults,
-                        owed: space.owed.clone(),
+                        owed,
                         original: false,
                         ..*space
-                    });
+                    };
+                    self.serve(child);
                 }
             }
         }
-        for child in children {
-            self.spaces.insert(self.born, child);
-            self.born += 1;
-        }
-        if self.spaces.len() > self.prune_at {
-            self.spaces.retain(|_, space| !space.is_gone());
-            self.prune_at = 2 * self.spaces.len() + 16;
-        }
-        Ok(())
     }
 
     /// Answers every fault that can be; whether any was.
-    fn answer_all(&mut self) -> Result<bool> {
+    fn answer_all(&mut self) -> bool {
         let mut answered = false;
         for _ in 0..self.faults.len() {
             let Some(fault) = self.faults.pop_front() else { break };
-            match self.answer(fault)? {
-                Brought::Done | Brought::Gone => answered = true,
-                Brought::Again => self.faults.push_back(fault),
+            let Some(debt) = self.spaces.get(&fault.space).map(|space| space.debt) else {
+                continue;
+            };
+            match self.answer(fault) {
+                Ok(Brought::Done | Brought::Gone) => answered = true,
+                Ok(Brought::Again) => self.faults.push_back(fault),
+                Err(error) => self.fail(debt, &error),
             }
         }
-        Ok(answered)
+        answered
     }
 
-    fn answer(&mut self, Fault { space: at, page, write }: Fault) -> Result<Brought> {
+    fn answer(&mut self, fault: Fault) -> Result<Brought> {
+        let Fault { space: at, page, write } = fault;
         let Some(space) = self.spaces.get_mut(&at) else {
             return Ok(Brought::Gone);
         };
@@ -461,9 +634,10 @@ impl Work {
         if let (Brought::Done, Some(space)) = (&copied, self.spaces.get_mut(&at)) {
             let end = space.owed.at(page).map_or(end, |_| page);
             space.last = (end, pages);
-            if space.original {
+            let debt = self.debts.get_mut(&space.debt);
+            if let Some(debt) = debt.filter(|debt| space.original && debt.is_noting()) {
                 let pages = (page..end).step_by(PAGE as usize);
-                self.touched.extend(pages.map(|page| (space.core, page)));
+                debt.touched.extend(pages.map(|page| (space.core, page)));
             }
         }
         Ok(copied)
@@ -474,75 +648,77 @@ impl Work {
         let Some(space) = self.spaces.get_mut(&at) else {
             return Ok(Brought::Gone);
         };
+        let Some(debt) = self.debts.get(&space.debt).filter(|debt| debt.stage != Stage::Failed) else {
+            return Ok(Brought::Gone);
+        };
         let leaf = offset / LEAF as u64 * LEAF as u64;
         let end = span.end.min(span.start + (leaf + LEAF as u64 - offset));
         let span = Span { start: span.start, end };
         let from = (offset - leaf) as usize;
-        let (part, bytes) = (space.part, from..from + span.len() as usize);
-        let content = leaf_of(&self.opened, &mut self.leaves, part, leaf)?;
-        match space.faults.try_copy(span.start, &content[bytes]) {
-            Ok(copied) => {
-                let end = span.start + copied as u64;
-                space.done(Ok(()), Span { start: span.start, end })
-            }
+        let bytes = from..from + span.len() as usize;
+        let copied = debt.opened.with_leaf(space.part, leaf, |content| {
+            space.faults.try_copy(span.start, &content[bytes])
+        })?;
+        let (result, bytes) = match copied {
+            Ok(copied) => (Ok(()), copied as u64),
             // One page at a time: the others may still be owed.
-            Err(errno) => {
-                let end = span.start + PAGE;
-                space.done(Err(errno), Span { start: span.start, end })
+            Err(errno) => (Err(errno), PAGE),
+        };
+        let end = span.start + bytes;
+        space.done(result, Span { start: span.start, end })
+    }
+
+    /// Takes each instance on to its next stage.
+    fn advance(&mut self) {
+        let now = Instant::now();
+        for debt in self.debts.values_mut() {
+            if let Stage::First(until) = debt.stage
+                && until <= now
+            {
+                let touched = std::mem::take(&mut debt.touched);
+                if let Err(error) = debt.opened.keep_working_set(&debt.known, touched) {
+                    tracing::debug!(%error, "no working set is kept");
+                }
+                debt.stage = match debt.rest {
+                    Rest::Soon => Stage::Filling,
+                    Rest::WhenTouched => Stage::Waiting,
+                };
             }
         }
     }
 
-    /// Brings a piece that nobody has asked for; `false` when nothing is owed.
-    fn fill_some(&mut self) -> Result<bool> {
-        let owing = |(at, space): (&u64, &Space)| Some((*at, space.owed.first()?));
-        let Some((at, (span, offset))) = self.spaces.iter().find_map(owing) else {
-            return Ok(false);
-        };
-        if let Brought::Again = self.copy(at, span, offset)? {
-            thread::sleep(AGAIN);
-        }
-        Ok(true)
-    }
-
-    /// Writes down what was needed first.
-    fn note(&mut self) {
-        let touched = std::mem::take(&mut self.touched);
-        if let Err(error) = WorkingSet::keep(&self.opened, &self.known, touched) {
-            tracing::debug!(%error, "no working set is kept");
-        }
-    }
-}
-
-fn poll_one(fd: &OwnedFd, events: PollFlags, time: PollTimeout) -> PollFlags {
-    let mut fds = [PollFd::new(fd.as_fd(), events)];
-    poll(&mut fds, time).ok();
-    fds[0].revents().unwrap_or(PollFlags::empty())
-}
-
-fn has_ended(process: &OwnedFd) -> bool {
-    !poll_one(process, PollFlags::POLLIN, PollTimeout::ZERO).is_empty()
-}
-
-/// A verified leaf, from those at hand or from the appshot.
-fn leaf_of<'a>(
-    opened: &Opened,
-    leaves: &'a mut VecDeque<(usize, u64, Vec<u8>)>,
-    part: usize,
-    offset: u64,
-) -> Result<&'a [u8]> {
-    let found = leaves.iter().position(|leaf| (leaf.0, leaf.1) == (part, offset));
-    let at = match found {
-        Some(at) => at,
-        None => {
-            let mut content = match leaves.len() < LEAVES {
-                true => Vec::new(),
-                false => leaves.pop_back().map(|leaf| leaf.2).unwrap_or_default(),
+    /// Brings a piece that nobody has asked for to each instance that is to get all.
+    fn fill_some(&mut self) {
+        let filling = self.debts.iter().filter(|(_, debt)| debt.stage == Stage::Filling);
+        let filling: Vec<u64> = filling.map(|(id, _)| *id).collect();
+        for id in filling {
+            let own = self.spaces.iter().filter(|(_, space)| space.debt == id);
+            let mut owing = own.filter_map(|(at, space)| Some((*at, space.owed.first()?)));
+            let Some((at, (span, offset))) = owing.next() else {
+                self.end(id);
+                continue;
             };
-            opened.digests.read_leaf(&opened.pieces, part, offset, &mut content)?;
-            leaves.push_front((part, offset, content));
-            0
+            match self.copy(at, span, offset) {
+                Ok(Brought::Done | Brought::Gone) => {}
+                Ok(Brought::Again) => thread::sleep(AGAIN),
+                Err(error) => self.fail(id, &error),
+            }
         }
-    };
-    Ok(&leaves[at].2)
+    }
+
+    /// All is there. Init lets go last, so that who sees it without descriptors sees
+    /// ordinary memory; what is asked for meanwhile waits these microseconds.
+    fn end(&mut self, id: u64) {
+        self.spaces.retain(|_, space| space.debt != id);
+        if let Some(mut debt) = self.debts.remove(&id) {
+            // An init that is gone needs nothing.
+            debt.lifeline.write_all(b"d").ok();
+        }
+    }
+}
+
+impl Debt {
+    fn is_noting(&self) -> bool {
+        matches!(self.stage, Stage::Made | Stage::First(_))
+    }
 }

@@ -74,15 +74,15 @@ impl WorkingSet {
         })
     }
 
-    pub fn into_runs(self) -> Vec<Run> {
-        self.runs
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
     }
 
-    /// Keeps what was known and what was touched besides, unless that is little.
-    pub fn keep(opened: &Opened, known: &[Run], touched: Vec<(usize, u64)>) -> Result<()> {
+    /// What was known and what was touched besides, unless that is little.
+    pub fn grown(opened: &Opened, known: &[Run], touched: Vec<(usize, u64)>) -> Result<Option<WorkingSet>> {
         let bytes: u64 = known.iter().map(|run| run.bytes).sum();
         if touched.is_empty() || (touched.len() as u64) * PAGE < bytes / 8 {
-            return Ok(());
+            return Ok(None);
         }
         let pages = touched.into_iter().map(|(core, address)| Run {
             core,
@@ -91,10 +91,13 @@ impl WorkingSet {
         });
         let runs = merged(known.iter().copied().chain(pages).collect());
         let content = content(opened, &runs)?;
-        write(
-            &opened.shot.path,
-            &encode(&opened.shot.identity.to_hex(), &runs, &content),
-        )
+        Ok(Some(WorkingSet { runs, content }))
+    }
+
+    /// Writes it for the next program that restores the appshot.
+    pub fn write(&self, opened: &Opened) -> Result<()> {
+        let bytes = encode(&opened.shot.identity.to_hex(), &self.runs, &self.content);
+        write(&opened.shot.path, &bytes)
     }
 }
 
@@ -201,12 +204,15 @@ fn write(appshot: &Path, bytes: &[u8]) -> Result<()> {
     let failed = || "cannot write the working set";
     let path = path(appshot).ok_or_else(|| Error::failed(failed()).because("the appshot has no name"))?;
     let temp = path.with_extension(format!("working-set.{}", std::process::id()));
+    // Another thread may be at it: one is enough.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp);
-    let written = file.and_then(|mut file| file.write_all(bytes));
-    let written = written.and_then(|()| std::fs::rename(&temp, &path));
-    written.or_fail(failed).inspect_err(|_| {
-        let _ = std::fs::remove_file(&temp);
-    })
+    let written = file.or_fail(failed)?.write_all(bytes);
+    written
+        .and_then(|()| std::fs::rename(&temp, &path))
+        .or_fail(failed)
+        .inspect_err(|_| {
+            let _ = std::fs::remove_file(&temp);
+        })
 }
 
 #[cfg(test)]
@@ -247,7 +253,7 @@ mod tests {
             .map(|(core, address, bytes)| (core, address, bytes.len() as u64))
             .collect();
         assert_eq!(pieces, runs.map(|run| (run.core, run.address, run.bytes)));
-        assert_eq!((read.content.clone(), read.into_runs()), (content, runs.to_vec()));
+        assert_eq!((read.content.clone(), read.runs().to_vec()), (content, runs.to_vec()));
         assert!(parse(&good, "abd").is_none());
         for at in (0..good.len()).step_by(7) {
             let mut bad = good.clone();
