@@ -102,6 +102,10 @@ pub enum Memory {
     /// if it dies before, the app is ended. Only with [`PidMode::New`]; eager where
     /// the kernel has no userfaultfd for us.
     Lazy,
+    /// The same without the background: what an instance does not touch stays with the
+    /// appshot, which is held in the restoring process's memory once for all its
+    /// instances. That process must live as long as they do.
+    Shared,
 }
 
 /// Where stdin, stdout and stderr go when they led outside the app.

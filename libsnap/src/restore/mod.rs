@@ -149,7 +149,14 @@ fn prepare(
     phases: &mut Phases<'_>,
 ) -> Result<Prepared> {
     let shot = &opened.shot;
-    let lazy = options.memory == Memory::Lazy && options.pids == PidMode::New;
+    let lazy = options.memory != Memory::Eager && options.pids == PidMode::New;
+    let rest = match options.memory {
+        Memory::Shared => Rest::WhenTouched,
+        Memory::Eager | Memory::Lazy => Rest::Soon,
+    };
+    if rest == Rest::WhenTouched {
+        opened.hold()?;
+    }
     phases.start("objects")?;
     let shared = Shared::make(shot, &skeleton)?;
     ipc::restore(skeleton.any(), &shot.manifest)?;
@@ -207,7 +214,7 @@ fn prepare(
     let left: Vec<Left> = left.collect();
     let pager = match left.is_empty() {
         true => None,
-        false => Some(Pager::start(opened, left, Rest::Soon)?),
+        false => Some(Pager::start(opened, left, rest)?),
     };
     phases.start("protection")?;
     let protecting = start_all(&skeleton, shot, |at, script| {

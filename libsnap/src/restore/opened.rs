@@ -3,10 +3,10 @@
 use super::working_set::{Run, WorkingSet};
 use crate::error::Result;
 use crate::image::records::Life;
-use crate::image::{Appshot, Digests, Pieces};
-use std::collections::{HashMap, VecDeque};
+use crate::image::{Appshot, Digests, LEAF, Pieces, data_runs, processors};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Its records are read; its bytes are verified when they are used.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Opened {
     pub pieces: Pieces,
     /// Verified leaves, those used last in front: part, offset, content.
     leaves: Mutex<VecDeque<(usize, u64, Vec<u8>)>>,
+    /// The cores' parts, verified, where they are held in memory.
+    held: OnceLock<BTreeMap<usize, Vec<u8>>>,
     /// What instances need first; not looked for yet, or none.
     working_set: Mutex<Option<Option<Arc<WorkingSet>>>>,
 }
@@ -38,6 +40,7 @@ impl Opened {
             digests,
             pieces,
             leaves: Mutex::default(),
+            held: OnceLock::new(),
             working_set: Mutex::default(),
         }))
     }
@@ -60,8 +63,40 @@ impl Opened {
         grown.write(self)
     }
 
+    /// Reads the memory of all its processes, verified, and holds it from now on.
+    pub fn hold(&self) -> Result<()> {
+        if self.held.get().is_some() {
+            return Ok(());
+        }
+        let sizes: Vec<u64> = self.digests.parts().map(|part| part.bytes).collect();
+        let parts = self.core_parts();
+        let wanted: Vec<_> = parts.iter().map(|part| (*part, 0..sizes[*part])).collect();
+        // Pages of zeroes are never written, and take no memory.
+        let held = parts
+            .iter()
+            .map(|part| (*part, Mutex::new(vec![0; sizes[*part] as usize])));
+        let held: BTreeMap<usize, Mutex<Vec<u8>>> = held.collect();
+        self.digests
+            .read_leaves(&self.pieces, &wanted, processors(), |part, offset, bytes| {
+                let mut whole = locked(&held[&part]);
+                let own = &mut whole[offset as usize..][..bytes.len()];
+                data_runs(bytes).for_each(|run| own[run.clone()].copy_from_slice(&bytes[run]));
+                Ok(())
+            })?;
+        let held = held.into_iter().map(|(part, whole)| {
+            let whole = whole.into_inner().unwrap_or_else(PoisonError::into_inner);
+            (part, whole)
+        });
+        self.held.get_or_init(|| held.collect());
+        Ok(())
+    }
+
     /// Shows a verified leaf, or as much of it as there is.
     pub fn with_leaf<T>(&self, part: usize, offset: u64, see: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        if let Some(whole) = self.held.get().and_then(|held| held.get(&part)) {
+            let rest = &whole[offset as usize..];
+            return Ok(see(&rest[..rest.len().min(LEAF)]));
+        }
         let mut leaves = locked(&self.leaves);
         if let Some((_, _, content)) = leaves.iter().find(|leaf| (leaf.0, leaf.1) == (part, offset)) {
             return Ok(see(content));
