@@ -12,14 +12,16 @@
 
 use crate::cgroup;
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::identity;
 use crate::ids::HostPid;
 use crate::proc;
 use crate::sys::exec::{self, Program};
 use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs, Forked};
 use crate::sys::{Sys, blob, fd as sysfd};
-use crate::target::{Instance, Phase, PidMode, RunOptions, Stdio};
+use crate::target::{Identity, Instance, Phase, PidMode, RunOptions, Stdio};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -59,6 +61,8 @@ pub struct Place {
     pub names: Option<(String, String)>,
     /// Text for `timens_offsets`; makes a time namespace.
     pub clock_offsets: Option<String>,
+    /// Files in the instance's own directory ([`identity`]): path and content.
+    pub files: Vec<(CString, String)>,
     /// The PID it must get (in its innermost namespace).
     pub pid: Option<i32>,
 }
@@ -74,7 +78,7 @@ pub struct Started {
 }
 
 /// What a child reports when a step before exec fails: step and errno.
-const STEPS: [&str; 9] = [
+const STEPS: [&str; 10] = [
     "start",
     "make its mounts private",
     "mount its /proc",
@@ -84,6 +88,7 @@ const STEPS: [&str; 9] = [
     "become its user",
     "execute the program",
     "mount its /dev/pts",
+    "make its directory of values",
 ];
 
 impl Place {
@@ -169,6 +174,7 @@ impl Place {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             mount(Some("proc"), "/proc", Some("proc"), flags, none).map_err(|e| (2, e))?;
             own_terminals().map_err(|e| (8, e))?;
+            self.own_directory().map_err(|e| (9, e))?;
         }
         if let Some((host, domain)) = &self.names {
             nix::unistd::sethostname(host).map_err(|e| (3, e))?;
@@ -178,6 +184,25 @@ impl Place {
             task::unshare_time()
                 .and_then(|()| write_file("/proc/self/timens_offsets", offsets))
                 .map_err(|e| (4, e))?;
+        }
+        Ok(())
+    }
+}
+
+impl Place {
+    /// The directory in which an instance finds what it is, where there is one.
+    fn own_directory(&self) -> Sys<()> {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let options = Some("mode=755,size=8m");
+        match mount(Some("appshot"), identity::DIRECTORY, Some("tmpfs"), flags, options) {
+            Ok(()) => {}
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+        for (path, text) in &self.files {
+            let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CREAT;
+            let fd = nix::fcntl::open(path.as_c_str(), flags, nix::sys::stat::Mode::from_bits_truncate(0o644))?;
+            nix::unistd::write(&fd, text.as_bytes())?;
         }
         Ok(())
     }
@@ -278,6 +303,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         pids: options.pids,
         names: names(options),
         cgroup: group.clone(),
+        files: own_files(&options.name)?,
         ..Place::default()
     };
     let started = start_command(&place, options, &program, stdio.as_ref());
@@ -296,6 +322,14 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
             micros: begin.elapsed().as_micros() as u64,
         }],
     })
+}
+
+fn own_files(name: &str) -> Result<Vec<(CString, String)>> {
+    identity::prepare_host();
+    let files = identity::files(name, &Identity::default())?.into_iter();
+    let files = files.map(|(path, text)| Ok((CString::new(format!("{}/{path}", identity::DIRECTORY))?, text)));
+    let files: std::result::Result<_, std::ffi::NulError> = files.collect();
+    files.or_fail(|| "cannot name the instance's files")
 }
 
 fn names(options: &RunOptions) -> Option<(String, String)> {

@@ -5,6 +5,7 @@ pub mod error;
 pub mod executor;
 pub mod files;
 pub mod freeze;
+pub mod identity;
 pub mod ids;
 pub mod image;
 pub mod ipc;

@@ -3,6 +3,7 @@
 use crate::error::Refusal;
 use crate::ids::HostPid;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The processes a request is about.
@@ -152,6 +153,18 @@ impl Default for Allow {
     }
 }
 
+/// What a new instance has for itself, see [`crate::identity`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Identity {
+    /// It is a clone: nothing that has to be unique is what it was. Its host name is
+    /// its name; `AT_RANDOM` is new; memory marked MADV_WIPEONFORK or MAP_DROPPABLE
+    /// is empty, as a forked process would find it.
+    pub renewed: bool,
+    /// Values for it alone.
+    pub vars: BTreeMap<String, String>,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RestoreOptions {
@@ -161,6 +174,7 @@ pub struct RestoreOptions {
     pub stdio: Stdio,
     pub allow: Allow,
     pub memory: Memory,
+    pub identity: Identity,
     /// For tests: treat this kernel's vdso as another one than the app's.
     #[doc(hidden)]
     #[serde(skip)]

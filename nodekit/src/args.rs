@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use libsnap::error::Result;
 use libsnap::store::{DATA_DIR_ENV, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, RUN_DIR_ENV, Store, use_run_dir};
-use libsnap::target::{Allow, Memory, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy};
+use libsnap::target::{Allow, Identity, Memory, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -177,6 +177,10 @@ pub struct RestoreArgs {
     /// When the app gets its memory
     #[arg(long, value_enum, default_value_t)]
     pub memory: Filling,
+    /// A value for this instance alone, which the app finds in the file
+    /// /run/appshot-instance/vars/NAME; more than once for several
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
+    pub vars: Vec<(String, String)>,
     /// Restore although files that the app uses have changed since
     #[arg(long)]
     pub allow_changed_files: bool,
@@ -205,6 +209,10 @@ impl RestoreArgs {
             name: self.name.clone(),
             pids: self.pids.into(),
             memory: self.memory.into(),
+            identity: Identity {
+                vars: self.vars.iter().cloned().collect(),
+                ..Identity::default()
+            },
             stdio: Stdio::default(),
             allow: Allow {
                 uids: self.allow_uid.clone(),
@@ -217,6 +225,11 @@ impl RestoreArgs {
             ..RestoreOptions::default()
         }
     }
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn mask(text: &str) -> Result<u64, String> {

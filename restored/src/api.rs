@@ -6,7 +6,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
-use libsnap::target::{Allow, Instance, Memory, PidMode, RestoreOptions, Stdio};
+use libsnap::target::{Allow, Identity, Instance, Memory, PidMode, RestoreOptions, Stdio};
 use nodekit::ending;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;
@@ -30,6 +30,8 @@ struct InstanceRequest {
     #[serde(default = "lazy")]
     memory: Memory,
     #[serde(default)]
+    identity: Identity,
+    #[serde(default)]
     allow: Allow,
 }
 
@@ -43,6 +45,7 @@ impl InstanceRequest {
             name: self.name,
             pids: self.pids,
             memory: self.memory,
+            identity: self.identity,
             stdio: Stdio::default(),
             allow: self.allow,
             ..RestoreOptions::default()

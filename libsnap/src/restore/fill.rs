@@ -18,6 +18,7 @@ use super::owed::Owed;
 use super::vdso::Vdso;
 use super::{Cancelled, go_on};
 use crate::error::{OrFail, Result};
+use crate::identity;
 use crate::ids::HostPid;
 use crate::image::records::{Vma, VmaKind};
 use crate::image::{Core, DIGESTS, LEAF, Segment, data_runs, processors};
@@ -35,6 +36,15 @@ const PIECES_MAX: usize = 1024;
 /// Less than this is not worth a thread.
 const SHARED_BYTES_MIN: u64 = 4 << 20;
 
+/// How a process is to get its memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Not all must come before it runs.
+    pub lazy: bool,
+    /// What must not be the same in two instances does not come at all.
+    pub new: bool,
+}
+
 /// A process whose memory is mapped and empty.
 #[derive(Debug)]
 pub struct Empty<'a> {
@@ -45,19 +55,26 @@ pub struct Empty<'a> {
     registered: Vec<Span>,
     /// What may come later, if not all of it: registered too.
     later: Vec<Span>,
-    /// The kernel's own vdso: it is full.
-    kept: Option<Span>,
+    /// The kernel's own vdso, which is full; and what stays empty.
+    kept: Vec<Span>,
     /// By their place in the file.
     segments: Vec<Segment>,
 }
 
 impl<'a> Empty<'a> {
     /// `userfaultfd` is the number under which the process holds one, if it has
-    /// been given one. With `lazy`, not all must come before it runs.
-    pub fn new(pid: HostPid, userfaultfd: i32, core: &'a Core, vdso: &Vdso, lazy: bool) -> Empty<'a> {
+    /// been given one.
+    pub fn new(pid: HostPid, userfaultfd: i32, core: &'a Core, vdso: &Vdso, wanted: Wanted) -> Empty<'a> {
+        let Wanted { lazy, new } = wanted;
         let faults = take(pid, userfaultfd, lazy);
         let vmas = &core.image.vmas;
-        let spans = vmas.iter().filter(|vma| vma.kind == VmaKind::Anon).map(Span::from);
+        let spans = vmas
+            .iter()
+            .filter(|vma| vma.kind == VmaKind::Anon && !(new && is_unique(vma)));
+        let spans = spans.map(Span::from);
+        let unique = vmas.iter().filter(|vma| new && is_unique(vma)).map(Span::from);
+        let mut kept: Vec<Span> = vdso.kept(vmas).map(Span::from).into_iter().chain(unique).collect();
+        kept.sort_unstable_by_key(|span| span.start);
         let worth_it = |span: &Span| stored(&core.segments, *span) >= REGISTERED_BYTES_MIN;
         let registered: Vec<Span> = match &faults {
             Some(faults) => spans
@@ -75,7 +92,7 @@ impl<'a> Empty<'a> {
             faults,
             later: registered.iter().filter(may_wait).copied().collect(),
             registered,
-            kept: vdso.kept(vmas).map(Span::from),
+            kept,
             segments,
         }
     }
@@ -84,6 +101,19 @@ impl<'a> Empty<'a> {
     pub fn left(self) -> Option<(Userfault, Owed)> {
         let owed = Owed::new(&self.core.segments, &self.later);
         self.faults.filter(|_| !owed.is_empty()).map(|faults| (faults, owed))
+    }
+
+    /// New random bytes for the process (AT_RANDOM, getauxval(3)).
+    pub fn renew(&self) -> Result<()> {
+        let auxv = self.core.image.process.mm.auxv.as_chunks::<2>().0;
+        let at = auxv
+            .iter()
+            .find(|[kind, _]| *kind == libc::AT_RANDOM)
+            .map(|[_, at]| *at);
+        let Some(at) = at else { return Ok(()) };
+        let fresh: [u8; 16] = identity::random()?;
+        let pid = self.core.image.process.pid;
+        memory::write(self.pid, at, &fresh).or_fail(|| format!("cannot give process {pid} new random bytes"))
     }
 
     /// What of its core file must be read now: whole leaves that hold anything but
@@ -115,8 +145,7 @@ impl<'a> Empty<'a> {
         let failed = || format!("cannot put memory of process {} back", self.core.image.process.pid);
         let mut written = Vec::new();
         for (address, content) in pieces(&self.segments, offset, bytes) {
-            let kept = self.kept.is_some_and(|kept| (kept.start..kept.end).contains(&address));
-            if kept || within(&self.later, address) {
+            if within(&self.kept, address) || within(&self.later, address) {
                 continue;
             }
             if !self.is_anonymous(address) {
@@ -165,6 +194,11 @@ impl<'a> Empty<'a> {
 fn within(spans: &[Span], address: u64) -> bool {
     let after = spans.partition_point(|span| span.end <= address);
     spans.get(after).is_some_and(|span| span.start <= address)
+}
+
+/// Memory that a forked process would not inherit, because it must not be used twice.
+fn is_unique(vma: &Vma) -> bool {
+    vma.flags.iter().any(|flag| ["wf", "dp"].contains(&flag.as_str()))
 }
 
 /// Whether the mapping's pages may come while the process runs. What is locked has

@@ -29,12 +29,13 @@ mod working_set;
 use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::files::{self, Builder};
+use crate::identity;
 use crate::ids::ShmId;
 use crate::image::{Appshot, processors};
 use crate::ipc;
 use crate::snapshot::Steps;
 use crate::target::{Instance, Memory, PidMode, RestoreOptions};
-use fill::Empty;
+use fill::{Empty, Wanted};
 use opened::Opened;
 use pager::{Left, Pager, Rest};
 use place::{Mapped, Shared};
@@ -110,9 +111,12 @@ fn attempt(opened: &Arc<Opened>, options: &RestoreOptions, begin: Instant, mut p
     phases.start("skeleton")?;
     crate::timed::prune();
     let group = cgroup::create(&name)?;
-    let skeleton = Skeleton::build(shot, options.pids, group.clone())?;
+    let hostname = options.identity.renewed.then_some(name.as_str());
+    let skeleton = Skeleton::build(shot, options.pids, group.clone(), hostname)?;
+    let own = identity::files(&name, &options.identity)?;
     let mut prepared = prepare(opened, skeleton, options, &vdsos, &mut phases)?;
     complete(shot, &mut prepared.skeleton, &mut phases)?;
+    identity::write(&prepared.skeleton.outer_view(), &own)?;
     phases.start("go")?;
     let Prepared { skeleton, pager } = prepared;
     for (at, core) in shot.cores.iter().enumerate() {
@@ -195,7 +199,10 @@ fn prepare(
     script::finish_all(mapping)?;
     phases.start("memory")?;
     let empty = shot.cores.iter().zip(numbers).enumerate();
-    let empty = empty.map(|(at, (core, number))| Empty::new(skeleton.husks[at].pid, number, core, &vdsos[at], lazy));
+    let empty = empty.map(|(at, (core, number))| {
+        let new = options.identity.renewed;
+        Empty::new(skeleton.husks[at].pid, number, core, &vdsos[at], Wanted { lazy, new })
+    });
     let empty: Vec<Empty<'_>> = empty.collect();
     let taking = start_all(&skeleton, shot, |at, script| {
         let process = &shot.cores[at].image.process;
@@ -204,6 +211,9 @@ fn prepare(
     let filled = fill::all(opened, &empty, phases.cancelled);
     script::finish_all(taking)?;
     filled?;
+    if options.identity.renewed {
+        empty.iter().try_for_each(Empty::renew)?;
+    }
     drop(made);
     // No process holds its userfaultfd any more: where nothing is left, what it had
     // registered is ordinary memory again.

@@ -75,7 +75,8 @@ const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
     | libc::PTRACE_O_SUSPEND_SECCOMP;
 
 impl Skeleton {
-    pub fn build(shot: &Appshot, pids: PidMode, group: Option<PathBuf>) -> Result<Skeleton> {
+    /// `hostname` is another one than the app had.
+    pub fn build(shot: &Appshot, pids: PidMode, group: Option<PathBuf>, hostname: Option<&str>) -> Result<Skeleton> {
         let manifest = &shot.manifest;
         let wanted = adopted(&manifest.processes, pids);
         let root = &wanted[0];
@@ -84,11 +85,18 @@ impl Skeleton {
         let ourselves = task::pidfd_open(ourselves).or_fail(|| "cannot open this process")?;
         let own_init = pids == PidMode::New;
         let timeline = Timeline::begin(manifest.clocks);
+        crate::identity::prepare_host();
         let place = Place {
             pids,
             cgroup: group.clone(),
-            names: (pids == PidMode::New).then(|| (manifest.hostname.clone(), manifest.domainname.clone())),
+            names: (pids == PidMode::New).then(|| {
+                let host = hostname.unwrap_or(&manifest.hostname);
+                // As long as a host name may be.
+                let end = host.floor_char_boundary(64);
+                (host[..end].to_owned(), manifest.domainname.clone())
+            }),
             clock_offsets: Some(timeline.offsets()),
+            files: Vec::new(),
             pid: (pids == PidMode::Host).then_some(root.pid.0),
         };
         let first = launch::husk(&place, ourselves.as_fd(), number, OPTIONS);
@@ -176,6 +184,12 @@ impl Skeleton {
     /// The app's root directory as seen from here.
     pub fn view(&self) -> String {
         format!("/proc/{}/root", self.husks[0].pid)
+    }
+
+    /// The root directory of the instance, where the app's is below another one.
+    pub fn outer_view(&self) -> String {
+        let outer = self.init.as_ref().unwrap_or(&self.husks[0]);
+        format!("/proc/{}/root", outer.pid)
     }
 
     /// The process whose IPC namespace is the app's.

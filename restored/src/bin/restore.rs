@@ -71,6 +71,7 @@ fn ask(cli: &Cli, store: Store, client: &Client) -> Result<u8> {
         "name": start.name,
         "pids": options.pids,
         "memory": options.memory,
+        "identity": options.identity,
         "allow": options.allow,
     });
     let instance: Instance = client.post("/v1/instances", &request)?;

@@ -1,0 +1,149 @@
+//! What tells one instance from another, where the app finds it: files in a
+//! directory that each instance has for itself.
+//!
+//! ```text
+//! /run/appshot-instance/
+//!   id           a UUID of this instance
+//!   name         its name
+//!   generation   32 hex digits that no other start or restore of the app has
+//!   vars/NAME    values given for this instance
+//! ```
+//!
+//! A program that keeps random numbers, keys or connections looks at `generation`
+//! before it uses them, and renews them when it is another one. No library is
+//! needed. The directory is a tmpfs in the instance's mount namespace; where the
+//! host has no such directory and none can be made, there is none.
+
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::target::Identity;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Where an instance finds what it is.
+pub const DIRECTORY: &str = "/run/appshot-instance";
+
+const NAME_BYTES_MAX: usize = 128;
+const VALUE_BYTES_MAX: usize = 64 << 10;
+
+/// Makes the mount point; without it instances have no such directory.
+pub fn prepare_host() {
+    if !Path::new(DIRECTORY).exists()
+        && let Err(error) = std::fs::create_dir_all(DIRECTORY)
+    {
+        tracing::debug!(%error, "no {DIRECTORY}");
+    }
+}
+
+/// Random bytes from the kernel.
+pub fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    read.map(|()| bytes).or_fail(|| "cannot get random numbers")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A random UUID (version 4, RFC 9562).
+fn uuid() -> Result<String> {
+    let mut bytes: [u8; 16] = random()?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let text = hex(&bytes);
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &text[part]);
+    Ok(parts.join("-"))
+}
+
+/// The files of a new instance: path below the directory, content.
+pub fn files(name: &str, identity: &Identity) -> Result<Vec<(String, String)>> {
+    let generation = hex(&random::<16>()?);
+    let own = [("id", uuid()?), ("name", name.to_owned()), ("generation", generation)];
+    let mut files: Vec<(String, String)> = own.map(|(file, text)| (file.to_owned(), text + "\n")).to_vec();
+    for (variable, value) in &identity.vars {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        let sound = (1..=NAME_BYTES_MAX).contains(&variable.len())
+            && variable.bytes().all(plain)
+            && !variable.starts_with('.')
+            && value.len() <= VALUE_BYTES_MAX;
+        if !sound {
+            return Err(
+                Error::new(Kind::Usage, format!("the variable {variable:?} is not allowed")).because(format!(
+                    "names have up to {NAME_BYTES_MAX} letters, digits, '_', '-', '.', values up to {VALUE_BYTES_MAX} bytes"
+                )),
+            );
+        }
+        files.push((format!("vars/{variable}"), value.clone()));
+    }
+    Ok(files)
+}
+
+/// Writes the files of an instance, whose root directory is seen at `root`. Where it
+/// has no directory of its own, that is an error only if values were given for it.
+pub fn write(root: &str, files: &[(String, String)]) -> Result<()> {
+    let directory = PathBuf::from(format!("{root}{DIRECTORY}"));
+    if !is_own(&directory) {
+        let vars = files.iter().any(|(path, _)| path.starts_with("vars/"));
+        return match vars {
+            true => Err(Error::new(Kind::Unavailable, "cannot give the instance its values")
+                .because(format!("it has no {DIRECTORY}"))
+                .fix(format!("make that directory (mkdir {DIRECTORY})"))),
+            false => Ok(()),
+        };
+    }
+    let failed = || "cannot tell the instance what it is";
+    let vars = directory.join("vars");
+    if !vars.exists() {
+        std::fs::create_dir(&vars).or_fail(failed)?;
+    }
+    let mut written = files
+        .iter()
+        .map(|(path, text)| std::fs::write(directory.join(path), text));
+    written.try_for_each(|result| result).or_fail(failed)
+}
+
+/// Whether a file system of its own is mounted there.
+fn is_own(directory: &Path) -> bool {
+    let device = |path: &Path| std::fs::symlink_metadata(path).map(|meta| meta.dev()).ok();
+    match (device(directory), directory.parent().and_then(device)) {
+        (Some(own), Some(above)) => own != above,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn each_is_another_one() {
+        let identity = Identity::default();
+        let of =
+            |files: &[(String, String)], name: &str| files.iter().find(|(file, _)| file == name).unwrap().1.clone();
+        let (one, other) = (files("web", &identity).unwrap(), files("web", &identity).unwrap());
+        for file in ["id", "generation"] {
+            assert_ne!(of(&one, file), of(&other, file));
+        }
+        let id = of(&one, "id");
+        assert_eq!((id.len(), id.as_bytes()[14]), (37, b'4'), "{id}");
+        assert_eq!(of(&one, "name"), "web\n");
+    }
+
+    #[test]
+    fn names_of_values_are_names_of_files() {
+        for name in ["", "a/b", "..", ".x", "a b", &"x".repeat(200)] {
+            let vars = BTreeMap::from([(name.to_owned(), String::new())]);
+            let refused = files(
+                "web",
+                &Identity {
+                    vars,
+                    ..Identity::default()
+                },
+            );
+            assert_eq!(refused.unwrap_err().kind, Kind::Usage, "{name:?}");
+        }
+    }
+}
