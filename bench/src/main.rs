@@ -31,7 +31,7 @@ use crate::workload::Workload;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 /// Measures appshot against CRIU on real programs. Runs as root.
@@ -102,11 +102,11 @@ fn end_all_on_interrupt(directories: [PathBuf; 2]) -> Result<()> {
 }
 
 fn measure_all(arguments: &Arguments, place: &Place) -> Result<Report> {
-    let workloads = chosen(place, &arguments.only)?;
+    let preload = workload::beat::build_preloaded(place);
+    let workloads = chosen(place, preload.as_deref(), &arguments.only)?;
     let engines = engine::all(arguments.criu.clone(), place.disk());
     let sides: Vec<Side> = engines.iter().map(|engine| side(&**engine)).collect();
     let floor_ms = floor::measure()?;
-    let preload = workload::beat::build_preloaded(place);
     let meter = Meter {
         place,
         preload: preload.as_deref(),
@@ -124,8 +124,8 @@ fn measure_all(arguments: &Arguments, place: &Place) -> Result<Report> {
     })
 }
 
-fn chosen(place: &Place, only: &[String]) -> Result<Vec<Box<dyn Workload>>> {
-    let mut workloads = workload::all(place);
+fn chosen(place: &Place, preload: Option<&Path>, only: &[String]) -> Result<Vec<Box<dyn Workload>>> {
+    let mut workloads = workload::all(place, preload);
     let names: Vec<&str> = workloads.iter().map(|workload| workload.name()).collect();
     for name in only {
         ensure!(
@@ -133,7 +133,10 @@ fn chosen(place: &Place, only: &[String]) -> Result<Vec<Box<dyn Workload>>> {
             "no workload {name}; there are {names:?}"
         );
     }
-    workloads.retain(|workload| only.is_empty() || only.iter().any(|name| name == workload.name()));
+    workloads.retain(|workload| match only {
+        [] => !workload::FOR_THE_TABLE.contains(&workload.name()),
+        only => only.iter().any(|name| name == workload.name()),
+    });
     Ok(workloads)
 }
 

@@ -16,7 +16,8 @@ const SOURCE: &str = include_str!("../programs/beat.c");
 /// Offsets in the shared file, in words: see `struct shared`.
 const NONCE: u64 = 0;
 const GAP: u64 = 1;
-const COUNT: u64 = 2;
+const FIRST: u64 = 2;
+const COUNT: u64 = 3;
 
 /// Compiles the heartbeat; `None` without a C compiler.
 pub fn build(place: &Place, name: &str, options: &[&str]) -> Option<PathBuf> {
@@ -39,6 +40,7 @@ pub struct Beat {
     name: &'static str,
     kind: &'static str,
     tasks: usize,
+    megabytes: usize,
     program: Option<PathBuf>,
 }
 
@@ -48,8 +50,14 @@ impl Beat {
             name,
             kind,
             tasks,
+            megabytes: 0,
             program: program.clone(),
         }
+    }
+
+    /// The same, holding so much memory besides.
+    pub fn with_memory(self, megabytes: usize) -> Self {
+        Beat { megabytes, ..self }
     }
 }
 
@@ -60,7 +68,7 @@ impl Workload for Beat {
 
     fn about(&self) -> String {
         match self.tasks {
-            1 => "C program that sleeps 100 us and counts".to_owned(),
+            1 => format!("C program that counts ({}), with {} MB", self.kind, self.megabytes),
             n => format!("C program of {n} {} that sleep and count", self.kind),
         }
     }
@@ -77,6 +85,7 @@ impl Workload for Beat {
             program: self.program.clone().context("no heartbeat program")?,
             kind: self.kind,
             tasks: self.tasks,
+            megabytes: self.megabytes,
             nonce: nonce(),
             file: BeatFile::new(place.beat_file(self.name)?)?,
             seen: Mutex::new(0),
@@ -142,6 +151,7 @@ struct Beating {
     program: PathBuf,
     kind: &'static str,
     tasks: usize,
+    megabytes: usize,
     nonce: u64,
     file: BeatFile,
     /// Beats when the original ended.
@@ -173,6 +183,7 @@ impl App for Beating {
         let mut command = detached(&self.program);
         command.arg(&self.file.path).arg(self.nonce.to_string());
         command.arg(self.kind).arg(self.tasks.to_string());
+        command.args((self.megabytes > 0).then(|| self.megabytes.to_string()));
         command
     }
 
@@ -190,7 +201,12 @@ impl App for Beating {
     /// The nonce comes back only from the program's private memory.
     fn forget(&self) -> Result<()> {
         *self.seen.lock().expect("no panic holds it") = self.file.beats()?;
+        self.file.clear(FIRST)?;
         self.file.clear(NONCE)
+    }
+
+    fn first_instruction_ns(&self) -> Result<Option<u64>> {
+        Ok(Some(self.file.get(FIRST)?).filter(|ns| *ns > 0))
     }
 
     fn verify(&self, tree: &[i32]) -> Result<()> {
