@@ -21,13 +21,7 @@ const COUNT: u64 = 3;
 
 /// Compiles the heartbeat; `None` without a C compiler.
 pub fn build(place: &Place, name: &str, options: &[&str]) -> Option<PathBuf> {
-    let source = place.disk().join(format!("{name}.c"));
-    let binary = place.disk().join(name);
-    std::fs::write(&source, SOURCE).ok()?;
-    let mut cc = Command::new("cc");
-    cc.args(["-O2", "-pthread"]).args(options);
-    cc.arg("-o").arg(&binary).arg(&source);
-    crate::command::run(&mut cc, place.disk()).ok().map(|_| binary)
+    crate::command::compile(place.disk(), name, SOURCE, options)
 }
 
 /// The same source as a library to preload.
@@ -104,6 +98,11 @@ impl BeatFile {
     pub fn new(path: PathBuf) -> Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
         Ok(BeatFile { path, file })
+    }
+
+    /// When a bare program noted that it ran; as [`App::first_instruction_ns`].
+    pub fn first_ns(&self) -> Result<Option<u64>> {
+        Ok(Some(self.get(FIRST)?).filter(|ns| *ns > 0))
     }
 
     fn get(&self, word: u64) -> Result<u64> {
@@ -206,7 +205,7 @@ impl App for Beating {
     }
 
     fn first_instruction_ns(&self) -> Result<Option<u64>> {
-        Ok(Some(self.file.get(FIRST)?).filter(|ns| *ns > 0))
+        self.file.first_ns()
     }
 
     fn verify(&self, tree: &[i32]) -> Result<()> {

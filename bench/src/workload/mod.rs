@@ -59,6 +59,11 @@ pub trait App: Sync {
         None
     }
 
+    /// Does it use System V memory?
+    fn system_v(&self) -> bool {
+        false
+    }
+
     /// The heartbeat file, where the program beats by itself.
     fn beat(&self) -> Option<PathBuf> {
         None

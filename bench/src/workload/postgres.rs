@@ -119,10 +119,10 @@ fn until_ready(stream: &mut TcpStream) -> Result<String> {
 
 impl App for Server {
     fn command(&self) -> Command {
-        // The peer wants System V memory in an IPC namespace of the app's own.
-        let mut command = detached("unshare");
-        command.arg("--ipc").arg(program("postgres"));
-        command.env("LD_PRELOAD", &self.preload).env("BENCH_UID", self.uid.to_string());
+        let mut command = detached(program("postgres"));
+        command
+            .env("LD_PRELOAD", &self.preload)
+            .env("BENCH_UID", self.uid.to_string());
         command.arg("-D").arg(&self.data).args(["-p", &self.port.to_string()]);
         command.args(["-h", "127.0.0.1", "-k", "", "-c", "shared_buffers=64MB"]);
         // Workers that come and go would make one run differ from the next.
@@ -137,7 +137,10 @@ impl App for Server {
     }
 
     fn fill(&self) -> Result<()> {
-        let rows = format!("create table t as select n, {} as nonce from generate_series(1, {ROWS}) n", self.nonce);
+        let rows = format!(
+            "create table t as select n, {} as nonce from generate_series(1, {ROWS}) n",
+            self.nonce
+        );
         self.ask(&rows).map(drop)
     }
 
@@ -148,6 +151,10 @@ impl App for Server {
         let written = self.ask("create temporary table u as select * from t; select count(*) from u")?;
         ensure!(written == ROWS.to_string(), "{written} rows written");
         Ok(())
+    }
+
+    fn system_v(&self) -> bool {
+        true
     }
 
     fn port(&self) -> Option<u16> {

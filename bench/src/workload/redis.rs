@@ -157,7 +157,9 @@ impl App for Server {
     fn served(&self) -> Result<u64> {
         let info = net::Redis::connect(self.port)?.ask("INFO stats")?;
         let info = String::from_utf8(info)?;
-        let count = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+        let count = info
+            .lines()
+            .find_map(|line| line.strip_prefix("total_commands_processed:"));
         Ok(count.context("no count of commands")?.trim().parse()?)
     }
 }
