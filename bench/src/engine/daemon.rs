@@ -43,7 +43,11 @@ impl Daemon {
     /// A connection to the daemon, which is started where it does not run.
     fn connect(&self) -> Result<BufReader<UnixStream>> {
         let mut running = self.running.lock().expect("no panic holds it");
-        if running.is_none() {
+        // After a failed round everything was killed, and reaped: an error.
+        let alive = running
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)));
+        if !alive {
             *running = Some(self.start()?);
         }
         let stream = UnixStream::connect(self.socket()).context("cannot reach restored")?;

@@ -33,7 +33,7 @@ impl Lazy {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().context("cannot start criu lazy-pages")?;
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !socket.exists() {
+        while !listens(&socket)? {
             if let Some(status) = child.try_wait()? {
                 bail!("criu lazy-pages: {status}");
             }
@@ -45,6 +45,15 @@ impl Lazy {
         }
         Ok(child)
     }
+}
+
+/// Asked of the kernel: who connects to it counts as a restored process.
+fn listens(socket: &Path) -> Result<bool> {
+    const ACCEPTS: &str = "00010000";
+    let name = socket.file_name().and_then(OsStr::to_str).context("no name")?;
+    let sockets = std::fs::read_to_string("/proc/net/unix")?;
+    let it = |line: &str| line.split_whitespace().nth(3) == Some(ACCEPTS) && line.ends_with(name);
+    Ok(socket.exists() && sockets.lines().any(it))
 }
 
 fn stop(server: Option<Child>) {

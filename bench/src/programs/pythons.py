@@ -9,7 +9,8 @@ import socket
 import sys
 
 PORT, NONCE, CHILDREN = int(sys.argv[1]), sys.argv[2], 64
-DATA = [(number, f"entry {number} of {NONCE}") for number in range(20_000)]
+SHARE = 300
+DATA = [(number, f"entry {number} of {NONCE}") for number in range(CHILDREN * SHARE)]
 
 
 def child(number, end):
@@ -18,7 +19,7 @@ def child(number, end):
     asked = 0
     while end.recv(1):
         asked += 1
-        total = sum(value for value, _ in DATA[number::CHILDREN])
+        total = sum(value for value, _ in DATA[number * SHARE:(number + 1) * SHARE])
         end.sendall(f"{number}:{asked}:{total + len(own)}".encode())
 
 

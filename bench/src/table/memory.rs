@@ -7,7 +7,7 @@ use crate::clock::{millis_between, now_ns};
 use crate::engine::{After, Back, Call, Daemon, Engine};
 use crate::measure::{self, megabytes};
 use crate::pages::Unique;
-use crate::{command, files, net, proc};
+use crate::{command, files, proc};
 use anyhow::{Result, ensure};
 use libsnap::image::Appshot;
 use std::path::Path;
@@ -26,26 +26,31 @@ pub fn image(lab: &Lab<'_>, workload: &str, row: &mut Row) -> Result<()> {
     let ours = Call::new(scratch.path());
     let peer = lab.criu(scratch.path());
     for _ in 0..lab.runs.min(IMAGES) {
-        let app = workload.prepare(lab.place)?;
-        let root = measure::start(&*app, &ours, None)?;
-        let tree = proc::tree(root);
         for (column, engine) in [(Column::Ours, &ours as &dyn Engine), (Column::Peer, &peer)] {
+            // An app for each: a snapshot can leave another one behind than it found.
+            let app = workload.prepare(lab.place)?;
+            let root = measure::start(&*app, engine, None)?;
+            let tree = proc::tree(root);
+            let unique = Unique::of(&tree)?;
+            let before = proc::pss_bytes(&tree);
             let dest = scratch.path().join("appshot");
             let taken = engine.snapshot(root, &dest, After::Run);
             row.push(column, taken.and_then(|_| Ok(megabytes(files::disk_bytes(&dest)?))));
             files::remove(&dest);
+            if column == Column::Ours {
+                row.push(Column::Floor, Ok(megabytes(unique.frame_bytes())));
+            }
+            row.note(format!(
+                "{}, {} processes: {:.1} MB where equal pages of different processes count once too; \
+                 they hold {:.0} MB before the snapshot, {:.0} after it",
+                column.name(),
+                tree.len(),
+                megabytes(unique.content_bytes()),
+                megabytes(before),
+                megabytes(proc::pss_bytes(&tree))
+            ));
+            proc::kill_all_below_me()?;
         }
-        if let Some(port) = app.port() {
-            net::wait_quiet(port)?;
-        }
-        let unique = Unique::of(&tree)?;
-        row.push(Column::Floor, Ok(megabytes(unique.frame_bytes())));
-        row.note(format!(
-            "{} processes; {:.1} MB where equal pages of different processes count once too",
-            tree.len(),
-            megabytes(unique.content_bytes())
-        ));
-        proc::kill_all_below_me()?;
     }
     Ok(())
 }

@@ -83,12 +83,13 @@ fn clones(rows: &[Row]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// The decades around all values; `None` where there are none.
+/// A little more than all values; `None` where there are none.
 fn range(values: impl Iterator<Item = f64>) -> Option<std::ops::Range<f64>> {
+    const MARGIN: f64 = 1.5;
     let values: Vec<f64> = values.filter(|value| *value > 0.0).collect();
     let least = values.iter().copied().min_by(f64::total_cmp)?;
     let most = values.iter().copied().max_by(f64::total_cmp)?;
-    Some(10f64.powf(least.log10().floor())..10f64.powf((most * 1.01).log10().ceil()))
+    Some(least / MARGIN..most * MARGIN)
 }
 
 fn picture(path: &Path, title: &str, axes: (&str, &str), lines: &[Line]) -> Result<()> {
@@ -114,6 +115,7 @@ fn chart(
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 18))
         .margin(14)
+        .margin_right(40)
         .x_label_area_size(44)
         .y_label_area_size(64)
         .build_cartesian_2d(x.log_scale(), y.log_scale())?;
@@ -123,6 +125,8 @@ fn chart(
         .x_desc(axes.0)
         .y_desc(axes.1)
         .label_style(("sans-serif", 13))
+        .x_label_formatter(&|value| value.to_string())
+        .y_label_formatter(&|value| value.to_string())
         .draw()?;
     for line in lines.iter().filter(|line| !line.points.is_empty()) {
         let style = line.colour.stroke_width(2);
@@ -153,7 +157,7 @@ mod tests {
 
     #[test]
     fn axes_hold_all_values() {
-        assert_eq!(range([3.0, 250.0].into_iter()), Some(1.0..1000.0));
+        assert_eq!(range([3.0, 250.0].into_iter()), Some(2.0..375.0));
         assert_eq!(range([0.0].into_iter()), None);
     }
 }

@@ -24,9 +24,11 @@ pub fn markdown(table: &Table) -> String {
 fn line(text: &mut String, row: &Row, all: &[Row]) {
     let cell = |column| told(row.series.get(&column));
     let reach: Vec<String> = row.targets.iter().map(|target| row.told(*target)).collect();
+    // Where more is better a ratio of this kind would mislead.
+    let compares = row.unit != "%";
     let ratio = |column| {
-        row.ratio(column)
-            .map_or_else(|| "-".to_owned(), |r| format!("{}x", number(r)))
+        let ratio = row.ratio(column).filter(|_| compares);
+        ratio.map_or_else(|| "-".to_owned(), |r| format!("{}x", number(r)))
     };
     let above = match (row.median(Column::Ours), row.median(Column::Floor)) {
         (Some(ours), Some(floor)) => format!("{}x", number(ours / floor)),

@@ -11,10 +11,10 @@ use crate::workload::{App, Workload};
 use crate::{measure, net, proc};
 use anyhow::{Context, Result};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Until compilers and allocators have settled.
-const WARM_UP: usize = 5;
+const WARM_UP: Duration = Duration::from_secs(5);
 /// Pairs before the snapshot.
 const BEFORE: usize = 10;
 
@@ -47,7 +47,8 @@ fn side(
     let app = workload.prepare(lab.place)?;
     let root = measure::start(&*app, engine, None)?;
     let tree = proc::tree(root);
-    for _ in 0..WARM_UP {
+    let warm = Instant::now() + WARM_UP;
+    while Instant::now() < warm {
         pair(original, &*app)?;
     }
     let before = (0..BEFORE)

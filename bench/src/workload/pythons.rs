@@ -12,7 +12,8 @@ use std::process::Command;
 const CHILDREN: usize = 64;
 /// What a child adds to its sum: the entries it keeps for itself.
 const OWN: usize = 100;
-const ENTRIES: usize = 20_000;
+/// The entries that a child sums up.
+const SHARE: usize = 300;
 
 #[derive(Debug)]
 pub struct Pythons {
@@ -62,7 +63,7 @@ struct Family {
 
 /// The answer of child `number`, but for how often it was asked.
 fn right(number: usize, told: &str) -> bool {
-    let sum: usize = (number..ENTRIES).step_by(CHILDREN).sum();
+    let sum: usize = (number * SHARE..(number + 1) * SHARE).sum();
     let mut fields = told.split(':');
     fields.next() == Some(&number.to_string()) && fields.nth(1) == Some(&(sum + OWN).to_string())
 }
