@@ -6,6 +6,8 @@ use crate::clock::{millis_between, now_ns};
 use crate::proc;
 use anyhow::{Context, Result, bail, ensure};
 use libsnap::target::Instance;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -158,11 +160,19 @@ impl Engine for Daemon {
     }
 }
 
+/// It is asked to end: killed, it would leave what it keeps ready.
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(mut child) = self.running.lock().expect("no panic holds it").take() {
-            let _ = child.kill();
-            let _ = child.wait();
+        let Some(mut child) = self.running.lock().expect("no panic holds it").take() else {
+            return;
+        };
+        let pid = i32::try_from(child.id()).map(Pid::from_raw);
+        let asked = pid.is_ok_and(|pid| kill(pid, Signal::SIGTERM).is_ok());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while asked && Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
         }
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }

@@ -9,6 +9,8 @@ use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+const LOG: &str = "lazy-pages.log";
+
 #[derive(Debug)]
 pub struct Lazy {
     criu: Criu,
@@ -29,7 +31,7 @@ impl Lazy {
         let socket = work.join("lazy-pages.socket");
         let _ = std::fs::remove_file(&socket);
         let mut command = self.criu.command("lazy-pages", source)?;
-        command.arg("-W").arg(work).arg("-v0");
+        command.arg("-W").arg(work).args(["-v1", "-o", LOG]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().context("cannot start criu lazy-pages")?;
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -89,8 +91,10 @@ impl Engine for Lazy {
         let server = self.serve(source, &work)?;
         *self.server.lock().expect("no panic holds it") = Some(server);
         let options = [OsStr::new("--lazy-pages"), OsStr::new("-W"), work.as_os_str()];
-        self.criu.restore_with(source, &options).inspect_err(|_| {
+        self.criu.restore_with(source, &options).map_err(|error| {
             stop(self.server.lock().expect("no panic holds it").take());
+            let told = std::fs::read_to_string(work.join(LOG)).unwrap_or_default();
+            error.context(format!("criu lazy-pages: {}", told.trim().replace('\n', " | ")))
         })
     }
 

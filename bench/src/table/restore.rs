@@ -64,12 +64,8 @@ pub fn measure(lab: &Lab<'_>, plan: &Plan, row: &mut Row) -> Result<()> {
         (Column::Peer, Box::new(lab.criu(scratch.path()))),
         (Column::PeerLazy, Box::new(Lazy::new(lab.criu(scratch.path())))),
     ];
-    let ours = lab.side(row, Column::Ours, || {
-        store(lab, &*workload, &*sides[0].1, scratch.path())
-    });
-    let peers = lab.side(row, Column::Peer, || {
-        store(lab, &*workload, &*sides[1].1, scratch.path())
-    });
+    let ours = lab.side(row, Column::Ours, || store(lab, workload, &*sides[0].1, scratch.path()));
+    let peers = lab.side(row, Column::Peer, || store(lab, workload, &*sides[1].1, scratch.path()));
     if let Some(stored) = &ours {
         row.size_mb = Some(stored.original_mb);
         if plan.until == Until::Reply {
@@ -92,7 +88,7 @@ pub fn measure(lab: &Lab<'_>, plan: &Plan, row: &mut Row) -> Result<()> {
             if lab.interrupted() || row.hopeless(*column) {
                 continue;
             }
-            let result = restored(&**engine, stored, &*workload, plan);
+            let result = restored(&**engine, stored, workload, plan);
             if result.is_err() {
                 proc::kill_all_below_me()?;
             }
