@@ -70,6 +70,7 @@ static void *tick(void *slot)
         pause_ns(SLOW_NS);
         shared->count[(uintptr_t)slot] = ++count;
     }
+    return slot;
 }
 
 static int open_shared(const char *path)

@@ -143,6 +143,7 @@ static void touch_image(const char *path, size_t bytes)
     if (!pages || !touched)
         return;
     volatile char *image = map(pages * PAGE, MAP_PRIVATE, fd);
+    madvise((void *)image, pages * PAGE, MADV_RANDOM);
     for (size_t i = 0; i < touched; i++) {
         volatile char *page = image + (i * pages / touched) * PAGE;
         if (i % 2)

@@ -128,8 +128,11 @@ fn chart(
         .x_label_formatter(&|value| value.to_string())
         .y_label_formatter(&|value| value.to_string())
         .draw()?;
-    for line in lines.iter().filter(|line| !line.points.is_empty()) {
-        let style = line.colour.stroke_width(2);
+    let drawn: Vec<&Line> = lines.iter().filter(|line| !line.points.is_empty()).collect();
+    for (above, line) in drawn.iter().enumerate() {
+        // The first is the widest: another that lies on it leaves its edges.
+        let width = 2 * u32::try_from(drawn.len() - above)?;
+        let style = line.colour.stroke_width(width);
         chart
             .draw_series(LineSeries::new(line.points.iter().copied(), style))?
             .label(line.name)
@@ -137,7 +140,7 @@ fn chart(
         let dots = line
             .points
             .iter()
-            .map(|point| Circle::new(*point, 4, line.colour.filled()));
+            .map(|point| Circle::new(*point, width + 2, line.colour.filled()));
         chart.draw_series(dots)?;
     }
     chart

@@ -144,6 +144,9 @@ fn restored(engine: &dyn Engine, stored: &Stored, workload: &dyn Workload, plan:
     files::warm_memory(workload.memory_bytes());
     if plan.cold {
         files::drop_caches()?;
+    } else {
+        // Again each time: where memory is short, other images have driven it out.
+        files::warm_cache(&stored.dir)?;
     }
     let (back, millis) = match plan.until {
         Until::FirstInstruction => {

@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 
 /// Until compilers and allocators have settled.
 const WARM_UP: Duration = Duration::from_secs(5);
+/// Pieces of work in a pair, one by each in turn: a collection of garbage falls into some.
+const PIECES: usize = 5;
 /// Pairs before the snapshot.
-const BEFORE: usize = 10;
+const BEFORE: usize = 20;
 
 pub fn measure(lab: &Lab<'_>, workload: &str, row: &mut Row) -> Result<()> {
     let workload = lab.workload(workload)?;
@@ -70,12 +72,18 @@ fn side(
     engine.end(&back)
 }
 
-/// The original's time for a piece of work, in those of the other app: its speed.
+/// The original's time for the same work, in those of the other app: its speed.
 fn pair(original: &dyn App, app: &dyn App) -> Result<f64> {
+    let (mut originals_ms, mut ours_ms) = (0.0, 0.0);
+    for _ in 0..PIECES {
+        originals_ms += worked_ms(original)?;
+        ours_ms += worked_ms(app)?;
+    }
+    Ok(originals_ms / ours_ms)
+}
+
+fn worked_ms(app: &dyn App) -> Result<f64> {
     let begin_ns = now_ns();
-    original.work()?;
-    let middle_ns = now_ns();
     app.work()?;
-    let end_ns = now_ns();
-    Ok(millis_between(begin_ns, middle_ns) / millis_between(middle_ns, end_ns))
+    Ok(millis_between(begin_ns, now_ns()))
 }

@@ -135,7 +135,7 @@ impl App for Server {
     fn work(&self) -> Result<()> {
         let size = 100 + crate::clock::now_ns() % 3000;
         let mut load = Load::command(self.port);
-        load.args(["-c", "8", "-n", "20000", "-r", "20000", "-t", "set,get"]);
+        load.args(["-c", "8", "-n", "5000", "-r", "20000", "-t", "set,get"]);
         load.args(["-d", &size.to_string()]);
         let status = load.status().context("cannot start redis-benchmark")?;
         ensure!(status.success(), "redis-benchmark: {status}");
