@@ -72,6 +72,29 @@ impl Watchdog {
     }
 }
 
+/// The same command, started by another one. Reads and writes nothing.
+pub fn below(outer: &[&str], inner: &Command) -> Command {
+    let mut command = Command::new(outer[0]);
+    command
+        .args(&outer[1..])
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    command.env_clear().current_dir("/");
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// Compiles a C program in `dir`; `None` without a C compiler.
+pub fn compile(dir: &Path, name: &str, text: &str, options: &[&str]) -> Option<PathBuf> {
+    let (source, binary) = (dir.join(format!("{name}.c")), dir.join(name));
+    std::fs::write(&source, text).ok()?;
+    let mut cc = Command::new("cc");
+    cc.args(["-O2", "-pthread"]).args(options);
+    cc.arg("-o").arg(&binary).arg(&source);
+    run(&mut cc, dir).ok().map(|_| binary)
+}
+
 /// Finds a program on the PATH.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

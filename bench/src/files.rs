@@ -1,8 +1,9 @@
 //! What a snapshot leaves on disk: its size, its durability, its warmth.
 
 use crate::clock::{millis_between, now_ns};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -40,9 +41,30 @@ pub fn sync(path: &Path) -> Result<f64> {
 /// Reads every file, so that the page cache holds it.
 pub fn warm_cache(path: &Path) -> Result<()> {
     for file in below(path)?.iter().filter(|file| file.is_file()) {
-        std::io::copy(&mut File::open(file)?, &mut std::io::sink())?;
+        read_millis(file, u64::MAX)?;
     }
     Ok(())
+}
+
+/// Forgets every file: the next who reads one goes to the disk.
+pub fn drop_caches() -> Result<()> {
+    nix::unistd::sync();
+    Ok(fs::write("/proc/sys/vm/drop_caches", "3")?)
+}
+
+/// The file that holds the most.
+pub fn largest(path: &Path) -> Result<PathBuf> {
+    let size = |file: &PathBuf| fs::metadata(file).map_or(0, |metadata| metadata.len());
+    below(path)?.into_iter().max_by_key(size).context("no file")
+}
+
+/// Milliseconds of reading so many bytes of a file, from its begin.
+pub fn read_millis(path: &Path, bytes: u64) -> Result<f64> {
+    let begin_ns = now_ns();
+    let mut buffer = vec![0; 1 << 20];
+    let mut head = File::open(path)?.take(bytes);
+    while head.read(&mut buffer)? > 0 {}
+    Ok(millis_between(begin_ns, now_ns()))
 }
 
 /// Touches as much memory as will be needed: a virtual machine may have given

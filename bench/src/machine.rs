@@ -1,8 +1,8 @@
 //! The machine that the figures are worth something on.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Machine {
     pub cpu: String,
     pub cpus: usize,

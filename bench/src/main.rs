@@ -6,6 +6,7 @@
 //!      ── engine     by whom: our call, our command, the peer's command
 //!      ── measure    one round of one workload on one side
 //!      ── report     Markdown and JSON
+//!      ── table      the rows that are to be reached, each with its floor
 //! ```
 #![forbid(unsafe_code)]
 
@@ -17,10 +18,12 @@ mod floor;
 mod machine;
 mod measure;
 mod net;
+mod pages;
 mod place;
 mod proc;
 mod report;
 mod stats;
+mod table;
 mod workload;
 
 use crate::engine::Engine;
@@ -31,7 +34,7 @@ use crate::workload::Workload;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 /// Measures appshot against CRIU on real programs. Runs as root.
@@ -40,22 +43,32 @@ struct Arguments {
     /// The peer's binary; by default `criu` on the PATH.
     #[arg(long, value_name = "PATH")]
     criu: Option<PathBuf>,
-    /// Rounds of each workload on each side.
-    #[arg(long, default_value_t = 10)]
-    runs: usize,
-    /// Only these workloads.
+    /// The table of what is to be reached, instead of the comparison of workloads.
+    #[arg(long)]
+    table: bool,
+    /// Rounds of each workload on each side; by default 10, in the table 50, or
+    /// 10 for gigabytes.
+    #[arg(long)]
+    runs: Option<usize>,
+    /// Only these workloads, or rows of the table.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Where appshots are written.
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
-    /// Writes every single figure to this file.
+    /// Writes every single figure to this file; rows of the table that it holds
+    /// already and that are not measured now stay.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Writes the report to this file; by default to the standard output.
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Draws the pictures of the table into this directory.
+    #[arg(long, value_name = "DIR", requires = "table")]
+    pictures: Option<PathBuf>,
 }
+
+const RUNS: usize = 10;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -69,6 +82,17 @@ fn compare(arguments: &Arguments) -> Result<()> {
     place::enter()?;
     let place = Place::new(&arguments.dir)?;
     end_all_on_interrupt(place.directories())?;
+    if arguments.table {
+        let request = table::Request {
+            criu: arguments.criu.clone(),
+            runs: arguments.runs,
+            only: &arguments.only,
+            json: arguments.json.as_deref(),
+            markdown: arguments.markdown.as_deref(),
+            pictures: arguments.pictures.as_deref(),
+        };
+        return table::run(&request, &place);
+    }
     let report = measure_all(arguments, &place)?;
     drop(place);
     if let Some(path) = &arguments.json {
@@ -102,30 +126,31 @@ fn end_all_on_interrupt(directories: [PathBuf; 2]) -> Result<()> {
 }
 
 fn measure_all(arguments: &Arguments, place: &Place) -> Result<Report> {
-    let workloads = chosen(place, &arguments.only)?;
+    let preload = workload::beat::build_preloaded(place);
+    let workloads = chosen(place, preload.as_deref(), &arguments.only)?;
     let engines = engine::all(arguments.criu.clone(), place.disk());
     let sides: Vec<Side> = engines.iter().map(|engine| side(&**engine)).collect();
     let floor_ms = floor::measure()?;
-    let preload = workload::beat::build_preloaded(place);
     let meter = Meter {
         place,
         preload: preload.as_deref(),
     };
+    let runs = arguments.runs.unwrap_or(RUNS);
     let measured = workloads
         .iter()
-        .map(|workload| measured(arguments.runs, &meter, &**workload, &engines, &sides))
+        .map(|workload| measured(runs, &meter, &**workload, &engines, &sides))
         .collect();
     Ok(Report {
         machine: machine::Machine::read(),
-        runs: arguments.runs,
+        runs,
         floor_ms,
         sides,
         workloads: measured,
     })
 }
 
-fn chosen(place: &Place, only: &[String]) -> Result<Vec<Box<dyn Workload>>> {
-    let mut workloads = workload::all(place);
+fn chosen(place: &Place, preload: Option<&Path>, only: &[String]) -> Result<Vec<Box<dyn Workload>>> {
+    let mut workloads = workload::all(place, preload);
     let names: Vec<&str> = workloads.iter().map(|workload| workload.name()).collect();
     for name in only {
         ensure!(
@@ -133,7 +158,10 @@ fn chosen(place: &Place, only: &[String]) -> Result<Vec<Box<dyn Workload>>> {
             "no workload {name}; there are {names:?}"
         );
     }
-    workloads.retain(|workload| only.is_empty() || only.iter().any(|name| name == workload.name()));
+    workloads.retain(|workload| match only {
+        [] => !workload::FOR_THE_TABLE.contains(&workload.name()),
+        only => only.iter().any(|name| name == workload.name()),
+    });
     Ok(workloads)
 }
 

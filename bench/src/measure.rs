@@ -2,7 +2,8 @@
 //! order in which it happens, and nothing left behind.
 
 use crate::clock::{millis_between, now_ns};
-use crate::engine::{Back, Engine};
+use crate::command::below;
+use crate::engine::{After, Back, Engine};
 use crate::place::Place;
 use crate::workload::beat::BeatFile;
 use crate::workload::{App, Workload};
@@ -74,12 +75,12 @@ impl Meter<'_> {
         let dest = self.place.disk().join("appshot");
         let mut guard = Guard::new(&dest);
         let app = workload.prepare(self.place)?;
-        let root = start(&*app, None)?;
+        let root = start(&*app, engine, None)?;
         let originals = proc::tree(root);
         figures.original_mb = Some(megabytes(proc::pss_bytes(&originals)));
 
         files::warm_memory(workload.memory_bytes());
-        let taken = engine.snapshot(root, &dest, false).context("snapshot")?;
+        let taken = engine.snapshot(root, &dest, After::End).context("snapshot")?;
         proc::wait_gone(&originals, Duration::from_secs(5)).context("after the snapshot")?;
         figures.snapshot_ms = Some(taken.millis);
         figures.snapshot_phases = taken.phases;
@@ -113,7 +114,7 @@ impl Meter<'_> {
             (None, None) => bail!("needs cc, for the heartbeat to preload"),
         };
         let beat = BeatFile::new(path)?;
-        let root = start(&*app, preload.map(|library| (library, beat.path.as_path())))?;
+        let root = start(&*app, engine, preload.map(|library| (library, beat.path.as_path())))?;
         beat.wait_beating()?;
 
         beat.clear_gap()?;
@@ -121,7 +122,7 @@ impl Meter<'_> {
         figures.undisturbed_ms = Some(beat.gap_millis()?);
         files::warm_memory(workload.memory_bytes());
         beat.clear_gap()?;
-        let taken = engine.snapshot(root, &dest, true)?;
+        let taken = engine.snapshot(root, &dest, After::Run)?;
         let frozen_ms = beat.gap_millis()?;
         app.answers().context("the original, after the snapshot")?;
         app.verify(&proc::tree(root))
@@ -135,8 +136,12 @@ impl Meter<'_> {
 }
 
 /// Starts an app, fills it, and waits until it holds no connection.
-fn start(app: &dyn App, beat: Option<(&Path, &Path)>) -> Result<i32> {
+/// `beat` is the heartbeat's library and file.
+pub fn start(app: &dyn App, engine: &dyn Engine, beat: Option<(&Path, &Path)>) -> Result<i32> {
     let mut command = app.command();
+    if app.system_v() && engine.wants_ipc_namespace() {
+        command = below(&["unshare", "--ipc"], &command);
+    }
     if let Some((library, file)) = beat {
         command.env("LD_PRELOAD", library).env("BENCH_BEAT", file);
     }
@@ -160,7 +165,7 @@ fn start(app: &dyn App, beat: Option<(&Path, &Path)>) -> Result<i32> {
 }
 
 /// Restores, and asks from the beginning until the first answer.
-fn restore_and_ask(app: &dyn App, engine: &dyn Engine, source: &Path) -> (Result<Back>, Result<u64>) {
+pub fn restore_and_ask(app: &dyn App, engine: &dyn Engine, source: &Path) -> (Result<Back>, Result<u64>) {
     let given_up = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| first_answer_ns(app, &given_up));
@@ -170,7 +175,8 @@ fn restore_and_ask(app: &dyn App, engine: &dyn Engine, source: &Path) -> (Result
     })
 }
 
-fn first_answer_ns(app: &dyn App, given_up: &AtomicBool) -> Result<u64> {
+/// When the app first answers right.
+pub fn first_answer_ns(app: &dyn App, given_up: &AtomicBool) -> Result<u64> {
     let deadline = Instant::now() + ANSWER_LIMIT;
     loop {
         match app.answers() {
@@ -183,18 +189,18 @@ fn first_answer_ns(app: &dyn App, given_up: &AtomicBool) -> Result<u64> {
     }
 }
 
-fn megabytes(bytes: u64) -> f64 {
+pub fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
 /// Ends everything that a round started, however it went.
-struct Guard<'a> {
+pub struct Guard<'a> {
     dest: &'a Path,
     cgroup: Option<PathBuf>,
 }
 
 impl<'a> Guard<'a> {
-    fn new(dest: &'a Path) -> Self {
+    pub fn new(dest: &'a Path) -> Self {
         Guard { dest, cgroup: None }
     }
 

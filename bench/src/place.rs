@@ -6,6 +6,8 @@
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -20,6 +22,8 @@ impl Place {
     pub fn new(parent: &Path) -> Result<Self> {
         let disk = TempDir::with_prefix_in("appshot-bench-", parent)
             .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
+        // A server that runs as another user has its directory below.
+        std::fs::set_permissions(disk.path(), Permissions::from_mode(0o711))?;
         let shm = TempDir::with_prefix_in("appshot-bench-", "/dev/shm")?;
         Ok(Place { disk, shm })
     }

@@ -46,19 +46,56 @@ pub fn tree(root: i32) -> Vec<i32> {
 
 /// Proportional set size of the processes, in bytes.
 pub fn pss_bytes(pids: &[i32]) -> u64 {
-    pids.iter().filter_map(|pid| pss_of(*pid)).sum()
+    pids.iter().filter_map(|pid| rollup_bytes(*pid, "Pss:")).sum()
 }
 
-fn pss_of(pid: i32) -> Option<u64> {
+/// Bytes that the processes touch while `while_asking` runs: what had its
+/// accessed bit set since they all were cleared.
+pub fn touched_bytes(pids: &[i32], while_asking: impl FnOnce() -> Result<()>) -> Result<u64> {
+    for pid in pids {
+        fs::write(format!("/proc/{pid}/clear_refs"), "1")?;
+    }
+    while_asking()?;
+    Ok(pids.iter().filter_map(|pid| rollup_bytes(*pid, "Referenced:")).sum())
+}
+
+/// One field of a process's smaps, over all of its mappings.
+fn rollup_bytes(pid: i32, field: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find(|line| line.starts_with("Pss:"))?;
+    let line = text.lines().find(|line| line.starts_with(field))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// Memory of a process's page tables.
+pub fn page_table_bytes(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmPTE:"))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The name of a process; empty where there is none.
+pub fn name(pid: i32) -> String {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    comm.trim_end().to_owned()
+}
+
+/// Bytes that only these processes hold: what each wrote since it was forked.
+pub fn private_bytes(pids: &[i32]) -> u64 {
+    pids.iter().filter_map(|pid| rollup_bytes(*pid, "Private_Dirty:")).sum()
 }
 
 /// Threads of one process.
 pub fn threads(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+/// Kills these processes. Who is gone already is no failure.
+pub fn kill_tree(pids: &[i32]) {
+    for pid in pids {
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
 }
 
 /// Kills and reaps whatever is still below this process. All it ever starts
@@ -68,9 +105,7 @@ pub fn kill_all_below_me() -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let left: Vec<i32> = tree(me).into_iter().filter(|pid| *pid != me).collect();
-        for pid in &left {
-            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-        }
+        kill_tree(&left);
         if !reap() && left.is_empty() {
             return Ok(());
         }

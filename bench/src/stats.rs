@@ -1,4 +1,4 @@
-//! Median, 90th percentile, and ratios pair by pair.
+//! Median, 90th and 99th percentile, and ratios pair by pair.
 
 use serde::Serialize;
 
@@ -8,6 +8,7 @@ pub struct Summary {
     pub n: usize,
     pub median: f64,
     pub p90: f64,
+    pub p99: f64,
 }
 
 impl Summary {
@@ -16,12 +17,13 @@ impl Summary {
             n: values.len(),
             median: quantile(values, 0.5)?,
             p90: quantile(values, 0.9)?,
+            p99: quantile(values, 0.99)?,
         })
     }
 }
 
 /// The quantile by linear interpolation between the two nearest ranks.
-fn quantile(values: &[f64], q: f64) -> Option<f64> {
+pub fn quantile(values: &[f64], q: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let last = sorted.len().checked_sub(1)?;

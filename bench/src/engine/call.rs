@@ -1,12 +1,12 @@
 //! Ours, as a daemon uses it: one library call, in a process of its own per
 //! operation. The time is that of the call, without starting the process.
 
-use super::{Back, Engine, Taken};
+use super::{After, Back, Engine, Taken};
 use crate::clock::{millis_between, now_ns};
 use crate::command::run;
 use anyhow::{Context, Result, bail};
 use libsnap::ids::HostPid;
-use libsnap::target::{PidMode, RestoreOptions, SnapshotOptions, Target};
+use libsnap::target::{PidMode, RestoreOptions, SnapshotOptions, Target, TcpPolicy};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -56,10 +56,9 @@ impl Engine for Call {
             .then(|| "the engine, which is not built yet".to_owned())
     }
 
-    fn snapshot(&self, root: i32, dest: &Path, leave_running: bool) -> Result<Taken> {
+    fn snapshot(&self, root: i32, dest: &Path, after: After) -> Result<Taken> {
         let (root, dest) = (root.to_string(), dest.to_string_lossy());
-        let after = if leave_running { "leave-running" } else { "end" };
-        self.operate(&["snapshot", &dest, &root, after])
+        self.operate(&["snapshot", &dest, &root, after.name()])
     }
 
     fn restore(&self, source: &Path) -> Result<Back> {
@@ -73,7 +72,8 @@ pub fn operate(arguments: &[String]) -> Option<Result<()>> {
     let (first, rest) = arguments.split_first()?;
     (first == OPERATE).then(|| match rest {
         [what, dest, root, after] if what == "snapshot" => {
-            print_json(&snapshot(Path::new(dest), root.parse()?, after == "leave-running")?)
+            let after = After::named(after).context("no such end")?;
+            print_json(&snapshot(Path::new(dest), root.parse()?, after)?)
         }
         [what, source] if what == "restore" => print_json(&restore(Path::new(source))?),
         _ => bail!("not an operation: {rest:?}"),
@@ -85,10 +85,16 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
     Ok(())
 }
 
-fn snapshot(dest: &Path, root: i32, leave_running: bool) -> Result<Taken> {
+fn snapshot(dest: &Path, root: i32, after: After) -> Result<Taken> {
     let target = Target::Pid(HostPid(root));
+    let tcp = match after {
+        // Its appshot shows them closed; the running app keeps them.
+        After::Serve => TcpPolicy::Close,
+        After::End | After::Run => TcpPolicy::default(),
+    };
     let options = SnapshotOptions {
-        leave_running,
+        leave_running: after != After::End,
+        tcp,
         ..SnapshotOptions::default()
     };
     let begin_ns = now_ns();
@@ -109,6 +115,7 @@ fn restore(source: &Path) -> Result<Back> {
     let begin_ns = now_ns();
     let instance = libsnap::restore::restore(source, &options)?;
     Ok(Back {
+        name: instance.name.clone(),
         begin_ns,
         millis: millis_between(begin_ns, now_ns()),
         root: instance.child().0,

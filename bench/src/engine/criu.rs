@@ -1,16 +1,17 @@
 //! The peer, by its command line, as fast as it goes: quiet, and with its
 //! kernel probes cached on the tmpfs at /run.
 
-use super::{Back, Engine, Taken};
+use super::{After, Back, Engine, Taken};
 use crate::command::{Done, find, run, version};
 use anyhow::{Context, Result};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[derive(Debug)]
 pub struct Criu {
     binary: Option<PathBuf>,
-    scratch: PathBuf,
+    pub scratch: PathBuf,
 }
 
 impl Criu {
@@ -21,7 +22,8 @@ impl Criu {
         }
     }
 
-    fn command(&self, action: &str, dir: &Path) -> Result<Command> {
+    /// `criu ACTION -D DIR`.
+    pub fn command(&self, action: &str, dir: &Path) -> Result<Command> {
         let binary = self.binary.as_ref().context("no criu binary")?;
         let mut command = Command::new(binary);
         command.args([action, "-D"]).arg(dir);
@@ -58,11 +60,15 @@ impl Engine for Criu {
         (!found).then(fix)
     }
 
-    fn snapshot(&self, root: i32, dest: &Path, leave_running: bool) -> Result<Taken> {
+    fn snapshot(&self, root: i32, dest: &Path, after: After) -> Result<Taken> {
         std::fs::create_dir(dest)?;
         let mut command = self.command("dump", dest)?;
         command.args(["-t", &root.to_string()]);
-        command.args(leave_running.then_some("--leave-running"));
+        command.args((after != After::End).then_some("--leave-running"));
+        if after == After::Serve {
+            // No packet filter: with the app's own sockets open nothing is lost.
+            command.args(["--tcp-established", "--network-lock", "skip"]);
+        }
         let done = self.quietly(command)?;
         Ok(Taken {
             millis: done.millis,
@@ -71,14 +77,26 @@ impl Engine for Criu {
         })
     }
 
+    fn wants_ipc_namespace(&self) -> bool {
+        true
+    }
+
     fn restore(&self, source: &Path) -> Result<Back> {
+        self.restore_with(source, &[])
+    }
+}
+
+impl Criu {
+    /// `criu restore -d`, with more options.
+    pub fn restore_with(&self, source: &Path, options: &[&OsStr]) -> Result<Back> {
         let pidfile = self.scratch.join("criu.pid");
         let _ = std::fs::remove_file(&pidfile);
         let mut command = self.command("restore", source)?;
-        command.arg("-d").arg("--pidfile").arg(&pidfile);
+        command.arg("-d").arg("--pidfile").arg(&pidfile).args(options);
         let done = self.quietly(command)?;
         let root = std::fs::read_to_string(&pidfile)?.trim().parse()?;
         Ok(Back {
+            name: String::new(),
             begin_ns: done.begin_ns,
             millis: done.millis,
             root,

@@ -1,7 +1,7 @@
 //! Ours, as a person uses it: the `appshot` command beside this binary, from
 //! start to exit.
 
-use super::{Back, Engine, Taken};
+use super::{After, Back, Engine, Taken};
 use crate::command::{run, version};
 use anyhow::{Context, Result};
 use libsnap::target::{Instance, SnapshotReport};
@@ -26,8 +26,15 @@ impl FrontEnd {
     /// `appshot WHAT --quiet --format json`, with its records and logs beside
     /// ours.
     fn command(&self, what: &str) -> Command {
+        let mut command = self.plain(what);
+        command.args(["--format", "json"]);
+        command
+    }
+
+    /// `appshot WHAT --quiet`, which prints its results as text.
+    pub fn plain(&self, what: &str) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args([what, "--quiet", "--format", "json"]);
+        command.args([what, "--quiet"]);
         command.env("APPSHOT_DATA_DIR", self.scratch.join("data"));
         command
     }
@@ -53,10 +60,11 @@ impl Engine for FrontEnd {
         (!works).then(fix)
     }
 
-    fn snapshot(&self, root: i32, dest: &Path, leave_running: bool) -> Result<Taken> {
+    fn snapshot(&self, root: i32, dest: &Path, after: After) -> Result<Taken> {
         let mut command = self.command("snapshot");
         command.arg("--to").arg(dest).arg(root.to_string());
-        command.args(leave_running.then_some("--leave-running"));
+        command.args((after != After::End).then_some("--leave-running"));
+        command.args((after == After::Serve).then_some("--tcp=close"));
         let done = run(&mut command, &self.scratch)?;
         let report: SnapshotReport = serde_json::from_str(&done.stdout).context("the snapshot's report")?;
         Ok(Taken {
@@ -73,6 +81,7 @@ impl Engine for FrontEnd {
         let done = run(&mut command, &self.scratch)?;
         let instance: Instance = serde_json::from_str(&done.stdout).context("the restored instance")?;
         Ok(Back {
+            name,
             begin_ns: done.begin_ns,
             millis: done.millis,
             root: instance.child().0,

@@ -3,14 +3,47 @@
 
 mod call;
 mod criu;
+mod daemon;
 mod front_end;
+mod lazy;
 
-pub use call::operate;
+pub use call::{Call, operate};
+pub use criu::Criu;
+pub use daemon::Daemon;
+pub use front_end::FrontEnd;
+pub use lazy::Lazy;
 
+use crate::proc;
 use anyhow::Result;
 use libsnap::target::Phase;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What becomes of an app after its snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    End,
+    Run,
+    /// It runs on, and its clients stay connected.
+    Serve,
+}
+
+impl After {
+    const ALL: [(After, &str); 3] = [(After::End, "end"), (After::Run, "run"), (After::Serve, "serve")];
+
+    fn name(self) -> &'static str {
+        let found = After::ALL.iter().find(|(after, _)| *after == self);
+        found.expect("each has a name").1
+    }
+
+    fn named(name: &str) -> Option<After> {
+        After::ALL
+            .iter()
+            .find(|(_, told)| *told == name)
+            .map(|(after, _)| *after)
+    }
+}
 
 /// A snapshot that was taken.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -25,6 +58,8 @@ pub struct Taken {
 /// An instance that was restored.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Back {
+    /// What its engine calls it.
+    pub name: String,
     /// When the restore began, on the clock of [`crate::clock::now_ns`].
     pub begin_ns: u64,
     pub millis: f64,
@@ -46,12 +81,27 @@ pub trait Engine {
     /// Why it cannot be measured here.
     fn missing(&self) -> Option<String>;
 
-    /// Writes the tree below `root` to `dest`, which does not exist yet, and
-    /// ends it unless it is left running.
-    fn snapshot(&self, root: i32, dest: &Path, leave_running: bool) -> Result<Taken>;
+    /// Does it want System V memory in an IPC namespace of the app's own?
+    fn wants_ipc_namespace(&self) -> bool {
+        false
+    }
+
+    /// Writes the tree below `root` to `dest`, which does not exist yet.
+    fn snapshot(&self, root: i32, dest: &Path, after: After) -> Result<Taken>;
 
     /// Brings back what was written to `source`. Returns while it runs.
     fn restore(&self, source: &Path) -> Result<Back>;
+
+    /// Ends what it brought back, and waits until nothing is left of it.
+    fn end(&self, back: &Back) -> Result<()> {
+        let tree = proc::tree(back.root);
+        proc::kill_tree(&tree);
+        proc::wait_gone(&tree, Duration::from_secs(10))?;
+        match &back.cgroup {
+            Some(cgroup) if cgroup.exists() => Ok(libsnap::cgroup::destroy(cgroup)?),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Every side: ours first, the peer last. `scratch` is for their output.

@@ -16,17 +16,12 @@ const SOURCE: &str = include_str!("../programs/beat.c");
 /// Offsets in the shared file, in words: see `struct shared`.
 const NONCE: u64 = 0;
 const GAP: u64 = 1;
-const COUNT: u64 = 2;
+const FIRST: u64 = 2;
+const COUNT: u64 = 3;
 
 /// Compiles the heartbeat; `None` without a C compiler.
 pub fn build(place: &Place, name: &str, options: &[&str]) -> Option<PathBuf> {
-    let source = place.disk().join(format!("{name}.c"));
-    let binary = place.disk().join(name);
-    std::fs::write(&source, SOURCE).ok()?;
-    let mut cc = Command::new("cc");
-    cc.args(["-O2", "-pthread"]).args(options);
-    cc.arg("-o").arg(&binary).arg(&source);
-    crate::command::run(&mut cc, place.disk()).ok().map(|_| binary)
+    crate::command::compile(place.disk(), name, SOURCE, options)
 }
 
 /// The same source as a library to preload.
@@ -39,6 +34,7 @@ pub struct Beat {
     name: &'static str,
     kind: &'static str,
     tasks: usize,
+    megabytes: usize,
     program: Option<PathBuf>,
 }
 
@@ -48,8 +44,14 @@ impl Beat {
             name,
             kind,
             tasks,
+            megabytes: 0,
             program: program.clone(),
         }
+    }
+
+    /// The same, holding so much memory besides.
+    pub fn with_memory(self, megabytes: usize) -> Self {
+        Beat { megabytes, ..self }
     }
 }
 
@@ -60,7 +62,7 @@ impl Workload for Beat {
 
     fn about(&self) -> String {
         match self.tasks {
-            1 => "C program that sleeps 100 us and counts".to_owned(),
+            1 => format!("C program that counts ({}), with {} MB", self.kind, self.megabytes),
             n => format!("C program of {n} {} that sleep and count", self.kind),
         }
     }
@@ -77,6 +79,7 @@ impl Workload for Beat {
             program: self.program.clone().context("no heartbeat program")?,
             kind: self.kind,
             tasks: self.tasks,
+            megabytes: self.megabytes,
             nonce: nonce(),
             file: BeatFile::new(place.beat_file(self.name)?)?,
             seen: Mutex::new(0),
@@ -95,6 +98,11 @@ impl BeatFile {
     pub fn new(path: PathBuf) -> Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
         Ok(BeatFile { path, file })
+    }
+
+    /// When a bare program noted that it ran; as [`App::first_instruction_ns`].
+    pub fn first_ns(&self) -> Result<Option<u64>> {
+        Ok(Some(self.get(FIRST)?).filter(|ns| *ns > 0))
     }
 
     fn get(&self, word: u64) -> Result<u64> {
@@ -142,6 +150,7 @@ struct Beating {
     program: PathBuf,
     kind: &'static str,
     tasks: usize,
+    megabytes: usize,
     nonce: u64,
     file: BeatFile,
     /// Beats when the original ended.
@@ -173,6 +182,7 @@ impl App for Beating {
         let mut command = detached(&self.program);
         command.arg(&self.file.path).arg(self.nonce.to_string());
         command.arg(self.kind).arg(self.tasks.to_string());
+        command.args((self.megabytes > 0).then(|| self.megabytes.to_string()));
         command
     }
 
@@ -190,7 +200,12 @@ impl App for Beating {
     /// The nonce comes back only from the program's private memory.
     fn forget(&self) -> Result<()> {
         *self.seen.lock().expect("no panic holds it") = self.file.beats()?;
+        self.file.clear(FIRST)?;
         self.file.clear(NONCE)
+    }
+
+    fn first_instruction_ns(&self) -> Result<Option<u64>> {
+        self.file.first_ns()
     }
 
     fn verify(&self, tree: &[i32]) -> Result<()> {

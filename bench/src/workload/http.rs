@@ -1,14 +1,16 @@
-//! A counter behind the HTTP server of python, node and java: one shape, three
-//! languages. The count lives in memory only.
+//! A counter behind the HTTP server of python, node, go and java: one shape,
+//! four languages. The count lives in memory only.
 
 use super::{App, Workload, detached, missing_program, nonce};
 use crate::net;
 use crate::place::Place;
 use anyhow::{Result, ensure};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 const COUNTED: u64 = 7;
+/// Debian's own, not one that a version manager puts in its place.
+pub const PYTHON: &str = "/usr/bin/python3";
 
 /// A server program in some language.
 #[derive(Debug)]
@@ -19,24 +21,37 @@ pub struct Http {
     package: &'static str,
     /// What stands before the port and the nonce.
     arguments: Vec<PathBuf>,
+    /// What runs, where it is not the interpreter.
+    binary: Option<PathBuf>,
     missing: Option<String>,
 }
 
 impl Http {
     pub fn python(place: &Place) -> Self {
         let script = written(place, "server.py", include_str!("../programs/server.py"));
-        // Debian's own, not one that a version manager puts in its place.
-        let program = if Path::new("/usr/bin/python3").exists() {
-            "/usr/bin/python3"
-        } else {
-            "python3"
-        };
-        Http::new("python", program, "python3", vec![script])
+        Http::new("python", PYTHON, "python3", vec![script])
     }
 
     pub fn node(place: &Place) -> Self {
         let script = written(place, "server.js", include_str!("../programs/server.js"));
         Http::new("node", "node", "nodejs", vec![script])
+    }
+
+    pub fn go(place: &Place) -> Self {
+        let source = written(place, "server.go", include_str!("../programs/server.go"));
+        let binary = place.disk().join("go-server");
+        let mut build = Command::new("go");
+        build.args(["build", "-o"]).arg(&binary).arg(source);
+        // The standard library takes many seconds, so it is kept, where the tests keep theirs.
+        let cache = std::env::temp_dir().join("appshot-go-cache");
+        build.env("GO111MODULE", "off").env("GOFLAGS", "").env("GOCACHE", cache);
+        build.env("GOPATH", place.disk().join("go"));
+        let compiled = crate::command::run(&mut build, place.disk());
+        let mut go = Http::new("go", "go", "golang-go", Vec::new());
+        let failed = |e| format!("go (apt-get install golang-go): {e:#}");
+        go.missing = go.missing.or(compiled.err().map(failed));
+        go.binary = Some(binary);
+        go
     }
 
     pub fn java(place: &Place) -> Self {
@@ -64,12 +79,13 @@ impl Http {
             program,
             package,
             arguments,
+            binary: None,
             missing,
         }
     }
 }
 
-fn written(place: &Place, name: &str, text: &str) -> PathBuf {
+pub fn written(place: &Place, name: &str, text: &str) -> PathBuf {
     let path = place.disk().join(name);
     // A program that could not be written fails at start, and says so there.
     let _ = std::fs::write(&path, text);
@@ -82,7 +98,8 @@ impl Workload for Http {
     }
 
     fn about(&self) -> String {
-        let version = crate::command::version(self.program.as_ref(), "--version");
+        let ask = if self.binary.is_some() { "version" } else { "--version" };
+        let version = crate::command::version(self.program.as_ref(), ask);
         format!("HTTP server with a counter; {} {version}", self.package)
     }
 
@@ -94,7 +111,7 @@ impl Workload for Http {
         Ok(Box::new(Server {
             port: net::free_port()?,
             nonce: nonce(),
-            program: self.program,
+            program: self.binary.clone().unwrap_or_else(|| self.program.into()),
             arguments: self.arguments.clone(),
         }))
     }
@@ -107,7 +124,7 @@ impl Workload for Http {
 struct Server {
     port: u16,
     nonce: u64,
-    program: &'static str,
+    program: PathBuf,
     arguments: Vec<PathBuf>,
 }
 
@@ -122,7 +139,7 @@ impl Server {
 
 impl App for Server {
     fn command(&self) -> Command {
-        let mut command = detached(self.program);
+        let mut command = detached(&self.program);
         command.args(&self.arguments);
         command.args([self.port.to_string(), self.nonce.to_string()]);
         command
@@ -145,5 +162,9 @@ impl App for Server {
 
     fn port(&self) -> Option<u16> {
         Some(self.port)
+    }
+
+    fn work(&self) -> Result<()> {
+        net::http_get(self.port, "/work").map(drop)
     }
 }

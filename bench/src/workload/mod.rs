@@ -5,12 +5,14 @@
 pub mod beat;
 mod http;
 mod nginx;
+mod postgres;
+mod pythons;
 mod redis;
 
 use crate::place::Place;
-use anyhow::Result;
-use std::path::PathBuf;
-use std::process::Command;
+use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 /// A program to measure.
 pub trait Workload {
@@ -57,20 +59,89 @@ pub trait App: Sync {
         None
     }
 
+    /// Does it use System V memory?
+    fn system_v(&self) -> bool {
+        false
+    }
+
     /// The heartbeat file, where the program beats by itself.
     fn beat(&self) -> Option<PathBuf> {
         None
     }
+
+    /// When it ran first since [`App::forget`], in nanoseconds of
+    /// CLOCK_REALTIME, where it tells.
+    fn first_instruction_ns(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// Has it do work that allocates and frees much.
+    fn work(&self) -> Result<()> {
+        bail!("it has no work to do")
+    }
+
+    /// Begins to ask it without pause, over connections that stay open.
+    fn load(&self) -> Result<Load> {
+        bail!("there is no load for it")
+    }
+
+    /// Requests served so far.
+    fn served(&self) -> Result<u64> {
+        bail!("it does not count its requests")
+    }
 }
 
-/// Every workload, in the order of the report.
-pub fn all(place: &Place) -> Vec<Box<dyn Workload>> {
+/// Clients that ask until this is dropped.
+#[derive(Debug)]
+pub struct Load {
+    clients: Vec<Child>,
+}
+
+impl Load {
+    /// `redis-benchmark`, quiet.
+    fn command(port: u16) -> Command {
+        let mut command = Command::new("redis-benchmark");
+        command.args(["-q", "-p", &port.to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    /// Does every client still ask?
+    pub fn goes_on(&mut self) -> Result<()> {
+        for client in &mut self.clients {
+            if let Some(status) = client.try_wait()? {
+                bail!("a client gave up: {status}");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for client in &mut self.clients {
+            let _ = client.kill();
+            let _ = client.wait();
+        }
+    }
+}
+
+/// Those that only the table needs: other sizes, and programs made to measure.
+pub const FOR_THE_TABLE: [&str; 5] = ["redis-10mb", "redis-4gb", "spin", "fine", "block-100mb"];
+
+/// Every workload, in the order of the report. `preload` is the heartbeat as a
+/// library.
+pub fn all(place: &Place, preload: Option<&Path>) -> Vec<Box<dyn Workload>> {
     let beat = beat::build(place, "beat", &[]);
     vec![
         Box::new(beat::Beat::new("trivial", "threads", 1, &beat)),
         Box::new(redis::Redis {
             name: "redis-empty",
             keys: 0,
+        }),
+        Box::new(redis::Redis {
+            name: "redis-10mb",
+            keys: 10_000,
         }),
         Box::new(redis::Redis {
             name: "redis-100mb",
@@ -80,12 +151,25 @@ pub fn all(place: &Place) -> Vec<Box<dyn Workload>> {
             name: "redis-1gb",
             keys: 1_000_000,
         }),
+        Box::new(redis::Redis {
+            name: "redis-4gb",
+            keys: 4_000_000,
+        }),
         Box::new(nginx::Nginx),
         Box::new(http::Http::python(place)),
         Box::new(http::Http::node(place)),
+        Box::new(http::Http::go(place)),
         Box::new(http::Http::java(place)),
+        Box::new(postgres::Postgres {
+            preload: preload.map(PathBuf::from),
+        }),
         Box::new(beat::Beat::new("threads-100", "threads", 100, &beat)),
+        Box::new(beat::Beat::new("threads-200", "threads", 200, &beat)),
         Box::new(beat::Beat::new("processes-100", "processes", 100, &beat)),
+        Box::new(pythons::Pythons::new(place)),
+        Box::new(beat::Beat::new("spin", "spin", 1, &beat)),
+        Box::new(beat::Beat::new("fine", "fine", 1, &beat)),
+        Box::new(beat::Beat::new("block-100mb", "threads", 1, &beat).with_memory(100)),
     ]
 }
 
@@ -103,7 +187,6 @@ fn nonce() -> u64 {
 
 /// A command in a session of its own, reading and writing nothing.
 fn detached(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    use std::process::Stdio;
     let mut command = Command::new("setsid");
     command
         .arg(program)

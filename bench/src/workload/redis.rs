@@ -1,9 +1,9 @@
 //! Redis with keys of 1 KiB that do not compress.
 
-use super::{App, Workload, detached, missing_program, nonce};
+use super::{App, Load, Workload, detached, missing_program, nonce};
 use crate::net;
 use crate::place::Place;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::process::Command;
 
 const VALUE_BYTES: usize = 1024;
@@ -28,7 +28,7 @@ impl Workload for Redis {
     }
 
     fn missing(&self) -> Option<String> {
-        missing_program("redis-server", "redis-server")
+        missing_program("redis-server", "redis-server").or_else(|| missing_program("redis-benchmark", "redis-tools"))
     }
 
     fn prepare(&self, _place: &Place) -> Result<Box<dyn App>> {
@@ -129,5 +129,37 @@ impl App for Server {
 
     fn port(&self) -> Option<u16> {
         Some(self.port)
+    }
+
+    /// Values of another size each time: jemalloc has something to do.
+    fn work(&self) -> Result<()> {
+        let size = 100 + crate::clock::now_ns() % 3000;
+        let mut load = Load::command(self.port);
+        load.args(["-c", "8", "-n", "5000", "-r", "20000", "-t", "set,get"]);
+        load.args(["-d", &size.to_string()]);
+        let status = load.status().context("cannot start redis-benchmark")?;
+        ensure!(status.success(), "redis-benchmark: {status}");
+        Ok(())
+    }
+
+    fn load(&self) -> Result<Load> {
+        let reading = ["-t", "get", "-r", "100000"].as_slice();
+        let writing = ["-t", "set", "-r", "10000", "-d", "1024"].as_slice();
+        let start = |arguments: &[&str]| {
+            let mut command = Load::command(self.port);
+            command.args(["-c", "2", "-n", "1000000000"]).args(arguments).spawn()
+        };
+        Ok(Load {
+            clients: vec![start(reading)?, start(writing)?],
+        })
+    }
+
+    fn served(&self) -> Result<u64> {
+        let info = net::Redis::connect(self.port)?.ask("INFO stats")?;
+        let info = String::from_utf8(info)?;
+        let count = info
+            .lines()
+            .find_map(|line| line.strip_prefix("total_commands_processed:"));
+        Ok(count.context("no count of commands")?.trim().parse()?)
     }
 }
