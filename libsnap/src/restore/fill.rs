@@ -202,10 +202,11 @@ fn is_unique(vma: &Vma) -> bool {
 }
 
 /// Whether the mapping's pages may come while the process runs. What is locked has
-/// to be there, and the kernel itself looks at stacks (arguments for `ps`) in ways
-/// that do not wait.
+/// to be there; the kernel itself looks at stacks (arguments for `ps`) in ways
+/// that do not wait; a forked child has the mapping wiped on fork too, but empty.
 fn may_wait(vma: &Vma) -> bool {
-    !vma.flags.iter().any(|flag| ["lo", "gd", "dp"].contains(&flag.as_str()))
+    let at_once = ["lo", "gd", "dp", "wf"];
+    !vma.flags.iter().any(|flag| at_once.contains(&flag.as_str()))
 }
 
 fn take(pid: HostPid, number: i32, events: bool) -> Option<Userfault> {
