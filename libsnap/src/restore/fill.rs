@@ -72,9 +72,6 @@ impl<'a> Empty<'a> {
             .iter()
             .filter(|vma| vma.kind == VmaKind::Anon && !(new && is_unique(vma)));
         let spans = spans.map(Span::from);
-        let unique = vmas.iter().filter(|vma| new && is_unique(vma)).map(Span::from);
-        let mut kept: Vec<Span> = vdso.kept(vmas).map(Span::from).into_iter().chain(unique).collect();
-        kept.sort_unstable_by_key(|span| span.start);
         let worth_it = |span: &Span| stored(&core.segments, *span) >= REGISTERED_BYTES_MIN;
         let registered: Vec<Span> = match &faults {
             Some(faults) => spans
@@ -92,7 +89,7 @@ impl<'a> Empty<'a> {
             faults,
             later: registered.iter().filter(may_wait).copied().collect(),
             registered,
-            kept,
+            kept: untouched(core, vdso, new),
             segments,
         }
     }
@@ -101,19 +98,6 @@ impl<'a> Empty<'a> {
     pub fn left(self) -> Option<(Userfault, Owed)> {
         let owed = Owed::new(&self.core.segments, &self.later);
         self.faults.filter(|_| !owed.is_empty()).map(|faults| (faults, owed))
-    }
-
-    /// New random bytes for the process (AT_RANDOM, getauxval(3)).
-    pub fn renew(&self) -> Result<()> {
-        let auxv = self.core.image.process.mm.auxv.as_chunks::<2>().0;
-        let at = auxv
-            .iter()
-            .find(|[kind, _]| *kind == libc::AT_RANDOM)
-            .map(|[_, at]| *at);
-        let Some(at) = at else { return Ok(()) };
-        let fresh: [u8; 16] = identity::random()?;
-        let pid = self.core.image.process.pid;
-        memory::write(self.pid, at, &fresh).or_fail(|| format!("cannot give process {pid} new random bytes"))
     }
 
     /// What of its core file must be read now: whole leaves that hold anything but
@@ -194,6 +178,25 @@ impl<'a> Empty<'a> {
 fn within(spans: &[Span], address: u64) -> bool {
     let after = spans.partition_point(|span| span.end <= address);
     spans.get(after).is_some_and(|span| span.start <= address)
+}
+
+/// Mappings that get no content, in address order: the kernel's own vdso has it, and
+/// what must not be the same in two instances is empty in a new one.
+pub fn untouched(core: &Core, vdso: &Vdso, new: bool) -> Vec<Span> {
+    let vmas = &core.image.vmas;
+    let kept = vdso.kept(vmas);
+    let untouched = vmas.iter().filter(|vma| kept == Some(*vma) || new && is_unique(vma));
+    untouched.map(Span::from).collect()
+}
+
+/// Gives a process new random bytes (AT_RANDOM, getauxval(3)).
+pub fn renew(husk: HostPid, core: &Core) -> Result<()> {
+    let process = &core.image.process;
+    let auxv = process.mm.auxv.as_chunks::<2>().0;
+    let at = auxv.iter().find(|[kind, _]| *kind == libc::AT_RANDOM);
+    let Some([_, at]) = at else { return Ok(()) };
+    let fresh: [u8; 16] = identity::random()?;
+    memory::write(husk, *at, &fresh).or_fail(|| format!("cannot give process {} new random bytes", process.pid))
 }
 
 /// Memory that a forked process would not inherit, because it must not be used twice.
