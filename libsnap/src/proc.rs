@@ -183,6 +183,12 @@ impl Mapping {
     }
 }
 
+/// All mappings without their flags, which the kernel tells only together with a look
+/// at every page: 15 ms a GiB.
+pub fn maps(pid: HostPid) -> io::Result<Vec<Mapping>> {
+    text(pid, "maps").map(|text| parse_mappings(&text))
+}
+
 /// All mappings with their flags, in address order.
 pub fn mappings(pid: HostPid) -> io::Result<Vec<Mapping>> {
     text(pid, "smaps").map(|text| parse_mappings(&text))

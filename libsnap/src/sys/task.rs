@@ -262,3 +262,16 @@ pub fn unshare_time() -> Sys<()> {
     // SAFETY: only a number is passed.
     check(i64::from(unsafe { libc::unshare(CLONE_NEWTIME) })).map(drop)
 }
+
+/// How willingly a task (0: this thread) lets others go first (getpriority(2)).
+pub fn nice(tid: HostPid) -> Sys<i32> {
+    // SAFETY: only numbers are passed. The bare call answers 20 - nice.
+    let got = check(unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid.0) })?;
+    Ok(20 - got as i32)
+}
+
+/// To less than it was needs CAP_SYS_NICE.
+pub fn set_nice(tid: HostPid, nice: i32) -> Sys<()> {
+    // SAFETY: only numbers are passed.
+    check(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, tid.0, nice) }).map(drop)
+}
