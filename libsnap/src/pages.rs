@@ -386,7 +386,7 @@ mod tests {
     fn what_is_gone_is_left_out() {
         let own = HostPid(std::process::id() as i32);
         let pages = 3000u64;
-        let map = vec![7; ((pages + 1) * PAGE) as usize];
+        let map = vec![7u8; ((pages + 1) * PAGE) as usize];
         let start = (map.as_ptr() as u64).next_multiple_of(PAGE);
         let at = |from: u64, to: u64| Span {
             start: start + from * PAGE,

@@ -143,6 +143,7 @@ impl Precopy {
         }
         let waits = freeze::waits(target)?;
         journal.waits(&waits)?;
+        // N.B. Nothing but two calls a process happens in this stop.
         let frozen = freeze::freeze(target, waits)?;
         let planted = plant_all(&frozen, &chosen, journal);
         journal.left()?;

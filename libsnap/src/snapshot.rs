@@ -68,8 +68,12 @@ const PRECOPY_HALTED_MIN: u64 = 256 << 20;
 const PRECOPY_PROCESS_MIN: u64 = 1 << 20;
 /// How much an app may get between a look at it and its stop.
 const SPARE: u64 = 512 << 10;
+/// Looks at what runs before that is given up.
+const LOOKS: usize = 5;
 /// What writes while the app runs takes a tenth of what the app gets of a processor.
 const NICE: i32 = 10;
+/// As the kernel's own threads that others wait for.
+const URGENT: i32 = -20;
 
 /// [`snapshot`], given up and undone once `cancelled` says so. It is asked at
 /// each step and at each megabyte of memory; not any more once sealing begins.
@@ -135,13 +139,23 @@ pub fn snapshot_unless(
 
 /// Lets others go first.
 fn politely<T>(politely: bool, job: impl FnOnce() -> T) -> T {
-    let own = HostPid(0);
-    let before = task::nice(own).ok().filter(|_| politely);
-    if let Some(before) = before {
-        task::set_nice(own, before.max(NICE)).ok();
+    match politely {
+        true => at_nice(|before| before.max(NICE), job),
+        false => job(),
     }
+}
+
+/// Goes before all others, where it may: an app stands still.
+fn urgently<T>(job: impl FnOnce() -> T) -> T {
+    at_nice(|_| URGENT, job)
+}
+
+fn at_nice<T>(nice: impl FnOnce(i32) -> i32, job: impl FnOnce() -> T) -> T {
+    let own = HostPid(0);
+    let before = task::nice(own).ok();
+    let changed = before.filter(|before| task::set_nice(own, nice(*before)).is_ok());
     let done = job();
-    if let Some(before) = before {
+    if let Some(before) = changed {
         task::set_nice(own, before).ok();
     }
     done
@@ -171,7 +185,12 @@ fn copy_ahead(
     if precopy::anonymous_bytes(&freeze::members(target)?) < all_min || !precopy::works() {
         return Ok(None);
     }
-    if !check(target, options)?.refusals.is_empty() {
+    // What forks and ends meanwhile makes a look fail.
+    let look = || check(target, options).ok();
+    if !(0..LOOKS)
+        .find_map(|_| look())
+        .is_some_and(|report| report.refusals.is_empty())
+    {
         return Ok(None);
     }
     steps.start("plant");
@@ -221,10 +240,12 @@ fn stop(
     steps.start("freeze");
     let waits = freeze::waits(target)?;
     journal.waits(&waits)?;
-    let frozen = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
-    let taken = take(&frozen, request, precopy, seen, stock, journal, steps)
-        .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
-    Ok((frozen, taken))
+    urgently(|| {
+        let frozen = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
+        let taken = take(&frozen, request, precopy, seen, stock, journal, steps)
+            .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
+        Ok((frozen, taken))
+    })
 }
 
 /// What is wanted.
@@ -358,7 +379,8 @@ fn take(
             .because("it ended by itself while it was being stopped")
             .state("the app has ended"));
     }
-    steps.start("look");
+    steps.enter("look");
+    let _still = proc::Still::begin();
     let members = frozen
         .processes
         .iter()
@@ -379,7 +401,7 @@ fn take(
     let filters = Filters::look(frozen, &mut refusals)?;
     let names = survey::host_names(frozen.processes[0].pid, &mut refusals)?;
     refusals.into_result(subject)?;
-    steps.start("capture");
+    steps.enter("capture");
     let mut timeline = Timeline {
         app: survey::clocks(&frozen.at, frozen.processes[0].pid),
         freeze: frozen.at,
@@ -397,7 +419,7 @@ fn take(
         captured.push((record, threads));
     }
     timeline.app.stood_ns = timeline.passed_ns();
-    steps.start("memory");
+    steps.enter("memory");
     let needs = needs(frozen, &spaces, &captured)?;
     let snaplist = snaplist(frozen)?;
     let mut processes = images(frozen, captured, spaces, &snaplist, &table)?;
@@ -743,9 +765,14 @@ impl<'a> Steps<'a> {
     }
 
     pub fn start(&mut self, name: &str) {
+        (self.progress)(name);
+        self.enter(name);
+    }
+
+    /// The same, and nobody is told: they would want the processor for it.
+    fn enter(&mut self, name: &str) {
         self.close();
         crate::sys::moment();
-        (self.progress)(name);
         self.now = Some((name.to_owned(), Instant::now()));
     }
 
