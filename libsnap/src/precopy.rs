@@ -18,6 +18,10 @@
 //! none of these is watched, and all of it is copied in the stop. Which mapping is
 //! watched says the kernel (`uw` in smaps, CHECK_WPASYNC), not its address.
 //!
+//! A watched mapping does not become one with another that is made beside it: an app
+//! that puts mappings together and then calls mremap(2) over several of them gets EFAULT
+//! where it otherwise would not, as long as it is watched. No allocator is known to do so.
+//!
 //! Not watched at all: what the app shares or maps from files; processes that read with
 //! O_DIRECT or by aio, whose pages a device writes without a fault; processes that use
 //! userfaultfds themselves.
@@ -34,6 +38,7 @@ use crate::sys::memory::{self as sys, PAGE, Span};
 use crate::sys::task;
 use crate::sys::uffd::{self, WriteNotes};
 use crate::target::Target;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -67,7 +72,7 @@ pub struct Precopy {
 pub struct Watched {
     pub pid: HostPid,
     start_time: u64,
-    notes: WriteNotes,
+    notes: Option<WriteNotes>,
     /// What `notes` has registered, ascending.
     registered: Vec<Span>,
     core: CoreWriter,
@@ -77,6 +82,9 @@ pub struct Watched {
     rounds: Vec<Arc<Held>>,
     /// What is copied as it was when its last write was noted, ascending.
     copied: Vec<Span>,
+    /// Writes to it may have been told to nobody, or it could not be read after they
+    /// were told: it is copied again whatever the kernel says.
+    doubtful: Vec<Span>,
 }
 
 /// What became of a watched mapping.
@@ -134,9 +142,11 @@ impl Precopy {
     ) -> Result<Option<(Precopy, Duration)>> {
         let begun = Instant::now();
         let pids = freeze::members(target)?;
-        let chosen: Vec<HostPid> = pids
+        let chosen: HashMap<HostPid, Vec<Mapping>> = pids
             .into_iter()
             .filter(|pid| anonymous(*pid) >= bytes_min && can_be_watched(*pid))
+            .map(|pid| (pid, worth_it(pid)))
+            .filter(|(_, maps)| !maps.is_empty())
             .collect();
         if chosen.is_empty() {
             return Ok(None);
@@ -150,7 +160,7 @@ impl Precopy {
         let took = frozen.thaw();
         let mut processes = Vec::new();
         for planted in planted? {
-            processes.extend(planted.watch(writer)?);
+            processes.push(planted.watched(writer)?);
         }
         Ok((!processes.is_empty()).then_some((Precopy { processes, begun }, took)))
     }
@@ -197,6 +207,13 @@ impl Precopy {
         process.is_some_and(|process| process.overlaps(mapping.span()))
     }
 
+    /// Nothing is watched any more. The kernel takes 30 ms a GiB for it.
+    pub fn let_go(&mut self) {
+        for process in &mut self.processes {
+            process.notes = None;
+        }
+    }
+
     pub fn into_processes(self) -> Vec<Watched> {
         self.processes
     }
@@ -238,12 +255,13 @@ struct Planted {
     vpid: VirtualPid,
     start_time: u64,
     notes: WriteNotes,
+    registered: Vec<Span>,
 }
 
-/// Leaves the processes as they were.
-fn plant_all(frozen: &Frozen, chosen: &[HostPid], journal: &mut Journal) -> Result<Vec<Planted>> {
+/// Leaves the processes as they were, but that their memory is watched.
+fn plant_all(frozen: &Frozen, chosen: &HashMap<HostPid, Vec<Mapping>>, journal: &mut Journal) -> Result<Vec<Planted>> {
     let mut beds = Vec::new();
-    for process in frozen.processes.iter().filter(|p| chosen.contains(&p.pid)) {
+    for process in frozen.processes.iter().filter(|p| chosen.contains_key(&p.pid)) {
         // One of its own would be taken for ours, should we die now.
         if userfaultfds(process.pid).is_empty() {
             let gate = executor::find_held_gate(process.pid, &code(process.pid)?)?;
@@ -257,6 +275,7 @@ fn plant_all(frozen: &Frozen, chosen: &[HostPid], journal: &mut Journal) -> Resu
                 pid: process.pid,
                 vpid: process.vpid,
                 start_time: entered.start_time,
+                registered: register(process.pid, &notes, &chosen[&process.pid]),
                 notes,
             })),
             Ok(None) => None,
@@ -292,37 +311,47 @@ fn plant(process: &FrozenProcess, gate: Gate) -> Result<Option<WriteNotes>> {
     planted
 }
 
+/// The anonymous memory of a process that is worth watching.
+fn worth_it(pid: HostPid) -> Vec<Mapping> {
+    let Ok(pagemap) = pages::pagemap(pid) else {
+        return Vec::new();
+    };
+    let mut maps = proc::maps(pid).unwrap_or_default();
+    maps.retain(|map| {
+        let mut found = Vec::new();
+        is_anonymous(map)
+            && map.span().len() >= WATCHED_BYTES_MIN
+            && sys::scan_anonymous(&pagemap, map.span(), &mut found).is_ok()
+            && found.iter().map(Span::len).sum::<u64>() >= WATCHED_BYTES_MIN
+    });
+    maps
+}
+
+/// Has the kernel watch these mappings as far as they are the same, in the stop: part of
+/// one would become a mapping of its own, and mremap(2) takes only one at a time.
+fn register(pid: HostPid, notes: &WriteNotes, chosen: &[Mapping]) -> Vec<Span> {
+    let now = proc::maps(pid).unwrap_or_default();
+    let same = now.iter().filter(|map| chosen.contains(map)).map(Mapping::span);
+    let mut registered = Vec::new();
+    for span in same.filter(|span| notes.register(*span).is_ok()) {
+        pages::push(&mut registered, span);
+    }
+    registered
+}
+
 impl Planted {
-    /// Has the kernel watch the anonymous memory that there is now.
-    fn watch(self, writer: &Writer) -> Result<Option<Watched>> {
-        let Ok(maps) = proc::maps(self.pid) else {
-            return Ok(None);
-        };
-        let Ok(pagemap) = pages::pagemap(self.pid) else {
-            return Ok(None);
-        };
-        let mut registered = Vec::new();
-        for map in maps
-            .iter()
-            .filter(|map| is_anonymous(map) && map.span().len() >= WATCHED_BYTES_MIN)
-        {
-            let mut found = Vec::new();
-            let scanned = sys::scan_anonymous(&pagemap, map.span(), &mut found);
-            let bytes: u64 = found.iter().map(Span::len).sum();
-            if scanned.is_ok() && bytes >= WATCHED_BYTES_MIN && self.notes.register(map.span()).is_ok() {
-                pages::push(&mut registered, map.span());
-            }
-        }
-        Ok(Some(Watched {
+    fn watched(self, writer: &Writer) -> Result<Watched> {
+        Ok(Watched {
             core: writer.core(&crate::snapshot::part_name(self.vpid))?,
             live: Arc::new(Pages::of_running(self.pid)),
             pid: self.pid,
             start_time: self.start_time,
-            notes: self.notes,
-            registered,
+            notes: Some(self.notes),
+            registered: self.registered,
             rounds: Vec::new(),
             copied: Vec::new(),
-        }))
+            doubtful: Vec::new(),
+        })
     }
 }
 
@@ -334,7 +363,7 @@ fn is_anonymous(map: &Mapping) -> bool {
 
 impl Watched {
     /// What was copied into the appshot, newer copies, and what ends the watching.
-    pub fn into_parts(self) -> (CoreWriter, Vec<Arc<Held>>, WriteNotes) {
+    pub fn into_parts(self) -> (CoreWriter, Vec<Arc<Held>>, Option<WriteNotes>) {
         (self.core, self.rounds, self.notes)
     }
 
@@ -364,8 +393,10 @@ impl Watched {
             let mut found = Vec::new();
             for part in pages::pieces(map.span()) {
                 found.clear();
-                // EPERM: the mapping is another one by now.
+                // EPERM: another mapping is in between by now; what lies before it was
+                // told all the same.
                 if sys::scan_and_watch(&pagemap, part, &mut found).is_err() {
+                    self.doubtful = pages::union(&self.doubtful, &[part]);
                     break;
                 }
                 for span in &found {
@@ -387,7 +418,9 @@ impl Watched {
     /// Waits until all is read; what was gone by then is not copied.
     fn settle(&mut self) -> Result<()> {
         self.core.settle()?;
-        self.copied = pages::without(&self.copied, &self.live.take_lost());
+        let lost = self.live.take_lost();
+        self.copied = pages::without(&self.copied, &lost);
+        self.doubtful = pages::union(&self.doubtful, &lost);
         if reads_directly(self.pid) {
             self.copied.clear();
             self.registered.clear();
@@ -402,27 +435,32 @@ impl Watched {
         };
         let (mut changed, mut there) = (Vec::new(), Vec::new());
         for map in self.mappings() {
-            let mut written = Vec::new();
-            if sys::scan_written(&pagemap, map.span(), true, &mut written).is_ok() {
-                there.extend(populated(&pagemap, &written));
-                changed.extend(written);
+            let (whole, mut written) = ([map.span()], Vec::new());
+            if sys::scan_written(&pagemap, map.span(), true, &mut written).is_err() {
+                self.doubtful = pages::union(&self.doubtful, &whole);
+                continue;
             }
+            let written = pages::union(&written, &pages::within(&self.doubtful, &whole));
+            self.doubtful = pages::without(&self.doubtful, &whole);
+            there.extend(populated(&pagemap, &written));
+            changed.extend(written);
         }
         let bytes: u64 = there.iter().map(Span::len).sum();
         let held: u64 = self.rounds.iter().map(|round| round.bytes()).sum();
-        let mut lost = Vec::new();
+        let mut read = there.clone();
         if held + bytes > HELD_MAX {
             self.store(&there)?;
-            lost = self.live.take_lost();
+            read = pages::without(&there, &self.live.take_lost());
         } else if !there.is_empty() {
             let mut stock = Stock::default();
             let mut copies = Copies::default();
             stock.copy(self.pid, &there, &mut copies);
-            there = copies.spans();
+            read = copies.spans();
             self.rounds.push(Arc::new(copies.held(&stock.close())));
         }
         let kept = pages::without(&self.copied, &changed);
-        self.copied = pages::without(&pages::union(&kept, &there), &lost);
+        self.copied = pages::union(&kept, &read);
+        self.doubtful = pages::union(&self.doubtful, &pages::without(&there, &read));
         if reads_directly(self.pid) {
             self.copied.clear();
             self.registered.clear();
@@ -460,6 +498,7 @@ impl Watched {
         }
         let mut written = Vec::new();
         sys::scan_written(pagemap, span, false, &mut written).ok()?;
+        let written = pages::union(&written, &pages::within(&self.doubtful, &[span]));
         let stored = pages::within(&self.copied, &[span]);
         let mut same = Vec::new();
         let mut table = (u64::MAX, false);

@@ -354,8 +354,8 @@ struct TakenProcess {
 struct Stored {
     app: String,
     memory_bytes: u64,
-    /// Closing them takes long: not before the app runs again, or is gone.
-    _notes: Vec<WriteNotes>,
+    /// Closing them takes long: not before the app is gone.
+    _notes: Vec<Option<WriteNotes>>,
 }
 
 fn take(
@@ -675,10 +675,13 @@ fn finish_running(
     request: Request<'_>,
     taken: Taken,
     writer: Writer,
-    precopy: Option<Precopy>,
+    mut precopy: Option<Precopy>,
     steps: &mut Steps<'_>,
 ) -> Result<(Sealed, Stored)> {
     steps.start("write");
+    if let Some(precopy) = &mut precopy {
+        precopy.let_go();
+    }
     let (appshot, manifest, stored) = taken.store(writer, precopy, request.cancelled)?;
     steps.start("seal");
     Ok((appshot.seal(manifest)?, stored))
