@@ -105,6 +105,10 @@ pub struct Snapshot {
     /// Let the app go on; otherwise it ends once the appshot is sealed
     #[arg(long)]
     pub leave_running: bool,
+    /// Copy memory while the app runs, so that it stands still for less [default: for
+    /// large apps]
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, default_missing_value = "yes", value_parser = clap::builder::BoolishValueParser::new())]
+    pub precopy: Option<bool>,
     #[command(flatten)]
     pub policies: Policies,
     #[command(flatten)]
@@ -115,6 +119,7 @@ impl Snapshot {
     pub fn options(&self) -> SnapshotOptions {
         SnapshotOptions {
             leave_running: self.leave_running,
+            precopy: self.precopy,
             ..policies(self.policies)
         }
     }

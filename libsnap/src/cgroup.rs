@@ -126,7 +126,8 @@ pub fn join(group: &Path, pid: HostPid) -> Result<()> {
 /// Processes of the group as the host numbers them.
 pub fn processes(group: &Path) -> Result<Vec<HostPid>> {
     let path = group.join("cgroup.procs");
-    let text = fs::read_to_string(&path).or_fail(|| format!("cannot read {}", path.display()))?;
+    let text = crate::proc::read(&path).or_fail(|| format!("cannot read {}", path.display()))?;
+    let text = String::from_utf8_lossy(&text);
     Ok(text.lines().filter_map(|line| line.parse().ok()).map(HostPid).collect())
 }
 

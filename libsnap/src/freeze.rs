@@ -104,6 +104,8 @@ pub struct Frozen {
     pub since: Instant,
     /// The clocks when the stop began: the freeze, from which all times count.
     pub at: Reading,
+    /// How long they stood, once they are let go.
+    stood: Duration,
     armed: bool,
 }
 
@@ -378,6 +380,7 @@ impl Seized {
             zombies,
             since,
             at: self.at,
+            stood: Duration::ZERO,
             armed: true,
         })
     }
@@ -611,14 +614,15 @@ impl Frozen {
     /// Lets the app go on. Returns how long it stood still.
     pub fn thaw(mut self) -> Duration {
         self.release();
-        self.since.elapsed()
+        self.stood
     }
 
     fn release(&mut self) {
         self.armed = false;
         for thread in self.processes.iter().flat_map(|p| &p.threads) {
-            let Some(wait) = thread.wait else { continue };
-            timed::note(thread.tid, wait.call, wait.end_ns);
+            if thread.wait.is_none() {
+                continue;
+            }
             // Made again, it ends when it would have ended.
             let passed = (clocks::monotonic_ns() - self.at.monotonic_ns) as u64;
             let left_ns = thread.left_ns.map(|left| left.saturating_sub(passed).max(1));
@@ -638,6 +642,13 @@ impl Frozen {
                     Err(Errno::ESRCH) => ended.push((process.pid, thread.tid)),
                     Err(errno) => tracing::error!(tid = thread.tid.0, %errno, "cannot detach"),
                 }
+            }
+        }
+        // For a later snapshot.
+        self.stood = self.since.elapsed();
+        for thread in self.processes.iter().flat_map(|p| &p.threads) {
+            if let Some(wait) = thread.wait {
+                timed::note(thread.tid, wait.call, wait.end_ns);
             }
         }
         // Killed from outside meanwhile: a process ends once its tracer has heard

@@ -6,6 +6,7 @@
 //!     {"begin":{..}}     the app, the appshot         before anything is touched
 //!     {"waits":{..}}     time-outs of its threads     before the cgroup is frozen (by rescuers too)
 //!     {"enter":[..]}     registers, masks, places     before any register changes
+//!     "left"             all that was entered is as it was, and goes on
 //!     "end"              the app ends now             before its first process is killed
 //!
 //!   or, of a start or restore:
@@ -34,6 +35,7 @@ use crate::executor::{self, Executor, Gate};
 use crate::freeze::{self, Frozen, FrozenProcess, FrozenThread, HELD, Waits};
 use crate::ids::HostPid;
 use crate::image;
+use crate::precopy;
 use crate::proc;
 use crate::store::{self, Store};
 use crate::sys::blob;
@@ -64,6 +66,7 @@ enum Line {
     Begin { target: Target, dest: PathBuf },
     Waits(Vec<(HostPid, Wait)>),
     Enter(Vec<Entered>),
+    Left,
     End,
     Birth { name: String },
     Spare { cgroup: PathBuf },
@@ -75,7 +78,8 @@ pub struct Entered {
     pub pid: HostPid,
     pub start_time: u64,
     pub gate: Gate,
-    /// Where the executor stands.
+    /// Where the executor stands; 0 where none does, and the process makes a
+    /// userfaultfd that is closed again.
     pub base: u64,
     /// As they were before.
     pub threads: Vec<FrozenThread>,
@@ -91,6 +95,11 @@ impl Entered {
             base,
             threads: process.threads.clone(),
         })
+    }
+
+    /// Just calls are made through the gate, see [`crate::precopy`].
+    pub fn of_gate(process: &FrozenProcess, gate: Gate) -> Result<Entered> {
+        Entered::new(process, gate, 0)
     }
 
     fn is(&self, pid: HostPid) -> bool {
@@ -169,6 +178,12 @@ impl Journal {
     /// Notes what the processes have, before anything of it changes.
     pub fn enter(&mut self, entered: Vec<Entered>) -> Result<()> {
         self.write(&Line::Enter(entered))
+    }
+
+    /// Notes that every process that was entered is as it was before it goes on: what
+    /// it has then must not be put back later.
+    pub fn left(&mut self) -> Result<()> {
+        self.write(&Line::Left)
     }
 
     /// Notes that the app ends. The appshot is sealed: a failure to note it must
@@ -340,6 +355,7 @@ impl Left {
                 Ok(Line::Begin { target, dest }) => left.begin = Some((target, dest)),
                 Ok(Line::Waits(waits)) => left.waits = waits.into_iter().collect(),
                 Ok(Line::Enter(entered)) => left.entered.extend(entered),
+                Ok(Line::Left) => left.entered.clear(),
                 Ok(Line::End) => left.ended = true,
                 Ok(Line::Birth { name }) => left.birth = Some(name),
                 Ok(Line::Spare { cgroup }) => left.spare = Some(cgroup),
@@ -441,8 +457,12 @@ impl Left {
     }
 }
 
-/// Whether the executor's code stands at `base`, or the page for it.
+/// Whether the executor's code stands at `base`, or the page for it; without one,
+/// whether there is a userfaultfd.
 fn carries(pid: HostPid, base: u64) -> bool {
+    if base == 0 {
+        return !precopy::userfaultfds(pid).is_empty();
+    }
     let code = blob::executor();
     let mut found = vec![0; code.len()];
     let ours = memory::read(pid, base, &mut found).is_ok() && (found == code || found.iter().all(|byte| *byte == 0));
@@ -463,6 +483,9 @@ fn restore(process: &mut FrozenProcess, entered: &Entered) -> Result<()> {
         }
     }
     let main = process.main();
+    if entered.base == 0 {
+        close_ours(process, entered.gate)?;
+    }
     let left = match remains(process.pid, entered.base)? {
         true => main
             .prepare()
@@ -471,6 +494,19 @@ fn restore(process: &mut FrozenProcess, entered: &Entered) -> Result<()> {
     };
     main.recover()?;
     left
+}
+
+/// Closes the userfaultfd that the process made for us: it had none before.
+fn close_ours(process: &FrozenProcess, gate: Gate) -> Result<()> {
+    let main = process.main();
+    for fd in precopy::userfaultfds(process.pid) {
+        let failed = || format!("cannot close a descriptor of ours in pid {}", process.pid);
+        main.prepare()?;
+        let closed = executor::call_through(main.tid, &main.regs, gate, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0]);
+        main.recover()?;
+        closed?.or_fail(failed)?;
+    }
+    Ok(())
 }
 
 /// Whether the thread stands where only we can have sent it: all signals are

@@ -164,6 +164,13 @@ pub fn features() -> Vec<Feature> {
             "CONFIG_USERFAULTFD=y; process_vm_writev is the fallback",
         ),
         feature(
+            "userfaultfd WP_ASYNC",
+            crate::precopy::works(),
+            false,
+            "copying the memory of an app while it runs",
+            "Linux 6.7, CONFIG_PTE_MARKER_UFFD_WP=y; all is copied while the app stands still otherwise",
+        ),
+        feature(
             "time namespace",
             fs::exists("/proc/self/ns/time").unwrap_or(false),
             false,

@@ -14,6 +14,8 @@ pub mod kernel;
 pub mod launch;
 pub mod memory;
 pub mod nsthread;
+pub mod pages;
+pub mod precopy;
 pub mod proc;
 pub mod process;
 pub mod refusals;

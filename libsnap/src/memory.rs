@@ -9,9 +9,11 @@ use crate::error::{Error, OrFail, Result};
 use crate::ids::{HostPid, ShmId};
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
 use crate::image::{CoreWriter, Memory, Writer};
+use crate::pages::{self, Closed, Copies, Held, Pages, Stock};
+use crate::precopy::{Precopy, Watched};
 use crate::proc::Mapping;
 use crate::refusals::Refusals;
-use crate::sys::memory::{self as sys, PAGE, Span};
+use crate::sys::memory::{PAGE, Span};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
@@ -27,10 +29,25 @@ pub type FileKey = (u64, u64);
 #[derive(Debug, Default)]
 pub struct ShmTable {
     ids: HashMap<FileKey, ShmId>,
-    /// Record and a path in our /proc through which the content can be read.
-    entries: Vec<(ShmRecord, String)>,
+    entries: Vec<Object>,
     /// Objects that only we hold, open until they are stored.
     held: Vec<File>,
+}
+
+#[derive(Debug)]
+struct Object {
+    record: ShmRecord,
+    /// A path in our /proc through which the content can be read.
+    source: String,
+    content: Content,
+}
+
+/// What an object holds, by the runs of its record.
+#[derive(Debug)]
+enum Content {
+    Unread,
+    File(File),
+    Held(Vec<u8>),
 }
 
 impl ShmTable {
@@ -48,7 +65,11 @@ impl ShmTable {
             part: None,
         };
         self.ids.insert(key, id);
-        self.entries.push((record, source.to_owned()));
+        self.entries.push(Object {
+            record,
+            source: source.to_owned(),
+            content: Content::Unread,
+        });
         id
     }
 
@@ -62,42 +83,74 @@ impl ShmTable {
     }
 
     pub fn records_mut(&mut self) -> impl Iterator<Item = &mut ShmRecord> {
-        self.entries.iter_mut().map(|(record, _)| record)
+        self.entries.iter_mut().map(|object| &mut object.record)
     }
 
     pub fn into_records(self) -> Vec<ShmRecord> {
-        self.entries.into_iter().map(|(record, _)| record).collect()
+        self.entries.into_iter().map(|object| object.record).collect()
     }
 
-    /// Copies the content of every object into parts of the appshot.
+    /// Finds what every object holds; answers how much that is.
+    pub fn look(&mut self) -> Result<u64> {
+        for object in &mut self.entries {
+            let failed = || format!("cannot read shared memory object {}", object.record.id);
+            let file = File::open(&object.source).or_fail(failed)?;
+            object.record.bytes = file.metadata().or_fail(failed)?.len();
+            object.record.runs = file_runs(&file, object.record.bytes);
+            object.content = Content::File(file);
+        }
+        let runs = self.entries.iter().flat_map(|object| &object.record.runs);
+        Ok(runs.map(|(_, length)| length).sum())
+    }
+
+    /// Copies the content of every object, which need not stand still afterwards.
+    pub fn hold(&mut self) -> Result<()> {
+        for object in &mut self.entries {
+            let bytes: u64 = object.record.runs.iter().map(|(_, length)| length).sum();
+            let mut held = Vec::with_capacity(bytes as usize);
+            object.read(|bytes| {
+                held.extend_from_slice(bytes);
+                Ok(())
+            })?;
+            object.content = Content::Held(held);
+        }
+        Ok(())
+    }
+
+    /// Puts the content of every object into parts of the appshot.
     pub fn store(&mut self, writer: &Writer) -> Result<u64> {
         let mut stored = 0;
-        for (record, source) in &mut self.entries {
-            let failed = || format!("cannot read shared memory object {}", record.id);
-            let file = File::open(&*source).or_fail(failed)?;
-            record.bytes = file.metadata().or_fail(failed)?.len();
-            record.runs = file_runs(&file, record.bytes);
-            if record.runs.is_empty() {
-                continue;
-            }
-            let name = format!("shm-{}.data", record.id);
+        for object in self.entries.iter_mut().filter(|object| !object.record.runs.is_empty()) {
+            let name = format!("shm-{}.data", object.record.id);
             let mut part = writer.blob(&name)?;
-            let mut buffer = vec![0; 1 << 20];
-            for (offset, length) in &record.runs {
-                let (mut at, end) = (*offset, offset + length);
-                while at < end {
-                    let len = (end - at).min(buffer.len() as u64) as usize;
-                    file.read_exact_at(&mut buffer[..len], at).or_fail(failed)?;
-                    part.write_all(&buffer[..len])
-                        .or_fail(|| format!("cannot write {name}"))?;
-                    at += len as u64;
-                }
-                stored += length;
-            }
+            object.read(|bytes| {
+                stored += bytes.len() as u64;
+                part.write_all(bytes).or_fail(|| format!("cannot write {name}"))
+            })?;
             part.finish()?;
-            record.part = Some(name);
+            object.record.part = Some(name);
         }
         Ok(stored)
+    }
+}
+
+impl Object {
+    fn read(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let failed = || format!("cannot read shared memory object {}", self.record.id);
+        let file = match &self.content {
+            Content::Held(bytes) => return take(bytes),
+            Content::File(file) => file,
+            Content::Unread => return Err(Error::failed(failed())),
+        };
+        let mut buffer = vec![0; 1 << 20];
+        for (offset, length) in &self.record.runs {
+            for at in (*offset..offset + length).step_by(buffer.len()) {
+                let len = (offset + length - at).min(buffer.len() as u64) as usize;
+                file.read_exact_at(&mut buffer[..len], at).or_fail(failed)?;
+                take(&buffer[..len])?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -184,11 +237,19 @@ pub struct Tables {
     pub external: Externals,
 }
 
-/// Tells what each mapping is; what cannot be carried goes to `refusals`.
-pub fn classify(pid: HostPid, mappings: &[Mapping], tables: &mut Tables, refusals: &mut Refusals) -> Vec<Vma> {
+/// Tells what each mapping is; what cannot be carried goes to `refusals`. `precopy`:
+/// what is watched by us may be watched.
+pub fn classify(
+    pid: HostPid,
+    mappings: &[Mapping],
+    precopy: Option<&Precopy>,
+    tables: &mut Tables,
+    refusals: &mut Refusals,
+) -> Vec<Vma> {
     let mut vmas = Vec::with_capacity(mappings.len());
     for mapping in mappings.iter().filter(|m| m.name != "[vsyscall]") {
-        match kind_of(pid, mapping, tables) {
+        let ours = precopy.is_some_and(|precopy| precopy.watches(pid, mapping));
+        match kind_of(pid, mapping, ours, tables) {
             Ok(kind) => vmas.push(Vma {
                 start: mapping.start,
                 end: mapping.end,
@@ -215,11 +276,11 @@ fn kept_flags(mapping: &Mapping, kind: &VmaKind) -> Vec<String> {
 
 type Refused = (&'static str, &'static str);
 
-fn kind_of(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKind, Refused> {
+fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> Result<VmaKind, Refused> {
     match mapping.name.as_str() {
         "[vdso]" => return Ok(VmaKind::Vdso),
         "[vvar]" | "[vvar_vclock]" => return Ok(VmaKind::Vvar),
-        _ => refuse_flags(mapping)?,
+        _ => refuse_flags(mapping, ours)?,
     }
     if mapping.ino == 0 && !mapping.name.starts_with('/') {
         return if mapping.shared {
@@ -244,7 +305,7 @@ fn kind_of(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKi
     file_kind(pid, mapping, tables)
 }
 
-fn refuse_flags(mapping: &Mapping) -> Result<(), Refused> {
+fn refuse_flags(mapping: &Mapping, ours: bool) -> Result<(), Refused> {
     let refused = [
         (
             "ht",
@@ -279,7 +340,10 @@ fn refuse_flags(mapping: &Mapping) -> Result<(), Refused> {
         ("pf", "memory of a device", "close the device before the snapshot"),
         ("io", "memory of a device", "close the device before the snapshot"),
     ];
-    match refused.iter().find(|(flag, ..)| mapping.has(flag)) {
+    match refused
+        .iter()
+        .find(|(flag, ..)| mapping.has(flag) && !(ours && *flag == "uw"))
+    {
         Some((_, reason, fix)) => Err((reason, fix)),
         None => Ok(()),
     }
@@ -434,79 +498,136 @@ pub fn holds_pages(kind: &VmaKind) -> bool {
     )
 }
 
-/// Puts the private pages of a stopped process into its core file, for which most
-/// are read until the writer has finished. Runs on the tracer's thread. `go_on` is
-/// asked before each piece; its error ends it.
-pub fn store_pages(pid: HostPid, vmas: &[Vma], core: &mut CoreWriter, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
-    let failed = || format!("cannot read the memory of pid {pid}");
-    let pagemap = File::open(format!("/proc/{pid}/pagemap")).or_fail(failed)?;
-    let mem = File::open(format!("/proc/{pid}/mem")).or_fail(failed)?;
-    let pages: Arc<dyn Memory> = Arc::new(Pages(pid));
-    let mut spans = Vec::new();
-    for vma in vmas {
-        spans.clear();
-        let whole = Span::from(vma);
-        if vma.kind == VmaKind::Vdso {
-            // Kept whole, should another kernel have another one.
-            spans.push(whole);
-        } else if holds_pages(&vma.kind) {
-            find_pages(&pagemap, whole, &mut spans).or_fail(failed)?;
+/// The private memory of a stopped process, as the appshot is to hold it.
+#[derive(Debug, Default)]
+pub struct Private {
+    /// All of it, ascending, with its protection.
+    kept: Vec<(Range<u64>, u32)>,
+    /// Is as it was copied while the app ran.
+    same: Vec<Span>,
+    /// Was copied then, and has changed; some of it may be no more.
+    changed: Vec<Span>,
+    /// Must be read anew.
+    fresh: Vec<Span>,
+    /// The same, and the process itself may not read it.
+    hidden: Vec<Span>,
+    copies: Copies,
+}
+
+impl Private {
+    /// Finds it. `watched`: copied while it ran.
+    pub fn look(pid: HostPid, vmas: &[Vma], watched: Option<&Watched>) -> Result<Private> {
+        let failed = || format!("cannot read the memory of pid {pid}");
+        let pagemap = pages::pagemap(pid)?;
+        let mut private = Private::default();
+        for vma in vmas {
+            let whole = Span::from(vma);
+            let readable = vma.prot & libc::PROT_READ as u32 != 0;
+            let compared = watched
+                .filter(|_| vma.kind == VmaKind::Anon && readable)
+                .and_then(|watched| watched.compare(&pagemap, whole));
+            if let Some(compared) = compared {
+                let all = pages::union(&compared.same, &compared.changed);
+                private.keep(&all, vma.prot);
+                private.same.extend(compared.same);
+                private.changed.extend(compared.changed);
+                continue;
+            }
+            let mut found = Vec::new();
+            if vma.kind == VmaKind::Vdso {
+                // Kept whole, should another kernel have another one.
+                found.push(whole);
+            } else if holds_pages(&vma.kind) {
+                pages::find(&pagemap, whole, vma.kind == VmaKind::Anon, &mut found).or_fail(failed)?;
+            }
+            private.keep(&found, vma.prot);
+            match readable {
+                true => private.fresh.extend(found),
+                false => private.hidden.extend(found),
+            }
         }
-        for piece in spans.iter().flat_map(|span| pieces(*span, PIECE)) {
+        Ok(private)
+    }
+
+    fn keep(&mut self, spans: &[Span], prot: u32) {
+        self.kept.extend(spans.iter().map(|span| (span.start..span.end, prot)));
+    }
+
+    /// How much of it must be read while the process stands still.
+    pub fn unread_bytes(&self) -> u64 {
+        let unread = [&self.changed, &self.fresh, &self.hidden];
+        unread.into_iter().flatten().map(Span::len).sum()
+    }
+
+    /// Copies what must be copied, or all, so that the process need not stand still.
+    pub fn copy(&mut self, pid: HostPid, all: bool, stock: &mut Stock) -> Result<()> {
+        let failed = || format!("cannot read the memory of pid {pid}");
+        stock.copy(pid, &self.changed, &mut self.copies);
+        let gone = pages::without(&std::mem::take(&mut self.changed), &self.copies.spans());
+        if !gone.is_empty() {
+            let kept = std::mem::take(&mut self.kept);
+            for (Range { start, end }, prot) in kept {
+                self.keep(&pages::without(&[Span { start, end }], &gone), prot);
+            }
+        }
+        if !self.hidden.is_empty() {
+            let mem = File::open(format!("/proc/{pid}/mem")).or_fail(failed)?;
+            for span in std::mem::take(&mut self.hidden).into_iter().flat_map(pages::pieces) {
+                stock.copy_by_tracer(&mem, span, &mut self.copies).or_fail(failed)?;
+            }
+        }
+        match all {
+            true => stock.copy_all(pid, &std::mem::take(&mut self.fresh), &mut self.copies),
+            false => Ok(()),
+        }
+    }
+
+    /// Puts it into a core file; what was not copied is read until the writer has
+    /// finished. `rounds`: copies of the time before, the newest last. `go_on` is asked
+    /// before each piece; its error ends it.
+    pub fn store(
+        self,
+        pid: HostPid,
+        core: &mut CoreWriter,
+        rounds: &[Arc<Held>],
+        stock: &Arc<Closed>,
+        go_on: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        core.retain(&self.kept)?;
+        let live: Arc<dyn Memory> = Arc::new(Pages::of_stopped(pid));
+        let copies: Arc<dyn Memory> = Arc::new(self.copies.clone().held(stock));
+        let mut sources = vec![(self.copies.spans(), copies), (self.fresh, live)];
+        let mut left = self.same;
+        for round in rounds.iter().rev() {
+            let newest = pages::within(&round.spans(), &left);
+            left = pages::without(&left, &newest);
+            let round: Arc<dyn Memory> = Arc::<Held>::clone(round);
+            sources.push((newest, round));
+        }
+        let mut missing = Vec::new();
+        for (spans, memory) in &sources {
+            for piece in spans.iter().flat_map(|span| pages::pieces(*span)) {
+                go_on()?;
+                let new = core.replace(piece.start..piece.end, memory)?;
+                missing.extend(new.into_iter().map(|span| (span, memory)));
+            }
+        }
+        missing.sort_by_key(|(span, _)| span.start);
+        let mut kept = self.kept.iter().peekable();
+        for (mut span, memory) in missing {
             go_on()?;
-            if vma.prot & libc::PROT_READ as u32 != 0 {
-                core.memory(piece.start..piece.end, vma.prot, &pages)?;
-            } else {
-                // What the app itself may not read, /proc/PID/mem reads for its
-                // tracer: that is this thread alone (proc_mem.force_override).
-                let mut bytes = vec![0; piece.len() as usize];
-                mem.read_exact_at(&mut bytes, piece.start).or_fail(failed)?;
-                core.pages(piece.start, vma.prot, &bytes)?;
+            while !span.is_empty() {
+                while kept.next_if(|(own, _)| own.end <= span.start).is_some() {}
+                let (own, prot) = kept
+                    .peek()
+                    .ok_or_else(|| Error::failed("memory is stored that is not kept"))?;
+                let end = own.end.min(span.end);
+                core.memory(span.start..end, *prot, memory)?;
+                span.start = end;
             }
-        }
-    }
-    Ok(())
-}
-
-fn find_pages(pagemap: &File, span: Span, found: &mut Vec<Span>) -> crate::sys::Sys<()> {
-    match sys::scan_pages(pagemap, span, found) {
-        Err(nix::Error::ENOTTY | nix::Error::EINVAL) => sys::scan_pages_slowly(pagemap, span, found),
-        other => other,
-    }
-}
-
-/// How often a snapshot can be given up, and what is read at once.
-const PIECE: u64 = 1 << 20;
-/// Spans of one process_vm_readv (UIO_MAXIOV).
-const SPANS_MAX: usize = 1024;
-
-/// Readable memory of a stopped process.
-#[derive(Debug)]
-struct Pages(HostPid);
-
-impl Memory for Pages {
-    fn read(&self, spans: &[Range<u64>], mut buffer: &mut [u8]) -> Result<()> {
-        for spans in spans.chunks(SPANS_MAX) {
-            let spans: Vec<Span> = spans.iter().map(|&Range { start, end }| Span { start, end }).collect();
-            let bytes: u64 = spans.iter().map(Span::len).sum();
-            let (own, rest) = buffer.split_at_mut(bytes as usize);
-            let failed = || format!("cannot read the memory of pid {}", self.0);
-            let got = sys::read_spans(self.0, &spans, own).or_fail(failed)?;
-            if got < own.len() {
-                return Err(Error::failed(failed()).because("a page of it cannot be read"));
-            }
-            buffer = rest;
         }
         Ok(())
     }
-}
-
-/// Cuts a span into pieces of at most `max` bytes (a multiple of the page).
-fn pieces(span: Span, max: u64) -> impl Iterator<Item = Span> {
-    (span.start..span.end).step_by(max as usize).map(move |start| Span {
-        start,
-        end: span.end.min(start + max),
-    })
 }
 
 /// What this machine is, as an appshot states it.
@@ -541,7 +662,7 @@ mod tests {
         let pid = HostPid(std::process::id() as i32);
         let mappings = crate::proc::mappings(pid).unwrap();
         let mut refusals = Refusals::default();
-        let vmas = classify(pid, &mappings, &mut Tables::default(), &mut refusals);
+        let vmas = classify(pid, &mappings, None, &mut Tables::default(), &mut refusals);
         assert_eq!(refusals.into_vec(), []);
         assert!(vmas.iter().any(|v| v.kind == VmaKind::Vdso));
     }

@@ -5,12 +5,74 @@
 
 use crate::ids::HostPid;
 use crate::sys::memory::Span;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// Reads a file whose size nobody can tell before, as all of /proc are: in as few calls
+/// as there can be.
+pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path)?;
+    let mut bytes = vec![0; 8 << 10];
+    let mut filled = 0;
+    loop {
+        match file.read(&mut bytes[filled..]) {
+            Ok(0) => break,
+            Ok(got) => filled += got,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if bytes.len() - filled < 4 << 10 {
+            bytes.resize(2 * bytes.len(), 0);
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+thread_local! {
+    /// What was read since [`Still`], by task and name.
+    static KEPT: RefCell<Option<HashMap<(HostPid, String), String>>> = const { RefCell::new(None) };
+}
+
+/// As long as it lives, this thread reads the `status` and `comm` of a task once only: the
+/// app stands still. (Pending signals change even then, and are read by ptrace.)
+#[derive(Debug)]
+#[must_use]
+pub struct Still(());
+
+impl Still {
+    pub fn begin() -> Still {
+        KEPT.set(Some(HashMap::new()));
+        Still(())
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        KEPT.set(None);
+    }
+}
 
 /// Reads `/proc/PID/NAME` as text; bytes that are not UTF-8 are replaced.
 pub fn text(pid: HostPid, name: &str) -> io::Result<String> {
-    fs::read(format!("/proc/{pid}/{name}")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    let read = || read(format!("/proc/{pid}/{name}")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    if !["status", "comm"].contains(&name) {
+        return read();
+    }
+    let key = (pid, name.to_owned());
+    let kept = KEPT.with_borrow(|kept| kept.as_ref().map(|kept| kept.get(&key).cloned()));
+    match kept {
+        None => read(),
+        Some(Some(text)) => Ok(text),
+        Some(None) => {
+            let text = read()?;
+            KEPT.with_borrow_mut(|kept| kept.as_mut().map(|kept| kept.insert(key, text.clone())));
+            Ok(text)
+        }
+    }
 }
 
 pub fn link(pid: HostPid, name: &str) -> io::Result<String> {
@@ -23,7 +85,7 @@ pub fn comm(pid: HostPid) -> String {
 
 /// The name of a task as the kernel has it: it need not be text.
 pub fn comm_bytes(tid: HostPid) -> Option<Vec<u8>> {
-    let mut bytes = fs::read(format!("/proc/{tid}/comm")).ok()?;
+    let mut bytes = read(format!("/proc/{tid}/comm")).ok()?;
     bytes.pop_if(|last| *last == b'\n');
     Some(bytes)
 }
@@ -135,7 +197,7 @@ pub fn threads(pid: HostPid) -> io::Result<Vec<HostPid>> {
 pub fn children(pid: HostPid) -> io::Result<Vec<HostPid>> {
     let mut found = Vec::new();
     for tid in threads(pid)? {
-        let list = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+        let list = text(pid, &format!("task/{tid}/children")).unwrap_or_default();
         found.extend(list.split_whitespace().filter_map(|n| n.parse().ok()).map(HostPid));
     }
     Ok(found)
@@ -181,6 +243,12 @@ impl Mapping {
     pub fn prot(&self) -> u32 {
         u32::from(self.read) | u32::from(self.write) << 1 | u32::from(self.exec) << 2
     }
+}
+
+/// All mappings without their flags, which the kernel tells only together with a look
+/// at every page: 15 ms a GiB.
+pub fn maps(pid: HostPid) -> io::Result<Vec<Mapping>> {
+    text(pid, "maps").map(|text| parse_mappings(&text))
 }
 
 /// All mappings with their flags, in address order.

@@ -165,10 +165,19 @@ pub fn capture(
     let mut asked = AskProcess::new(executor);
     let main = process.main();
     executor.run(main.tid, &main.regs, &mut asked.batch)?;
+    let main_asked = asked.main.answers(&asked.batch);
     // Timers before signals: see `timers::settle`.
     let timers = timers::ask(process, executor, timeline)?;
     let mut record = process_record(process, &asked, timers)?;
-    let threads = process.threads.iter().map(|thread| capture_thread(thread, executor));
+    let mut main_asked = Some(main_asked);
+    let threads = process.threads.iter().map(|thread| {
+        let pending = signals(thread.tid, false)?;
+        let asked = match main_asked.take() {
+            Some(asked) => asked,
+            None => ask_thread(thread, executor)?,
+        };
+        capture_thread(thread, pending, asked)
+    });
     let mut threads = threads.collect::<Result<Vec<_>>>()?;
     timers::settle(&mut record, &mut threads, process.waiting, timeline);
     Ok((record, threads))
@@ -189,6 +198,8 @@ struct AskProcess {
     dumpable: CallId,
     subreaper: Slot,
     thp_disable: CallId,
+    /// Itself, as a thread.
+    main: AskThread,
 }
 
 impl AskProcess {
@@ -208,6 +219,7 @@ impl AskProcess {
         prctl(&mut batch, libc::PR_GET_CHILD_SUBREAPER, subreaper.address);
         let thp_disable = prctl(&mut batch, libc::PR_GET_THP_DISABLE, 0);
         let brk = batch.call("brk", libc::SYS_brk, &[0]);
+        let main = AskThread::new(&mut batch);
         AskProcess {
             batch,
             actions,
@@ -215,6 +227,7 @@ impl AskProcess {
             dumpable,
             subreaper,
             thp_disable,
+            main,
         }
     }
 
@@ -284,7 +297,7 @@ fn mm_record(pid: HostPid, brk: u64) -> Result<MmRecord> {
     let stat = procfs::process::Process::new(pid.0)
         .and_then(|p| p.stat())
         .or_fail(failed)?;
-    let auxv = std::fs::read(format!("/proc/{pid}/auxv")).or_fail(failed)?;
+    let auxv = proc::read(format!("/proc/{pid}/auxv")).or_fail(failed)?;
     Ok(MmRecord {
         start_code: stat.startcode,
         end_code: stat.endcode,
@@ -307,14 +320,11 @@ fn rlimits(pid: HostPid) -> Vec<(u64, u64)> {
         .collect()
 }
 
-fn capture_thread(thread: &FrozenThread, executor: &Executor) -> Result<ThreadImage> {
+fn capture_thread(thread: &FrozenThread, pending: Vec<SigInfo>, asked: AskedThread) -> Result<ThreadImage> {
     let tid = thread.tid;
     let failed = || format!("cannot read the state of task {tid}");
     let xsave = ptrace::get_xsave(tid).or_fail(failed)?;
     let status = Fields::status(tid).or_fail(failed)?;
-    let pending = signals(tid, false)?;
-    thread.prepare()?;
-    let asked = ask_thread(thread, executor)?;
     let sched = sched(tid).or_fail(failed)?;
     let record = ThreadRecord {
         tid: thread.vtid,
@@ -359,44 +369,71 @@ struct AskedThread {
 }
 
 fn ask_thread(thread: &FrozenThread, executor: &Executor) -> Result<AskedThread> {
+    thread.prepare()?;
     let mut batch = executor.batch();
-    let altstack = batch.space(24);
-    batch.must("sigaltstack", libc::SYS_sigaltstack, &[0, altstack.address]);
-    let (address, death) = (batch.space(8), batch.space(8));
-    batch.must(
-        "prctl(PR_GET_TID_ADDRESS)",
-        libc::SYS_prctl,
-        &[PR_GET_TID_ADDRESS, address.address, 0, 0, 0],
-    );
-    batch.must(
-        "prctl(PR_GET_PDEATHSIG)",
-        libc::SYS_prctl,
-        &[libc::PR_GET_PDEATHSIG as u64, death.address, 0, 0, 0],
-    );
-    let slack = batch.call(
-        "prctl(PR_GET_TIMERSLACK)",
-        libc::SYS_prctl,
-        &[libc::PR_GET_TIMERSLACK as u64, 0, 0, 0, 0],
-    );
-    let bits = batch.call(
-        "prctl(PR_GET_SECUREBITS)",
-        libc::SYS_prctl,
-        &[libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0],
-    );
+    let asked = AskThread::new(&mut batch);
     executor.run(thread.tid, &thread.regs, &mut batch)?;
-    let words = batch.read_words(altstack);
-    Ok(AskedThread {
-        altstack: AltStack {
-            sp: words[0],
-            // SS_ONSTACK is computed from the stack pointer, not set.
-            flags: words[1] as i32 & !libc::SS_ONSTACK,
-            size: words[2],
-        },
-        tid_address: batch.read_words(address)[0],
-        pdeathsig: batch.read_words(death)[0] as i32,
-        timer_slack_ns: batch.result(slack).unwrap_or(50_000),
-        securebits: batch.result(bits).unwrap_or(0) as u32,
-    })
+    Ok(asked.answers(&batch))
+}
+
+/// What each thread is asked.
+struct AskThread {
+    altstack: Slot,
+    address: Slot,
+    death: Slot,
+    slack: CallId,
+    bits: CallId,
+}
+
+impl AskThread {
+    fn new(batch: &mut Batch) -> AskThread {
+        let altstack = batch.space(24);
+        batch.must("sigaltstack", libc::SYS_sigaltstack, &[0, altstack.address]);
+        let (address, death) = (batch.space(8), batch.space(8));
+        batch.must(
+            "prctl(PR_GET_TID_ADDRESS)",
+            libc::SYS_prctl,
+            &[PR_GET_TID_ADDRESS, address.address, 0, 0, 0],
+        );
+        batch.must(
+            "prctl(PR_GET_PDEATHSIG)",
+            libc::SYS_prctl,
+            &[libc::PR_GET_PDEATHSIG as u64, death.address, 0, 0, 0],
+        );
+        let slack = batch.call(
+            "prctl(PR_GET_TIMERSLACK)",
+            libc::SYS_prctl,
+            &[libc::PR_GET_TIMERSLACK as u64, 0, 0, 0, 0],
+        );
+        let bits = batch.call(
+            "prctl(PR_GET_SECUREBITS)",
+            libc::SYS_prctl,
+            &[libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0],
+        );
+        AskThread {
+            altstack,
+            address,
+            death,
+            slack,
+            bits,
+        }
+    }
+
+    fn answers(&self, batch: &Batch) -> AskedThread {
+        let words = batch.read_words(self.altstack);
+        AskedThread {
+            altstack: AltStack {
+                sp: words[0],
+                // SS_ONSTACK is computed from the stack pointer, not set.
+                flags: words[1] as i32 & !libc::SS_ONSTACK,
+                size: words[2],
+            },
+            tid_address: batch.read_words(self.address)[0],
+            pdeathsig: batch.read_words(self.death)[0] as i32,
+            timer_slack_ns: batch.result(self.slack).unwrap_or(50_000),
+            securebits: batch.result(self.bits).unwrap_or(0) as u32,
+        }
+    }
 }
 
 fn creds(status: &Fields, securebits: u32) -> Creds {

@@ -1,15 +1,24 @@
 //! Taking an appshot.
 //!
 //! ```text
-//!  survey -> freeze -> survey again -> infect -> capture -> memory -> cure -> seal -> end or thaw
-//!     |         |            |            \________________________/
-//!  refusals  budget      refusals           any error: cure, thaw
+//!  survey -> [copy while it runs] -> freeze -> look -> infect, ask, cure -> memory
+//!     |                                |         |     \_____ any error: cure, thaw
+//!  refusals                          budget   refusals
+//!
+//!  it is to run on, and what is left is little:  copy it, thaw, write, seal
+//!  otherwise:                                    write, [thaw,] seal, [end]
 //! ```
 //!
 //! Nothing of the app is changed before every refusal is known. An error after
 //! that gives every thread its registers back and lets the app go on; the
 //! half-written appshot is removed by its writer. A halted app is ended only
 //! once its appshot is sealed.
+//!
+//! What can be found out before the app stands still is: its mappings above all, whose
+//! flags the kernel tells only together with a look at every page. In the stop it is
+//! only seen that the mappings are the same ([`Seen`]). A flag that changes in between
+//! does not show there, so an app that runs on is looked at once more: where flags
+//! differ, it is stopped again, and everything is done in the stop.
 
 use crate::clocks::Timeline;
 use crate::error::{Error, Kind, OrFail, Result};
@@ -18,20 +27,25 @@ use crate::files::{self, FileTable, Member};
 use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::ProcessRecord;
-use crate::image::records::{Clocks, Life, Manifest, SnapEntry, Vma, VmaKind};
-use crate::image::{ProcessImage, ThreadImage, Unsealed, Writer};
+use crate::image::records::{Clocks, Life, Manifest, SnapEntry, VMA_FLAGS, Vma, VmaKind};
+use crate::image::{ProcessImage, Sealed, ThreadImage, Unsealed, Writer};
 use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
-use crate::memory::{self, Tables};
-use crate::proc::{self, Fields};
+use crate::memory::{self, Private, Tables};
+use crate::pages::Stock;
+use crate::precopy::{self, Precopy};
+use crate::proc::{self, Fields, Mapping};
 use crate::process;
 use crate::refusals::Refusals;
 use crate::seccomp::Filters;
 use crate::survey;
 use crate::sys::memory::Span;
+use crate::sys::task;
+use crate::sys::uffd::WriteNotes;
 use crate::target::{CheckReport, Phase, SnapshotOptions, SnapshotReport, Target};
+use std::collections::HashMap;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Writes an appshot of `target` to the new directory `dest`. Uses ptrace: runs
 /// wholly on the calling thread. `progress` is told each step as it begins.
@@ -43,6 +57,23 @@ pub fn snapshot(
 ) -> Result<SnapshotReport> {
     snapshot_unless(&|| false, target, dest, options, progress)
 }
+
+/// So much is copied in the stop at most; more is written in it.
+const HELD_MAX: u64 = 256 << 20;
+/// An app with more anonymous memory is copied while it runs: where it runs on
+/// afterwards, and where it is to be halted.
+const PRECOPY_MIN: u64 = 16 << 20;
+const PRECOPY_HALTED_MIN: u64 = 256 << 20;
+/// Processes with less are left to the stop.
+const PRECOPY_PROCESS_MIN: u64 = 1 << 20;
+/// How much an app may get between a look at it and its stop.
+const SPARE: u64 = 512 << 10;
+/// Looks at what runs before that is given up.
+const LOOKS: usize = 5;
+/// What writes while the app runs takes a tenth of what the app gets of a processor.
+const NICE: i32 = 10;
+/// As the kernel's own threads that others wait for.
+const URGENT: i32 = -20;
 
 /// [`snapshot`], given up and undone once `cancelled` says so. It is asked at
 /// each step and at each megabyte of memory; not any more once sealing begins.
@@ -61,20 +92,160 @@ pub fn snapshot_unless(
     survey::admissible(target)?;
     // Outlives everything that it tells how to undo.
     let mut journal = Journal::begin(target, dest)?;
-    let writer = Writer::create(dest)?;
-    steps.start("freeze");
-    let waits = freeze::waits(target)?;
-    journal.waits(&waits)?;
-    let frozen = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
+    let writer = politely(options.leave_running, || Writer::create(dest))?;
     let request = Request {
         target,
         options,
         subject,
         cancelled,
     };
-    let taken = take(&frozen, request, writer, &mut journal, &mut steps)
-        .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
-    finish(frozen, request, &mut journal, taken, begin, steps)
+    let undisturbed = |e| told(e, subject).state("the app is running as before");
+    let mut stood = Duration::ZERO;
+    let mut precopy = copy_ahead(request, &writer, &mut journal, &mut stood, &mut steps).map_err(undisturbed)?;
+    // A halted app is not waited for: everything is looked at in its stop.
+    let mut exact = !options.leave_running;
+    loop {
+        let mut seen = (!exact).then(|| Seen::look(target, precopy.as_ref())).flatten();
+        let (frozen, taken) = stop(request, precopy.as_mut(), seen.as_mut(), &mut journal, &mut steps)?;
+        let count = (frozen.processes.len(), frozen.threads());
+        let result = if options.leave_running && taken.is_held {
+            stood += frozen.thaw();
+            if seen.is_some_and(|seen| !seen.holds()) {
+                exact = true;
+                continue;
+            }
+            politely(true, || finish_running(request, taken, writer, precopy, &mut steps)).map_err(undisturbed)
+        } else {
+            let finished = finish_standing(request, frozen, taken, writer, precopy, &mut journal, &mut steps);
+            finished.map(|(sealed, stored, last)| {
+                stood += last;
+                (sealed, stored)
+            })
+        };
+        let (sealed, stored) = result?;
+        return Ok(SnapshotReport {
+            appshot: sealed.path,
+            app: stored.app,
+            processes: count.0,
+            threads: count.1,
+            memory_bytes: stored.memory_bytes,
+            disk_bytes: sealed.disk_bytes,
+            frozen_micros: stood.as_micros() as u64,
+            total_micros: begin.elapsed().as_micros() as u64,
+            phases: steps.end(),
+        });
+    }
+}
+
+/// Lets others go first.
+fn politely<T>(politely: bool, job: impl FnOnce() -> T) -> T {
+    match politely {
+        true => at_nice(|before| before.max(NICE), job),
+        false => job(),
+    }
+}
+
+/// Goes before all others, where it may: an app stands still.
+fn urgently<T>(job: impl FnOnce() -> T) -> T {
+    at_nice(|_| URGENT, job)
+}
+
+fn at_nice<T>(nice: impl FnOnce(i32) -> i32, job: impl FnOnce() -> T) -> T {
+    let own = HostPid(0);
+    let before = task::nice(own).ok();
+    let changed = before.filter(|before| task::set_nice(own, nice(*before)).is_ok());
+    let done = job();
+    if let Some(before) = changed {
+        task::set_nice(own, before).ok();
+    }
+    done
+}
+
+/// Copies the memory of a large app while it runs. Where that cannot be done, or where
+/// the snapshot is going to be refused, it is left to the stop.
+fn copy_ahead(
+    request: Request<'_>,
+    writer: &Writer,
+    journal: &mut Journal,
+    stood: &mut Duration,
+    steps: &mut Steps<'_>,
+) -> Result<Option<Precopy>> {
+    let Request {
+        target,
+        options,
+        cancelled,
+        ..
+    } = request;
+    let (all_min, one_min) = match (options.precopy.or_else(wanted_by_trial), options.leave_running) {
+        (Some(false), _) => return Ok(None),
+        (Some(true), _) => (0, 0),
+        (None, true) => (PRECOPY_MIN, PRECOPY_PROCESS_MIN),
+        (None, false) => (PRECOPY_HALTED_MIN, PRECOPY_PROCESS_MIN),
+    };
+    if precopy::anonymous_bytes(&freeze::members(target)?) < all_min || !precopy::works() {
+        return Ok(None);
+    }
+    // What forks and ends meanwhile makes a look fail.
+    let look = || check(target, options).ok();
+    if !(0..LOOKS)
+        .find_map(|_| look())
+        .is_some_and(|report| report.refusals.is_empty())
+    {
+        return Ok(None);
+    }
+    steps.start("plant");
+    let planted = Precopy::plant(target, one_min, writer, journal)?;
+    let Some((mut precopy, took)) = planted else {
+        return Ok(None);
+    };
+    *stood += took;
+    steps.start("copy");
+    precopy.copy(&|| go_on(cancelled))?;
+    precopy.again(&|| go_on(cancelled))?;
+    Ok(Some(precopy))
+}
+
+/// For trials: `APPSHOT_PRECOPY=1` has all apps copied while they run, `0` none.
+fn wanted_by_trial() -> Option<bool> {
+    Some(std::env::var_os("APPSHOT_PRECOPY")? == "1")
+}
+
+/// Stops the app and takes everything that has to be taken in the stop.
+fn stop(
+    request: Request<'_>,
+    precopy: Option<&mut Precopy>,
+    seen: Option<&mut Seen>,
+    journal: &mut Journal,
+    steps: &mut Steps<'_>,
+) -> Result<(Frozen, Taken)> {
+    let Request {
+        target,
+        subject,
+        options,
+        cancelled,
+    } = request;
+    let expected = match &precopy {
+        Some(_) => SPARE,
+        None if options.leave_running => precopy::anonymous_bytes(&freeze::members(target)?),
+        None => 0,
+    };
+    let stock = Stock::ready(expected.min(HELD_MAX) + SPARE);
+    let precopy = match precopy {
+        Some(precopy) => {
+            precopy.again(&|| go_on(cancelled)).map_err(|e| told(e, subject))?;
+            Some(&*precopy)
+        }
+        None => None,
+    };
+    steps.start("freeze");
+    let waits = freeze::waits(target)?;
+    journal.waits(&waits)?;
+    urgently(|| {
+        let frozen = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
+        let taken = take(&frozen, request, precopy, seen, stock, journal, steps)
+            .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
+        Ok((frozen, taken))
+    })
 }
 
 /// What is wanted.
@@ -103,17 +274,96 @@ fn go_on(cancelled: &dyn Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
+/// Mappings as they were seen before the app stood still.
+struct Seen {
+    processes: HashMap<HostPid, SeenProcess>,
+    /// Of all processes; taken where they still are right.
+    tables: Tables,
+}
+
+struct SeenProcess {
+    /// `/proc/PID/maps`
+    text: String,
+    mappings: Vec<Mapping>,
+    vmas: Vec<Vma>,
+}
+
+impl Seen {
+    /// `None` where a look at what runs does not fit together, or where something is
+    /// going to be refused: then it is told in the stop.
+    fn look(target: &Target, precopy: Option<&Precopy>) -> Option<Seen> {
+        let mut refusals = Refusals::default();
+        let mut tables = Tables::default();
+        let mut processes = HashMap::new();
+        for pid in freeze::members(target).ok()? {
+            if survey::is_zombie(pid) {
+                continue;
+            }
+            let text = proc::text(pid, "maps").ok()?;
+            let mappings = proc::mappings(pid).ok()?;
+            let vmas = memory::classify(pid, &mappings, precopy, &mut tables, &mut refusals);
+            processes.insert(pid, SeenProcess { text, mappings, vmas });
+        }
+        refusals.into_vec().is_empty().then_some(Seen { processes, tables })
+    }
+
+    /// The address spaces of these processes, unless any has changed.
+    fn take(&mut self, pids: &[HostPid], tables: &mut Tables) -> Option<Vec<Vec<Vma>>> {
+        let same = |pid: &HostPid| {
+            let seen = self.processes.get(pid);
+            seen.is_some_and(|seen| proc::text(*pid, "maps").is_ok_and(|text| text == seen.text))
+        };
+        if self.processes.len() != pids.len() || !pids.iter().all(same) {
+            return None;
+        }
+        *tables = std::mem::take(&mut self.tables);
+        let mut vmas = |pid| self.processes.get_mut(pid).map(|seen| std::mem::take(&mut seen.vmas));
+        pids.iter().map(&mut vmas).collect()
+    }
+
+    /// Whether flags are now as they were before the stop, and so were in it.
+    fn holds(&self) -> bool {
+        self.processes.iter().all(|(pid, seen)| {
+            let now = proc::mappings(*pid).unwrap_or_default();
+            let now: HashMap<(u64, u64), &Mapping> = now.iter().map(|map| ((map.start, map.end), map)).collect();
+            seen.mappings.iter().all(|old| {
+                let new = now.get(&(old.start, old.end));
+                new.is_none_or(|new| VMA_FLAGS.iter().all(|flag| old.has(flag) == new.has(flag)))
+            })
+        })
+    }
+}
+
 /// What was captured while the app stood still.
 struct Taken {
-    appshot: Unsealed,
+    processes: Vec<TakenProcess>,
     manifest: Manifest,
+    tables: Tables,
+    stock: Stock,
+    /// Nothing has to be read of the app any more.
+    is_held: bool,
+}
+
+struct TakenProcess {
+    pid: HostPid,
+    image: ProcessImage,
+    private: Private,
+}
+
+/// All parts are written.
+struct Stored {
+    app: String,
     memory_bytes: u64,
+    /// Closing them takes long: not before the app is gone.
+    _notes: Vec<Option<WriteNotes>>,
 }
 
 fn take(
     frozen: &Frozen,
     request: Request<'_>,
-    writer: Writer,
+    precopy: Option<&Precopy>,
+    seen: Option<&mut Seen>,
+    mut stock: Stock,
     journal: &mut Journal,
     steps: &mut Steps<'_>,
 ) -> Result<Taken> {
@@ -129,7 +379,8 @@ fn take(
             .because("it ended by itself while it was being stopped")
             .state("the app has ended"));
     }
-    steps.start("look");
+    steps.enter("look");
+    let _still = proc::Still::begin();
     let members = frozen
         .processes
         .iter()
@@ -138,7 +389,11 @@ fn take(
     let mut refusals = Refusals::default();
     let mut tables = Tables::default();
     survey::processes(target, &frozen_pids(frozen), &mut refusals);
-    let spaces = address_spaces(&frozen_pids(frozen), &mut tables, &mut refusals)?;
+    let pids = frozen_pids(frozen);
+    let spaces = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
+        Some(spaces) => spaces,
+        None => address_spaces(&pids, precopy, &mut tables, &mut refusals)?,
+    };
     let table = files::capture(&members, options, Some(frozen.at), &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
     let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
@@ -146,7 +401,7 @@ fn take(
     let filters = Filters::look(frozen, &mut refusals)?;
     let names = survey::host_names(frozen.processes[0].pid, &mut refusals)?;
     refusals.into_result(subject)?;
-    steps.start("capture");
+    steps.enter("capture");
     let mut timeline = Timeline {
         app: survey::clocks(&frozen.at, frozen.processes[0].pid),
         freeze: frozen.at,
@@ -164,31 +419,93 @@ fn take(
         captured.push((record, threads));
     }
     timeline.app.stood_ns = timeline.passed_ns();
-    steps.start("memory");
+    steps.enter("memory");
     let needs = needs(frozen, &spaces, &captured)?;
     let snaplist = snaplist(frozen)?;
-    let private_bytes = store(frozen, captured, spaces, &snaplist, &table, &writer, cancelled)?;
-    let memory_bytes = private_bytes + tables.shm.store(&writer)?;
-    let appshot = writer.close()?;
-    let mut manifest = manifest(names, target, timeline.app, needs, snaplist, table, tables);
+    let mut processes = images(frozen, captured, spaces, &snaplist, &table)?;
+    let mut unread = tables.shm.look()?;
+    for process in &mut processes {
+        go_on(cancelled)?;
+        let watched = precopy.and_then(|precopy| precopy.of(process.pid));
+        process.private = Private::look(process.pid, &process.image.vmas, watched)?;
+        unread += process.private.unread_bytes();
+    }
+    let is_held = options.leave_running && unread <= HELD_MAX;
+    for process in &mut processes {
+        go_on(cancelled)?;
+        process.private.copy(process.pid, is_held, &mut stock)?;
+    }
+    if is_held {
+        tables.shm.hold()?;
+    }
+    let mut manifest = manifest(names, target, timeline.app, needs, snaplist, table);
     manifest.seccomp = filters.into_records();
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
     Ok(Taken {
-        appshot,
+        processes,
         manifest,
-        memory_bytes,
+        tables,
+        stock,
+        is_held,
     })
+}
+
+impl Taken {
+    /// Writes all parts.
+    fn store(
+        mut self,
+        writer: Writer,
+        precopy: Option<Precopy>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(Unsealed, Manifest, Stored)> {
+        let mut watched = precopy.map_or_else(Vec::new, Precopy::into_processes);
+        for gone in watched.extract_if(.., |watched| !self.processes.iter().any(|own| own.pid == watched.pid)) {
+            writer.discard(gone.into_parts().0)?;
+        }
+        let stock = self.stock.close();
+        let (mut memory_bytes, mut notes) = (0, Vec::new());
+        for TakenProcess { pid, image, private } in self.processes {
+            let own = watched.iter().position(|watched| watched.pid == pid);
+            let (mut core, rounds) = match own.map(|at| watched.swap_remove(at).into_parts()) {
+                Some((core, rounds, own)) => {
+                    notes.push(own);
+                    (core, rounds)
+                }
+                None => (writer.core(&part_name(image.process.pid))?, Vec::new()),
+            };
+            private.store(pid, &mut core, &rounds, &stock, &|| go_on(cancelled))?;
+            memory_bytes += core.stored_bytes();
+            core.finish(&image)?;
+        }
+        memory_bytes += self.tables.shm.store(&writer)?;
+        let appshot = writer.close()?;
+        let mut manifest = self.manifest;
+        manifest.shmem = self.tables.shm.into_records();
+        manifest.external = self.tables.external.into_vec();
+        let app = manifest.app.clone();
+        let stored = Stored {
+            app,
+            memory_bytes,
+            _notes: notes,
+        };
+        Ok((appshot, manifest, stored))
+    }
 }
 
 fn frozen_pids(frozen: &Frozen) -> Vec<HostPid> {
     frozen.processes.iter().map(|p| p.pid).collect()
 }
 
-fn address_spaces(pids: &[HostPid], tables: &mut Tables, refusals: &mut Refusals) -> Result<Vec<Vec<Vma>>> {
+fn address_spaces(
+    pids: &[HostPid],
+    precopy: Option<&Precopy>,
+    tables: &mut Tables,
+    refusals: &mut Refusals,
+) -> Result<Vec<Vec<Vma>>> {
     let mut spaces = Vec::with_capacity(pids.len());
     for pid in pids {
         let mappings = proc::mappings(*pid).or_fail(|| format!("cannot read the mappings of pid {pid}"))?;
-        spaces.push(memory::classify(*pid, &mappings, tables, refusals));
+        spaces.push(memory::classify(*pid, &mappings, precopy, tables, refusals));
     }
     Ok(spaces)
 }
@@ -242,41 +559,38 @@ fn needs(
     Ok(memory::needs(xsave, &vdso.unwrap_or_default()))
 }
 
-fn store(
+/// Everything of the processes but their memory.
+fn images(
     frozen: &Frozen,
     captured: Vec<(ProcessRecord, Vec<ThreadImage>)>,
     spaces: Vec<Vec<Vma>>,
     snaplist: &[SnapEntry],
     table: &FileTable,
-    writer: &Writer,
-    cancelled: &dyn Fn() -> bool,
-) -> Result<u64> {
-    let mut bytes = 0;
-    for (at, ((mut record, threads), vmas)) in captured.into_iter().zip(spaces).enumerate() {
-        let process = &frozen.processes[at];
-        record.fds = table.fds[at].clone();
-        let tty = proc::stat(process.pid)
-            .or_fail(|| format!("cannot read the state of pid {}", process.pid))?
-            .tty;
-        record.ctty = files::pty::controlling(&table.files, snaplist[at].sid, tty);
-        let mut core = writer.core(&part_name(process.vpid))?;
-        memory::store_pages(process.pid, &vmas, &mut core, &|| go_on(cancelled))?;
-        bytes += core.stored_bytes();
-        let entry = &snaplist[at];
-        core.finish(&ProcessImage {
-            process: record,
-            comm: entry.comm.clone(),
-            ppid: entry.ppid,
-            pgid: entry.pgid,
-            sid: entry.sid,
-            threads,
-            vmas,
-        })?;
-    }
-    Ok(bytes)
+) -> Result<Vec<TakenProcess>> {
+    let all = captured.into_iter().zip(spaces).zip(&frozen.processes).zip(snaplist);
+    all.enumerate()
+        .map(|(at, ((((mut record, threads), vmas), process), entry))| {
+            let stat = proc::stat(process.pid).or_fail(|| format!("cannot read the state of pid {}", process.pid))?;
+            record.fds = table.fds[at].clone();
+            record.ctty = files::pty::controlling(&table.files, entry.sid, stat.tty);
+            Ok(TakenProcess {
+                pid: process.pid,
+                image: ProcessImage {
+                    process: record,
+                    comm: entry.comm.clone(),
+                    ppid: entry.ppid,
+                    pgid: entry.pgid,
+                    sid: entry.sid,
+                    threads,
+                    vmas,
+                },
+                private: Private::default(),
+            })
+        })
+        .collect()
 }
 
-fn part_name(pid: VirtualPid) -> String {
+pub(crate) fn part_name(pid: VirtualPid) -> String {
     format!("{pid}.core")
 }
 
@@ -334,7 +648,6 @@ fn manifest(
     needs: crate::image::records::Needs,
     processes: Vec<SnapEntry>,
     table: FileTable,
-    tables: Tables,
 ) -> Manifest {
     Manifest {
         format: crate::image::FORMAT,
@@ -348,53 +661,61 @@ fn manifest(
         processes,
         files: table.files,
         pipes: table.pipes,
-        shmem: tables.shm.into_records(),
+        shmem: Vec::new(),
         semaphores: Vec::new(),
         queues: Vec::new(),
         seccomp: Vec::new(),
-        external: tables.external.into_vec(),
+        external: Vec::new(),
         parts: Vec::new(),
     }
 }
 
-fn finish(
-    frozen: Frozen,
+/// The app runs again.
+fn finish_running(
     request: Request<'_>,
-    journal: &mut Journal,
     taken: Taken,
-    begin: Instant,
-    mut steps: Steps<'_>,
-) -> Result<SnapshotReport> {
-    let app = taken.manifest.app.clone();
-    let (processes, threads) = (frozen.processes.len(), frozen.threads());
-    let (sealed, frozen_for) = if request.options.leave_running {
-        let frozen_for = frozen.thaw();
+    writer: Writer,
+    mut precopy: Option<Precopy>,
+    steps: &mut Steps<'_>,
+) -> Result<(Sealed, Stored)> {
+    steps.start("write");
+    if let Some(precopy) = &mut precopy {
+        precopy.let_go();
+    }
+    let (appshot, manifest, stored) = taken.store(writer, precopy, request.cancelled)?;
+    steps.start("seal");
+    Ok((appshot.seal(manifest)?, stored))
+}
+
+/// The app stands still until all is written. Answers how long it stood, too.
+fn finish_standing(
+    request: Request<'_>,
+    frozen: Frozen,
+    taken: Taken,
+    writer: Writer,
+    precopy: Option<Precopy>,
+    journal: &mut Journal,
+    steps: &mut Steps<'_>,
+) -> Result<(Sealed, Stored, Duration)> {
+    let Request {
+        target,
+        options,
+        subject,
+        cancelled,
+    } = request;
+    let let_go = |e: Error| told(e, subject).state("the app was let go and is running as before");
+    steps.start("write");
+    let (appshot, manifest, stored) = taken.store(writer, precopy, cancelled).map_err(let_go)?;
+    if options.leave_running {
+        let stood = frozen.thaw();
         steps.start("seal");
-        let sealed = taken
-            .appshot
-            .seal(taken.manifest)
-            .map_err(|e| e.state("the app is running as before"))?;
-        (sealed, frozen_for)
-    } else {
-        steps.start("seal");
-        let sealed = taken
-            .appshot
-            .seal(taken.manifest)
-            .map_err(|e| e.state("the app was let go and is running as before"))?;
-        steps.start("end");
-        (sealed, frozen.kill(request.target, || journal.end()))
-    };
-    Ok(SnapshotReport {
-        appshot: sealed.path,
-        app,
-        processes,
-        threads,
-        memory_bytes: taken.memory_bytes,
-        disk_bytes: sealed.disk_bytes,
-        frozen_micros: frozen_for.as_micros() as u64,
-        total_micros: begin.elapsed().as_micros() as u64,
-        phases: steps.end(),
-    })
+        let sealed = politely(true, || appshot.seal(manifest)).map_err(|e| e.state("the app is running as before"))?;
+        return Ok((sealed, stored, stood));
+    }
+    steps.start("seal");
+    let sealed = appshot.seal(manifest).map_err(let_go)?;
+    steps.start("end");
+    Ok((sealed, stored, frozen.kill(target, || journal.end())))
 }
 
 /// Lists everything that a snapshot would refuse; touches nothing.
@@ -412,7 +733,7 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
     let mut refusals = Refusals::default();
     let mut tables = Tables::default();
     survey::processes(target, &pids, &mut refusals);
-    address_spaces(&pids, &mut tables, &mut refusals)?;
+    address_spaces(&pids, None, &mut tables, &mut refusals)?;
     let numbers: Vec<(HostPid, VirtualPid)> = pids.iter().map(|pid| (*pid, VirtualPid(pid.0))).collect();
     ipc::look(&numbers, target, &mut tables.shm, false, &mut refusals);
     let members = pids
@@ -447,9 +768,14 @@ impl<'a> Steps<'a> {
     }
 
     pub fn start(&mut self, name: &str) {
+        (self.progress)(name);
+        self.enter(name);
+    }
+
+    /// The same, and nobody is told: they would want the processor for it.
+    fn enter(&mut self, name: &str) {
         self.close();
         crate::sys::moment();
-        (self.progress)(name);
         self.now = Some((name.to_owned(), Instant::now()));
     }
 

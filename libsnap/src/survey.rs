@@ -207,7 +207,7 @@ fn names(pid: HostPid, refusals: &mut Refusals) {
         }
     }
     // A program's name stands there several times.
-    let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let maps = proc::read(format!("/proc/{pid}/maps")).unwrap_or_default();
     let names: BTreeSet<&[u8]> = maps
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.iter().position(|byte| *byte == b'/').map(|at| &line[at..]))
@@ -307,7 +307,7 @@ fn offset(text: &str, clock: &str) -> i64 {
 
 /// Host and domain name in the UTS namespace of `pid`.
 pub fn host_names(pid: HostPid, refusals: &mut Refusals) -> Result<(String, String)> {
-    let read = |name: &str| fs::read(format!("/proc/sys/kernel/{name}"));
+    let read = |name: &str| proc::read(format!("/proc/sys/kernel/{name}"));
     let names = crate::nsthread::inside(pid, &["uts"], || Ok((read("hostname")?, read("domainname")?)));
     let (host, domain) = names.and_then(|names| names).or_fail(|| "cannot read the host name")?;
     let mut text = |name: &str, bytes: Vec<u8>| {

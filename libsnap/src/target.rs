@@ -54,6 +54,9 @@ pub struct SnapshotOptions {
     /// The file that gets the app's output: it is ours, not the app's. A
     /// restored app writes to where its restorer says.
     pub log: Option<PathBuf>,
+    /// Memory is copied while the app runs, or only in its stop; by default as the
+    /// size of the app suggests.
+    pub precopy: Option<bool>,
 }
 
 /// A named step with its duration, for logs, progress and receipts.
@@ -72,8 +75,8 @@ pub struct SnapshotReport {
     /// Memory stored, without zero pages.
     pub memory_bytes: u64,
     pub disk_bytes: u64,
-    /// How long the app stood still, where it goes on running; until it was
-    /// ended otherwise.
+    /// How long the app stood still, all stops together, where it goes on running;
+    /// until it was ended otherwise.
     pub frozen_micros: u64,
     pub total_micros: u64,
     pub phases: Vec<Phase>,

@@ -46,6 +46,8 @@ struct SnapshotRequest {
     target: Which,
     #[serde(default)]
     leave_running: bool,
+    /// Memory is copied while the app runs; by default where it has much.
+    precopy: Option<bool>,
     #[serde(default)]
     tcp: TcpPolicy,
     #[serde(default)]
@@ -71,6 +73,7 @@ impl SnapshotRequest {
         };
         let options = SnapshotOptions {
             leave_running: self.leave_running,
+            precopy: self.precopy,
             tcp: self.tcp,
             outside: self.outside,
             ..SnapshotOptions::default()

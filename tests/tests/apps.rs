@@ -20,6 +20,7 @@ app_test!(shared_anon);
 app_test!(memfd);
 app_test!(memfd_sealed);
 app_test!(stack_growth);
+app_test!(memory_churn, restless);
 app_test!(sysv_shm);
 app_test!(sysv_sem);
 app_test!(sysv_msg);

@@ -3,20 +3,24 @@
 //!
 //! ```text
 //!   put(bytes or memory) --> block --> queue --> thread: read memory, BLAKE3, pwrite
+//!   rewrite(offset, memory) -> leaf -> queue --> thread: read back, verify, change, BLAKE3, pwrite
 //! ```
 //!
-//! Pages of zeroes are not written: the file has holes there.
+//! Pages of zeroes are not written: the file has holes there. What is rewritten is
+//! held against its digest first: the digests tell what was meant, never what the
+//! disk returns.
 
 use super::data_runs;
-use super::digest::{self, BLOCK, ChainingValue};
+use super::digest::{self, BLOCK, ChainingValue, LEAF};
 use crate::error::{Error, Kind, OrFail, Result};
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 /// Blocks that wait to be written. They may hold a megabyte each.
@@ -81,6 +85,16 @@ impl Block {
         }
     }
 
+    /// Reads what it is made of.
+    fn settle(&mut self) -> Result<()> {
+        if self.pieces.iter().any(|piece| matches!(piece, Piece::Memory(..))) {
+            let mut bytes = Vec::new();
+            self.fill(&mut bytes)?;
+            self.pieces = vec![Piece::Bytes(bytes)];
+        }
+        Ok(())
+    }
+
     fn fill(&self, buffer: &mut Vec<u8>) -> Result<()> {
         buffer.resize(self.bytes, 0);
         let mut rest = &mut buffer[..];
@@ -102,9 +116,28 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Press {
     jobs: Option<SyncSender<Job>>,
     threads: Vec<JoinHandle<()>>,
-    failed: Arc<Mutex<Option<Error>>>,
+    state: Arc<State>,
     /// All that were begun; `None` until finished.
     parts: Mutex<BTreeMap<String, Option<Finished>>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failed: Mutex<Option<Error>>,
+    /// Jobs that were given and are not done.
+    open: Mutex<usize>,
+    none_open: Condvar,
+}
+
+impl State {
+    fn failure(&self) -> Result<()> {
+        locked(&self.failed).clone().map_or(Ok(()), Err)
+    }
+
+    fn close_one(&self) {
+        *locked(&self.open) -= 1;
+        self.none_open.notify_all();
+    }
 }
 
 /// A part of which everything was given.
@@ -117,11 +150,46 @@ pub struct Finished {
 #[derive(Debug)]
 struct Job {
     part: Arc<Written>,
-    at: u64,
-    /// Bytes of the part so far. Only a part of one leaf is hashed otherwise than
-    /// as a piece, and its one block is given at the end.
-    length: u64,
-    block: Block,
+    task: Task,
+}
+
+#[derive(Debug)]
+enum Task {
+    Write {
+        at: u64,
+        /// Bytes of the part so far. Only a part of one leaf is hashed otherwise than
+        /// as a piece, and its one block is given at the end.
+        length: u64,
+        block: Block,
+    },
+    /// Of a leaf that is written, by number, and is not the last one.
+    Rewrite { leaf: u64, changes: Vec<Change> },
+}
+
+/// Pages of a leaf that get another content.
+#[derive(Debug)]
+struct Change {
+    /// In the leaf.
+    offset: usize,
+    memory: Arc<dyn Memory>,
+    span: Range<u64>,
+}
+
+impl Change {
+    fn place(&self) -> Range<usize> {
+        self.offset..self.offset + (self.span.end - self.span.start) as usize
+    }
+}
+
+/// Pages without content.
+#[derive(Debug)]
+struct Nothing;
+
+impl Memory for Nothing {
+    fn read(&self, _: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
+        buffer.fill(0);
+        Ok(())
+    }
 }
 
 /// A part with the digests of what was meant to be written.
@@ -142,16 +210,66 @@ impl Written {
 
 impl Job {
     fn work(&self, buffer: &mut Vec<u8>) -> Result<()> {
-        self.block.fill(buffer)?;
-        let start = self.at * BLOCK as u64;
-        let leaves = digest::leaves(start, buffer, self.length).collect();
-        locked(&self.part.leaves).insert(self.at, leaves);
-        let file = &self.part.file;
-        data_runs(buffer)
-            .try_for_each(|run| file.write_all_at(&buffer[run.clone()], start + run.start as u64))
-            .or_fail(|| cannot_write(&self.part.name))
+        match &self.task {
+            Task::Write { at, length, block } => {
+                block.fill(buffer)?;
+                self.part.write(*at, buffer, *length)
+            }
+            Task::Rewrite { leaf, changes } => self.part.rewrite(*leaf, changes, buffer),
+        }
     }
 }
+
+impl Written {
+    fn write(&self, block: u64, bytes: &[u8], length: u64) -> Result<()> {
+        let start = block * BLOCK as u64;
+        let leaves = digest::leaves(start, bytes, length).collect();
+        locked(&self.leaves).insert(block, leaves);
+        data_runs(bytes)
+            .try_for_each(|run| self.file.write_all_at(&bytes[run.clone()], start + run.start as u64))
+            .or_fail(|| cannot_write(&self.name))
+    }
+
+    fn rewrite(&self, leaf: u64, changes: &[Change], buffer: &mut Vec<u8>) -> Result<()> {
+        let cannot = || cannot_write(&self.name);
+        let start = leaf * LEAF as u64;
+        // Not the whole of the part, nor its last leaf.
+        let value = |bytes: &[u8]| digest::leaves(start, bytes, u64::MAX).next();
+        buffer.resize(LEAF, 0);
+        self.file.read_exact_at(buffer, start).or_fail(cannot)?;
+        let (block, number) = (leaf / LEAVES, (leaf % LEAVES) as usize);
+        let meant = locked(&self.leaves)
+            .get(&block)
+            .and_then(|all| all.get(number).copied());
+        if meant != value(buffer) {
+            return Err(Error::failed(cannot()).because(format!("byte {start} reads back other than it was written")));
+        }
+        for change in changes {
+            change
+                .memory
+                .read(std::slice::from_ref(&change.span), &mut buffer[change.place()])?;
+        }
+        if let Some(leaves) = locked(&self.leaves).get_mut(&block)
+            && let Some(value) = value(buffer)
+        {
+            leaves[number] = value;
+        }
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        for place in changes.iter().map(Change::place) {
+            let at = start + place.start as u64;
+            fallocate(&self.file, hole, at as i64, place.len() as i64).or_fail(cannot)?;
+            data_runs(&buffer[place.clone()])
+                .try_for_each(|run| {
+                    let data = &buffer[place.start + run.start..place.start + run.end];
+                    self.file.write_all_at(data, at + run.start as u64)
+                })
+                .or_fail(cannot)?;
+        }
+        Ok(())
+    }
+}
+
+const LEAVES: u64 = (BLOCK / LEAF) as u64;
 
 fn cannot_write(part: &str) -> String {
     format!("cannot write appshot part {part}")
@@ -161,10 +279,10 @@ impl Press {
     pub fn start() -> io::Result<Press> {
         let (jobs, queue) = mpsc::sync_channel(QUEUE);
         let queue = Arc::new(Mutex::new(queue));
-        let failed = Arc::default();
+        let state = Arc::<State>::default();
         let start = || {
-            let (queue, failed) = (Arc::clone(&queue), Arc::clone(&failed));
-            thread::Builder::new().spawn(move || work(&queue, &failed))
+            let (queue, state) = (Arc::clone(&queue), Arc::clone(&state));
+            thread::Builder::new().spawn(move || work(&queue, &state))
         };
         // One must be had; more are welcome.
         let mut threads = vec![start()?];
@@ -172,7 +290,7 @@ impl Press {
         Ok(Press {
             threads,
             jobs: Some(jobs),
-            failed,
+            state,
             parts: Mutex::default(),
         })
     }
@@ -195,16 +313,35 @@ impl Press {
             }),
             first: Block::default(),
             last: Block::default(),
+            changes: BTreeMap::new(),
             bytes: 0,
         })
     }
 
+    /// A part that was begun and is not to be.
+    pub fn forget(&self, name: &str) {
+        locked(&self.parts).remove(name);
+    }
+
     fn give(&self, job: Job) -> Result<()> {
-        if let Some(error) = &*locked(&self.failed) {
-            return Err(error.clone());
-        }
+        self.state.failure()?;
         let gone = || Error::failed("the threads that write are gone");
-        self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())
+        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
+        *locked(&self.state.open) += 1;
+        jobs.send(job).map_err(|_| {
+            self.state.close_one();
+            gone()
+        })
+    }
+
+    /// Waits until everything that was given is written: its memory is read.
+    fn drain(&self) -> Result<()> {
+        let mut open = locked(&self.state.open);
+        while *open > 0 {
+            open = self.state.none_open.wait(open).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(open);
+        self.state.failure()
     }
 
     /// Waits until everything is written; every part must be finished.
@@ -217,8 +354,7 @@ impl Press {
         let finished = finished.collect::<Result<_>>()?;
         let mut press = Arc::into_inner(self).ok_or_else(|| Error::failed("a part is still being finished"))?;
         press.wait();
-        let failed = locked(&press.failed).take();
-        failed.map_or(Ok(finished), Err)
+        press.state.failure().map(|()| finished)
     }
 
     fn wait(&mut self) {
@@ -236,16 +372,17 @@ impl Drop for Press {
 }
 
 /// Takes jobs until nobody gives any more. After a failure they are thrown away.
-fn work(queue: &Mutex<Receiver<Job>>, failed: &Mutex<Option<Error>>) {
+fn work(queue: &Mutex<Receiver<Job>>, state: &State) {
     let mut buffer = Vec::new();
     loop {
         let next = locked(queue).recv();
         let Ok(job) = next else { return };
-        if locked(failed).is_none()
+        if state.failure().is_ok()
             && let Err(error) = job.work(&mut buffer)
         {
-            locked(failed).get_or_insert(error);
+            locked(&state.failed).get_or_insert(error);
         }
+        state.close_one();
     }
 }
 
@@ -258,6 +395,8 @@ pub struct PartFile {
     first: Block,
     /// The block that is being filled, if it is another one.
     last: Block,
+    /// What is to be rewritten of blocks that were given, by leaf.
+    changes: BTreeMap<u64, Vec<Change>>,
     bytes: u64,
 }
 
@@ -320,12 +459,76 @@ impl PartFile {
     }
 
     fn give(&self, at: u64, block: Block) -> Result<()> {
-        self.press.give(Job {
-            part: Arc::clone(&self.part),
-            at,
-            length: self.bytes,
-            block,
-        })
+        let length = self.bytes;
+        self.give_task(Task::Write { at, length, block })
+    }
+
+    fn give_task(&self, task: Task) -> Result<()> {
+        let part = Arc::clone(&self.part);
+        self.press.give(Job { part, task })
+    }
+
+    /// Waits until all memory that was put is read.
+    pub fn settle(&mut self) -> Result<()> {
+        self.first.settle()?;
+        self.last.settle()?;
+        self.press.drain()?;
+        self.give_changes()?;
+        self.press.drain()
+    }
+
+    /// Puts whole pages in the place of others that were put, and settled, before.
+    /// The memory is read now, or when a thread comes to it.
+    pub fn rewrite(&mut self, mut at: u64, memory: &Arc<dyn Memory>, mut span: Range<u64>) -> Result<()> {
+        while !span.is_empty() {
+            let leaf = at / LEAF as u64;
+            let end = span.end.min(span.start + (leaf + 1) * LEAF as u64 - at);
+            let part = span.start..end;
+            let (block, offset) = (at / BLOCK as u64, (at % BLOCK as u64) as usize);
+            if block == 0 {
+                Self::change(&mut self.first, offset, memory, part)?;
+            } else if self.last.bytes > 0 && block == (self.bytes - 1) / BLOCK as u64 {
+                Self::change(&mut self.last, offset, memory, part)?;
+            } else {
+                let change = Change {
+                    offset: (at % LEAF as u64) as usize,
+                    memory: Arc::clone(memory),
+                    span: part,
+                };
+                self.changes.entry(leaf).or_default().push(change);
+            }
+            at += end - span.start;
+            span.start = end;
+        }
+        Ok(())
+    }
+
+    /// Nothing is stored there any more.
+    pub fn erase(&mut self, at: u64, bytes: u64) -> Result<()> {
+        let nothing: Arc<dyn Memory> = Arc::new(Nothing);
+        self.rewrite(at, &nothing, 0..bytes)
+    }
+
+    fn change(block: &mut Block, offset: usize, memory: &Arc<dyn Memory>, span: Range<u64>) -> Result<()> {
+        block.settle()?;
+        let bytes = (span.end - span.start) as usize;
+        match block.pieces.first_mut() {
+            Some(Piece::Bytes(all)) if offset + bytes <= all.len() => memory.read(&[span], &mut all[offset..][..bytes]),
+            _ => Err(Error::failed("memory is rewritten that was not put")),
+        }
+    }
+
+    /// Gives what is to be rewritten, which nobody else may be writing.
+    fn give_changes(&mut self) -> Result<()> {
+        for (leaf, changes) in std::mem::take(&mut self.changes) {
+            self.give_task(Task::Rewrite { leaf, changes })?;
+        }
+        Ok(())
+    }
+
+    /// Throws the part away.
+    pub fn forget(self) {
+        self.press.forget(&self.part.name);
     }
 
     /// Other first bytes than were put.
@@ -341,6 +544,7 @@ impl PartFile {
             .file
             .set_len(self.bytes)
             .or_fail(|| cannot_write(&self.part.name))?;
+        self.give_changes()?;
         if self.last.bytes > 0 {
             self.give_last()?;
         }
@@ -429,6 +633,55 @@ mod tests {
         finished.part.file.read_exact_at(&mut back, 0).unwrap();
         assert!(back == expected);
         assert_eq!(digest::merged(&finished.part.leaves()), blake3::hash(&back));
+    }
+
+    /// In the first block, in blocks that are written, in the last one.
+    #[test]
+    fn what_is_rewritten_has_its_digest() {
+        let memory: Arc<dyn Memory> = Arc::new(Told);
+        let mut expected: Vec<u8> = (0..3 * BLOCK + 3 * LEAF).map(|i| (i * 31 % 251) as u8 | 1).collect();
+        let press = Arc::new(Press::start().unwrap());
+        let mut part = press.begin("x", tempfile::tempfile).unwrap();
+        part.put(&expected).unwrap();
+        part.settle().unwrap();
+        let places = [1, 14, 256, 271, 300, 768, 769].map(|page| (page * PAGE, PAGE..6 * PAGE));
+        for (at, span) in &places {
+            part.rewrite(*at, &memory, span.clone()).unwrap();
+        }
+        for (at, span) in places {
+            let new: Vec<u8> = span.map(told).collect();
+            expected[at as usize..at as usize + new.len()].copy_from_slice(&new);
+        }
+        part.erase(400 * PAGE, 40 * PAGE).unwrap();
+        expected[400 * PAGE as usize..440 * PAGE as usize].fill(0);
+        part.put(b"end").unwrap();
+        expected.extend(b"end");
+        part.finish().unwrap();
+        let (_, finished) = press.finish().unwrap().remove(0);
+        let mut back = vec![0; expected.len()];
+        finished.part.file.read_exact_at(&mut back, 0).unwrap();
+        assert!(back == expected);
+        assert_eq!(digest::merged(&finished.part.leaves()), blake3::hash(&back));
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&finished.part.file.metadata().unwrap());
+        assert!(
+            blocks * 512 <= expected.len() as u64 - 40 * PAGE,
+            "{blocks}: erased pages are holes"
+        );
+    }
+
+    /// A change on disk must not get a digest of its own by a rewrite beside it.
+    #[test]
+    fn what_was_damaged_is_not_rewritten() {
+        let memory: Arc<dyn Memory> = Arc::new(Told);
+        let press = Arc::new(Press::start().unwrap());
+        let mut part = press.begin("2.core", tempfile::tempfile).unwrap();
+        part.put(&vec![1; 3 * BLOCK]).unwrap();
+        part.settle().unwrap();
+        part.part.file.write_all_at(b"\0", BLOCK as u64 + 9).unwrap();
+        part.rewrite(BLOCK as u64 + PAGE, &memory, PAGE..2 * PAGE).unwrap();
+        let finished = part.finish().and_then(|()| press.finish().map(drop));
+        let error = finished.unwrap_err();
+        assert!(error.to_string().contains("reads back other"), "{error}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub fn parse(part: &str, source: &(impl Source + ?Sized)) -> Result<(ProcessImag
     let headers = read_headers(part, source, tables)?;
     let (note, loads) = headers.split_first().expect("at least one header");
     let segments = check_loads(part, loads)?;
-    check_note(part, note, &segments, tables)?;
+    check_note(part, note, loads, tables)?;
     let notes = source
         .read_range(note.offset, note.file_bytes)
         .map_err(|e| unreadable(part, e))?;
@@ -79,19 +79,20 @@ fn read_headers(part: &str, source: &(impl Source + ?Sized), tables: Tables) -> 
         .collect()
 }
 
-/// Loads ascend in memory without overlap and lie back to back in the file.
+/// Loads ascend in memory without overlap. In the file they lie anywhere behind the
+/// header, without overlap too.
 fn check_loads(part: &str, loads: &[Phdr]) -> Result<Vec<Segment>> {
     let mut segments = Vec::new();
-    let mut offset = HEADER_BYTES;
     let mut address = 0;
     for load in loads {
         let end = load.vaddr.checked_add(load.memory_bytes).unwrap_or(0);
-        let aligned = [load.vaddr, load.file_bytes, load.memory_bytes]
+        let aligned = [load.vaddr, load.file_bytes, load.memory_bytes, load.offset]
             .iter()
             .all(|n| n.is_multiple_of(PAGE));
         let ordered = load.vaddr >= address && end > load.vaddr && end <= limits::ADDRESS_END;
+        let behind = load.offset >= HEADER_BYTES && load.offset.checked_add(load.file_bytes).is_some();
         ensure(
-            aligned && ordered && load.file_bytes <= load.memory_bytes && load.offset == offset,
+            aligned && ordered && behind && load.file_bytes <= load.memory_bytes,
             part,
             || format!("the segment at address {:#x} is out of place", load.vaddr),
         )?;
@@ -99,18 +100,22 @@ fn check_loads(part: &str, loads: &[Phdr]) -> Result<Vec<Segment>> {
         if load.file_bytes > 0 {
             segments.push(Segment {
                 vaddr: load.vaddr,
-                offset,
+                offset: load.offset,
                 bytes: load.file_bytes,
             });
-            offset += load.file_bytes;
         }
     }
+    let mut places: Vec<(u64, u64)> = segments.iter().map(|s| (s.offset, s.offset + s.bytes)).collect();
+    places.sort_unstable();
+    let apart = places.windows(2).all(|pair| pair[0].1 <= pair[1].0);
+    ensure(apart, part, || "two segments have the same bytes of the file")?;
     Ok(segments)
 }
 
 /// Notes follow memory, the tables follow the notes.
-fn check_note(part: &str, note: &Phdr, segments: &[Segment], tables: Tables) -> Result<()> {
-    let memory_end = segments.last().map_or(HEADER_BYTES, |last| last.offset + last.bytes);
+fn check_note(part: &str, note: &Phdr, loads: &[Phdr], tables: Tables) -> Result<()> {
+    let ends = loads.iter().map(|load| load.offset + load.file_bytes);
+    let memory_end = ends.max().unwrap_or(HEADER_BYTES);
     let tables_start = if Tables::extended(tables.phnum) {
         tables.phoff - SHDR_BYTES
     } else {
@@ -121,8 +126,9 @@ fn check_note(part: &str, note: &Phdr, segments: &[Segment], tables: Tables) -> 
         .checked_add(note.file_bytes)
         .and_then(|end| end.checked_next_multiple_of(8));
     let plain = (note.vaddr, note.memory_bytes, note.prot) == (0, 0, 0);
+    let behind = note.offset >= memory_end.max(HEADER_BYTES) && note.offset.is_multiple_of(PAGE);
     ensure(
-        plain && note.offset == memory_end && notes_end == Some(tables_start) && note.file_bytes <= limits::NOTES_BYTES,
+        plain && behind && notes_end == Some(tables_start) && note.file_bytes <= limits::NOTES_BYTES,
         part,
         || format!("the notes at byte {} are out of place", note.offset),
     )

@@ -35,7 +35,9 @@
 //!      0  Elf64_Ehdr (64 bytes), zeroes up to 4096
 //!           e_type ET_CORE, e_machine EM_X86_64, e_phoff = P
 //!           e_phnum, or PN_XNUM (0xffff) from 65535 headers on
-//!   4096  memory pages, back to back in address order; pages of zeroes are holes of the file
+//!   4096  memory pages, back to back; pages of zeroes are holes of the file. In address
+//!         order unless the app ran on while they were copied: then pages that it made
+//!         meanwhile come behind, and what is of no segment any more is a hole
 //!      N  notes; each is
 //!           u32 name size with NUL, u32 content size, u32 type,
 //!           name padded to 4, content padded to 4
@@ -56,7 +58,8 @@
 //!      P  Elf64_Phdr (56 bytes each) up to the end of the file
 //!           PT_NOTE
 //!           PT_LOAD for each run of stored pages, never across two mappings;
-//!             p_memsz reaches to the next run, so that gdb shows zeroes between
+//!             p_memsz reaches to the next run, so that gdb shows zeroes between.
+//!             Addresses ascend, p_offset need not; no two have a byte in common
 //!           PT_LOAD with p_filesz 0 for a mapping that starts with absent pages;
 //!             its p_offset is that of the next stored page
 //! ```

@@ -49,6 +49,13 @@ impl Writer {
         CoreWriter::new(self.part(name)?)
     }
 
+    /// Throws away a part of a process that is gone.
+    pub fn discard(&self, core: CoreWriter) -> Result<()> {
+        let path = self.staging.path().join(core.name());
+        core.forget();
+        std::fs::remove_file(&path).or_fail(|| format!("cannot remove {}", path.display()))
+    }
+
     /// Begins a part of raw bytes.
     pub fn blob(&self, name: &str) -> Result<BlobWriter> {
         Ok(BlobWriter(self.part(name)?))
@@ -233,13 +240,13 @@ mod tests {
     }
 
     #[test]
-    fn memory_out_of_order_or_without_mapping_is_refused() {
+    fn memory_twice_or_without_mapping_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
         let mut core = writer.core("2.core").unwrap();
         core.pages(sample::HEAP, 3, &sample::memory()).unwrap();
         assert_eq!(core.stored_bytes(), 5 * 4096);
-        assert!(core.pages(sample::HEAP, 3, &[1; 4096]).is_err(), "goes back");
+        assert!(core.pages(sample::HEAP, 3, &[1; 4096]).is_err(), "twice");
         assert!(
             core.pages(sample::HEAP + 5 * 4096, 3, &[1; 4095]).is_err(),
             "not whole pages"
@@ -247,6 +254,66 @@ mod tests {
         core.pages(0x6000_0000_0000, 3, &[1; 4096]).unwrap();
         let error = core.finish(&sample::process(2, 1)).unwrap_err();
         assert!(error.to_string().contains("no mapping"), "{error}");
+    }
+
+    /// Each page tells its address and a version.
+    #[derive(Debug)]
+    struct Version(u8);
+
+    impl crate::image::Memory for Version {
+        fn read(&self, spans: &[std::ops::Range<u64>], buffer: &mut [u8]) -> Result<()> {
+            let pages = spans.iter().flat_map(|span| span.clone().step_by(4096));
+            for (page, vaddr) in buffer.chunks_exact_mut(4096).zip(pages) {
+                page[..8].copy_from_slice(&vaddr.to_le_bytes());
+                page[8] = self.0;
+            }
+            Ok(())
+        }
+    }
+
+    /// As of an app that ran on while it was copied: pages change, go and come.
+    #[test]
+    fn what_was_replaced_and_kept_is_read_back() {
+        const PAGE: u64 = 4096;
+        let base = sample::HEAP + 3 * PAGE;
+        let at = |from: u64, to: u64| base + from * PAGE..base + to * PAGE;
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
+        let mut core = writer.core("2.core").unwrap();
+        let [old, new]: [Arc<dyn crate::image::Memory>; 2] = [Arc::new(Version(1)), Arc::new(Version(2))];
+        core.memory(at(2, 9), 3, &old).unwrap();
+        core.settle().unwrap();
+        let kept = [(at(1, 4), 3), (at(4, 5), 1), (at(7, 10), 3)];
+        core.retain(&kept).unwrap();
+        let missing: Vec<_> = [at(1, 3), at(8, 10)]
+            .into_iter()
+            .flat_map(|span| core.replace(span, &new).unwrap())
+            .collect();
+        assert_eq!(missing, [at(1, 2), at(9, 10)]);
+        for span in missing {
+            core.memory(span, 3, &new).unwrap();
+        }
+        let mut image = sample::process(2, 1);
+        image.process.fds.clear();
+        core.finish(&image).unwrap();
+        let unsealed = writer.close().unwrap();
+        let (_, finished) = &unsealed.parts[0];
+        let (_, segments) = crate::image::core_read::parse("2.core", &finished.part.file).unwrap();
+        let mut found = Vec::new();
+        for segment in segments {
+            for page in (0..segment.bytes).step_by(4096) {
+                let mut bytes = [0; 9];
+                finished
+                    .part
+                    .file
+                    .read_exact_at(&mut bytes, segment.offset + page)
+                    .unwrap();
+                let (vaddr, version) = bytes.split_at(8);
+                assert_eq!(u64::from_le_bytes(vaddr.try_into().unwrap()), segment.vaddr + page);
+                found.push(((segment.vaddr + page - base) / PAGE, version[0]));
+            }
+        }
+        assert_eq!(found, [(1, 2), (2, 2), (3, 1), (4, 1), (7, 1), (8, 2), (9, 2)]);
     }
 
     /// Run with `--release -- --ignored --nocapture` to see the throughput.

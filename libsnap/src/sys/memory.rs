@@ -121,6 +121,9 @@ struct PmScanArg {
     return_mask: u64,
 }
 
+const PM_SCAN_WP_MATCHING: u64 = 1;
+const PM_SCAN_CHECK_WPASYNC: u64 = 2;
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
@@ -128,23 +131,30 @@ const PAGE_IS_PFNZERO: u64 = 1 << 5;
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 
-/// Private pages that hold data of their own in `span`: present or swapped,
-/// neither the zero page nor a page of the mapped file. `PAGEMAP_SCAN` (Linux
-/// 6.7); ENOTTY before.
-pub fn scan_pages(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> {
+/// Which pages a scan is to tell, and what it does to them.
+struct Wanted {
+    flags: u64,
+    inverted: u64,
+    all: u64,
+    any: u64,
+    told: u64,
+}
+
+fn scan(pagemap: &File, span: Span, wanted: &Wanted, found: &mut Vec<Span>) -> Sys<()> {
     let mut regions = [PageRegion::default(); 512];
     let mut at = span.start;
     while at < span.end {
         let mut arg = PmScanArg {
             size: size_of::<PmScanArg>() as u64,
+            flags: wanted.flags,
             start: at,
             end: span.end,
             vec: regions.as_mut_ptr() as u64,
             vec_len: regions.len() as u64,
-            category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
-            category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
-            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            return_mask: PAGE_IS_PRESENT,
+            category_inverted: wanted.inverted,
+            category_mask: wanted.all,
+            category_anyof_mask: wanted.any,
+            return_mask: wanted.told,
             ..PmScanArg::default()
         };
         // SAFETY: `arg` and the vector it names live across the call, with the
@@ -156,6 +166,61 @@ pub fn scan_pages(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> 
         at = arg.walk_end;
     }
     Ok(())
+}
+
+/// Private pages that hold data of their own in `span`: present or swapped,
+/// neither the zero page nor a page of the mapped file. `PAGEMAP_SCAN` (Linux
+/// 6.7); ENOTTY before.
+pub fn scan_pages(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> {
+    let wanted = Wanted {
+        flags: 0,
+        inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+        all: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+        any: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        told: PAGE_IS_PRESENT,
+    };
+    scan(pagemap, span, &wanted, found)
+}
+
+/// The same in anonymous memory, four times as fast: the kernel need not look at
+/// what the pages are.
+pub fn scan_anonymous(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> {
+    scan(pagemap, span, &populated(0, 0), found)
+}
+
+/// The same in memory that [`super::uffd::WriteNotes`] watch: only pages that were not
+/// told before, or were written to since. From now on writes to them are noted. EPERM
+/// where nobody watches; what lies before that place was told all the same.
+pub fn scan_and_watch(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> {
+    let wanted = populated(PM_SCAN_CHECK_WPASYNC | PM_SCAN_WP_MATCHING, PAGE_IS_WRITTEN);
+    scan(pagemap, span, &wanted, found)
+}
+
+fn populated(flags: u64, also: u64) -> Wanted {
+    Wanted {
+        flags,
+        inverted: PAGE_IS_PFNZERO,
+        all: PAGE_IS_PFNZERO | also,
+        any: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        told: PAGE_IS_PRESENT,
+    }
+}
+
+/// What is not as it was when [`scan_and_watch`] told it last: pages written to, made or
+/// dropped since, and those that never were. N.B. Where a whole page table is gone (2 MiB
+/// dropped at once), nothing is told. EPERM where nobody watches.
+pub fn scan_written(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> {
+    // Just this combination takes a short path in the kernel: 0.3 ms a GiB, not 3.6.
+    // (It could watch again, too, but marks places without a page, which then look as if
+    // they were swapped out.)
+    let wanted = Wanted {
+        flags: PM_SCAN_CHECK_WPASYNC,
+        inverted: 0,
+        all: PAGE_IS_WRITTEN,
+        any: 0,
+        told: PAGE_IS_WRITTEN,
+    };
+    scan(pagemap, span, &wanted, found)
 }
 
 /// The same from the plain pagemap words, for older kernels.

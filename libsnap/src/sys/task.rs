@@ -268,3 +268,16 @@ pub fn seccomp_mode() -> Sys<i64> {
     // SAFETY: only numbers are passed.
     check(i64::from(unsafe { libc::prctl(libc::PR_GET_SECCOMP) }))
 }
+
+/// How willingly a task (0: this thread) lets others go first (getpriority(2)).
+pub fn nice(tid: HostPid) -> Sys<i32> {
+    // SAFETY: only numbers are passed. The bare call answers 20 - nice.
+    let got = check(unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid.0) })?;
+    Ok(20 - got as i32)
+}
+
+/// To less than it was needs CAP_SYS_NICE.
+pub fn set_nice(tid: HostPid, nice: i32) -> Sys<()> {
+    // SAFETY: only numbers are passed.
+    check(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, tid.0, nice) }).map(drop)
+}

@@ -8,6 +8,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const API: u64 = 0xaa;
 const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 2;
+const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1;
+/// Linux 6.4 and 6.7; the headers of older systems name neither.
+const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+const FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// Faults of system calls are not told: whoever has no right to more may ask for it.
+pub const USER_MODE_ONLY: i32 = 1;
 /// `_IOWR(0xaa, 0x3f, struct uffdio_api)`
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 /// `_IOWR(0xaa, 0x00, struct uffdio_register)`
@@ -172,5 +179,37 @@ fn event(message: &[u64; 4]) -> Sys<Event> {
 impl AsFd for Userfault {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// A userfaultfd by which the kernel notes which pages are written to, and tells
+/// nobody else (Linux 6.7): [`super::memory::scan_written`] reads the notes. Closed
+/// by its last holder, pages are protected no more.
+#[derive(Debug)]
+pub struct WriteNotes(OwnedFd);
+
+impl WriteNotes {
+    /// Takes a descriptor that userfaultfd(2) has just made; EINVAL on older kernels.
+    pub fn begin(fd: OwnedFd) -> Sys<WriteNotes> {
+        let features = FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
+        // struct uffdio_api: api, features, ioctls
+        let mut api = [API, features, 0];
+        // SAFETY: the structure is three words, which `api` provides.
+        check(i64::from(unsafe {
+            libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr())
+        }))?;
+        Ok(WriteNotes(fd))
+    }
+
+    /// From now on `span`, whole mappings, can be watched. EBUSY where another
+    /// userfaultfd watches it, ESRCH when the process has another address space by now.
+    pub fn register(&self, span: Span) -> Sys<()> {
+        // struct uffdio_register: start, length, mode, ioctls
+        let mut register = [span.start, span.len(), REGISTER_MODE_WP, 0];
+        // SAFETY: the structure is four words, which `register` provides.
+        check(i64::from(unsafe {
+            libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr())
+        }))
+        .map(drop)
     }
 }
