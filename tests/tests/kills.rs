@@ -134,7 +134,7 @@ impl Registry<'_> {
         // A sealed successor (`.next`) is whole, and taken over by the next one who
         // holds the name.
         let hidden = names(self.files.data.join("appshots"), |name| {
-            name.starts_with('.') && !name.ends_with(".next")
+            name.starts_with('.') && !name.ends_with(".next") && !name.ends_with(".working-set")
         });
         ensure!(hidden.is_empty(), "half appshots left: {hidden:?}");
         Ok(())

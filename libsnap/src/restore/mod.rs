@@ -24,7 +24,7 @@ pub mod script;
 pub mod skeleton;
 pub mod state;
 pub mod vdso;
-mod working_set;
+pub mod working_set;
 
 use crate::cgroup;
 use crate::error::{Error, Result};
@@ -124,7 +124,7 @@ fn attempt(opened: &Arc<Opened>, options: &RestoreOptions, begin: Instant, mut p
     }
     let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;
     if let (Some(pager), Some(init)) = (pager, init) {
-        pager.runs(init)?;
+        pager.runs(init, &options.stdio)?;
     }
     Ok(Instance {
         name,
@@ -219,7 +219,13 @@ fn prepare(
     // registered is ordinary memory again.
     let left = empty.into_iter().enumerate().filter_map(|(core, empty)| {
         let (faults, owed) = empty.left()?;
-        Some(Left { core, faults, owed })
+        let pid = skeleton.husks[core].pid;
+        Some(Left {
+            core,
+            pid,
+            faults,
+            owed,
+        })
     });
     let left: Vec<Left> = left.collect();
     let pager = match left.is_empty() {

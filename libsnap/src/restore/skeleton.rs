@@ -229,8 +229,9 @@ impl Skeleton {
     /// Lets every process go: the app runs. Parents come first: the SIGCHLD of a
     /// child that ends at once would interrupt calls in a process of which a thread
     /// is still traced. The init comes last: while it is ours, our death is its own,
-    /// and that of all in its PID namespace.
-    /// `hold` is what the init holds while memory is still owed.
+    /// and that of all in its PID namespace. Where memory is still owed it is given
+    /// `hold` and comes first: it notices our death itself, and then holds on until
+    /// all are dead; killed by our death it would let go before.
     pub fn let_go(mut self, hold: Option<&Hold>) -> Result<(HostPid, Option<HostPid>, usize)> {
         let root = self.numbers[&self.root];
         let init = self.init.clone();
@@ -241,7 +242,10 @@ impl Skeleton {
             .husks
             .iter()
             .flat_map(|husk| husk.threads.iter().copied().chain([husk.pid]));
-        for tid in tasks.chain(init.iter().map(|init| init.pid)) {
+        let init_pid = init.as_ref().map(|init| init.pid);
+        let first = init_pid.filter(|_| hold.is_some());
+        let last = init_pid.filter(|_| hold.is_none());
+        for tid in first.into_iter().chain(tasks).chain(last) {
             match ptrace::detach(tid, 0) {
                 // What was let go has ended it: that is the app's own affair.
                 Ok(()) | Err(Errno::ESRCH) => {}
