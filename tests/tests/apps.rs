@@ -15,6 +15,7 @@ app_test!(anon_after);
 app_test!(maps_equal);
 app_test!(madvise_flags);
 app_test!(lazy_storm);
+app_test!(lazy_watch);
 app_test!(private_file);
 app_test!(shared_file, alone);
 app_test!(shared_anon);
