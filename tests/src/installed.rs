@@ -137,14 +137,17 @@ impl Registry {
 
     /// Paths below both directories, which are the same at the same point of
     /// every cycle, but for the parts of an appshot, of which a script has as many
-    /// as children just now, the notes on waits, and journals: of husks in waiting.
+    /// as children just now, the notes on waits, the journals of husks in waiting, and
+    /// working sets, which come a second after a restore.
     pub fn files(&self) -> BTreeSet<PathBuf> {
         fn list(dir: &Path, all: &mut BTreeSet<PathBuf>) {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                 if !dir.ends_with("appshots") {
                     list(&entry.path(), all);
                 }
-                if !dir.ends_with("timed") && !dir.ends_with("journal") && entry.file_name() != "timed" {
+                let name = entry.file_name();
+                let comes_and_goes = dir.ends_with("timed") || dir.ends_with("journal") || name == "timed";
+                if !comes_and_goes && !name.to_string_lossy().ends_with(".working-set") {
                     all.insert(entry.path());
                 }
             }

@@ -14,6 +14,8 @@ app_test!(anon_memory);
 app_test!(anon_after);
 app_test!(maps_equal);
 app_test!(madvise_flags);
+app_test!(lazy_storm);
+app_test!(lazy_watch);
 app_test!(private_file);
 app_test!(shared_file, alone);
 app_test!(shared_anon);

@@ -13,7 +13,7 @@ use appshot_tests::trial::in_place as trial;
 use appshot_tests::verdict::{PATIENCE, need_program, poll, skip};
 use libsnap::error::{Error, Kind};
 use libsnap::ids::HostPid;
-use libsnap::target::{Allow, PidMode, RestoreOptions, RunOptions, SnapshotOptions, Target};
+use libsnap::target::{Allow, Memory, PidMode, RestoreOptions, RunOptions, SnapshotOptions, Target};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::FileExt;
@@ -309,6 +309,99 @@ fn missing(place: &Place, shot: &Path, part: &Path) -> Result<()> {
     let result = refuses_appshot(place, shot, &format!("without {}", part.display()));
     fs::rename(&aside, part)?;
     result.map(drop)
+}
+
+fn lazily() -> RestoreOptions {
+    RestoreOptions {
+        memory: Memory::Lazy,
+        ..RestoreOptions::default()
+    }
+}
+
+/// Damage in memory that comes while the app runs: it is ended before it could see
+/// that, its log says why, and the appshot is known to be damaged.
+#[test]
+fn damaged_while_owed() {
+    trial("damaged_while_owed", |place| {
+        let shot = appshot_of(place, "lazy_watch")?;
+        let size = |part: &PathBuf| part.metadata().map_or(0, |meta| meta.len());
+        let core = parts(&shot)?.into_iter().max_by_key(size).context("no part")?;
+        let file = fs::OpenOptions::new().read(true).write(true).open(&core)?;
+        for eighth in 1..8 {
+            let at = file.metadata()?.len() / 8 * eighth;
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at)?;
+            file.write_all_at(&[byte[0] ^ 0x10], at)?;
+            let mut app = place.restore_with(&shot, lazily()).context("lazy restore")?;
+            let code = app.wait_exit()?;
+            ensure!(code == 137, "exit code {code}: {}", place.log());
+            let told = place.log().matches("the app is ended").count();
+            ensure!(told == eighth as usize, "{told} times told: {}", place.log());
+            ensure!(place.log().contains("do not match the digests"), "{}", place.log());
+            ensure!(!place.path("wrong").exists(), "a wrong byte: {}", place.log());
+            let found = libsnap::image::Appshot::open(&shot).map(drop).map_err(Into::into);
+            fails("a damaged appshot", found, &[Kind::Refused, Kind::Failed])?;
+            file.write_all_at(&byte, at)?;
+        }
+        passes(place, place.restore_with(&shot, lazily())?)
+    });
+}
+
+/// Minor faults of the app's processes so far: field 10 of their stat.
+fn faults_of(app: &App) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", app.instance.root))?;
+    let fields = stat.rsplit_once(") ").context("no name")?.1;
+    Ok(fields.split(' ').nth(7).context("too short")?.parse()?)
+}
+
+/// Restored, until what it touched in its first second would be noted; its faults.
+fn a_second_of(place: &Place, shot: &Path) -> Result<u64> {
+    let app = place.restore_with(shot, lazily())?;
+    let init = app.top();
+    poll("all its memory", PATIENCE, || {
+        let fds = fs::read_dir(format!("/proc/{init}/fd"))?.count();
+        Ok((fds == 0).then_some(()))
+    })?;
+    let faults = faults_of(&app)?;
+    passes(place, app)?;
+    fs::remove_file(place.path("go"))?;
+    Ok(faults)
+}
+
+/// What the first instance needed comes first for the next one. One that is damaged,
+/// another's or cannot be written is as good as none.
+#[test]
+fn working_sets() {
+    trial("working_sets", |place| {
+        let shot = appshot_of(place, "lazy_watch")?;
+        let known = libsnap::restore::working_set::path(&shot).context("a path")?;
+        let first = a_second_of(place, &shot)?;
+        let good = fs::read(&known).context("no working set is kept")?;
+        let second = a_second_of(place, &shot)?;
+        ensure!(second < first / 2, "{first} faults, then {second}");
+        let mut damaged = good.clone();
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 1;
+        let of_another = [&b"APPSHOT-WORKING-SET 1 0"[..], &good[23..]].concat();
+        for bad in [&damaged[..], &of_another[..], &good[..middle], b""] {
+            fs::write(&known, bad)?;
+            let faults = a_second_of(place, &shot)?;
+            ensure!(
+                faults > second,
+                "{faults} faults with a bad working set, {second} with a good one"
+            );
+        }
+        // Only what we wrote ourselves is believed.
+        fs::write(&known, &good)?;
+        std::os::unix::fs::chown(&known, Some(4711), None)?;
+        let faults = a_second_of(place, &shot)?;
+        ensure!(faults > second, "{faults} faults with another user's working set");
+        fs::remove_file(&known)?;
+        fs::create_dir(&known)?;
+        a_second_of(place, &shot)?;
+        ensure!(known.is_dir(), "something was written there");
+        Ok(())
+    });
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl Registry<'_> {
         // A sealed successor (`.next`) is whole, and taken over by the next one who
         // holds the name.
         let hidden = names(self.files.data.join("appshots"), |name| {
-            name.starts_with('.') && !name.ends_with(".next")
+            name.starts_with('.') && !name.ends_with(".next") && !name.ends_with(".working-set")
         });
         ensure!(hidden.is_empty(), "half appshots left: {hidden:?}");
         Ok(())
@@ -914,5 +914,58 @@ fn stopped_snapd() {
             registry.nothing_pending().with_context(context)?;
         }
         registry.passes()
+    });
+}
+
+/// The process that owes an app its memory, killed at moments spread over the first
+/// second and the filling: the app is whole, or gone at once, and never sees a wrong byte.
+#[test]
+fn pager() {
+    trial("pager", |registry| {
+        registry.start_by(&["/bin/sh", "-c", TELLING, "sh"], "lazy_watch")?;
+        registry.put_to_sleep()?;
+        let whole = HostState::take(&registry.place.scope());
+        let (mut ended, mut whole_ones, mut longest) = (0, 0, Duration::ZERO);
+        for step in 0..24u32 {
+            let words = ["restore", "-d", registry.name];
+            succeeds(&registry.appshot(&words, "").output()?)?;
+            let init = registry.top()?;
+            std::thread::sleep(Duration::from_millis(u64::from(3 * step * step)));
+            kill(Pid::from_raw(registry.recorded("supervisor")?), Signal::SIGKILL)?;
+            let since = Instant::now();
+            let processes = || HostState::take(&registry.place.scope()).processes;
+            let gone = poll("the app to be whole or gone", PATIENCE, || {
+                let gone = processes().is_subset(&whole.processes);
+                let holds = fs::read_dir(format!("/proc/{init}/fd")).is_ok_and(|fds| fds.count() > 0);
+                Ok((gone || !holds).then_some(gone))
+            })?;
+            longest = longest.max(since.elapsed());
+            let context = || format!("step {step}, after {:?}: {}", since.elapsed(), registry.place.log());
+            if gone || !registry.runs() {
+                ended += 1;
+            } else {
+                whole_ones += 1;
+                fs::write(registry.place.path("go"), "")?;
+            }
+            poll("the app's end", PATIENCE, || {
+                Ok(processes().is_subset(&whole.processes).then_some(()))
+            })
+            .with_context(context)?;
+            if !gone && registry.place.path("go").exists() {
+                ensure!(registry.place.log().ends_with("passed\n"), "{}", context());
+                fs::remove_file(registry.place.path("go"))?;
+            }
+            ensure!(!registry.place.path("wrong").exists(), "a wrong byte: {}", context());
+            registry.any_command()?;
+            registry.nothing_pending().with_context(context)?;
+        }
+        let told = format!("{ended} ended, {whole_ones} whole, after {longest:?} at most");
+        note("pager", &told);
+        ensure!(ended > 3 && whole_ones > 0, "{told}");
+        ensure!(longest < Duration::from_secs(1), "{told}");
+        // Its cgroup is for the next of that name, as after any supervisor's end.
+        succeeds(&registry.appshot(&["restore", "-d", registry.name], "").output()?)?;
+        succeeds(&registry.appshot(&["kill", "--wait", registry.name], "").output()?)?;
+        judge_nothing_left(&registry.place.scope(), &whole)
     });
 }

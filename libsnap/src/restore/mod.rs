@@ -28,7 +28,7 @@ pub mod spare;
 pub mod state;
 pub mod vdso;
 mod warm;
-mod working_set;
+pub mod working_set;
 
 use crate::cgroup;
 use crate::error::{Error, Result};
@@ -194,7 +194,7 @@ fn attempt(
     }
     let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;
     if let (Some(pager), Some(init)) = (pager, init) {
-        pager.runs(init)?;
+        pager.runs(init, &options.stdio)?;
     }
     Ok(Instance {
         name,
@@ -317,7 +317,13 @@ fn build(
     // registered is ordinary memory again.
     let left = empty.into_iter().enumerate().filter_map(|(core, empty)| {
         let (faults, owed) = empty.left()?;
-        Some(Left { core, faults, owed })
+        let pid = skeleton.husks[core].pid;
+        Some(Left {
+            core,
+            pid,
+            faults,
+            owed,
+        })
     });
     let left: Vec<Left> = left.collect();
     let pager = match left.is_empty() {

@@ -28,11 +28,14 @@ use crate::image::LEAF;
 use crate::sys::fd as sysfd;
 use crate::sys::memory::{PAGE, Span};
 use crate::sys::task;
-use crate::sys::uffd::{Event, Userfault};
+use crate::sys::uffd::{Event, State, Userfault};
+use crate::target::Stdio;
 use nix::errno::Errno;
+
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -90,6 +93,7 @@ pub struct Hold {
 pub struct Left {
     /// The place of the process among the cores.
     pub core: usize,
+    pub pid: HostPid,
     pub faults: Userfault,
     pub owed: Owed,
 }
@@ -107,7 +111,7 @@ pub enum Rest {
 enum Told {
     Owe(u64, Box<Debt>, Vec<Space>),
     /// The app runs; this is its init.
-    Runs(u64, OwnedFd),
+    Runs(u64, OwnedFd, Stdio),
     /// It was given up before it ran.
     Forget(u64),
 }
@@ -129,6 +133,7 @@ impl Pager {
         let failed = || "cannot start the pager";
         let debt = DEBTS.fetch_add(1, Ordering::Relaxed);
         let parts = opened.core_parts();
+        let pids = left.iter().map(|left| left.pid).collect();
         let spaces = left.into_iter().map(|left| Space {
             debt,
             core: left.core,
@@ -160,7 +165,9 @@ impl Pager {
             stage: Stage::Made,
             touched: Vec::new(),
             known: known.map(|known| known.runs().to_vec()).unwrap_or_default(),
+            pids,
             init: None,
+            stdio: Stdio::Null,
             lifeline: end.into(),
             calls: ours,
             keeper,
@@ -175,11 +182,12 @@ impl Pager {
         })
     }
 
-    /// The app runs from now on, below this init.
-    pub fn runs(mut self, init: HostPid) -> Result<()> {
+    /// The app runs from now on, below this init. If it has to be ended, that is told
+    /// where its output goes.
+    pub fn runs(mut self, init: HostPid, stdio: &Stdio) -> Result<()> {
         let pidfd = task::pidfd_open(init).or_fail(|| "cannot open the instance's init")?;
         self.running = true;
-        self.worker.tell(Told::Runs(self.debt, pidfd));
+        self.worker.tell(Told::Runs(self.debt, pidfd, stdio.clone()));
         Ok(())
     }
 }
@@ -224,6 +232,7 @@ impl Worker {
         static STARTING: Mutex<()> = Mutex::new(());
         if WORKERS.get().is_none() {
             let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+            raise_descriptors();
             let count = crate::image::processors().min(THREADS_MAX);
             let workers: Vec<Worker> = (0..count).map(|_| Worker::start()).collect::<Result<_>>()?;
             WORKERS.get_or_init(|| workers);
@@ -304,20 +313,13 @@ impl Space {
                 self.owed = Owed::default();
                 return Ok(Brought::Gone);
             }
-            // Not registered any more: whoever waited there sees for himself.
-            Err(Errno::ENOENT) => {}
-            Err(Errno::EEXIST) => self.faults.wake(span.start).or_fail(|| "cannot wake the app")?,
+            // Not registered any more, or there already: whoever waits there sees for
+            // himself. The kernel wakes nobody then.
+            Err(Errno::ENOENT | Errno::EEXIST) => self.faults.wake(span.start).or_fail(|| "cannot wake the app")?,
             Err(errno) => return Err(errno).or_fail(|| "cannot put memory back"),
         }
         self.owed.remove(span);
         Ok(Brought::Done)
-    }
-
-    /// The process has ended or executed another program.
-    fn is_gone(&self) -> bool {
-        // Only a stack may reach up to there; stacks are not registered.
-        const TOP: u64 = 0x7fff_ffff_e000;
-        self.faults.zero(TOP, 1) == Err(Errno::ESRCH)
     }
 
     /// How many pages to bring for a fault at `page`: more where the last one led here.
@@ -354,7 +356,11 @@ struct Debt {
     touched: Vec<(usize, u64)>,
     /// What was known to be needed.
     known: Vec<Run>,
+    /// Those of the appshot, our children as long as they are made.
+    pids: Vec<HostPid>,
     init: Option<OwnedFd>,
+    /// Where the app's output goes.
+    stdio: Stdio,
     lifeline: File,
     /// Something comes here when all the memory is wanted.
     calls: OwnedFd,
@@ -433,8 +439,10 @@ impl Work {
         loop {
             let time = self.patience();
             self.listen_to_all(time);
+            self.settle();
             while self.answer_all() {
                 self.listen_to_all(EpollTimeout::ZERO);
+                self.settle();
             }
             self.advance();
             self.fill_some();
@@ -494,10 +502,11 @@ impl Work {
                         self.serve(space);
                     }
                 }
-                Told::Runs(id, init) => {
+                Told::Runs(id, init, stdio) => {
                     let watched = self.watch(&init, Token::Init(id));
                     if let Some(debt) = self.debts.get_mut(&id) {
                         debt.init = Some(init);
+                        debt.stdio = stdio;
                         debt.stage = Stage::First(Instant::now() + FIRST);
                     }
                     if watched.or_fail(|| "cannot watch an instance").is_err() {
@@ -519,7 +528,8 @@ impl Work {
             self.fail(debt, &errno);
         }
         if self.spaces.len() > self.prune_at {
-            self.spaces.retain(|_, space| space.original || !space.is_gone());
+            self.spaces
+                .retain(|_, space| space.original || space.faults.state() != State::Gone);
             self.prune_at = 2 * self.spaces.len() + 64;
         }
     }
@@ -555,9 +565,18 @@ impl Work {
         debt.stage = Stage::Failed;
         tracing::error!(appshot = %debt.opened.shot.path.display(), %error, "the app is ended");
         match &debt.init {
-            Some(init) => drop(task::pidfd_send_signal(init.as_fd(), libc::SIGKILL)),
-            // The init lets nobody live without us.
-            None if made => self.forget(id),
+            Some(init) => {
+                last_words(&debt.stdio, error);
+                task::pidfd_send_signal(init.as_fd(), libc::SIGKILL).ok();
+            }
+            // Who makes it may wait for a call in it that waits for us. The init lets
+            // nobody live without us.
+            None if made => {
+                for pid in &debt.pids {
+                    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL).ok();
+                }
+                self.forget(id);
+            }
             None => {}
         }
     }
@@ -575,7 +594,8 @@ impl Work {
             };
             match event {
                 Event::Fault { page, write } => self.faults.push_back(Fault { space: id, page, write }),
-                Event::Remove(span) => drop(space.owed.remove(span)),
+                Event::Remove(span) => space.owed.remove(span),
+                Event::Unmap(span) => space.owed.unmap(span),
                 Event::Remap { from, to, len } => space.owed.shift(from, to, len),
                 Event::Fork(faults) => {
                     if let Err(error) = debt.keeper.keep(&faults) {
@@ -590,6 +610,18 @@ impl Work {
                     };
                     self.serve(child);
                 }
+            }
+        }
+    }
+
+    /// Once all that was done is known, nothing is uncertain.
+    fn settle(&mut self) {
+        let unsettled = self.spaces.values_mut().filter(|space| space.owed.is_unsettled());
+        for space in unsettled {
+            match space.faults.state() {
+                State::Gone => space.owed = Owed::default(),
+                State::Changing => {}
+                State::Quiet => space.owed.settle(),
             }
         }
     }
@@ -616,6 +648,9 @@ impl Work {
         let Some(space) = self.spaces.get_mut(&at) else {
             return Ok(Brought::Gone);
         };
+        if space.owed.is_uncertain(page) {
+            return Ok(Brought::Again);
+        }
         let pages = space.ahead(page);
         let one = Span {
             start: page,
@@ -693,9 +728,12 @@ impl Work {
         let filling: Vec<u64> = filling.map(|(id, _)| *id).collect();
         for id in filling {
             let own = self.spaces.iter().filter(|(_, space)| space.debt == id);
-            let mut owing = own.filter_map(|(at, space)| Some((*at, space.owed.first()?)));
+            let mut owing = own.clone().filter_map(|(at, space)| Some((*at, space.owed.first()?)));
             let Some((at, (span, offset))) = owing.next() else {
-                self.end(id);
+                match own.clone().any(|(_, space)| space.owed.is_unsettled()) {
+                    true => thread::sleep(AGAIN),
+                    false => self.end(id),
+                }
                 continue;
             };
             match self.copy(at, span, offset) {
@@ -714,6 +752,31 @@ impl Work {
             // An init that is gone needs nothing.
             debt.lifeline.write_all(b"d").ok();
         }
+    }
+}
+
+/// A descriptor is needed for every process that is owed memory, also those that apps
+/// fork meanwhile: one that cannot be had ends the app.
+fn raise_descriptors() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most) {
+        tracing::debug!(%error, "the limit of descriptors stays");
+    }
+}
+
+/// Says why the app ends.
+fn last_words(stdio: &Stdio, error: &dyn std::fmt::Display) {
+    let words = format!("appshot: the app is ended, its memory cannot be brought: {error}\n");
+    let told = match stdio {
+        Stdio::Log(path) => OpenOptions::new()
+            .append(true)
+            .open(path)
+            .and_then(|mut log| log.write_all(words.as_bytes())),
+        Stdio::Inherit => std::io::stderr().write_all(words.as_bytes()),
+        Stdio::Null => Ok(()),
+    };
+    if let Err(error) = told {
+        tracing::warn!(%error, "the app's log does not tell why it has ended");
     }
 }
 

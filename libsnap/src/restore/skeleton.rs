@@ -262,8 +262,9 @@ impl Skeleton {
     /// Lets every process go: the app runs. Parents come first: the SIGCHLD of a
     /// child that ends at once would interrupt calls in a process of which a thread
     /// is still traced. The init comes last: while it is ours, our death is its own,
-    /// and that of all in its PID namespace.
-    /// `hold` is what the init holds while memory is still owed.
+    /// and that of all in its PID namespace. Where memory is still owed it is given
+    /// `hold` and comes first: it notices our death itself, and then holds on until
+    /// all are dead; killed by our death it would let go before.
     pub fn let_go(mut self, hold: Option<&Hold>) -> Result<(HostPid, Option<HostPid>, usize)> {
         let root = self.numbers[&self.root];
         let init = self.init.clone();

@@ -19,7 +19,7 @@ use crate::image::LEAF;
 use crate::sys::memory::{PAGE, Span};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// What comes before the app runs; more would hold it up.
@@ -49,17 +49,40 @@ pub struct WorkingSet {
     content: Vec<u8>,
 }
 
+const SUFFIX: &str = ".working-set";
+
 /// Where that of an appshot is.
 pub fn path(appshot: &Path) -> Option<PathBuf> {
     let name = appshot.file_name()?.to_string_lossy();
-    Some(appshot.with_file_name(format!(".{name}.working-set")))
+    Some(appshot.with_file_name(format!(".{name}{SUFFIX}")))
+}
+
+/// Whether a file of this name has been left: its appshot is gone, or its writer was
+/// killed before it had its name.
+pub fn is_left(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let Some((appshot, writer)) = name.strip_prefix('.').and_then(|name| name.rsplit_once(SUFFIX)) else {
+        return false;
+    };
+    let writes = |writer: &str| Path::new("/proc").join(writer).exists();
+    !file.with_file_name(appshot).exists() || writer.strip_prefix('.').is_some_and(|writer| !writes(writer))
+}
+
+/// Removes that of an appshot which goes.
+pub fn remove(appshot: &Path) {
+    path(appshot).map(std::fs::remove_file);
 }
 
 impl WorkingSet {
     /// That of an appshot, if there is one.
     pub fn read(opened: &Opened) -> Option<WorkingSet> {
         let mut bytes = Vec::new();
-        let file = File::open(path(&opened.shot.path)?).ok()?;
+        let path = path(&opened.shot.path)?;
+        let open = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path);
+        let file: File = open.ok().filter(is_ours)?;
         file.take(2 * BYTES_MAX).read_to_end(&mut bytes).ok()?;
         parse(&bytes, &opened.shot.identity.to_hex())
     }
@@ -84,7 +107,13 @@ impl WorkingSet {
         if touched.is_empty() || (touched.len() as u64) * PAGE < bytes / 8 {
             return Ok(None);
         }
-        let pages = touched.into_iter().map(|(core, address)| Run {
+        // What the app has moved since is elsewhere in the appshot.
+        let stored = |(core, address): &(usize, u64)| {
+            let segments = &opened.shot.cores[*core].segments;
+            let first = segments.partition_point(|s| s.vaddr + s.bytes <= *address);
+            segments.get(first).is_some_and(|s| s.vaddr <= *address)
+        };
+        let pages = touched.into_iter().filter(stored).map(|(core, address)| Run {
             core,
             address,
             bytes: PAGE,
@@ -99,6 +128,14 @@ impl WorkingSet {
         let bytes = encode(&opened.shot.identity.to_hex(), &self.runs, &self.content);
         write(&opened.shot.path, &bytes)
     }
+}
+
+/// Its digest tells damage, not who wrote it: in a directory like /tmp, where others
+/// may put a file beside our appshot, only what we wrote ourselves is believed.
+fn is_ours(file: &File) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    file.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.uid() == own && meta.mode() & 0o022 == 0)
 }
 
 /// In order, without overlap, and not too much.
@@ -203,16 +240,18 @@ fn parse(bytes: &[u8], appshot: &str) -> Option<WorkingSet> {
 fn write(appshot: &Path, bytes: &[u8]) -> Result<()> {
     let failed = || "cannot write the working set";
     let path = path(appshot).ok_or_else(|| Error::failed(failed()).because("the appshot has no name"))?;
-    let temp = path.with_extension(format!("working-set.{}", std::process::id()));
+    let temp = path.with_extension(format!("{}.{}", &SUFFIX[1..], std::process::id()));
     // Another thread may be at it: one is enough.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp);
     let written = file.or_fail(failed)?.write_all(bytes);
-    written
-        .and_then(|()| std::fs::rename(&temp, &path))
-        .or_fail(failed)
-        .inspect_err(|_| {
-            let _ = std::fs::remove_file(&temp);
-        })
+    let written = written.and_then(|()| std::fs::rename(&temp, &path));
+    if !appshot.exists() {
+        // Removed meanwhile, and its working set with it.
+        let _ = std::fs::remove_file(&path);
+    }
+    written.or_fail(failed).inspect_err(|_| {
+        let _ = std::fs::remove_file(&temp);
+    })
 }
 
 #[cfg(test)]
@@ -240,6 +279,24 @@ mod tests {
         assert_eq!(merged(runs), [run(0, 3, 3), run(0, 9, 1), run(1, 5, 3)]);
         let large = BYTES_MAX / PAGE;
         assert_eq!(merged(vec![run(0, 0, 5), run(1, 0, large)]), [run(0, 0, 5)]);
+    }
+
+    #[test]
+    fn what_is_left_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let left = |name: &str| is_left(&file(name));
+        std::fs::write(file("web.appshot"), "").unwrap();
+        let own = std::process::id();
+        assert!(!left(".web.appshot.working-set"));
+        assert!(!left(&format!(".web.appshot.working-set.{own}")));
+        assert!(left(".web.appshot.working-set.4194304"));
+        assert!(left(".gone.appshot.working-set"));
+        assert!(!left("web.appshot") && !left(".web.appshot.next"));
+        assert_eq!(path(&file("web.appshot")), Some(file(".web.appshot.working-set")));
+        std::fs::write(file(".web.appshot.working-set"), "").unwrap();
+        remove(&file("web.appshot"));
+        assert!(!file(".web.appshot.working-set").exists());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{Store, files, names};
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::restore::working_set;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -105,6 +106,7 @@ impl Store {
         if path.exists() {
             renameat2(AT_FDCWD, &next, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE).or_fail(what)?;
             files::sync_parent(&path).or_fail(what)?;
+            working_set::remove(&path);
             return delete(&next);
         }
         std::fs::rename(&next, &path).or_fail(what)?;
@@ -116,8 +118,8 @@ impl Store {
         let dir = self.appshots_dir();
         crate::image::sweep(&dir);
         for entry in dir.read_dir().into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(DOOMED) {
-                let path = entry.path();
+            let path = entry.path();
+            if entry.file_name().to_string_lossy().starts_with(DOOMED) || working_set::is_left(&path) {
                 let _ = std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path));
             }
         }
@@ -128,7 +130,7 @@ impl Store {
         names::validate(name)?;
         let path = self.appshot_path(name);
         match path.exists() {
-            true => delete(&path),
+            true => delete(&path).map(|()| working_set::remove(&path)),
             false => Err(self.no_appshot(name)),
         }
     }

@@ -17,7 +17,9 @@
 //! init holds what keeps unfilled pages from being read as zeroes: `r13` is a socket
 //! in whose queue the userfaultfds lie. `r14` is a pipe from that process, `r15` a
 //! signalfd of SIGCHLD. A byte in the pipe says that all is filled; its end, that the
-//! process died before: then init kills all the app, and holds on until it is gone.
+//! process died before: then init kills all the app, and holds on until it is gone,
+//! as it does when the app's first process ends: a process that ends lets go of its
+//! descriptors before the kernel ends the others of its namespace.
 
 use std::arch::global_asm;
 
@@ -108,7 +110,7 @@ global_asm!(
     "mov eax, 61", // wait4
     "syscall",
     "cmp rax, rbx",
-    "je 8b",
+    "je 26f",
     "cmp rax, 0",
     "jg 21b",
     "22: cmp word ptr [rsp - 74], 0",
@@ -130,7 +132,16 @@ global_asm!(
     "mov eax, 3",
     "syscall",
     "jmp 6b",
-    "24: mov edi, -1",
+    "26: mov ecx, [rsp - 64]", // the app's status: its end is that of all the others
+    "mov r12d, ecx",
+    "shr r12d, 8",
+    "and r12d, 255",
+    "and ecx, 127",
+    "jz 27f",
+    "lea r12d, [rcx + 128]",
+    "jmp 27f",
+    "24: mov r12d, 137",
+    "27: mov edi, -1",
     "mov esi, 9",
     "mov eax, 62", // kill
     "syscall",
@@ -142,7 +153,7 @@ global_asm!(
     "syscall",
     "cmp rax, 0",
     "jg 25b",
-    "mov edi, 137",
+    "mov edi, r12d",
     "jmp 9b",
     ".balign 4",
     "7: .long 0",

@@ -35,6 +35,17 @@ const MESSAGES: usize = 16;
 #[derive(Debug)]
 pub struct Userfault(OwnedFd);
 
+/// Of the memory behind a userfaultfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its process has ended or executed another program.
+    Gone,
+    /// Something was done to it that has not been read yet, or is not over.
+    Changing,
+    /// All that was done has been read.
+    Quiet,
+}
+
 /// What a process did to memory that is registered. All but a fault wait until
 /// they are read, and are done by then or at once after.
 #[derive(Debug)]
@@ -45,8 +56,10 @@ pub enum Event {
     Fork(Userfault),
     /// mremap(2) has moved `len` bytes.
     Remap { from: u64, to: u64, len: u64 },
-    /// What was there is gone, by madvise(2) or munmap(2).
+    /// What was there is gone by madvise(2), or will be at once.
     Remove(Span),
+    /// What was there is gone by munmap(2), or whatever else ends a mapping.
+    Unmap(Span),
 }
 
 /// userfaultfd(2) for this process.
@@ -135,6 +148,17 @@ impl Userfault {
         }
     }
 
+    /// What it does to this memory at this moment.
+    pub fn state(&self) -> State {
+        // Only a stack may reach up to there; stacks are not registered.
+        const TOP: u64 = 0x7fff_ffff_e000;
+        match self.zero(TOP, 1) {
+            Err(Errno::ESRCH) => State::Gone,
+            Err(Errno::EAGAIN) => State::Changing,
+            _ => State::Quiet,
+        }
+    }
+
     /// Wakes whoever waits for this page.
     pub fn wake(&self, page: u64) -> Sys<()> {
         let mut range = [page, PAGE];
@@ -171,7 +195,8 @@ fn event(message: &[u64; 4]) -> Sys<Event> {
         // The kernel has just made the descriptor.
         0x13 => Event::Fork(Userfault(owned(a as u32 as i32)?)),
         0x14 => Event::Remap { from: a, to: b, len: c },
-        0x15 | 0x16 => Event::Remove(Span { start: a, end: b }),
+        0x15 => Event::Remove(Span { start: a, end: b }),
+        0x16 => Event::Unmap(Span { start: a, end: b }),
         _ => return Err(Errno::ENOTSUP),
     })
 }
