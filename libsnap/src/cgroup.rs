@@ -5,12 +5,13 @@
 //! 5.7). On a v1-only host it is a group of the freezer, which only tells who
 //! belongs together, and of memory and cpuacct for the meter. See cgroups(7).
 
-use crate::error::{Error, OrFail, Result};
+use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::HostPid;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// All app groups stand below this one.
@@ -71,6 +72,19 @@ pub fn of(name: &str) -> Option<PathBuf> {
     Some(base.join(PARENT).join(name))
 }
 
+/// Makes a group that no app's name leads to.
+pub fn create_spare() -> Result<Option<PathBuf>> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        match create(&format!(".spare-{}-{number}", std::process::id())) {
+            // Another process that had our number left it, with an app that lives.
+            Err(error) if error.kind == Kind::Conflict => {}
+            made => return made,
+        }
+    }
+}
+
 /// Makes the group of the app `name`. `None` where the host has no cgroups.
 pub fn create(name: &str) -> Result<Option<PathBuf>> {
     let Some(group) = of(name) else { return Ok(None) };
@@ -79,12 +93,11 @@ pub fn create(name: &str) -> Result<Option<PathBuf>> {
     match fs::create_dir(&group) {
         Ok(()) => Ok(Some(group)),
         Err(e) if e.kind() == ErrorKind::AlreadyExists && processes(&group)?.is_empty() => Ok(Some(group)),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Err(Error::new(
-            crate::error::Kind::Conflict,
-            format!("an app named {name} is running"),
-        )
-        .because(format!("the cgroup {} holds processes", group.display()))
-        .fix("choose another name with --name, or end that app with `appshot kill`")),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            Err(Error::new(Kind::Conflict, format!("an app named {name} is running"))
+                .because(format!("the cgroup {} holds processes", group.display()))
+                .fix("choose another name with --name, or end that app with `appshot kill`"))
+        }
         Err(e) => Err(Error::failed(failed()).because(e)),
     }
 }

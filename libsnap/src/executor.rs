@@ -282,6 +282,20 @@ impl Executor {
             .or_fail(|| format!("cannot unmap the executor from pid {tid}"))
     }
 
+    /// The same for a husk that is about to get other registers: a step is one stop
+    /// less. Its SIGTRAP gets the default action if it was ignored or blocked.
+    pub fn cure_husk(self, tid: HostPid, regs: &Regs, gate: Gate) -> Result<()> {
+        let failed = || format!("cannot unmap the executor from pid {tid}");
+        let call = call_registers(regs, gate, libc::SYS_munmap, [self.base, FOOTPRINT, 0, 0, 0, 0]);
+        ptrace::set_regs(tid, &call).or_fail(failed)?;
+        ptrace::single_step(tid).or_fail(failed)?;
+        while ptrace::wait(tid, true).or_fail(failed)? != Some(Stop::Signal(libc::SIGTRAP)) {
+            ptrace::single_step(tid).or_fail(failed)?;
+        }
+        let after = ptrace::get_regs(tid).or_fail(failed)?;
+        check_raw(after.get(reg::RAX) as i64).map(drop).or_fail(failed)
+    }
+
     /// Runs the batch in thread `tid`. Fails when a call that must succeed did
     /// not, naming it.
     pub fn run(&self, tid: HostPid, regs: &Regs, batch: &mut Batch) -> Result<Born> {
@@ -321,13 +335,10 @@ impl Executor {
             .with(reg::RBX, self.entries())
             .with(reg::R12, if self.parks { self.done() } else { 0 })
             .with(reg::ORIG_RAX, u64::MAX);
-        let written = memory::write(tid, self.done(), &batch.image()).and_then(|()| {
-            if batch.payload.is_empty() {
-                Ok(())
-            } else {
-                memory::write(tid, batch.payload_base, &batch.payload)
-            }
-        });
+        let image = batch.image();
+        let pieces: [(u64, &[u8]); 2] = [(self.done(), &image), (batch.payload_base, &batch.payload)];
+        let count = if batch.payload.is_empty() { 1 } else { 2 };
+        let written = memory::write_all(tid, &pieces[..count]);
         written
             .and_then(|()| ptrace::set_regs(tid, &start))
             .map_err(|e| lost(tid, e))

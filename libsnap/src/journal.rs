@@ -10,6 +10,9 @@
 //!
 //!   or, of a start or restore:
 //!     {"birth":{..}}     the app's name               before its cgroup is made
+//!
+//!   or, of a husk that waits to become an app, until that has its record:
+//!     {"spare":{..}}     its cgroup                   before anything is in it
 //! ```
 //!
 //! A line counts when it is whole. The owner removes the file when the app is as
@@ -63,6 +66,7 @@ enum Line {
     Enter(Vec<Entered>),
     End,
     Birth { name: String },
+    Spare { cgroup: PathBuf },
 }
 
 /// A process that foreign code is about to run in, or that runs it already.
@@ -117,6 +121,13 @@ impl Journal {
     /// the caller has locked; it lasts until the app has its record.
     pub fn birth(store: &Store, name: &str) -> Result<Journal> {
         Journal::create(store.run_dir(), &Line::Birth { name: name.to_owned() })
+    }
+
+    /// Begins the journal of a husk that waits in this cgroup; it lasts until the
+    /// husk is gone, or is an app that has its record.
+    pub fn spare(store: &Store, cgroup: &Path) -> Result<Journal> {
+        let cgroup = cgroup.to_owned();
+        Journal::create(store.run_dir(), &Line::Spare { cgroup })
     }
 
     fn create(run_dir: &Path, first: &Line) -> Result<Journal> {
@@ -269,8 +280,12 @@ fn rescue_file(path: &Path, store: Option<&Store>) -> Result<bool> {
         stays: false,
     };
     let left = Left::parse(&text);
-    if let Some(name) = &left.birth {
-        let ended = store.map_or(Ok(false), |store| end_birth(store, name));
+    let ended = match (&left.birth, &left.spare) {
+        (Some(name), _) => Some(store.map_or(Ok(false), |store| end_birth(store, name))),
+        (_, Some(cgroup)) => Some(store.map_or(Ok(false), |store| end_spare(store, cgroup))),
+        _ => None,
+    };
+    if let Some(ended) = ended {
         journal.stays = !matches!(ended, Ok(true));
         return ended;
     }
@@ -293,6 +308,17 @@ fn end_birth(store: &Store, name: &str) -> Result<bool> {
     Ok(true)
 }
 
+/// A husk died with its owner, but for its cgroup; one that had become an app by then
+/// and has its record goes on.
+fn end_spare(store: &Store, cgroup: &Path) -> Result<bool> {
+    let mut apps = store.list()?.into_iter();
+    let recorded = apps.any(|app| app.cgroup.as_deref() == Some(cgroup) && app.alive());
+    if !recorded && cgroup.exists() {
+        cgroup::destroy(cgroup)?;
+    }
+    Ok(true)
+}
+
 /// What a dead owner left.
 #[derive(Debug, Default)]
 struct Left {
@@ -301,6 +327,7 @@ struct Left {
     entered: Vec<Entered>,
     ended: bool,
     birth: Option<String>,
+    spare: Option<PathBuf>,
 }
 
 impl Left {
@@ -315,6 +342,7 @@ impl Left {
                 Ok(Line::Enter(entered)) => left.entered.extend(entered),
                 Ok(Line::End) => left.ended = true,
                 Ok(Line::Birth { name }) => left.birth = Some(name),
+                Ok(Line::Spare { cgroup }) => left.spare = Some(cgroup),
                 Err(error) => tracing::warn!(%error, "a line of a journal"),
             }
         }

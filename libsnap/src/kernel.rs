@@ -1,12 +1,12 @@
 //! What this kernel and processor can do, found out by trying.
 
 use crate::error::{Error, Kind, Result};
-use crate::proc::Fields;
 use crate::sys::uffd::{self, Userfault};
 use crate::sys::{fd as sysfd, memory as mem, ptrace, task};
 use crate::target::Feature;
 use std::fs;
 use std::fs::File;
+use std::sync::OnceLock;
 
 /// State components of the processor that the kernel saves (XCR0).
 pub fn xcr0() -> u64 {
@@ -32,13 +32,16 @@ pub fn require_unfiltered(what: impl Into<String>) -> Result<()> {
 }
 
 fn is_filtered() -> bool {
-    let own = crate::ids::HostPid(std::process::id() as i32);
-    let mode = Fields::status(own).ok().and_then(|status| status.number("Seccomp"));
-    mode.is_some_and(|mode| mode != 0)
+    task::seccomp_mode().is_ok_and(|mode| mode != 0)
 }
 
 /// The vdso that this kernel gives to processes.
 pub fn vdso() -> Option<Vec<u8>> {
+    static FOUND: OnceLock<Option<Vec<u8>>> = OnceLock::new();
+    FOUND.get_or_init(read_vdso).clone()
+}
+
+fn read_vdso() -> Option<Vec<u8>> {
     let own = crate::ids::HostPid(std::process::id() as i32);
     let mappings = crate::proc::text(own, "maps").ok()?;
     let line = mappings.lines().find(|line| line.ends_with("[vdso]"))?;

@@ -32,7 +32,7 @@ use std::time::Instant;
 /// Where the init program is loaded; anything that is free in it will do.
 pub const INIT_ADDRESS: u64 = 0x1_0000_0000;
 /// The app's first process is the second of its namespace.
-const ROOT: i32 = 2;
+pub const ROOT: i32 = 2;
 
 const NAMESPACES: u64 = (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS) as u64;
 

@@ -203,13 +203,13 @@ impl Store {
         Lock::take(&self.lock_path(name, "record"))
     }
 
-    /// Fails when an app of this name is alive.
-    pub fn vacant(&self, name: &str) -> Result<()> {
+    /// Fails when an app of this name is alive; answers the record of one that was.
+    pub fn vacant(&self, name: &str) -> Result<Option<App>> {
         match self.find(name)? {
             Some(app) if app.alive() => Err(Error::new(Kind::Conflict, format!("app {name} is already running"))
                 .because(format!("pid {} belongs to it", app.child()))
                 .fix("choose another name with --name, or end it with `appshot kill`")),
-            _ => Ok(()),
+            other => Ok(other),
         }
     }
 

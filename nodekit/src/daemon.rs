@@ -42,7 +42,8 @@ pub type Stopping = watch::Receiver<bool>;
 /// finished, new ones no longer taken.
 pub fn run(name: &'static str, args: &DaemonArgs, router: impl FnOnce(Stopping) -> Router) -> Result<()> {
     log::init(args.log_format);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // One thread: what blocks has its own, and a request need not wake others on its way.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .or_fail(|| "cannot start the runtime")?;

@@ -4,12 +4,15 @@ use libsnap::error::{OrFail, Result};
 use libsnap::image::MANIFEST;
 use libsnap::image::records::Manifest;
 use libsnap::journal::Journal;
-use libsnap::restore::{Cancelled, restore_unless};
+use libsnap::restore::kept::Kept;
+use libsnap::restore::spare::Spare;
+use libsnap::restore::{Cancelled, restore_kept, restore_with};
 use libsnap::store::{App, SUFFIX, Store};
 use libsnap::target::{Instance, RestoreOptions, RunOptions, Stdio};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A request to bring an app up. The process that goes through with it becomes
 /// the app's parent and must supervise it.
@@ -25,6 +28,38 @@ pub struct Start {
 pub enum What {
     Run(RunOptions),
     Restore { appshot: PathBuf, options: RestoreOptions },
+}
+
+/// What shortens a restore, made before it was asked for.
+#[derive(Debug, Default)]
+pub struct Ready {
+    /// The appshot that is asked for, in memory.
+    pub kept: Option<Arc<Kept>>,
+    /// Made by the thread that restores; what does not suit stays.
+    pub spare: Option<Spare>,
+    /// Of the spare, until it is gone or an app with a record.
+    pub journal: Option<Journal>,
+}
+
+impl Ready {
+    /// A husk in a cgroup of its own, and its journal.
+    pub fn spare(store: &Store) -> Result<Ready> {
+        let group = libsnap::cgroup::create_spare()?;
+        let journal = group.as_deref().map(|group| Journal::spare(store, group)).transpose();
+        let journal = journal.inspect_err(|_| drop(group.as_deref().map(libsnap::cgroup::destroy)))?;
+        Ok(Ready {
+            kept: None,
+            spare: Some(Spare::make(group)?),
+            journal,
+        })
+    }
+
+    fn is_all_for(&self, what: &What) -> bool {
+        match (what, &self.kept, &self.spare) {
+            (What::Restore { options, .. }, Some(kept), Some(spare)) => spare.suits(&kept.shot, options.pids),
+            _ => false,
+        }
+    }
 }
 
 /// An app that has come up.
@@ -79,29 +114,39 @@ impl Start {
 
     /// The same; a restore is given up and undone once `cancelled` says so.
     pub fn go_unless(&mut self, cancelled: Cancelled<'_>) -> Result<Started> {
+        self.go_with(cancelled, &mut Ready::default())
+    }
+
+    /// The same with what was made ready by this thread.
+    pub fn go_with(&mut self, cancelled: Cancelled<'_>, ready: &mut Ready) -> Result<Started> {
         let _busy = self.store.try_lock(&self.name)?;
-        self.store.vacant(&self.name)?;
-        self.clear_predecessor()?;
-        let _born = Journal::birth(&self.store, &self.name)?;
-        let instance = self.launch(cancelled)?;
+        self.make_room()?;
+        // The journal of a spare is there already.
+        let born = (!ready.is_all_for(&self.what)).then(|| Journal::birth(&self.store, &self.name));
+        let _born = born.transpose()?;
+        let instance = self.launch(cancelled, ready)?;
         let app = self.record(&instance).inspect_err(|_| undo(&instance))?;
+        if ready.spare.is_none() {
+            ready.journal = None;
+        }
         Ok(Started { instance, app })
     }
 
     /// A dead instance of this name may have left its cgroup, when its
     /// supervisor was killed or has not come to it yet.
-    fn clear_predecessor(&self) -> Result<()> {
-        let cgroup = self.store.find(&self.name)?.and_then(|app| app.cgroup);
+    fn make_room(&self) -> Result<()> {
+        let cgroup = self.store.vacant(&self.name)?.and_then(|app| app.cgroup);
         match cgroup.filter(|path| path.exists()) {
             Some(cgroup) => libsnap::cgroup::destroy(&cgroup),
             None => Ok(()),
         }
     }
 
-    fn launch(&self, cancelled: Cancelled<'_>) -> Result<Instance> {
-        match &self.what {
-            What::Run(options) => libsnap::launch::run(options),
-            What::Restore { appshot, options } => restore_unless(cancelled, appshot, options),
+    fn launch(&self, cancelled: Cancelled<'_>, ready: &mut Ready) -> Result<Instance> {
+        match (&self.what, &ready.kept) {
+            (What::Run(options), _) => libsnap::launch::run(options),
+            (What::Restore { options, .. }, Some(kept)) => restore_kept(cancelled, kept, &mut ready.spare, options),
+            (What::Restore { appshot, options }, None) => restore_with(cancelled, appshot, &mut ready.spare, options),
         }
     }
 

@@ -1,11 +1,13 @@
 //! The instances that this daemon has brought up.
 
+use crate::pool::{Busy, Pool};
+use crate::shelf::Shelf;
 use libsnap::error::{Error, Result};
 use libsnap::store::{App, Store, View};
-use libsnap::target::Instance;
+use libsnap::target::{Instance, Memory};
 use nodekit::daemon::Stopping;
 use nodekit::reply::on_own_thread;
-use nodekit::start::Start;
+use nodekit::start::{Ready, Start, What};
 use nodekit::{ending, process, supervise};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -17,11 +19,18 @@ const STOP_INTERVAL: Duration = Duration::from_millis(200);
 pub struct Instances {
     pub store: Store,
     stopping: Stopping,
+    pool: Pool,
+    shelf: Shelf,
 }
 
 impl Instances {
-    pub fn new(store: Store, stopping: Stopping) -> Instances {
-        Instances { store, stopping }
+    pub fn new(store: Store, stopping: Stopping, pool: Pool) -> Instances {
+        Instances {
+            store,
+            stopping,
+            pool,
+            shelf: Shelf::default(),
+        }
     }
 
     /// Every app that was restored from an appshot and has a record.
@@ -46,7 +55,10 @@ impl Instances {
     /// to its thread, and so is a parent-death signal that the engine may set.
     pub async fn bring_up(&self, start: Start) -> Result<Instance> {
         let (answer, answered) = oneshot::channel();
-        std::thread::spawn(move || own(start.logged(), answer));
+        let shelf = self.shelf.clone();
+        self.pool.give(Box::new(move |ready, busy| {
+            own(start.logged(), &shelf, ready, busy, answer)
+        }));
         match answered.await {
             Ok(result) => result,
             Err(_) => Err(Error::failed("the restoring thread died without an answer")),
@@ -73,16 +85,27 @@ impl Instances {
     }
 }
 
-fn own(mut start: Start, answer: oneshot::Sender<Result<Instance>>) {
-    let started = match start.go() {
+fn own(mut start: Start, shelf: &Shelf, mut ready: Ready, busy: Busy, answer: oneshot::Sender<Result<Instance>>) {
+    // Who asks for shared memory has many of them share it.
+    if let What::Restore { appshot, options } = &start.what
+        && options.memory != Memory::Shared
+    {
+        ready.kept = shelf.get(appshot);
+    }
+    let started = start.go_with(&|| false, &mut ready);
+    let told = started.as_ref().map(|started| started.instance.clone());
+    let _ = answer.send(told.map_err(Clone::clone));
+    drop(busy);
+    // A husk that did not suit.
+    drop(ready);
+    let started = match started {
         Ok(started) => started,
         Err(error) => {
             tracing::warn!(app = start.name, kind = ?error.kind, %error, "restore failed");
-            return drop(answer.send(Err(error)));
+            return;
         }
     };
     log(&started.instance);
-    let _ = answer.send(Ok(started.instance));
     match supervise::reap(&start.store, &started.app) {
         Ok(code) => tracing::info!(app = start.name, code, "ended"),
         Err(error) => tracing::warn!(app = start.name, %error, "cannot reap"),

@@ -3,12 +3,16 @@
 
 mod api;
 mod instances;
+mod pool;
+mod shelf;
 
 use clap::Parser;
+use instances::Instances;
 use libsnap::error::Result;
 use nodekit::args::EXIT_CODES;
 use nodekit::daemon::{self, DaemonArgs};
 use nodekit::{ending, program};
+use pool::Pool;
 use std::process::ExitCode;
 
 /// Restores appshots and supervises the instances, asked over a Unix socket
@@ -27,11 +31,16 @@ fn main() -> ExitCode {
 /// moment: only its owner may do so.
 fn run(args: &DaemonArgs) -> Result<u8> {
     let store = args.dirs.open()?;
-    daemon::run("restored", args, |stopping| {
+    let mut waiting = None;
+    let served = daemon::run("restored", args, |stopping| {
         if let Err(error) = ending::adopt_orphans(&store) {
             tracing::warn!(%error, "cannot look for apps without a supervisor");
         }
-        api::router(instances::Instances::new(store, stopping))
-    })?;
-    Ok(0)
+        let pool = waiting.insert(Pool::new(store.clone()));
+        api::router(Instances::new(store, stopping, pool.clone()))
+    });
+    if let Some(pool) = waiting {
+        pool.end();
+    }
+    served.map(|()| 0)
 }

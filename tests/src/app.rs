@@ -4,6 +4,8 @@ use crate::judge::{Scope, tree};
 use crate::verdict::{PATIENCE, poll, switched_on};
 use anyhow::{Context, Result};
 use libsnap::ids::HostPid;
+use libsnap::restore::kept::Kept;
+use libsnap::restore::spare::Spare;
 use libsnap::target::{
     Instance, Memory, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target,
 };
@@ -95,6 +97,24 @@ impl Place {
 
     pub fn restore(&self, appshot: &Path) -> Result<App> {
         self.restore_with(appshot, RestoreOptions::default())
+    }
+
+    /// From memory, in a husk that was made before.
+    pub fn restore_warm(&self, appshot: &Path) -> Result<App> {
+        let kept = Kept::load(appshot, u64::MAX)?.context("too large")?;
+        let group = libsnap::cgroup::create(&format!("{}-spare", self.next_name()))?;
+        let mut spare = Some(Spare::make(group)?);
+        let suits = spare
+            .as_ref()
+            .is_some_and(|spare| spare.suits(&kept.shot, PidMode::New));
+        let options = RestoreOptions {
+            name: Some(self.next_name()),
+            stdio: self.stdio(),
+            ..RestoreOptions::default()
+        };
+        let instance = libsnap::restore::restore_kept(&|| false, &kept, &mut spare, &options)?;
+        anyhow::ensure!(suits == spare.is_none(), "a spare is used where it suits");
+        Ok(App::new(instance))
     }
 
     pub fn restore_host_pids(&self, appshot: &Path) -> Result<App> {

@@ -137,14 +137,14 @@ impl Registry {
 
     /// Paths below both directories, which are the same at the same point of
     /// every cycle, but for the parts of an appshot, of which a script has as many
-    /// as children just now, and the notes on waits.
+    /// as children just now, the notes on waits, and journals: of husks in waiting.
     pub fn files(&self) -> BTreeSet<PathBuf> {
         fn list(dir: &Path, all: &mut BTreeSet<PathBuf>) {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                 if !dir.ends_with("appshots") {
                     list(&entry.path(), all);
                 }
-                if !dir.ends_with("timed") && entry.file_name() != "timed" {
+                if !dir.ends_with("timed") && !dir.ends_with("journal") && entry.file_name() != "timed" {
                     all.insert(entry.path());
                 }
             }

@@ -6,6 +6,7 @@
 //! leave_running  run, ready, freeze and keep, untouched, go, exit 0; then restore, exit 0
 //! side_by_side   run, ready, freeze, gone, restore twice, go, exit 0 both
 //! host_pids      as cycle, with the same pids on the host
+//! warm           as two_cycles, from memory and in a husk that was there before
 //! bridged        as two_cycles, as if restored under another kernel's vdso
 //! ```
 
@@ -66,6 +67,7 @@ pub enum Variant {
     SideBySide,
     HostPids,
     Bridged,
+    Warm,
 }
 
 /// How long a program about time is away: longer than its tolerance.
@@ -164,6 +166,7 @@ impl Trial<'_> {
             Variant::TwoCycles => self.cycles(2, PidMode::New, Place::restore),
             Variant::HostPids => self.cycles(1, PidMode::Host, Place::restore_host_pids),
             Variant::Bridged => self.cycles(2, PidMode::New, Place::restore_bridged),
+            Variant::Warm => self.cycles(2, PidMode::New, Place::restore_warm),
             Variant::LeaveRunning => self.leave_running(),
             Variant::SideBySide => self.side_by_side(),
         }
@@ -323,6 +326,7 @@ macro_rules! app_test {
             $crate::variant_test!(cycle, Cycle, $program, alone $(, $trait)*);
             $crate::variant_test!(two_cycles, TwoCycles, $program, alone $(, $trait)*);
             $crate::variant_test!(leave_running, LeaveRunning, $program, alone $(, $trait)*);
+            $crate::variant_test!(warm, Warm, $program, alone $(, $trait)*);
         }
     };
     ($program:ident $(, $trait:ident)*) => {
@@ -330,6 +334,7 @@ macro_rules! app_test {
             $crate::variant_test!(cycle, Cycle, $program $(, $trait)*);
             $crate::variant_test!(two_cycles, TwoCycles, $program $(, $trait)*);
             $crate::variant_test!(leave_running, LeaveRunning, $program $(, $trait)*);
+            $crate::variant_test!(warm, Warm, $program $(, $trait)*);
             $crate::variant_test!(side_by_side, SideBySide, $program $(, $trait)*);
         }
     };

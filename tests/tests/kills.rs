@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -101,6 +101,15 @@ impl Registry<'_> {
         digits.parse().with_context(|| format!("{field} of {record}"))
     }
 
+    /// A text in the app's record.
+    fn text(&self, field: &str) -> Result<String> {
+        let record = fs::read_to_string(self.files.run.join(format!("apps/{}.json", self.name)))?;
+        let (_, rest) = record
+            .split_once(&format!("\"{field}\": \""))
+            .context(field.to_owned())?;
+        Ok(rest.split('"').next().unwrap_or_default().to_owned())
+    }
+
     /// The process above all others of the app.
     fn top(&self) -> Result<i32> {
         self.recorded("init")
@@ -120,7 +129,8 @@ impl Registry<'_> {
         })
     }
 
-    /// Journals, locks of dead owners' directories, half-written appshots.
+    /// Journals, but those of husks that a living daemon has in waiting; locks of dead
+    /// owners' directories, half-written appshots.
     fn nothing_pending(&self) -> Result<()> {
         let names = |dir: PathBuf, ours: fn(&str) -> bool| {
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -129,7 +139,8 @@ impl Registry<'_> {
                 .filter(|name| ours(name))
                 .collect::<Vec<_>>()
         };
-        let journals = names(self.files.run.join("journal"), |_| true);
+        let mut journals = names(self.files.run.join("journal"), |_| true);
+        journals.retain(|name| !waits(&self.files.run.join("journal").join(name)));
         ensure!(journals.is_empty(), "journals left: {journals:?}");
         // A sealed successor (`.next`) is whole, and taken over by the next one who
         // holds the name.
@@ -588,6 +599,40 @@ fn files(registry: &Registry<'_>) -> BTreeSet<PathBuf> {
     files
 }
 
+/// Whether this is the journal of a husk in waiting whose daemon lives.
+fn waits(path: &Path) -> bool {
+    let of_spare = || fs::read_to_string(path).is_ok_and(|text| text.starts_with("{\"spare\""));
+    let owner = || path.file_name()?.to_str()?.split('-').next();
+    path.parent().is_some_and(|dir| dir.ends_with("journal"))
+        && of_spare()
+        && owner().is_some_and(|pid| Path::new("/proc").join(pid).exists())
+}
+
+/// Its husks in waiting: their cgroups.
+fn spares(daemon: i32) -> BTreeSet<PathBuf> {
+    let mine = format!(".spare-{daemon}-");
+    let group = libsnap::cgroup::of(&mine).unwrap_or_default();
+    let all = group
+        .parent()
+        .map(fs::read_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flatten();
+    let mine = all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&mine));
+    mine.map(|entry| entry.path()).collect()
+}
+
+/// Until it has as many as it keeps ready at least, or has ended.
+fn until_filled(daemon: &mut Daemon) -> Result<()> {
+    let pid = daemon.pid();
+    poll("husks in waiting", PATIENCE, || {
+        let ready = |group: &PathBuf| libsnap::cgroup::processes(group).is_ok_and(|all| all.len() == 2);
+        let ready = spares(pid).iter().filter(|group| ready(group)).count() >= 2;
+        Ok((ready || daemon.child.try_wait()?.is_some()).then_some(()))
+    })
+}
+
 /// Says in words what its exit code tells: where its parent is killed, nobody hears it.
 const TELLING: &str = "trap 'echo interrupted; exit 7' INT; \"$@\" & wait $! && echo passed";
 
@@ -696,9 +741,7 @@ fn restored() {
 
 /// `restored`, killed in the middle of a restore; the moment, where it came through.
 fn killed_in_between(app: &Asleep<'_>, moment: usize) -> Result<Option<usize>> {
-    let daemon = app.registry.files.daemon("restored", &format!("restored:{moment}"))?;
-    let answer = app.restore(&daemon);
-    drop(daemon);
+    let answer = dying(app, moment, |daemon| app.restore(daemon))?;
     let next = app.registry.files.daemon("restored", "")?;
     let judged = match &answer {
         Ok(_) => app.judge_orphan(&next),
@@ -708,15 +751,66 @@ fn killed_in_between(app: &Asleep<'_>, moment: usize) -> Result<Option<usize>> {
     Ok(answer.is_ok().then_some(moment))
 }
 
+/// Asks a `restored` that is killed at this moment: while it starts, while it makes its
+/// husks, or while it restores. Nothing stays of those that were not used.
+fn dying(
+    app: &Asleep<'_>,
+    moment: usize,
+    ask: impl FnOnce(&Daemon) -> Result<Value, Error>,
+) -> Result<Result<Value, Error>> {
+    let Ok(mut daemon) = app.registry.files.daemon("restored", &format!("restored:{moment}")) else {
+        return Ok(Err(Error::failed("restored has ended")));
+    };
+    until_filled(&mut daemon)?;
+    Ok(ask(&daemon))
+}
+
+/// `restored`, killed with husks in waiting, or told to stop: they are gone, and what it
+/// had restored in one is not.
+#[test]
+fn husks_in_waiting() {
+    trial("husks_in_waiting", |registry| {
+        let app = Asleep::new(registry)?;
+        for killed in [false, true] {
+            let mut daemon = registry.files.daemon("restored", "")?;
+            until_filled(&mut daemon)?;
+            let before = spares(daemon.pid());
+            app.restore(&daemon)?;
+            let record = fs::read_to_string(registry.files.run.join(format!("apps/{}.json", registry.name)))?;
+            let used = |group: &PathBuf| record.contains(&group.display().to_string());
+            ensure!(before.iter().any(used), "restored in a husk that waited: {record}");
+            until_filled(&mut daemon)?;
+            let (pid, all) = (daemon.pid(), spares(daemon.pid()));
+            ensure!(all.len() > 2, "husks are made again: {all:?}");
+            match killed {
+                true => drop(daemon),
+                false => daemon.stop()?,
+            }
+            let next = registry.files.daemon("restored", "")?;
+            let left = spares(pid);
+            ensure!(
+                left.len() == 1 && left.iter().all(used),
+                "killed: {killed}: {left:?} left"
+            );
+            app.judge_ends(&next).with_context(|| format!("killed: {killed}"))?;
+            ensure!(spares(pid).is_empty(), "its cgroup goes with the app");
+        }
+        Ok(())
+    });
+}
+
 /// `restored`, killed perhaps while it writes down that its app has ended.
 fn killed_at_the_end(app: &Asleep<'_>, moment: usize) -> Result<()> {
-    let mut daemon = app.registry.files.daemon("restored", &format!("restored:{moment}"))?;
+    let Ok(mut daemon) = app.registry.files.daemon("restored", &format!("restored:{moment}")) else {
+        return Ok(());
+    };
+    until_filled(&mut daemon)?;
     let answer = app.restore(&daemon);
     if answer.is_ok() {
         app.go()?;
+        let group = app.registry.text("cgroup")?;
         poll("the app's end, or the daemon's", PATIENCE, || {
-            let groups = HostState::take(&app.registry.place.scope()).cgroups;
-            Ok((daemon.child.try_wait()?.is_some() || groups.is_empty()).then_some(()))
+            Ok((daemon.child.try_wait()?.is_some() || !Path::new(&group).exists()).then_some(()))
         })?;
     }
     drop(daemon);

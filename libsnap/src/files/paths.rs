@@ -291,13 +291,3 @@ pub fn as_flock(lock: &FileLock) -> libc::flock {
 fn flock(fd: &OwnedFd, how: i32) -> crate::sys::Sys<()> {
     sysfd::flock(fd.as_raw_fd(), how)
 }
-
-/// Opens a file the app maps, with the access its mapping needs.
-pub fn open_mapped(view: &str, path: &str, write: bool) -> Result<File> {
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(write)
-        .custom_flags(libc::O_CLOEXEC)
-        .open(format!("{view}{path}"));
-    opened.or_fail(|| format!("cannot open {path}, which the app has mapped"))
-}

@@ -74,7 +74,7 @@ pub struct Needs {
 
 /// The app's clocks at the freeze, in nanoseconds. All times of timers and of
 /// time-outs count from there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Clocks {
     pub realtime_ns: i64,

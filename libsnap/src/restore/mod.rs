@@ -13,7 +13,9 @@
 //! All processes are traced and die with the tracer until the last step lets
 //! them go, so that a failure anywhere leaves nothing behind.
 
+pub mod eager;
 pub mod fill;
+pub mod kept;
 pub mod opened;
 mod owed;
 pub mod pager;
@@ -22,27 +24,31 @@ pub mod plan;
 pub mod rights;
 pub mod script;
 pub mod skeleton;
+pub mod spare;
 pub mod state;
 pub mod vdso;
+mod warm;
 mod working_set;
 
 use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::files::{self, Builder};
 use crate::identity;
-use crate::ids::ShmId;
+use crate::ids::{FileId, ShmId};
 use crate::image::{Appshot, processors};
 use crate::ipc;
 use crate::snapshot::Steps;
 use crate::target::{Instance, Memory, PidMode, RestoreOptions};
 use fill::{Empty, Wanted};
+use kept::Kept;
 use opened::Opened;
 use pager::{Left, Pager, Rest};
 use place::{Mapped, Shared};
 use script::{Running, Script};
 use skeleton::Skeleton;
+use spare::Spare;
 use std::collections::HashMap;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,26 +64,78 @@ pub fn restore(path: &Path, options: &RestoreOptions) -> Result<Instance> {
 /// [`restore`], given up and undone once `cancelled` says so. It is asked at each
 /// phase and each piece of memory; not any more once the app is let go.
 pub fn restore_unless(cancelled: Cancelled<'_>, path: &Path, options: &RestoreOptions) -> Result<Instance> {
+    restore_with(cancelled, path, &mut None, options)
+}
+
+/// [`restore_unless`], in a spare that this thread has made. What does not suit the app
+/// is left there.
+pub fn restore_with(
+    cancelled: Cancelled<'_>,
+    path: &Path,
+    spare: &mut Option<Spare>,
+    options: &RestoreOptions,
+) -> Result<Instance> {
     let begin = Instant::now();
     let mut silent = |_: &str| {};
     let mut phases = Phases {
         steps: Steps::new(&mut silent),
         cancelled,
     };
+    // This may take long.
+    spare.as_mut().map(Spare::calm);
     phases.start("open")?;
     let opened = Opened::open(path)?;
-    let restored = attempt(&opened, options, begin, phases);
+    let restored = attempt(From::Disk(&opened), spare, options, begin, phases);
     restored.map_err(|error| {
         // What is damaged is told as that, whatever else it led to.
         let damage = (!cancelled())
             .then(|| opened.digests.verify(processors()).err())
             .flatten();
-        let mut error = damage.unwrap_or(error);
-        if !error.what.starts_with("cannot restore") {
-            error.what = format!("cannot restore {}: {}", path.display(), error.what);
-        }
-        error.state("nothing was left behind")
+        told(damage.unwrap_or(error), path)
     })
+}
+
+/// The same of an appshot that is kept in memory.
+pub fn restore_kept(
+    cancelled: Cancelled<'_>,
+    kept: &Kept,
+    spare: &mut Option<Spare>,
+    options: &RestoreOptions,
+) -> Result<Instance> {
+    if options.identity.renewed {
+        // What must not be the same stays away by each process's own map.
+        return restore_with(cancelled, &kept.shot.path, spare, options);
+    }
+    let mut silent = |_: &str| {};
+    let phases = Phases {
+        steps: Steps::new(&mut silent),
+        cancelled,
+    };
+    let restored = attempt(From::Memory(kept), spare, options, Instant::now(), phases);
+    restored.map_err(|error| told(error, &kept.shot.path))
+}
+
+fn told(mut error: Error, path: &Path) -> Error {
+    if !error.what.starts_with("cannot restore") {
+        error.what = format!("cannot restore {}: {}", path.display(), error.what);
+    }
+    error.state("nothing was left behind")
+}
+
+/// Where an app comes from.
+#[derive(Clone, Copy)]
+enum From<'a> {
+    Disk(&'a Arc<Opened>),
+    Memory(&'a Kept),
+}
+
+impl<'a> From<'a> {
+    fn shot(self) -> &'a Appshot {
+        match self {
+            From::Disk(opened) => &opened.shot,
+            From::Memory(kept) => &kept.shot,
+        }
+    }
 }
 
 /// Whether the one who asked has given up.
@@ -103,24 +161,45 @@ fn go_on(cancelled: Cancelled<'_>) -> Result<()> {
     }
 }
 
-fn attempt(opened: &Arc<Opened>, options: &RestoreOptions, begin: Instant, mut phases: Phases<'_>) -> Result<Instance> {
+fn attempt(
+    from: From<'_>,
+    spare: &mut Option<Spare>,
+    options: &RestoreOptions,
+    begin: Instant,
+    mut phases: Phases<'_>,
+) -> Result<Instance> {
+    let shot = from.shot();
     phases.start("plan")?;
-    let shot = &opened.shot;
     let vdsos = plan::check(shot, options)?;
     let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
     phases.start("skeleton")?;
-    crate::timed::prune();
-    let group = cgroup::create(&name)?;
     let hostname = options.identity.renewed.then_some(name.as_str());
-    let skeleton = Skeleton::build(shot, options.pids, group.clone(), hostname)?;
+    let skeleton = match spare.take_if(|spare| spare.suits(shot, options.pids)) {
+        Some(spare) => spare.turn_into(shot, hostname)?,
+        None => {
+            spare.as_mut().map(Spare::calm);
+            crate::timed::prune();
+            Skeleton::build(shot, options.pids, cgroup::create(&name)?, hostname)?
+        }
+    };
     let own = identity::files(&name, &options.identity)?;
-    let mut prepared = prepare(opened, skeleton, options, &vdsos, &mut phases)?;
-    complete(shot, &mut prepared.skeleton, &mut phases)?;
+    let group = skeleton.group().cloned();
+    let prepared = match from {
+        From::Disk(opened) => {
+            let mut prepared = prepare(opened, skeleton, options, &vdsos, &mut phases)?;
+            complete(shot, &mut prepared.skeleton, &mut phases)?;
+            prepared
+        }
+        From::Memory(kept) => Prepared {
+            skeleton: warm::build(kept, skeleton, options, &vdsos, &mut phases)?,
+            pager: None,
+        },
+    };
     identity::write(&prepared.skeleton.outer_view(), &own)?;
     phases.start("go")?;
     let Prepared { skeleton, pager } = prepared;
     for (at, core) in shot.cores.iter().enumerate() {
-        state::registers(&skeleton, at, core)?;
+        state::registers(&skeleton, at, core, &vdsos[at])?;
     }
     let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;
     if let (Some(pager), Some(init)) = (pager, init) {
@@ -135,6 +214,49 @@ fn attempt(opened: &Arc<Opened>, options: &RestoreOptions, begin: Instant, mut p
         total_micros: begin.elapsed().as_micros() as u64,
         phases: phases.steps.end(),
     })
+}
+
+/// What its processes share, made in our own process.
+struct Objects {
+    view: String,
+    shared: Shared,
+}
+
+impl Objects {
+    fn make(shot: &Appshot, skeleton: &Skeleton) -> Result<Objects> {
+        let shared = Shared::make(shot, skeleton)?;
+        ipc::restore(skeleton.any(), &shot.manifest)?;
+        Ok(Objects {
+            view: skeleton.view(),
+            shared,
+        })
+    }
+
+    fn files(
+        &self,
+        shot: &Appshot,
+        skeleton: &mut Skeleton,
+        options: &RestoreOptions,
+    ) -> Result<HashMap<FileId, OwnedFd>> {
+        let source = |(id, fd): (&ShmId, &OwnedFd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let ptys = std::mem::take(&mut skeleton.ptys);
+        files::restore_all(
+            &Builder {
+                view: self.view.clone(),
+                processes: &skeleton.numbers,
+                shm: &self.shared.shm.iter().map(source).collect(),
+                stdio: &options.stdio,
+                ttys: skeleton.open_ttys(&shot.manifest)?,
+                timeline: skeleton.timeline,
+            },
+            &shot.manifest,
+            ptys,
+        )
+    }
+
+    fn mapped(&self) -> Mapped<'_> {
+        Mapped::new(&self.shared)
+    }
 }
 
 /// Processes with their memory and descriptors.
@@ -162,31 +284,13 @@ fn prepare(
         opened.hold()?;
     }
     phases.start("objects")?;
-    let shared = Shared::make(shot, &skeleton)?;
-    ipc::restore(skeleton.any(), &shot.manifest)?;
-    let sources: HashMap<ShmId, String> = shared
-        .shm
-        .iter()
-        .map(|(id, fd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd())))
-        .collect();
-    let view = skeleton.view();
-    let ptys = std::mem::take(&mut skeleton.ptys);
-    let made = files::restore_all(
-        &Builder {
-            view: view.clone(),
-            processes: &skeleton.numbers,
-            shm: &sources,
-            stdio: &options.stdio,
-            ttys: skeleton.open_ttys(&shot.manifest)?,
-            timeline: skeleton.timeline,
-        },
-        &shot.manifest,
-        ptys,
-    )?;
+    let objects = Objects::make(shot, &skeleton)?;
+    let made = objects.files(shot, &mut skeleton, options)?;
     phases.start("mappings")?;
-    let mut mapped = Mapped::new(&view, &shared);
+    let mut mapped = objects.mapped();
     let mut numbers = Vec::with_capacity(shot.cores.len());
     let mapping = start_all(&skeleton, shot, |at, script| {
+        skeleton.begin_work(script, at, shot)?;
         numbers.push(place::mappings(
             &skeleton,
             script,
@@ -244,7 +348,7 @@ fn complete(shot: &Appshot, skeleton: &mut Skeleton, phases: &mut Phases<'_>) ->
     ipc::adjust(skeleton, shot)?;
     phases.start("state")?;
     let cores = shot.cores.iter().enumerate();
-    let running = cores.map(|(at, core)| state::process(skeleton, at, core));
+    let running = cores.map(|(at, core)| state::process(skeleton, at, core, skeleton.script(at)));
     script::finish_all(running.collect::<Result<_>>()?)?;
     state::stops(skeleton, shot)
 }

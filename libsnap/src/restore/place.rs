@@ -1,6 +1,7 @@
 //! Memory and descriptors of each process, put in place by its own husk, which
 //! takes the descriptors it needs from this process.
 
+use super::kept::{self, Row};
 use super::script::Script;
 use super::skeleton::Skeleton;
 use super::vdso::{self, Vdso};
@@ -131,32 +132,19 @@ fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
     made.or_fail(failed)?.or_fail(failed)
 }
 
-/// Files and objects that mappings come from, opened once for the whole app.
+/// Objects that mappings come from, opened once for the whole app.
 #[derive(Debug)]
 pub struct Mapped<'a> {
-    view: &'a str,
     shared: &'a Shared,
-    paths: HashMap<(String, bool), OwnedFd>,
     objects: HashMap<ShmId, OwnedFd>,
 }
 
 impl<'a> Mapped<'a> {
-    pub fn new(view: &'a str, shared: &'a Shared) -> Mapped<'a> {
+    pub fn new(shared: &'a Shared) -> Mapped<'a> {
         Mapped {
-            view,
             shared,
-            paths: HashMap::new(),
             objects: HashMap::new(),
         }
-    }
-
-    fn file(&mut self, path: &str, write: bool) -> Result<RawFd> {
-        let key = (path.to_owned(), write);
-        if !self.paths.contains_key(&key) {
-            let file = paths::open_mapped(self.view, path, write)?;
-            self.paths.insert(key.clone(), file.into());
-        }
-        Ok(self.paths[&key].as_raw_fd())
     }
 
     fn object(&mut self, shm: ShmId) -> Result<RawFd> {
@@ -179,19 +167,46 @@ pub fn mappings(
     mapped: &mut Mapped<'_>,
     vdso: &Vdso,
 ) -> Result<i32> {
+    map_all(skeleton, script, core, mapped, vdso)?.userfaultfd()
+}
+
+/// The same, and the process reads its content from its core file by itself.
+pub fn mappings_with(
+    skeleton: &Skeleton,
+    script: &mut Script<'_>,
+    core: &Core,
+    rows: &[Row],
+    mapped: &mut Mapped<'_>,
+    vdso: &Vdso,
+) -> Result<()> {
+    let mut mapper = map_all(skeleton, script, core, mapped, vdso)?;
+    match vdso.kept(&core.image.vmas) {
+        Some(_) => mapper.contents(&core.file, &kept::without_kept(rows, core, vdso)),
+        None => mapper.contents(&core.file, rows),
+    }
+}
+
+fn map_all<'m, 's>(
+    skeleton: &Skeleton,
+    script: &'m mut Script<'s>,
+    core: &Core,
+    mapped: &mut Mapped<'_>,
+    vdso: &Vdso,
+) -> Result<Mapper<'m, 's>> {
     clear(skeleton, script)?;
     vdso.place(skeleton, script, &core.image.vmas)?;
     let mut mapper = Mapper {
         script,
         taken: HashMap::new(),
+        opened: HashMap::new(),
         restorer: skeleton.restorer,
         bridged: vdso.is_bridge(),
     };
     for vma in &core.image.vmas {
         mapper.map(vma, core, mapped)?;
     }
-    mapper.marks(&core.image.process, mapped.file(&core.image.process.exe, false)?)?;
-    mapper.userfaultfd()
+    mapper.marks(&core.image.process)?;
+    Ok(mapper)
 }
 
 /// Protection and advice, once the pages are in.
@@ -204,7 +219,10 @@ pub fn protection(script: &mut Script<'_>, core: &Core, vdso: &Vdso) -> Result<(
 }
 
 /// Unmaps everything of the husk but the executor and what the kernel provides.
-fn clear(skeleton: &Skeleton, script: &mut Script<'_>) -> Result<()> {
+pub(super) fn clear(skeleton: &Skeleton, script: &mut Script<'_>) -> Result<()> {
+    if skeleton.unsettled {
+        return Ok(());
+    }
     let own = skeleton.executor.span();
     for mapping in &skeleton.layout {
         let executor = mapping.start >= own.start && mapping.end <= own.end;
@@ -244,6 +262,8 @@ struct Mapper<'a, 's> {
     script: &'a mut Script<'s>,
     /// Numbers in the husk of descriptors that it has taken from us.
     taken: HashMap<RawFd, i32>,
+    /// Numbers of files that it has opened, by name and whether to write to them.
+    opened: HashMap<(String, bool), i32>,
     restorer: i32,
     /// The app's vdso is memory like any other.
     bridged: bool,
@@ -261,9 +281,27 @@ impl Mapper<'_, '_> {
         Ok(number)
     }
 
+    /// The number of a file, which the husk opens with the access that its mapping
+    /// needs.
+    fn file(&mut self, path: &str, write: bool) -> Result<i32> {
+        let key = (path.to_owned(), write);
+        if let Some(number) = self.opened.get(&key) {
+            return Ok(*number);
+        }
+        let number = self.next_number();
+        let flags = libc::O_CLOEXEC | if write { libc::O_RDWR } else { libc::O_RDONLY };
+        let batch = self.script.room(1, path.len() + 1)?;
+        let name = batch.c_string(path).address;
+        let opened = batch.must("open", libc::SYS_open, &[name, flags as u64, 0]);
+        self.script
+            .expect(opened, "opening a file that the app has mapped", number as u64);
+        self.opened.insert(key, number);
+        Ok(number)
+    }
+
     /// What the husk's next descriptor gets.
     fn next_number(&self) -> i32 {
-        let count = self.taken.len() as i32;
+        let count = (self.taken.len() + self.opened.len()) as i32;
         if count < self.restorer { count } else { count + 1 }
     }
 
@@ -276,6 +314,20 @@ impl Mapper<'_, '_> {
         Ok(self.next_number())
     }
 
+    /// preadv(2) of each row: one call for up to a thousand pieces.
+    fn contents(&mut self, file: &File, rows: &[Row]) -> Result<()> {
+        let number = self.number(file.as_raw_fd())? as u64;
+        for row in rows {
+            let batch = self.script.room(1, 16 * row.pieces.len())?;
+            let pieces: Vec<u64> = row.pieces.iter().flat_map(|(at, bytes)| [*at, *bytes]).collect();
+            let pieces = batch.words(&pieces).address;
+            let args = [number, pieces, row.pieces.len() as u64, row.offset, 0];
+            let read = batch.must("preadv", libc::SYS_preadv, &args);
+            self.script.expect(read, "reading the memory of the app", row.bytes());
+        }
+        Ok(())
+    }
+
     fn map(&mut self, vma: &Vma, core: &Core, mapped: &mut Mapped<'_>) -> Result<()> {
         let len = vma.end - vma.start;
         let fixed = libc::MAP_FIXED_NOREPLACE;
@@ -283,12 +335,8 @@ impl Mapper<'_, '_> {
             VmaKind::Vvar => return Ok(()),
             VmaKind::Vdso if !self.bridged => return Ok(()),
             VmaKind::Anon | VmaKind::Vdso => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
-            VmaKind::PrivateFile { path, offset } => {
-                (libc::MAP_PRIVATE, self.number(mapped.file(path, false)?)?, *offset)
-            }
-            VmaKind::SharedFile { path, offset, writable } => {
-                (libc::MAP_SHARED, self.number(mapped.file(path, *writable)?)?, *offset)
-            }
+            VmaKind::PrivateFile { path, offset } => (libc::MAP_PRIVATE, self.file(path, false)?, *offset),
+            VmaKind::SharedFile { path, offset, writable } => (libc::MAP_SHARED, self.file(path, *writable)?, *offset),
             VmaKind::Shm { shm, offset, private } => {
                 if let Some(id) = mapped.shared.sysv.get(shm) {
                     return self.attach(vma, *id);
@@ -332,10 +380,10 @@ impl Mapper<'_, '_> {
     }
 
     /// The marks that /proc and brk go by, and the program the process runs.
-    fn marks(&mut self, process: &ProcessRecord, exe: RawFd) -> Result<()> {
+    fn marks(&mut self, process: &ProcessRecord) -> Result<()> {
         const PR_SET_MM_MAP: u64 = 14;
         let mm = &process.mm;
-        let exe = self.number(exe)?;
+        let exe = self.file(&process.exe, false)?;
         let batch = self.script.room(1, 8 * mm.auxv.len() + 128)?;
         let auxv = batch.words(&mm.auxv);
         let sizes = (mm.auxv.len() as u64 * 8) | (exe as u64) << 32;

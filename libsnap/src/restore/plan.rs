@@ -7,7 +7,9 @@ use crate::image::Appshot;
 use crate::image::records::ExternalFile;
 use crate::memory;
 use crate::target::{Allow, RestoreOptions};
-use std::fs;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 
 /// Refuses, or answers how each process comes to its vdso.
@@ -15,11 +17,29 @@ pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<Vec<Vdso>> {
     needed()?;
     processor(shot)?;
     let vdsos = vdso::plan(shot, options.force_vdso_bridge)?;
+    let seen = Seen::default();
     for file in &shot.manifest.external {
-        external(file, &options.allow)?;
+        external(file, &seen, &options.allow)?;
     }
-    rights::check(shot, &options.allow)?;
+    rights::check(shot, &seen, &options.allow)?;
     Ok(vdsos)
+}
+
+/// What the names of an appshot lead to here, looked up once.
+#[derive(Debug, Default)]
+pub struct Seen(RefCell<HashMap<String, Option<Metadata>>>);
+
+impl Seen {
+    /// Links followed; `None` where there is nothing.
+    pub fn metadata(&self, path: &str) -> Option<Metadata> {
+        let mut known = self.0.borrow_mut();
+        if let Some(known) = known.get(path) {
+            return known.clone();
+        }
+        let found = fs::metadata(path).ok();
+        known.insert(path.to_owned(), found.clone());
+        found
+    }
 }
 
 pub fn refused(because: impl std::fmt::Display) -> Error {
@@ -65,9 +85,9 @@ fn processor(shot: &Appshot) -> Result<()> {
 }
 
 /// A file the app maps or reads must be the one it knew.
-fn external(file: &ExternalFile, allow: &Allow) -> Result<()> {
+fn external(file: &ExternalFile, seen: &Seen, allow: &Allow) -> Result<()> {
     let path = &file.path;
-    let Ok(meta) = fs::metadata(path) else {
+    let Some(meta) = seen.metadata(path) else {
         return Err(Error::new(Kind::NotFound, "cannot restore this appshot")
             .because(format!("the app needs {path}, which is missing"))
             .fix("install the same version of the package that holds it")

@@ -13,7 +13,7 @@
 //!   no filter of system calls                      unconfined
 //! ```
 
-use super::plan::refused;
+use super::plan::{Seen, refused};
 use crate::error::{OrFail, Result};
 use crate::files::{paths, sockets};
 use crate::image::records::{
@@ -21,8 +21,9 @@ use crate::image::records::{
 };
 use crate::image::{Appshot, Core};
 use crate::target::Allow;
-use caps::Capability;
+use caps::{CapSet, Capability};
 use nix::unistd::{Gid, Uid, User, getgrouplist, getresuid};
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -32,8 +33,8 @@ use std::path::{Path, PathBuf};
 const SECBIT_NOROOT: u32 = 1;
 
 /// Refuses what goes beyond.
-pub fn check(shot: &Appshot, allow: &Allow) -> Result<()> {
-    let judge = Judge::new(allow)?;
+pub fn check(shot: &Appshot, seen: &Seen, allow: &Allow) -> Result<()> {
+    let judge = Judge::new(seen, allow)?;
     for core in &shot.cores {
         for thread in &core.image.threads {
             judge.thread(&thread.record)?;
@@ -44,6 +45,7 @@ pub fn check(shot: &Appshot, allow: &Allow) -> Result<()> {
 }
 
 struct Judge<'a> {
+    seen: &'a Seen,
     allow: &'a Allow,
     /// Of the caller, within what it allows.
     capabilities: u64,
@@ -53,8 +55,8 @@ struct Judge<'a> {
     below: Option<Vec<PathBuf>>,
 }
 
-impl Judge<'_> {
-    fn new(allow: &Allow) -> Result<Judge<'_>> {
+impl<'a> Judge<'a> {
+    fn new(seen: &'a Seen, allow: &'a Allow) -> Result<Judge<'a>> {
         let own = own_capabilities();
         let holds = |capability: Capability| own & capability.bitmask() != 0;
         // Without the right to become another, the caller can give itself only.
@@ -66,6 +68,7 @@ impl Judge<'_> {
         let real = |dir: &PathBuf| fs::canonicalize(dir).or_fail(|| format!("cannot allow {}", dir.display()));
         let below = allow.paths.as_ref().map(|dirs| dirs.iter().map(real).collect());
         Ok(Judge {
+            seen,
             allow,
             capabilities: allow.capabilities & own,
             uids,
@@ -142,6 +145,7 @@ impl Judge<'_> {
             )?;
         }
         let mut mapped = false;
+        let mut judged = HashSet::new();
         for vma in &core.image.vmas {
             let (path, shared) = match &vma.kind {
                 VmaKind::PrivateFile { path, .. } => (path, false),
@@ -149,11 +153,14 @@ impl Judge<'_> {
                 _ => continue,
             };
             mapped |= *path == process.exe;
+            if !judged.insert((path, shared)) {
+                continue;
+            }
             self.path(&who("maps"), path)?;
             let fits = |meta: &fs::Metadata| meta.is_file() || (!shared && paths::is_memory_device(meta));
-            is_of_kind(&who("maps"), path, fits)?;
+            self.is_of_kind(&who("maps"), path, fits)?;
         }
-        if !mapped && !fs::exists(&process.exe).unwrap_or(false) {
+        if !mapped && self.seen.metadata(&process.exe).is_none() {
             return Err(refused(format!("its program {} is missing", process.exe)));
         }
         for path in [&process.exe, &process.cwd] {
@@ -167,10 +174,11 @@ impl Judge<'_> {
             let who = format!("open file {}", file.id);
             match &file.kind {
                 // A device without state leads nowhere.
-                FileKind::Path { path, .. } if fs::metadata(path).is_ok_and(|m| paths::is_memory_device(&m)) => {}
+                FileKind::Path { path, .. }
+                    if self.seen.metadata(path).is_some_and(|m| paths::is_memory_device(&m)) => {}
                 FileKind::Path { path, .. } => {
                     self.path(&who, path)?;
-                    is_of_kind(&who, path, paths::is_carried)?;
+                    self.is_of_kind(&who, path, paths::is_carried)?;
                 }
                 FileKind::Inotify { watches } => watches.iter().try_for_each(|watch| self.path(&who, &watch.path))?,
                 FileKind::Socket(socket) => self.socket(&who, socket)?,
@@ -180,7 +188,7 @@ impl Judge<'_> {
         }
         for fifo in manifest.pipes.iter().filter_map(|pipe| pipe.fifo.as_ref()) {
             self.path("a fifo", fifo)?;
-            is_of_kind("a fifo", fifo, |meta| meta.file_type().is_fifo())?;
+            self.is_of_kind("a fifo", fifo, |meta| meta.file_type().is_fifo())?;
         }
         for external in &manifest.external {
             self.path("it", &external.path)?;
@@ -299,21 +307,22 @@ impl Judge<'_> {
         ))
         .fix("allow its directory with --allow-path"))
     }
-}
 
-/// A name that leads to something else than what a snapshot carries: a device with
-/// state, a fifo that nobody opens. What is missing shows when it is opened.
-fn is_of_kind(who: &str, path: &str, fits: impl Fn(&fs::Metadata) -> bool) -> Result<()> {
-    match fs::metadata(path) {
-        Ok(meta) if !fits(&meta) => Err(refused(format!(
-            "{who} {path}: a device or special file that no snapshot carries"
-        ))),
-        _ => Ok(()),
+    /// A name that leads to something else than what a snapshot carries: a device with
+    /// state, a fifo that nobody opens. What is missing shows when it is opened.
+    fn is_of_kind(&self, who: &str, path: &str, fits: impl Fn(&fs::Metadata) -> bool) -> Result<()> {
+        match self.seen.metadata(path) {
+            Some(meta) if !fits(&meta) => Err(refused(format!(
+                "{who} {path}: a device or special file that no snapshot carries"
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 
 fn own_capabilities() -> u64 {
-    crate::proc::Fields::status(crate::ids::HostPid(std::process::id() as i32)).map_or(0, |s| s.hex("CapPrm"))
+    let own = caps::read(None, CapSet::Permitted).unwrap_or_default();
+    own.iter().fold(0, |all, capability| all | capability.bitmask())
 }
 
 fn own_uids() -> Vec<u32> {

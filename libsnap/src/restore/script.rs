@@ -77,16 +77,28 @@ impl<'a> Script<'a> {
         if self.batch.is_empty() {
             return Ok(Born::new());
         }
-        self.executor.start(self.tid, self.regs, &self.batch)?;
+        self.begin()?;
         self.settle()
     }
 
     /// Sets the task to work and goes on.
     pub fn start(self) -> Result<Running<'a>> {
-        if !self.batch.is_empty() {
-            self.executor.start(self.tid, self.regs, &self.batch)?;
-        }
+        self.begin()?;
         Ok(Running(self))
+    }
+
+    fn begin(&self) -> Result<()> {
+        match self.batch.is_empty() {
+            true => Ok(()),
+            false => self.executor.start(self.tid, self.regs, &self.batch),
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        match self.batch.is_empty() {
+            true => Ok(()),
+            false => self.settle().map(drop),
+        }
     }
 
     fn settle(&mut self) -> Result<Born> {
@@ -113,11 +125,19 @@ pub struct Running<'a>(Script<'a>);
 
 impl Running<'_> {
     pub fn finish(mut self) -> Result<()> {
-        if self.0.batch.is_empty() {
-            return Ok(());
-        }
-        self.0.settle().map(drop)
+        self.0.end()
     }
+}
+
+/// Runs what was added to all of them, at the same time. None makes a task.
+pub fn run_all(scripts: &mut [Script<'_>]) -> Result<()> {
+    let begun = scripts.iter().map(|script| script.begin());
+    let begun: Vec<Result<()>> = begun.collect();
+    let started = begun.into_iter().zip(scripts);
+    let ends: Vec<Result<()>> = started
+        .map(|(begun, script)| begun.and_then(|()| script.end()))
+        .collect();
+    ends.into_iter().collect()
 }
 
 /// Waits for all of them; the first error is answered once they all stand still.

@@ -9,8 +9,10 @@
 //! of the session and then ends. Numbers of sessions and groups whose leader is
 //! gone are held by stand-ins while the tree is built.
 
+use super::eager::Eager;
 use super::pager::Hold;
 use super::script::Script;
+use super::spare::Had;
 use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
@@ -18,7 +20,7 @@ use crate::executor::{self, Batch, Executor, Gate};
 use crate::files::pty::Ptys;
 use crate::ids::{FileId, HostPid, VirtualPid};
 use crate::image::Appshot;
-use crate::image::records::{FileKind, Life, Manifest, PtyRecord, SnapEntry};
+use crate::image::records::{Clocks, FileKind, Life, Manifest, PtyRecord, SnapEntry};
 use crate::launch::{self, INIT_ADDRESS, Place};
 use crate::proc::{self, Mapping};
 use crate::sys::blob;
@@ -43,7 +45,15 @@ pub struct Husk {
 /// All processes being built. Dropped, they are all ended.
 #[derive(Debug)]
 pub struct Skeleton {
-    init: Option<Husk>,
+    pub(super) init: Option<Husk>,
+    /// The app's root, where it was made before the rest of the tree.
+    pub(super) early: Option<Husk>,
+    /// The root has its host name, clocks and numbers yet to get, and nothing to unmap.
+    pub(super) unsettled: bool,
+    /// The host name that it gets then.
+    pub(super) host: String,
+    pub(super) eager: Option<Eager>,
+    pub(super) had: Had,
     /// Live processes in the order of the appshot's cores.
     pub husks: Vec<Husk>,
     pub numbers: HashMap<VirtualPid, HostPid>,
@@ -63,7 +73,7 @@ pub struct Skeleton {
     /// The highest number that the app uses.
     highest: i32,
     /// Every process ever forked, stand-ins included, oldest first.
-    born: Vec<HostPid>,
+    pub(super) born: Vec<HostPid>,
     armed: bool,
 }
 
@@ -75,70 +85,91 @@ const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
     | libc::PTRACE_O_SUSPEND_SECCOMP;
 
 impl Skeleton {
-    /// `hostname` is another one than the app had.
+    /// In namespaces of its own, made for this appshot. `hostname` is another one than
+    /// the app had.
     pub fn build(shot: &Appshot, pids: PidMode, group: Option<PathBuf>, hostname: Option<&str>) -> Result<Skeleton> {
         let manifest = &shot.manifest;
         let wanted = adopted(&manifest.processes, pids);
-        let root = &wanted[0];
-        let number = free_number(shot);
-        let ourselves = HostPid(std::process::id() as i32);
-        let ourselves = task::pidfd_open(ourselves).or_fail(|| "cannot open this process")?;
-        let own_init = pids == PidMode::New;
         let timeline = Timeline::begin(manifest.clocks);
-        crate::identity::prepare_host();
         let place = Place {
             pids,
-            cgroup: group.clone(),
-            names: (pids == PidMode::New).then(|| {
-                let host = hostname.unwrap_or(&manifest.hostname);
-                // As long as a host name may be.
-                let end = host.floor_char_boundary(64);
-                (host[..end].to_owned(), manifest.domainname.clone())
-            }),
+            cgroup: group,
+            names: (pids == PidMode::New).then(|| (host_name(manifest, hostname), manifest.domainname.clone())),
             clock_offsets: Some(timeline.offsets()),
             files: Vec::new(),
-            pid: (pids == PidMode::Host).then_some(root.pid.0),
+            pid: (pids == PidMode::Host).then_some(wanted[0].pid.0),
         };
-        let first = launch::husk(&place, ourselves.as_fd(), number, OPTIONS);
+        let mut used = Vec::new();
+        for core in &shot.cores {
+            used.extend(core.image.vmas.iter().map(Span::from));
+        }
+        let (mut skeleton, first) = Skeleton::begin(place, free_number(shot), used)?;
+        skeleton.timeline = timeline;
+        match pids {
+            PidMode::New => skeleton.init = Some(first),
+            // The first husk is the app's root itself, leader of its own session.
+            PidMode::Host => skeleton.early = Some(first),
+        }
+        skeleton.grow(shot, &wanted)?;
+        Ok(skeleton)
+    }
+
+    /// The first process of a new place, with an executor that is in nobody's way.
+    pub(super) fn begin(place: Place, restorer: i32, used: Vec<Span>) -> Result<(Skeleton, Husk)> {
+        crate::identity::prepare_host();
+        let ourselves = HostPid(std::process::id() as i32);
+        let ourselves = task::pidfd_open(ourselves).or_fail(|| "cannot open this process")?;
+        let first = launch::husk(&place, ourselves.as_fd(), restorer, OPTIONS);
         let first = first.inspect_err(|_| {
-            group.as_deref().map(cgroup::destroy);
+            place.cgroup.as_deref().map(cgroup::destroy);
         })?;
         let mut skeleton = Skeleton {
             init: None,
+            early: None,
+            unsettled: false,
+            host: String::new(),
+            eager: None,
+            had: Had::default(),
             husks: Vec::new(),
             numbers: HashMap::new(),
             executor: Executor::at(0),
             layout: Vec::new(),
             gate: Gate::of_husk(0),
-            restorer: number,
+            restorer,
             ptys: Ptys::default(),
-            timeline,
-            cgroup: group,
-            root: root.pid,
-            highest: highest(shot),
+            timeline: Timeline::begin(Clocks::default()),
+            cgroup: place.cgroup,
+            root: VirtualPid(0),
+            highest: 0,
             born: vec![first],
             armed: true,
         };
-        let first = skeleton.infect_first(first, shot)?;
-        skeleton.ptys = Ptys::make(&format!("/proc/{}/root", first.pid), manifest)?;
-        let mut tree = Tree::new(&skeleton, &wanted, first, own_init)?;
+        let first = skeleton.infect_first(first, used)?;
+        Ok((skeleton, first))
+    }
+
+    /// Makes all processes of the appshot besides those that are there.
+    pub(super) fn grow(&mut self, shot: &Appshot, wanted: &[SnapEntry]) -> Result<()> {
+        let manifest = &shot.manifest;
+        (self.root, self.highest) = (wanted[0].pid, highest(shot));
+        self.ptys = Ptys::make(&format!("/proc/{}/root", self.born[0]), manifest)?;
+        let mut tree = Tree::new(self, wanted);
         tree.terminals = terminals(manifest).map(|pty| (pty.sid, pty)).collect();
         tree.detached = detached(shot);
         let grown = tree.grow();
-        let Tree { made, init, born, .. } = tree;
-        skeleton.born.extend(born);
+        let Tree { made, born, .. } = tree;
+        self.born.extend(born);
         grown?;
-        skeleton.init = init;
-        skeleton.numbers = made.iter().map(|(vpid, husk)| (*vpid, husk.pid)).collect();
+        self.numbers = made.iter().map(|(vpid, husk)| (*vpid, husk.pid)).collect();
         let alive = manifest
             .processes
             .iter()
             .filter(|p| matches!(p.life, Life::Alive { .. }));
-        skeleton.husks = alive.map(|p| made[&p.pid].clone()).collect();
-        Ok(skeleton)
+        self.husks = alive.map(|p| made[&p.pid].clone()).collect();
+        Ok(())
     }
 
-    fn infect_first(&mut self, pid: HostPid, shot: &Appshot) -> Result<Husk> {
+    fn infect_first(&mut self, pid: HostPid, mut used: Vec<Span>) -> Result<Husk> {
         let failed = || "cannot enter a new process";
         ptrace::set_options(pid, OPTIONS).or_fail(failed)?;
         ptrace::set_sigmask(pid, crate::freeze::ALL_BUT_TRAP).or_fail(failed)?;
@@ -150,10 +181,7 @@ impl Skeleton {
             .map(|m| m.span())
             .collect();
         self.gate = executor::find_gate(pid, &code)?;
-        let mut used: Vec<Span> = mappings.iter().map(|m| m.span()).collect();
-        for core in &shot.cores {
-            used.extend(core.image.vmas.iter().map(Span::from));
-        }
+        used.extend(mappings.iter().map(|m| m.span()));
         let hole = executor::find_hole(&mut used, executor::FOOTPRINT)
             .ok_or_else(|| Error::refused("the app's address spaces leave no room for the executor"))?;
         self.executor = Executor::infect(pid, &regs, self.gate, hole)?;
@@ -163,6 +191,11 @@ impl Skeleton {
             regs,
             threads: Vec::new(),
         })
+    }
+
+    /// The cgroup that all of it is in.
+    pub fn group(&self) -> Option<&PathBuf> {
+        self.cgroup.as_ref()
     }
 
     pub fn batch(&self) -> Batch {
@@ -229,57 +262,60 @@ impl Skeleton {
     /// Lets every process go: the app runs. Parents come first: the SIGCHLD of a
     /// child that ends at once would interrupt calls in a process of which a thread
     /// is still traced. The init comes last: while it is ours, our death is its own,
-    /// and that of all in its PID namespace.
-    /// `hold` is what the init holds while memory is still owed.
+    /// and that of all in its PID namespace. `hold` is what the init holds while memory
+    /// is still owed.
     pub fn let_go(mut self, hold: Option<&Hold>) -> Result<(HostPid, Option<HostPid>, usize)> {
         let root = self.numbers[&self.root];
         let init = self.init.clone();
-        if let Some(init) = &init {
-            self.prepare_init(init, hold)?;
-        }
+        // The app waits for its init only where it would not be whole without.
+        let (before, after) = match hold {
+            Some(_) => (init.as_ref(), None),
+            None => (None, init.as_ref()),
+        };
+        before.map_or(Ok(()), |init| self.prepare_init(init, hold))?;
         let tasks = self
             .husks
             .iter()
             .flat_map(|husk| husk.threads.iter().copied().chain([husk.pid]));
-        for tid in tasks.chain(init.iter().map(|init| init.pid)) {
-            match ptrace::detach(tid, 0) {
-                // What was let go has ended it: that is the app's own affair.
-                Ok(()) | Err(Errno::ESRCH) => {}
-                other => other.or_fail(|| format!("cannot let task {tid} go"))?,
-            }
+        tasks.clone().try_for_each(detach)?;
+        // The rest has time.
+        if self.eager.take().is_some() {
+            std::thread::yield_now();
         }
+        after.map_or(Ok(()), |init| self.prepare_init(init, None))?;
+        init.as_ref().map_or(Ok(()), |init| detach(init.pid))?;
         self.armed = false;
         Ok((root, init.map(|i| i.pid), self.numbers.len()))
     }
 
+    /// The app may run by now, and ends with its init if this fails.
     fn prepare_init(&self, init: &Husk, hold: Option<&Hold>) -> Result<()> {
         let failed = || "cannot start the instance's init";
+        let mut script = Script::new(self.executor, init.pid, &init.regs);
+        self.follow(&mut script)?;
+        script.flush()?;
         let held = hold.map(|hold| self.hand_over(init, hold)).transpose()?;
-        let mut batch = self.batch();
-        batch.must("close", libc::SYS_close, &[self.restorer as u64]);
-        run(&self.executor, init, &mut batch)?;
-        self.executor.cure(init.pid, &init.regs, self.gate)?;
+        self.leave(&mut script)?;
+        script.flush()?;
+        self.executor.cure_husk(init.pid, &init.regs, self.gate)?;
         // The kernel wrote the start of the stack below the strings of exec.
-        let stack = proc::mappings(init.pid).or_fail(failed)?;
-        let stack = stack.iter().find(|m| m.name == "[stack]").map_or(0, |m| m.end - 4096);
+        let stack = self.layout.iter().find(|m| m.name == "[stack]");
+        let stack = stack.map_or(0, |m| m.end - 4096);
         let root = u64::from(self.root.0.unsigned_abs());
+        let [queue, lifeline, signals] = held.unwrap_or_default();
         let regs = init
             .regs
             .with(reg::RIP, blob::init_program_loop(INIT_ADDRESS, held.is_some()))
             .with(reg::RBX, root)
             .with(reg::RSP, stack)
-            .with(reg::ORIG_RAX, u64::MAX);
-        let [queue, lifeline, signals] = held.unwrap_or_default();
-        let regs = regs
             .with(reg::R13, queue)
             .with(reg::R14, lifeline)
-            .with(reg::R15, signals);
+            .with(reg::R15, signals)
+            .with(reg::ORIG_RAX, u64::MAX);
         ptrace::set_regs(init.pid, &regs).or_fail(failed)?;
         // What it hears of through a signalfd has to be blocked.
         let blocked = if held.is_some() { SIGCHLD } else { 0 };
-        ptrace::set_sigmask(init.pid, blocked).or_fail(failed)?;
-        std::fs::write(format!("/proc/{}/comm", init.pid), "appshot-init").ok();
-        Ok(())
+        ptrace::set_sigmask(init.pid, blocked).or_fail(failed)
     }
 }
 
@@ -292,7 +328,7 @@ impl Skeleton {
         let mut batch = self.batch();
         let mask = batch.words(&[SIGCHLD]);
         let take = |batch: &mut Batch, fd: &OwnedFd| {
-            let args = [self.restorer as u64, fd.as_raw_fd() as u64, 0];
+            let args = [self.number_in_init() as u64, fd.as_raw_fd() as u64, 0];
             batch.must("pidfd_getfd", libc::SYS_pidfd_getfd, &args)
         };
         let calls = [
@@ -339,7 +375,21 @@ impl Drop for Skeleton {
     }
 }
 
-fn run(executor: &Executor, husk: &Husk, batch: &mut Batch) -> Result<Vec<HostPid>> {
+/// The app's, or this one as far as a host name may be as long.
+pub(super) fn host_name(manifest: &Manifest, other: Option<&str>) -> String {
+    let name = other.unwrap_or(&manifest.hostname);
+    name[..name.floor_char_boundary(64)].to_owned()
+}
+
+fn detach(tid: HostPid) -> Result<()> {
+    match ptrace::detach(tid, 0) {
+        // What was let go has ended it: that is the app's own affair.
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        other => other.or_fail(|| format!("cannot let task {tid} go")),
+    }
+}
+
+pub(super) fn run(executor: &Executor, husk: &Husk, batch: &mut Batch) -> Result<Vec<HostPid>> {
     if batch.is_empty() {
         return Ok(Vec::new());
     }
@@ -382,7 +432,7 @@ fn detached(shot: &Appshot) -> Vec<(VirtualPid, VirtualPid)> {
 /// A session or group that is led from outside cannot be entered again where its
 /// number is another's: with the host's PIDs, and where the app's PID namespace
 /// had none for it (0). The app's root leads one of its own instead.
-fn adopted(processes: &[SnapEntry], pids: PidMode) -> Vec<SnapEntry> {
+pub(super) fn adopted(processes: &[SnapEntry], pids: PidMode) -> Vec<SnapEntry> {
     let mut wanted = processes.to_vec();
     let root = processes[0].pid;
     // The first husk is the root, and leads its own session.
@@ -399,7 +449,7 @@ fn adopted(processes: &[SnapEntry], pids: PidMode) -> Vec<SnapEntry> {
 }
 
 /// A number that no process of the app uses for a descriptor.
-fn free_number(shot: &Appshot) -> i32 {
+pub(super) fn free_number(shot: &Appshot) -> i32 {
     let used = shot
         .cores
         .iter()
@@ -479,12 +529,12 @@ struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    fn new(skeleton: &Skeleton, wanted: &'a [SnapEntry], first: Husk, own_init: bool) -> Result<Self> {
+    fn new(skeleton: &mut Skeleton, wanted: &'a [SnapEntry]) -> Self {
         let mut tree = Tree {
             executor: skeleton.executor,
             gate: skeleton.gate,
             wanted,
-            init: None,
+            init: skeleton.init.clone(),
             made: HashMap::new(),
             sessions: HashMap::new(),
             stand_ins: Vec::new(),
@@ -494,15 +544,11 @@ impl<'a> Tree<'a> {
             terminals: HashMap::new(),
             detached: Vec::new(),
         };
-        if own_init {
-            tree.init = Some(first);
-        } else {
-            // The first husk is the app's root itself, leader of its own session.
-            let root = &wanted[0];
-            tree.sessions.insert(root.pid, root.pid);
-            tree.made.insert(root.pid, first);
+        if let Some(root) = skeleton.early.take() {
+            tree.sessions.insert(wanted[0].pid, wanted[0].pid);
+            tree.made.insert(wanted[0].pid, root);
         }
-        Ok(tree)
+        tree
     }
 
     fn grow(&mut self) -> Result<()> {
@@ -794,7 +840,7 @@ impl<'a> Tree<'a> {
 }
 
 /// Forks a husk from another one.
-fn fork_in(executor: &Executor, parent: &Husk, pid: i32, exit_signal: i32) -> Result<Husk> {
+pub(super) fn fork_in(executor: &Executor, parent: &Husk, pid: i32, exit_signal: i32) -> Result<Husk> {
     let mut batch = executor.batch();
     let set_tid = batch.bytes(&pid.to_le_bytes());
     let args = CloneArgs {

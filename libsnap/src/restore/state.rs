@@ -4,11 +4,12 @@
 
 use super::script::{Running, Script};
 use super::skeleton::{Husk, Skeleton, wait_born};
+use super::vdso::Vdso;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Batch};
 use crate::ids::{HostPid, VirtualPid};
-use crate::image::records::{Blocked, Creds, ProcessRecord, Seccomp, SeccompFilter, SigInfo, ThreadRecord};
+use crate::image::records::{Blocked, Creds, ProcessRecord, Seccomp, SeccompFilter, SigAction, SigInfo, ThreadRecord};
 use crate::image::{Appshot, Core, ThreadImage};
 use crate::memory;
 use crate::process::{with_time_out, write_time_out};
@@ -100,12 +101,12 @@ fn tids(skeleton: &Skeleton, at: usize) -> Vec<HostPid> {
     [husk.pid].into_iter().chain(husk.threads.iter().copied()).collect()
 }
 
-/// Everything of a process that is set by system calls, its threads included.
-pub fn process<'a>(skeleton: &'a Skeleton, at: usize, core: &Core) -> Result<Running<'a>> {
+/// Everything of a process that is set by system calls, its threads included. `script`
+/// is one of its main thread.
+pub fn process<'a>(skeleton: &Skeleton, at: usize, core: &Core, mut script: Script<'a>) -> Result<Running<'a>> {
     let record = &core.image.process;
     let husk = &skeleton.husks[at];
-    from_outside(husk.pid, record)?;
-    let mut script = skeleton.script(at);
+    limits_to_set(husk.pid, record).try_for_each(|(which, wanted, now)| set_limit(husk.pid, which, wanted, now))?;
     common(&mut script, record)?;
     let (main, others) = core
         .image
@@ -137,20 +138,12 @@ fn finish_thread(script: &mut Script<'_>, process: &ProcessRecord, record: &Thre
     Ok(())
 }
 
-/// What another process may set.
-fn from_outside(pid: HostPid, record: &ProcessRecord) -> Result<()> {
-    let write = |name: &str, value: String| {
-        std::fs::write(format!("/proc/{pid}/{name}"), value).or_fail(|| format!("cannot set {name} of the app"))
-    };
-    write("oom_score_adj", record.oom_score_adj.to_string())?;
-    write("coredump_filter", format!("{:#x}", record.coredump_filter))?;
-    for (which, limit) in (0u32..).zip(&record.rlimits) {
-        let now = task::prlimit_get(pid, which).unwrap_or((0, 0));
-        if now != *limit {
-            set_limit(pid, which, *limit, now)?;
-        }
-    }
-    Ok(())
+/// Resource limits that a process has not yet: number, limit, and what it has.
+pub fn limits_to_set(pid: HostPid, record: &ProcessRecord) -> impl Iterator<Item = (u32, (u64, u64), (u64, u64))> {
+    let now = move |which| task::prlimit_get(pid, which).unwrap_or((0, 0));
+    let wanted = (0u32..).zip(&record.rlimits);
+    let both = wanted.map(move |(which, limit)| (which, *limit, now(which)));
+    both.filter(|(_, wanted, now)| wanted != now)
 }
 
 /// Raising a hard limit needs CAP_SYS_RESOURCE. Without it the limits are set as
@@ -175,7 +168,8 @@ fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
     batch.must("umask", libc::SYS_umask, &[u64::from(record.umask)]);
     batch.must("personality", libc::SYS_personality, &[record.personality]);
     for (signal, action) in (1u64..).zip(&record.sigactions) {
-        if [libc::SIGKILL, libc::SIGSTOP].contains(&(signal as i32)) {
+        // A husk has had all of them reset.
+        if [libc::SIGKILL, libc::SIGSTOP].contains(&(signal as i32)) || *action == SigAction::default() {
             continue;
         }
         let batch = script.room(1, 32)?;
@@ -393,19 +387,25 @@ fn forget_stop(skeleton: &Skeleton, parent: usize, core: &Core, child: VirtualPi
 
 /// Removes the executor and gives every thread its registers: what is left is
 /// the app, stopped.
-pub fn registers(skeleton: &Skeleton, at: usize, core: &Core) -> Result<()> {
+pub fn registers(skeleton: &Skeleton, at: usize, core: &Core, vdso: &Vdso) -> Result<()> {
     let husk = &skeleton.husks[at];
-    let gate = executor::find_gate(husk.pid, &memory::code(&core.image.vmas))?;
+    let gate = match vdso.gate(skeleton, &core.image.vmas) {
+        Some(gate) => gate,
+        None => executor::find_gate(husk.pid, &memory::code(&core.image.vmas))?,
+    };
     let tids = tids(skeleton, at);
     let mut results = Vec::with_capacity(tids.len());
     let threads: Vec<(HostPid, &ThreadImage)> = tids.iter().copied().zip(&core.image.threads).collect();
     for group in threads.chunks(WAITS_AT_ONCE) {
         results.extend(enter_waits(skeleton, gate, husk, group)?);
     }
-    if let Some(action) = crate::process::trap_to_ignore(&core.image.process) {
-        skeleton.executor.ignore_trap(husk.pid, &husk.regs, gate, action)?;
+    match crate::process::trap_to_ignore(&core.image.process) {
+        Some(action) => {
+            skeleton.executor.ignore_trap(husk.pid, &husk.regs, gate, action)?;
+            skeleton.executor.cure(husk.pid, &husk.regs, gate)?;
+        }
+        None => skeleton.executor.cure_husk(husk.pid, &husk.regs, gate)?,
     }
-    skeleton.executor.cure(husk.pid, &husk.regs, gate)?;
     for ((tid, thread), result) in tids.into_iter().zip(&core.image.threads).zip(results) {
         let failed = || format!("cannot give task {} its registers", thread.record.tid);
         let mut regs = with_result(Regs(thread.regs), result);

@@ -209,6 +209,13 @@ impl Vdso {
         }
     }
 
+    /// The `syscall` instruction of the kernel's own vdso, at its place in the app.
+    pub fn gate(&self, skeleton: &Skeleton, vmas: &[Vma]) -> Option<executor::Gate> {
+        let ours = skeleton.layout.iter().find(|m| m.name == "[vdso]")?;
+        let apps = self.kept(vmas)?;
+        Some(executor::Gate::of_husk(skeleton.gate.at - ours.start + apps.start))
+    }
+
     /// Makes the functions of the app's vdso jump into the kernel's.
     pub fn patch(&self, script: &mut Script<'_>) -> Result<()> {
         let Vdso::Bridge(jumps) = self else { return Ok(()) };

@@ -37,7 +37,7 @@ fn the_state_is_read_from_the_kernel() {
     let (dir, store) = store();
     let mut record = app("web");
     assert_eq!(record.state(), State::Running);
-    assert_eq!(store.vacant("web").map_err(|e| e.kind), Ok(()));
+    assert_eq!(store.vacant("web").map_err(|e| e.kind), Ok(None));
     store.put(&record).unwrap();
     assert_eq!(store.vacant("web").unwrap_err().kind, Kind::Conflict);
     record.root_start_time += 1;

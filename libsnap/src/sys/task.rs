@@ -262,3 +262,9 @@ pub fn unshare_time() -> Sys<()> {
     // SAFETY: only a number is passed.
     check(i64::from(unsafe { libc::unshare(CLONE_NEWTIME) })).map(drop)
 }
+
+/// How this thread's system calls are restricted: 0 for not at all (prctl(2)).
+pub fn seccomp_mode() -> Sys<i64> {
+    // SAFETY: only numbers are passed.
+    check(i64::from(unsafe { libc::prctl(libc::PR_GET_SECCOMP) }))
+}

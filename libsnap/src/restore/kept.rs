@@ -1,0 +1,192 @@
+//! An appshot that stays in memory: read once, verified once, restored many times.
+//!
+//! ```text
+//!   directory --read--> sealed memfds --BLAKE3--> verified --parse--> Appshot
+//!                            |                                 |
+//!                            +-- preadv by each new process <--+-- where its pages go
+//! ```
+//!
+//! What is restored is the copy, so that nothing has to be verified again. Whether
+//! the directory is still the one that was read, its files tell.
+
+use super::vdso::Vdso;
+use crate::error::{OrFail, Result};
+use crate::image::records::VmaKind;
+use crate::image::{Appshot, Core, MANIFEST, PAGE, data_runs};
+use crate::sys::fd as sysfd;
+use crate::sys::memory::Span;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// What tells one content of a file from another.
+type Mark = (u64, u64, u64, i64, i64, i64, i64);
+
+fn mark(meta: &Metadata) -> Mark {
+    let written = (meta.mtime(), meta.mtime_nsec());
+    let changed = (meta.ctime(), meta.ctime_nsec());
+    let (dev, ino, size) = (meta.dev(), meta.ino(), meta.len());
+    (dev, ino, size, written.0, written.1, changed.0, changed.1)
+}
+
+/// Pages that stand in one row in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub offset: u64,
+    /// Address and length of each piece.
+    pub pieces: Vec<(u64, u64)>,
+}
+
+impl Row {
+    pub fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// A verified appshot in memory.
+#[derive(Debug)]
+pub struct Kept {
+    pub shot: Appshot,
+    /// For each core: what of its file goes where.
+    pub rows: Vec<Vec<Row>>,
+    marks: Vec<(PathBuf, Mark)>,
+    bytes: u64,
+}
+
+impl Kept {
+    /// `None` where its parts have more than `bytes_max`.
+    pub fn load(path: &Path, bytes_max: u64) -> Result<Option<Kept>> {
+        let before = directory(path)?;
+        let bytes = before.iter().map(|(_, mark)| mark.2).sum();
+        if bytes > bytes_max {
+            return Ok(None);
+        }
+        let shot = Appshot::open_copy(path, copied)?;
+        let rows = shot.cores.iter().map(rows).collect::<io::Result<_>>();
+        Ok(Some(Kept {
+            rows: rows.or_fail(|| format!("cannot read the memory of {}", path.display()))?,
+            shot,
+            marks: before,
+            bytes,
+        }))
+    }
+
+    /// Whether the directory still holds the files that were read.
+    pub fn is_current(&self) -> bool {
+        let same = |(path, known): &(PathBuf, Mark)| fs::symlink_metadata(path).is_ok_and(|now| mark(&now) == *known);
+        self.marks.iter().all(same)
+    }
+
+    /// What it takes of this machine's memory.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// The files of the directory, and the directory itself.
+fn directory(path: &Path) -> Result<Vec<(PathBuf, Mark)>> {
+    // The manifest first: where there is none, that is told.
+    let names = fs::read_dir(path).map(|entries| entries.flatten().map(|entry| entry.path()).collect());
+    let names: Vec<PathBuf> = names.unwrap_or_else(|_| vec![path.join(MANIFEST)]);
+    let all = names.into_iter().chain([path.to_owned()]);
+    let marks = all.filter_map(|file| Some((file.clone(), mark(&fs::symlink_metadata(&file).ok()?))));
+    Ok(marks.collect())
+}
+
+/// A copy that nobody can change.
+fn copied(name: &str, file: &File, bytes: u64) -> io::Result<File> {
+    const F_ADD_SEALS: i32 = 1033;
+    const ALL: i64 = 1 | 2 | 4 | 8; // seal, shrink, grow, write
+    let copy = sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)?;
+    let copy = File::from(copy);
+    copy.set_len(bytes)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < bytes {
+        let step = (bytes - at).min(buffer.len() as u64) as usize;
+        file.read_exact_at(&mut buffer[..step], at)?;
+        // Zeroes stay holes.
+        for run in data_runs(&buffer[..step]) {
+            copy.write_all_at(&buffer[run.clone()], at + run.start as u64)?;
+        }
+        at += step as u64;
+    }
+    sysfd::fcntl(copy.as_fd().as_raw_fd(), F_ADD_SEALS, ALL)?;
+    Ok(copy)
+}
+
+/// Fresh anonymous memory is zero already; elsewhere zeroes count.
+fn rows(core: &Core) -> io::Result<Vec<Row>> {
+    let mut rows: Vec<Row> = Vec::new();
+    let mut next = 0;
+    let mut page = Vec::new();
+    for segment in &core.segments {
+        let span = Span {
+            start: segment.vaddr,
+            end: segment.vaddr + segment.bytes,
+        };
+        let anonymous = is_anonymous(core, span);
+        page.resize(segment.bytes as usize, 0);
+        core.file.read_exact_at(&mut page, segment.offset)?;
+        let whole = std::iter::once(0..page.len()).filter(|_| !anonymous);
+        let runs = data_runs(&page).filter(|_| anonymous);
+        for run in whole.chain(runs) {
+            let (offset, bytes) = (segment.offset + run.start as u64, run.len() as u64);
+            let piece = (segment.vaddr + run.start as u64, bytes);
+            match rows
+                .last_mut()
+                .filter(|row| next == offset && row.pieces.len() < PIECES_MAX)
+            {
+                Some(row) => row.pieces.push(piece),
+                None => rows.push(Row {
+                    offset,
+                    pieces: vec![piece],
+                }),
+            }
+            next = offset + bytes;
+        }
+    }
+    Ok(rows)
+}
+
+/// iovecs of one preadv(2).
+const PIECES_MAX: usize = 1024;
+const _: () = assert!(PAGE == crate::sys::memory::PAGE);
+
+fn is_anonymous(core: &Core, span: Span) -> bool {
+    let vmas = &core.image.vmas;
+    let after = vmas.partition_point(|vma| vma.end <= span.start);
+    vmas.get(after).is_some_and(|vma| vma.kind == VmaKind::Anon)
+}
+
+/// The rows without what the kernel's own vdso has already.
+pub fn without_kept(rows: &[Row], core: &Core, vdso: &Vdso) -> Vec<Row> {
+    let Some(kept) = vdso.kept(&core.image.vmas) else {
+        return rows.to_vec();
+    };
+    let mut left = Vec::with_capacity(rows.len());
+    for row in rows {
+        let mut offset = row.offset;
+        let mut parts: Vec<Row> = Vec::new();
+        let mut open = false;
+        for (address, bytes) in &row.pieces {
+            if (kept.start..kept.end).contains(address) {
+                open = false;
+            } else {
+                match parts.last_mut().filter(|_| open) {
+                    Some(part) => part.pieces.push((*address, *bytes)),
+                    None => parts.push(Row {
+                        offset,
+                        pieces: vec![(*address, *bytes)],
+                    }),
+                }
+                open = true;
+            }
+            offset += bytes;
+        }
+        left.append(&mut parts);
+    }
+    left
+}
