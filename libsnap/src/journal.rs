@@ -14,6 +14,7 @@
 //!
 //!   or, of a husk that waits to become an app, until that has its record:
 //!     {"spare":{..}}     its cgroup                   before anything is in it
+//!     {"birth":{..}}     the app's name               before it becomes that
 //! ```
 //!
 //! A line counts when it is whole. The owner removes the file when the app is as
@@ -137,6 +138,12 @@ impl Journal {
     pub fn spare(store: &Store, cgroup: &Path) -> Result<Journal> {
         let cgroup = cgroup.to_owned();
         Journal::create(store.run_dir(), &Line::Spare { cgroup })
+    }
+
+    /// Notes that the husk is to become the app of this name, which the caller has
+    /// locked.
+    pub fn named(&mut self, name: &str) -> Result<()> {
+        self.write(&Line::Birth { name: name.to_owned() })
     }
 
     fn create(run_dir: &Path, first: &Line) -> Result<Journal> {
@@ -295,12 +302,8 @@ fn rescue_file(path: &Path, store: Option<&Store>) -> Result<bool> {
         stays: false,
     };
     let left = Left::parse(&text);
-    let ended = match (&left.birth, &left.spare) {
-        (Some(name), _) => Some(store.map_or(Ok(false), |store| end_birth(store, name))),
-        (_, Some(cgroup)) => Some(store.map_or(Ok(false), |store| end_spare(store, cgroup))),
-        _ => None,
-    };
-    if let Some(ended) = ended {
+    if left.birth.is_some() || left.spare.is_some() {
+        let ended = store.map_or(Ok(false), |store| left.end_unborn(store));
         journal.stays = !matches!(ended, Ok(true));
         return ended;
     }
@@ -325,13 +328,13 @@ fn end_birth(store: &Store, name: &str) -> Result<bool> {
 
 /// A husk died with its owner, but for its cgroup; one that had become an app by then
 /// and has its record goes on.
-fn end_spare(store: &Store, cgroup: &Path) -> Result<bool> {
+fn end_spare(store: &Store, cgroup: &Path) -> Result<()> {
     let mut apps = store.list()?.into_iter();
     let recorded = apps.any(|app| app.cgroup.as_deref() == Some(cgroup) && app.alive());
-    if !recorded && cgroup.exists() {
-        cgroup::destroy(cgroup)?;
+    match !recorded && cgroup.exists() {
+        true => cgroup::destroy(cgroup),
+        false => Ok(()),
     }
-    Ok(true)
 }
 
 /// What a dead owner left.
@@ -363,6 +366,14 @@ impl Left {
             }
         }
         left
+    }
+
+    /// A husk in waiting, an app without a record, or the one about to become the other.
+    fn end_unborn(&self, store: &Store) -> Result<bool> {
+        if let Some(cgroup) = &self.spare {
+            end_spare(store, cgroup)?;
+        }
+        self.birth.as_ref().map_or(Ok(true), |name| end_birth(store, name))
     }
 
     /// The journal goes once everything is in order; otherwise it stays for the

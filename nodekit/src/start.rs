@@ -122,8 +122,10 @@ impl Start {
         let _busy = self.store.try_lock(&self.name)?;
         self.make_room()?;
         // The journal of a spare is there already.
-        let born = (!ready.is_all_for(&self.what)).then(|| Journal::birth(&self.store, &self.name));
-        let _born = born.transpose()?;
+        let _born = match (ready.is_all_for(&self.what), &mut ready.journal) {
+            (true, Some(journal)) => journal.named(&self.name).map(|()| None)?,
+            _ => Some(Journal::birth(&self.store, &self.name)?),
+        };
         let instance = self.launch(cancelled, ready)?;
         let app = self.record(&instance).inspect_err(|_| undo(&instance))?;
         if ready.spare.is_none() {

@@ -4,7 +4,7 @@ use crate::pool::{Busy, Pool};
 use crate::shelf::Shelf;
 use libsnap::error::{Error, Result};
 use libsnap::store::{App, Store, View};
-use libsnap::target::Instance;
+use libsnap::target::{Instance, Memory};
 use nodekit::daemon::Stopping;
 use nodekit::reply::on_own_thread;
 use nodekit::start::{Ready, Start, What};
@@ -86,7 +86,10 @@ impl Instances {
 }
 
 fn own(mut start: Start, shelf: &Shelf, mut ready: Ready, busy: Busy, answer: oneshot::Sender<Result<Instance>>) {
-    if let What::Restore { appshot, .. } = &start.what {
+    // Who asks for shared memory has many of them share it.
+    if let What::Restore { appshot, options } = &start.what
+        && options.memory != Memory::Shared
+    {
         ready.kept = shelf.get(appshot);
     }
     let started = start.go_with(&|| false, &mut ready);
