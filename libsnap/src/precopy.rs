@@ -157,6 +157,7 @@ impl Precopy {
         let planted = plant_all(&frozen, &chosen, journal);
         journal.left()?;
         let took = frozen.thaw();
+        tracing::debug!(micros = took.as_micros(), "planted");
         let mut processes = Vec::new();
         for planted in planted? {
             processes.push(planted.watched(writer)?);
