@@ -109,7 +109,9 @@ pub fn snapshot_unless(
         let (frozen, taken) = stop(request, precopy.as_mut(), seen.as_mut(), &mut journal, &mut steps)?;
         let count = (frozen.processes.len(), frozen.threads());
         let result = if options.leave_running && taken.is_held {
+            steps.enter("thaw");
             stood += frozen.thaw();
+            steps.enter("check");
             if seen.is_some_and(|seen| !seen.holds()) {
                 exact = true;
                 continue;
@@ -419,10 +421,11 @@ fn take(
         captured.push((record, threads));
     }
     timeline.app.stood_ns = timeline.passed_ns();
-    steps.enter("memory");
+    steps.enter("rest");
     let needs = needs(frozen, &spaces, &captured)?;
     let snaplist = snaplist(frozen)?;
     let mut processes = images(frozen, captured, spaces, &snaplist, &table)?;
+    steps.enter("pages");
     let mut unread = tables.shm.look()?;
     for process in &mut processes {
         go_on(cancelled)?;
@@ -431,6 +434,7 @@ fn take(
         unread += process.private.unread_bytes();
     }
     let is_held = options.leave_running && unread <= HELD_MAX;
+    steps.enter("memory");
     for process in &mut processes {
         go_on(cancelled)?;
         process.private.copy(process.pid, is_held, &mut stock)?;
