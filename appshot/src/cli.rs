@@ -30,6 +30,8 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Bring an appshot back to life
     Restore(Restore),
+    /// Make instances of an appshot that share its memory; asks restored
+    Clone(Clone),
     /// Show what is in an appshot
     Inspect(Inspect),
     /// Tell what a snapshot would refuse; touch nothing
@@ -140,6 +142,28 @@ pub struct Restore {
     pub appshot: String,
     #[command(flatten)]
     pub how: RestoreArgs,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct Clone {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub appshot: String,
+    /// How many
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
+    pub count: usize,
+    /// The clones are NAME-1, NAME-2 and so on [default: the appshot's name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// A value that the clones find in the file /run/appshot-instance/vars/NAME; more
+    /// than once for several
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = nodekit::args::variable)]
+    pub vars: Vec<(String, String)>,
+    /// Socket of restored [default: restored.sock in the run directory]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
     #[command(flatten)]
     pub output: Output,
 }

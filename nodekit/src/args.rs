@@ -227,7 +227,8 @@ impl RestoreArgs {
     }
 }
 
-fn variable(text: &str) -> Result<(String, String), String> {
+/// `NAME=VALUE`.
+pub fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }

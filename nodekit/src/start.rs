@@ -5,8 +5,9 @@ use libsnap::image::MANIFEST;
 use libsnap::image::records::Manifest;
 use libsnap::journal::Journal;
 use libsnap::restore::kept::Kept;
+use libsnap::restore::opened::Opened;
 use libsnap::restore::spare::Spare;
-use libsnap::restore::{Cancelled, restore_kept, restore_with};
+use libsnap::restore::{Cancelled, restore_kept, restore_opened, restore_with};
 use libsnap::store::{App, SUFFIX, Store};
 use libsnap::target::{Instance, RestoreOptions, RunOptions, Stdio};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,8 @@ pub enum What {
 pub struct Ready {
     /// The appshot that is asked for, in memory.
     pub kept: Option<Arc<Kept>>,
+    /// The same, opened.
+    pub opened: Option<Arc<Opened>>,
     /// Made by the thread that restores; what does not suit stays.
     pub spare: Option<Spare>,
     /// Of the spare, until it is gone or an app with a record.
@@ -49,6 +52,7 @@ impl Ready {
         let journal = journal.inspect_err(|_| drop(group.as_deref().map(libsnap::cgroup::destroy)))?;
         Ok(Ready {
             kept: None,
+            opened: None,
             spare: Some(Spare::make(group)?),
             journal,
         })
@@ -83,6 +87,17 @@ impl Start {
         options.name = Some(name.clone());
         let what = What::Restore { appshot, options };
         Ok(Start { store, name, what })
+    }
+
+    /// The same request for another instance.
+    #[must_use]
+    pub fn named(&self, name: String) -> Start {
+        let mut other = self.clone();
+        if let What::Restore { options, .. } = &mut other.what {
+            options.name = Some(name.clone());
+        }
+        other.name = name;
+        other
     }
 
     /// The same request with its output going to the app's log.
@@ -148,7 +163,10 @@ impl Start {
         match (&self.what, &ready.kept) {
             (What::Run(options), _) => libsnap::launch::run(options),
             (What::Restore { options, .. }, Some(kept)) => restore_kept(cancelled, kept, &mut ready.spare, options),
-            (What::Restore { appshot, options }, None) => restore_with(cancelled, appshot, &mut ready.spare, options),
+            (What::Restore { appshot, options }, None) => match &ready.opened {
+                Some(opened) => restore_opened(cancelled, opened, &mut ready.spare, options),
+                None => restore_with(cancelled, appshot, &mut ready.spare, options),
+            },
         }
     }
 

@@ -11,10 +11,12 @@ use nodekit::ending;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;
 use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub fn router(instances: Instances) -> Router {
     let routes = Router::new()
         .route("/v1/instances", post(create).get(list))
+        .route("/v1/clones", post(clone))
         .route("/v1/instances/{name}", get(show).delete(remove));
     reply::complete(routes, "restored", include_str!("../openapi.json")).with_state(instances)
 }
@@ -61,6 +63,57 @@ impl InstanceRequest {
 async fn create(State(instances): State<Instances>, Body(request): Body<InstanceRequest>) -> Reply<Instance> {
     let start = request.start(&instances)?;
     Ok(Json(instances.bring_up(start).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CloneRequest {
+    /// Name of an appshot in the store, or an absolute path.
+    appshot: String,
+    /// How many.
+    count: usize,
+    /// The clones are NAME-1, NAME-2 and so on; the appshot's name by default.
+    name: Option<String>,
+    /// Values for each of them.
+    #[serde(default)]
+    vars: BTreeMap<String, String>,
+    #[serde(default)]
+    allow: Allow,
+}
+
+/// Clones at once, at most.
+const CLONES_MAX: usize = 10_000;
+
+impl CloneRequest {
+    fn starts(self, instances: &Instances) -> Result<Vec<Start>> {
+        if !(1..=CLONES_MAX).contains(&self.count) {
+            return Err(
+                Error::new(Kind::Usage, format!("{} clones are not possible", self.count))
+                    .because(format!("from 1 to {CLONES_MAX} can be made at once")),
+            );
+        }
+        let request = InstanceRequest {
+            appshot: self.appshot,
+            name: self.name,
+            pids: PidMode::New,
+            memory: Memory::Shared,
+            identity: Identity {
+                renewed: true,
+                vars: self.vars,
+            },
+            allow: self.allow,
+        };
+        let first = request.start(instances)?;
+        let taken: BTreeSet<String> = instances.store.views()?.into_iter().map(|view| view.name).collect();
+        let numbered = (1..).map(|number| format!("{}-{number}", first.name));
+        let free = numbered.filter(|name| !taken.contains(name));
+        Ok(free.take(self.count).map(|name| first.named(name)).collect())
+    }
+}
+
+async fn clone(State(instances): State<Instances>, Body(request): Body<CloneRequest>) -> Reply<Vec<Instance>> {
+    let starts = request.starts(&instances)?;
+    Ok(Json(instances.clone_all(starts).await?))
 }
 
 async fn list(State(instances): State<Instances>) -> Reply<Vec<View>> {

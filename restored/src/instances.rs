@@ -11,9 +11,13 @@ use nodekit::start::{Ready, Start, What};
 use nodekit::{ending, process, supervise};
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 /// How soon one who waits for an instance sees that the daemon stops.
 const STOP_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Clones that are made at the same time.
+const AT_A_TIME: usize = 4;
 
 #[derive(Clone, Debug)]
 pub struct Instances {
@@ -65,6 +69,34 @@ impl Instances {
         }
     }
 
+    /// Brings up so many instances of one appshot that share its memory, some at a
+    /// time. If one cannot be had, those that came up are ended again.
+    pub async fn clone_all(&self, starts: Vec<Start>) -> Result<Vec<Instance>> {
+        let mut made = Vec::with_capacity(starts.len());
+        let mut failed = None;
+        let mut starts = starts.into_iter();
+        let mut under_way = JoinSet::new();
+        loop {
+            while failed.is_none() && under_way.len() < AT_A_TIME {
+                let Some(start) = starts.next() else { break };
+                let this = self.clone();
+                under_way.spawn(async move { this.bring_up(start).await });
+            }
+            match under_way.join_next().await {
+                None => break,
+                Some(Ok(Ok(instance))) => made.push(instance),
+                Some(Ok(Err(error))) => failed = Some(error),
+                Some(Err(error)) => failed = Some(Error::failed("a clone was given up").because(error)),
+            }
+        }
+        let Some(error) = failed else { return Ok(made) };
+        for instance in made {
+            let (app, store) = (self.app(&instance.name)?, self.store.clone());
+            on_own_thread(move || ending::kill_all(&store, &app)).await?;
+        }
+        Err(error.state("nothing was left behind"))
+    }
+
     /// Waits until the instance has ended and that is written down, or until
     /// the daemon stops.
     pub async fn wait_exited(&self, name: &str) -> Result<()> {
@@ -86,11 +118,14 @@ impl Instances {
 }
 
 fn own(mut start: Start, shelf: &Shelf, mut ready: Ready, busy: Busy, answer: oneshot::Sender<Result<Instance>>) {
-    // Who asks for shared memory has many of them share it.
-    if let What::Restore { appshot, options } = &start.what
-        && options.memory != Memory::Shared
-    {
-        ready.kept = shelf.get(appshot);
+    if let What::Restore { appshot, options } = &start.what {
+        // Who asks for shared memory has many of them share it.
+        if options.memory != Memory::Shared {
+            ready.kept = shelf.kept(appshot);
+        }
+        if ready.kept.is_none() {
+            ready.opened = shelf.opened(appshot);
+        }
     }
     let started = start.go_with(&|| false, &mut ready);
     let told = started.as_ref().map(|started| started.instance.clone());

@@ -1,6 +1,7 @@
-//! Appshots in memory, the ones used last.
+//! Appshots at hand, the ones used last: small ones in memory, others opened.
 
 use libsnap::restore::kept::Kept;
+use libsnap::restore::opened::Opened;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,40 +9,77 @@ use std::sync::{Arc, Mutex, PoisonError};
 const ONE_BYTES_MAX: u64 = 16 << 20;
 const ALL_BYTES_MAX: u64 = 256 << 20;
 const COUNT_MAX: usize = 64;
+/// Each has a descriptor for each of its parts.
+const OPENED_MAX: usize = 8;
 
 /// Clones are the same shelf.
 #[derive(Clone, Debug, Default)]
-pub struct Shelf(Arc<Mutex<Vec<(PathBuf, Arc<Kept>)>>>);
+pub struct Shelf {
+    kept: Row<Kept>,
+    opened: Row<Opened>,
+}
 
 impl Shelf {
     /// The appshot at `path`, read and verified now or before. `None` where it is too
     /// large, or cannot be kept: a restore from its directory tells why.
-    pub fn get(&self, path: &Path) -> Option<Arc<Kept>> {
-        if let Some(kept) = self.find(path) {
-            return Some(kept);
-        }
-        let kept = Arc::new(Kept::load(path, ONE_BYTES_MAX).ok()??);
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(known, _)| known != path);
-        all.push((path.to_owned(), kept.clone()));
-        let too_many = |all: &[(PathBuf, Arc<Kept>)]| {
+    pub fn kept(&self, path: &Path) -> Option<Arc<Kept>> {
+        let load = || Some(Arc::new(Kept::load(path, ONE_BYTES_MAX).ok()??));
+        let too_many = |all: &[Entry<Kept>]| {
             all.len() > COUNT_MAX || all.iter().map(|(_, kept)| kept.bytes()).sum::<u64>() > ALL_BYTES_MAX
         };
+        self.kept.get(path, Kept::is_current, load, too_many)
+    }
+
+    /// The same, only opened.
+    pub fn opened(&self, path: &Path) -> Option<Arc<Opened>> {
+        let open = || Opened::open(path).ok();
+        self.opened
+            .get(path, Opened::is_current, open, |all| all.len() > OPENED_MAX)
+    }
+}
+
+type Entry<T> = (PathBuf, Arc<T>);
+
+/// Those used last stand behind.
+#[derive(Debug)]
+struct Row<T>(Arc<Mutex<Vec<Entry<T>>>>);
+
+impl<T> Default for Row<T> {
+    fn default() -> Row<T> {
+        Row(Arc::default())
+    }
+}
+
+impl<T> Clone for Row<T> {
+    fn clone(&self) -> Row<T> {
+        Row(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Row<T> {
+    fn get(
+        &self,
+        path: &Path,
+        is_current: impl Fn(&T) -> bool,
+        make: impl FnOnce() -> Option<Arc<T>>,
+        too_many: impl Fn(&[Entry<T>]) -> bool,
+    ) -> Option<Arc<T>> {
+        // One that was replaced or changed meanwhile is forgotten.
+        let known = self.take(path).filter(|known| is_current(known));
+        let found = known.or_else(make)?;
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(known, _)| known != path);
+        all.push((path.to_owned(), found.clone()));
         while too_many(&all) {
             all.remove(0);
         }
-        Some(kept)
+        Some(found)
     }
 
-    /// One that was replaced or changed meanwhile is forgotten.
-    fn find(&self, path: &Path) -> Option<Arc<Kept>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = all.iter().position(|(known, _)| known == path)?;
-        let (path, kept) = all.remove(at);
-        if !kept.is_current() {
-            return None;
-        }
-        all.push((path, kept.clone()));
-        Some(kept)
+    fn take(&self, path: &Path) -> Option<Arc<T>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter()
+            .find(|(known, _)| known == path)
+            .map(|(_, found)| found.clone())
     }
 }

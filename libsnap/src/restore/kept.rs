@@ -50,15 +50,31 @@ pub struct Kept {
     pub shot: Appshot,
     /// For each core: what of its file goes where.
     pub rows: Vec<Vec<Row>>,
-    marks: Vec<(PathBuf, Mark)>,
+    marks: Marks,
     bytes: u64,
+}
+
+/// What an appshot's directory looked like.
+#[derive(Debug)]
+pub struct Marks(Vec<(PathBuf, Mark)>);
+
+impl Marks {
+    pub fn of(path: &Path) -> Marks {
+        Marks(directory(path))
+    }
+
+    /// Whether the directory still holds these files.
+    pub fn are_current(&self) -> bool {
+        let same = |(path, known): &(PathBuf, Mark)| fs::symlink_metadata(path).is_ok_and(|now| mark(&now) == *known);
+        self.0.iter().all(same)
+    }
 }
 
 impl Kept {
     /// `None` where its parts have more than `bytes_max`.
     pub fn load(path: &Path, bytes_max: u64) -> Result<Option<Kept>> {
-        let before = directory(path)?;
-        let bytes = before.iter().map(|(_, mark)| mark.2).sum();
+        let before = Marks::of(path);
+        let bytes = before.0.iter().map(|(_, mark)| mark.2).sum();
         if bytes > bytes_max {
             return Ok(None);
         }
@@ -74,8 +90,7 @@ impl Kept {
 
     /// Whether the directory still holds the files that were read.
     pub fn is_current(&self) -> bool {
-        let same = |(path, known): &(PathBuf, Mark)| fs::symlink_metadata(path).is_ok_and(|now| mark(&now) == *known);
-        self.marks.iter().all(same)
+        self.marks.are_current()
     }
 
     /// What it takes of this machine's memory.
@@ -85,13 +100,13 @@ impl Kept {
 }
 
 /// The files of the directory, and the directory itself.
-fn directory(path: &Path) -> Result<Vec<(PathBuf, Mark)>> {
+fn directory(path: &Path) -> Vec<(PathBuf, Mark)> {
     // The manifest first: where there is none, that is told.
     let names = fs::read_dir(path).map(|entries| entries.flatten().map(|entry| entry.path()).collect());
     let names: Vec<PathBuf> = names.unwrap_or_else(|_| vec![path.join(MANIFEST)]);
     let all = names.into_iter().chain([path.to_owned()]);
     let marks = all.filter_map(|file| Some((file.clone(), mark(&fs::symlink_metadata(&file).ok()?))));
-    Ok(marks.collect())
+    marks.collect()
 }
 
 /// A copy that nobody can change.

@@ -86,12 +86,30 @@ pub fn restore_with(
     phases.start("open")?;
     let opened = Opened::open(path)?;
     let restored = attempt(From::Disk(&opened), spare, options, begin, phases);
-    restored.map_err(|error| {
-        // What is damaged is told as that, whatever else it led to.
-        let damage = || opened.digests.verify(processors()).err();
-        let damage = (!cancelled()).then(damage).flatten();
-        told(damage.unwrap_or(error), path)
-    })
+    restored.map_err(|error| worst(cancelled, &opened, error))
+}
+
+/// The same of an appshot that was opened before.
+pub fn restore_opened(
+    cancelled: Cancelled<'_>,
+    opened: &Arc<Opened>,
+    spare: &mut Option<Spare>,
+    options: &RestoreOptions,
+) -> Result<Instance> {
+    let mut silent = |_: &str| {};
+    let phases = Phases {
+        steps: Steps::new(&mut silent),
+        cancelled,
+    };
+    let restored = attempt(From::Disk(opened), spare, options, Instant::now(), phases);
+    restored.map_err(|error| worst(cancelled, opened, error))
+}
+
+/// What is damaged is told as that, whatever else it led to.
+fn worst(cancelled: Cancelled<'_>, opened: &Opened, error: Error) -> Error {
+    let damage = || opened.digests.verify(processors()).err();
+    let damage = (!cancelled()).then(damage).flatten();
+    told(damage.unwrap_or(error), &opened.shot.path)
 }
 
 /// The same of an appshot that is kept in memory.

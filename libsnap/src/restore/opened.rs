@@ -1,5 +1,6 @@
 //! An appshot that has been opened: what instances are made from, as often as wanted.
 
+use super::kept::Marks;
 use super::working_set::{Run, WorkingSet};
 use crate::error::Result;
 use crate::image::records::Life;
@@ -14,6 +15,7 @@ pub struct Opened {
     pub shot: Appshot,
     pub digests: Digests,
     pub pieces: Pieces,
+    marks: Marks,
     /// Verified leaves, those used last in front: part, offset, content.
     leaves: Mutex<VecDeque<(usize, u64, Vec<u8>)>>,
     /// The cores' parts, verified, where they are held in memory.
@@ -33,16 +35,23 @@ impl Opened {
     /// Opens the appshot at `path`. Nothing that comes of it may run before what it
     /// was made of has been verified.
     pub fn open(path: &Path) -> Result<Arc<Opened>> {
+        let marks = Marks::of(path);
         let (shot, digests) = Appshot::open_to_verify(path)?;
         let pieces = digests.pieces()?;
         Ok(Arc::new(Opened {
             shot,
             digests,
             pieces,
+            marks,
             leaves: Mutex::default(),
             held: OnceLock::new(),
             working_set: Mutex::default(),
         }))
+    }
+
+    /// Whether its directory still holds the files that were opened.
+    pub fn is_current(&self) -> bool {
+        self.marks.are_current()
     }
 
     /// What instances need first, as far as it is known.

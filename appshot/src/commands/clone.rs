@@ -1,0 +1,33 @@
+//! `clone`: instances of an appshot that share its memory.
+
+use crate::cli;
+use libsnap::error::Result;
+use libsnap::store::Store;
+use libsnap::target::Instance;
+use nodekit::args::Dirs;
+use nodekit::client::Client;
+use nodekit::out;
+use serde_json::json;
+use std::collections::BTreeMap;
+
+/// Their memory is served by `restored`, so that one has to run. Prints their names.
+pub fn clone(store: &Store, dirs: &Dirs, args: &cli::Clone) -> Result<u8> {
+    let client = Client::new(dirs.socket(args.socket.clone(), "restored"));
+    // The daemon has a working directory of its own.
+    let appshot = match store.resolve_appshot(&args.appshot)? {
+        path if store.is_stored(&path, &args.appshot) => args.appshot.clone(),
+        path => path.display().to_string(),
+    };
+    let vars: BTreeMap<_, _> = args.vars.iter().cloned().collect();
+    let request = json!({
+        "appshot": appshot,
+        "count": args.count,
+        "name": args.name,
+        "vars": vars,
+    });
+    let clones: Vec<Instance> = client.post("/v1/clones", &request)?;
+    out::show(args.output.format, &clones, |clones| {
+        clones.iter().map(|clone| format!("{}\n", clone.name)).collect()
+    })?;
+    Ok(0)
+}
