@@ -44,7 +44,7 @@ fn exit_code(daemon: &Daemon, name: &str) -> Result<i64> {
 fn many_at_once() {
     const PROGRAMS: [&str; 6] = [
         "pipes",
-        "threads100",
+        "credentials_thread",
         "sessions",
         "zombies",
         "unix_pairs",
