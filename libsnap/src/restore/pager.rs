@@ -52,6 +52,8 @@ const AHEAD_MAX: u64 = 16;
 const AGAIN: Duration = Duration::from_micros(20);
 /// Userfaultfds in one queue; some 200 messages fit.
 const KEPT_MAX: usize = 100;
+/// Entries of a robust list that the kernel looks at (ROBUST_LIST_LIMIT).
+const ROBUST_MAX: usize = 2048;
 /// Threads that answer, at most.
 const THREADS_MAX: usize = 4;
 
@@ -149,6 +151,9 @@ impl Pager {
             if let Some(space) = spaces.iter_mut().find(|space| space.core == core) {
                 space.bring_first(address, bytes).or_fail(failed)?;
             }
+        }
+        for space in &mut spaces {
+            space.bring_wills(opened)?;
         }
         let (lifeline, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).or_fail(failed)?;
         let (ours, queue) = sysfd::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET).or_fail(failed)?;
@@ -303,6 +308,51 @@ impl Space {
             at += copied;
         }
         Ok(())
+    }
+
+    /// Puts in place what the kernel looks at when a thread ends: it does not wait for
+    /// pages then, and mutexes that it holds would stay locked, joiners wait for ever.
+    fn bring_wills(&mut self, opened: &Opened) -> Result<()> {
+        for thread in &opened.shot.cores[self.core].image.threads {
+            let record = &thread.record;
+            self.bring_word(opened, record.tid_address)?;
+            let head = record.robust_list.0;
+            // struct robust_list_head: the first entry, where a lock stands from there,
+            // the entry that is being added.
+            let offset = self.bring_word(opened, head + 8)?.unwrap_or_default();
+            let pending = self.bring_word(opened, head + 16)?.unwrap_or_default();
+            let mut entry = self.bring_word(opened, head)?.unwrap_or_default();
+            self.bring_word(opened, (pending & !1).wrapping_add(offset))?;
+            for _ in 0..ROBUST_MAX {
+                let at = entry & !1;
+                if at == head || at == 0 {
+                    break;
+                }
+                self.bring_word(opened, at.wrapping_add(offset))?;
+                entry = self.bring_word(opened, at)?.unwrap_or_default();
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the page of an aligned word in place; the word, if it is stored.
+    fn bring_word(&mut self, opened: &Opened, address: u64) -> Result<Option<u64>> {
+        let segments = &opened.shot.cores[self.core].segments;
+        let first = segments.partition_point(|s| s.vaddr + s.bytes <= address);
+        let segment = segments.get(first).filter(|s| s.vaddr <= address);
+        let Some(segment) = segment.filter(|_| address.is_multiple_of(4)) else {
+            return Ok(None);
+        };
+        let page = address / PAGE * PAGE;
+        let offset = segment.offset + (page - segment.vaddr);
+        let leaf = offset / LEAF as u64 * LEAF as u64;
+        let content = opened.with_leaf(self.part, leaf, |content| {
+            let from = (offset - leaf) as usize;
+            content[from..from + PAGE as usize].to_vec()
+        })?;
+        self.bring_first(page, &content)?;
+        let word = content[(address - page) as usize..].first_chunk();
+        Ok(word.map(|word| u64::from_le_bytes(*word)))
     }
 
     fn done(&mut self, result: Result<(), Errno>, span: Span) -> Result<Brought> {
