@@ -9,11 +9,16 @@ mod shelf;
 use clap::Parser;
 use instances::Instances;
 use libsnap::error::Result;
+use libsnap::restore::pager;
 use nodekit::args::EXIT_CODES;
 use nodekit::daemon::{self, DaemonArgs};
 use nodekit::{ending, program};
 use pool::Pool;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long the memory of all instances may take to be brought at the end.
+const SETTLING: Duration = Duration::from_secs(60);
 
 /// Restores appshots and supervises the instances, asked over a Unix socket
 #[derive(Debug, Parser)]
@@ -41,6 +46,10 @@ fn run(args: &DaemonArgs) -> Result<u8> {
     });
     if let Some(pool) = waiting {
         pool.end();
+    }
+    // The instances go on without us: what they are owed, they get now.
+    if !pager::settle(SETTLING) {
+        tracing::warn!("instances end with this daemon: their memory could not be brought in time");
     }
     served.map(|()| 0)
 }

@@ -97,7 +97,14 @@ impl<'a> Empty<'a> {
     /// What is left for later, with the descriptor through which it comes.
     pub fn left(self) -> Option<(Userfault, Owed)> {
         let owed = Owed::new(&self.core.segments, &self.later);
-        self.faults.filter(|_| !owed.is_empty()).map(|faults| (faults, owed))
+        let faults = self.faults?;
+        let is_full = |span: &&Span| owed.is_empty() || !self.later.contains(span);
+        for span in self.registered.iter().filter(is_full) {
+            // To close the descriptor is not enough where a process is being forked off
+            // this one, which has a copy.
+            faults.unregister(*span).ok();
+        }
+        (!owed.is_empty()).then_some((faults, owed))
     }
 
     /// What of its core file must be read now: whole leaves that hold anything but

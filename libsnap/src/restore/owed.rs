@@ -68,6 +68,14 @@ impl Owed {
         !self.arrived.is_empty()
     }
 
+    /// What is mapped, as far as is known.
+    pub fn mapped(&self) -> impl Iterator<Item = Span> {
+        self.mapped.iter().map(|(start, end)| Span {
+            start: *start,
+            end: *end,
+        })
+    }
+
     /// The run from this address on, and where it is stored.
     pub fn at(&self, address: u64) -> Option<(Span, u64)> {
         let (start, run) = self.runs.range(..=address).next_back()?;

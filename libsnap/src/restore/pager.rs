@@ -38,7 +38,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -116,6 +116,25 @@ enum Told {
     Runs(u64, OwnedFd, Stdio),
     /// It was given up before it ran.
     Forget(u64),
+    /// All memory of all instances is wanted.
+    All,
+}
+
+/// Instances to which something is owed.
+static OWING: AtomicUsize = AtomicUsize::new(0);
+
+/// Gives every instance all its memory: then they need this program no more. Answers
+/// whether that was done in time.
+pub fn settle(time: Duration) -> bool {
+    let end = Instant::now() + time;
+    Worker::all().iter().for_each(|worker| worker.tell(Told::All));
+    while OWING.load(Ordering::Acquire) > 0 {
+        if Instant::now() > end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    true
 }
 
 /// The memory owed to one instance. Dropped before the app runs, nothing is.
@@ -178,6 +197,7 @@ impl Pager {
             keeper,
         };
         let worker = Worker::of(debt)?;
+        OWING.fetch_add(1, Ordering::AcqRel);
         worker.tell(Told::Owe(debt, Box::new(debt_of), spaces));
         Ok(Pager {
             debt,
@@ -223,6 +243,8 @@ pub fn hurry(init: HostPid) {
     let _ = asked();
 }
 
+static WORKERS: OnceLock<Vec<Worker>> = OnceLock::new();
+
 /// A thread that answers for some of the instances.
 #[derive(Debug)]
 struct Worker {
@@ -233,17 +255,21 @@ struct Worker {
 impl Worker {
     /// The one that a debt belongs to. They live as long as the program.
     fn of(debt: u64) -> Result<&'static Worker> {
-        static WORKERS: OnceLock<Vec<Worker>> = OnceLock::new();
         static STARTING: Mutex<()> = Mutex::new(());
+        let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         if WORKERS.get().is_none() {
-            let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
             raise_descriptors();
             let count = crate::image::processors().min(THREADS_MAX);
             let workers: Vec<Worker> = (0..count).map(|_| Worker::start()).collect::<Result<_>>()?;
             WORKERS.get_or_init(|| workers);
         }
-        let workers = WORKERS.get().map_or(&[][..], |workers| workers);
+        let workers = Worker::all();
         Ok(&workers[debt as usize % workers.len()])
+    }
+
+    /// Those that were started.
+    fn all() -> &'static [Worker] {
+        WORKERS.get().map_or(&[], |workers| workers)
     }
 
     fn start() -> Result<Worker> {
@@ -564,6 +590,10 @@ impl Work {
                     }
                 }
                 Told::Forget(id) => self.forget(id),
+                Told::All => {
+                    let all: Vec<u64> = self.debts.keys().copied().collect();
+                    all.into_iter().for_each(|id| self.called(id));
+                }
             }
         }
     }
@@ -586,8 +616,10 @@ impl Work {
 
     /// Nobody is left to whom something could be owed.
     fn forget(&mut self, id: u64) {
-        self.debts.remove(&id);
         self.spaces.retain(|_, space| space.debt != id);
+        if self.debts.remove(&id).is_some() {
+            OWING.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// All its memory is wanted.
@@ -796,12 +828,22 @@ impl Work {
 
     /// All is there. Init lets go last, so that who sees it without descriptors sees
     /// ordinary memory; what is asked for meanwhile waits these microseconds.
+    ///
+    /// Closing the descriptors is not enough: a process that is being forked off this one
+    /// has copies of them until it executes its program.
     fn end(&mut self, id: u64) {
+        for space in self.spaces.values().filter(|space| space.debt == id) {
+            // What was unmapped meanwhile, or executed another program, needs nothing.
+            for span in space.owed.mapped() {
+                space.faults.unregister(span).ok();
+            }
+        }
         self.spaces.retain(|_, space| space.debt != id);
-        if let Some(mut debt) = self.debts.remove(&id) {
+        if let Some(debt) = self.debts.get_mut(&id) {
             // An init that is gone needs nothing.
             debt.lifeline.write_all(b"d").ok();
         }
+        self.forget(id);
     }
 }
 

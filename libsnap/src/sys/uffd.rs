@@ -23,6 +23,8 @@ const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 /// `_IOWR(0xaa, 0x04, struct uffdio_zeropage)`
 const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+/// `_IOR(0xaa, 0x01, struct uffdio_range)`
+const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 /// `_IOR(0xaa, 0x02, struct uffdio_range)`
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 /// UFFD_FEATURE_EVENT_FORK, _REMAP, _REMOVE and _UNMAP (Linux 4.11).
@@ -97,6 +99,16 @@ impl Userfault {
         // SAFETY: the structure is four words, which `register` provides.
         check(i64::from(unsafe {
             libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr())
+        }))
+        .map(drop)
+    }
+
+    /// What is mapped in `span` is ordinary memory again.
+    pub fn unregister(&self, span: Span) -> Sys<()> {
+        let mut range = [span.start, span.len()];
+        // SAFETY: the structure is two words, which `range` provides.
+        check(i64::from(unsafe {
+            libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr())
         }))
         .map(drop)
     }
