@@ -94,9 +94,8 @@ pub fn write(root: &str, files: &[(String, String)]) -> Result<()> {
         };
     }
     let failed = || "cannot tell the instance what it is";
-    let vars = directory.join("vars");
-    if !vars.exists() {
-        std::fs::create_dir(&vars).or_fail(failed)?;
+    if files.iter().any(|(path, _)| path.starts_with("vars/")) {
+        std::fs::create_dir(directory.join("vars")).or_fail(failed)?;
     }
     let mut written = files
         .iter()

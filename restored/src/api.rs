@@ -71,6 +71,7 @@ struct CloneRequest {
     /// Name of an appshot in the store, or an absolute path.
     appshot: String,
     /// How many.
+    #[serde(default = "one")]
     count: usize,
     /// The clones are NAME-1, NAME-2 and so on; the appshot's name by default.
     name: Option<String>,
@@ -79,6 +80,10 @@ struct CloneRequest {
     vars: BTreeMap<String, String>,
     #[serde(default)]
     allow: Allow,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Clones at once, at most.

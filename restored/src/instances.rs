@@ -74,13 +74,13 @@ impl Instances {
     pub async fn clone_all(&self, starts: Vec<Start>) -> Result<Vec<Instance>> {
         let mut made = Vec::with_capacity(starts.len());
         let mut failed = None;
-        let mut starts = starts.into_iter();
+        let mut starts = starts.into_iter().enumerate();
         let mut under_way = JoinSet::new();
         loop {
             while failed.is_none() && under_way.len() < AT_A_TIME {
-                let Some(start) = starts.next() else { break };
+                let Some((number, start)) = starts.next() else { break };
                 let this = self.clone();
-                under_way.spawn(async move { this.bring_up(start).await });
+                under_way.spawn(async move { this.bring_up(start).await.map(|instance| (number, instance)) });
             }
             match under_way.join_next().await {
                 None => break,
@@ -89,8 +89,11 @@ impl Instances {
                 Some(Err(error)) => failed = Some(Error::failed("a clone was given up").because(error)),
             }
         }
-        let Some(error) = failed else { return Ok(made) };
-        for instance in made {
+        made.sort_unstable_by_key(|(number, _)| *number);
+        let Some(error) = failed else {
+            return Ok(made.into_iter().map(|(_, instance)| instance).collect());
+        };
+        for (_, instance) in made {
             let (app, store) = (self.app(&instance.name)?, self.store.clone());
             on_own_thread(move || ending::kill_all(&store, &app)).await?;
         }

@@ -38,6 +38,9 @@ const ENDING: Duration = Duration::from_secs(5);
 /// is dropped.
 pub type Job = Box<dyn FnOnce(Ready, Busy) + Send>;
 
+/// The thread that is to be brought along, where it is, and how it is given a job.
+type Member = (Option<HostPid>, Sender<(Job, Busy)>);
+
 /// Husks in waiting. Clones are the same pool.
 #[derive(Clone, Debug)]
 pub struct Pool(Arc<Shared>);
@@ -52,7 +55,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// With the thread that is to be brought to where its job is given.
-    ready: Vec<(Option<HostPid>, Sender<(Job, Busy)>)>,
+    ready: Vec<Member>,
     /// The fewest that were ready since the last look.
     fewest: usize,
     wanted: usize,

@@ -145,7 +145,7 @@ impl Registry<'_> {
         // A sealed successor (`.next`) is whole, and taken over by the next one who
         // holds the name.
         let hidden = names(self.files.data.join("appshots"), |name| {
-            name.starts_with('.') && !name.ends_with(".next") && !name.ends_with(".working-set")
+            name.starts_with('.') && !name.ends_with(".next") && !name.contains(".working-set")
         });
         ensure!(hidden.is_empty(), "half appshots left: {hidden:?}");
         Ok(())
@@ -405,7 +405,9 @@ fn halting_worker() {
             .with_context(|| format!("{}: {:?}", context(), judged()))?;
             if gone {
                 ended += 1;
-                let restored = registry.appshot(&["restore", "-d", registry.name], "").output()?;
+                let restored = registry
+                    .appshot(&["restore", "-d", "--memory", "eager", registry.name], "")
+                    .output()?;
                 succeeds(&restored).with_context(context)?;
                 before = Fingerprint::take(registry.top()?);
             }

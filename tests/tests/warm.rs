@@ -89,6 +89,105 @@ fn many_at_once() {
     });
 }
 
+/// What a clone says of itself each time it is asked to, by a file.
+const TELLING: &str = r#"
+import os, random, socket, sys, time
+data = [bytes([i % 251]) * (4000 + i % 97) for i in range(8000)]
+ready, told = sys.argv[1], sys.argv[2]
+open(ready, "w").close()
+own = "/run/appshot-instance/"
+while True:
+    time.sleep(0.02)
+    name = open(own + "name").read().strip()
+    if os.path.exists(told + "-ask-" + name):
+        whole = all(block == bytes([i % 251]) * (4000 + i % 97) for i, block in enumerate(data))
+        words = [open(own + what).read().strip() for what in ("id", "generation", "vars/colour")]
+        with open(told + "-tmp-" + name, "w") as file:
+            file.write(" ".join(words + [socket.gethostname(), str(whole)]))
+        os.rename(told + "-tmp-" + name, told + "-" + name)
+        data[7] = data[7][:-1] + b"x"  # nobody else's
+        data[7] = bytes([7]) * (4000 + 7)
+"#;
+
+/// Clones of one appshot: each is whole and another one, and together they take little
+/// more memory than they touch; they go on when the daemon stops.
+#[test]
+fn clones() {
+    in_place("clones", |place| {
+        let registry = Registry::new(place)?;
+        let name = place.unique();
+        let [ready, told] = ["ready", "told"].map(|what| place.path(what).display().to_string());
+        let words = [
+            "-q",
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--",
+            "/usr/bin/python3",
+            "-c",
+            TELLING,
+            &ready,
+            &told,
+        ];
+        registry.appshot(&words)?;
+        poll("ready", PATIENCE, || Ok(Path::new(&ready).exists().then_some(())))?;
+        registry.appshot(&["-q", "snapshot", name])?;
+        let alone = registry.appshot(&["clone", name]);
+        ensure!(alone.is_err(), "without the daemon: {alone:?}");
+        let daemon = registry.daemon("restored", "")?;
+        let ask = json!({ "appshot": name, "count": 6, "vars": { "colour": "blue" } });
+        let clones: Vec<Instance> = daemon.client.post("/v1/clones", &ask)?;
+        let names: Vec<String> = (1..=6).map(|number| format!("{name}-{number}")).collect();
+        ensure!(clones.iter().map(|clone| &clone.name).eq(&names), "{clones:?}");
+        // Untouched, they have a fraction of the 32 MB.
+        for clone in &clones {
+            let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", clone.root))?;
+            let anonymous = rollup.lines().find_map(|line| line.strip_prefix("Pss_Anon:"));
+            let kilobytes = anonymous.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+            ensure!(
+                kilobytes.is_some_and(|kilobytes| kilobytes < 16_000),
+                "{}: {rollup}",
+                clone.name
+            );
+        }
+        let asked = |name: &String| -> Result<String> {
+            let (ask, answer) = (format!("{told}-ask-{name}"), format!("{told}-{name}"));
+            let _ = fs::remove_file(&answer);
+            fs::write(&ask, "")?;
+            let words = poll("an answer", PATIENCE, || Ok(fs::read_to_string(&answer).ok()))?;
+            fs::remove_file(&ask)?;
+            Ok(words)
+        };
+        let mut seen = std::collections::BTreeSet::new();
+        for name in &names {
+            let words = asked(name)?;
+            let [id, generation, colour, host, whole] = words.split(' ').collect::<Vec<_>>()[..] else {
+                anyhow::bail!("{name}: {words}");
+            };
+            ensure!(
+                (colour, whole) == ("blue", "True") && name.starts_with(host),
+                "{name}: {words}"
+            );
+            ensure!(
+                seen.insert(id.to_owned()) && seen.insert(generation.to_owned()),
+                "twice: {words}"
+            );
+        }
+        let more: Vec<Instance> = daemon
+            .client
+            .post("/v1/clones", &json!({ "appshot": name, "vars": { "colour": "red" } }))?;
+        ensure!(more[0].name == format!("{name}-7"), "{more:?}");
+        daemon.stop()?;
+        for name in names.iter().chain([&more[0].name]) {
+            let words = asked(name)?;
+            ensure!(words.ends_with(" True"), "after the daemon: {name}: {words}");
+            registry.appshot(&["kill", "-s", "KILL", "--wait", name])?;
+        }
+        Ok(())
+    });
+}
+
 /// An appshot in memory is not the one that has taken its place on disk, nor one that was
 /// damaged or removed there since.
 #[test]

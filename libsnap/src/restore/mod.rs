@@ -325,10 +325,8 @@ fn build(
     script::finish_all(taking)?;
     filled?;
     if options.identity.renewed {
-        let husks = skeleton.husks.iter().zip(&shot.cores);
-        husks
-            .map(|(husk, core)| fill::renew(husk.pid, core))
-            .collect::<Result<()>>()?;
+        let mut husks = skeleton.husks.iter().zip(&shot.cores);
+        husks.try_for_each(|(husk, core)| fill::renew(husk.pid, core))?;
     }
     drop(made);
     // No process holds its userfaultfd any more: where nothing is left, what it had

@@ -327,7 +327,7 @@ impl Skeleton {
 /// Host and domain name of an instance, as long as they may be.
 pub(super) fn names(manifest: &Manifest, hostname: Option<&str>) -> (String, String) {
     let host = hostname.unwrap_or(&manifest.hostname);
-    let end = host.floor_char_boundary(64);
+    let end = (0..=64).rev().find(|end| host.is_char_boundary(*end)).unwrap_or(0);
     (host[..end].to_owned(), manifest.domainname.clone())
 }
 

@@ -62,10 +62,8 @@ pub fn build(
     script::finish_all(running.collect::<Result<_>>()?)?;
     state::stops(&skeleton, shot)?;
     if renewed {
-        let husks = skeleton.husks.iter().zip(&shot.cores);
-        husks
-            .map(|(husk, core)| fill::renew(husk.pid, core))
-            .collect::<Result<()>>()?;
+        let mut husks = skeleton.husks.iter().zip(&shot.cores);
+        husks.try_for_each(|(husk, core)| fill::renew(husk.pid, core))?;
     }
     Ok(skeleton)
 }
