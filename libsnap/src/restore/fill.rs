@@ -264,6 +264,14 @@ pub fn all(opened: &Opened, processes: &[Empty<'_>], cancelled: Cancelled<'_>) -
             None => wanted.push((at, 0..part.bytes)),
         }
     }
+    // What is held in memory has been verified.
+    let (held, wanted): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(at, _)| opened.held(*at).is_some());
+    for (at, range) in held {
+        go_on(cancelled)?;
+        if let (Some(process), Some(whole)) = (parts[at], opened.held(at)) {
+            process.take_in(range.start, &whole[range.start as usize..range.end as usize])?;
+        }
+    }
     let bytes: u64 = wanted.iter().map(|(_, range)| range.end - range.start).sum();
     let threads = if bytes < SHARED_BYTES_MIN { 1 } else { processors() };
     opened

@@ -20,6 +20,8 @@ pub struct Opened {
     leaves: Mutex<VecDeque<(usize, u64, Vec<u8>)>>,
     /// The cores' parts, verified, where they are held in memory.
     held: OnceLock<BTreeMap<usize, Vec<u8>>>,
+    /// Taken by who reads them.
+    holding: Mutex<()>,
     /// What instances need first; not looked for yet, or none.
     working_set: Mutex<Option<Option<Arc<WorkingSet>>>>,
 }
@@ -45,6 +47,7 @@ impl Opened {
             marks,
             leaves: Mutex::default(),
             held: OnceLock::new(),
+            holding: Mutex::default(),
             working_set: Mutex::default(),
         }))
     }
@@ -74,6 +77,7 @@ impl Opened {
 
     /// Reads the memory of all its processes, verified, and holds it from now on.
     pub fn hold(&self) -> Result<()> {
+        let _one = locked(&self.holding);
         if self.held.get().is_some() {
             return Ok(());
         }
@@ -100,9 +104,14 @@ impl Opened {
         Ok(())
     }
 
+    /// All of a part that is held in memory.
+    pub fn held(&self, part: usize) -> Option<&[u8]> {
+        self.held.get()?.get(&part).map(Vec::as_slice)
+    }
+
     /// Shows a verified leaf, or as much of it as there is.
     pub fn with_leaf<T>(&self, part: usize, offset: u64, see: impl FnOnce(&[u8]) -> T) -> Result<T> {
-        if let Some(whole) = self.held.get().and_then(|held| held.get(&part)) {
+        if let Some(whole) = self.held(part) {
             let rest = &whole[offset as usize..];
             return Ok(see(&rest[..rest.len().min(LEAF)]));
         }

@@ -792,10 +792,7 @@ impl Work {
             if let Stage::First(until) = debt.stage
                 && until <= now
             {
-                let touched = std::mem::take(&mut debt.touched);
-                if let Err(error) = debt.opened.keep_working_set(&debt.known, touched) {
-                    tracing::debug!(%error, "no working set is kept");
-                }
+                debt.note();
                 debt.stage = match debt.rest {
                     Rest::Soon => Stage::Filling,
                     Rest::WhenTouched => Stage::Waiting,
@@ -873,6 +870,21 @@ fn last_words(stdio: &Stdio, error: &dyn std::fmt::Display) {
 }
 
 impl Debt {
+    /// Writes down what was needed first. That may take long, and nobody who waits for a
+    /// page shall wait for it.
+    fn note(&mut self) {
+        let touched = std::mem::take(&mut self.touched);
+        let known = std::mem::take(&mut self.known);
+        let opened = Arc::clone(&self.opened);
+        let keep = move || {
+            if let Err(error) = opened.keep_working_set(&known, touched) {
+                tracing::debug!(%error, "no working set is kept");
+            }
+        };
+        // Without a thread there is none.
+        thread::Builder::new().name("working-set".into()).spawn(keep).ok();
+    }
+
     fn is_noting(&self) -> bool {
         matches!(self.stage, Stage::Made | Stage::First(_))
     }
