@@ -147,7 +147,7 @@ impl Registry {
                 }
                 let name = entry.file_name();
                 let comes_and_goes = dir.ends_with("timed") || dir.ends_with("journal") || name == "timed";
-                if !comes_and_goes && !name.to_string_lossy().ends_with(".working-set") {
+                if !comes_and_goes && !name.to_string_lossy().contains(".working-set") {
                     all.insert(entry.path());
                 }
             }
