@@ -139,7 +139,7 @@ impl<'a> Empty<'a> {
             if within(&self.kept, address) || within(&self.later, address) {
                 continue;
             }
-            if !self.is_anonymous(address) {
+            if !is_anonymous(self.core, address) {
                 written.push((address, content));
                 continue;
             }
@@ -173,12 +173,13 @@ impl<'a> Empty<'a> {
         }
         Ok(())
     }
+}
 
-    fn is_anonymous(&self, address: u64) -> bool {
-        let vmas = &self.core.image.vmas;
-        let after = vmas.partition_point(|vma| vma.end <= address);
-        vmas.get(after).is_some_and(|vma| vma.kind == VmaKind::Anon)
-    }
+/// Whether the mapping at this address, which is one of the core's, is anonymous.
+pub fn is_anonymous(core: &Core, address: u64) -> bool {
+    let vmas = &core.image.vmas;
+    let after = vmas.partition_point(|vma| vma.end <= address);
+    vmas.get(after).is_some_and(|vma| vma.kind == VmaKind::Anon)
 }
 
 /// Spans ascend.

@@ -9,8 +9,8 @@
 //! What is restored is the copy, so that nothing has to be verified again. Whether
 //! the directory is still the one that was read, its files tell.
 
+use super::fill;
 use crate::error::{OrFail, Result};
-use crate::image::records::VmaKind;
 use crate::image::{Appshot, Core, MANIFEST, PAGE, data_runs};
 use crate::sys::fd as sysfd;
 use crate::sys::memory::Span;
@@ -137,11 +137,7 @@ fn rows(core: &Core) -> io::Result<Vec<Row>> {
     let mut next = 0;
     let mut page = Vec::new();
     for segment in &core.segments {
-        let span = Span {
-            start: segment.vaddr,
-            end: segment.vaddr + segment.bytes,
-        };
-        let anonymous = is_anonymous(core, span);
+        let anonymous = fill::is_anonymous(core, segment.vaddr);
         page.resize(segment.bytes as usize, 0);
         core.file.read_exact_at(&mut page, segment.offset)?;
         let whole = std::iter::once(0..page.len()).filter(|_| !anonymous);
@@ -168,12 +164,6 @@ fn rows(core: &Core) -> io::Result<Vec<Row>> {
 /// iovecs of one preadv(2).
 const PIECES_MAX: usize = 1024;
 const _: () = assert!(PAGE == crate::sys::memory::PAGE);
-
-fn is_anonymous(core: &Core, span: Span) -> bool {
-    let vmas = &core.image.vmas;
-    let after = vmas.partition_point(|vma| vma.end <= span.start);
-    vmas.get(after).is_some_and(|vma| vma.kind == VmaKind::Anon)
-}
 
 /// The rows without what lies in these mappings, which get their content elsewhere or none.
 pub fn without(rows: &[Row], full: &[Span]) -> Vec<Row> {

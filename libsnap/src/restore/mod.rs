@@ -76,17 +76,14 @@ pub fn restore_with(
     options: &RestoreOptions,
 ) -> Result<Instance> {
     let begin = Instant::now();
-    let mut silent = |_: &str| {};
-    let mut phases = Phases {
-        steps: Steps::new(&mut silent),
-        cancelled,
-    };
     // This may take long.
     spare.as_mut().map(Spare::calm);
-    phases.start("open")?;
-    let opened = Opened::open(path)?;
-    let restored = attempt(From::Disk(&opened), spare, options, begin, phases);
-    restored.map_err(|error| worst(cancelled, &opened, error))
+    in_phases(cancelled, |mut phases| {
+        phases.start("open")?;
+        let opened = Opened::open(path)?;
+        let restored = attempt(From::Disk(&opened), spare, options, begin, phases);
+        restored.map_err(|error| worst(cancelled, &opened, error))
+    })
 }
 
 /// The same of an appshot that was opened before.
@@ -96,12 +93,10 @@ pub fn restore_opened(
     spare: &mut Option<Spare>,
     options: &RestoreOptions,
 ) -> Result<Instance> {
-    let mut silent = |_: &str| {};
-    let phases = Phases {
-        steps: Steps::new(&mut silent),
-        cancelled,
-    };
-    let restored = attempt(From::Disk(opened), spare, options, Instant::now(), phases);
+    let from = From::Disk(opened);
+    let restored = in_phases(cancelled, |phases| {
+        attempt(from, spare, options, Instant::now(), phases)
+    });
     restored.map_err(|error| worst(cancelled, opened, error))
 }
 
@@ -119,12 +114,10 @@ pub fn restore_kept(
     spare: &mut Option<Spare>,
     options: &RestoreOptions,
 ) -> Result<Instance> {
-    let mut silent = |_: &str| {};
-    let phases = Phases {
-        steps: Steps::new(&mut silent),
-        cancelled,
-    };
-    let restored = attempt(From::Memory(kept), spare, options, Instant::now(), phases);
+    let from = From::Memory(kept);
+    let restored = in_phases(cancelled, |phases| {
+        attempt(from, spare, options, Instant::now(), phases)
+    });
     restored.map_err(|error| told(error, &kept.shot.path))
 }
 
@@ -159,6 +152,14 @@ struct Phases<'a> {
     cancelled: Cancelled<'a>,
 }
 
+fn in_phases<T>(cancelled: Cancelled<'_>, work: impl FnOnce(Phases<'_>) -> T) -> T {
+    let mut silent = |_: &str| {};
+    work(Phases {
+        steps: Steps::new(&mut silent),
+        cancelled,
+    })
+}
+
 impl Phases<'_> {
     fn start(&mut self, name: &str) -> Result<()> {
         go_on(self.cancelled)?;
@@ -187,7 +188,7 @@ fn attempt(
     let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
     phases.start("skeleton")?;
     let hostname = options.identity.renewed.then_some(name.as_str());
-    let skeleton = match spare.take_if(|spare| spare.suits(shot, options.pids)) {
+    let mut skeleton = match spare.take_if(|spare| spare.suits(shot, options.pids)) {
         Some(spare) => spare.turn_into(shot, hostname)?,
         None => {
             spare.as_mut().map(Spare::calm);
@@ -197,16 +198,21 @@ fn attempt(
     };
     let group = skeleton.group().cloned();
     let own = identity::files(&name, &options.identity)?;
-    let prepared = match from {
-        From::Disk(opened) => build(opened, skeleton, options, &vdsos, &mut phases)?,
-        From::Memory(kept) => Prepared {
-            skeleton: warm::build(kept, skeleton, options, &vdsos, &mut phases)?,
-            pager: None,
-        },
+    phases.start("objects")?;
+    let objects = Objects::make(shot, &mut skeleton, options)?;
+    let pager = match from {
+        From::Disk(opened) => build(opened, objects, &mut skeleton, options, &vdsos, &mut phases)?,
+        From::Memory(kept) => {
+            warm::build(kept, objects, &mut skeleton, options, &vdsos, &mut phases)?;
+            None
+        }
     };
-    identity::write(&prepared.skeleton.outer_view(), &own)?;
+    if options.identity.renewed {
+        let mut husks = skeleton.husks.iter().zip(&shot.cores);
+        husks.try_for_each(|(husk, core)| fill::renew(husk.pid, core))?;
+    }
+    identity::write(&skeleton.outer_view(), &own)?;
     phases.start("go")?;
-    let Prepared { skeleton, pager } = prepared;
     for (at, core) in shot.cores.iter().enumerate() {
         state::registers(&skeleton, at, core, &vdsos[at])?;
     }
@@ -225,49 +231,31 @@ fn attempt(
     })
 }
 
-/// Processes that only have to be let go.
-struct Prepared {
-    skeleton: Skeleton,
-    /// Brings the memory that is not there yet.
-    pager: Option<Pager>,
-}
-
 /// What its processes share, made in our own process.
 struct Objects {
-    view: String,
     shared: Shared,
+    files: HashMap<FileId, OwnedFd>,
 }
 
 impl Objects {
-    fn make(shot: &Appshot, skeleton: &Skeleton) -> Result<Objects> {
+    fn make(shot: &Appshot, skeleton: &mut Skeleton, options: &RestoreOptions) -> Result<Objects> {
         let shared = Shared::make(shot, skeleton)?;
         ipc::restore(skeleton.any(), &shot.manifest)?;
-        Ok(Objects {
-            view: skeleton.view(),
-            shared,
-        })
-    }
-
-    fn files(
-        &self,
-        shot: &Appshot,
-        skeleton: &mut Skeleton,
-        options: &RestoreOptions,
-    ) -> Result<HashMap<FileId, OwnedFd>> {
         let source = |(id, fd): (&ShmId, &OwnedFd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let ptys = std::mem::take(&mut skeleton.ptys);
-        files::restore_all(
+        let files = files::restore_all(
             &Builder {
-                view: self.view.clone(),
+                view: skeleton.view(),
                 processes: &skeleton.numbers,
-                shm: &self.shared.shm.iter().map(source).collect(),
+                shm: &shared.shm.iter().map(source).collect(),
                 stdio: &options.stdio,
                 ttys: skeleton.open_ttys(&shot.manifest)?,
                 timeline: skeleton.timeline,
             },
             &shot.manifest,
             ptys,
-        )
+        )?;
+        Ok(Objects { shared, files })
     }
 
     fn mapped(&self) -> Mapped<'_> {
@@ -275,14 +263,16 @@ impl Objects {
     }
 }
 
-/// Everything but the registers that make it run.
+/// Everything but the registers that make it run. Answers who brings the memory that is
+/// not there then.
 fn build(
     opened: &Arc<Opened>,
-    mut skeleton: Skeleton,
+    objects: Objects,
+    skeleton: &mut Skeleton,
     options: &RestoreOptions,
     vdsos: &[Vdso],
     phases: &mut Phases<'_>,
-) -> Result<Prepared> {
+) -> Result<Option<Pager>> {
     let shot = &opened.shot;
     let lazy = options.memory != Memory::Eager && options.pids == PidMode::New;
     let rest = match options.memory {
@@ -292,21 +282,13 @@ fn build(
     if rest == Rest::WhenTouched {
         opened.hold()?;
     }
-    phases.start("objects")?;
-    let objects = Objects::make(shot, &skeleton)?;
-    let made = objects.files(shot, &mut skeleton, options)?;
     phases.start("mappings")?;
     let mut mapped = objects.mapped();
     let mut numbers = Vec::with_capacity(shot.cores.len());
-    let mapping = start_all(&skeleton, shot, |at, script| {
+    let mapping = start_all(skeleton, shot, |at, script| {
         skeleton.begin_work(script, at, shot)?;
-        numbers.push(place::mappings(
-            &skeleton,
-            script,
-            &shot.cores[at],
-            &mut mapped,
-            &vdsos[at],
-        )?);
+        let number = place::mappings(skeleton, script, &shot.cores[at], &mut mapped, &vdsos[at])?;
+        numbers.push(number);
         Ok(())
     })?;
     script::finish_all(mapping)?;
@@ -317,18 +299,14 @@ fn build(
         Empty::new(skeleton.husks[at].pid, number, core, &vdsos[at], Wanted { lazy, new })
     });
     let empty: Vec<Empty<'_>> = empty.collect();
-    let taking = start_all(&skeleton, shot, |at, script| {
+    let taking = start_all(skeleton, shot, |at, script| {
         let process = &shot.cores[at].image.process;
-        place::descriptors(script, skeleton.restorer, process, &made, &shot.manifest)
+        place::descriptors(script, skeleton.restorer, process, &objects.files, &shot.manifest)
     })?;
     let filled = fill::all(opened, &empty, phases.cancelled);
     script::finish_all(taking)?;
     filled?;
-    if options.identity.renewed {
-        let mut husks = skeleton.husks.iter().zip(&shot.cores);
-        husks.try_for_each(|(husk, core)| fill::renew(husk.pid, core))?;
-    }
-    drop(made);
+    drop(objects);
     // No process holds its userfaultfd any more: where nothing is left, what it had
     // registered is ordinary memory again.
     let left = empty.into_iter().enumerate().filter_map(|(core, empty)| {
@@ -347,16 +325,10 @@ fn build(
         false => Some(Pager::start(opened, left, rest)?),
     };
     phases.start("protection")?;
-    let protecting = start_all(&skeleton, shot, |at, script| {
+    let protecting = start_all(skeleton, shot, |at, script| {
         place::protection(script, &shot.cores[at], &vdsos[at])
     })?;
     script::finish_all(protecting)?;
-    complete(shot, &mut skeleton, phases)?;
-    Ok(Prepared { skeleton, pager })
-}
-
-/// Everything else but the registers that make it run.
-fn complete(shot: &Appshot, skeleton: &mut Skeleton, phases: &mut Phases<'_>) -> Result<()> {
     phases.start("threads")?;
     for (at, core) in shot.cores.iter().enumerate() {
         state::threads(skeleton, at, core, &shot.manifest.seccomp)?;
@@ -367,7 +339,8 @@ fn complete(shot: &Appshot, skeleton: &mut Skeleton, phases: &mut Phases<'_>) ->
     let cores = shot.cores.iter().enumerate();
     let running = cores.map(|(at, core)| state::process(skeleton, at, core, skeleton.script(at)));
     script::finish_all(running.collect::<Result<_>>()?)?;
-    state::stops(skeleton, shot)
+    state::stops(skeleton, shot)?;
+    Ok(pager)
 }
 
 /// Sets the main thread of every process to work on a script of its own.

@@ -31,7 +31,6 @@ use crate::sys::task;
 use crate::sys::uffd::{Event, State, Userfault};
 use crate::target::Stdio;
 use nix::errno::Errno;
-
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::{BTreeMap, VecDeque};
@@ -616,7 +615,16 @@ impl Work {
 
     /// Nobody is left to whom something could be owed.
     fn forget(&mut self, id: u64) {
+        self.close(id);
+        self.settled(id);
+    }
+
+    fn close(&mut self, id: u64) {
         self.spaces.retain(|_, space| space.debt != id);
+    }
+
+    /// Nothing is owed to it any more, and whoever has to know knows.
+    fn settled(&mut self, id: u64) {
         if self.debts.remove(&id).is_some() {
             OWING.fetch_sub(1, Ordering::AcqRel);
         }
@@ -835,12 +843,12 @@ impl Work {
                 space.faults.unregister(span).ok();
             }
         }
-        self.spaces.retain(|_, space| space.debt != id);
+        self.close(id);
         if let Some(debt) = self.debts.get_mut(&id) {
             // An init that is gone needs nothing.
             debt.lifeline.write_all(b"d").ok();
         }
-        self.forget(id);
+        self.settled(id);
     }
 }
 

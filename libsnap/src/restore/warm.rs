@@ -5,7 +5,7 @@ use super::kept::Kept;
 use super::script::{self, Script};
 use super::skeleton::Skeleton;
 use super::vdso::Vdso;
-use super::{Objects, Phases, fill, place, state};
+use super::{Objects, Phases, place, state};
 use crate::error::Result;
 use crate::ids::HostPid;
 use crate::image::Core;
@@ -17,15 +17,13 @@ use crate::target::RestoreOptions;
 /// Everything but the registers that make it run.
 pub fn build(
     kept: &Kept,
-    mut skeleton: Skeleton,
+    objects: Objects,
+    skeleton: &mut Skeleton,
     options: &RestoreOptions,
     vdsos: &[Vdso],
     phases: &mut Phases<'_>,
-) -> Result<Skeleton> {
+) -> Result<()> {
     let shot = &kept.shot;
-    phases.start("objects")?;
-    let objects = Objects::make(shot, &skeleton)?;
-    let made = objects.files(shot, &mut skeleton, options)?;
     phases.start("process")?;
     let mut mapped = objects.mapped();
     let renewed = options.identity.renewed;
@@ -36,14 +34,14 @@ pub fn build(
         let mut script = Script::new(skeleton.executor, skeleton.husks[at].pid, &regs[at]);
         skeleton.begin_work(&mut script, at, shot)?;
         place::mappings_with(
-            &skeleton,
+            skeleton,
             &mut script,
             core,
             &kept.rows[at],
             &mut mapped,
             (&vdsos[at], renewed),
         )?;
-        place::descriptors(&mut script, skeleton.restorer, process, &made, &shot.manifest)?;
+        place::descriptors(&mut script, skeleton.restorer, process, &objects.files, &shot.manifest)?;
         place::protection(&mut script, core, &vdsos[at])?;
         scripts.push(script);
     }
@@ -52,20 +50,15 @@ pub fn build(
         script::run_all(&mut scripts)?;
         phases.start("threads")?;
         for (at, core) in shot.cores.iter().enumerate() {
-            state::threads(&mut skeleton, at, core, &shot.manifest.seccomp)?;
+            state::threads(skeleton, at, core, &shot.manifest.seccomp)?;
         }
-        ipc::adjust(&skeleton, shot)?;
+        ipc::adjust(skeleton, shot)?;
         phases.start("state")?;
     }
     let cores = shot.cores.iter().enumerate().zip(scripts);
-    let running = cores.map(|((at, core), script)| state::process(&skeleton, at, core, script));
+    let running = cores.map(|((at, core), script)| state::process(skeleton, at, core, script));
     script::finish_all(running.collect::<Result<_>>()?)?;
-    state::stops(&skeleton, shot)?;
-    if renewed {
-        let mut husks = skeleton.husks.iter().zip(&shot.cores);
-        husks.try_for_each(|(husk, core)| fill::renew(husk.pid, core))?;
-    }
-    Ok(skeleton)
+    state::stops(skeleton, shot)
 }
 
 /// One thread, without filters, and no limit that would be in the way of its own making.

@@ -70,37 +70,44 @@ pub fn create() -> Sys<OwnedFd> {
     owned(check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })? as i32)
 }
 
+/// The first call on a new userfaultfd.
+fn enable(fd: &OwnedFd, features: u64) -> Sys<()> {
+    // struct uffdio_api: api, features, ioctls
+    let mut api = [API, features, 0];
+    // SAFETY: the structure is three words, which `api` provides.
+    check(i64::from(unsafe {
+        libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr())
+    }))
+    .map(drop)
+}
+
+fn register(fd: &OwnedFd, span: Span, mode: u64) -> Sys<()> {
+    // struct uffdio_register: start, length, mode, ioctls
+    let mut register = [span.start, span.len(), mode, 0];
+    // SAFETY: the structure is four words, which `register` provides.
+    check(i64::from(unsafe {
+        libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr())
+    }))
+    .map(drop)
+}
+
 impl Userfault {
     /// Takes a descriptor that userfaultfd(2) has just made.
     pub fn begin(fd: OwnedFd) -> Sys<Userfault> {
-        Userfault::begin_with(fd, 0)
+        enable(&fd, 0)?;
+        Ok(Userfault(fd))
     }
 
     /// The same, for a process that will run: what it does to its memory is told.
     /// Needs CAP_SYS_PTRACE. The descriptor must not block.
     pub fn begin_with_events(fd: OwnedFd) -> Sys<Userfault> {
-        Userfault::begin_with(fd, EVENTS)
-    }
-
-    fn begin_with(fd: OwnedFd, features: u64) -> Sys<Userfault> {
-        // struct uffdio_api: api, features, ioctls
-        let mut api = [API, features, 0];
-        // SAFETY: the structure is three words, which `api` provides.
-        check(i64::from(unsafe {
-            libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr())
-        }))?;
+        enable(&fd, EVENTS)?;
         Ok(Userfault(fd))
     }
 
     /// From now on `span`, private anonymous mappings, can be filled.
     pub fn register(&self, span: Span) -> Sys<()> {
-        // struct uffdio_register: start, length, mode, ioctls
-        let mut register = [span.start, span.len(), REGISTER_MODE_MISSING, 0];
-        // SAFETY: the structure is four words, which `register` provides.
-        check(i64::from(unsafe {
-            libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr())
-        }))
-        .map(drop)
+        register(&self.0, span, REGISTER_MODE_MISSING)
     }
 
     /// What is mapped in `span` is ordinary memory again.
@@ -229,24 +236,13 @@ impl WriteNotes {
     /// Takes a descriptor that userfaultfd(2) has just made; EINVAL on older kernels.
     pub fn begin(fd: OwnedFd) -> Sys<WriteNotes> {
         let features = FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
-        // struct uffdio_api: api, features, ioctls
-        let mut api = [API, features, 0];
-        // SAFETY: the structure is three words, which `api` provides.
-        check(i64::from(unsafe {
-            libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr())
-        }))?;
+        enable(&fd, features)?;
         Ok(WriteNotes(fd))
     }
 
     /// From now on `span`, whole mappings, can be watched. EBUSY where another
     /// userfaultfd watches it, ESRCH when the process has another address space by now.
     pub fn register(&self, span: Span) -> Sys<()> {
-        // struct uffdio_register: start, length, mode, ioctls
-        let mut register = [span.start, span.len(), REGISTER_MODE_WP, 0];
-        // SAFETY: the structure is four words, which `register` provides.
-        check(i64::from(unsafe {
-            libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr())
-        }))
-        .map(drop)
+        register(&self.0, span, REGISTER_MODE_WP)
     }
 }
