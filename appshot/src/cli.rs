@@ -6,6 +6,7 @@ use libsnap::target::SnapshotOptions;
 use nodekit::args::{Dirs, EXIT_CODES, Output, Pids, Policies, RestoreArgs};
 use nodekit::process::parse_signal;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Freezes process trees into appshots and brings them back
 #[derive(Debug, Parser)]
@@ -42,10 +43,9 @@ pub enum Command {
     Rm(Rm),
     /// Show the output of a detached app
     Logs(Logs),
-    /// Pack an appshot into one file, for travel
-    Pack(Pack),
-    /// Unpack a packed appshot
-    Unpack(Unpack),
+    /// Look after the store: list, verify, make room, send appshots elsewhere
+    #[command(subcommand)]
+    Store(Store),
     /// Tell what the kernel offers and what is missing
     Doctor(Doctor),
     /// Show it all on a real server: freeze, gone, back, with the milliseconds
@@ -107,6 +107,16 @@ pub struct Snapshot {
     /// Let the app go on; otherwise it ends once the appshot is sealed
     #[arg(long)]
     pub leave_running: bool,
+    /// Take one after the other while the app runs, such as every 30s, until Ctrl-C or the
+    /// end of the app; they are called PREFIX-DATE-TIME
+    #[arg(long, value_name = "TIME", value_parser = libsnap::units::parse_span, conflicts_with_all = ["dest", "tag", "replace"])]
+    pub every: Option<Duration>,
+    /// How many of these are kept; the oldest goes once a newer one is sealed
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "every")]
+    pub keep: usize,
+    /// What their names begin with [default: the app's name]
+    #[arg(long = "name", value_name = "PREFIX", requires = "every")]
+    pub prefix: Option<String>,
     /// Copy memory while the app runs, so that it stands still for less [default: for
     /// large apps]
     #[arg(long, value_name = "yes|no", num_args = 0..=1, default_missing_value = "yes", value_parser = clap::builder::BoolishValueParser::new())]
@@ -192,28 +202,115 @@ pub struct Inspect {
     pub output: Output,
 }
 
-#[derive(Args, Debug)]
-pub struct Pack {
-    /// Name of an appshot in the store, or its path
-    #[arg(value_name = "NAME|PATH")]
-    pub appshot: String,
-    /// The new file
-    pub file: PathBuf,
+#[derive(Debug, Subcommand)]
+pub enum Store {
+    /// List the appshots, the oldest first, and who needs them
+    Ls(StoreLs),
+    /// Hold every byte against its digest, and name each damaged part
+    Verify(StoreVerify),
+    /// Remove what nothing needs, the oldest first
+    Gc(StoreGc),
+    /// Tell how much the store may take, or change it
+    Quota(StoreQuota),
+    /// Write an appshot, compressed, into one file
+    Export(StoreExport),
+    /// Take in an exported appshot, once it is verified
+    Import(StoreImport),
 }
 
 #[derive(Args, Debug)]
-pub struct Unpack {
-    /// A packed appshot
+pub struct StoreLs {
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct StoreVerify {
+    /// Names of appshots in the store, or their paths [default: all of the store]
+    #[arg(value_name = "NAME|PATH")]
+    pub appshots: Vec<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Leftovers of killed writers go in any case. An appshot goes only by a rule, and never
+/// while an app sleeps in it, an instance that was restored from it runs, or another
+/// appshot borrows pages of it.
+#[derive(Args, Debug)]
+pub struct StoreGc {
+    /// Only tell what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The newest N of each app stay; without another rule, all others go [default with
+    /// another rule: 1]
+    #[arg(long, value_name = "N")]
+    pub keep: Option<usize>,
+    /// What is older goes, such as 12h or 7d
+    #[arg(long, value_name = "TIME", value_parser = libsnap::units::parse_span)]
+    pub older_than: Option<Duration>,
+    /// The oldest go until the store takes no more, such as 10G
+    #[arg(long, value_name = "SIZE", value_parser = libsnap::units::parse_bytes)]
+    pub quota: Option<u64>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct StoreQuota {
+    /// How much all appshots may take on disk, such as 10G; "none" or 0 is no limit. A
+    /// snapshot or import that would exceed it is refused
+    #[arg(value_name = "SIZE|none", value_parser = quota)]
+    pub quota: Option<u64>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct StoreExport {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub appshot: String,
+    /// The new file; - is stdout
+    #[arg(
+        short = 'o',
+        long = "output",
+        alias = "out",
+        value_name = "FILE|-",
+        default_value = "-"
+    )]
     pub file: PathBuf,
+    /// Level of compression (zstd), from 1, the fastest, to 19
+    #[arg(long, value_name = "N", default_value_t = libsnap::image::packed::LEVEL, value_parser = level)]
+    pub level: i32,
+}
+
+#[derive(Args, Debug)]
+pub struct StoreImport {
+    /// An exported appshot; - is stdin
+    #[arg(value_name = "FILE|-")]
+    pub file: PathBuf,
+    /// Name in the store [default: the file's; of stdin, the app's]
+    #[arg(long, alias = "tag", value_name = "NAME")]
+    pub name: Option<String>,
     /// Unpack to this new directory instead of the store
-    #[arg(long = "to", alias = "out", value_name = "DIR", conflicts_with = "tag")]
+    #[arg(long = "to", value_name = "DIR", conflicts_with_all = ["name", "replace"])]
     pub dest: Option<PathBuf>,
-    /// Name in the store [default: the file's]
-    #[arg(long, value_name = "NAME")]
-    pub tag: Option<String>,
     /// Overwrite the appshot of that name
-    #[arg(long, conflicts_with = "dest")]
+    #[arg(long)]
     pub replace: bool,
+}
+
+fn quota(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        size => libsnap::units::parse_bytes(size),
+    }
+}
+
+fn level(text: &str) -> Result<i32, String> {
+    let levels = libsnap::image::packed::LEVELS;
+    let level = text.parse().ok().filter(|level| levels.contains(level));
+    level.ok_or_else(|| format!("it is from {} to {}", levels.start(), levels.end()))
 }
 
 #[derive(Args, Debug)]
@@ -358,8 +455,15 @@ mod tests {
             &["run", "--user", "0:", "--", "true"],
             &["snapshot", "web", "--to", "x", "--tag", "y"],
             &["snapshot", "web", "--tcp", "maybe"],
+            &["snapshot", "web", "--every", "30"],
+            &["snapshot", "web", "--every", "30s", "--tag", "y"],
+            &["snapshot", "web", "--keep", "3"],
             &["kill", "web", "-s", "NOPE"],
             &["ps", "-o", "yaml"],
+            &["store", "gc", "--quota", "10X"],
+            &["store", "gc", "--older-than", "7"],
+            &["store", "export", "web", "--level", "20"],
+            &["store", "import", "x", "--to", "y", "--name", "z"],
         ] {
             assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
         }

@@ -28,3 +28,4 @@ pub mod sys;
 pub mod target;
 pub mod timed;
 pub mod timers;
+pub mod units;

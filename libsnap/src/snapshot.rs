@@ -90,6 +90,10 @@ pub fn snapshot_unless(
     steps.start("survey");
     survey::await_memory(target, cancelled)?;
     survey::admissible(target)?;
+    if let Some(room) = options.room {
+        let fits = room.holds(survey::memory_bytes(target)?);
+        fits.map_err(|e| told(e, subject).state("the app was not touched and is running"))?;
+    }
     // Outlives everything that it tells how to undo.
     let mut journal = Journal::begin(target, dest)?;
     let writer = politely(options.leave_running, || Writer::create(dest))?;
@@ -460,7 +464,7 @@ impl Taken {
         mut self,
         writer: Writer,
         precopy: Option<Precopy>,
-        cancelled: &dyn Fn() -> bool,
+        Request { options, cancelled, .. }: Request<'_>,
     ) -> Result<(Unsealed, Manifest, Stored)> {
         let mut watched = precopy.map_or_else(Vec::new, Precopy::into_processes);
         for gone in watched.extract_if(.., |watched| !self.processes.iter().any(|own| own.pid == watched.pid)) {
@@ -483,6 +487,9 @@ impl Taken {
         }
         memory_bytes += self.tables.shm.store(&writer)?;
         let appshot = writer.close()?;
+        if let Some(room) = options.room {
+            room.holds(appshot.disk_bytes()?)?;
+        }
         let mut manifest = self.manifest;
         manifest.shmem = self.tables.shm.into_records();
         manifest.external = self.tables.external.into_vec();
@@ -686,7 +693,7 @@ fn finish_running(
     if let Some(precopy) = &mut precopy {
         precopy.let_go();
     }
-    let (appshot, manifest, stored) = taken.store(writer, precopy, request.cancelled)?;
+    let (appshot, manifest, stored) = taken.store(writer, precopy, request)?;
     steps.start("seal");
     Ok((appshot.seal(manifest)?, stored))
 }
@@ -705,11 +712,11 @@ fn finish_standing(
         target,
         options,
         subject,
-        cancelled,
+        ..
     } = request;
     let let_go = |e: Error| told(e, subject).state("the app was let go and is running as before");
     steps.start("write");
-    let (appshot, manifest, stored) = taken.store(writer, precopy, cancelled).map_err(let_go)?;
+    let (appshot, manifest, stored) = taken.store(writer, precopy, request).map_err(let_go)?;
     if options.leave_running {
         let stood = frozen.thaw();
         steps.start("seal");

@@ -7,9 +7,10 @@
 //!   locks/NAME.op                   held while a snapshot or restore of NAME goes on
 //!   locks/NAME.record               held for one change of the record
 //! DATA_DIR (/var/lib/appshot)       stays
-//!   appshots/NAME.appshot           sealed appshots
+//!   appshots/NAME.appshot           sealed appshots: directories, or packed
 //!   appshots/.NAME.appshot.next     a sealed successor, not yet in its place
 //!   logs/NAME.log                   output of detached apps
+//!   quota                           bytes that all appshots may take together
 //! ```
 //!
 //! Records are replaced whole (temporary file, rename), so a reader sees the old
@@ -19,14 +20,20 @@
 mod app;
 mod appshots;
 mod boot;
+mod collect;
 mod files;
+mod inventory;
 mod names;
+mod quota;
 mod view;
 
 pub use app::{App, State, start_time};
 pub use appshots::{AppshotEntry, SUFFIX};
+pub use collect::{Collected, Judged, Leftover, Rules};
 pub use files::{Lock, absolute};
+pub use inventory::{Need, Stored};
 pub use names::{closest, from_command, validate};
+pub use quota::Room;
 pub use view::View;
 
 use crate::error::{Error, Kind, OrFail, Result};

@@ -56,6 +56,17 @@ pub fn app_name(target: &Target) -> String {
     }
 }
 
+/// Anonymous memory that the app has, in bytes; what processes share counts once. It is
+/// about what an appshot takes: pages of zeroes are not stored, files' pages partly are.
+pub fn memory_bytes(target: &Target) -> Result<u64> {
+    let of = |pid: HostPid| {
+        // A zombie has none.
+        let fields = Fields::new(proc::text(pid, "smaps_rollup").unwrap_or_default());
+        ["Pss_Anon", "SwapPss"].map(|key| fields.number(key).unwrap_or_default() as u64 * 1024)
+    };
+    Ok(freeze::members(target)?.into_iter().flat_map(of).sum())
+}
+
 pub fn is_zombie(pid: HostPid) -> bool {
     proc::stat(pid).is_ok_and(|stat| stat.state == b'Z')
 }

@@ -2,6 +2,7 @@
 
 use crate::error::Refusal;
 use crate::ids::HostPid;
+use crate::store::Room;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,6 +58,9 @@ pub struct SnapshotOptions {
     /// Memory is copied while the app runs, or only in its stop; by default as the
     /// size of the app suggests.
     pub precopy: Option<bool>,
+    /// How large the appshot may be: refused before the app is touched, by the memory
+    /// that it has, and before it is sealed, by what was written.
+    pub room: Option<Room>,
 }
 
 /// A named step with its duration, for logs, progress and receipts.

@@ -33,11 +33,17 @@ pub struct Dirs {
 impl Dirs {
     /// Every program begins here: it brings in order first what killed ones left.
     pub fn open(&self) -> Result<Store> {
-        let store = Store::open(&self.run_dir, &self.data_dir)?;
-        use_run_dir(store.run_dir());
+        let store = self.open_as_is()?;
         if let Err(error) = store.recover() {
             tracing::warn!(%error, "what a killed process left is not in order yet");
         }
+        Ok(store)
+    }
+
+    /// For the one that tells what is left, and removes it itself.
+    pub fn open_as_is(&self) -> Result<Store> {
+        let store = Store::open(&self.run_dir, &self.data_dir)?;
+        use_run_dir(store.run_dir());
         Ok(store)
     }
 

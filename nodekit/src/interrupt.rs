@@ -15,14 +15,19 @@ pub fn in_worker<T: DeserializeOwned>(job: &Job, progress: &mut dyn FnMut(&str))
     let signals = signals::block()?;
     let working = Working::start(job)?;
     let cancel = working.canceller();
+    at_a_signal(signals, cancel);
+    working.finish(progress)
+}
+
+/// Has the first signal give up what goes on, and the second end the command.
+pub fn at_a_signal(signals: SignalFd, give_up: impl Fn() + Send + 'static) {
     std::thread::spawn(move || {
         next(&signals);
         eprintln!("stopping: waiting for the app to be as it was; once more to not wait");
-        cancel();
+        give_up();
         let number = next(&signals);
         std::process::exit(128 + number);
     });
-    working.finish(progress)
 }
 
 /// Waits for a signal and tells its number.

@@ -56,7 +56,10 @@ impl Snapshot {
         let _busy = self.store.try_lock(&name)?;
         let (tag, _tag_busy) = self.tag(&name)?;
         let dest = self.dest(&tag)?;
-        let options = with_log(&self.store, &target, self.options.clone())?;
+        let mut options = with_log(&self.store, &target, self.options.clone())?;
+        if let Place::Store { .. } = self.place {
+            options.room = self.store.room(&tag)?;
+        }
         let mut report =
             libsnap::snapshot::snapshot_unless(&crate::worker::cancelled, &target, &dest, &options, progress)?;
         report.appshot = self.settled(&tag, dest)?;

@@ -9,6 +9,7 @@
 //! | [`worker`], [`interrupt`] | the process that takes a snapshot, safe from Ctrl-C |
 //! | [`guard`] | the process that brings the app back when the worker is killed |
 //! | [`jobs`] | what a worker does |
+//! | [`periodic`] | snapshots of an app that runs on, one every so often |
 //! | [`start`], [`bring_up`], [`supervise`], [`detach`], [`ending`] | bringing an app up, owning it, ending it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
 //! | [`client`] | asking a daemon |
@@ -34,6 +35,7 @@ pub mod log;
 pub mod notify;
 pub mod out;
 pub mod peer;
+pub mod periodic;
 pub mod process;
 pub mod program;
 pub mod progress;

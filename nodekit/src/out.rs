@@ -2,6 +2,7 @@
 
 use crate::args::Format;
 use libsnap::error::{Error, Kind, OrFail, Result};
+pub use libsnap::units::bytes;
 use serde::Serialize;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -93,23 +94,6 @@ fn line(row: &[String], widths: &[usize]) -> String {
     format!("{}\n", cells.join("  ").trim_end())
 }
 
-/// `1.5 MiB`
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut unit = 0;
-    // Numbers for people: the loss of precision is the point.
-    #[allow(clippy::cast_precision_loss)]
-    let mut amount = count as f64;
-    while amount >= 1024.0 && unit + 1 < UNITS.len() {
-        amount /= 1024.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{count} B"),
-        _ => format!("{amount:.1} {}", UNITS[unit]),
-    }
-}
-
 /// `12.3 ms`
 pub fn millis(micros: u64) -> String {
     format!("{}.{:01} ms", micros / 1000, micros % 1000 / 100)
@@ -153,8 +137,6 @@ mod tests {
 
     #[test]
     fn amounts_are_short() {
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1536 * 1024), "1.5 MiB");
         assert_eq!(millis(12_345), "12.3 ms");
         assert_eq!(age(0, 7_200_000), "2h");
         assert_eq!(age(5, 0), "0s");

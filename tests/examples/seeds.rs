@@ -99,7 +99,7 @@ fn of_program(out: &Path, program: &str) -> Result<()> {
         }
     }
     let packed = place.path("packed");
-    image::pack(&lean, &packed)?;
+    image::pack(&lean, &packed, image::packed::LEVEL)?;
     let packed = fs::read(&packed)?;
     seed(out, "packed", program, &packed[..packed.len() - 32])
 }

@@ -633,7 +633,7 @@ fn disk_full_for_travel() {
     trial("disk_full_for_travel", |place| {
         let shot = appshot_of(place, "anon_after")?;
         let packed = place.path("packed");
-        let bytes = libsnap::image::pack(&shot, &packed)?;
+        let bytes = libsnap::image::pack(&shot, &packed, libsnap::image::packed::LEVEL)?;
         let whole: u64 = parts(&shot)?
             .iter()
             .map(|part| part.metadata().map_or(0, |m| m.len()))
@@ -641,7 +641,8 @@ fn disk_full_for_travel() {
         for tenth in [1, 3, 5, 7, 9] {
             let size = |bytes: u64| (bytes * tenth / 10).next_multiple_of(4096).to_string();
             let disk = SmallDisk::mount(place.path(&format!("pack-{tenth}")), &size(bytes))?;
-            let full = libsnap::image::pack(&shot, &disk.0.join("packed")).map_err(Into::into);
+            let full =
+                libsnap::image::pack(&shot, &disk.0.join("packed"), libsnap::image::packed::LEVEL).map_err(Into::into);
             fails("a full disk", full, &[Kind::Unavailable, Kind::Failed])?;
             leaves_empty(&disk)?;
             let disk = SmallDisk::mount(place.path(&format!("unpack-{tenth}")), &size(whole))?;

@@ -8,6 +8,9 @@ use nodekit::jobs::{self, Job, Place, Snapshot};
 use nodekit::{interrupt, out, progress};
 
 pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
+    if let Some(every) = args.every {
+        return super::periodic::snapshots(store, args, every, quiet);
+    }
     let format = args.output.format;
     let job = Job::Snapshot(Snapshot {
         store: store.clone(),
@@ -34,7 +37,7 @@ fn place(args: &cli::Snapshot) -> Result<Place> {
     }
 }
 
-fn told(report: &SnapshotReport) -> String {
+pub fn told(report: &SnapshotReport) -> String {
     format!(
         "{}: {}, {}, {} of memory in {} on disk; stood still {}, took {}",
         report.app,

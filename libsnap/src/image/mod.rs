@@ -94,6 +94,7 @@ mod elf;
 mod fault;
 mod leaves;
 pub mod limits;
+mod look;
 mod manifest;
 mod notes;
 pub mod packed;
@@ -117,13 +118,14 @@ pub use core_read::parse as parse_core;
 pub use core_write::CoreWriter;
 pub use digest::{LEAF, processors};
 pub use leaves::{DIGESTS, Leaves, Pieces};
+pub use look::{Damage, Glance, damage, glance, sizes};
 pub use manifest::parse as parse_manifest;
 pub use notes::decode as parse_notes;
-pub use packed::{pack, parse as parse_packed, unpack};
+pub use packed::{Packed, pack, pack_to, parse as parse_packed, unpack};
 pub use process::{Core, ProcessImage, Segment, ThreadImage};
 pub use reader::{Appshot, Digests};
 pub use source::Source;
-pub use staging::sweep;
+pub use staging::{abandoned, sweep};
 pub use writer::{BlobWriter, Sealed, Unsealed, Writer};
 
 /// Version of the format that is written, and the only one that is read.

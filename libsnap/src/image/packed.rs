@@ -21,11 +21,13 @@ use super::reader::Appshot;
 use super::records::Manifest;
 use super::source::Source;
 use super::staging::Staging;
-use super::{MANIFEST, limits, manifest, validate};
+use super::{MANIFEST, data_runs, limits, manifest, validate};
 use crate::error::{Error, Kind, OrFail, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::RangeInclusive;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 16] = b"APPSHOT PACKED 1";
@@ -35,7 +37,9 @@ const DIGEST_BYTES: u64 = 32;
 /// For errors.
 const PACKED: &str = "the packed file";
 /// zstd's default: further levels cost much more than they save on memory pages.
-const LEVEL: i32 = 3;
+pub const LEVEL: i32 = 3;
+/// What zstd takes without needing more memory to unpack than anybody has.
+pub const LEVELS: RangeInclusive<i32> = 1..=19;
 /// Memory compresses in large blocks; copying in small ones would be slow.
 const COPY_BYTES: usize = 1 << 20;
 
@@ -45,47 +49,57 @@ struct Entry(String, u64, u64);
 
 /// Packs the appshot in `dir` into the new file `out`, and returns its size.
 /// The appshot is verified first.
-pub fn pack(dir: &Path, out: &Path) -> Result<u64> {
+pub fn pack(dir: &Path, out: &Path, level: i32) -> Result<u64> {
     let cannot = || format!("cannot pack {} into {}", dir.display(), out.display());
     let appshot = Appshot::open(dir)?;
     let staging = Staging::create(out)?;
-    let mut to = Hashed {
-        file: staging.create_file("packed").or_fail(cannot)?,
-        hasher: blake3::Hasher::new(),
-    };
-    write(&appshot, &mut to).or_fail(cannot)?;
-    let Hashed { file, hasher } = to;
-    let (bytes, digest) = (hasher.count(), hasher.finalize());
-    (&file)
-        .write_all(digest.as_bytes())
-        .and_then(|()| file.sync_all())
+    let file = staging.create_file("packed").or_fail(cannot)?;
+    let (bytes, digest) = write(&appshot, &mut &file, level)
+        .and_then(|written| file.sync_all().map(|()| written))
         .or_fail(cannot)?;
-    let reads_back = digest::of(&file, bytes).or_fail(cannot)?;
+    let reads_back = digest::of(&file, bytes - DIGEST_BYTES).or_fail(cannot)?;
     if reads_back != digest {
         return Err(Error::failed(cannot()).because("it reads back other than it was written"));
     }
     staging.commit_file("packed")?;
-    Ok(bytes + DIGEST_BYTES)
+    Ok(bytes)
 }
 
-fn write(appshot: &Appshot, to: &mut Hashed) -> io::Result<()> {
+/// The same into a stream, which is not read back.
+pub fn pack_to(dir: &Path, out: &mut impl Write, level: i32) -> Result<u64> {
+    let appshot = Appshot::open(dir)?;
+    let (bytes, _) = write(&appshot, out, level)
+        .and_then(|written| out.flush().map(|()| written))
+        .or_fail(|| format!("cannot pack {}", dir.display()))?;
+    Ok(bytes)
+}
+
+/// Answers the size, and the digest of everything before it.
+fn write(appshot: &Appshot, to: &mut impl Write, level: i32) -> io::Result<(u64, blake3::Hash)> {
+    let hasher = blake3::Hasher::new();
+    let mut to = Hashed { to, hasher };
     to.write_all(MAGIC)?;
     // The records were verified; their JSON is the same as in the directory,
     // or the digest in the seal would not match when it is unpacked.
     let manifest = manifest::encode(&appshot.manifest).map_err(io::Error::other)?;
-    let mut index = vec![write_frame(MANIFEST, &manifest[..], manifest.len() as u64, to)?];
+    let first = write_frame(MANIFEST, &manifest[..], manifest.len() as u64, &mut to, level)?;
+    let mut index = vec![first];
     for part in &appshot.manifest.parts {
         let file = appshot.part(&part.name).map_err(io::Error::other)?;
-        index.push(write_frame(&part.name, file, part.bytes, to)?);
+        index.push(write_frame(&part.name, file, part.bytes, &mut to, level)?);
     }
     let index = serde_json::to_vec(&index)?;
     to.write_all(&index)?;
-    to.write_all(&(index.len() as u64).to_le_bytes())
+    to.write_all(&(index.len() as u64).to_le_bytes())?;
+    let Hashed { to, hasher } = to;
+    let digest = hasher.finalize();
+    to.write_all(digest.as_bytes())?;
+    Ok((hasher.count() + DIGEST_BYTES, digest))
 }
 
-fn write_frame(name: &str, from: impl Read, bytes: u64, to: &mut Hashed) -> io::Result<Entry> {
+fn write_frame<W: Write>(name: &str, from: impl Read, bytes: u64, to: &mut Hashed<W>, level: i32) -> io::Result<Entry> {
     let start = to.hasher.count();
-    let mut encoder = zstd::Encoder::new(&mut *to, LEVEL)?;
+    let mut encoder = zstd::Encoder::new(&mut *to, level)?;
     encoder.set_pledged_src_size(Some(bytes))?;
     encoder.include_checksum(false)?;
     if bytes > COPY_BYTES as u64 {
@@ -96,64 +110,113 @@ fn write_frame(name: &str, from: impl Read, bytes: u64, to: &mut Hashed) -> io::
     Ok(Entry(name.to_string(), bytes, to.hasher.count() - start))
 }
 
-/// Copies exactly this many bytes, after which the source must be at its end.
+/// Copies exactly this many bytes, after which the source must be at its end. All but
+/// the last are given on in whole pages.
 fn copy(from: impl Read, to: &mut impl Write, bytes: u64) -> io::Result<()> {
     let mut from = from.take(bytes.saturating_add(1));
-    let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(bytes).unwrap_or(COPY_BYTES) + 1)];
+    let mut buffer = Vec::with_capacity(COPY_BYTES.min(usize::try_from(bytes).unwrap_or(COPY_BYTES) + 1));
     let mut copied = 0;
     loop {
-        match from.read(&mut buffer)? {
+        buffer.clear();
+        let read = from.by_ref().take(COPY_BYTES as u64).read_to_end(&mut buffer)?;
+        copied += read as u64;
+        match read {
             0 if copied == bytes => return Ok(()),
-            0 => {
-                return Err(io::Error::other(format!("{copied} bytes instead of {bytes}")));
-            }
-            read => {
-                copied += read as u64;
-                if copied > bytes {
-                    return Err(io::Error::other(format!("more than {bytes} bytes")));
-                }
-                to.write_all(&buffer[..read])?;
-            }
+            0 => return Err(io::Error::other(format!("{copied} bytes instead of {bytes}"))),
+            _ if copied > bytes => return Err(io::Error::other(format!("more than {bytes} bytes"))),
+            _ => to.write_all(&buffer)?,
         }
     }
 }
 
-/// A file with the digest of what was written to it.
-struct Hashed {
-    file: File,
+/// What is written to, with the digest of that.
+struct Hashed<W> {
+    to: W,
     hasher: blake3::Hasher,
 }
 
-impl Write for Hashed {
+impl<W: Write> Write for Hashed<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write_all(bytes)?;
+        self.to.write_all(bytes)?;
         self.hasher.update(bytes);
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.to.flush()
     }
 }
 
-/// Unpacks into the new directory `dest`. When this returns, the appshot is
-/// verified and on disk.
-pub fn unpack(file: &Path, dest: &Path) -> Result<PathBuf> {
-    let cannot = || format!("cannot unpack {} into {}", file.display(), dest.display());
-    let source = File::open(file).map_err(|e| cannot_find(cannot(), &e))?;
-    let contents = read(&source)?;
-    let staging = Staging::create(dest)?;
-    let mut to = staging.create_file(MANIFEST).or_fail(cannot)?;
-    to.write_all(&contents.sealed)
-        .and_then(|()| to.sync_all())
-        .or_fail(cannot)?;
-    for frame in &contents.parts {
-        let mut to = staging.create_file(&frame.name).or_fail(cannot)?;
-        unpack_frame(&source, frame, &mut to)?;
-        to.sync_data().or_fail(cannot)?;
+/// A new file in which pages of zeroes are holes, as they were.
+struct Sparse<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Write for Sparse<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for run in data_runs(bytes) {
+            let at = self.at + run.start as u64;
+            self.file.write_all_at(&bytes[run], at)?;
+        }
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
     }
-    Appshot::open(staging.path())?;
-    staging.commit()
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A packed appshot that was verified.
+#[derive(Debug)]
+pub struct Packed {
+    source: File,
+    contents: Contents,
+}
+
+impl Packed {
+    pub fn open(file: &Path) -> Result<Packed> {
+        let source = File::open(file).map_err(|e| cannot_find(format!("cannot unpack {}", file.display()), &e))?;
+        Packed::read(source)
+    }
+
+    /// The same of a file that has no name.
+    pub fn read(source: File) -> Result<Packed> {
+        let contents = read(&source)?;
+        Ok(Packed { source, contents })
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.contents.manifest
+    }
+
+    /// Unpacks into the new directory `dest`, if `may` allows what was unpacked (a
+    /// directory of that content) to get its name. When this returns, the appshot is
+    /// verified and on disk.
+    pub fn unpack(&self, dest: &Path, may: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let cannot = || format!("cannot unpack into {}", dest.display());
+        let staging = Staging::create(dest)?;
+        let mut to = staging.create_file(MANIFEST).or_fail(cannot)?;
+        to.write_all(&self.contents.sealed)
+            .and_then(|()| to.sync_all())
+            .or_fail(cannot)?;
+        for frame in &self.contents.parts {
+            let file = staging.create_file(&frame.name).or_fail(cannot)?;
+            unpack_frame(&self.source, frame, &mut Sparse { file: &file, at: 0 })?;
+            file.set_len(frame.bytes)
+                .and_then(|()| file.sync_data())
+                .or_fail(cannot)?;
+        }
+        Appshot::open(staging.path())?;
+        may(staging.path())?;
+        staging.commit()
+    }
+}
+
+/// Unpacks a file into the new directory `dest`.
+pub fn unpack(file: &Path, dest: &Path) -> Result<PathBuf> {
+    Packed::open(file)?.unpack(dest, |_| Ok(()))
 }
 
 fn cannot_find(what: String, cause: &std::io::Error) -> Error {
@@ -163,7 +226,7 @@ fn cannot_find(what: String, cause: &std::io::Error) -> Error {
     };
     Error::new(kind, what)
         .because(cause)
-        .fix("name a file that `appshot pack` wrote")
+        .fix("name a file that `appshot store export` wrote")
         .state("nothing was written")
 }
 
@@ -172,6 +235,44 @@ pub fn parse(bytes: &[u8]) -> Result<Manifest> {
     read(bytes).map(|contents| contents.manifest)
 }
 
+/// Its manifest, which is sealed by itself, and the manifest's bytes. Nothing else is
+/// read: for listing, never to unpack from.
+pub(super) fn peek(source: &File) -> Result<(Manifest, Vec<u8>)> {
+    let contents = contents(source, check_magic(source)?)?;
+    Ok((contents.manifest, contents.sealed))
+}
+
+/// The parts of a packed file that are not what they were sealed as, if it can be told
+/// apart. A file whose own digest fits has none.
+pub(super) fn damaged(source: &File) -> Result<Vec<(String, String)>> {
+    let Err(whole) = read(source) else {
+        return Ok(Vec::new());
+    };
+    let told = |error: Error| error.because.unwrap_or(error.what);
+    let Ok(contents) = check_magic(source).and_then(|trailer| contents(source, trailer)) else {
+        return Ok(vec![(MANIFEST.to_owned(), told(whole))]);
+    };
+    let mut damage = Vec::new();
+    for (frame, part) in contents.parts.iter().zip(&contents.manifest.parts) {
+        let mut hasher = blake3::Hasher::new();
+        match unpack_frame(source, frame, &mut hasher) {
+            Err(error) => damage.push((part.name.clone(), told(error))),
+            Ok(()) if hasher.finalize().to_hex().as_str() != part.blake3 => {
+                damage.push((
+                    part.name.clone(),
+                    "it does not match the digest it was sealed with".to_owned(),
+                ));
+            }
+            Ok(()) => {}
+        }
+    }
+    if damage.is_empty() {
+        damage.push((PACKED.to_owned(), told(whole)));
+    }
+    Ok(damage)
+}
+
+#[derive(Debug)]
 struct Frame {
     name: String,
     bytes: u64,
@@ -179,6 +280,7 @@ struct Frame {
     packed_bytes: u64,
 }
 
+#[derive(Debug)]
 struct Contents {
     manifest: Manifest,
     /// The manifest's bytes.
@@ -187,7 +289,13 @@ struct Contents {
 }
 
 fn read(source: &(impl Source + ?Sized)) -> Result<Contents> {
-    let frames = read_index(source, verify(source)?)?;
+    let trailer = check_magic(source)?;
+    verify(source)?;
+    contents(source, trailer)
+}
+
+fn contents(source: &(impl Source + ?Sized), trailer: u64) -> Result<Contents> {
+    let frames = read_index(source, trailer)?;
     let mut frames = frames.into_iter();
     let first = frames
         .next()
@@ -210,8 +318,8 @@ fn read(source: &(impl Source + ?Sized)) -> Result<Contents> {
     })
 }
 
-/// Checks magic, version and digest; returns where the trailer begins.
-fn verify(source: &(impl Source + ?Sized)) -> Result<u64> {
+/// Checks magic and version; returns where the trailer begins.
+fn check_magic(source: &(impl Source + ?Sized)) -> Result<u64> {
     let unreadable = |e| unreadable(PACKED, e);
     let size = source.bytes().map_err(unreadable)?;
     ensure(size >= MAGIC.len() as u64 + TRAILER_BYTES, PACKED, || {
@@ -230,15 +338,20 @@ fn verify(source: &(impl Source + ?Sized)) -> Result<u64> {
             "the version of Appshot that wrote it, or a newer one that still reads it",
         ));
     }
-    let covered = size - DIGEST_BYTES;
+    Ok(size - TRAILER_BYTES)
+}
+
+/// Holds all of it against its digest.
+fn verify(source: &(impl Source + ?Sized)) -> Result<()> {
+    let unreadable = |e| unreadable(PACKED, e);
+    let covered = source.bytes().map_err(unreadable)? - DIGEST_BYTES;
     let digest = source.read_range(covered, DIGEST_BYTES).map_err(unreadable)?;
     let found = digest::of(source, covered).map_err(unreadable)?;
     ensure(
         digest == found.as_bytes(),
         PACKED,
         || "its content does not match its digest",
-    )?;
-    Ok(size - TRAILER_BYTES)
+    )
 }
 
 /// The frames lie back to back between the magic and the index.
@@ -308,7 +421,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sample.packed");
         sample::write(&dir.path().join("sample.appshot"));
-        let bytes = pack(&dir.path().join("sample.appshot"), &path).unwrap();
+        let bytes = pack(&dir.path().join("sample.appshot"), &path, LEVEL).unwrap();
         assert_eq!(path.metadata().unwrap().len(), bytes);
         (dir, path)
     }
@@ -331,7 +444,7 @@ mod tests {
             assert_eq!(std::fs::read(dest.join(&name)).unwrap(), before, "{name:?}");
         }
         assert_eq!(unpack(&path, &dest).unwrap_err().kind, Kind::Conflict);
-        assert_eq!(pack(&dest, &path).unwrap_err().kind, Kind::Conflict);
+        assert_eq!(pack(&dest, &path, LEVEL).unwrap_err().kind, Kind::Conflict);
         assert_eq!(
             std::fs::read_dir(dir.path()).unwrap().count(),
             3,

@@ -1,5 +1,6 @@
 //! Opens an appshot that nobody vouches for.
 
+use super::digest::ChainingValue;
 use super::fault::{corrupt, ensure, unreadable};
 use super::leaves::{DIGESTS, Leaves, Pieces};
 use super::process::Core;
@@ -12,12 +13,13 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::Seek;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A whole appshot. What it says is consistent; whether it may be restored
 /// here is for the restorer to decide.
@@ -42,26 +44,77 @@ pub struct Digests {
 }
 
 impl Digests {
+    pub(super) fn of(parts: Vec<(Part, File)>) -> Digests {
+        Digests {
+            parts,
+            verified: OnceLock::new(),
+        }
+    }
+
     /// Reads every part with up to `threads` threads and holds it against the
     /// digest that it was sealed with, unless that has been done.
     pub fn verify(&self, threads: usize) -> Result<()> {
         if self.verified.get().is_some() {
             return Ok(());
         }
-        let lengths: Vec<u64> = self.parts.iter().map(|(part, _)| part.bytes).collect();
-        let found = digest::of_all(&lengths, threads, |at, offset, buffer: &mut [u8]| {
+        let found = digest::of_all(&self.lengths(), threads, |at, offset, buffer: &mut [u8]| {
             let (part, file) = &self.parts[at];
             file.fill_at(buffer, offset).map_err(|e| unreadable(&part.name, e))
         })?;
+        if let Some((_, error)) = self.unlike(&found).next() {
+            return Err(error);
+        }
+        self.leaves_are_sealed(&found)?;
+        self.verified.get_or_init(|| ());
+        Ok(())
+    }
+
+    /// The same, naming every part that is not what it was sealed as. `all` the parts of
+    /// the appshot are these, or some are missing.
+    pub(super) fn damaged(&self, threads: usize, all: bool) -> Vec<(String, Error)> {
+        let broken = Mutex::new(BTreeMap::new());
+        let found = digest::of_all(&self.lengths(), threads, |at, offset, buffer: &mut [u8]| {
+            let (part, file) = &self.parts[at];
+            let read = file.fill_at(buffer, offset);
+            if let (Err(cause), Ok(mut broken)) = (read, broken.lock()) {
+                broken.insert(at, unreadable(&part.name, cause));
+            }
+            Ok::<(), Infallible>(())
+        });
+        let Ok(found) = found;
+        let mut broken = broken.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut damaged: BTreeMap<usize, Error> = self.unlike(&found).collect();
+        damaged.append(&mut broken);
+        if all
+            && damaged.is_empty()
+            && let Err(error) = self.leaves_are_sealed(&found)
+        {
+            return vec![(DIGESTS.to_owned(), error)];
+        }
+        let named = |(at, error): (usize, Error)| (self.parts[at].0.name.clone(), error);
+        damaged.into_iter().map(named).collect()
+    }
+
+    fn lengths(&self) -> Vec<u64> {
+        self.parts.iter().map(|(part, _)| part.bytes).collect()
+    }
+
+    /// Parts that have other leaves than they were sealed with.
+    fn unlike(&self, found: &[Vec<ChainingValue>]) -> impl Iterator<Item = (usize, Error)> {
+        let pairs = self.parts.iter().zip(found).enumerate();
+        pairs.filter_map(|(at, ((part, _), found))| {
+            let same = digest::merged(found).to_hex().as_str() == part.blake3;
+            let told = || format!("its {} bytes do not match the digest they were sealed with", part.bytes);
+            ensure(same, &part.name, told).err().map(|error| (at, error))
+        })
+    }
+
+    /// The part of digests tells those of the others.
+    fn leaves_are_sealed(&self, found: &[Vec<ChainingValue>]) -> Result<()> {
         let mut leaves = Leaves::default();
-        for ((part, _), found) in self.parts.iter().zip(found) {
-            ensure(
-                digest::merged(&found).to_hex().as_str() == part.blake3,
-                &part.name,
-                || format!("its {} bytes do not match the digest they were sealed with", part.bytes),
-            )?;
+        for (part, found) in self.parts().zip(found) {
             if part.name != DIGESTS {
-                leaves.push(&found);
+                leaves.push(found);
             }
         }
         let sealed = self.parts().last();
@@ -69,9 +122,7 @@ impl Digests {
             sealed == Some(&leaves.part()),
             DIGESTS,
             || "they are those of other content",
-        )?;
-        self.verified.get_or_init(|| ());
-        Ok(())
+        )
     }
 
     /// What pieces of the parts are held against one by one, instead of all at once.
@@ -215,10 +266,7 @@ impl Opened {
             let file = file.try_clone().map_err(|e| unreadable(&part.name, e))?;
             Ok((part.clone(), file))
         });
-        Ok(Digests {
-            parts: parts.collect::<Result<_>>()?,
-            verified: OnceLock::new(),
-        })
+        Ok(Digests::of(parts.collect::<Result<_>>()?))
     }
 
     fn parse(self) -> Result<Appshot> {
@@ -245,7 +293,7 @@ impl Opened {
     }
 }
 
-fn open_dir(path: &Path) -> Result<Dir> {
+pub(super) fn open_dir(path: &Path) -> Result<Dir> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     Dir::open(path, flags, Mode::empty()).map_err(|errno| {
         let kind = match errno {
@@ -257,13 +305,13 @@ fn open_dir(path: &Path) -> Result<Dir> {
         match errno {
             Errno::ENOTDIR => error
                 .because("it is a file; an appshot is a directory")
-                .fix("unpack a packed one first, with `appshot unpack`"),
+                .fix("unpack a packed one first, with `appshot store import`"),
             _ => error.because(errno),
         }
     })
 }
 
-fn read_manifest(dir: &Dir) -> Result<(Manifest, blake3::Hash)> {
+pub(super) fn read_manifest(dir: &Dir) -> Result<(Manifest, blake3::Hash)> {
     let file = open_file(dir, MANIFEST)?;
     let size = file.bytes().map_err(|e| unreadable(MANIFEST, e))?;
     ensure(size <= limits::MANIFEST_BYTES, MANIFEST, || {
@@ -294,7 +342,7 @@ fn open_file(dir: &Dir, name: &str) -> Result<File> {
 
 /// The directory holds the manifest, its parts and nothing else. That none is
 /// missing shows when they are opened.
-fn check_names(dir: &mut Dir, manifest: &Manifest) -> Result<()> {
+pub(super) fn check_names(dir: &mut Dir, manifest: &Manifest) -> Result<()> {
     let listed: std::collections::BTreeSet<&[u8]> = manifest.parts.iter().map(|part| part.name.as_bytes()).collect();
     for entry in dir.iter() {
         let entry = entry.map_err(|e| unreadable("the directory", e))?;
@@ -307,7 +355,7 @@ fn check_names(dir: &mut Dir, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-fn open_part(dir: &Dir, part: &Part) -> Result<File> {
+pub(super) fn open_part(dir: &Dir, part: &Part) -> Result<File> {
     let file = open_file(dir, &part.name)?;
     let bytes = file.bytes().map_err(|e| unreadable(&part.name, e))?;
     ensure(bytes == part.bytes, &part.name, || {

@@ -140,16 +140,23 @@ fn own(dir: &Path) -> io::Result<Option<Flock<File>>> {
 /// Removes from `parent` what killed writers left there. What cannot be removed
 /// stays for the next one who tries.
 pub fn sweep(parent: &Path) {
-    for entry in parent.read_dir().into_iter().flatten().flatten() {
+    for (path, _owned) in abandoned(parent) {
+        tracing::info!(path = %path.display(), "its writer was killed: removed");
+        let _ = std::fs::remove_dir_all(&path);
+    }
+}
+
+/// What killed writers left in `parent`, each with the lock that makes it ours.
+pub fn abandoned(parent: &Path) -> impl Iterator<Item = (PathBuf, Flock<File>)> {
+    let entries = parent.read_dir().into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let ours = name.starts_with('.') && name.contains(PARTIAL);
         let path = entry.path();
-        if ours && let Ok(Some(_owned)) = own(&path) {
-            tracing::info!(path = %path.display(), "its writer was killed: removed");
-            let _ = std::fs::remove_dir_all(&path);
-        }
-    }
+        let owned = ours.then(|| own(&path).ok().flatten()).flatten();
+        Some((path, owned?))
+    })
 }
 
 /// Renames without replacing. File systems without RENAME_NOREPLACE get a

@@ -92,6 +92,13 @@ pub struct Unsealed {
 }
 
 impl Unsealed {
+    /// Disk space that the parts take.
+    pub fn disk_bytes(&self) -> Result<u64> {
+        let files = self.parts.iter().map(|(_, finished)| &finished.part.file);
+        let sum: io::Result<u64> = files.map(disk_usage).sum();
+        sum.or_fail(|| format!("cannot measure appshot {}", self.staging.dest().display()))
+    }
+
     /// Completes the appshot. `manifest.parts` is filled in here. When this
     /// returns, every byte has been read back, compared, and is on disk.
     pub fn seal(self, mut manifest: Manifest) -> Result<Sealed> {

@@ -1,5 +1,6 @@
 //! The appshots of the registry, and how one takes the place of another.
 
+use super::collect::Leftover;
 use super::{Store, files, names};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::restore::working_set;
@@ -9,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// Ending of an appshot's file or directory name.
 pub const SUFFIX: &str = ".appshot";
+/// That of a successor.
+const NEXT: &str = ".appshot.next";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppshotEntry {
@@ -18,7 +21,7 @@ pub struct AppshotEntry {
 }
 
 impl Store {
-    fn appshots_dir(&self) -> PathBuf {
+    pub(super) fn appshots_dir(&self) -> PathBuf {
         self.data_dir.join("appshots")
     }
 
@@ -27,7 +30,7 @@ impl Store {
     }
 
     fn next_path(&self, name: &str) -> PathBuf {
-        self.appshots_dir().join(format!(".{name}{SUFFIX}.next"))
+        self.appshots_dir().join(format!(".{name}{NEXT}"))
     }
 
     pub fn appshots(&self) -> Result<Vec<AppshotEntry>> {
@@ -37,7 +40,7 @@ impl Store {
 
     fn entry(&self, name: String) -> AppshotEntry {
         let path = self.appshot_path(&name);
-        let bytes = disk_bytes(&path);
+        let bytes = crate::image::sizes(&path).0;
         AppshotEntry { name, path, bytes }
     }
 
@@ -73,7 +76,7 @@ impl Store {
             .ok_or_else(|| self.no_appshot(name))
     }
 
-    fn no_appshot(&self, name: &str) -> Error {
+    pub(super) fn no_appshot(&self, name: &str) -> Error {
         let known = self.appshots().unwrap_or_default();
         let error = Error::new(Kind::NotFound, format!("there is no appshot of {name:?}"));
         match names::closest(name, known.iter().map(|entry| entry.name.as_str())) {
@@ -113,21 +116,53 @@ impl Store {
         files::sync_parent(&path).or_fail(what)
     }
 
-    /// Removes what killed writers and removers left half-way.
-    pub(super) fn sweep(&self) {
-        let dir = self.appshots_dir();
-        crate::image::sweep(&dir);
-        for entry in dir.read_dir().into_iter().flatten().flatten() {
-            let path = entry.path();
-            if entry.file_name().to_string_lossy().starts_with(DOOMED) || working_set::is_left(&path) {
-                let _ = std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path));
+    /// Puts every sealed successor in its place whose name nobody is busy with.
+    pub(super) fn settle_all(&self) {
+        let entries = self.appshots_dir().read_dir().into_iter().flatten().flatten();
+        for entry in entries {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            let name = file.strip_prefix('.').and_then(|file| file.strip_suffix(NEXT));
+            if let Some(Ok(Some(_busy))) = name.map(|name| self.lock_if_free(name)) {
+                let _ = self.settle(name.unwrap_or_default());
             }
         }
     }
 
-    /// Deletes the stored appshot of `name`.
+    /// Removes what killed writers and removers left half-way.
+    pub(super) fn sweep(&self) {
+        crate::image::sweep(&self.appshots_dir());
+        for left in self.left() {
+            let _ = std::fs::remove_dir_all(&left.path).or_else(|_| std::fs::remove_file(&left.path));
+        }
+    }
+
+    /// What [`Store::sweep`] would remove.
+    pub(super) fn leftovers(&self) -> Vec<Leftover> {
+        let dir = self.appshots_dir();
+        let abandoned = crate::image::abandoned(&dir);
+        let abandoned = abandoned.map(|(path, _owned)| Leftover::new(path, "its writer was killed"));
+        abandoned.chain(self.left()).collect()
+    }
+
+    fn left(&self) -> impl Iterator<Item = Leftover> {
+        let entries = self.appshots_dir().read_dir().into_iter().flatten().flatten();
+        entries.filter_map(|entry| {
+            let doomed = entry.file_name().to_string_lossy().starts_with(DOOMED);
+            match entry.path() {
+                path if doomed => Some(Leftover::new(path, "who removed it was killed")),
+                path if working_set::is_left(&path) => Some(Leftover::new(path, "a working set of no appshot")),
+                _ => None,
+            }
+        })
+    }
+
+    /// Deletes the stored appshot of `name`, unless another borrows pages of it.
     pub fn remove_appshot(&self, name: &str) -> Result<()> {
-        names::validate(name)?;
+        self.lends_nothing(name)?;
+        self.delete_appshot(name)
+    }
+
+    pub(super) fn delete_appshot(&self, name: &str) -> Result<()> {
         let path = self.appshot_path(name);
         match path.exists() {
             true => delete(&path).map(|()| working_set::remove(&path)),
@@ -166,14 +201,5 @@ fn delete(path: &Path) -> Result<()> {
     match removed {
         Err(_) if !doomed.exists() => Ok(()),
         removed => removed.or_fail(what),
-    }
-}
-
-/// Size of a file, or of the files of a directory (appshots have no deeper ones).
-fn disk_bytes(path: &Path) -> u64 {
-    let length = |path: &Path| path.metadata().map_or(0, |meta| meta.len());
-    match path.read_dir() {
-        Ok(entries) => entries.flatten().map(|entry| length(&entry.path())).sum(),
-        Err(_) => length(path),
     }
 }
