@@ -83,10 +83,8 @@ impl Series {
             return Err(Error::new(Kind::Usage, "such a series of snapshots is not possible")
                 .because("one a second is the most, and one must be kept"));
         }
-        let prefix = match prefix {
-            Some(prefix) => prefix,
-            None => survey::app_name(&store.target(&target)?),
-        };
+        let app = survey::app_name(&store.target(&target)?);
+        let prefix = prefix.unwrap_or(app);
         validate(&format!("{prefix}-{}", stamp(0)))?;
         Ok(Series {
             store,

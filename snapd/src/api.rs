@@ -1,16 +1,19 @@
 //! What `snapd` answers; `openapi.json` describes it.
 
+use crate::series::{self, AllSeries};
 use axum::extract::{Path, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
-use libsnap::store::{AppshotEntry, Store, View};
+use libsnap::store::{Store, Stored, View};
 use libsnap::target::{CheckReport, OutsidePolicy, SnapshotOptions, SnapshotReport, TcpPolicy};
 use nodekit::jobs::{self, Job, Place, Snapshot};
+use nodekit::periodic::Series;
 use nodekit::reply::{self, Body, Reply, on_own_thread};
 use nodekit::worker;
 use serde::Deserialize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub fn router(store: Store) -> Router {
     let routes = Router::new()
@@ -19,8 +22,20 @@ pub fn router(store: Store) -> Router {
         .route("/v1/apps", get(apps))
         .route("/v1/apps/{name}", get(app))
         .route("/v1/appshots", get(appshots))
-        .route("/v1/appshots/{name}", delete(remove_appshot));
-    reply::complete(routes, "snapd", include_str!("../openapi.json")).with_state(store)
+        .route("/v1/appshots/{name}", delete(remove_appshot))
+        .route("/v1/series", post(begin_series).get(list_series))
+        .route("/v1/series/{name}", delete(end_series));
+    let daemon = Daemon {
+        store,
+        series: AllSeries::default(),
+    };
+    reply::complete(routes, "snapd", include_str!("../openapi.json")).with_state(daemon)
+}
+
+#[derive(Clone, Debug)]
+struct Daemon {
+    store: Store,
+    series: AllSeries,
 }
 
 /// Name of an app, or a PID as number or text.
@@ -98,7 +113,10 @@ fn both() -> Error {
 }
 
 /// The worker holds the app's lock: a second snapshot of it answers 409.
-async fn snapshot(State(store): State<Store>, Body(request): Body<SnapshotRequest>) -> Reply<SnapshotReport> {
+async fn snapshot(
+    State(Daemon { store, .. }): State<Daemon>,
+    Body(request): Body<SnapshotRequest>,
+) -> Reply<SnapshotReport> {
     let job = request.job(store)?;
     let report = on_own_thread(move || take(&job)).await?;
     Ok(Json(report))
@@ -134,7 +152,7 @@ struct CheckRequest {
     outside: OutsidePolicy,
 }
 
-async fn check(State(store): State<Store>, Body(request): Body<CheckRequest>) -> Reply<CheckReport> {
+async fn check(State(Daemon { store, .. }): State<Daemon>, Body(request): Body<CheckRequest>) -> Reply<CheckReport> {
     let options = SnapshotOptions {
         leave_running: true,
         tcp: request.tcp,
@@ -145,27 +163,81 @@ async fn check(State(store): State<Store>, Body(request): Body<CheckRequest>) ->
     Ok(Json(report.await?))
 }
 
-async fn apps(State(store): State<Store>) -> Reply<Vec<View>> {
+async fn apps(State(Daemon { store, .. }): State<Daemon>) -> Reply<Vec<View>> {
     Ok(Json(store.views()?))
 }
 
-async fn app(State(store): State<Store>, Path(name): Path<String>) -> Reply<View> {
+async fn app(State(Daemon { store, .. }): State<Daemon>, Path(name): Path<String>) -> Reply<View> {
     Ok(Json(store.view(&name)?))
 }
 
-async fn appshots(State(store): State<Store>) -> Reply<Vec<AppshotEntry>> {
-    Ok(Json(store.appshots()?))
+async fn appshots(State(Daemon { store, .. }): State<Daemon>) -> Reply<Vec<Stored>> {
+    Ok(Json(on_own_thread(move || store.inventory()).await?))
 }
 
 /// Answers what was removed.
-async fn remove_appshot(State(store): State<Store>, Path(name): Path<String>) -> Reply<AppshotEntry> {
+async fn remove_appshot(State(Daemon { store, .. }): State<Daemon>, Path(name): Path<String>) -> Reply<Stored> {
     let removed = on_own_thread(move || {
         let _busy = store.try_lock(&name)?;
-        let entry = store.appshots()?.into_iter().find(|e| e.name == name);
-        store.remove_appshot(&name)?;
-        entry.ok_or_else(|| store.unknown(&name))
+        let stored = store.stored(&name)?;
+        store.remove_appshot(&name).map(|()| stored)
     });
-    let entry = removed.await?;
-    tracing::info!(appshot = entry.name, "removed");
-    Ok(Json(entry))
+    let stored = removed.await?;
+    tracing::info!(appshot = stored.name, "removed");
+    Ok(Json(stored))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SeriesRequest {
+    target: Which,
+    #[serde(default = "a_minute")]
+    every_ms: u64,
+    #[serde(default = "ten")]
+    keep: usize,
+    /// What the names of its appshots begin with, instead of the app's.
+    name: Option<String>,
+    precopy: Option<bool>,
+    #[serde(default)]
+    tcp: TcpPolicy,
+    #[serde(default)]
+    outside: OutsidePolicy,
+}
+
+fn a_minute() -> u64 {
+    60_000
+}
+
+fn ten() -> usize {
+    10
+}
+
+impl SeriesRequest {
+    fn series(self, store: Store) -> Result<Series> {
+        let every = Duration::from_millis(self.every_ms);
+        let mut series = Series::new(store, self.target.text(), self.name, every, self.keep)?;
+        series.options = SnapshotOptions {
+            precopy: self.precopy,
+            tcp: self.tcp,
+            outside: self.outside,
+            ..SnapshotOptions::default()
+        };
+        Ok(series)
+    }
+}
+
+async fn begin_series(
+    State(Daemon { store, series }): State<Daemon>,
+    Body(request): Body<SeriesRequest>,
+) -> Reply<series::View> {
+    let wanted = request.series(store)?;
+    Ok(Json(series.begin(wanted).await?))
+}
+
+async fn list_series(State(Daemon { series, .. }): State<Daemon>) -> Reply<Vec<series::View>> {
+    Ok(Json(series.list()))
+}
+
+async fn end_series(State(Daemon { series, .. }): State<Daemon>, Path(name): Path<String>) -> Reply<series::View> {
+    Ok(Json(series.end(&name)?))
 }

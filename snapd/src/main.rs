@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod series;
 
 use clap::Parser;
 use libsnap::error::Result;
