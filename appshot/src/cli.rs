@@ -209,6 +209,10 @@ pub enum Store {
     /// Hold every byte against its digest, and name each damaged part
     Verify(StoreVerify),
     /// Remove what nothing needs, the oldest first
+    ///
+    /// Leftovers of killed writers go in any case. An appshot goes only by a rule, and
+    /// never while an app sleeps in it, an instance that was restored from it runs, or
+    /// another appshot borrows pages of it.
     Gc(StoreGc),
     /// Tell how much the store may take, or change it
     Quota(StoreQuota),
@@ -233,9 +237,6 @@ pub struct StoreVerify {
     pub output: Output,
 }
 
-/// Leftovers of killed writers go in any case. An appshot goes only by a rule, and never
-/// while an app sleeps in it, an instance that was restored from it runs, or another
-/// appshot borrows pages of it.
 #[derive(Args, Debug)]
 pub struct StoreGc {
     /// Only tell what would be removed
