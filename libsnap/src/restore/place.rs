@@ -221,7 +221,7 @@ pub fn protection(script: &mut Script<'_>, core: &Core, vdso: &Vdso) -> Result<(
 
 /// Unmaps everything of the husk but the executor and what the kernel provides.
 pub(super) fn clear(skeleton: &Skeleton, script: &mut Script<'_>) -> Result<()> {
-    if skeleton.unsettled {
+    if skeleton.is_empty {
         return Ok(());
     }
     let own = skeleton.executor.span();
@@ -244,7 +244,7 @@ fn take(script: &mut Script<'_>, restorer: i32, ours: RawFd, number: i32) -> Res
 }
 
 /// Closes every descriptor of a husk but the one it takes others through.
-fn close_all(script: &mut Script<'_>, restorer: i32) -> Result<()> {
+pub(super) fn close_all(script: &mut Script<'_>, restorer: i32) -> Result<()> {
     let kept = restorer as u64;
     if kept > 0 {
         script.must("close_range", libc::SYS_close_range, &[0, kept - 1, 0])?;
