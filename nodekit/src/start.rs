@@ -5,7 +5,7 @@ use libsnap::image::MANIFEST;
 use libsnap::image::records::Manifest;
 use libsnap::journal::Journal;
 use libsnap::restore::spare::Spare;
-use libsnap::restore::{self, Cancelled, From, Prepared, Way};
+use libsnap::restore::{self, Cancelled, From, Prepared, Template, Way};
 use libsnap::store::{App, SUFFIX, Store};
 use libsnap::target::{Instance, RestoreOptions, RunOptions, Stdio};
 use serde::{Deserialize, Serialize};
@@ -44,11 +44,19 @@ pub struct Ready {
 impl Ready {
     /// A husk in a cgroup of its own, and its journal.
     pub fn spare(store: &Store) -> Result<Ready> {
-        let group = libsnap::cgroup::create_spare()?;
-        let journal = group.as_deref().map(|group| Journal::spare(store, group)).transpose();
-        let journal = journal.inspect_err(|_| drop(group.as_deref().map(libsnap::cgroup::destroy)))?;
+        let (group, journal) = own_group(store)?;
         Ok(Ready {
             spare: Some(Spare::make(group)?),
+            journal,
+            ..Ready::default()
+        })
+    }
+
+    /// The same with an instance forked off a template.
+    pub fn forked(store: &Store, template: &Template) -> Result<Ready> {
+        let (group, journal) = own_group(store)?;
+        Ok(Ready {
+            prepared: Some(template.instance(group)?),
             journal,
             ..Ready::default()
         })
@@ -71,6 +79,14 @@ impl Ready {
             _ => false,
         }
     }
+}
+
+/// A cgroup that no app's name leads to, and the journal of what waits in it.
+fn own_group(store: &Store) -> Result<(Option<PathBuf>, Option<Journal>)> {
+    let group = libsnap::cgroup::create_spare()?;
+    let journal = group.as_deref().map(|group| Journal::spare(store, group)).transpose();
+    let journal = journal.inspect_err(|_| drop(group.as_deref().map(libsnap::cgroup::destroy)))?;
+    Ok((group, journal))
 }
 
 /// An app that has come up.

@@ -1,10 +1,10 @@
 //! The instances that this daemon has brought up.
 
-use crate::pool::{Busy, Kind, Pool};
+use crate::pool::{Busy, Kind, Pool, Watch};
 use crate::shelf::Shelf;
 use libsnap::error::{Error, Result};
-use libsnap::store::{App, Store, View};
 use libsnap::restore::{Prepared, Way};
+use libsnap::store::{App, Store, View};
 use libsnap::target::Instance;
 use nodekit::daemon::Stopping;
 use nodekit::reply::on_own_thread;
@@ -127,7 +127,13 @@ impl Instances {
     }
 }
 
-fn own(mut start: Start, shelf: &Shelf, mut ready: Ready, busy: Busy, answer: oneshot::Sender<Result<Instance>>) {
+fn own(
+    mut start: Start,
+    shelf: &Shelf,
+    mut ready: Ready,
+    busy: Busy,
+    answer: oneshot::Sender<Result<Instance>>,
+) -> Option<Watch> {
     if let What::Restore { appshot, options } = &start.what {
         ready.from = shelf.get(appshot, options.memory);
         // The appshot may have been replaced since it was prepared.
@@ -146,14 +152,14 @@ fn own(mut start: Start, shelf: &Shelf, mut ready: Ready, busy: Busy, answer: on
         Ok(started) => started,
         Err(error) => {
             tracing::warn!(app = start.name, kind = ?error.kind, %error, "restore failed");
-            return;
+            return None;
         }
     };
     log(&started.instance);
-    match supervise::reap(&start.store, &started.app) {
+    Some(Box::new(move || match supervise::reap(&start.store, &started.app) {
         Ok(code) => tracing::info!(app = start.name, code, "ended"),
         Err(error) => tracing::warn!(app = start.name, %error, "cannot reap"),
-    }
+    }))
 }
 
 fn log(instance: &Instance) {

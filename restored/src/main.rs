@@ -5,6 +5,7 @@ mod api;
 mod instances;
 mod pool;
 mod shelf;
+mod templates;
 
 use clap::Parser;
 use instances::Instances;

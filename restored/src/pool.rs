@@ -14,11 +14,12 @@
 //! program which cgroups to remove.
 
 use crate::shelf::Shelf;
+use crate::templates::Templates;
 use libsnap::error::Result;
 use libsnap::ids::HostPid;
+use libsnap::restore::Way;
 use libsnap::restore::eager;
 use libsnap::restore::spare::Spare;
-use libsnap::restore::Way;
 use libsnap::store::Store;
 use libsnap::target::PidMode;
 use nodekit::start::Ready;
@@ -45,8 +46,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const ENDING: Duration = Duration::from_secs(5);
 
 /// What a thread does with what it has made ready. A restore goes on until the second
-/// is dropped.
-pub type Job = Box<dyn FnOnce(Ready, Busy) + Send>;
+/// is dropped. Answers what lasts as long as the instance.
+pub type Job = Box<dyn FnOnce(Ready, Busy) -> Option<Watch> + Send>;
+pub type Watch = Box<dyn FnOnce() + Send>;
 
 /// What instances are prepared of: an appshot, and how it is restored.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +88,7 @@ pub struct Pool(Arc<Shared>);
 struct Shared {
     store: Store,
     shelf: Shelf,
+    templates: Templates,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -201,7 +204,8 @@ impl State {
             });
             row.fewest = have.min(row.wanted);
         }
-        self.rows.retain(|row| row.kind.is_none() || row.wanted > 0 || row.members > 0);
+        self.rows
+            .retain(|row| row.kind.is_none() || row.wanted > 0 || row.members > 0);
     }
 
     fn member_gone(&mut self, kind: Option<&Kind>) {
@@ -215,6 +219,12 @@ impl State {
     }
 }
 
+fn watch(watch: Option<Watch>) {
+    if let Some(watch) = watch {
+        watch();
+    }
+}
+
 impl Pool {
     pub fn new(store: Store, shelf: Shelf) -> Pool {
         let state = State {
@@ -225,6 +235,7 @@ impl Pool {
             ending: false,
         };
         let pool = Pool(Arc::new(Shared {
+            templates: Templates::new(store.clone(), shelf.clone()),
             store,
             shelf,
             state: Mutex::new(state),
@@ -238,11 +249,17 @@ impl Pool {
     /// Has the job done, by a thread that has an instance prepared or a husk where one
     /// waits.
     pub fn give(&self, kind: Option<Kind>, job: Job) {
-        // Only what leaves most of the memory elsewhere is worth it, or can be so.
         let kind = kind.filter(|kind| kind.way.pids == PidMode::New);
-        let mut state = self.0.lock();
-        state.busy += 1;
+        self.0.lock().busy += 1;
         let busy = Busy(self.0.clone());
+        let (job, busy) = match &kind {
+            Some(kind) => match self.0.templates.give(kind, job, busy) {
+                Ok(()) => return,
+                Err(order) => order,
+            },
+            None => (job, busy),
+        };
+        let mut state = self.0.lock();
         let prepared = kind.as_ref().and_then(|kind| state.take(Some(kind)));
         match prepared.or_else(|| state.take(None)) {
             Some(member) => {
@@ -255,13 +272,14 @@ impl Pool {
             }
             None => {
                 drop(state);
-                std::thread::spawn(move || job(Ready::default(), busy));
+                std::thread::spawn(move || watch(job(Ready::default(), busy)));
             }
         }
     }
 
     /// Undoes what waits, and makes no more.
     pub fn end(&self) {
+        self.0.templates.end();
         let deadline = Instant::now() + ENDING;
         let mut state = self.0.lock();
         state.ending = true;
@@ -330,7 +348,7 @@ impl Pool {
         drop(state);
         self.0.changed.notify_all();
         match (jobs.recv(), made) {
-            (Ok((job, busy)), Ok(ready)) => job(ready, busy),
+            (Ok((job, busy)), Ok(ready)) => watch(job(ready, busy)),
             (_, made) => {
                 drop(made);
                 self.0.lock().member_gone(kind.as_ref());

@@ -32,10 +32,12 @@ mod settle;
 pub mod skeleton;
 pub mod spare;
 pub mod state;
+mod template;
 pub mod vdso;
 pub mod working_set;
 
 pub use prepared::{Prepared, Way};
+pub use template::Template;
 
 use crate::error::{Error, Result};
 use crate::image::{Appshot, processors};
@@ -87,6 +89,14 @@ pub fn prepare(from: &From, way: Way, spare: Spare) -> Result<Prepared> {
         let vdsos = plan::here(from.shot(), way.force_vdso_bridge)?;
         let prepared = Prepared::make(from, way, vdsos, &mut Some(spare), None, &mut phases);
         from.judged(&|| false, prepared)
+    })
+}
+
+/// Makes what instances of this kind can be forked off, where [`Template::suits`] says so.
+pub fn template(from: &From, way: Way) -> Result<Template> {
+    in_phases(&|| false, |mut phases| {
+        let vdsos = plan::here(from.shot(), way.force_vdso_bridge)?;
+        from.judged(&|| false, Template::make(from, way, vdsos, &mut phases))
     })
 }
 

@@ -11,13 +11,13 @@
 
 use super::eager::Eager;
 use super::fill::{self, Empty, Wanted};
+use super::opened::Opened;
 use super::pager::{Left, Pager, Rest};
-use super::place::{self, Mapped, Shared};
+use super::place::{self, Mapped, Protect, Shared};
 use super::script::{self, Running, Script};
 use super::skeleton::Skeleton;
 use super::spare::Spare;
 use super::vdso::Vdso;
-use super::opened::Opened;
 use super::{From, Phases, state};
 use crate::cgroup;
 use crate::clocks::Timeline;
@@ -56,6 +56,15 @@ impl Way {
             force_vdso_bridge: options.force_vdso_bridge,
         }
     }
+
+    /// The network that this comes to.
+    pub(super) fn network(self, shot: &Appshot) -> Network {
+        match self.network {
+            Network::Auto if is_bound(shot) => Network::Own,
+            Network::Auto => Network::Host,
+            asked => asked,
+        }
+    }
 }
 
 /// Dropped, it is undone.
@@ -83,11 +92,7 @@ impl Prepared {
     ) -> Result<Prepared> {
         let shot = from.shot();
         phases.start("skeleton")?;
-        let network = match way.network {
-            Network::Auto if is_bound(shot) => Network::Own,
-            Network::Auto => Network::Host,
-            asked => asked,
-        };
+        let network = way.network(shot);
         let skeleton = match spare.take_if(|spare| spare.suits(shot, way.pids)) {
             Some(mut spare) => {
                 if let From::Disk(_) = from {
@@ -114,30 +119,73 @@ impl Prepared {
             vdsos,
             pager: None,
         };
-        match from {
-            From::Disk(opened) => prepared.pager = prepared.bring(opened, phases)?,
-            From::Memory(kept) => {
-                phases.start("memory")?;
-                let mut mapped = Mapped::new(&prepared.shared);
-                let reading = prepared.start_all(|at, script| {
-                    let (core, vdso) = (&shot.cores[at], &prepared.vdsos[at]);
-                    prepared.skeleton.begin_work(script, at, shot)?;
-                    let filled = (vdso, way.renewed);
-                    place::mappings_with(
-                        &prepared.skeleton,
-                        script,
-                        core,
-                        &kept.rows[at],
-                        &mut mapped,
-                        filled,
-                    )?;
-                    prepared.skeleton.end_work(script, at, shot)?;
-                    place::protection(script, core, vdso)
-                })?;
-                script::finish_all(reading)?;
-            }
-        }
+        prepared.pager = prepared.fill(Protect::All, phases)?;
         Ok(prepared)
+    }
+
+    /// One that never runs, and is full.
+    pub(super) fn template(
+        from: &From,
+        way: Way,
+        skeleton: Skeleton,
+        vdsos: Vec<Vdso>,
+        phases: &mut Phases<'_>,
+    ) -> Result<Prepared> {
+        let template = Prepared {
+            from: from.clone(),
+            way: Way {
+                memory: Memory::Eager,
+                ..way
+            },
+            skeleton,
+            shared: Shared::default(),
+            vdsos,
+            pager: None,
+        };
+        template.fill(Protect::Forked, phases)?;
+        Ok(Prepared { way, ..template })
+    }
+
+    /// The instance that has been forked off this one.
+    pub(super) fn instance(&self, skeleton: Skeleton) -> Prepared {
+        Prepared {
+            from: self.from.clone(),
+            way: self.way,
+            skeleton,
+            shared: Shared::default(),
+            vdsos: self.vdsos.clone(),
+            pager: None,
+        }
+    }
+
+    /// Gives the processes their memory, or answers who brings it.
+    fn fill(&self, protect: Protect, phases: &mut Phases<'_>) -> Result<Option<Pager>> {
+        let kept = match &self.from {
+            From::Disk(opened) => return self.bring(opened, protect, phases),
+            From::Memory(kept) => kept,
+        };
+        phases.start("memory")?;
+        let shot = &kept.shot;
+        let mut mapped = Mapped::new(&self.shared);
+        let reading = self.start_all(|at, script| {
+            let (core, vdso) = (&shot.cores[at], &self.vdsos[at]);
+            self.skeleton.begin_work(script, at, shot)?;
+            let filled = (vdso, self.way.renewed);
+            place::mappings_with(&self.skeleton, script, core, &kept.rows[at], &mut mapped, filled)?;
+            self.skeleton.end_work(script, at, shot)?;
+            place::protection(script, core, vdso, protect)
+        })?;
+        script::finish_all(reading)?;
+        Ok(None)
+    }
+
+    pub(super) fn skeleton(&self) -> &Skeleton {
+        &self.skeleton
+    }
+
+    /// That of the first process.
+    pub(super) fn vdso(&self) -> &Vdso {
+        &self.vdsos[0]
     }
 
     /// What it becomes an instance of.
@@ -162,7 +210,7 @@ impl Prepared {
     }
 
     /// Maps and fills what must be there before it runs. Answers who brings the rest.
-    fn bring(&self, opened: &Arc<Opened>, phases: &mut Phases<'_>) -> Result<Option<Pager>> {
+    fn bring(&self, opened: &Arc<Opened>, protect: Protect, phases: &mut Phases<'_>) -> Result<Option<Pager>> {
         let (shot, skeleton, way) = (&opened.shot, &self.skeleton, self.way);
         let lazy = way.memory != Memory::Eager && way.pids == PidMode::New;
         let rest = match way.memory {
@@ -186,7 +234,13 @@ impl Prepared {
         let empty = shot.cores.iter().zip(numbers).enumerate();
         let empty = empty.map(|(at, (core, number))| {
             let new = way.renewed;
-            Empty::new(skeleton.husks[at].pid, number, core, &self.vdsos[at], Wanted { lazy, new })
+            Empty::new(
+                skeleton.husks[at].pid,
+                number,
+                core,
+                &self.vdsos[at],
+                Wanted { lazy, new },
+            )
         });
         let empty: Vec<Empty<'_>> = empty.collect();
         let closing = self.start_all(|at, script| skeleton.end_work(script, at, shot))?;
@@ -211,16 +265,14 @@ impl Prepared {
             false => Some(Pager::start(opened, left, rest)?),
         };
         phases.start("protection")?;
-        let protecting = self.start_all(|at, script| place::protection(script, &shot.cores[at], &self.vdsos[at]))?;
+        let protecting =
+            self.start_all(|at, script| place::protection(script, &shot.cores[at], &self.vdsos[at], protect))?;
         script::finish_all(protecting)?;
         Ok(pager)
     }
 
     /// Sets the main thread of every process to work on a script of its own.
-    fn start_all(
-        &self,
-        mut write: impl FnMut(usize, &mut Script<'_>) -> Result<()>,
-    ) -> Result<Vec<Running<'_>>> {
+    fn start_all(&self, mut write: impl FnMut(usize, &mut Script<'_>) -> Result<()>) -> Result<Vec<Running<'_>>> {
         let start = |at| {
             let mut script = self.skeleton.script(at);
             write(at, &mut script)?;
@@ -257,7 +309,9 @@ impl Prepared {
         for (at, core) in shot.cores.iter().enumerate() {
             state::registers(&self.skeleton, at, core, &self.vdsos[at])?;
         }
-        let Prepared { skeleton, pager, way, .. } = self;
+        let Prepared {
+            skeleton, pager, way, ..
+        } = self;
         let group = skeleton.group().cloned();
         let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;
         if let (Some(pager), Some(init)) = (pager, init) {
@@ -289,7 +343,9 @@ impl Prepared {
         };
         let make = || files::restore_all(&builder, &shot.manifest, ptys);
         match skeleton.has_network {
-            true => nsthread::inside(skeleton.any(), &["net"], make).or_fail(|| "cannot enter the instance's network")?,
+            true => {
+                nsthread::inside(skeleton.any(), &["net"], make).or_fail(|| "cannot enter the instance's network")?
+            }
             false => make(),
         }
     }

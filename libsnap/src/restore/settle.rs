@@ -96,6 +96,9 @@ impl Skeleton {
     /// The last that each process does before it waits for what it becomes.
     pub(super) fn end_work(&self, script: &mut Script<'_>, at: usize, shot: &Appshot) -> Result<()> {
         place::close_all(script, self.restorer)?;
+        if self.is_template {
+            return Ok(());
+        }
         let root = shot.manifest.processes[0].pid;
         let directory = format!("/proc/{root}/ns");
         open_as(script, &directory, libc::O_PATH | libc::O_DIRECTORY, NAMESPACES)?;
@@ -161,7 +164,11 @@ fn raise_loopback(script: &mut Script<'_>) -> Result<()> {
     request[16..18].copy_from_slice(&((libc::IFF_UP | libc::IFF_RUNNING) as u16).to_le_bytes());
     let batch = script.room(1, request.len())?;
     let request = batch.bytes(&request).address;
-    batch.must("ioctl(SIOCSIFFLAGS)", libc::SYS_ioctl, &[0, libc::SIOCSIFFLAGS, request]);
+    batch.must(
+        "ioctl(SIOCSIFFLAGS)",
+        libc::SYS_ioctl,
+        &[0, libc::SIOCSIFFLAGS, request],
+    );
     script.must("close", libc::SYS_close, &[0]).map(drop)
 }
 

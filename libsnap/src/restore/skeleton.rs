@@ -50,6 +50,8 @@ pub struct Skeleton {
     pub(super) early: Option<Husk>,
     /// Husks have nothing to unmap.
     pub(super) is_empty: bool,
+    /// Its process is one that others are forked off.
+    pub(super) is_template: bool,
     /// The instance is in a network namespace of its own.
     pub(super) has_network: bool,
     pub(super) eager: Option<Eager>,
@@ -128,6 +130,7 @@ impl Skeleton {
             init: None,
             early: None,
             is_empty: false,
+            is_template: false,
             has_network: false,
             eager: None,
             had: Had::default(),
@@ -170,6 +173,14 @@ impl Skeleton {
         Ok(())
     }
 
+    /// Its only process is `root`.
+    pub(super) fn adopt(&mut self, shot: &Appshot, root: Husk) {
+        let number = shot.manifest.processes[0].pid;
+        (self.root, self.highest) = (number, highest(shot));
+        self.numbers = HashMap::from([(number, root.pid)]);
+        self.husks = vec![root];
+    }
+
     fn infect_first(&mut self, pid: HostPid, mut used: Vec<Span>) -> Result<Husk> {
         let failed = || "cannot enter a new process";
         ptrace::set_options(pid, OPTIONS).or_fail(failed)?;
@@ -199,7 +210,11 @@ impl Skeleton {
     pub(super) fn hasten(&mut self) {
         let tasks = self.numbers.len();
         self.eager = self.eager.take().filter(|_| tasks <= EAGER_MAX);
-        for (eager, husk) in self.eager.iter().flat_map(|eager| self.husks.iter().map(move |husk| (eager, husk))) {
+        for (eager, husk) in self
+            .eager
+            .iter()
+            .flat_map(|eager| self.husks.iter().map(move |husk| (eager, husk)))
+        {
             eager.with(husk.pid);
         }
     }
@@ -473,7 +488,7 @@ pub(super) fn free_number(shot: &Appshot) -> i32 {
 }
 
 /// The highest process, thread, session or group number of the app.
-fn highest(shot: &Appshot) -> i32 {
+pub(super) fn highest(shot: &Appshot) -> i32 {
     let processes = shot.manifest.processes.iter().flat_map(|p| [p.pid, p.pgid, p.sid]);
     let threads = shot
         .cores
@@ -484,7 +499,7 @@ fn highest(shot: &Appshot) -> i32 {
 }
 
 /// Ends a stopped husk so that its parent reads `status`.
-fn end_with(pid: HostPid, gate: Gate, status: i32) -> Result<()> {
+pub(super) fn end_with(pid: HostPid, gate: Gate, status: i32) -> Result<()> {
     let failed = || format!("cannot end process {pid} as it had ended");
     let signal = status & 0x7f;
     if signal != 0 {
