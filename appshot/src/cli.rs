@@ -219,6 +219,8 @@ pub enum Store {
     Gc(StoreGc),
     /// Tell how much the store may take, or change it
     Quota(StoreQuota),
+    /// Keep appshots compressed; a restore unpacks them
+    Compress(StoreCompress),
     /// Write an appshot, compressed, into one file
     Export(StoreExport),
     /// Take in an exported appshot, once it is verified
@@ -265,6 +267,25 @@ pub struct StoreQuota {
     /// snapshot or import that would exceed it is refused
     #[arg(value_name = "SIZE|none", value_parser = quota)]
     pub quota: Option<u64>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct StoreCompress {
+    /// Names of appshots in the store
+    #[arg(
+        value_name = "NAME",
+        required_unless_present = "idle_for",
+        conflicts_with = "idle_for"
+    )]
+    pub names: Vec<String>,
+    /// All that were neither taken nor restored for so long, such as 1d
+    #[arg(long, value_name = "TIME", value_parser = libsnap::units::parse_span)]
+    pub idle_for: Option<Duration>,
+    /// Level of compression (zstd), from 1, the fastest, to 19
+    #[arg(long, value_name = "N", default_value_t = libsnap::image::packed::LEVEL, value_parser = level)]
+    pub level: i32,
     #[command(flatten)]
     pub output: Output,
 }

@@ -24,6 +24,7 @@ mod collect;
 mod files;
 mod inventory;
 mod names;
+mod packing;
 mod quota;
 mod view;
 

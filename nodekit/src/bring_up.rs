@@ -2,7 +2,7 @@
 //! or detached, under one of its own.
 
 use crate::args::Format;
-use crate::start::{Start, Started};
+use crate::start::{Start, Started, UNPACK};
 use crate::{detach, out, signals, supervise};
 use libsnap::error::{Error, Result};
 use libsnap::store::State;
@@ -38,8 +38,9 @@ fn detached(start: Start, manner: Manner) -> Result<u8> {
 
 /// `web runs: 3 processes, pid 4312, up in 1.4 ms`
 pub fn told(instance: &Instance) -> String {
+    let unpacked = unpacked(instance).map_or(String::new(), |took| format!(" ({took})"));
     format!(
-        "{} runs: {}, pid {}, up in {}",
+        "{} runs: {}, pid {}, up in {}{unpacked}",
         instance.name,
         out::count(instance.processes, "process", "processes"),
         instance.root,
@@ -47,14 +48,23 @@ pub fn told(instance: &Instance) -> String {
     )
 }
 
+/// That the appshot was packed.
+fn unpacked(instance: &Instance) -> Option<String> {
+    let phase = instance.phases.iter().find(|phase| phase.name == UNPACK)?;
+    Some(format!("its appshot was unpacked in {}", out::millis(phase.micros)))
+}
+
 /// A signal to end us gives up a restore; once the app runs, it is the app's.
 fn attached(start: Start, quiet: bool) -> Result<u8> {
     let signals = signals::block()?;
     let mut start = start.attached();
-    let Started { app, .. } = match start.go_unless(&|| signals::waiting(&signals)) {
+    let Started { app, instance } = match start.go_unless(&|| signals::waiting(&signals)) {
         Ok(started) => started,
         Err(error) => return given_up(&signals, error),
     };
+    if let Some(unpacked) = unpacked(&instance).filter(|_| !quiet) {
+        eprintln!("{}: {unpacked}", app.name);
+    }
     let code = supervise::supervise(&start.store, &app, &signals)?;
     if !quiet
         && let Some(now) = start.store.find(&app.name)?

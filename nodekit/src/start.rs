@@ -7,10 +7,14 @@ use libsnap::journal::Journal;
 use libsnap::restore::spare::Spare;
 use libsnap::restore::{self, Cancelled, From, Prepared, Template, Way};
 use libsnap::store::{App, SUFFIX, Store};
-use libsnap::target::{Instance, RestoreOptions, RunOptions, Stdio};
+use libsnap::target::{Instance, Phase, RestoreOptions, RunOptions, Stdio};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// The phase before those of the engine.
+pub const UNPACK: &str = "unpack";
 
 /// A request to bring an app up. The process that goes through with it becomes
 /// the app's parent and must supervise it.
@@ -39,6 +43,8 @@ pub struct Ready {
     pub prepared: Option<Prepared>,
     /// Of these, until they are gone or an app with a record.
     pub journal: Option<Journal>,
+    /// How long it took to unpack the appshot.
+    pub unpacked: Option<Phase>,
 }
 
 impl Ready {
@@ -155,8 +161,23 @@ impl Start {
         self.go_with(cancelled, &mut Ready::default())
     }
 
+    /// Unpacks the appshot where the store keeps it packed, and notes that.
+    pub fn unpack(&self, ready: &mut Ready) -> Result<()> {
+        let What::Restore { appshot, .. } = &self.what else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        if self.store.unpack_stored(appshot)? {
+            let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let name = UNPACK.to_owned();
+            ready.unpacked = Some(Phase { name, micros });
+        }
+        Ok(())
+    }
+
     /// The same with what was made ready by this thread.
     pub fn go_with(&mut self, cancelled: Cancelled<'_>, ready: &mut Ready) -> Result<Started> {
+        self.unpack(ready)?;
         let _busy = self.store.try_lock(&self.name)?;
         self.make_room()?;
         // The journal of a spare is there already.
@@ -164,7 +185,11 @@ impl Start {
             (true, Some(journal)) => journal.named(&self.name).map(|()| None)?,
             _ => Some(Journal::birth(&self.store, &self.name)?),
         };
-        let instance = self.launch(cancelled, ready)?;
+        let mut instance = self.launch(cancelled, ready)?;
+        if let Some(unpacked) = ready.unpacked.take() {
+            instance.total_micros += unpacked.micros;
+            instance.phases.insert(0, unpacked);
+        }
         let app = self.record(&instance).inspect_err(|_| undo(&instance))?;
         if ready.spare.is_none() && ready.prepared.is_none() {
             ready.journal = None;

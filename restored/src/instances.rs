@@ -134,6 +134,8 @@ fn own(
     busy: Busy,
     answer: oneshot::Sender<Result<Instance>>,
 ) -> Option<Watch> {
+    // Where that fails, so does the restore, and says why.
+    let _ = start.unpack(&mut ready);
     if let What::Restore { appshot, options } = &start.what {
         ready.from = shelf.get(appshot, options.memory);
         // The appshot may have been replaced since it was prepared.

@@ -617,3 +617,65 @@ fn series_of_snapd() {
         snapd.stop()
     });
 }
+
+/// An appshot that the store keeps packed is restored all the same, and says so.
+#[test]
+fn compressed() {
+    trial("compressed", |trial| {
+        let app = trial.name("");
+        let (_, port) = trial.redis(&app)?;
+        redis(port, &["DEBUG", "POPULATE", "20000", "key", "100"])?;
+        let digest = redis(port, &["DEBUG", "DIGEST"])?;
+        trial.appshot(&["snapshot", &app])?;
+        ensure!(
+            trial.appshot(&["store", "compress", "--idle-for", "1h"])?.is_empty(),
+            "it is young"
+        );
+        let before = trial.ls()?;
+        trial.appshot(&["store", "compress", "--idle-for", "0s"])?;
+        let packed = trial.ls()?;
+        ensure!(
+            packed[0].packed_bytes.is_some() && packed[0].bytes >= before[0].bytes / 2,
+            "{packed:?}"
+        );
+        ensure!(
+            packed[0].disk_bytes < before[0].disk_bytes && packed[0].needed_by == before[0].needed_by,
+            "{packed:?}"
+        );
+        ensure!(trial.files() == [format!("{app}.appshot")], "{:?}", trial.files());
+        trial.all_whole()?;
+        let twice = trial.output(&["store", "compress", &app])?;
+        ensure!(twice.status.code() == Some(5), "{twice:?}");
+        // What is packed travels as it is.
+        let file = trial.place.path("copy");
+        trial.appshot(&["store", "export", &app, "-o", &file.display().to_string()])?;
+        ensure!(fs::read(&file)? == fs::read(trial.stored(&app))?, "the same bytes");
+        let output = trial.output(&["restore", "-d", &app])?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success() && told.contains("unpacked in"), "{output:?}");
+        ensure!(redis(port, &["DEBUG", "DIGEST"])? == digest, "its data");
+        ensure!(trial.ls()?[0].packed_bytes.is_none(), "it is unpacked");
+        let reading = trial.output(&["store", "compress", &app])?;
+        ensure!(reading.status.code() == Some(5), "an instance reads it: {reading:?}");
+        trial.kill(&app)?;
+        // By restored, of one that is damaged: nothing comes up, and it stays what it is.
+        trial.appshot(&["store", "compress", &app])?;
+        let restored = trial.registry.daemon("restored", "")?;
+        let length = trial.stored(&app).metadata()?.len();
+        flip(&trial.stored(&app), length / 2)?;
+        let request = json!({ "appshot": app });
+        let damaged = restored.client.post::<Value>("/v1/instances", &request);
+        ensure!(damaged.is_err_and(|e| e.to_string().contains("digest")), "damage");
+        ensure!(
+            trial.stored(&app).is_file() && trial.files().len() == 1,
+            "{:?}",
+            trial.files()
+        );
+        flip(&trial.stored(&app), length / 2)?;
+        let up: Instance = restored.client.post("/v1/instances", &request)?;
+        ensure!(up.phases.first().is_some_and(|phase| phase.name == "unpack"), "{up:?}");
+        ensure!(redis(port, &["DEBUG", "DIGEST"])? == digest, "its data, by restored");
+        trial.kill(&app)?;
+        restored.stop()
+    });
+}

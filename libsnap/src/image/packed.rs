@@ -47,14 +47,15 @@ const COPY_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry(String, u64, u64);
 
-/// Packs the appshot in `dir` into the new file `out`, and returns its size.
-/// The appshot is verified first.
-pub fn pack(dir: &Path, out: &Path, level: i32) -> Result<u64> {
-    let cannot = || format!("cannot pack {} into {}", dir.display(), out.display());
-    let appshot = Appshot::open(dir)?;
+/// Packs the appshot at `path` into the new file `out`, and returns its size.
+/// The appshot is verified first. One that is packed is copied as it is.
+pub fn pack(path: &Path, out: &Path, level: i32) -> Result<u64> {
+    let cannot = || format!("cannot pack {} into {}", path.display(), out.display());
+    let content = Content::open(path)?;
     let staging = Staging::create(out)?;
     let file = staging.create_file("packed").or_fail(cannot)?;
-    let (bytes, digest) = write(&appshot, &mut &file, level)
+    let (bytes, digest) = content
+        .write(&mut &file, level)
         .and_then(|written| file.sync_all().map(|()| written))
         .or_fail(cannot)?;
     let reads_back = digest::of(&file, bytes - DIGEST_BYTES).or_fail(cannot)?;
@@ -66,12 +67,46 @@ pub fn pack(dir: &Path, out: &Path, level: i32) -> Result<u64> {
 }
 
 /// The same into a stream, which is not read back.
-pub fn pack_to(dir: &Path, out: &mut impl Write, level: i32) -> Result<u64> {
-    let appshot = Appshot::open(dir)?;
-    let (bytes, _) = write(&appshot, out, level)
-        .and_then(|written| out.flush().map(|()| written))
-        .or_fail(|| format!("cannot pack {}", dir.display()))?;
-    Ok(bytes)
+pub fn pack_to(path: &Path, out: &mut impl Write, level: i32) -> Result<u64> {
+    let written = Content::open(path)?.write(out, level);
+    let flushed = written.and_then(|(bytes, _)| out.flush().map(|()| bytes));
+    flushed.or_fail(|| format!("cannot pack {}", path.display()))
+}
+
+/// What is packed: verified.
+enum Content {
+    Directory(Box<Appshot>),
+    Packed(Box<Packed>),
+}
+
+impl Content {
+    fn open(path: &Path) -> Result<Content> {
+        match path.is_file() {
+            true => Ok(Content::Packed(Box::new(Packed::open(path)?))),
+            false => Ok(Content::Directory(Box::new(Appshot::open(path)?))),
+        }
+    }
+
+    /// Answers the size, and the digest of everything before it.
+    fn write(&self, to: &mut impl Write, level: i32) -> io::Result<(u64, blake3::Hash)> {
+        let packed = match self {
+            Content::Directory(appshot) => return write(appshot, to, level),
+            Content::Packed(packed) => packed,
+        };
+        let hasher = blake3::Hasher::new();
+        let mut to = Hashed { to, hasher };
+        let bytes = Source::bytes(&packed.source)?;
+        let (source, end) = (&packed.source, bytes - DIGEST_BYTES);
+        copy(Range { source, at: 0, end }, &mut to, end)?;
+        let Hashed { to, hasher } = to;
+        let digest = hasher.finalize();
+        to.write_all(digest.as_bytes())?;
+        // It may have changed since it was verified.
+        match source.read_range(end, DIGEST_BYTES)? == digest.as_bytes() {
+            true => Ok((bytes, digest)),
+            false => Err(io::Error::other("it has changed meanwhile")),
+        }
+    }
 }
 
 /// Answers the size, and the digest of everything before it.
@@ -445,9 +480,12 @@ mod tests {
         }
         assert_eq!(unpack(&path, &dest).unwrap_err().kind, Kind::Conflict);
         assert_eq!(pack(&dest, &path, LEVEL).unwrap_err().kind, Kind::Conflict);
+        let copy = dir.path().join("copy");
+        pack(&path, &copy, LEVEL).unwrap();
+        assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(&path).unwrap());
         assert_eq!(
             std::fs::read_dir(dir.path()).unwrap().count(),
-            3,
+            4,
             "nothing else is left"
         );
     }

@@ -305,7 +305,7 @@ pub(super) fn open_dir(path: &Path) -> Result<Dir> {
         match errno {
             Errno::ENOTDIR => error
                 .because("it is a file; an appshot is a directory")
-                .fix("unpack a packed one first, with `appshot store import`"),
+                .fix("unpack a packed one first, with `appshot store import FILE --to DIR`"),
             _ => error.because(errno),
         }
     })

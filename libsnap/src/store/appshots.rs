@@ -29,7 +29,7 @@ impl Store {
         self.appshots_dir().join(format!("{name}{SUFFIX}"))
     }
 
-    fn next_path(&self, name: &str) -> PathBuf {
+    pub(super) fn next_path(&self, name: &str) -> PathBuf {
         self.appshots_dir().join(format!(".{name}{NEXT}"))
     }
 

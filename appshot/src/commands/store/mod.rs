@@ -1,6 +1,7 @@
 //! `store`: what a person does with the appshots of the store.
 
 mod carry;
+mod compress;
 mod gc;
 mod ls;
 mod verify;
@@ -18,6 +19,7 @@ pub fn store(dirs: &Dirs, command: &cli::Store, quiet: bool) -> Result<u8> {
         cli::Store::Verify(args) => verify::verify(&dirs.open()?, args),
         cli::Store::Gc(args) => gc::gc(&dirs.open_as_is()?, args),
         cli::Store::Quota(args) => quota(&dirs.open()?, args),
+        cli::Store::Compress(args) => compress::compress(&dirs.open()?, args),
         cli::Store::Export(args) => carry::export(&dirs.open()?, args, quiet),
         cli::Store::Import(args) => carry::import(&dirs.open()?, args),
     }
