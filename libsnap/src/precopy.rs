@@ -342,7 +342,7 @@ fn register(pid: HostPid, notes: &WriteNotes, chosen: &[Mapping]) -> Vec<Span> {
 impl Planted {
     fn watched(self, writer: &Writer) -> Result<Watched> {
         Ok(Watched {
-            core: writer.core(&crate::snapshot::part_name(self.vpid))?,
+            core: writer.core(self.vpid)?,
             live: Arc::new(Pages::of_running(self.pid)),
             pid: self.pid,
             start_time: self.start_time,

@@ -28,7 +28,7 @@ use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::ProcessRecord;
 use crate::image::records::{Clocks, Life, Manifest, SnapEntry, VMA_FLAGS, Vma, VmaKind};
-use crate::image::{ProcessImage, Sealed, ThreadImage, Unsealed, Writer};
+use crate::image::{ProcessImage, Sealed, ThreadImage, Unsealed, Writer, core_name};
 use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
 use crate::memory::{self, Private, Tables};
@@ -475,7 +475,7 @@ impl Taken {
                     notes.push(own);
                     (core, rounds)
                 }
-                None => (writer.core(&part_name(image.process.pid))?, Vec::new()),
+                None => (writer.core(image.process.pid)?, Vec::new()),
             };
             private.store(pid, &mut core, &rounds, &stock, &|| go_on(cancelled))?;
             memory_bytes += core.stored_bytes();
@@ -594,10 +594,6 @@ fn images(
         .collect()
 }
 
-pub(crate) fn part_name(pid: VirtualPid) -> String {
-    format!("{pid}.core")
-}
-
 /// The process as the snaplist names it.
 fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
     let failed = || format!("cannot read the state of pid {pid}");
@@ -609,7 +605,7 @@ fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
             wait_status: stat.exit_code,
         }
     } else {
-        Life::Alive { part: part_name(vpid) }
+        Life::Alive { part: core_name(vpid) }
     };
     Ok(SnapEntry {
         pid: vpid,
@@ -670,6 +666,8 @@ fn manifest(
         queues: Vec::new(),
         seccomp: Vec::new(),
         external: Vec::new(),
+        lenders: Vec::new(),
+        parents: Vec::new(),
         parts: Vec::new(),
     }
 }

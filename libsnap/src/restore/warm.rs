@@ -33,14 +33,7 @@ pub fn build(
         let process = &core.image.process;
         let mut script = Script::new(skeleton.executor, skeleton.husks[at].pid, &regs[at]);
         skeleton.begin_work(&mut script, at, shot)?;
-        place::mappings_with(
-            skeleton,
-            &mut script,
-            core,
-            &kept.rows[at],
-            &mut mapped,
-            (&vdsos[at], renewed),
-        )?;
+        place::mappings_with(skeleton, &mut script, kept, at, &mut mapped, (&vdsos[at], renewed))?;
         place::descriptors(&mut script, skeleton.restorer, process, &objects.files, &shot.manifest)?;
         place::protection(&mut script, core, &vdsos[at])?;
         scripts.push(script);
