@@ -95,9 +95,19 @@ pub struct Compared {
     pub changed: Vec<Span>,
 }
 
-/// What processes there are, and what each has in anonymous memory.
+/// How much anonymous memory these processes have: what they share counts once.
 pub fn anonymous_bytes(pids: &[HostPid]) -> u64 {
-    pids.iter().map(|pid| anonymous(*pid)).sum()
+    match pids {
+        [one] => anonymous(*one),
+        many => many.iter().map(|pid| anonymous_part(*pid)).sum(),
+    }
+}
+
+/// The process's part of it, each page shared out among those that have it.
+fn anonymous_part(pid: HostPid) -> u64 {
+    let rollup = proc::text(pid, "smaps_rollup").map(Fields::new);
+    let kilobytes = rollup.ok().and_then(|fields| fields.number("Pss_Anon"));
+    kilobytes.map_or_else(|| anonymous(pid), |kb| kb as u64 * 1024)
 }
 
 fn anonymous(pid: HostPid) -> u64 {

@@ -145,7 +145,7 @@ impl CoreWriter {
         };
         let lenders = Arc::clone(&self.lenders);
         let stored = base.compare(&lenders, span, memory, |part, content, place| match place {
-            Some(place) => self.lend(part, prot, place),
+            Some(place) => self.lend(part, place),
             None => self.pages(part.start, prot, content),
         });
         self.base = Some(base);
@@ -154,16 +154,17 @@ impl CoreWriter {
 
     /// Adds pages that another core of the appshot holds at the same addresses, or
     /// borrows itself.
-    pub fn borrow(&mut self, span: Range<u64>, prot: u32, from: &Layout) -> Result<()> {
+    pub fn borrow(&mut self, span: Range<u64>, from: &Layout) -> Result<()> {
         for (part, place) in from.places(span)? {
-            self.lend(part, prot, place)?;
+            self.lend(part, place)?;
         }
         Ok(())
     }
 
-    fn lend(&mut self, span: Range<u64>, prot: u32, place: Place) -> Result<()> {
+    fn lend(&mut self, span: Range<u64>, place: Place) -> Result<()> {
         self.vacate(&span)?;
-        join(&mut self.runs, span, place, prot);
+        // Nobody asks for the protection of what has no header.
+        join(&mut self.runs, span, place, 0);
         Ok(())
     }
 

@@ -107,6 +107,8 @@
 use std::ops::Range;
 
 mod blocks;
+#[cfg(test)]
+mod borrow_tests;
 mod core_read;
 #[cfg(test)]
 mod core_tests;
