@@ -16,7 +16,9 @@
 //! before it gets its name.
 
 use super::digest;
+use super::flatten::flatten;
 use super::fault::{corrupt, ensure, unreadable, unsupported};
+use super::parents::needed;
 use super::reader::Appshot;
 use super::records::Manifest;
 use super::source::Source;
@@ -44,11 +46,15 @@ const COPY_BYTES: usize = 1 << 20;
 struct Entry(String, u64, u64);
 
 /// Packs the appshot in `dir` into the new file `out`, and returns its size.
-/// The appshot is verified first.
+/// The appshot is verified first; what it borrows from others is packed with it.
 pub fn pack(dir: &Path, out: &Path) -> Result<u64> {
     let cannot = || format!("cannot pack {} into {}", dir.display(), out.display());
-    let appshot = Appshot::open(dir)?;
     let staging = Staging::create(out)?;
+    let appshot = match needed(dir)?.is_empty() {
+        true => Appshot::open(dir)?,
+        // It travels alone: what it borrows comes along. The copy goes with the staging.
+        false => Appshot::open_unverified_memory(&flatten(dir, &staging.path().join("flat"))?.path)?,
+    };
     let mut to = Hashed {
         file: staging.create_file("packed").or_fail(cannot)?,
         hasher: blake3::Hasher::new(),
@@ -196,6 +202,11 @@ fn read(source: &(impl Source + ?Sized)) -> Result<Contents> {
     let mut sealed = Vec::new();
     unpack_frame(source, &first, &mut sealed)?;
     let manifest = manifest::parse(&sealed)?;
+    ensure(
+        manifest.parents.is_empty(),
+        PACKED,
+        || "it needs other appshots, as none that was packed does",
+    )?;
     let parts: Vec<_> = frames.collect();
     let agree = parts.len() == manifest.parts.len()
         && parts

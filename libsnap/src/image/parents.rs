@@ -10,7 +10,6 @@ use super::records::{Life, Manifest, Parent, Part};
 use super::source::Source;
 use super::{MANIFEST, limits};
 use crate::error::{Error, Kind, Result};
-use nix::dir::Dir;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +36,19 @@ pub fn needed(path: &Path) -> Result<Vec<Needed>> {
         name: parent.name,
     });
     Ok(needed.collect())
+}
+
+/// The appshots beside the one at `path` that cannot be restored without it. Those that
+/// stand under a hidden name count too: they may get another.
+pub fn children(path: &Path) -> Result<Vec<PathBuf>> {
+    let identity = identity(path)?;
+    let needs = |path: &PathBuf| {
+        let bytes = manifest_bytes(path).unwrap_or_default();
+        let named = str::from_utf8(&bytes).is_ok_and(|text| text.contains(&identity));
+        named && needed(path).is_ok_and(|needed| needed.iter().any(|one| one.identity == identity))
+    };
+    let beside = directory(path).read_dir().into_iter().flatten().flatten();
+    Ok(beside.map(|entry| entry.path()).filter(needs).collect())
 }
 
 /// What tells the appshot at `path` from any other: BLAKE3 of its manifest file.
@@ -136,13 +148,15 @@ pub(super) fn directory(appshot: &Path) -> &Path {
 
 /// Whether this is the parent, by its manifest alone.
 fn is(path: &Path, parent: &Parent) -> bool {
-    let read = |dir: &Dir| {
-        let file = open_file(dir, MANIFEST).ok()?;
-        let bytes = file.bytes().ok().filter(|bytes| *bytes <= limits::MANIFEST_BYTES)?;
-        file.read_range(0, bytes).ok()
-    };
-    let found = open_dir(path).ok().as_ref().and_then(read);
+    let found = manifest_bytes(path);
     found.is_some_and(|bytes| blake3::hash(&bytes).to_hex().as_str() == parent.identity)
+}
+
+/// Whatever stands in the manifest file, if there is one.
+fn manifest_bytes(path: &Path) -> Option<Vec<u8>> {
+    let file = open_file(&open_dir(path).ok()?, MANIFEST).ok()?;
+    let bytes = file.bytes().ok().filter(|bytes| *bytes <= limits::MANIFEST_BYTES)?;
+    file.read_range(0, bytes).ok()
 }
 
 fn missing(child: &Path, parent: &Parent) -> Error {

@@ -223,7 +223,7 @@ impl Appshot {
     }
 
     /// Which part of whom has this number: one of its own, or a parent's.
-    pub(super) fn lender(&self, number: usize) -> Lender {
+    pub fn lender(&self, number: usize) -> Lender {
         let own = self.manifest.parts.get(number).map(|part| Lender {
             parent: None,
             part: part.name.clone(),

@@ -47,8 +47,17 @@ pub struct Sealed {
 impl Writer {
     /// `dest` must not exist; its parent must.
     pub fn create(dest: &Path) -> Result<Writer> {
+        Writer::to(Staging::create(dest)?, dest)
+    }
+
+    /// `dest` is replaced once the new one is sealed.
+    pub fn replace(dest: &Path) -> Result<Writer> {
+        Writer::to(Staging::replace(dest)?, dest)
+    }
+
+    fn to(staging: Staging, dest: &Path) -> Result<Writer> {
         Ok(Writer {
-            staging: Staging::create(dest)?,
+            staging,
             press: Arc::new(Press::start().or_fail(|| format!("cannot write appshot {}", dest.display()))?),
             lenders: Arc::default(),
             former: None,
