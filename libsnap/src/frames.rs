@@ -24,6 +24,15 @@ pub struct Common {
     pub owner: usize,
 }
 
+/// What is known of the frames of a process.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Frames {
+    /// Ascending.
+    pub common: Vec<Common>,
+    /// Pages that others may have too, whoever they are; ascending.
+    pub shared: Vec<Span>,
+}
+
 /// Bits of a word of pagemap.
 const FRAME: u64 = (1 << 55) - 1;
 /// Nobody else has it.
@@ -39,19 +48,21 @@ fn frame(word: u64) -> Option<u64> {
 }
 
 /// Looks for it among these ascending spans of each process, all of them readable
-/// private pages. One answer a process, ascending.
-pub fn common(processes: &[(HostPid, Vec<Span>)]) -> Result<Vec<Vec<Common>>> {
+/// private pages. One answer a process.
+pub fn look(processes: &[(HostPid, Vec<Span>)]) -> Result<Vec<Frames>> {
     let mut owners: HashMap<u64, (usize, u64), BuildHasherDefault<Mixed>> = HashMap::default();
-    let mut found: Vec<Vec<Common>> = Vec::with_capacity(processes.len());
+    let mut found: Vec<Frames> = Vec::with_capacity(processes.len());
     let mut pagemaps = Vec::with_capacity(processes.len());
     for (at, (pid, spans)) in processes.iter().enumerate() {
         let pagemap = pages::pagemap(*pid)?;
-        let mut own: Vec<Common> = Vec::new();
+        let mut own = Frames::default();
         each_frame(&pagemap, spans, |page, frame| {
             let (owner, address) = *owners.entry(frame).or_insert((at, page));
             if owner != at && address == page {
-                push(&mut own, page, owner);
+                push(&mut own.common, page, owner);
             }
+            let end = page + PAGE;
+            pages::push(&mut own.shared, Span { start: page, end });
         });
         found.push(own);
         pagemaps.push(pagemap);
@@ -61,13 +72,10 @@ pub fn common(processes: &[(HostPid, Vec<Span>)]) -> Result<Vec<Vec<Common>>> {
 }
 
 /// Leaves out what its owner no longer has in the frame where it was found.
-fn drop_moved(
-    pagemaps: &[File],
-    owners: &HashMap<u64, (usize, u64), BuildHasherDefault<Mixed>>,
-    found: &mut [Vec<Common>],
-) {
+fn drop_moved(pagemaps: &[File], owners: &HashMap<u64, (usize, u64), BuildHasherDefault<Mixed>>, found: &mut [Frames]) {
     for (owner, pagemap) in pagemaps.iter().enumerate() {
-        let lent = found.iter().flatten().filter(|common| common.owner == owner);
+        let all = found.iter().flat_map(|own| &own.common);
+        let lent = all.filter(|common| common.owner == owner);
         let lent: Vec<Span> = pages::union(&lent.map(|common| common.span).collect::<Vec<_>>(), &[]);
         if lent.is_empty() {
             continue;
@@ -84,15 +92,14 @@ fn drop_moved(
             continue;
         }
         for own in found.iter_mut() {
-            let kept = own.iter().flat_map(|common| {
-                match common.owner == owner {
+            let kept = own.common.iter().flat_map(|common| {
+                let left = match common.owner == owner {
                     true => pages::without(&[common.span], &moved),
                     false => vec![common.span],
-                }
-                .into_iter()
-                .map(|span| Common { span, ..*common })
+                };
+                left.into_iter().map(|span| Common { span, ..*common })
             });
-            *own = kept.collect();
+            own.common = kept.collect();
         }
     }
 }
@@ -186,13 +193,13 @@ mod tests {
         // The child writes its page in its own time.
         let found = (0..1000).find_map(|_| {
             std::thread::sleep(std::time::Duration::from_millis(5));
-            let found = common(&both).unwrap();
-            (found[1].len() == 2).then_some(found)
+            let found = look(&both).unwrap();
+            (found[1].common.len() == 2).then_some(found)
         });
         parent.stdin.take().unwrap().flush().unwrap();
         parent.wait().unwrap();
         let found = found.unwrap();
-        assert_eq!(found[0], []);
+        assert_eq!(found[0].common, []);
         let at = |from: u64, to: u64| Common {
             span: Span {
                 start: start + from * PAGE,
@@ -200,6 +207,8 @@ mod tests {
             },
             owner: 0,
         };
-        assert_eq!(found[1], [at(0, 5), at(6, 64)]);
+        assert_eq!(found[1].common, [at(0, 5), at(6, 64)]);
+        let shared = [at(0, 5).span, at(6, 64).span];
+        assert_eq!((&found[0].shared[..], &found[1].shared[..]), (&shared[..], &shared[..]));
     }
 }

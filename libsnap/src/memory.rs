@@ -6,7 +6,7 @@
 //! (mseal), a program that has no name any more.
 
 use crate::error::{Error, OrFail, Result};
-use crate::frames::Common;
+use crate::frames::{Common, Frames};
 use crate::ids::{HostPid, ShmId};
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
 use crate::image::{CoreWriter, Layout, Memory, Writer};
@@ -510,6 +510,8 @@ pub struct Private {
     changed: Vec<Span>,
     /// Must be read anew.
     fresh: Vec<Span>,
+    /// The same, and others may share it.
+    shared: Vec<Span>,
     /// The same, and the process itself may not read it.
     hidden: Vec<Span>,
     /// Is to be had from another process.
@@ -562,10 +564,12 @@ impl Private {
     }
 
     /// Leaves to others what they have in common with this process.
-    pub fn leave(&mut self, common: &[Common]) {
+    pub fn leave(&mut self, Frames { common, shared }: &Frames) {
         let spans: Vec<Span> = common.iter().map(|common| common.span).collect();
         self.same = pages::without(&self.same, &spans);
-        self.fresh = pages::without(&self.fresh, &spans);
+        let fresh = pages::without(&self.fresh, &spans);
+        self.fresh = pages::without(&fresh, shared);
+        self.shared = pages::within(&fresh, shared);
         for (Range { start, end }, prot) in std::mem::take(&mut self.kept) {
             self.keep(&pages::without(&[Span { start, end }], &spans), prot);
         }
@@ -574,7 +578,7 @@ impl Private {
 
     /// How much of it must be read while the process stands still.
     pub fn unread_bytes(&self) -> u64 {
-        let unread = [&self.changed, &self.fresh, &self.hidden];
+        let unread = [&self.changed, &self.fresh, &self.shared, &self.hidden];
         unread.into_iter().flatten().map(Span::len).sum()
     }
 
@@ -590,13 +594,16 @@ impl Private {
             }
         }
         if !self.hidden.is_empty() {
-            let mem = File::open(format!("/proc/{pid}/mem")).or_fail(failed)?;
+            let mem = pages::mem(pid)?;
             for span in std::mem::take(&mut self.hidden).into_iter().flat_map(pages::pieces) {
                 stock.copy_by_tracer(&mem, span, &mut self.copies).or_fail(failed)?;
             }
         }
         match all {
-            true => stock.copy_all(pid, &std::mem::take(&mut self.fresh), &mut self.copies),
+            true => {
+                stock.copy_shared(pid, &std::mem::take(&mut self.shared), &mut self.copies)?;
+                stock.copy_all(pid, &std::mem::take(&mut self.fresh), &mut self.copies)
+            }
             false => Ok(()),
         }
     }
@@ -621,6 +628,10 @@ impl Private {
         let live: Arc<dyn Memory> = Arc::new(Pages::of_stopped(pid));
         let copies: Arc<dyn Memory> = Arc::new(self.copies.clone().held(stock));
         let mut sources = vec![(self.copies.spans(), copies), (self.fresh, live)];
+        if !self.shared.is_empty() {
+            let live: Arc<dyn Memory> = Arc::new(Pages::of_stopped(pid).shared()?);
+            sources.push((self.shared, live));
+        }
         let mut left = self.same;
         for round in rounds.iter().rev() {
             let newest = pages::within(&round.spans(), &left);

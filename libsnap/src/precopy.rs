@@ -165,12 +165,13 @@ impl Precopy {
         // N.B. Nothing but two calls a process happens in this stop.
         let frozen = freeze::freeze(target, waits)?;
         let planted = plant_all(&frozen, &chosen, journal);
+        let is_tree = frozen.processes.len() > 1;
         journal.left()?;
         let took = frozen.thaw();
         tracing::debug!(micros = took.as_micros(), "planted");
         let mut processes = Vec::new();
         for planted in planted? {
-            processes.push(planted.watched(writer)?);
+            processes.push(planted.watched(writer, is_tree)?);
         }
         Ok((!processes.is_empty()).then_some((Precopy { processes, begun }, took)))
     }
@@ -350,10 +351,12 @@ fn register(pid: HostPid, notes: &WriteNotes, chosen: &[Mapping]) -> Vec<Span> {
 }
 
 impl Planted {
-    fn watched(self, writer: &Writer) -> Result<Watched> {
+    /// What others may share since a fork is read so that they still do.
+    fn watched(self, writer: &Writer, is_tree: bool) -> Result<Watched> {
+        let live = Pages::of_running(self.pid);
         Ok(Watched {
             core: writer.core(self.vpid)?,
-            live: Arc::new(Pages::of_running(self.pid)),
+            live: Arc::new(if is_tree { live.shared()? } else { live }),
             pid: self.pid,
             start_time: self.start_time,
             notes: Some(self.notes),

@@ -470,9 +470,9 @@ fn leave_common(processes: &mut [TakenProcess]) -> Result<()> {
     let sharable = processes
         .iter()
         .map(|process| (process.pid, process.private.sharable()));
-    let common = frames::common(&sharable.collect::<Vec<_>>())?;
-    for (process, common) in processes.iter_mut().zip(common) {
-        process.private.leave(&common);
+    let frames = frames::look(&sharable.collect::<Vec<_>>())?;
+    for (process, frames) in processes.iter_mut().zip(frames) {
+        process.private.leave(&frames);
     }
     Ok(())
 }

@@ -85,10 +85,12 @@ impl Snapshot {
             return Ok(None);
         };
         if stored == tag && matches!(self.place, Place::Store { replace: true, .. }) {
-            return Err(Error::new(Kind::Usage, "the appshot would take the place of its parent")
-                .because(format!("both are to be called {tag}"))
-                .fix("give the new one a name of its own with --tag")
-                .state("nothing was touched"));
+            return Err(
+                Error::new(Kind::Usage, "the appshot would take the place of its parent")
+                    .because(format!("both are to be called {tag}"))
+                    .fix("give the new one a name of its own with --tag")
+                    .state("nothing was touched"),
+            );
         }
         match stored == tag || stored == name {
             true => Ok(None),

@@ -40,8 +40,15 @@ pub fn flatten(store: &Store, args: &cli::Flatten, quiet: bool) -> Result<u8> {
     out::print(&format!("{}\n", sealed.path.display()))?;
     if !quiet {
         let names: Vec<&str> = parents.iter().map(|parent| parent.name.as_str()).collect();
-        let without = if names.is_empty() { "any other".into() } else { names.join(", ") };
-        eprintln!("needs {} on disk, and is whole without {without}", out::bytes(sealed.disk_bytes));
+        let without = if names.is_empty() {
+            "any other".into()
+        } else {
+            names.join(", ")
+        };
+        eprintln!(
+            "needs {} on disk, and is whole without {without}",
+            out::bytes(sealed.disk_bytes)
+        );
     }
     Ok(0)
 }

@@ -46,7 +46,11 @@ fn write(path: &Path, writer: Writer) -> Result<Sealed> {
         }
         layouts.push(to.finish(&core.image)?);
     }
-    let cores: Vec<String> = shot.cores.iter().map(|core| core_name(core.image.process.pid)).collect();
+    let cores: Vec<String> = shot
+        .cores
+        .iter()
+        .map(|core| core_name(core.image.process.pid))
+        .collect();
     for part in &shot.manifest.parts {
         if part.name != DIGESTS && !cores.contains(&part.name) {
             let mut blob = writer.blob(&part.name)?;

@@ -16,8 +16,8 @@
 //! before it gets its name.
 
 use super::digest;
-use super::flatten::flatten;
 use super::fault::{corrupt, ensure, unreadable, unsupported};
+use super::flatten::flatten;
 use super::parents::needed;
 use super::reader::Appshot;
 use super::records::Manifest;

@@ -342,7 +342,10 @@ impl Opened {
                         0 => part,
                         lender => *lenders
                             .get(lender - 1)
-                            .ok_or_else(|| corrupt(name, format_args!("it borrows from an unknown lender {lender}")))?,
+                            .filter(|lender| **lender != part)
+                            .ok_or_else(|| {
+                                corrupt(name, format_args!("it borrows from an unknown lender, {lender}"))
+                            })?,
                     };
                 }
                 cores.push(Core { part, image, segments });

@@ -137,7 +137,8 @@ impl Store {
         let path = self.appshot_path(name);
         match path.exists() {
             true => nobody_needs(&path, "remove")
-                .and_then(|()| delete(&path)).map(|()| working_set::remove(&path)),
+                .and_then(|()| delete(&path))
+                .map(|()| working_set::remove(&path)),
             false => Err(self.no_appshot(name)),
         }
     }

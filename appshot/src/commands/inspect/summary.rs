@@ -19,7 +19,10 @@ pub fn text(inspection: &Inspection) -> String {
         ("needs", needs(manifest)),
         ("verified", verified(inspection)),
     ];
-    let memory = lines.iter().position(|(label, _)| *label == "memory").unwrap_or_default();
+    let memory = lines
+        .iter()
+        .position(|(label, _)| *label == "memory")
+        .unwrap_or_default();
     let more = borrowed(inspection).map(|value| ("borrowed", value));
     let parents = manifest.parents.iter().map(|parent| ("parent", self::parent(parent)));
     lines.splice(memory + 1..memory + 1, more.into_iter().chain(parents));
