@@ -34,8 +34,11 @@ while True:
     for ask in [name for name in os.listdir(os.path.dirname(base)) if ".ask." in name]:
         told = f"{os.path.dirname(base)}/{ask.replace('.ask.', '.told.')}-{number}"
         if not os.path.exists(told):
+            digest = hashlib.sha256()
+            for block in data:
+                digest.update(block)
             with open(told + "+", "w") as file:
-                file.write(f"{changes} {hashlib.sha256(b''.join(data)).hexdigest()}")
+                file.write(f"{changes} {digest.hexdigest()}")
             os.rename(told + "+", told)
 "#;
 
@@ -76,8 +79,11 @@ impl Tree<'_> {
     }
 
     fn change(&self, number: usize) -> Result<()> {
-        fs::write(self.place.path(&format!("tree-change-{number}")), "")?;
-        (0..PROCESSES).try_for_each(|process| self.there(&format!("tree-changed-{process}-{number}")))
+        let word = self.place.path(&format!("tree-change-{number}"));
+        fs::write(&word, "")?;
+        (0..PROCESSES).try_for_each(|process| self.there(&format!("tree-changed-{process}-{number}")))?;
+        // Nothing to an instance of before.
+        Ok(fs::remove_file(word)?)
     }
 
     /// What its processes say of themselves.
@@ -148,6 +154,7 @@ fn a_chain() {
     in_place("a_chain", |place| {
         let tree = Tree::run(place)?;
         tree.snapshot("a", &[])?;
+        tree.is_shared()?;
         let first = tree.told()?;
         let (own, shared, _) = tree.parts("a")?;
         ensure!(shared > 2 * own, "{own} bytes stored, {shared} shared");
@@ -195,6 +202,22 @@ fn a_chain() {
 }
 
 impl Tree<'_> {
+    /// The app that ran on has no more memory than before.
+    fn is_shared(&self) -> Result<()> {
+        let views: Vec<Value> = serde_json::from_str(&self.registry.appshot(&["ps", "-o", "json"])?)?;
+        let own = views.iter().find(|view| view["name"] == self.place.unique());
+        let root = own.context("it is not listed")?["root"].clone();
+        let rollup = fs::read_to_string(format!("/proc/{root}/smaps_rollup"))?;
+        let kilobytes = |field: &str| {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(field));
+            let number = line.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+            number.with_context(|| format!("no {field} in {rollup}"))
+        };
+        let (all, part) = (kilobytes("Anonymous:")?, kilobytes("Pss_Anon:")?);
+        ensure!(part < all / 2, "{part} kB of {all} are its own after a snapshot");
+        Ok(())
+    }
+
     fn end_app(&self) -> Result<()> {
         self.end(self.place.unique())
     }
