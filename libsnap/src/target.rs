@@ -115,6 +115,20 @@ pub enum Memory {
     Shared,
 }
 
+/// Which network an instance is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// The restorer's.
+    #[default]
+    Host,
+    /// A network namespace of its own, which has a loopback device and nothing else.
+    Own,
+    /// One of its own where the app is bound to an internet port, so that several
+    /// instances can be; else the restorer's.
+    Auto,
+}
+
 /// Where stdin, stdout and stderr go when they led outside the app.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -180,6 +194,7 @@ pub struct RestoreOptions {
     pub stdio: Stdio,
     pub allow: Allow,
     pub memory: Memory,
+    pub network: Network,
     pub identity: Identity,
     /// For tests: treat this kernel's vdso as another one than the app's.
     #[doc(hidden)]

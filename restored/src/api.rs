@@ -6,7 +6,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
-use libsnap::target::{Allow, Identity, Instance, Memory, PidMode, RestoreOptions, Stdio};
+use libsnap::target::{Allow, Identity, Instance, Memory, Network, PidMode, RestoreOptions, Stdio};
 use nodekit::ending;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;
@@ -32,6 +32,8 @@ struct InstanceRequest {
     #[serde(default = "lazy")]
     memory: Memory,
     #[serde(default)]
+    network: Network,
+    #[serde(default)]
     identity: Identity,
     #[serde(default)]
     allow: Allow,
@@ -47,6 +49,7 @@ impl InstanceRequest {
             name: self.name,
             pids: self.pids,
             memory: self.memory,
+            network: self.network,
             identity: self.identity,
             stdio: Stdio::default(),
             allow: self.allow,
@@ -75,11 +78,18 @@ struct CloneRequest {
     count: usize,
     /// The clones are NAME-1, NAME-2 and so on; the appshot's name by default.
     name: Option<String>,
+    #[serde(default = "auto")]
+    network: Network,
     /// Values for each of them.
     #[serde(default)]
     vars: BTreeMap<String, String>,
     #[serde(default)]
     allow: Allow,
+}
+
+/// Two cannot have the same port.
+fn auto() -> Network {
+    Network::Auto
 }
 
 fn one() -> usize {
@@ -102,6 +112,7 @@ impl CloneRequest {
             name: self.name,
             pids: PidMode::New,
             memory: Memory::Shared,
+            network: self.network,
             identity: Identity {
                 renewed: true,
                 vars: self.vars,

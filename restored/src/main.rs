@@ -5,6 +5,7 @@ mod api;
 mod instances;
 mod pool;
 mod shelf;
+mod templates;
 
 use clap::Parser;
 use instances::Instances;
@@ -14,6 +15,7 @@ use nodekit::args::EXIT_CODES;
 use nodekit::daemon::{self, DaemonArgs};
 use nodekit::{ending, program};
 use pool::Pool;
+use shelf::Shelf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -41,8 +43,9 @@ fn run(args: &DaemonArgs) -> Result<u8> {
         if let Err(error) = ending::adopt_orphans(&store) {
             tracing::warn!(%error, "cannot look for apps without a supervisor");
         }
-        let pool = waiting.insert(Pool::new(store.clone()));
-        api::router(Instances::new(store, stopping, pool.clone()))
+        let shelf = Shelf::default();
+        let pool = waiting.insert(Pool::new(store.clone(), shelf.clone()));
+        api::router(Instances::new(store, stopping, pool.clone(), shelf))
     });
     if let Some(pool) = waiting {
         pool.end();
