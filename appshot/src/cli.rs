@@ -46,6 +46,8 @@ pub enum Command {
     /// Look after the store: list, verify, make room, send appshots elsewhere
     #[command(subcommand)]
     Store(Store),
+    /// Write an appshot anew so that it needs no parent
+    Flatten(Flatten),
     /// Tell what the kernel offers and what is missing
     Doctor(Doctor),
     /// Show it all on a real server: freeze, gone, back, with the milliseconds
@@ -107,11 +109,16 @@ pub struct Snapshot {
     /// Let the app go on; otherwise it ends once the appshot is sealed
     #[arg(long)]
     pub leave_running: bool,
+    /// Store only what differs from this appshot of the same app, which is needed from
+    /// then on. It must stand in the same directory; give the new one a name with --tag
+    #[arg(long, value_name = "NAME|PATH")]
+    pub parent: Option<String>,
     /// Take one after the other while the app runs, such as every 30s, until Ctrl-C or the
     /// end of the app; they are called PREFIX-DATE-TIME
-    #[arg(long, value_name = "TIME", value_parser = libsnap::units::parse_span, conflicts_with_all = ["dest", "tag", "replace"])]
+    #[arg(long, value_name = "TIME", value_parser = libsnap::units::parse_span, conflicts_with_all = ["dest", "tag", "replace", "parent"])]
     pub every: Option<Duration>,
-    /// How many of these are kept; the oldest goes once a newer one is sealed
+    /// How many of these are kept; the oldest goes once a newer one is sealed. As many more
+    /// may be there whose pages they borrow
     #[arg(long, value_name = "N", default_value_t = 10, requires = "every")]
     pub keep: usize,
     /// What their names begin with [default: the app's name]
@@ -225,6 +232,16 @@ pub enum Store {
     Export(StoreExport),
     /// Take in an exported appshot, once it is verified
     Import(StoreImport),
+}
+
+#[derive(Args, Debug)]
+pub struct Flatten {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub appshot: String,
+    /// Write it to this new directory and leave the appshot as it is
+    #[arg(short = 'o', long = "to", alias = "out", value_name = "DIR")]
+    pub dest: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

@@ -29,7 +29,7 @@ mod quota;
 mod view;
 
 pub use app::{App, State, start_time};
-pub use appshots::{AppshotEntry, SUFFIX};
+pub use appshots::{AppshotEntry, SUFFIX, nobody_needs};
 pub use collect::{Collected, Judged, Leftover, Rules};
 pub use files::{Lock, absolute};
 pub use inventory::{Need, Stored};

@@ -58,6 +58,9 @@ pub struct SnapshotOptions {
     /// Memory is copied while the app runs, or only in its stop; by default as the
     /// size of the app suggests.
     pub precopy: Option<bool>,
+    /// An appshot of the same app, in the directory where the new one is to be: what it
+    /// has already is not stored once more.
+    pub parent: Option<PathBuf>,
     /// How large the appshot may be: refused before the app is touched, by the memory
     /// that it has, and before it is sealed, by what was written.
     pub room: Option<Room>,

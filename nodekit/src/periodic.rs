@@ -10,6 +10,9 @@
 //! There is one at a time, each in a worker of its own, so that nobody's death leaves
 //! the app or the store half-way. The app stands still for a tenth of the time at most:
 //! otherwise the next one is put off.
+//!
+//! Each stores what differs from the one before; each Nth is whole, so that those whose
+//! pages others borrow go too: there are at most 2 N.
 
 use crate::jobs::{Job, Place, Snapshot};
 use crate::process;
@@ -23,6 +26,7 @@ use libsnap::units::{is_stamp, stamp};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -102,14 +106,17 @@ impl Series {
         let app = self.open()?;
         let mut past = Past::default();
         let mut due = Instant::now();
-        let mut taken = false;
+        let mut taken = 0;
+        let mut last: Option<PathBuf> = None;
         let mut put_off = false;
         loop {
             let began = Instant::now();
             let mut pause = Duration::ZERO;
-            match self.take(stop) {
+            let parent = last.take().filter(|_| taken % self.keep != 0);
+            match self.take(stop, parent) {
                 Ok(report) => {
-                    taken = true;
+                    taken += 1;
+                    last = Some(report.appshot.clone());
                     tell(Event::Taken(&report));
                     self.thin_out(&report.app, &mut past, tell);
                     let stood = Duration::from_micros(report.frozen_micros);
@@ -121,7 +128,7 @@ impl Series {
                 }
                 Err(error) => match stop.until(Instant::now(), &app)? {
                     Some(end) => return Ok(end),
-                    None if !taken => return Err(error),
+                    None if taken == 0 => return Err(error),
                     None => tell(Event::Failed(&error)),
                 },
             }
@@ -147,7 +154,7 @@ impl Series {
         }
     }
 
-    fn take(&self, stop: &Stop) -> Result<SnapshotReport> {
+    fn take(&self, stop: &Stop, parent: Option<PathBuf>) -> Result<SnapshotReport> {
         let job = Job::Snapshot(Snapshot {
             store: self.store.clone(),
             target: self.target.clone(),
@@ -157,6 +164,7 @@ impl Series {
             },
             options: SnapshotOptions {
                 leave_running: true,
+                parent,
                 ..self.options.clone()
             },
         });

@@ -107,9 +107,7 @@ fn of_program(out: &Path, program: &str) -> Result<()> {
 fn without_memory(shot: &Appshot, dest: &Path) -> Result<PathBuf> {
     let writer = Writer::create(dest)?;
     for core in &shot.cores {
-        writer
-            .core(&format!("{}.core", core.image.process.pid))?
-            .finish(&core.image)?;
+        writer.core(core.image.process.pid)?.finish(&core.image)?;
     }
     for part in shot.manifest.parts.iter().filter(|part| !part.name.ends_with(".core")) {
         let mut blob = writer.blob(&part.name)?;

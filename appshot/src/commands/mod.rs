@@ -4,6 +4,7 @@ pub mod clone;
 pub mod completions;
 pub mod doctor;
 pub mod end;
+pub mod flatten;
 pub mod inspect;
 pub mod logs;
 pub mod periodic;

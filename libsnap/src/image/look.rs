@@ -2,8 +2,9 @@
 //! itself, and what of it is damaged.
 
 use super::fault::unreadable;
-use super::reader::{self, Appshot, Digests};
-use super::records::Manifest;
+use super::leaves::{DIGESTS, Leaves};
+use super::reader::{self, Appshot};
+use super::records::{Manifest, Part};
 use super::source::Source;
 use super::{MANIFEST, digest, packed};
 use crate::error::{Error, Kind, Result};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What can be told without reading any memory.
 #[derive(Debug)]
@@ -87,14 +89,21 @@ fn of_directory(path: &Path) -> Result<Vec<Damage>> {
         }
     }
     let all = parts.len() == manifest.parts.len();
-    let damage = Digests::of(parts).damaged(digest::processors(), all);
-    found.extend(damage.into_iter().map(|(part, error)| damaged(&part, error)));
+    found.extend(of_parts(&parts, all));
+    // What it is put together of, and what it borrows from others.
     if found.is_empty() {
-        found.extend(
-            Appshot::open_unverified_memory(path)
-                .err()
-                .map(|e| damaged("the records", e)),
-        );
+        let opened = match manifest.parents.is_empty() {
+            true => Appshot::open_unverified_memory(path),
+            false => Appshot::open(path),
+        };
+        found.extend(opened.err().map(|e| {
+            Damage {
+                part: "the whole".to_owned(),
+                because: e
+                    .because
+                    .map_or(e.what.clone(), |because| format!("{}: {because}", e.what)),
+            }
+        }));
     }
     Ok(found)
 }
@@ -111,6 +120,35 @@ pub fn sizes(path: &Path) -> (u64, u64) {
             .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1)),
         Err(_) => of(path),
     }
+}
+
+/// Parts that are not what they were sealed as: `all` there are, or some are missing.
+fn of_parts(parts: &[(Part, Arc<File>)], all: bool) -> Vec<Damage> {
+    let damage = |part: &Part, because: String| Damage {
+        part: part.name.clone(),
+        because,
+    };
+    let (mut found, mut leaves) = (Vec::new(), Leaves::default());
+    for (part, file) in parts {
+        let read = digest::of_all(&[part.bytes], digest::processors(), |_, at, buffer: &mut [u8]| {
+            file.fill_at(buffer, at)
+        });
+        match read {
+            Err(cause) => found.push(damage(part, format!("it cannot be read: {cause}"))),
+            Ok(own) if digest::merged(&own[0]).to_hex().as_str() != part.blake3 => {
+                let bytes = part.bytes;
+                let told = format!("its {bytes} bytes do not match the digest they were sealed with");
+                found.push(damage(part, told));
+            }
+            Ok(own) if part.name != DIGESTS => leaves.push(&own[0]),
+            Ok(_) => {}
+        }
+    }
+    let sealed = parts.last().map(|(part, _)| part);
+    if all && found.is_empty() && sealed != Some(&leaves.part()) {
+        found.extend(sealed.map(|part| damage(part, "they are those of other content".to_owned())));
+    }
+    found
 }
 
 fn open(path: &Path) -> Result<File> {

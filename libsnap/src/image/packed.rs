@@ -17,6 +17,8 @@
 
 use super::digest;
 use super::fault::{corrupt, ensure, unreadable, unsupported};
+use super::flatten::flatten;
+use super::parents::needed;
 use super::reader::Appshot;
 use super::records::Manifest;
 use super::source::Source;
@@ -48,7 +50,8 @@ const COPY_BYTES: usize = 1 << 20;
 struct Entry(String, u64, u64);
 
 /// Packs the appshot at `path` into the new file `out`, and returns its size.
-/// The appshot is verified first. One that is packed is copied as it is.
+/// The appshot is verified first; what it borrows from others is packed with it. One that
+/// is packed is copied as it is.
 pub fn pack(path: &Path, out: &Path, level: i32) -> Result<u64> {
     let cannot = || format!("cannot pack {} into {}", path.display(), out.display());
     let content = Content::open(path)?;
@@ -74,24 +77,38 @@ pub fn pack_to(path: &Path, out: &mut impl Write, level: i32) -> Result<u64> {
 }
 
 /// What is packed: verified.
-enum Content {
+struct Content {
+    form: Form,
+    /// Where a copy stands that needs no other appshot: it goes with this.
+    _aside: Option<Staging>,
+}
+
+enum Form {
     Directory(Box<Appshot>),
     Packed(Box<Packed>),
 }
 
 impl Content {
+    /// It travels alone: what it borrows comes along.
     fn open(path: &Path) -> Result<Content> {
-        match path.is_file() {
-            true => Ok(Content::Packed(Box::new(Packed::open(path)?))),
-            false => Ok(Content::Directory(Box::new(Appshot::open(path)?))),
-        }
+        let mut aside = None;
+        let form = if path.is_file() {
+            Form::Packed(Box::new(Packed::open(path)?))
+        } else if needed(path)?.is_empty() {
+            Form::Directory(Box::new(Appshot::open(path)?))
+        } else {
+            let staging = aside.insert(Staging::create(&path.with_extension("flat"))?);
+            let flat = flatten(path, &staging.path().join("flat"))?;
+            Form::Directory(Box::new(Appshot::open_unverified_memory(&flat.path)?))
+        };
+        Ok(Content { form, _aside: aside })
     }
 
     /// Answers the size, and the digest of everything before it.
     fn write(&self, to: &mut impl Write, level: i32) -> io::Result<(u64, blake3::Hash)> {
-        let packed = match self {
-            Content::Directory(appshot) => return write(appshot, to, level),
-            Content::Packed(packed) => packed,
+        let packed = match &self.form {
+            Form::Directory(appshot) => return write(appshot, to, level),
+            Form::Packed(packed) => packed,
         };
         let hasher = blake3::Hasher::new();
         let mut to = Hashed { to, hasher };
@@ -339,6 +356,11 @@ fn contents(source: &(impl Source + ?Sized), trailer: u64) -> Result<Contents> {
     let mut sealed = Vec::new();
     unpack_frame(source, &first, &mut sealed)?;
     let manifest = manifest::parse(&sealed)?;
+    ensure(
+        manifest.parents.is_empty(),
+        PACKED,
+        || "it needs other appshots, as none that was packed does",
+    )?;
     let parts: Vec<_> = frames.collect();
     let agree = parts.len() == manifest.parts.len()
         && parts

@@ -61,6 +61,12 @@ impl Store {
         self.stored_appshot(name_or_path)
     }
 
+    /// The name under which the store keeps the appshot at `path`, if it does.
+    pub fn stored_name(&self, path: &Path) -> Option<String> {
+        let name = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+        self.is_stored(path, name).then(|| name.to_owned())
+    }
+
     /// Whether `path` is what the store keeps under `name`.
     pub fn is_stored(&self, path: &Path, name: &str) -> bool {
         path == self.appshot_path(name)
@@ -92,7 +98,7 @@ impl Store {
         let path = self.appshot_path(name);
         match (path.exists(), replace) {
             (false, _) => Ok(path),
-            (true, true) => Ok(self.next_path(name)),
+            (true, true) => nobody_needs(&path, "replace").map(|()| self.next_path(name)),
             (true, false) => Err(already_there(&path)),
         }
     }
@@ -158,7 +164,8 @@ impl Store {
 
     /// Deletes the stored appshot of `name`, unless another borrows pages of it.
     pub fn remove_appshot(&self, name: &str) -> Result<()> {
-        self.lends_nothing(name)?;
+        names::validate(name)?;
+        nobody_needs(&self.appshot_path(name), "remove")?;
         self.delete_appshot(name)
     }
 
@@ -169,6 +176,26 @@ impl Store {
             false => Err(self.no_appshot(name)),
         }
     }
+}
+
+/// Refuses to touch an appshot that others cannot be restored without (they are taken on
+/// it as parent), unless it cannot be read at all.
+pub fn nobody_needs(path: &Path, what: &str) -> Result<()> {
+    let children = crate::image::children(path).unwrap_or_default();
+    let Some(first) = children.first() else { return Ok(()) };
+    let names: Vec<String> = children
+        .iter()
+        .map(|child| child.file_name().unwrap_or_default().display().to_string())
+        .collect();
+    Err(
+        Error::new(Kind::Conflict, format!("cannot {what} the appshot {}", path.display()))
+            .because(format!("memory of {} is stored in it only", names.join(", ")))
+            .fix(format!(
+                "make that one whole first, with `appshot flatten {}`, or remove it",
+                first.display()
+            ))
+            .state("nothing was touched"),
+    )
 }
 
 fn already_there(path: &Path) -> Error {

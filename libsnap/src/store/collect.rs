@@ -154,7 +154,7 @@ impl Store {
     }
 
     /// Removes all but the newest of some appshots, which may be of one app only; answers
-    /// what has gone, and what was to go and is needed. What is known of the store's
+    /// what has gone, and what was to go and could not, but for lenders of pages. What is known of the store's
     /// appshots need not be looked at again the next time.
     pub fn keep_newest(
         &self,
@@ -167,7 +167,12 @@ impl Store {
         let many = |stored: &Stored| are(stored) && newer.get(&stored.name).is_some_and(|newer| *newer >= keep);
         let why = || format!("{keep} newer ones are kept");
         let gone = self.remove_each(&mut all, 0, false, |stored, _| many(stored).then(why));
-        let needed = all.iter().filter(|stored| many(stored)).map(|stored| {
+        let lends_only = |stored: &Stored| {
+            let lends = |need: &Need| matches!(need, Need::Child(_));
+            stored.needed_by.iter().all(lends) && !gone.excepted.contains_key(&stored.name)
+        };
+        let needed = all.iter().filter(|stored| many(stored) && !lends_only(stored));
+        let needed = needed.map(|stored| {
             let excepted = gone.excepted.get(&stored.name).cloned();
             Judged::new(stored, excepted.or_else(|| stored.needs()).unwrap_or_default())
         });

@@ -7,7 +7,7 @@
 //! ```
 
 use super::{App, SUFFIX, Store, files, names};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::image::{self, Glance};
 use crate::restore::working_set;
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ pub struct Stored {
     /// Of its manifest, and those of its parents: hexadecimal.
     #[serde(skip)]
     identity: String,
+    #[serde(skip)]
+    borrows_from: Vec<String>,
 }
 
 /// Who needs an appshot.
@@ -84,6 +86,7 @@ impl Stored {
             problem: None,
             inode,
             identity: String::new(),
+            borrows_from: Vec::new(),
         };
         match image::glance(&stored.path) {
             Ok(glance) => stored.says(glance),
@@ -102,6 +105,7 @@ impl Stored {
         self.created_unix_ms = Some(manifest.created_unix_ms);
         self.processes = Some(manifest.processes.len());
         self.identity = identity.to_hex().to_string();
+        self.borrows_from = manifest.parents.into_iter().map(|parent| parent.identity).collect();
     }
 
     /// Who keeps it from being removed, in words.
@@ -132,7 +136,21 @@ impl Store {
         }
         let apps = self.list()?;
         for stored in &mut all {
+            stored.parents.clear();
             stored.needed_by = apps.iter().filter_map(|app| need_of(app, &stored.path)).collect();
+        }
+        let lent = |lender: &Stored| {
+            let borrow = |other: &&Stored| other.borrows_from.contains(&lender.identity);
+            let names = all.iter().filter(borrow).map(|child| child.name.clone());
+            names.collect::<Vec<String>>()
+        };
+        let children: Vec<Vec<String>> = all.iter().map(lent).collect();
+        for (at, children) in children.into_iter().enumerate() {
+            let parent = all[at].name.clone();
+            for child in all.iter_mut().filter(|child| children.contains(&child.name)) {
+                child.parents.push(parent.clone());
+            }
+            all[at].needed_by.extend(children.into_iter().map(Need::Child));
         }
         all.sort_by(|a, b| (a.created_unix_ms, &a.name).cmp(&(b.created_unix_ms, &b.name)));
         Ok(all)
@@ -164,21 +182,6 @@ impl Store {
         match now.needs() {
             Some(needs) => Ok(Some(needs)),
             None => self.delete_appshot(&stored.name).map(|()| None),
-        }
-    }
-
-    /// Fails when another appshot borrows pages of this one.
-    pub(super) fn lends_nothing(&self, name: &str) -> Result<()> {
-        let stored = self.stored(name)?;
-        let child = stored.needed_by.iter().find(|need| matches!(need, Need::Child(_)));
-        match child {
-            None => Ok(()),
-            Some(need) => Err(
-                Error::new(Kind::Conflict, format!("the appshot {name} cannot be removed"))
-                    .because(need)
-                    .fix("remove that one first")
-                    .state("nothing was touched"),
-            ),
         }
     }
 }

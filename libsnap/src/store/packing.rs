@@ -57,19 +57,16 @@ impl Store {
     /// Unpacks what the store keeps packed at `path`, verified; `false` where it does not.
     /// It may take more than the quota then: an app that sleeps is to wake.
     pub fn unpack_stored(&self, path: &Path) -> Result<bool> {
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str()?.strip_suffix(super::SUFFIX));
-        let Some(name) = name.filter(|name| self.is_stored(path, name) && path.is_file()) else {
+        let Some(name) = self.stored_name(path).filter(|_| path.is_file()) else {
             return Ok(false);
         };
-        let _busy = self.wait_lock(name)?;
-        self.settle(name)?;
+        let _busy = self.wait_lock(&name)?;
+        self.settle(&name)?;
         if !path.is_file() {
             return Ok(false);
         }
-        image::unpack(path, &self.next_path(name))?;
-        self.settle(name)?;
+        image::unpack(path, &self.next_path(&name))?;
+        self.settle(&name)?;
         Ok(true)
     }
 }

@@ -11,7 +11,7 @@ mod tree;
 use crate::cli;
 use libsnap::error::Result;
 use libsnap::ids::VirtualPid;
-use libsnap::image::records::{Manifest, ProcessRecord, ThreadRecord, Vma};
+use libsnap::image::records::{Lender, Manifest, ProcessRecord, ThreadRecord, Vma};
 use libsnap::image::{Appshot, Core};
 use libsnap::store::Store;
 use nodekit::out;
@@ -40,11 +40,14 @@ pub struct Process {
     pub stored: Vec<Stored>,
 }
 
-/// A run of pages that the appshot holds.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// A run of pages that the appshot holds or borrows.
+#[derive(Clone, Debug, Serialize)]
 pub struct Stored {
     pub vaddr: u64,
     pub bytes: u64,
+    /// Whose part holds them, if not the process's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lender: Option<Lender>,
 }
 
 pub fn inspect(store: &Store, args: &cli::Inspect) -> Result<u8> {
@@ -61,29 +64,31 @@ pub fn inspect(store: &Store, args: &cli::Inspect) -> Result<u8> {
 impl Inspection {
     fn of(appshot: Appshot, verified: bool) -> Inspection {
         Inspection {
-            path: appshot.path,
+            path: appshot.path.clone(),
             verified,
+            processes: appshot.cores.iter().map(|core| Process::of(&appshot, core)).collect(),
             manifest: appshot.manifest,
-            processes: appshot.cores.into_iter().map(Process::of).collect(),
         }
     }
 }
 
 impl Process {
-    fn of(core: Core) -> Process {
+    fn of(appshot: &Appshot, core: &Core) -> Process {
         let segments = core.segments.iter();
         let stored = segments.map(|segment| Stored {
             vaddr: segment.vaddr,
             bytes: segment.bytes,
+            lender: (segment.part != core.part).then(|| appshot.lender(segment.part)),
         });
+        let image = core.image.clone();
         Process {
-            comm: core.image.comm,
-            ppid: core.image.ppid,
-            pgid: core.image.pgid,
-            sid: core.image.sid,
-            threads: core.image.threads.into_iter().map(|t| t.record).collect(),
-            process: core.image.process,
-            mappings: core.image.vmas,
+            comm: image.comm,
+            ppid: image.ppid,
+            pgid: image.pgid,
+            sid: image.sid,
+            threads: image.threads.into_iter().map(|t| t.record).collect(),
+            process: image.process,
+            mappings: image.vmas,
             stored: stored.collect(),
         }
     }
