@@ -99,6 +99,27 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// So many clones, all at once; and when the request was sent.
+    pub fn clones(&self, source: &Path, n: usize) -> Result<(u64, Vec<Instance>)> {
+        let body = serde_json::json!({ "appshot": source, "count": n, "name": format!("bench-{}", now_ns()) });
+        let (begin_ns, told) = self.ask("POST", "/v1/clones", &body.to_string())?;
+        Ok((begin_ns, serde_json::from_str(&told).context("the clones")?))
+    }
+
+    /// What the daemon says of the revert of an instance.
+    pub fn revert(&self, name: &str) -> Result<(u64, serde_json::Value)> {
+        let (begin_ns, told) = self.ask("POST", &format!("/v1/instances/{name}/revert"), "{}")?;
+        Ok((begin_ns, serde_json::from_str(&told).context("the report")?))
+    }
+
+    pub fn remove(&self, instance: &Instance) -> Result<()> {
+        let tree = proc::tree(instance.child().0);
+        self.ask("DELETE", &format!("/v1/instances/{}", instance.name), "")?;
+        proc::wait_gone(&tree, Duration::from_secs(10))
+    }
+}
+
 /// The body of a good answer.
 fn answer(stream: &mut BufReader<UnixStream>) -> Result<String> {
     let mut head = Vec::new();

@@ -10,7 +10,7 @@ mod lazy;
 pub use call::{Call, operate};
 pub use criu::Criu;
 pub use daemon::Daemon;
-pub use front_end::FrontEnd;
+use front_end::FrontEnd;
 pub use lazy::Lazy;
 
 use crate::proc;
