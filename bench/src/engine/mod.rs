@@ -10,7 +10,6 @@ mod lazy;
 pub use call::{Call, operate};
 pub use criu::Criu;
 pub use daemon::Daemon;
-use front_end::FrontEnd;
 pub use lazy::Lazy;
 
 use crate::proc;
