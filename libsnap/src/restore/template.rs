@@ -14,6 +14,7 @@
 //!
 //! For apps of one process that have nothing mapped that is shared.
 
+use super::fill::is_unique;
 use super::place::{self, Protect};
 use super::prepared::{Prepared, Way};
 use super::script::Script;
@@ -49,7 +50,7 @@ pub struct Template {
 
 impl Template {
     /// Whether instances of this appshot can be forked.
-    pub fn suits(shot: &Appshot) -> bool {
+    pub fn suits(shot: &Appshot, way: Way) -> bool {
         let [root] = &shot.manifest.processes[..] else {
             return false;
         };
@@ -59,6 +60,8 @@ impl Template {
             && root.pid.0 > 1
             && root.exit_signal == libc::SIGCHLD
             && shot.manifest.shmem.is_empty()
+            // A fork renews memory of some kinds whether that is wanted or not.
+            && (way.renewed || !shot.cores.iter().any(|core| core.image.vmas.iter().any(is_unique)))
             && !shot.manifest.files.iter().any(|file| terminal(&file.kind))
     }
 
