@@ -16,6 +16,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Until a new daemon has its husks.
+const HUSKS: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub struct Daemon {
@@ -174,6 +176,14 @@ impl Engine for Daemon {
         })
     }
 
+    /// Another daemon, which has seen no appshot, runs and has its husks.
+    fn cool(&self) -> Result<()> {
+        self.stop();
+        self.connect().map(drop)?;
+        std::thread::sleep(HUSKS);
+        Ok(())
+    }
+
     fn end(&self, back: &Back) -> Result<()> {
         let tree = proc::tree(back.root);
         self.ask("DELETE", &format!("/v1/instances/{}", back.name), "")?;
@@ -181,9 +191,9 @@ impl Engine for Daemon {
     }
 }
 
-/// It is asked to end: killed, it would leave what it keeps ready.
-impl Drop for Daemon {
-    fn drop(&mut self) {
+impl Daemon {
+    /// It is asked to end: killed, it would leave what it keeps ready.
+    fn stop(&self) {
         let Some(mut child) = self.running.lock().expect("no panic holds it").take() else {
             return;
         };
@@ -195,5 +205,11 @@ impl Drop for Daemon {
         }
         let _ = child.kill();
         let _ = child.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

@@ -91,6 +91,11 @@ pub trait Engine {
     /// Brings back what was written to `source`. Returns while it runs.
     fn restore(&self, source: &Path) -> Result<Back>;
 
+    /// Nothing that would help a restore is in memory any more.
+    fn cool(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Ends what it brought back, and waits until nothing is left of it.
     fn end(&self, back: &Back) -> Result<()> {
         let tree = proc::tree(back.root);
