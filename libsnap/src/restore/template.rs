@@ -20,7 +20,7 @@ use super::prepared::{Prepared, Way};
 use super::script::Script;
 use super::skeleton::{self, Husk, Skeleton, free_number, wait_born};
 use super::vdso::Vdso;
-use super::{From, Phases};
+use super::{From, Phases, in_phases};
 use crate::cgroup;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Gate};
@@ -97,6 +97,11 @@ impl Template {
 
     /// Prepares an instance in this cgroup, which becomes its own.
     pub fn instance(&self, group: Option<PathBuf>) -> Result<Prepared> {
+        in_phases(&|| false, |phases| self.in_phases(group, phases))
+    }
+
+    fn in_phases(&self, group: Option<PathBuf>, mut phases: Phases<'_>) -> Result<Prepared> {
+        phases.start("init")?;
         let from = self.prepared.from();
         let (shot, way, parent) = (from.shot(), self.prepared.way(), self.prepared.skeleton());
         crate::identity::prepare_host();
@@ -110,17 +115,21 @@ impl Template {
             return Err(Error::failed("an instance's init has no room for the executor"));
         }
         skeleton.init = Some(init);
+        phases.start("network")?;
         if way.network(shot) == Network::Own {
             skeleton.leave_network()?;
         }
+        phases.start("fork")?;
         let root = self.fork(&mut skeleton, group.as_deref())?;
         skeleton.adopt(shot, root);
+        phases.start("own")?;
         ipc::restore(skeleton.any(), &shot.manifest)?;
         let mut script = skeleton.script(0);
         script.must("setsid", libc::SYS_setsid, &[])?;
         skeleton.end_work(&mut script, 0, shot)?;
         place::protection(&mut script, &shot.cores[0], self.prepared.vdso(), Protect::NotForked)?;
         script.flush()?;
+        phases.steps.end();
         Ok(self.prepared.instance(skeleton))
     }
 
