@@ -551,9 +551,10 @@ fn every_killed() {
                 },
             )?;
             redis(port, &["INCR", "count"])?;
+            // One that was being removed goes with the next command.
+            trial.all_whole()?;
             let hidden: Vec<String> = trial.files().into_iter().filter(|name| name.starts_with('.')).collect();
             ensure!(hidden.is_empty(), "after {millis} ms: {hidden:?}");
-            trial.all_whole()?;
         }
         let (mut child, mut lines) = trial.series(&app, &["--keep", "2", "--tcp=close"])?;
         for _ in 0..2 {
