@@ -48,18 +48,23 @@ struct Entry(String, u64, u64);
 /// Packs the appshot in `dir` into the new file `out`, and returns its size.
 /// The appshot is verified first; what it borrows from others is packed with it.
 pub fn pack(dir: &Path, out: &Path) -> Result<u64> {
-    let cannot = || format!("cannot pack {} into {}", dir.display(), out.display());
+    if needed(dir)?.is_empty() {
+        return pack_opened(&Appshot::open(dir)?, out);
+    }
+    // It travels alone: what it borrows comes along.
     let staging = Staging::create(out)?;
-    let appshot = match needed(dir)?.is_empty() {
-        true => Appshot::open(dir)?,
-        // It travels alone: what it borrows comes along. The copy goes with the staging.
-        false => Appshot::open_unverified_memory(&flatten(dir, &staging.path().join("flat"))?.path)?,
-    };
+    let flat = flatten(dir, &staging.path().join("flat"))?;
+    pack_opened(&Appshot::open_unverified_memory(&flat.path)?, out)
+}
+
+pub(super) fn pack_opened(appshot: &Appshot, out: &Path) -> Result<u64> {
+    let cannot = || format!("cannot pack {} into {}", appshot.path.display(), out.display());
+    let staging = Staging::create(out)?;
     let mut to = Hashed {
         file: staging.create_file("packed").or_fail(cannot)?,
         hasher: blake3::Hasher::new(),
     };
-    write(&appshot, &mut to).or_fail(cannot)?;
+    write(appshot, &mut to).or_fail(cannot)?;
     let Hashed { file, hasher } = to;
     let (bytes, digest) = (hasher.count(), hasher.finalize());
     (&file)
