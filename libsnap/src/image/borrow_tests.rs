@@ -71,13 +71,17 @@ fn write(writer: Writer, memory: &Arc<dyn Memory>) -> Result<Layout> {
     second.memory(at(0, 2), 3, &told(9, &[0, 1]))?;
     second.borrow(at(2, PAGES), &first)?;
     let second = second.finish(&image(7, 2))?;
-    for (name, bytes) in [("shm-0.data", 5000), ("unlinked-3.data", 10)] {
-        let mut blob = writer.blob(name)?;
-        blob.write_all(&vec![0x5a; bytes]).unwrap();
-        blob.finish()?;
-    }
+    blobs(&writer);
     writer.close()?.seal(sample::manifest())?;
     Ok(second)
+}
+
+fn blobs(writer: &Writer) {
+    for (name, bytes) in [("shm-0.data", 5000), ("unlinked-3.data", 10)] {
+        let mut blob = writer.blob(name).unwrap();
+        blob.write_all(&vec![0x5a; bytes]).unwrap();
+        blob.finish().unwrap();
+    }
 }
 
 fn expected(memory: &Arc<dyn Memory>, span: Range<u64>) -> Vec<u8> {
@@ -322,4 +326,39 @@ fn a_core_can_be_had_whole() {
     assert!(whole_core(open(), VirtualPid(7), &file).is_err(), "there already");
     let nobody = whole_core(open(), VirtualPid(99), &dir.path().join("x")).unwrap_err();
     assert_eq!(nobody.kind, Kind::NotFound);
+}
+
+/// What a process borrowed while it was copied, and lost or changed since, needs nobody.
+#[test]
+fn a_lender_for_nobody_is_not_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    let (memory, all) = (told(1, &[]), (0..PAGES).collect::<Vec<_>>());
+    write(Writer::create(&a).unwrap(), &memory).unwrap();
+    let writer = Writer::create_on(&b, Former::open(&a, &b).unwrap()).unwrap();
+    let mut gone = writer.core(VirtualPid(7)).unwrap();
+    gone.memory(at(0, PAGES), 3, &memory).unwrap();
+    writer.discard(gone).unwrap();
+    let mut core = writer.core(VirtualPid(2)).unwrap();
+    core.memory(at(0, PAGES), 3, &memory).unwrap();
+    assert_eq!(core.stored_bytes(), 0);
+    core.retain(&[(at(10, 20), 3)]).unwrap();
+    let changed = told(2, &all);
+    assert_eq!(core.replace(at(10, 20), &changed).unwrap(), [at(10, 20)]);
+    core.memory(at(10, 20), 3, &changed).unwrap();
+    assert_eq!(core.stored_bytes(), 10 * PAGE);
+    core.memory(at(0, 10), 3, &changed).unwrap();
+    core.memory(at(20, PAGES), 3, &changed).unwrap();
+    assert!(core.memory(at(19, 21), 3, &memory).is_err(), "twice");
+    let first = core.finish(&image(2, 1)).unwrap();
+    let mut second = writer.core(VirtualPid(7)).unwrap();
+    second.memory(at(0, 2), 3, &told(3, &all)).unwrap();
+    let nothing = at(PAGES, PAGES + 1);
+    assert!(second.borrow(nothing, &first).is_err());
+    second.finish(&image(7, 2)).unwrap();
+    blobs(&writer);
+    writer.close().unwrap().seal(sample::manifest()).unwrap();
+    let appshot = Appshot::open(&b).unwrap();
+    assert_eq!((counts(&appshot), needed(&b).unwrap()), ((PAGES + 2, 0, 0), Vec::new()));
+    assert_eq!(appshot.manifest.lenders, []);
 }
