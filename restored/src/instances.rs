@@ -156,10 +156,12 @@ fn own(
         }
     };
     log(&started.instance);
-    Some(Box::new(move || match supervise::reap(&start.store, &started.app) {
+    let child = started.instance.child();
+    let at_end = Box::new(move || match supervise::reap(&start.store, &started.app) {
         Ok(code) => tracing::info!(app = start.name, code, "ended"),
         Err(error) => tracing::warn!(app = start.name, %error, "cannot reap"),
-    }))
+    });
+    Some(Watch { child, at_end })
 }
 
 fn log(instance: &Instance) {

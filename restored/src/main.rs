@@ -6,6 +6,7 @@ mod instances;
 mod pool;
 mod shelf;
 mod templates;
+mod watcher;
 
 use clap::Parser;
 use instances::Instances;
@@ -18,6 +19,7 @@ use pool::Pool;
 use shelf::Shelf;
 use std::process::ExitCode;
 use std::time::Duration;
+use watcher::Watcher;
 
 /// How long the memory of all instances may take to be brought at the end.
 const SETTLING: Duration = Duration::from_secs(60);
@@ -38,13 +40,14 @@ fn main() -> ExitCode {
 /// moment: only its owner may do so.
 fn run(args: &DaemonArgs) -> Result<u8> {
     let store = args.dirs.open()?;
+    let watcher = Watcher::start()?;
     let mut waiting = None;
     let served = daemon::run("restored", args, |stopping| {
         if let Err(error) = ending::adopt_orphans(&store) {
             tracing::warn!(%error, "cannot look for apps without a supervisor");
         }
         let shelf = Shelf::default();
-        let pool = waiting.insert(Pool::new(store.clone(), shelf.clone()));
+        let pool = waiting.insert(Pool::new(store.clone(), shelf.clone(), watcher));
         api::router(Instances::new(store, stopping, pool.clone(), shelf))
     });
     if let Some(pool) = waiting {

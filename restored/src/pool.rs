@@ -15,6 +15,7 @@
 
 use crate::shelf::Shelf;
 use crate::templates::Templates;
+use crate::watcher::Watcher;
 use libsnap::error::Result;
 use libsnap::ids::HostPid;
 use libsnap::restore::Way;
@@ -48,7 +49,12 @@ const ENDING: Duration = Duration::from_secs(5);
 /// What a thread does with what it has made ready. A restore goes on until the second
 /// is dropped. Answers what lasts as long as the instance.
 pub type Job = Box<dyn FnOnce(Ready, Busy) -> Option<Watch> + Send>;
-pub type Watch = Box<dyn FnOnce() + Send>;
+
+/// What is done when an instance, our child, has ended. It waits for that, too.
+pub struct Watch {
+    pub child: HostPid,
+    pub at_end: Box<dyn FnOnce() + Send>,
+}
 
 /// What instances are prepared of: an appshot, and how it is restored.
 #[derive(Clone, Debug, PartialEq)]
@@ -221,12 +227,12 @@ impl State {
 
 fn watch(watch: Option<Watch>) {
     if let Some(watch) = watch {
-        watch();
+        (watch.at_end)();
     }
 }
 
 impl Pool {
-    pub fn new(store: Store, shelf: Shelf) -> Pool {
+    pub fn new(store: Store, shelf: Shelf, watcher: Watcher) -> Pool {
         let state = State {
             ready: Vec::new(),
             rows: vec![Row::new(None, HUSKS_MIN)],
@@ -235,7 +241,7 @@ impl Pool {
             ending: false,
         };
         let pool = Pool(Arc::new(Shared {
-            templates: Templates::new(store.clone(), shelf.clone()),
+            templates: Templates::new(store.clone(), shelf.clone(), watcher),
             store,
             shelf,
             state: Mutex::new(state),

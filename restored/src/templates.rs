@@ -9,6 +9,7 @@
 
 use crate::pool::{Busy, Job, Kind};
 use crate::shelf::Shelf;
+use crate::watcher::Watcher;
 use libsnap::error::Result;
 use libsnap::restore::eager::Eager;
 use libsnap::restore::{self, From, Template};
@@ -27,8 +28,6 @@ const WAITING_MAX: usize = 16;
 const IDLE: Duration = Duration::from_secs(30);
 /// After this a template goes.
 const FORGOTTEN: Duration = Duration::from_secs(300);
-/// A thread that only waits for the end of an instance.
-const WATCH_STACK: usize = 64 << 10;
 
 type Order = (Job, Busy);
 
@@ -37,6 +36,7 @@ type Order = (Job, Busy);
 pub struct Templates {
     store: Store,
     shelf: Shelf,
+    watcher: Watcher,
     threads: Arc<Mutex<Vec<(Kind, Thread)>>>,
 }
 
@@ -48,10 +48,11 @@ enum Thread {
 }
 
 impl Templates {
-    pub fn new(store: Store, shelf: Shelf) -> Templates {
+    pub fn new(store: Store, shelf: Shelf, watcher: Watcher) -> Templates {
         Templates {
             store,
             shelf,
+            watcher,
             threads: Arc::default(),
         }
     }
@@ -121,7 +122,7 @@ impl Templates {
                     };
                     self.go_through(ready, job, busy);
                     if made.is_none() {
-                        let suits = |from: From| Template::suits(from.shot());
+                        let suits = |from: From| Template::suits(from.shot(), kind.way);
                         let never = self
                             .shelf
                             .get(&kind.appshot, kind.way.memory)
@@ -151,7 +152,7 @@ impl Templates {
     fn fork_new(&self, kind: &Kind, from: Option<From>, made: &mut Option<(From, Template)>) -> Ready {
         let Some(from) = from else { return Ready::default() };
         let mut fork = || {
-            if made.is_none() && Template::suits(from.shot()) {
+            if made.is_none() && Template::suits(from.shot(), kind.way) {
                 *made = Some((from.clone(), restore::template(&from, kind.way)?));
             }
             match made {
@@ -170,8 +171,7 @@ impl Templates {
             prepared.await_eagerly();
         }
         if let Some(watch) = job(ready, busy) {
-            let thread = std::thread::Builder::new().name("watch".into()).stack_size(WATCH_STACK);
-            if let Err(error) = thread.spawn(watch) {
+            if let Err(error) = self.watcher.watch(watch) {
                 tracing::warn!(%error, "nobody watches an instance");
             }
         }
