@@ -208,6 +208,10 @@ pub struct Inspect {
     /// Hold every byte against its digest
     #[arg(long)]
     pub verify: bool,
+    /// Write the core of this process, verified and with what it borrows, to a new file
+    /// for gdb
+    #[arg(long, num_args = 2, value_names = ["PID", "FILE"])]
+    pub core: Vec<String>,
     #[command(flatten)]
     pub output: Output,
 }

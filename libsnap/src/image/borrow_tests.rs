@@ -1,7 +1,10 @@
 //! Pages that an appshot borrows: from a process of its own, and from parents.
 
 use super::records::{Vma, VmaKind};
-use super::{Appshot, Former, LEAF, Layout, Memory, PAGE, Segment, Writer, needed, notes, pack, sample, unpack};
+use super::{
+    Appshot, Former, LEAF, Layout, Memory, PAGE, Segment, Writer, children, flatten, flatten_in_place, identity,
+    needed, notes, pack, sample, unpack, whole_core,
+};
 use crate::error::{Kind, Result};
 use crate::ids::VirtualPid;
 use std::io::Write as _;
@@ -68,13 +71,17 @@ fn write(writer: Writer, memory: &Arc<dyn Memory>) -> Result<Layout> {
     second.memory(at(0, 2), 3, &told(9, &[0, 1]))?;
     second.borrow(at(2, PAGES), &first)?;
     let second = second.finish(&image(7, 2))?;
-    for (name, bytes) in [("shm-0.data", 5000), ("unlinked-3.data", 10)] {
-        let mut blob = writer.blob(name)?;
-        blob.write_all(&vec![0x5a; bytes]).unwrap();
-        blob.finish()?;
-    }
+    blobs(&writer);
     writer.close()?.seal(sample::manifest())?;
     Ok(second)
+}
+
+fn blobs(writer: &Writer) {
+    for (name, bytes) in [("shm-0.data", 5000), ("unlinked-3.data", 10)] {
+        let mut blob = writer.blob(name).unwrap();
+        blob.write_all(&vec![0x5a; bytes]).unwrap();
+        blob.finish().unwrap();
+    }
 }
 
 fn expected(memory: &Arc<dyn Memory>, span: Range<u64>) -> Vec<u8> {
@@ -251,4 +258,107 @@ fn a_malformed_table_is_refused() {
     }
     assert!(decoded(&[good[1], good[0]]).is_err(), "not in order");
     assert!(decoded(&[good[0], segment(0, 2, PAGE, PAGE)]).is_err(), "twice");
+}
+
+/// In its place or beside it, and packed: the same memory, and no parent any more.
+#[test]
+fn what_is_flattened_needs_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+    write(Writer::create(&a).unwrap(), &told(1, &[])).unwrap();
+    let memory = told(2, &[3, 20]);
+    on(&b, &a, &memory).unwrap();
+    assert_eq!(children(&a).unwrap(), std::slice::from_ref(&b));
+    flatten(&b, &c).unwrap();
+    let packed = dir.path().join("packed");
+    pack(&b, &packed, crate::image::packed::LEVEL).unwrap();
+    let before = identity(&b).unwrap();
+    flatten_in_place(&b).unwrap();
+    assert_ne!(identity(&b).unwrap(), before);
+    assert_eq!(children(&a).unwrap(), [] as [std::path::PathBuf; 0]);
+    std::fs::remove_dir_all(&a).unwrap();
+    for path in [b, c, unpack(&packed, &dir.path().join("d")).unwrap()] {
+        let appshot = Appshot::open(&path).unwrap();
+        holds(&appshot, &memory);
+        // What both processes had of the parent is stored once, as it was there.
+        assert_eq!(counts(&appshot), (PAGES + 2, PAGES - 2, 0), "{}", path.display());
+    }
+    let left = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 4, "b, c, d and the packed file");
+}
+
+/// A packed appshot comes from anywhere: it leads to nothing that is here already.
+#[test]
+fn what_is_packed_has_no_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    write(Writer::create(&a).unwrap(), &told(1, &[])).unwrap();
+    on(&b, &a, &told(2, &[3])).unwrap();
+    let packed = dir.path().join("packed");
+    super::packed::pack_opened(Appshot::open(&b).unwrap(), &packed).unwrap();
+    let error = unpack(&packed, &dir.path().join("c")).unwrap_err();
+    assert!(error.to_string().contains("it needs other appshots"), "{error}");
+}
+
+/// For gdb: all its memory in one file, with the same notes.
+#[test]
+fn a_core_can_be_had_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    write(Writer::create(&a).unwrap(), &told(1, &[])).unwrap();
+    let memory = told(2, &[3, 20]);
+    on(&b, &a, &memory).unwrap();
+    let file = dir.path().join("7.core");
+    let open = || Appshot::open(&b).unwrap();
+    whole_core(open(), VirtualPid(7), &file).unwrap();
+    let whole = std::fs::File::open(&file).unwrap();
+    let (image, segments) = super::parse_core("7.core", &whole).unwrap();
+    assert_eq!(image, open().cores[1].image);
+    let [segment] = segments[..] else {
+        panic!("{segments:?}")
+    };
+    assert_eq!((segment.part, segment.vaddr, segment.bytes), (0, START, PAGES * PAGE));
+    let mut bytes = vec![0; segment.bytes as usize];
+    whole.read_exact_at(&mut bytes, segment.offset).unwrap();
+    let own = expected(&told(9, &[0, 1]), at(0, 2));
+    let rest = expected(&memory, at(2, PAGES));
+    assert!(bytes == [own, rest].concat());
+    assert!(whole_core(open(), VirtualPid(7), &file).is_err(), "there already");
+    let nobody = whole_core(open(), VirtualPid(99), &dir.path().join("x")).unwrap_err();
+    assert_eq!(nobody.kind, Kind::NotFound);
+}
+
+/// What a process borrowed while it was copied, and lost or changed since, needs nobody.
+#[test]
+fn a_lender_for_nobody_is_not_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    let (memory, all) = (told(1, &[]), (0..PAGES).collect::<Vec<_>>());
+    write(Writer::create(&a).unwrap(), &memory).unwrap();
+    let writer = Writer::create_on(&b, Former::open(&a, &b).unwrap()).unwrap();
+    let mut gone = writer.core(VirtualPid(7)).unwrap();
+    gone.memory(at(0, PAGES), 3, &memory).unwrap();
+    writer.discard(gone).unwrap();
+    let mut core = writer.core(VirtualPid(2)).unwrap();
+    core.memory(at(0, PAGES), 3, &memory).unwrap();
+    assert_eq!(core.stored_bytes(), 0);
+    core.retain(&[(at(10, 20), 3)]).unwrap();
+    let changed = told(2, &all);
+    assert_eq!(core.replace(at(10, 20), &changed).unwrap(), [at(10, 20)]);
+    core.memory(at(10, 20), 3, &changed).unwrap();
+    assert_eq!(core.stored_bytes(), 10 * PAGE);
+    core.memory(at(0, 10), 3, &changed).unwrap();
+    core.memory(at(20, PAGES), 3, &changed).unwrap();
+    assert!(core.memory(at(19, 21), 3, &memory).is_err(), "twice");
+    let first = core.finish(&image(2, 1)).unwrap();
+    let mut second = writer.core(VirtualPid(7)).unwrap();
+    second.memory(at(0, 2), 3, &told(3, &all)).unwrap();
+    let nothing = at(PAGES, PAGES + 1);
+    assert!(second.borrow(nothing, &first).is_err());
+    second.finish(&image(7, 2)).unwrap();
+    blobs(&writer);
+    writer.close().unwrap().seal(sample::manifest()).unwrap();
+    let appshot = Appshot::open(&b).unwrap();
+    assert_eq!((counts(&appshot), needed(&b).unwrap()), ((PAGES + 2, 0, 0), Vec::new()));
+    assert_eq!(appshot.manifest.lenders, []);
 }

@@ -32,7 +32,7 @@ pub struct Layout {
 }
 
 /// Pages that are next to each other, in memory and in the file that holds them, with
-/// the same protection.
+/// the same protection. Its part is 0, or the id of a lender.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     segment: Segment,
@@ -256,7 +256,10 @@ impl CoreWriter {
     pub fn finish(mut self, image: &ProcessImage) -> Result<Layout> {
         let runs = self.runs.values().copied();
         let (runs, borrowed): (Vec<Run>, Vec<Run>) = runs.partition(|run| run.segment.part == OWN);
-        let borrowed = cut_at_mappings(&borrowed, &image.vmas).map_err(|detail| self.misuse(detail))?;
+        let mut borrowed = cut_at_mappings(&borrowed, &image.vmas).map_err(|detail| self.misuse(detail))?;
+        for segment in &mut borrowed {
+            segment.part = self.lenders.list(segment.part);
+        }
         let notes = notes::encode(image, &borrowed)?;
         let note = Phdr {
             kind: Kind::Note,
@@ -317,7 +320,7 @@ impl Layout {
         let mut own = None;
         let place = |(span, place): (Range<u64>, Option<Place>)| match place {
             Some(Place { part: OWN, offset }) => {
-                let part = *own.get_or_insert_with(|| self.lenders.number(None, &self.part));
+                let part = *own.get_or_insert_with(|| self.lenders.id(None, &self.part));
                 Ok((span, Place { part, offset }))
             }
             Some(place) => Ok((span, place)),

@@ -1,16 +1,20 @@
-//! Writes an appshot anew so that it needs no other.
+//! Writes an appshot, or the core of one process, anew so that it needs no other.
 
-use super::blocks::Memory;
+use super::blocks::{Memory, Press};
+use super::core_write::CoreWriter;
 use super::digest;
 use super::leaves::DIGESTS;
 use super::process::{Core, Place};
 use super::reader::Appshot;
 use super::writer::{Sealed, Writer};
 use super::{PAGE, core_name};
-use crate::error::{OrFail, Result};
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::ids::VirtualPid;
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -59,6 +63,34 @@ fn write(path: &Path, writer: Writer) -> Result<Sealed> {
         }
     }
     writer.close()?.seal(shot.manifest.clone())
+}
+
+/// Writes the core of one process with all its memory to a new file, for gdb.
+pub fn whole_core(shot: Appshot, pid: VirtualPid, dest: &Path) -> Result<()> {
+    let cannot = || format!("cannot write the core of process {pid} to {}", dest.display());
+    let at = shot.cores.iter().position(|core| core.image.process.pid == pid);
+    let core = at.ok_or_else(|| Error::new(Kind::NotFound, cannot()).because("the appshot has no such process"))?;
+    let shot = Arc::new(shot);
+    let memory: Arc<dyn Memory> = Arc::new(Held {
+        shot: Arc::clone(&shot),
+        core,
+    });
+    let core = &shot.cores[core];
+    let press = Arc::new(Press::start().or_fail(cannot)?);
+    let file = || {
+        File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(dest)
+    };
+    let mut to = CoreWriter::new(press.begin(&core_name(pid), file)?, Arc::default(), None)?;
+    for segment in &core.segments {
+        to.memory(segment.vaddr..segment.end(), prot(core, segment.vaddr), &memory)?;
+    }
+    to.finish(&core.image)?;
+    press.finish().map(drop)
 }
 
 /// The memory of a process as runs that it stores itself, or that one before it does.

@@ -16,25 +16,43 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The lenders and parents of a manifest in the making.
+/// The lenders and parents of a manifest in the making. A part that may lend has an id;
+/// once a core that is finished borrows from it, it is listed and has a number.
 #[derive(Debug, Default)]
-pub struct Lenders(Mutex<(Vec<Lender>, Vec<Parent>)>);
+pub struct Lenders(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    /// By ids.
+    known: Vec<(Option<Parent>, String)>,
+    /// The ids of those that are listed, in the order of the manifest.
+    listed: Vec<usize>,
+}
 
 impl Lenders {
-    /// The number of a lender, from 1 on, entered when new.
-    pub fn number(&self, parent: Option<&Parent>, part: &str) -> usize {
-        let (lenders, parents) = &mut *self.locked();
-        let parent = parent.map(|parent| place_of(parents, parent.clone()) as u32);
-        let part = part.to_owned();
-        place_of(lenders, Lender { parent, part }) + 1
+    /// The id of a part, of this appshot or a parent; from 1 on.
+    pub fn id(&self, parent: Option<&Parent>, part: &str) -> usize {
+        place_of(&mut self.locked().known, (parent.cloned(), part.to_owned())) + 1
+    }
+
+    /// Lists a part, if it is not; its number, from 1 on.
+    pub fn list(&self, id: usize) -> usize {
+        place_of(&mut self.locked().listed, id - 1) + 1
     }
 
     /// What the manifest is to list.
     pub fn records(&self) -> (Vec<Lender>, Vec<Parent>) {
-        self.locked().clone()
+        let Table { known, listed } = &*self.locked();
+        let mut parents = Vec::new();
+        let lenders = listed.iter().map(|id| {
+            let (parent, part) = known[*id].clone();
+            let parent = parent.map(|parent| place_of(&mut parents, parent) as u32);
+            Lender { parent, part }
+        });
+        (lenders.collect(), parents)
     }
 
-    fn locked(&self) -> MutexGuard<'_, (Vec<Lender>, Vec<Parent>)> {
+    fn locked(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,7 +117,7 @@ impl Former {
         Some(Base {
             former: Arc::clone(self),
             core,
-            numbers: HashMap::new(),
+            ids: HashMap::new(),
             leaf: Vec::new(),
             loaded: None,
         })
@@ -112,8 +130,8 @@ pub struct Base {
     former: Arc<Former>,
     /// Its place among the cores.
     core: usize,
-    /// Of lenders, by parts.
-    numbers: HashMap<usize, usize>,
+    /// Of those that lend, by the numbers of their parts.
+    ids: HashMap<usize, usize>,
     /// The leaf that was read last, and where it begins.
     leaf: Vec<u8>,
     loaded: Option<Place>,
@@ -188,14 +206,14 @@ impl Base {
         Ok(&self.leaf[at..at + PAGE as usize])
     }
 
-    /// The same place with the number of the lender: who stores it, never who borrows it.
+    /// The same place with the id of the lender: who stores it, never who borrows it.
     fn lent(&mut self, lenders: &Lenders, Place { part, offset }: Place) -> Place {
         let Former { shot, record, .. } = &*self.former;
-        let number = self.numbers.entry(part).or_insert_with(|| {
+        let id = self.ids.entry(part).or_insert_with(|| {
             let Lender { parent, part } = shot.lender(part);
             let parent = parent.map_or(record, |at| &shot.manifest.parents[at as usize]);
-            lenders.number(Some(parent), &part)
+            lenders.id(Some(parent), &part)
         });
-        Place { part: *number, offset }
+        Place { part: *id, offset }
     }
 }

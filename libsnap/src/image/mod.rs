@@ -88,7 +88,8 @@
 //! the appshot that holds it. Where a parent is missing or another, nothing can be
 //! restored, and nothing is packed: [`flatten`] writes an appshot that needs no other.
 //!
-//! gdb shows borrowed pages as zeroes, since their headers have no bytes of this file.
+//! gdb shows borrowed pages as zeroes, since their headers have no bytes of this file;
+//! [`whole_core`] writes a core that has them.
 //!
 //! # The packed form
 //!
@@ -144,7 +145,7 @@ pub use blocks::Memory;
 pub use core_read::parse as parse_core;
 pub use core_write::{CoreWriter, Layout};
 pub use digest::{LEAF, processors};
-pub use flatten::{flatten, flatten_in_place};
+pub use flatten::{flatten, flatten_in_place, whole_core};
 pub use leaves::{DIGESTS, Leaves, Pieces};
 pub use lenders::Former;
 pub use look::{Damage, Glance, damage, glance, sizes};

@@ -53,8 +53,18 @@ struct Entry(String, u64, u64);
 /// The appshot is verified first; what it borrows from others is packed with it. One that
 /// is packed is copied as it is.
 pub fn pack(path: &Path, out: &Path, level: i32) -> Result<u64> {
-    let cannot = || format!("cannot pack {} into {}", path.display(), out.display());
-    let content = Content::open(path)?;
+    pack_content(&Content::open(path)?, out, level)
+}
+
+/// What an appshot is, without what it borrows.
+#[cfg(test)]
+pub(super) fn pack_opened(appshot: Appshot, out: &Path) -> Result<u64> {
+    let form = Form::Directory(Box::new(appshot));
+    pack_content(&Content { form, _aside: None }, out, LEVEL)
+}
+
+fn pack_content(content: &Content, out: &Path, level: i32) -> Result<u64> {
+    let cannot = || format!("cannot pack into {}", out.display());
     let staging = Staging::create(out)?;
     let file = staging.create_file("packed").or_fail(cannot)?;
     let (bytes, digest) = content

@@ -9,14 +9,14 @@ mod summary;
 mod tree;
 
 use crate::cli;
-use libsnap::error::Result;
+use libsnap::error::{Error, Kind, Result};
 use libsnap::ids::VirtualPid;
 use libsnap::image::records::{Lender, Manifest, ProcessRecord, ThreadRecord, Vma};
-use libsnap::image::{Appshot, Core};
+use libsnap::image::{self, Appshot, Core};
 use libsnap::store::Store;
 use nodekit::out;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The whole of an appshot but its memory, for `-o json`.
 #[derive(Debug, Serialize)]
@@ -52,12 +52,25 @@ pub struct Stored {
 
 pub fn inspect(store: &Store, args: &cli::Inspect) -> Result<u8> {
     let path = store.resolve_appshot(&args.appshot)?;
+    if let [pid, file] = &args.core[..] {
+        return core(&path, pid, Path::new(file));
+    }
     let appshot = match args.verify {
         true => Appshot::open(&path)?,
         false => Appshot::open_unverified_memory(&path)?,
     };
     let inspection = Inspection::of(appshot, args.verify);
     out::show(args.output.format, &inspection, |inspection| text(inspection, args))?;
+    Ok(0)
+}
+
+/// Writes a core that is whole by itself.
+fn core(appshot: &Path, pid: &str, file: &Path) -> Result<u8> {
+    let number = pid.parse().map_err(|_| {
+        Error::new(Kind::Usage, format!("{pid:?} is no PID")).fix("`appshot inspect --tree` lists those of an appshot")
+    })?;
+    image::whole_core(Appshot::open(appshot)?, VirtualPid(number), file)?;
+    out::print(&format!("{}\n", file.display()))?;
     Ok(0)
 }
 
