@@ -56,6 +56,9 @@ pub fn identity(path: &Path) -> Result<String> {
     Ok(read_manifest(&open_dir(path)?)?.1.to_hex().to_string())
 }
 
+/// Parts with the descriptors from which they are read.
+pub(super) type Parts = Vec<(Part, Arc<File>)>;
+
 /// A parent that is open.
 #[derive(Clone, Debug)]
 pub(super) struct Lending {
@@ -73,7 +76,7 @@ pub(super) fn open<'a>(
     child: &Path,
     parent: &Parent,
     names: impl Iterator<Item = &'a str>,
-) -> Result<(Lending, Vec<(Part, Arc<File>)>)> {
+) -> Result<(Lending, Parts)> {
     let path = find(child, parent).ok_or_else(|| missing(child, parent))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     open_at(&path, &name, parent, names).map_err(|error| of_parent(error, &name))
@@ -84,7 +87,7 @@ fn open_at<'a>(
     name: &str,
     parent: &Parent,
     names: impl Iterator<Item = &'a str>,
-) -> Result<(Lending, Vec<(Part, Arc<File>)>)> {
+) -> Result<(Lending, Parts)> {
     let dir = open_dir(path)?;
     let (manifest, identity) = read_manifest(&dir)?;
     ensure(

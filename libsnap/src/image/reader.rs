@@ -2,7 +2,7 @@
 
 use super::fault::{corrupt, ensure, unreadable};
 use super::leaves::{DIGESTS, Leaves, Pieces};
-use super::parents::{self, Lending, of_parent};
+use super::parents::{self, Lending, Parts, of_parent};
 use super::process::Core;
 use super::records::{Lender, Life, Manifest, Part};
 use super::source::Source;
@@ -39,7 +39,7 @@ pub struct Appshot {
 #[derive(Debug)]
 pub struct Digests {
     /// In the order of the manifest; then what parents lend.
-    parts: Vec<(Part, Arc<File>)>,
+    parts: Parts,
     /// How many are its own.
     own: usize,
     parents: Vec<Lending>,
@@ -259,7 +259,7 @@ fn lent(manifest: &Manifest) -> impl Iterator<Item = &Lender> {
 struct Opened {
     manifest: Manifest,
     /// In the order of the manifest's parts, then what parents lend.
-    parts: Vec<(Part, Arc<File>)>,
+    parts: Parts,
     parents: Vec<Lending>,
     path: PathBuf,
     identity: blake3::Hash,
@@ -274,7 +274,7 @@ impl Opened {
             .parts
             .iter()
             .map(|part| Ok((part.clone(), open_part(&dir, part)?)));
-        let mut parts: Vec<_> = parts.collect::<Result<_>>()?;
+        let mut parts: Parts = parts.collect::<Result<_>>()?;
         let mut parents = Vec::with_capacity(manifest.parents.len());
         for (number, parent) in manifest.parents.iter().enumerate() {
             let names = manifest

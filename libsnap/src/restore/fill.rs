@@ -380,14 +380,15 @@ mod tests {
     #[test]
     fn what_must_be_read() {
         let leaf = LEAF as u64;
-        let (later, now) = ([leaf..5 * leaf], [3 * leaf + PAGE..3 * leaf + 2 * PAGE]);
+        let one = |start: u64, end: u64| Vec::from_iter(std::iter::once(start..end));
+        let (later, now) = (one(leaf, 5 * leaf), one(3 * leaf + PAGE, 3 * leaf + 2 * PAGE));
         let bytes = 6 * leaf + 8;
         assert_eq!(
             needed(bytes, false, &later, &now),
             [0..leaf, 3 * leaf..4 * leaf, 5 * leaf..bytes]
         );
-        assert_eq!(needed(bytes, true, &later, &now), [3 * leaf..4 * leaf]);
-        assert_eq!(needed(bytes, false, &[], &now), [0..bytes]);
+        assert_eq!(needed(bytes, true, &later, &now), one(3 * leaf, 4 * leaf));
+        assert_eq!(needed(bytes, false, &[], &now), one(0, bytes));
     }
 
     #[test]
