@@ -33,6 +33,7 @@ use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
 use crate::memory::{self, Private, Tables};
 use crate::pages::Stock;
+use crate::participants;
 use crate::precopy::{self, Precopy};
 use crate::proc::{self, Fields, Mapping};
 use crate::process;
@@ -444,6 +445,7 @@ fn take(
     }
     let mut manifest = manifest(names, target, timeline.app, needs, snaplist, table);
     manifest.seccomp = filters.into_records();
+    manifest.participants = participants::of(frozen.processes[0].pid);
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
     Ok(Taken {
         processes,
@@ -669,6 +671,7 @@ fn manifest(
         semaphores: Vec::new(),
         queues: Vec::new(),
         seccomp: Vec::new(),
+        participants: Vec::new(),
         external: Vec::new(),
         parts: Vec::new(),
     }

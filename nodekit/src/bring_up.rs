@@ -30,6 +30,7 @@ fn detached(start: Start, manner: Manner) -> Result<u8> {
     out::show(manner.format, &started.instance, |instance| {
         format!("{}\n", instance.name)
     })?;
+    warn(&started.instance);
     if manner.format == Format::Text && !manner.quiet {
         eprintln!("{}", told(&started.instance));
     }
@@ -47,14 +48,22 @@ pub fn told(instance: &Instance) -> String {
     )
 }
 
+/// What did not go as wanted; not a result.
+pub fn warn(instance: &Instance) {
+    for warning in &instance.warnings {
+        out::warn(warning);
+    }
+}
+
 /// A signal to end us gives up a restore; once the app runs, it is the app's.
 fn attached(start: Start, quiet: bool) -> Result<u8> {
     let signals = signals::block()?;
     let mut start = start.attached();
-    let Started { app, .. } = match start.go_unless(&|| signals::waiting(&signals)) {
+    let Started { app, instance } = match start.go_unless(&|| signals::waiting(&signals)) {
         Ok(started) => started,
         Err(error) => return given_up(&signals, error),
     };
+    warn(&instance);
     let code = supervise::supervise(&start.store, &app, &signals)?;
     if !quiet
         && let Some(now) = start.store.find(&app.name)?

@@ -5,7 +5,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{AppshotEntry, Store, View};
-use libsnap::target::{CheckReport, OutsidePolicy, SnapshotOptions, SnapshotReport, TcpPolicy};
+use libsnap::target::{CheckReport, Hooks, OutsidePolicy, SnapshotOptions, SnapshotReport, TcpPolicy};
 use nodekit::jobs::{self, Job, Place, Snapshot};
 use nodekit::reply::{self, Body, Reply, on_own_thread};
 use nodekit::worker;
@@ -58,6 +58,9 @@ struct SnapshotRequest {
     tag: Option<String>,
     #[serde(default)]
     replace: bool,
+    /// What the app is told before, beside what its owner declared.
+    #[serde(default)]
+    hooks: Hooks,
 }
 
 impl SnapshotRequest {
@@ -84,6 +87,7 @@ impl SnapshotRequest {
             target,
             place,
             options,
+            hooks: self.hooks,
         }))
     }
 }

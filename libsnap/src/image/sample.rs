@@ -141,6 +141,7 @@ pub fn manifest() -> Manifest {
             log: true,
             code: vec![0x7fff_0000_0000_0006],
         }],
+        participants: vec!["pool".into()],
         external: vec![ExternalFile {
             path: "/usr/bin/true".into(),
             dev: 1,
