@@ -47,6 +47,8 @@ pub enum Command {
     Pack(Pack),
     /// Unpack a packed appshot
     Unpack(Unpack),
+    /// Write an appshot anew so that it needs no parent
+    Flatten(Flatten),
     /// Tell what the kernel offers and what is missing
     Doctor(Doctor),
     /// Show it all on a real server: freeze, gone, back, with the milliseconds
@@ -114,6 +116,10 @@ pub struct Snapshot {
     /// Let the app go on; otherwise it ends once the appshot is sealed
     #[arg(long)]
     pub leave_running: bool,
+    /// Store only what differs from this appshot of the same app, which is needed from
+    /// then on. It must stand in the same directory; give the new one a name with --tag
+    #[arg(long, value_name = "NAME|PATH")]
+    pub parent: Option<String>,
     /// Copy memory while the app runs, so that it stands still for less [default: for
     /// large apps]
     #[arg(long, value_name = "yes|no", num_args = 0..=1, default_missing_value = "yes", value_parser = clap::builder::BoolishValueParser::new())]
@@ -218,6 +224,10 @@ pub struct Inspect {
     /// Hold every byte against its digest
     #[arg(long)]
     pub verify: bool,
+    /// Write the core of this process, verified and with what it borrows, to a new file
+    /// for gdb
+    #[arg(long, num_args = 2, value_names = ["PID", "FILE"])]
+    pub core: Vec<String>,
     #[command(flatten)]
     pub output: Output,
 }
@@ -229,6 +239,16 @@ pub struct Pack {
     pub appshot: String,
     /// The new file
     pub file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Flatten {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub appshot: String,
+    /// Write it to this new directory and leave the appshot as it is
+    #[arg(short = 'o', long = "to", alias = "out", value_name = "DIR")]
+    pub dest: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

@@ -29,6 +29,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Logs(args) => commands::logs::logs(&dirs.open()?, &args),
         Command::Pack(args) => commands::pack::pack(&dirs.open()?, &args, quiet),
         Command::Unpack(args) => commands::pack::unpack(&dirs.open()?, &args),
+        Command::Flatten(args) => commands::pack::flatten(&dirs.open()?, &args, quiet),
         Command::Doctor(args) => commands::doctor::doctor(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Completions(args) => commands::completions::completions(&args),

@@ -14,8 +14,12 @@ use libsnap::image::parse_core;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok((image, segments)) = parse_core("core", bytes) {
         assert!(!image.threads.is_empty());
+        let mut address = 0;
         for segment in segments {
-            assert!(segment.offset + segment.bytes <= bytes.len() as u64);
+            // What another part lends is held against that one, with the whole appshot.
+            assert!(segment.part > 0 || segment.offset + segment.bytes <= bytes.len() as u64);
+            assert!(segment.vaddr >= address && segment.bytes > 0);
+            address = segment.end();
         }
     }
 });

@@ -126,6 +126,10 @@ pub fn write(root: &str, files: &[(String, String)]) -> Result<()> {
     if files.iter().any(|(path, _)| path.starts_with("vars/")) {
         std::fs::create_dir(directory.join("vars")).or_fail(failed)?;
     }
+    let hooks = directory.join(HOOKS);
+    std::fs::create_dir(&hooks)
+        .and_then(|()| std::fs::set_permissions(&hooks, Permissions::from_mode(0o777)))
+        .or_fail(failed)?;
     let mut written = files.iter().map(|(path, text)| {
         let file = directory.join(if path == PHASE { NEXT_PHASE } else { path });
         std::fs::write(&file, text)?;

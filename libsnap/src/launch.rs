@@ -36,7 +36,8 @@ pub const INIT_ADDRESS: u64 = 0x1_0000_0000;
 /// The app's first process is the second of its namespace.
 pub const ROOT: i32 = 2;
 
-const NAMESPACES: u64 = (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS) as u64;
+/// What a new instance has for itself (clone(2)).
+pub const NAMESPACES: u64 = (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS) as u64;
 
 /// The init program, as a file to execute.
 pub fn init_file(root: i32) -> Result<OwnedFd> {
@@ -170,10 +171,10 @@ impl Place {
         if self.pids == PidMode::New {
             let none = None::<&str>;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(|e| (1, e))?;
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            mount(Some("proc"), "/proc", Some("proc"), flags, none).map_err(|e| (2, e))?;
-            own_terminals().map_err(|e| (7, e))?;
-            self.own_directory().map_err(|e| (8, e))?;
+            for mounted in mounts() {
+                mounted.mount().map_err(|e| (mounted.step, e))?;
+            }
+            self.own_files().map_err(|e| (8, e))?;
         }
         if let Some((host, domain)) = &self.names {
             nix::unistd::sethostname(host).map_err(|e| (3, e))?;
@@ -184,18 +185,17 @@ impl Place {
 }
 
 impl Place {
-    /// The directory in which an instance finds what it is, where there is one.
-    fn own_directory(&self) -> Sys<()> {
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        let options = Some("mode=755,size=8m");
-        match mount(Some("appshot"), identity::DIRECTORY, Some("tmpfs"), flags, options) {
-            Ok(()) => {}
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
-            Err(errno) => return Err(errno),
+    /// What an instance finds in its own directory, where there is one.
+    fn own_files(&self) -> Sys<()> {
+        if self.files.is_empty() {
+            return Ok(());
         }
         // Everybody's: which user an app is, and which it becomes, is its own affair.
         let everybody = Mode::from_bits_truncate(0o777);
-        nix::unistd::mkdir(identity::HOOKS_DIRECTORY, everybody)?;
+        match nix::unistd::mkdir(identity::HOOKS_DIRECTORY, everybody) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+            made => made?,
+        }
         let follow = FchmodatFlags::FollowSymlink;
         fchmodat(AT_FDCWD, identity::HOOKS_DIRECTORY, everybody, follow)?;
         for (path, text) in &self.files {
@@ -207,25 +207,71 @@ impl Place {
     }
 }
 
-/// Pseudo-terminals of its own: their numbers start at 0 and never collide with
-/// those of another instance. A machine without /dev/pts has none to give.
-fn own_terminals() -> Sys<()> {
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    match mount(
-        Some("devpts"),
-        "/dev/pts",
-        Some("devpts"),
-        flags,
-        Some("gid=5,mode=620,ptmxmode=666"),
-    ) {
-        Ok(()) => {}
-        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
-        Err(errno) => return Err(errno),
-    }
-    let none = None::<&str>;
-    match mount(Some("/dev/pts/ptmx"), "/dev/ptmx", none, MsFlags::MS_BIND, none) {
-        Err(Errno::ENOENT) => Ok(()),
-        bound => bound,
+/// A file system that an instance has for itself.
+#[derive(Debug)]
+pub struct Mounted {
+    pub source: &'static str,
+    pub at: &'static str,
+    pub kind: Option<&'static str>,
+    pub flags: u64,
+    pub options: Option<&'static str>,
+    /// The machine may have no such place.
+    optional: bool,
+    step: usize,
+}
+
+const NOTHING_RUNS: u64 = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+
+/// In this order. Pseudo-terminals of its own: their numbers start at 0 and never collide
+/// with those of another instance.
+pub fn mounts() -> &'static [Mounted] {
+    &[
+        Mounted {
+            source: "proc",
+            at: "/proc",
+            kind: Some("proc"),
+            flags: NOTHING_RUNS,
+            options: None,
+            optional: false,
+            step: 2,
+        },
+        Mounted {
+            source: "devpts",
+            at: "/dev/pts",
+            kind: Some("devpts"),
+            flags: libc::MS_NOSUID | libc::MS_NOEXEC,
+            options: Some("gid=5,mode=620,ptmxmode=666"),
+            optional: true,
+            step: 7,
+        },
+        Mounted {
+            source: "/dev/pts/ptmx",
+            at: "/dev/ptmx",
+            kind: None,
+            flags: libc::MS_BIND,
+            options: None,
+            optional: true,
+            step: 7,
+        },
+        Mounted {
+            source: "appshot",
+            at: identity::DIRECTORY,
+            kind: Some("tmpfs"),
+            flags: NOTHING_RUNS,
+            options: Some("mode=755,size=8m"),
+            optional: true,
+            step: 8,
+        },
+    ]
+}
+
+impl Mounted {
+    fn mount(&self) -> Sys<()> {
+        let flags = MsFlags::from_bits_truncate(self.flags);
+        match mount(Some(self.source), self.at, self.kind, flags, self.options) {
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENODEV) if self.optional => Ok(()),
+            mounted => mounted,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub mod clocks;
 pub mod error;
 pub mod executor;
 pub mod files;
+mod frames;
 pub mod freeze;
 pub mod identity;
 pub mod ids;

@@ -6,9 +6,10 @@
 //! (mseal), a program that has no name any more.
 
 use crate::error::{Error, OrFail, Result};
+use crate::frames::{Common, Frames};
 use crate::ids::{HostPid, ShmId};
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
-use crate::image::{CoreWriter, Memory, Writer};
+use crate::image::{CoreWriter, Layout, Memory, Writer};
 use crate::pages::{self, Closed, Copies, Held, Pages, Stock};
 use crate::precopy::{Precopy, Watched};
 use crate::proc::Mapping;
@@ -509,8 +510,12 @@ pub struct Private {
     changed: Vec<Span>,
     /// Must be read anew.
     fresh: Vec<Span>,
+    /// The same, and others may share it.
+    shared: Vec<Span>,
     /// The same, and the process itself may not read it.
     hidden: Vec<Span>,
+    /// Is to be had from another process.
+    common: Vec<Common>,
     copies: Copies,
 }
 
@@ -553,9 +558,27 @@ impl Private {
         self.kept.extend(spans.iter().map(|span| (span.start..span.end, prot)));
     }
 
+    /// What others may have as well, ascending.
+    pub fn sharable(&self) -> Vec<Span> {
+        pages::union(&self.same, &self.fresh)
+    }
+
+    /// Leaves to others what they have in common with this process.
+    pub fn leave(&mut self, Frames { common, shared }: &Frames) {
+        let spans: Vec<Span> = common.iter().map(|common| common.span).collect();
+        self.same = pages::without(&self.same, &spans);
+        let fresh = pages::without(&self.fresh, &spans);
+        self.fresh = pages::without(&fresh, shared);
+        self.shared = pages::within(&fresh, shared);
+        for (Range { start, end }, prot) in std::mem::take(&mut self.kept) {
+            self.keep(&pages::without(&[Span { start, end }], &spans), prot);
+        }
+        self.common.extend_from_slice(common);
+    }
+
     /// How much of it must be read while the process stands still.
     pub fn unread_bytes(&self) -> u64 {
-        let unread = [&self.changed, &self.fresh, &self.hidden];
+        let unread = [&self.changed, &self.fresh, &self.shared, &self.hidden];
         unread.into_iter().flatten().map(Span::len).sum()
     }
 
@@ -571,32 +594,44 @@ impl Private {
             }
         }
         if !self.hidden.is_empty() {
-            let mem = File::open(format!("/proc/{pid}/mem")).or_fail(failed)?;
+            let mem = pages::mem(pid)?;
             for span in std::mem::take(&mut self.hidden).into_iter().flat_map(pages::pieces) {
                 stock.copy_by_tracer(&mem, span, &mut self.copies).or_fail(failed)?;
             }
         }
         match all {
-            true => stock.copy_all(pid, &std::mem::take(&mut self.fresh), &mut self.copies),
+            true => {
+                stock.copy_shared(pid, &std::mem::take(&mut self.shared), &mut self.copies)?;
+                stock.copy_all(pid, &std::mem::take(&mut self.fresh), &mut self.copies)
+            }
             false => Ok(()),
         }
     }
 
     /// Puts it into a core file; what was not copied is read until the writer has
-    /// finished. `rounds`: copies of the time before, the newest last. `go_on` is asked
-    /// before each piece; its error ends it.
+    /// finished. `rounds`: copies of the time before, the newest last. `others`: where
+    /// the pages of the processes before this one are. `go_on` is asked before each
+    /// piece; its error ends it.
     pub fn store(
         self,
         pid: HostPid,
         core: &mut CoreWriter,
         rounds: &[Arc<Held>],
         stock: &Arc<Closed>,
+        others: &[Layout],
         go_on: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
         core.retain(&self.kept)?;
+        for Common { span, owner } in &self.common {
+            core.borrow(span.start..span.end, &others[*owner])?;
+        }
         let live: Arc<dyn Memory> = Arc::new(Pages::of_stopped(pid));
         let copies: Arc<dyn Memory> = Arc::new(self.copies.clone().held(stock));
         let mut sources = vec![(self.copies.spans(), copies), (self.fresh, live)];
+        if !self.shared.is_empty() {
+            let live: Arc<dyn Memory> = Arc::new(Pages::of_stopped(pid).shared()?);
+            sources.push((self.shared, live));
+        }
         let mut left = self.same;
         for round in rounds.iter().rev() {
             let newest = pages::within(&round.spans(), &left);

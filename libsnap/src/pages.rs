@@ -20,9 +20,15 @@ pub const PIECE: u64 = 1 << 20;
 const SPANS_MAX: usize = 1024;
 
 /// Readable memory of a process.
+///
+/// process_vm_readv(2) is fast, but has the kernel give the process a copy of each page
+/// that it shares since a fork (Linux 5.19, `gup_must_unshare`): the app would take more
+/// memory afterwards. `/proc/PID/mem` leaves them as they are.
 #[derive(Debug)]
 pub struct Pages {
     pid: HostPid,
+    /// To read pages that may be shared.
+    mem: Option<File>,
     /// Where the process runs: pages that were gone when they were to be read.
     lost: Option<Mutex<Vec<Span>>>,
 }
@@ -30,15 +36,27 @@ pub struct Pages {
 impl Pages {
     /// Of a process that stands still: all pages that are asked for are there.
     pub fn of_stopped(pid: HostPid) -> Pages {
-        Pages { pid, lost: None }
+        Pages {
+            pid,
+            mem: None,
+            lost: None,
+        }
     }
 
     /// Of one that runs, and may drop any page at any time.
     pub fn of_running(pid: HostPid) -> Pages {
         Pages {
-            pid,
             lost: Some(Mutex::default()),
+            ..Pages::of_stopped(pid)
         }
+    }
+
+    /// The same pages, which others may share.
+    pub fn shared(self) -> Result<Pages> {
+        Ok(Pages {
+            mem: Some(mem(self.pid)?),
+            ..self
+        })
     }
 
     /// What could not be read since this was asked last, ascending.
@@ -54,7 +72,10 @@ impl Pages {
 impl Memory for Pages {
     fn read(&self, spans: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
         let spans: Vec<Span> = spans.iter().map(|&Range { start, end }| Span { start, end }).collect();
-        let missing = read(self.pid, &spans, buffer);
+        let missing = match &self.mem {
+            Some(mem) => read_shared(mem, &spans, buffer),
+            None => read(self.pid, &spans, buffer),
+        };
         match &self.lost {
             _ if missing.is_empty() => Ok(()),
             Some(lost) => {
@@ -96,6 +117,36 @@ fn read(pid: HostPid, spans: &[Span], buffer: &mut [u8]) -> Vec<Span> {
         at += usize::from(span.is_empty());
     }
     missing
+}
+
+/// The same through `/proc/PID/mem`.
+fn read_shared(mem: &File, spans: &[Span], mut buffer: &mut [u8]) -> Vec<Span> {
+    let mut missing = Vec::new();
+    for span in spans {
+        let (own, rest) = buffer.split_at_mut(span.len() as usize);
+        let mut at = 0;
+        while at < own.len() {
+            match mem.read_at(&mut own[at..], span.start + at as u64) {
+                Ok(got) if got > 0 => at += got,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                _ => {
+                    let page = at / PAGE as usize * PAGE as usize;
+                    let start = span.start + page as u64;
+                    let end = start + PAGE;
+                    push(&mut missing, Span { start, end });
+                    own[page..page + PAGE as usize].fill(0);
+                    at = page + PAGE as usize;
+                }
+            }
+        }
+        buffer = rest;
+    }
+    missing
+}
+
+/// `/proc/PID/mem`
+pub fn mem(pid: HostPid) -> Result<File> {
+    File::open(format!("/proc/{pid}/mem")).or_fail(|| format!("cannot read the memory of pid {pid}"))
 }
 
 /// Adds what comes behind all others.
@@ -143,10 +194,14 @@ impl Stock {
 
     /// Copies ascending spans of a process; pages that are not there are left out.
     pub fn copy(&mut self, pid: HostPid, spans: &[Span], copies: &mut Copies) {
+        self.copy_by(spans, copies, |spans, buffer| read(pid, spans, buffer));
+    }
+
+    fn copy_by(&mut self, spans: &[Span], copies: &mut Copies, read: impl Fn(&[Span], &mut [u8]) -> Vec<Span>) {
         for spans in groups(spans) {
             let bytes: u64 = spans.iter().map(Span::len).sum();
             let place = self.room(bytes as usize);
-            let missing = read(pid, &spans, self.at(place, bytes));
+            let missing = read(&spans, self.at(place, bytes));
             copies.enter(&spans, place);
             if !missing.is_empty() {
                 copies.leave_out(&missing);
@@ -158,11 +213,17 @@ impl Stock {
     pub fn copy_all(&mut self, pid: HostPid, spans: &[Span], copies: &mut Copies) -> Result<()> {
         let before = copies.bytes();
         self.copy(pid, spans, copies);
-        let wanted: u64 = spans.iter().map(Span::len).sum();
-        match copies.bytes() - before == wanted {
-            true => Ok(()),
-            false => Err(unreadable(pid)),
+        all_there(pid, spans, copies, before)
+    }
+
+    /// The same of pages that others may share.
+    pub fn copy_shared(&mut self, pid: HostPid, spans: &[Span], copies: &mut Copies) -> Result<()> {
+        if spans.is_empty() {
+            return Ok(());
         }
+        let (mem, before) = (mem(pid)?, copies.bytes());
+        self.copy_by(spans, copies, |spans, buffer| read_shared(&mem, spans, buffer));
+        all_there(pid, spans, copies, before)
     }
 
     /// What the process itself may not read, /proc/PID/mem reads for its tracer: that
@@ -177,6 +238,15 @@ impl Stock {
     /// Keeps everything that was copied as it is.
     pub fn close(self) -> Arc<Closed> {
         Arc::new(Closed(self.chunks))
+    }
+}
+
+/// Whether so many bytes have been copied since there were `before`.
+fn all_there(pid: HostPid, spans: &[Span], copies: &Copies, before: u64) -> Result<()> {
+    let wanted: u64 = spans.iter().map(Span::len).sum();
+    match copies.bytes() - before == wanted {
+        true => Ok(()),
+        false => Err(unreadable(pid)),
     }
 }
 
@@ -404,6 +474,17 @@ mod tests {
         stock.copy(own, &wanted, &mut copies);
         assert_eq!(copies.bytes(), 1500 * PAGE);
         assert!(stock.copy_all(own, &[nowhere], &mut Copies::default()).is_err());
+        assert!(stock.copy_shared(own, &wanted, &mut Copies::default()).is_err());
+        let mut shared = Copies::default();
+        stock.copy_shared(own, &wanted[1..], &mut shared).unwrap();
+        assert_eq!(shared.spans(), copies.spans());
+        let pages = Pages::of_running(own).shared().unwrap();
+        let ranges: Vec<_> = [nowhere, at(2, 3)].iter().map(|span| span.start..span.end).collect();
+        let mut read = vec![1; 3 * PAGE as usize];
+        pages.read(&ranges, &mut read).unwrap();
+        assert_eq!(pages.take_lost(), [nowhere]);
+        assert!(read[..2 * PAGE as usize].iter().all(|byte| *byte == 0));
+        assert!(read[2 * PAGE as usize..].iter().all(|byte| *byte == 7));
         let held = copies.held(&stock.close());
         let mut buffer = vec![0; 2 * PAGE as usize];
         held.read(

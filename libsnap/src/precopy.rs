@@ -95,9 +95,19 @@ pub struct Compared {
     pub changed: Vec<Span>,
 }
 
-/// What processes there are, and what each has in anonymous memory.
+/// How much anonymous memory these processes have: what they share counts once.
 pub fn anonymous_bytes(pids: &[HostPid]) -> u64 {
-    pids.iter().map(|pid| anonymous(*pid)).sum()
+    match pids {
+        [one] => anonymous(*one),
+        many => many.iter().map(|pid| anonymous_part(*pid)).sum(),
+    }
+}
+
+/// The process's part of it, each page shared out among those that have it.
+fn anonymous_part(pid: HostPid) -> u64 {
+    let rollup = proc::text(pid, "smaps_rollup").map(Fields::new);
+    let kilobytes = rollup.ok().and_then(|fields| fields.number("Pss_Anon"));
+    kilobytes.map_or_else(|| anonymous(pid), |kb| kb as u64 * 1024)
 }
 
 fn anonymous(pid: HostPid) -> u64 {
@@ -155,12 +165,13 @@ impl Precopy {
         // N.B. Nothing but two calls a process happens in this stop.
         let frozen = freeze::freeze(target, waits)?;
         let planted = plant_all(&frozen, &chosen, journal);
+        let is_tree = frozen.processes.len() > 1;
         journal.left()?;
         let took = frozen.thaw();
         tracing::debug!(micros = took.as_micros(), "planted");
         let mut processes = Vec::new();
         for planted in planted? {
-            processes.push(planted.watched(writer)?);
+            processes.push(planted.watched(writer, is_tree)?);
         }
         Ok((!processes.is_empty()).then_some((Precopy { processes, begun }, took)))
     }
@@ -340,10 +351,12 @@ fn register(pid: HostPid, notes: &WriteNotes, chosen: &[Mapping]) -> Vec<Span> {
 }
 
 impl Planted {
-    fn watched(self, writer: &Writer) -> Result<Watched> {
+    /// What others may share since a fork is read so that they still do.
+    fn watched(self, writer: &Writer, is_tree: bool) -> Result<Watched> {
+        let live = Pages::of_running(self.pid);
         Ok(Watched {
-            core: writer.core(&crate::snapshot::part_name(self.vpid))?,
-            live: Arc::new(Pages::of_running(self.pid)),
+            core: writer.core(self.vpid)?,
+            live: Arc::new(if is_tree { live.shared()? } else { live }),
             pid: self.pid,
             start_time: self.start_time,
             notes: Some(self.notes),

@@ -24,11 +24,12 @@ use crate::clocks::Timeline;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::executor::{self, Executor};
 use crate::files::{self, FileTable, Member};
+use crate::frames;
 use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::ProcessRecord;
 use crate::image::records::{Clocks, Life, Manifest, SnapEntry, VMA_FLAGS, Vma, VmaKind};
-use crate::image::{ProcessImage, Sealed, ThreadImage, Unsealed, Writer};
+use crate::image::{Former, ProcessImage, Sealed, ThreadImage, Unsealed, Writer, core_name};
 use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
 use crate::memory::{self, Private, Tables};
@@ -93,7 +94,10 @@ pub fn snapshot_unless(
     survey::admissible(target)?;
     // Outlives everything that it tells how to undo.
     let mut journal = Journal::begin(target, dest)?;
-    let writer = politely(options.leave_running, || Writer::create(dest))?;
+    let writer = politely(options.leave_running, || match &options.parent {
+        Some(parent) => Writer::create_on(dest, Former::open(parent, dest)?),
+        None => Writer::create(dest),
+    })?;
     let request = Request {
         target,
         options,
@@ -432,8 +436,12 @@ fn take(
         go_on(cancelled)?;
         let watched = precopy.and_then(|precopy| precopy.of(process.pid));
         process.private = Private::look(process.pid, &process.image.vmas, watched)?;
-        unread += process.private.unread_bytes();
     }
+    leave_common(&mut processes)?;
+    unread += processes
+        .iter()
+        .map(|process| process.private.unread_bytes())
+        .sum::<u64>();
     let is_held = options.leave_running && unread <= HELD_MAX;
     steps.enter("memory");
     for process in &mut processes {
@@ -456,6 +464,21 @@ fn take(
     })
 }
 
+/// What processes share since a fork is read and stored once.
+fn leave_common(processes: &mut [TakenProcess]) -> Result<()> {
+    if processes.len() < 2 {
+        return Ok(());
+    }
+    let sharable = processes
+        .iter()
+        .map(|process| (process.pid, process.private.sharable()));
+    let frames = frames::look(&sharable.collect::<Vec<_>>())?;
+    for (process, frames) in processes.iter_mut().zip(frames) {
+        process.private.leave(&frames);
+    }
+    Ok(())
+}
+
 impl Taken {
     /// Writes all parts.
     fn store(
@@ -470,6 +493,7 @@ impl Taken {
         }
         let stock = self.stock.close();
         let (mut memory_bytes, mut notes) = (0, Vec::new());
+        let mut layouts = Vec::with_capacity(self.processes.len());
         for TakenProcess { pid, image, private } in self.processes {
             let own = watched.iter().position(|watched| watched.pid == pid);
             let (mut core, rounds) = match own.map(|at| watched.swap_remove(at).into_parts()) {
@@ -477,11 +501,11 @@ impl Taken {
                     notes.push(own);
                     (core, rounds)
                 }
-                None => (writer.core(&part_name(image.process.pid))?, Vec::new()),
+                None => (writer.core(image.process.pid)?, Vec::new()),
             };
-            private.store(pid, &mut core, &rounds, &stock, &|| go_on(cancelled))?;
+            private.store(pid, &mut core, &rounds, &stock, &layouts, &|| go_on(cancelled))?;
             memory_bytes += core.stored_bytes();
-            core.finish(&image)?;
+            layouts.push(core.finish(&image)?);
         }
         memory_bytes += self.tables.shm.store(&writer)?;
         let appshot = writer.close()?;
@@ -596,10 +620,6 @@ fn images(
         .collect()
 }
 
-pub(crate) fn part_name(pid: VirtualPid) -> String {
-    format!("{pid}.core")
-}
-
 /// The process as the snaplist names it.
 fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
     let failed = || format!("cannot read the state of pid {pid}");
@@ -611,7 +631,7 @@ fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
             wait_status: stat.exit_code,
         }
     } else {
-        Life::Alive { part: part_name(vpid) }
+        Life::Alive { part: core_name(vpid) }
     };
     Ok(SnapEntry {
         pid: vpid,
@@ -673,6 +693,8 @@ fn manifest(
         seccomp: Vec::new(),
         participants: Vec::new(),
         external: Vec::new(),
+        lenders: Vec::new(),
+        parents: Vec::new(),
         parts: Vec::new(),
     }
 }

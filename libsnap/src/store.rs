@@ -24,7 +24,7 @@ mod names;
 mod view;
 
 pub use app::{App, State, start_time};
-pub use appshots::{AppshotEntry, SUFFIX};
+pub use appshots::{AppshotEntry, SUFFIX, nobody_needs};
 pub use files::{Lock, absolute};
 pub use names::{closest, from_command, validate};
 pub use view::View;

@@ -59,6 +59,9 @@ pub struct SnapshotOptions {
     /// Memory is copied while the app runs, or only in its stop; by default as the
     /// size of the app suggests.
     pub precopy: Option<bool>,
+    /// An appshot of the same app, in the directory where the new one is to be: what it
+    /// has already is not stored once more.
+    pub parent: Option<PathBuf>,
 }
 
 /// A named step with its duration, for logs, progress and receipts.

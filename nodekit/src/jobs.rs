@@ -1,7 +1,7 @@
 //! What a worker does.
 
 use crate::{hooks, worker};
-use libsnap::error::{OrFail, Result};
+use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{Lock, Store};
 use libsnap::target::{CheckReport, Hooks, SnapshotOptions, SnapshotReport, Target};
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,7 @@ impl Snapshot {
         let name = name_of(&target);
         let _busy = self.store.try_lock(&name)?;
         let (tag, _tag_busy) = self.tag(&name)?;
+        let _parent_busy = self.parent(&name, &tag)?;
         let dest = self.dest(&tag)?;
         let options = with_log(&self.store, &target, self.options.clone())?;
         progress("hooks");
@@ -88,6 +89,26 @@ impl Snapshot {
                 Ok((tag.clone(), Some(self.store.try_lock(tag)?)))
             }
             _ => Ok((name.to_owned(), None)),
+        }
+    }
+
+    /// Nobody removes or replaces the parent meanwhile, nor does this snapshot.
+    fn parent(&self, name: &str, tag: &str) -> Result<Option<Lock>> {
+        let parent = self.options.parent.as_deref();
+        let Some(stored) = parent.and_then(|parent| self.store.stored_name(parent)) else {
+            return Ok(None);
+        };
+        if stored == tag && matches!(self.place, Place::Store { replace: true, .. }) {
+            return Err(
+                Error::new(Kind::Usage, "the appshot would take the place of its parent")
+                    .because(format!("both are to be called {tag}"))
+                    .fix("give the new one a name of its own with --tag")
+                    .state("nothing was touched"),
+            );
+        }
+        match stored == tag || stored == name {
+            true => Ok(None),
+            false => self.store.try_lock(&stored).map(Some),
         }
     }
 

@@ -52,6 +52,8 @@ struct SnapshotRequest {
     tcp: TcpPolicy,
     #[serde(default)]
     outside: OutsidePolicy,
+    /// An appshot of the same app, by name or path: what it has is not stored again.
+    parent: Option<String>,
     /// A new directory instead of the store.
     output: Option<PathBuf>,
     /// Name in the store instead of the app's.
@@ -66,7 +68,7 @@ struct SnapshotRequest {
 impl SnapshotRequest {
     fn job(self, store: Store) -> Result<Job> {
         let place = match self.output {
-            Some(path) if path.is_relative() => return Err(relative(&path)),
+            Some(path) if path.is_relative() => return Err(relative("output", &path)),
             Some(_) if self.tag.is_some() || self.replace => return Err(both()),
             Some(path) => Place::Path(path),
             None => Place::Store {
@@ -74,9 +76,14 @@ impl SnapshotRequest {
                 replace: self.replace,
             },
         };
+        let parent = self.parent.as_ref().map(|parent| match parent.contains('/') {
+            true if !parent.starts_with('/') => Err(relative("parent", parent.as_ref())),
+            _ => store.resolve_appshot(parent),
+        });
         let options = SnapshotOptions {
             leave_running: self.leave_running,
             precopy: self.precopy,
+            parent: parent.transpose()?,
             tcp: self.tcp,
             outside: self.outside,
             ..SnapshotOptions::default()
@@ -92,8 +99,8 @@ impl SnapshotRequest {
     }
 }
 
-fn relative(path: &std::path::Path) -> Error {
-    Error::new(Kind::Usage, format!("output {} is relative", path.display()))
+fn relative(what: &str, path: &std::path::Path) -> Error {
+    Error::new(Kind::Usage, format!("{what} {} is relative", path.display()))
         .because("the daemon's working directory is not yours")
 }
 

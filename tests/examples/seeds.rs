@@ -1,7 +1,8 @@
 //! Seeds for the fuzz targets, made from real appshots:
 //! `cargo run -p appshot-tests --example seeds -- fuzz/corpus`, as root.
 //!
-//! The memory is left out of them: what is parsed is what stands around it.
+//! The memory is left out of them but for a page, which the processes of a tree borrow
+//! from the first one: what is parsed is what stands around it.
 
 use anyhow::{Context, Result};
 use appshot_tests::app::Place;
@@ -65,7 +66,7 @@ fn seed(out: &Path, target: &str, name: &str, bytes: &[u8]) -> Result<()> {
     fs::write(dir.join(name), bytes).with_context(|| dir.display().to_string())
 }
 
-/// Frozen, then written again without its memory.
+/// Frozen, then written again with one page of its memory.
 fn of_program(out: &Path, program: &str) -> Result<()> {
     let place = Place::new(program)?;
     let file = |name: &str| place.path(name).display().to_string();
@@ -81,7 +82,7 @@ fn of_program(out: &Path, program: &str) -> Result<()> {
     let whole = place.path("whole");
     app.freeze_running(&whole)?;
     app.end()?;
-    let lean = without_memory(&Appshot::open(&whole)?, &place.path("lean"))?;
+    let lean = with_a_page(&Appshot::open(&whole)?, &place.path("lean"))?;
     let manifest = fs::read(lean.join("manifest"))?;
     let line = manifest
         .iter()
@@ -104,12 +105,20 @@ fn of_program(out: &Path, program: &str) -> Result<()> {
     seed(out, "packed", program, &packed[..packed.len() - 32])
 }
 
-fn without_memory(shot: &Appshot, dest: &Path) -> Result<PathBuf> {
+fn with_a_page(shot: &Appshot, dest: &Path) -> Result<PathBuf> {
     let writer = Writer::create(dest)?;
+    let page = shot.cores[0].segments.first().context("it has no memory")?.vaddr;
+    let mut first = None;
     for core in &shot.cores {
-        writer
-            .core(&format!("{}.core", core.image.process.pid))?
-            .finish(&core.image)?;
+        let mut to = writer.core(core.image.process.pid)?;
+        let has_it = core.segments.iter().any(|s| (s.vaddr..s.end()).contains(&page));
+        match &first {
+            Some(first) if has_it => to.borrow(page..page + image::PAGE, first)?,
+            Some(_) => {}
+            None => to.pages(page, 3, &[1; image::PAGE as usize])?,
+        }
+        let layout = to.finish(&core.image)?;
+        first.get_or_insert(layout);
     }
     for part in shot.manifest.parts.iter().filter(|part| !part.name.ends_with(".core")) {
         let mut blob = writer.blob(&part.name)?;

@@ -289,8 +289,22 @@ impl App {
         self.snapshot(dest, &options)
     }
 
+    /// With `APPSHOT_TEST_PARENT=1` another one is taken just before, as its parent.
     pub fn snapshot(&self, dest: &Path, options: &SnapshotOptions) -> Result<SnapshotReport> {
-        Ok(libsnap::snapshot::snapshot(&self.target(), dest, options, &mut |_| {})?)
+        let mut options = options.clone();
+        let take = |dest: &Path, options: &SnapshotOptions| {
+            libsnap::snapshot::snapshot(&self.target(), dest, options, &mut |_| {})
+        };
+        if options.parent.is_none() && switched_on("APPSHOT_TEST_PARENT") {
+            let name = format!("{}-parent", dest.file_name().unwrap_or_default().display());
+            let parent = dest.with_file_name(name);
+            let former = SnapshotOptions {
+                leave_running: true,
+                ..options.clone()
+            };
+            options.parent = Some(take(&parent, &former)?.appshot);
+        }
+        Ok(take(dest, &options)?)
     }
 
     /// The app's exit code, as a shell gives it (128 + N for signal N).

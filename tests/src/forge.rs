@@ -22,6 +22,31 @@ pub enum Record {
     /// Of every thread.
     Thread = 0x4150_5302,
     Mappings = 0x4150_5303,
+    /// Of the cores that borrow pages: a list of [address, bytes, lender, offset].
+    Borrowed = 0x4150_5304,
+}
+
+impl Record {
+    fn read(self, content: &[u8]) -> Result<Value> {
+        match self {
+            Record::Borrowed => {
+                let entries = content.as_chunks::<8>().0.as_chunks::<4>().0.iter();
+                let words = entries.map(|entry| entry.iter().map(|word| u64::from_le_bytes(*word)).collect());
+                Ok(words.collect::<Vec<Vec<u64>>>().into())
+            }
+            _ => Ok(serde_json::from_slice(content)?),
+        }
+    }
+
+    fn bytes(self, value: &Value) -> Result<Vec<u8>> {
+        match self {
+            Record::Borrowed => {
+                let entries: Vec<[u64; 4]> = serde_json::from_value(value.clone())?;
+                Ok(entries.into_iter().flatten().flat_map(u64::to_le_bytes).collect())
+            }
+            _ => Ok(serde_json::to_vec(value)?),
+        }
+    }
 }
 
 /// An appshot directory in the forger's hands.
@@ -133,9 +158,9 @@ fn edited(notes: &[u8], record: Record, edit: &impl Fn(&mut Value)) -> Result<Ve
         let end = (start + content).next_multiple_of(4);
         let note = rest.get(..end).context("a cut note")?;
         if kind == record as usize {
-            let mut value: Value = serde_json::from_slice(&note[start..start + content])?;
+            let mut value = record.read(&note[start..start + content])?;
             edit(&mut value);
-            let json = serde_json::to_vec(&value)?;
+            let json = record.bytes(&value)?;
             out.extend(&note[..4]);
             out.extend((json.len() as u32).to_le_bytes());
             out.extend(&note[8..start]);

@@ -487,6 +487,112 @@ fn mapping_at_zero() {
     of_mappings("mapping_at_zero", "out of place", |vmas| vmas[0]["start"] = json!(0));
 }
 
+// ------------------------------------------------------------------ borrowed pages
+
+/// An edit of the first page that each process has from another, and of the manifest.
+fn of_borrowed(test: &'static str, words: &'static str, edit: fn(&mut Value), lenders: fn(&mut Value)) {
+    trial(test, move |place| {
+        let mut forger = forger(place, "forked_pages", None)?;
+        forger.edit(Record::Borrowed, |table| edit(&mut table[0]))?;
+        lenders(&mut forger.manifest);
+        refused(place, forger, Allow::default(), words)
+    });
+}
+
+fn as_it_is(_: &mut Value) {}
+
+#[test]
+fn borrowed_beyond_the_end() {
+    of_borrowed(
+        "borrowed_beyond_the_end",
+        "where it stores none",
+        |entry| entry[3] = json!(1u64 << 40),
+        as_it_is,
+    );
+}
+
+/// Notes and tables are no memory.
+#[test]
+fn borrowed_header() {
+    of_borrowed("borrowed_header", "out of place", |entry| entry[3] = json!(0), as_it_is);
+}
+
+#[test]
+fn borrowed_of_nobody() {
+    of_borrowed(
+        "borrowed_of_nobody",
+        "unknown lender",
+        |entry| entry[2] = json!(99),
+        as_it_is,
+    );
+}
+
+#[test]
+fn borrowed_of_itself() {
+    of_borrowed(
+        "borrowed_of_itself",
+        "out of place",
+        |entry| entry[2] = json!(0),
+        as_it_is,
+    );
+}
+
+/// The lender is one of those that borrow: from itself, the others from what it borrows.
+#[test]
+fn borrowed_in_a_circle() {
+    of_borrowed("borrowed_in_a_circle", "unknown lender", as_it_is, |manifest| {
+        manifest["lenders"][0]["part"] = last_part(manifest);
+    });
+}
+
+/// The part of the last process, from which nobody can have forked.
+fn last_part(manifest: &Value) -> Value {
+    let last = manifest["processes"].as_array().and_then(|all| all.last());
+    last.map_or(Value::Null, |last| last["life"]["alive"]["part"].clone())
+}
+
+#[test]
+fn borrowed_and_stored() {
+    trial("borrowed_and_stored", |place| {
+        let forger = forger(place, "forked_pages", None)?;
+        let shot = libsnap::image::Appshot::open(&place.path("genuine"))?;
+        let core = shot.cores.last().context("no core")?;
+        let mut own = core.segments.iter().filter(|segment| segment.part == core.part);
+        let stored = own.next_back().context("it stores nothing")?.vaddr;
+        forger.edit(Record::Borrowed, |table| {
+            let last = table.as_array().map_or(0, Vec::len) - 1;
+            table[last][0] = json!(stored);
+            table[last][1] = json!(4096);
+        })?;
+        refused(place, forger, Allow::default(), "both stored and borrowed")
+    });
+}
+
+#[test]
+fn a_lender_for_nobody() {
+    of_borrowed("a_lender_for_nobody", "nothing is borrowed", as_it_is, |manifest| {
+        let part = last_part(manifest);
+        let lenders = manifest["lenders"].as_array_mut();
+        lenders.map(|all| all.push(json!({ "part": part }))).unwrap_or_default();
+    });
+}
+
+#[test]
+fn a_part_of_no_parent() {
+    of_borrowed("a_part_of_no_parent", "unknown parent", as_it_is, |manifest| {
+        manifest["lenders"][0]["parent"] = json!(0);
+    });
+}
+
+/// Nobody is led to look elsewhere than beside the appshot.
+#[test]
+fn a_parent_elsewhere() {
+    of_borrowed("a_parent_elsewhere", "beside it", as_it_is, |manifest| {
+        manifest["lenders"][0]["parent"] = json!(0);
+        manifest["parents"] = json!([{ "identity": "0".repeat(64), "name": "../genuine" }]);
+    });
+}
+
 /// A digest that was not made anew is told as such.
 #[test]
 fn only_the_seal_is_new() {

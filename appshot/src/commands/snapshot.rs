@@ -3,15 +3,20 @@
 use crate::cli;
 use libsnap::error::{Kind, Result};
 use libsnap::store::Store;
-use libsnap::target::{CheckReport, SnapshotReport};
+use libsnap::target::{CheckReport, SnapshotOptions, SnapshotReport};
 use nodekit::jobs::{self, Job, Place, Snapshot};
 use nodekit::{interrupt, out, progress};
 
 pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
     let format = args.output.format;
+    let parent = args.parent.as_ref().map(|parent| store.resolve_appshot(parent));
+    let options = SnapshotOptions {
+        parent: parent.transpose()?,
+        ..args.options()
+    };
     let job = Job::Snapshot(Snapshot {
         store: store.clone(),
-        options: args.options(),
+        options,
         hooks: args.hooks(),
         place: place(&args)?,
         target: args.target,

@@ -20,10 +20,26 @@ pub fn parse(part: &str, source: &(impl Source + ?Sized)) -> Result<(ProcessImag
     let notes = source
         .read_range(note.offset, note.file_bytes)
         .map_err(|e| unreadable(part, e))?;
-    let image = notes::decode(part, &notes)?;
+    let (image, borrowed) = notes::decode(part, &notes)?;
     drop(notes);
+    let segments = merged(part, segments, borrowed)?;
     validate_process::process(part, &image, &segments)?;
     Ok((image, segments))
+}
+
+/// Own and borrowed pages together. No page is both.
+fn merged(part: &str, own: Vec<Segment>, borrowed: Vec<Segment>) -> Result<Vec<Segment>> {
+    let mut segments = own;
+    if borrowed.is_empty() {
+        return Ok(segments);
+    }
+    segments.extend(borrowed);
+    segments.sort_unstable_by_key(|segment| segment.vaddr);
+    if let Some(pair) = segments.windows(2).find(|pair| pair[0].end() > pair[1].vaddr) {
+        let both = format_args!("the memory at {:#x} is both stored and borrowed", pair[1].vaddr);
+        return Err(corrupt(part, both));
+    }
+    Ok(segments)
 }
 
 /// The header must be exactly the one for these tables, and the program
@@ -100,6 +116,7 @@ fn check_loads(part: &str, loads: &[Phdr]) -> Result<Vec<Segment>> {
         if load.file_bytes > 0 {
             segments.push(Segment {
                 vaddr: load.vaddr,
+                part: 0,
                 offset: load.offset,
                 bytes: load.file_bytes,
             });
@@ -178,6 +195,7 @@ mod tests {
         let loads: Vec<_> = loads
             .map(|load| Segment {
                 vaddr: load.p_vaddr,
+                part: 0,
                 offset: load.p_offset,
                 bytes: load.p_filesz,
             })

@@ -115,7 +115,7 @@ fn write(dest: &Path, child: &Killed) -> String {
     let vmas = mappings(pid);
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let writer = Writer::create(dest).unwrap();
-    let mut core = writer.core("2.core").unwrap();
+    let mut core = writer.core(VirtualPid(2)).unwrap();
     for vma in vmas.iter().filter(|vma| vma.prot & 1 != 0) {
         let mut bytes = vec![0; usize::try_from(vma.end - vma.start).unwrap()];
         if memory.read_exact_at(&mut bytes, vma.start).is_ok() {
@@ -173,7 +173,7 @@ fn very_many_mappings() {
     };
     process.vmas = (0..70_000).map(vma).collect();
     let writer = Writer::create(&dest).unwrap();
-    let mut core = writer.core("2.core").unwrap();
+    let mut core = writer.core(VirtualPid(2)).unwrap();
     core.pages(vma(69_999).start, 3, &[7; 4096]).unwrap();
     core.finish(&process).unwrap();
     writer.close().unwrap().seal(manifest()).unwrap();

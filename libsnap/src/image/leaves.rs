@@ -10,7 +10,6 @@ use super::fault::{corrupt, ensure, unreadable};
 use super::records::Part;
 use super::source::Source;
 use crate::error::Result;
-use std::collections::HashMap;
 
 /// Name of the part.
 pub const DIGESTS: &str = "digests";
@@ -52,12 +51,12 @@ pub fn bytes_for<'a>(parts: impl Iterator<Item = &'a Part>) -> u64 {
     parts.map(|part| digest::leaf_count(part.bytes) * VALUE as u64).sum()
 }
 
-/// Verified digests, to hold pieces of parts against.
+/// Verified digests, to hold pieces of parts against. Parts go by their number.
 #[derive(Debug)]
 pub struct Pieces {
     values: Vec<u8>,
-    /// By name: where the part's leaves begin, and its length.
-    parts: HashMap<String, (usize, u64)>,
+    /// Where each part's leaves begin, and its length; nothing of a part `digests`.
+    parts: Vec<Option<(usize, u64)>>,
 }
 
 impl Pieces {
@@ -69,21 +68,33 @@ impl Pieces {
             format!("its {} bytes do not match the digest they were sealed with", own.bytes)
         })?;
         let mut start = 0;
-        let mut starts = HashMap::new();
+        let mut starts = Vec::with_capacity(parts.len());
         for part in others {
-            starts.insert(part.name.clone(), (start, part.bytes));
+            starts.push(Some((start, part.bytes)));
             start += bytes_for(std::iter::once(part)) as usize;
         }
+        starts.push(None);
         Ok(Pieces { values, parts: starts })
     }
 
+    /// Adds a part of another appshot: its number here is the next one.
+    pub fn add(&mut self, other: &Pieces, number: usize) {
+        let found = other.parts.get(number).copied().flatten();
+        let added = found.map(|(start, length)| {
+            let bytes = digest::leaf_count(length) as usize * VALUE;
+            let own = self.values.len();
+            self.values
+                .extend_from_slice(other.values.get(start..start + bytes).unwrap_or_default());
+            (own, length)
+        });
+        self.parts.push(added);
+    }
+
     /// Holds bytes of a part against their digests. They begin a leaf at `offset`,
-    /// and end one.
-    pub fn verify(&self, part: &str, offset: u64, bytes: &[u8]) -> Result<()> {
-        let (start, length) = *self
-            .parts
-            .get(part)
-            .ok_or_else(|| corrupt(DIGESTS, format_args!("nothing about {part}")))?;
+    /// and end one. `part` is its name, for errors.
+    pub fn verify(&self, number: usize, part: &str, offset: u64, bytes: &[u8]) -> Result<()> {
+        let known = self.parts.get(number).copied().flatten();
+        let (start, length) = known.ok_or_else(|| corrupt(DIGESTS, format_args!("nothing about {part}")))?;
         let whole = offset.is_multiple_of(LEAF as u64)
             && (bytes.len().is_multiple_of(LEAF) || offset + bytes.len() as u64 == length);
         let first = start + offset as usize / LEAF * VALUE;
@@ -123,14 +134,19 @@ mod tests {
         let pieces = Pieces::read(&all, leaves.bytes()).unwrap();
         for (offset, end) in [(0, LEAF), (LEAF, 3 * LEAF), (3 * LEAF, length), (0, length)] {
             let mut piece = data[offset..end].to_vec();
-            pieces.verify("a", offset as u64, &piece).unwrap();
+            pieces.verify(0, "a", offset as u64, &piece).unwrap();
             *piece.last_mut().unwrap() ^= 1;
-            assert!(pieces.verify("a", offset as u64, &piece).is_err());
-            assert!(pieces.verify("a", offset as u64, &data[offset..end - 1]).is_err());
+            assert!(pieces.verify(0, "a", offset as u64, &piece).is_err());
+            assert!(pieces.verify(0, "a", offset as u64, &data[offset..end - 1]).is_err());
         }
-        pieces.verify("b", 0, small).unwrap();
-        assert!(pieces.verify("b", 0, b"smalL").is_err());
-        assert!(pieces.verify("c", 0, small).is_err());
+        pieces.verify(1, "b", 0, small).unwrap();
+        assert!(pieces.verify(1, "b", 0, b"smalL").is_err());
+        assert!(pieces.verify(2, "c", 0, small).is_err());
+        let mut own = Pieces::read(&[Leaves::default().part()], Leaves::default().bytes()).unwrap();
+        own.add(&pieces, 1);
+        own.verify(1, "lent", 0, small).unwrap();
+        assert!(own.verify(1, "lent", 0, b"smalL").is_err());
+        assert!(own.verify(0, "digests", 0, small).is_err());
         let mut damaged = leaves.bytes().to_vec();
         damaged[40] ^= 1;
         assert!(Pieces::read(&all, &damaged[..]).is_err());

@@ -14,6 +14,9 @@ pub const PROCESSES: usize = 4096;
 pub const THREADS_PER_PROCESS: usize = 32768;
 pub const VMAS_PER_PROCESS: usize = 1 << 20;
 pub const SEGMENTS_PER_CORE: u64 = 1 << 24;
+/// Parts from which pages are borrowed, and appshots that such parts are of.
+pub const LENDERS: usize = 1 << 16;
+pub const PARENTS: usize = 256;
 /// All notes of one core: 32768 threads with the largest xsave area fit.
 pub const NOTES_BYTES: u64 = 2 << 30;
 /// The content of one note.

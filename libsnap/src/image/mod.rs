@@ -22,7 +22,7 @@
 //! # `manifest`
 //!
 //! ```text
-//! APPSHOT 2 <n> <64 hex digits>\n     version, size and BLAKE3 of what follows
+//! APPSHOT 3 <n> <64 hex digits>\n     version, size and BLAKE3 of what follows
 //! { ... }                             n bytes: records::Manifest as JSON, to the end
 //! ```
 //!
@@ -52,6 +52,8 @@
 //!             "CORE"     0x46494c45 NT_FILE     for gdb only
 //!             "APPSHOT"  0x41505301             ProcessRecord as JSON
 //!             "APPSHOT"  0x41505303             Vec<Vma> as JSON
+//!             "APPSHOT"  0x41505304             only if pages are borrowed: for each run
+//!                        4 x u64: address, bytes, lender (from 1 on), offset in its file
 //!         zeroes up to a multiple of 8
 //!      S  Elf64_Shdr (64 bytes) with the number of headers in sh_info,
 //!           only if e_phnum is PN_XNUM
@@ -67,6 +69,27 @@
 //! Our notes have large type numbers because gdb reads types it knows
 //! whatever the name: an "APPSHOT" note of type 2 would be taken for
 //! floating-point registers.
+//!
+//! # Borrowed pages
+//!
+//! A page that another core holds is stored once. The manifest lists the cores that
+//! lend (`lenders`): of this appshot, whose processes share pages since a fork, or of
+//! another one (`parents`) from which this one differs in little. A core's table of
+//! borrowed pages tells where in their files the pages are:
+//!
+//! ```text
+//!   7.core  pages: own | borrowed ---lender 1---> 2.core     stored pages, the same appshot
+//!                      | borrowed ---lender 2---> 7.core of web.appshot, a parent
+//! ```
+//!
+//! What is borrowed is stored there: never borrowed again. A page is stored, or borrowed,
+//! or neither. A parent stands in the same directory and is told by its *identity*, the BLAKE3 of its manifest file,
+//! which this manifest seals; so each leaf that is borrowed is verified with the digest of
+//! the appshot that holds it. Where a parent is missing or another, nothing can be
+//! restored, and nothing is packed: [`flatten`] writes an appshot that needs no other.
+//!
+//! gdb shows borrowed pages as zeroes, since their headers have no bytes of this file;
+//! [`whole_core`] writes a core that has them.
 //!
 //! # The packed form
 //!
@@ -85,6 +108,8 @@
 use std::ops::Range;
 
 mod blocks;
+#[cfg(test)]
+mod borrow_tests;
 mod core_read;
 #[cfg(test)]
 mod core_tests;
@@ -92,11 +117,14 @@ mod core_write;
 mod digest;
 mod elf;
 mod fault;
+mod flatten;
 mod leaves;
+mod lenders;
 pub mod limits;
 mod manifest;
 mod notes;
 pub mod packed;
+mod parents;
 mod process;
 mod reader;
 pub mod records;
@@ -114,20 +142,23 @@ mod writer;
 
 pub use blocks::Memory;
 pub use core_read::parse as parse_core;
-pub use core_write::CoreWriter;
+pub use core_write::{CoreWriter, Layout};
 pub use digest::{LEAF, processors};
+pub use flatten::{flatten, flatten_in_place, whole_core};
 pub use leaves::{DIGESTS, Leaves, Pieces};
+pub use lenders::Former;
 pub use manifest::parse as parse_manifest;
 pub use notes::decode as parse_notes;
 pub use packed::{pack, parse as parse_packed, unpack};
-pub use process::{Core, ProcessImage, Segment, ThreadImage};
+pub use parents::{Needed, children, identity, needed};
+pub use process::{Core, Place, ProcessImage, Segment, ThreadImage};
 pub use reader::{Appshot, Digests};
 pub use source::Source;
 pub use staging::sweep;
-pub use writer::{BlobWriter, Sealed, Unsealed, Writer};
+pub use writer::{BlobWriter, Sealed, Unsealed, Writer, core_name};
 
 /// Version of the format that is written, and the only one that is read.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Name of the part that seals the others.
 pub const MANIFEST: &str = "manifest";

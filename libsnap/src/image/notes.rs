@@ -4,10 +4,10 @@
 //! Registers and ids are read back from them. NT_PRPSINFO, NT_AUXV and
 //! NT_FILE repeat what our records say; they are for gdb and never read back.
 
-use super::elf::{u32_at, u64_at};
+use super::elf::{HEADER_BYTES, u32_at, u64_at};
 use super::fault::{corrupt, ensure};
 use super::limits;
-use super::process::{ProcessImage, REGISTERS, ThreadImage};
+use super::process::{ProcessImage, REGISTERS, Segment, ThreadImage};
 use super::records::{ThreadRecord, Vma, VmaKind};
 use crate::error::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
@@ -18,19 +18,22 @@ const NT_PRPSINFO: u32 = 3;
 const NT_AUXV: u32 = 6;
 const NT_FILE: u32 = 0x4649_4c45;
 const NT_X86_XSTATE: u32 = 0x202;
-/// `APS` and 1, 2, 3: see the module above for why these are large.
+/// `APS` and 1, 2, 3, 4: see the module above for why these are large.
 const PROCESS: u32 = 0x4150_5301;
 const THREAD: u32 = 0x4150_5302;
 const VMAS: u32 = 0x4150_5303;
+const BORROWED: u32 = 0x4150_5304;
 
 const PRSTATUS_BYTES: usize = 336;
 const PRSTATUS_IDS: usize = 32;
 const PRSTATUS_REGISTERS: usize = 112;
 const PRPSINFO_BYTES: usize = 136;
 const FPREGSET_BYTES: usize = 512;
+/// Address, bytes, lender from 1 on, offset.
+const BORROWED_BYTES: usize = 32;
 
-/// All notes of a process.
-pub fn encode(image: &ProcessImage) -> Result<Vec<u8>> {
+/// All notes of a process. `borrowed`: its segments that other parts hold.
+pub fn encode(image: &ProcessImage, borrowed: &[Segment]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     for thread in &image.threads {
         put(&mut out, "CORE", NT_PRSTATUS, &prstatus(image, thread))?;
@@ -50,6 +53,13 @@ pub fn encode(image: &ProcessImage) -> Result<Vec<u8>> {
     put(&mut out, "CORE", NT_FILE, &mapped_files(&image.vmas))?;
     put(&mut out, "APPSHOT", PROCESS, &json(&image.process)?)?;
     put(&mut out, "APPSHOT", VMAS, &json(&image.vmas)?)?;
+    if !borrowed.is_empty() {
+        let words = borrowed
+            .iter()
+            .flat_map(|s| [s.vaddr, s.bytes, s.part as u64, s.offset]);
+        let table: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        put(&mut out, "APPSHOT", BORROWED, &table)?;
+    }
     Ok(out)
 }
 
@@ -144,7 +154,7 @@ fn mapped_files(vmas: &[Vma]) -> Vec<u8> {
 }
 
 /// Reads what [`encode`] wrote, in that order. `part` is for errors.
-pub fn decode(part: &str, bytes: &[u8]) -> Result<ProcessImage> {
+pub fn decode(part: &str, bytes: &[u8]) -> Result<(ProcessImage, Vec<Segment>)> {
     let mut notes = Notes { part, bytes, at: 0 };
     let (threads, ids) = decode_threads(&mut notes)?;
     notes.sized("CORE", NT_PRPSINFO, PRPSINFO_BYTES)?;
@@ -152,12 +162,16 @@ pub fn decode(part: &str, bytes: &[u8]) -> Result<ProcessImage> {
     notes.expect("CORE", NT_FILE)?;
     let process = notes.record("APPSHOT", PROCESS)?;
     let vmas = notes.record("APPSHOT", VMAS)?;
+    let borrowed = match notes.next_is("APPSHOT", BORROWED) {
+        true => decode_borrowed(part, notes.expect("APPSHOT", BORROWED)?)?,
+        false => Vec::new(),
+    };
     ensure(notes.at == bytes.len(), part, || {
         format!("note at byte {} is unknown", notes.at)
     })?;
     let comm = threads.first().map(|t| t.record.comm.clone()).unwrap_or_default();
     let [ppid, pgid, sid] = ids;
-    Ok(ProcessImage {
+    let image = ProcessImage {
         process,
         comm,
         ppid,
@@ -165,7 +179,37 @@ pub fn decode(part: &str, bytes: &[u8]) -> Result<ProcessImage> {
         sid,
         threads,
         vmas,
-    })
+    };
+    Ok((image, borrowed))
+}
+
+/// Ascending pages that others hold, behind the header of their file.
+fn decode_borrowed(part: &str, table: &[u8]) -> Result<Vec<Segment>> {
+    let (entries, rest) = table.as_chunks::<BORROWED_BYTES>();
+    ensure(
+        rest.is_empty() && !entries.is_empty(),
+        part,
+        || "the table of borrowed pages is malformed",
+    )?;
+    let mut borrowed = Vec::with_capacity(entries.len());
+    let mut address = 0;
+    for entry in entries {
+        let [vaddr, bytes, lender, offset] = [0, 8, 16, 24].map(|at| u64_at(entry, at));
+        let end = vaddr.checked_add(bytes).filter(|end| *end <= limits::ADDRESS_END);
+        let aligned = [vaddr, bytes, offset].iter().all(|n| n.is_multiple_of(super::PAGE));
+        let behind = offset >= HEADER_BYTES && offset.checked_add(bytes).is_some();
+        let known = (1..=limits::LENDERS as u64).contains(&lender);
+        let end = end.filter(|_| aligned && bytes > 0 && vaddr >= address && behind && known);
+        address =
+            end.ok_or_else(|| corrupt(part, format_args!("the borrowed pages at {vaddr:#x} are out of place")))?;
+        borrowed.push(Segment {
+            vaddr,
+            part: lender as usize,
+            offset,
+            bytes,
+        });
+    }
+    Ok(borrowed)
 }
 
 type Ids = [crate::ids::VirtualPid; 3];

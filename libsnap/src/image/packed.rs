@@ -17,6 +17,8 @@
 
 use super::digest;
 use super::fault::{corrupt, ensure, unreadable, unsupported};
+use super::flatten::flatten;
+use super::parents::needed;
 use super::reader::Appshot;
 use super::records::Manifest;
 use super::source::Source;
@@ -44,16 +46,25 @@ const COPY_BYTES: usize = 1 << 20;
 struct Entry(String, u64, u64);
 
 /// Packs the appshot in `dir` into the new file `out`, and returns its size.
-/// The appshot is verified first.
+/// The appshot is verified first; what it borrows from others is packed with it.
 pub fn pack(dir: &Path, out: &Path) -> Result<u64> {
-    let cannot = || format!("cannot pack {} into {}", dir.display(), out.display());
-    let appshot = Appshot::open(dir)?;
+    if needed(dir)?.is_empty() {
+        return pack_opened(&Appshot::open(dir)?, out);
+    }
+    // It travels alone: what it borrows comes along.
+    let staging = Staging::create(out)?;
+    let flat = flatten(dir, &staging.path().join("flat"))?;
+    pack_opened(&Appshot::open_unverified_memory(&flat.path)?, out)
+}
+
+pub(super) fn pack_opened(appshot: &Appshot, out: &Path) -> Result<u64> {
+    let cannot = || format!("cannot pack {} into {}", appshot.path.display(), out.display());
     let staging = Staging::create(out)?;
     let mut to = Hashed {
         file: staging.create_file("packed").or_fail(cannot)?,
         hasher: blake3::Hasher::new(),
     };
-    write(&appshot, &mut to).or_fail(cannot)?;
+    write(appshot, &mut to).or_fail(cannot)?;
     let Hashed { file, hasher } = to;
     let (bytes, digest) = (hasher.count(), hasher.finalize());
     (&file)
@@ -196,6 +207,11 @@ fn read(source: &(impl Source + ?Sized)) -> Result<Contents> {
     let mut sealed = Vec::new();
     unpack_frame(source, &first, &mut sealed)?;
     let manifest = manifest::parse(&sealed)?;
+    ensure(
+        manifest.parents.is_empty(),
+        PACKED,
+        || "it needs other appshots, as none that was packed does",
+    )?;
     let parts: Vec<_> = frames.collect();
     let agree = parts.len() == manifest.parts.len()
         && parts

@@ -2,7 +2,6 @@
 
 use super::records::{ProcessRecord, ThreadRecord, Vma};
 use crate::ids::VirtualPid;
-use std::fs::File;
 
 /// `struct user_regs_struct` as words.
 pub const REGISTERS: usize = 27;
@@ -35,18 +34,52 @@ pub struct ProcessImage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     pub vaddr: u64,
-    /// In the core file; a multiple of the page size.
+    /// What holds them. As a core file tells it: 0 is the file itself, N is lender N-1
+    /// of the manifest. In an [`Appshot`](super::Appshot): the number of a part.
+    pub part: usize,
+    /// In that file; a multiple of the page size.
     pub offset: u64,
     pub bytes: u64,
 }
 
-/// A verified core file.
+impl Segment {
+    pub fn place(&self) -> Place {
+        Place {
+            part: self.part,
+            offset: self.offset,
+        }
+    }
+
+    /// Behind its last byte.
+    pub fn end(&self) -> u64 {
+        self.vaddr + self.bytes
+    }
+}
+
+/// Where bytes are stored: the number of a part, and an offset in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    pub part: usize,
+    pub offset: u64,
+}
+
+impl Place {
+    /// So many bytes behind.
+    pub fn ahead(self, bytes: u64) -> Place {
+        Place {
+            offset: self.offset + bytes,
+            ..self
+        }
+    }
+}
+
+/// What a core file says.
 #[derive(Debug)]
 pub struct Core {
-    /// The descriptor whose content was verified: read memory from here.
-    pub file: File,
+    /// The number of its part.
+    pub part: usize,
     pub image: ProcessImage,
-    /// In address order. Pages of private anonymous mappings that no segment
-    /// covers are zero.
+    /// In address order. Pages of private anonymous mappings that no segment covers are
+    /// zero.
     pub segments: Vec<Segment>,
 }

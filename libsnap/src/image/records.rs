@@ -45,8 +45,34 @@ pub struct Manifest {
     pub participants: Vec<String>,
     /// Files outside the appshot that must be there, unchanged, at restore.
     pub external: Vec<ExternalFile>,
+    /// Parts from which cores borrow pages; cores name them by position, from 1 on.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub lenders: Vec<Lender>,
+    /// Other appshots that hold pages of this one, each needed by a lender.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub parents: Vec<Parent>,
     /// The parts of this appshot with their digests.
     pub parts: Vec<Part>,
+}
+
+/// A core that holds pages of another.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lender {
+    /// Whose part it is, by position among the parents; this appshot's by default.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub parent: Option<u32>,
+    pub part: String,
+}
+
+/// Another appshot, which stands in the same directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parent {
+    /// BLAKE3 of its manifest file, lower-case hex: no other will do.
+    pub identity: String,
+    /// Its name when this appshot was taken. It may have another one by now.
+    pub name: String,
 }
 
 /// One file of the appshot directory.

@@ -17,7 +17,7 @@ pub fn write(dest: &Path) -> Sealed {
 pub fn try_write(dest: &Path, manifest: Manifest, images: &[ProcessImage]) -> crate::error::Result<Sealed> {
     let writer = Writer::create(dest)?;
     for image in images {
-        let mut core = writer.core(&format!("{}.core", image.process.pid))?;
+        let mut core = writer.core(image.process.pid)?;
         core.pages(HEAP, 3, &memory())?;
         core.finish(image)?;
     }
@@ -142,6 +142,8 @@ pub fn manifest() -> Manifest {
             code: vec![0x7fff_0000_0000_0006],
         }],
         participants: vec!["pool".into()],
+        lenders: Vec::new(),
+        parents: Vec::new(),
         external: vec![ExternalFile {
             path: "/usr/bin/true".into(),
             dev: 1,

@@ -18,6 +18,8 @@ pub struct Staging {
     dest: PathBuf,
     parent: PathBuf,
     temp: PathBuf,
+    /// There is one of this name already, which goes.
+    replaces: bool,
     committed: bool,
     /// The directory, locked (flock) as long as its owner lives: what is not
     /// locked belongs to nobody any more.
@@ -26,6 +28,15 @@ pub struct Staging {
 
 impl Staging {
     pub fn create(dest: &Path) -> Result<Self> {
+        Staging::beside(dest, false)
+    }
+
+    /// For a directory that is there, and is removed once this one has its name.
+    pub fn replace(dest: &Path) -> Result<Self> {
+        Staging::beside(dest, true)
+    }
+
+    fn beside(dest: &Path, replaces: bool) -> Result<Self> {
         let cannot = || format!("cannot write appshot {}", dest.display());
         let name = dest
             .file_name()
@@ -37,7 +48,7 @@ impl Staging {
         // Absolute: the caller may change its working directory meanwhile.
         let parent = parent.canonicalize().or_fail(cannot)?;
         let dest = parent.join(name);
-        if dest.symlink_metadata().is_ok() {
+        if !replaces && dest.symlink_metadata().is_ok() {
             return Err(exists(&dest));
         }
         sweep(&parent);
@@ -50,6 +61,7 @@ impl Staging {
                     dest,
                     parent,
                     temp,
+                    replaces,
                     committed: false,
                     _owned: owned,
                 });
@@ -76,14 +88,32 @@ impl Staging {
         File::open(&self.temp)
             .and_then(|dir| dir.sync_all())
             .or_fail(|| format!("cannot seal appshot {}", self.dest.display()))?;
-        self.publish(&self.temp)?;
-        self.committed = true;
+        match self.replaces {
+            // What had the name is removed with what was staged.
+            true => self.exchange()?,
+            false => {
+                self.publish(&self.temp)?;
+                self.committed = true;
+            }
+        }
         Ok(self.dest.clone())
     }
 
     /// Gives one of the files the name instead; the directory is removed.
     pub fn commit_file(self, name: &str) -> Result<()> {
         self.publish(&self.temp.join(name))
+    }
+
+    fn exchange(&self) -> Result<()> {
+        let cannot = || format!("cannot seal appshot {}", self.dest.display());
+        let exchange = || renameat2(AT_FDCWD, &self.temp, AT_FDCWD, &self.dest, RenameFlags::RENAME_EXCHANGE);
+        exchange().or_fail(cannot)?;
+        File::open(&self.parent)
+            .and_then(|dir| dir.sync_all())
+            .or_fail(cannot)
+            .inspect_err(|_| {
+                let _ = exchange();
+            })
     }
 
     fn publish(&self, from: &Path) -> Result<()> {

@@ -43,6 +43,7 @@ pub fn manifest(manifest: &Manifest) -> Result<()> {
         format!("an xsave area of {xsave} bytes")
     })?;
     parts(&manifest.parts)?;
+    lenders(manifest)?;
     processes(&manifest.processes)?;
     seccomp(&manifest.seccomp)?;
     participants(&manifest.participants)?;
@@ -81,6 +82,50 @@ fn parts(parts: &[Part]) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Each lender and each parent once; a parent is there for a lender.
+fn lenders(manifest: &Manifest) -> Result<()> {
+    let Manifest { lenders, parents, .. } = manifest;
+    count(MANIFEST, "lenders", lenders.len(), limits::LENDERS)?;
+    count(MANIFEST, "parents", parents.len(), limits::PARENTS)?;
+    let mut identities = BTreeSet::new();
+    for parent in parents {
+        let name = shown(&parent.name);
+        ensure(is_digest(&parent.identity), MANIFEST, || {
+            format!("parent {name:?} has no identity")
+        })?;
+        ensure(identities.insert(&parent.identity), MANIFEST, || {
+            format!("parent {name:?} is listed twice")
+        })?;
+        let plain = (1..=limits::NAME_BYTES).contains(&parent.name.len())
+            && !parent.name.contains(['/', '\0'])
+            && ![".", ".."].contains(&parent.name.as_str());
+        ensure(plain, MANIFEST, || {
+            format!("parent {name:?} is not named as a directory beside it")
+        })?;
+    }
+    let (mut known, mut lending) = (BTreeSet::new(), BTreeSet::new());
+    for lender in lenders {
+        let name = shown(&lender.part);
+        ensure(is_part_name(&lender.part), MANIFEST, || {
+            format!("lender {name:?} is not allowed")
+        })?;
+        ensure(known.insert(lender), MANIFEST, || {
+            format!("lender {name:?} is listed twice")
+        })?;
+        ensure(
+            lender.parent.is_none_or(|at| (at as usize) < parents.len()),
+            MANIFEST,
+            || format!("lender {name:?} is a part of an unknown parent"),
+        )?;
+        lending.extend(lender.parent);
+    }
+    ensure(
+        lending.len() == parents.len(),
+        MANIFEST,
+        || "a parent from which nothing is borrowed",
+    )
 }
 
 fn seccomp(filters: &[SeccompFilter]) -> Result<()> {
@@ -230,6 +275,54 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
     }
     filters_used(manifest, cores)?;
     thread_ids(manifest, cores)
+}
+
+/// Pages that cores borrow: of another core of the app, exactly what that stores; of a
+/// parent, what its part has room for. `lenders` are numbers of parts, `sizes` the bytes
+/// of all parts.
+pub fn borrowed(manifest: &Manifest, cores: &[Core], lenders: &[usize], sizes: &[u64]) -> Result<()> {
+    let name = |part: usize| manifest.parts.get(part).map_or("a parent's", |part| part.name.as_str());
+    let mut stored: BTreeMap<usize, Vec<(u64, u64)>> = BTreeMap::new();
+    for core in cores {
+        let own = core.segments.iter().filter(|segment| segment.part == core.part);
+        let mut own: Vec<(u64, u64)> = own.map(|s| (s.offset, s.offset + s.bytes)).collect();
+        own.sort_unstable();
+        // Runs that meet are one.
+        own.dedup_by(|next, last| {
+            last.1 == next.0 && {
+                last.1 = next.1;
+                true
+            }
+        });
+        stored.insert(core.part, own);
+    }
+    let mut used = BTreeSet::new();
+    for core in cores {
+        for segment in core.segments.iter().filter(|segment| segment.part != core.part) {
+            used.insert(segment.part);
+            let end = segment.offset + segment.bytes;
+            let there = match stored.get(&segment.part) {
+                Some(runs) => {
+                    let before = runs.partition_point(|(start, _)| *start <= segment.offset);
+                    before > 0 && end <= runs[before - 1].1
+                }
+                None => segment.part >= manifest.parts.len() && end <= sizes[segment.part],
+            };
+            ensure(there, name(core.part), || {
+                format!(
+                    "the pages at {:#x} are borrowed from bytes {} to {end} of {}, where it stores none",
+                    segment.vaddr,
+                    segment.offset,
+                    name(segment.part),
+                )
+            })?;
+        }
+    }
+    ensure(
+        lenders.iter().all(|lender| used.contains(lender)),
+        MANIFEST,
+        || "a lender from which nothing is borrowed, or its own",
+    )
 }
 
 /// A filter that no thread has was taken away from one.

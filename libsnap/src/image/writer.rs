@@ -4,18 +4,25 @@ use super::blocks::{Finished, PartFile, Press};
 use super::core_write::CoreWriter;
 use super::digest;
 use super::leaves::{DIGESTS, Leaves};
+use super::lenders::{Former, Lenders};
 use super::reader::Appshot;
 use super::records::{Manifest, Part};
 use super::source::Source;
 use super::staging::Staging;
 use super::{MANIFEST, manifest, validate};
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::ids::VirtualPid;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+
+/// The name of the part that holds a process.
+pub fn core_name(pid: VirtualPid) -> String {
+    format!("{pid}.core")
+}
 
 /// An appshot in the making. Parts may be written from several threads.
 /// Whatever is not sealed is removed on drop.
@@ -25,6 +32,8 @@ pub struct Writer {
     // Before the directory: nothing is written any more when that is removed.
     press: Arc<Press>,
     staging: Staging,
+    lenders: Arc<Lenders>,
+    former: Option<Arc<Former>>,
 }
 
 /// A complete appshot, on disk under its name.
@@ -38,15 +47,36 @@ pub struct Sealed {
 impl Writer {
     /// `dest` must not exist; its parent must.
     pub fn create(dest: &Path) -> Result<Writer> {
+        Writer::to(Staging::create(dest)?, dest)
+    }
+
+    /// `dest` is replaced once the new one is sealed.
+    pub fn replace(dest: &Path) -> Result<Writer> {
+        Writer::to(Staging::replace(dest)?, dest)
+    }
+
+    fn to(staging: Staging, dest: &Path) -> Result<Writer> {
         Ok(Writer {
-            staging: Staging::create(dest)?,
+            staging,
             press: Arc::new(Press::start().or_fail(|| format!("cannot write appshot {}", dest.display()))?),
+            lenders: Arc::default(),
+            former: None,
         })
     }
 
-    /// Begins the part that holds one process, named `<vpid>.core`.
-    pub fn core(&self, name: &str) -> Result<CoreWriter> {
-        CoreWriter::new(self.part(name)?)
+    /// The same; what is in `former` as well is borrowed from there.
+    pub fn create_on(dest: &Path, former: Former) -> Result<Writer> {
+        Ok(Writer {
+            former: Some(Arc::new(former)),
+            ..Writer::create(dest)?
+        })
+    }
+
+    /// Begins the part that holds one process.
+    pub fn core(&self, pid: VirtualPid) -> Result<CoreWriter> {
+        let base = self.former.as_ref().and_then(|former| former.base(pid));
+        let part = self.part(&core_name(pid))?;
+        CoreWriter::new(part, Arc::clone(&self.lenders), base)
     }
 
     /// Throws away a part of a process that is gone.
@@ -78,6 +108,7 @@ impl Writer {
         })?;
         Ok(Unsealed {
             parts,
+            lenders: self.lenders,
             staging: self.staging,
         })
     }
@@ -88,11 +119,12 @@ impl Writer {
 #[derive(Debug)]
 pub struct Unsealed {
     parts: Vec<(String, Finished)>,
+    lenders: Arc<Lenders>,
     staging: Staging,
 }
 
 impl Unsealed {
-    /// Completes the appshot. `manifest.parts` is filled in here. When this
+    /// Completes the appshot. `manifest.parts` and what is borrowed is filled in here. When this
     /// returns, every byte has been read back, compared, and is on disk.
     pub fn seal(self, mut manifest: Manifest) -> Result<Sealed> {
         let cannot = || format!("cannot seal appshot {}", self.staging.dest().display());
@@ -129,6 +161,7 @@ impl Unsealed {
         written.or_fail(cannot)?;
         disk_bytes += disk_usage(&file).or_fail(cannot)?;
         manifest.parts.push(leaves.part());
+        (manifest.lenders, manifest.parents) = self.lenders.records();
         let bytes = manifest::encode(&manifest)?;
         let mut file = self.staging.create_file(MANIFEST).or_fail(cannot)?;
         file.write_all(&bytes).and_then(|()| file.sync_all()).or_fail(cannot)?;
@@ -243,7 +276,7 @@ mod tests {
     fn memory_twice_or_without_mapping_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
-        let mut core = writer.core("2.core").unwrap();
+        let mut core = writer.core(VirtualPid(2)).unwrap();
         core.pages(sample::HEAP, 3, &sample::memory()).unwrap();
         assert_eq!(core.stored_bytes(), 5 * 4096);
         assert!(core.pages(sample::HEAP, 3, &[1; 4096]).is_err(), "twice");
@@ -279,7 +312,7 @@ mod tests {
         let at = |from: u64, to: u64| base + from * PAGE..base + to * PAGE;
         let dir = tempfile::tempdir().unwrap();
         let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
-        let mut core = writer.core("2.core").unwrap();
+        let mut core = writer.core(VirtualPid(2)).unwrap();
         let [old, new]: [Arc<dyn crate::image::Memory>; 2] = [Arc::new(Version(1)), Arc::new(Version(2))];
         core.memory(at(2, 9), 3, &old).unwrap();
         core.settle().unwrap();
@@ -326,7 +359,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let writer = Writer::create(&dir.path().join("x.appshot")).unwrap();
-        let mut core = writer.core("2.core").unwrap();
+        let mut core = writer.core(VirtualPid(2)).unwrap();
         let start = std::time::Instant::now();
         for round in 0..16 {
             for (slice, chunk) in bytes.chunks(1 << 20).enumerate() {

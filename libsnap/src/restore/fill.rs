@@ -21,11 +21,13 @@ use crate::error::{OrFail, Result};
 use crate::identity;
 use crate::ids::HostPid;
 use crate::image::records::{Vma, VmaKind};
-use crate::image::{Core, DIGESTS, LEAF, Segment, data_runs, processors};
+use crate::image::{Core, DIGESTS, LEAF, Place, Segment, data_runs, processors};
+use crate::pages;
 use crate::sys::Sys;
 use crate::sys::memory::{self, PAGE, Span};
 use crate::sys::task;
 use crate::sys::uffd::Userfault;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
@@ -57,7 +59,7 @@ pub struct Empty<'a> {
     later: Vec<Span>,
     /// The kernel's own vdso, which is full; and what stays empty.
     kept: Vec<Span>,
-    /// By their place in the file.
+    /// Cut into what lies in one leaf each, by their places.
     segments: Vec<Segment>,
 }
 
@@ -81,8 +83,6 @@ impl<'a> Empty<'a> {
             None => Vec::new(),
         };
         let may_wait = |span: &&Span| lazy && vmas.iter().any(|vma| vma.start == span.start && may_wait(vma));
-        let mut segments = core.segments.clone();
-        segments.sort_unstable_by_key(|segment| segment.offset);
         Empty {
             pid,
             core,
@@ -90,7 +90,7 @@ impl<'a> Empty<'a> {
             later: registered.iter().filter(may_wait).copied().collect(),
             registered,
             kept: untouched(core, vdso, new),
-            segments,
+            segments: by_leaf(&core.segments),
         }
     }
 
@@ -107,35 +107,11 @@ impl<'a> Empty<'a> {
         (!owed.is_empty()).then_some((faults, owed))
     }
 
-    /// What of its core file must be read now: whole leaves that hold anything but
-    /// memory that may come later.
-    fn wanted(&self, bytes: u64) -> Vec<Range<u64>> {
-        let leaf = LEAF as u64;
-        let mut wanted: Vec<Range<u64>> = Vec::new();
-        let mut at = 0;
-        let later = self
-            .segments
-            .iter()
-            .filter(|segment| within(&self.later, segment.vaddr));
-        let ends = later.map(|segment| (segment.offset, segment.offset + segment.bytes));
-        for (start, end) in ends.chain([(bytes, bytes)]) {
-            // What lies between two stretches that may wait, in leaves.
-            let needed = at / leaf * leaf..start.next_multiple_of(leaf).min(bytes);
-            match wanted.last_mut() {
-                _ if at >= start => {}
-                Some(last) if last.end >= needed.start => last.end = last.end.max(needed.end),
-                _ => wanted.push(needed),
-            }
-            at = at.max(end);
-        }
-        wanted
-    }
-
-    /// Puts in place what of its memory lies in these bytes of its core file.
-    fn take_in(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    /// Puts in place what of its memory lies in these bytes of a part: whole leaves.
+    fn take_in(&self, place: Place, bytes: &[u8]) -> Result<()> {
         let failed = || format!("cannot put memory of process {} back", self.core.image.process.pid);
         let mut written = Vec::new();
-        for (address, content) in pieces(&self.segments, offset, bytes) {
+        for (address, content) in pieces(&self.segments, place, bytes) {
             if within(&self.kept, address) || within(&self.later, address) {
                 continue;
             }
@@ -236,51 +212,105 @@ fn stored(segments: &[Segment], span: Span) -> u64 {
     own.map(|s| s.bytes).sum()
 }
 
-/// The parts of segments that lie in these bytes of the file, with their
-/// addresses. Segments ascend in the file.
-fn pieces<'b>(segments: &[Segment], offset: u64, bytes: &'b [u8]) -> impl Iterator<Item = (u64, &'b [u8])> {
-    let end = offset + bytes.len() as u64;
-    let first = segments.partition_point(|s| s.offset + s.bytes <= offset);
-    let within = segments[first..].iter().take_while(move |s| s.offset < end);
+/// Cuts segments where leaves begin, and sorts them by their places.
+fn by_leaf(segments: &[Segment]) -> Vec<Segment> {
+    let leaf = LEAF as u64;
+    let cut = |segment: &Segment| {
+        let Segment {
+            vaddr,
+            part,
+            offset,
+            bytes,
+        } = *segment;
+        let end = offset + bytes;
+        (offset / leaf..end.div_ceil(leaf)).map(move |number| {
+            let start = offset.max(number * leaf);
+            Segment {
+                vaddr: vaddr + (start - offset),
+                part,
+                offset: start,
+                bytes: end.min((number + 1) * leaf) - start,
+            }
+        })
+    };
+    let mut cut: Vec<Segment> = segments.iter().flat_map(cut).collect();
+    cut.sort_unstable_by_key(Segment::place);
+    cut
+}
+
+/// The segments that lie in these bytes of a part, whole leaves, with their content.
+fn pieces<'b>(segments: &[Segment], place: Place, bytes: &'b [u8]) -> impl Iterator<Item = (u64, &'b [u8])> {
+    let end = place.ahead(bytes.len() as u64);
+    let first = segments.partition_point(|s| s.place() < place);
+    let within = segments[first..].iter().take_while(move |s| s.place() < end);
     within.map(move |s| {
-        let from = s.offset.max(offset);
-        let to = (s.offset + s.bytes).min(end);
-        let content = &bytes[(from - offset) as usize..(to - offset) as usize];
-        (s.vaddr + (from - s.offset), content)
+        let from = (s.offset - place.offset) as usize;
+        (s.vaddr, &bytes[from..from + s.bytes as usize])
     })
+}
+
+/// What of a part of so many bytes must be read now: leaves that hold anything but
+/// memory that may come later. Of a parent's part nothing else is looked at.
+fn needed(bytes: u64, is_lent: bool, later: &[Range<u64>], now: &[Range<u64>]) -> Vec<Range<u64>> {
+    let span = |range: &Range<u64>| Span {
+        start: range.start,
+        end: range.end,
+    };
+    let spans = |ranges: &[Range<u64>]| pages::union(&ranges.iter().map(span).collect::<Vec<_>>(), &[]);
+    let whole = Span { start: 0, end: bytes };
+    let rest = match is_lent {
+        true => Vec::new(),
+        false => pages::without(&[whole], &spans(later)),
+    };
+    let leaf = LEAF as u64;
+    let leaves = pages::union(&rest, &spans(now)).into_iter().map(|span| Span {
+        start: span.start / leaf * leaf,
+        end: span.end.next_multiple_of(leaf).min(bytes),
+    });
+    let leaves = pages::union(&leaves.collect::<Vec<_>>(), &[]);
+    leaves.into_iter().map(|span| span.start..span.end).collect()
 }
 
 /// Verifies the appshot and gives every process its memory, besides what is left
 /// for later.
 pub fn all(opened: &Opened, processes: &[Empty<'_>], cancelled: Cancelled<'_>) -> Result<()> {
-    let mut parts: Vec<Option<&Empty<'_>>> = opened.digests.parts().map(|_| None).collect();
-    for (part, process) in opened.core_parts().into_iter().zip(processes) {
-        parts[part] = Some(process);
+    let digests = &opened.digests;
+    let count = digests.parts().count();
+    // By part: who has pages of it, and which must come now.
+    let mut users: Vec<Vec<&Empty<'_>>> = vec![Vec::new(); count];
+    let mut later: Vec<Vec<Range<u64>>> = vec![Vec::new(); count];
+    let mut now = later.clone();
+    for process in processes {
+        for segment in &process.core.segments {
+            let kind = match within(&process.later, segment.vaddr) {
+                true => &mut later,
+                false => &mut now,
+            };
+            kind[segment.part].push(segment.offset..segment.offset + segment.bytes);
+        }
+        let parts: BTreeSet<usize> = process.core.segments.iter().map(|segment| segment.part).collect();
+        parts.into_iter().for_each(|part| users[part].push(process));
     }
     let mut wanted = Vec::new();
-    for (at, part) in opened.digests.parts().enumerate() {
-        match parts[at] {
-            Some(process) => wanted.extend(process.wanted(part.bytes).into_iter().map(|range| (at, range))),
-            None if part.name == DIGESTS => {}
-            None => wanted.push((at, 0..part.bytes)),
-        }
+    for (at, part) in digests.parts().enumerate().filter(|(_, part)| part.name != DIGESTS) {
+        let needed = needed(part.bytes, at >= digests.own(), &later[at], &now[at]);
+        wanted.extend(needed.into_iter().map(|range| (at, range)));
     }
+    let take_in = |part: usize, offset: u64, bytes: &[u8]| {
+        go_on(cancelled)?;
+        let place = Place { part, offset };
+        users[part].iter().try_for_each(|process| process.take_in(place, bytes))
+    };
     // What is held in memory has been verified.
     let (held, wanted): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(at, _)| opened.held(*at).is_some());
     for (at, range) in held {
-        go_on(cancelled)?;
-        if let (Some(process), Some(whole)) = (parts[at], opened.held(at)) {
-            process.take_in(range.start, &whole[range.start as usize..range.end as usize])?;
+        if let Some(whole) = opened.held(at) {
+            take_in(at, range.start, &whole[range.start as usize..range.end as usize])?;
         }
     }
     let bytes: u64 = wanted.iter().map(|(_, range)| range.end - range.start).sum();
     let threads = if bytes < SHARED_BYTES_MIN { 1 } else { processors() };
-    opened
-        .digests
-        .read_leaves(&opened.pieces, &wanted, threads, |at, offset, bytes| {
-            go_on(cancelled)?;
-            parts[at].map_or(Ok(()), |process| process.take_in(offset, bytes))
-        })
+    digests.read_leaves(&opened.pieces, &wanted, threads, take_in)
 }
 
 #[cfg(test)]
@@ -291,26 +321,73 @@ mod tests {
         let runs = [(10, 1, 1), (12, 2, 3), (40, 5, 2)];
         runs.map(|(vaddr, offset, pages)| Segment {
             vaddr: vaddr * PAGE,
+            part: 3,
             offset: offset * PAGE,
             bytes: pages * PAGE,
         })
         .to_vec()
     }
 
-    /// Wherever the file is cut, each page goes to its place once.
+    /// Wherever the file is read, each page goes to its places: one is borrowed twice,
+    /// and one run lies in two leaves.
     #[test]
     fn every_page_finds_its_place() {
-        let file: Vec<u8> = (0..9).flat_map(|page| vec![page; PAGE as usize]).collect();
-        for step in 1..10 {
+        const PAGES: u64 = LEAF as u64 / PAGE;
+        let file: Vec<u8> = (0..3 * PAGES)
+            .flat_map(|page| vec![page as u8; PAGE as usize])
+            .collect();
+        let twice = [(60, 3, 1), (80, PAGES - 1, 2)].map(|(vaddr, offset, pages)| Segment {
+            vaddr: vaddr * PAGE,
+            part: 3,
+            offset: offset * PAGE,
+            bytes: pages * PAGE,
+        });
+        let elsewhere = Segment {
+            part: 2,
+            ..segments()[0]
+        };
+        let all = by_leaf(&[&segments()[..], &twice, &[elsewhere]].concat());
+        for step in [LEAF, 2 * LEAF, 3 * LEAF] {
             let mut placed = Vec::new();
-            for (at, bytes) in (0..).zip(file.chunks(step * PAGE as usize)) {
-                for (address, content) in pieces(&segments(), at * step as u64 * PAGE, bytes) {
+            for (at, bytes) in (0..).zip(file.chunks(step)) {
+                let place = Place {
+                    part: 3,
+                    offset: at * step as u64,
+                };
+                for (address, content) in pieces(&all, place, bytes) {
                     let pages = content.chunks(PAGE as usize).map(|page| page[0]);
                     placed.extend((address / PAGE..).zip(pages));
                 }
             }
-            assert_eq!(placed, [(10, 1), (12, 2), (13, 3), (14, 4), (40, 5), (41, 6)], "{step}");
+            placed.sort_unstable();
+            let last = PAGES as u8;
+            let expected = [
+                (10, 1),
+                (12, 2),
+                (13, 3),
+                (14, 4),
+                (40, 5),
+                (41, 6),
+                (60, 3),
+                (80, last - 1),
+                (81, last),
+            ];
+            assert_eq!(placed, expected, "{step}");
         }
+    }
+
+    /// What may wait for one process may be needed by another.
+    #[test]
+    fn what_must_be_read() {
+        let leaf = LEAF as u64;
+        let (later, now) = ([leaf..5 * leaf], [3 * leaf + PAGE..3 * leaf + 2 * PAGE]);
+        let bytes = 6 * leaf + 8;
+        assert_eq!(
+            needed(bytes, false, &later, &now),
+            [0..leaf, 3 * leaf..4 * leaf, 5 * leaf..bytes]
+        );
+        assert_eq!(needed(bytes, true, &later, &now), [3 * leaf..4 * leaf]);
+        assert_eq!(needed(bytes, false, &[], &now), [0..bytes]);
     }
 
     #[test]

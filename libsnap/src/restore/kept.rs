@@ -11,7 +11,7 @@
 
 use super::fill;
 use crate::error::{OrFail, Result};
-use crate::image::{Appshot, Core, MANIFEST, PAGE, data_runs};
+use crate::image::{self, Appshot, Core, MANIFEST, PAGE, Place, data_runs};
 use crate::sys::fd as sysfd;
 use crate::sys::memory::Span;
 use std::fs::{self, File, Metadata};
@@ -30,10 +30,10 @@ fn mark(meta: &Metadata) -> Mark {
     (dev, ino, size, written.0, written.1, changed.0, changed.1)
 }
 
-/// Pages that stand in one row in the file.
+/// Pages that stand in one row in a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    pub offset: u64,
+    pub place: Place,
     /// Address and length of each piece.
     pub pieces: Vec<(u64, u64)>,
 }
@@ -48,7 +48,7 @@ impl Row {
 #[derive(Debug)]
 pub struct Kept {
     pub shot: Appshot,
-    /// For each core: what of its file goes where.
+    /// For each core: what goes where.
     pub rows: Vec<Vec<Row>>,
     marks: Marks,
     bytes: u64,
@@ -59,8 +59,17 @@ pub struct Kept {
 pub struct Marks(Vec<(PathBuf, Mark)>);
 
 impl Marks {
+    /// Those of its parents too, as far as they are found.
     pub fn of(path: &Path) -> Marks {
-        Marks(directory(path))
+        let mut marks = directory(path);
+        let parents = image::needed(path).unwrap_or_default();
+        marks.extend(
+            parents
+                .into_iter()
+                .filter_map(|parent| parent.path)
+                .flat_map(|path| directory(&path)),
+        );
+        Marks(marks)
     }
 
     /// Whether the directory still holds these files.
@@ -79,7 +88,11 @@ impl Kept {
             return Ok(None);
         }
         let shot = Appshot::open_copy(path, copied)?;
-        let rows = shot.cores.iter().map(rows).collect::<io::Result<_>>();
+        let rows = shot
+            .cores
+            .iter()
+            .map(|core| rows(&shot, core))
+            .collect::<io::Result<_>>();
         Ok(Some(Kept {
             rows: rows.or_fail(|| format!("cannot read the memory of {}", path.display()))?,
             shot,
@@ -132,30 +145,30 @@ fn copied(name: &str, file: &File, bytes: u64) -> io::Result<File> {
 }
 
 /// Fresh anonymous memory is zero already; elsewhere zeroes count.
-fn rows(core: &Core) -> io::Result<Vec<Row>> {
+fn rows(shot: &Appshot, core: &Core) -> io::Result<Vec<Row>> {
     let mut rows: Vec<Row> = Vec::new();
-    let mut next = 0;
+    let mut next = None;
     let mut page = Vec::new();
     for segment in &core.segments {
         let anonymous = fill::is_anonymous(core, segment.vaddr);
         page.resize(segment.bytes as usize, 0);
-        core.file.read_exact_at(&mut page, segment.offset)?;
+        shot.file(segment.part).read_exact_at(&mut page, segment.offset)?;
         let whole = std::iter::once(0..page.len()).filter(|_| !anonymous);
         let runs = data_runs(&page).filter(|_| anonymous);
         for run in whole.chain(runs) {
-            let (offset, bytes) = (segment.offset + run.start as u64, run.len() as u64);
+            let (place, bytes) = (segment.place().ahead(run.start as u64), run.len() as u64);
             let piece = (segment.vaddr + run.start as u64, bytes);
             match rows
                 .last_mut()
-                .filter(|row| next == offset && row.pieces.len() < PIECES_MAX)
+                .filter(|row| next == Some(place) && row.pieces.len() < PIECES_MAX)
             {
                 Some(row) => row.pieces.push(piece),
                 None => rows.push(Row {
-                    offset,
+                    place,
                     pieces: vec![piece],
                 }),
             }
-            next = offset + bytes;
+            next = Some(place.ahead(bytes));
         }
     }
     Ok(rows)
@@ -169,7 +182,7 @@ const _: () = assert!(PAGE == crate::sys::memory::PAGE);
 pub fn without(rows: &[Row], full: &[Span]) -> Vec<Row> {
     let mut left = Vec::with_capacity(rows.len());
     for row in rows {
-        let mut offset = row.offset;
+        let mut place = row.place;
         let mut parts: Vec<Row> = Vec::new();
         let mut open = false;
         for (address, bytes) in &row.pieces {
@@ -179,13 +192,13 @@ pub fn without(rows: &[Row], full: &[Span]) -> Vec<Row> {
                 match parts.last_mut().filter(|_| open) {
                     Some(part) => part.pieces.push((*address, *bytes)),
                     None => parts.push(Row {
-                        offset,
+                        place,
                         pieces: vec![(*address, *bytes)],
                     }),
                 }
                 open = true;
             }
-            offset += bytes;
+            place = place.ahead(*bytes);
         }
         left.append(&mut parts);
     }

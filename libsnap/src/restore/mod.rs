@@ -28,6 +28,7 @@ pub mod plan;
 mod prepared;
 pub mod rights;
 pub mod script;
+mod seed;
 mod settle;
 pub mod skeleton;
 pub mod spare;

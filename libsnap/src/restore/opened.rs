@@ -3,9 +3,8 @@
 use super::kept::Marks;
 use super::working_set::{Run, WorkingSet};
 use crate::error::Result;
-use crate::image::records::Life;
 use crate::image::{Appshot, Digests, LEAF, Pieces, data_runs, processors};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -18,7 +17,7 @@ pub struct Opened {
     marks: Marks,
     /// Verified leaves, those used last in front: part, offset, content.
     leaves: Mutex<VecDeque<(usize, u64, Vec<u8>)>>,
-    /// The cores' parts, verified, where they are held in memory.
+    /// The cores' parts and what they borrow, verified, where they are held in memory.
     held: OnceLock<BTreeMap<usize, Vec<u8>>>,
     /// Taken by who reads them.
     holding: Mutex<()>,
@@ -82,12 +81,14 @@ impl Opened {
             return Ok(());
         }
         let sizes: Vec<u64> = self.digests.parts().map(|part| part.bytes).collect();
-        let parts = self.core_parts();
-        let wanted: Vec<_> = parts.iter().map(|part| (*part, 0..sizes[*part])).collect();
+        let own = self.shot.cores.iter().map(|core| (core.part, 0..sizes[core.part]));
+        let lent = self.digests.borrowed().iter().cloned();
+        let wanted: Vec<_> = own.chain(lent).collect();
         // Pages of zeroes are never written, and take no memory.
+        let parts: BTreeSet<usize> = wanted.iter().map(|(part, _)| *part).collect();
         let held = parts
-            .iter()
-            .map(|part| (*part, Mutex::new(vec![0; sizes[*part] as usize])));
+            .into_iter()
+            .map(|part| (part, Mutex::new(vec![0; sizes[part] as usize])));
         let held: BTreeMap<usize, Mutex<Vec<u8>>> = held.collect();
         self.digests
             .read_leaves(&self.pieces, &wanted, processors(), |part, offset, bytes| {
@@ -104,7 +105,7 @@ impl Opened {
         Ok(())
     }
 
-    /// All of a part that is held in memory.
+    /// A part that is held in memory: all of it, or what is borrowed.
     pub fn held(&self, part: usize) -> Option<&[u8]> {
         self.held.get()?.get(&part).map(Vec::as_slice)
     }
@@ -124,16 +125,5 @@ impl Opened {
         self.digests.read_leaf(&self.pieces, part, offset, &mut content)?;
         leaves.push_front((part, offset, content));
         Ok(see(&leaves[0].2))
-    }
-
-    /// The number of each core's part.
-    pub fn core_parts(&self) -> Vec<usize> {
-        let numbers: HashMap<&str, usize> = self.digests.parts().map(|part| part.name.as_str()).zip(0..).collect();
-        let entries = self.shot.manifest.processes.iter();
-        let names = entries.filter_map(|entry| match &entry.life {
-            Life::Alive { part } => Some(part.as_str()),
-            Life::Zombie { .. } => None,
-        });
-        names.map(|name| numbers[name]).collect()
     }
 }

@@ -7,7 +7,7 @@
 //! where it was. But every end is told, and nothing arrives where something still is.
 //! So what arrives waits until the end of what was there has been told.
 
-use crate::image::Segment;
+use crate::image::{Place, Segment};
 use crate::sys::memory::Span;
 use std::collections::BTreeMap;
 
@@ -24,14 +24,14 @@ pub struct Owed {
 #[derive(Clone, Debug)]
 struct Arrived {
     to: Span,
-    runs: Vec<(Span, u64)>,
+    runs: Vec<(Span, Place)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     end: u64,
-    /// Of the first byte, in the core file.
-    offset: u64,
+    /// Of the first byte.
+    place: Place,
 }
 
 impl Owed {
@@ -42,9 +42,8 @@ impl Owed {
             spans.get(after).is_some_and(|span| span.start <= segment.vaddr)
         };
         let run = |segment: &Segment| {
-            let end = segment.vaddr + segment.bytes;
-            let offset = segment.offset;
-            (segment.vaddr, Run { end, offset })
+            let (end, place) = (segment.end(), segment.place());
+            (segment.vaddr, Run { end, place })
         };
         Owed {
             runs: segments.iter().filter(within).map(run).collect(),
@@ -77,22 +76,22 @@ impl Owed {
     }
 
     /// The run from this address on, and where it is stored.
-    pub fn at(&self, address: u64) -> Option<(Span, u64)> {
+    pub fn at(&self, address: u64) -> Option<(Span, Place)> {
         let (start, run) = self.runs.range(..=address).next_back()?;
         (address < run.end).then(|| {
             let span = Span {
                 start: address,
                 end: run.end,
             };
-            (span, run.offset + (address - start))
+            (span, run.place.ahead(address - start))
         })
     }
 
     /// The first run, and where it is stored.
-    pub fn first(&self) -> Option<(Span, u64)> {
+    pub fn first(&self) -> Option<(Span, Place)> {
         let (start, run) = self.runs.first_key_value()?;
         let (start, end) = (*start, run.end);
-        Some((Span { start, end }, run.offset))
+        Some((Span { start, end }, run.place))
     }
 
     /// Nothing is owed here any more.
@@ -121,10 +120,10 @@ impl Owed {
             start,
             end: start + len,
         };
-        let moved = self.take(span(from)).into_iter().map(|(gone, offset)| {
+        let moved = self.take(span(from)).into_iter().map(|(gone, place)| {
             let start = to + (gone.start - from);
             let end = start + gone.len();
-            (Span { start, end }, offset)
+            (Span { start, end }, place)
         });
         let arrived = Arrived {
             to: span(to),
@@ -150,7 +149,7 @@ impl Owed {
         self.mapped_at(arrived.to);
         let runs = arrived.runs.into_iter();
         self.runs
-            .extend(runs.map(|(Span { start, end }, offset)| (start, Run { end, offset })));
+            .extend(runs.map(|(Span { start, end }, place)| (start, Run { end, place })));
     }
 
     fn mapped_at(&mut self, span: Span) {
@@ -180,7 +179,7 @@ impl Owed {
     }
 
     /// Takes what is owed here out.
-    fn take(&mut self, span: Span) -> Vec<(Span, u64)> {
+    fn take(&mut self, span: Span) -> Vec<(Span, Place)> {
         let mut taken = Vec::new();
         while let Some((start, run)) = self
             .runs
@@ -197,9 +196,9 @@ impl Owed {
                 start: start.max(span.start),
                 end: run.end.min(span.end),
             };
-            taken.push((gone, run.offset + (gone.start - start)));
-            for (Span { start, end }, offset) in outside((own, run.offset), span) {
-                self.runs.insert(start, Run { end, offset });
+            taken.push((gone, run.place.ahead(gone.start - start)));
+            for (Span { start, end }, place) in outside((own, run.place), span) {
+                self.runs.insert(start, Run { end, place });
             }
         }
         taken
@@ -207,7 +206,7 @@ impl Owed {
 }
 
 /// What of a run lies outside the span.
-fn outside((run, offset): (Span, u64), span: Span) -> impl Iterator<Item = (Span, u64)> {
+fn outside((run, place): (Span, Place), span: Span) -> impl Iterator<Item = (Span, Place)> {
     let before = Span {
         start: run.start,
         end: run.end.min(span.start),
@@ -217,7 +216,7 @@ fn outside((run, offset): (Span, u64), span: Span) -> impl Iterator<Item = (Span
         end: run.end,
     };
     let parts = [before, after].into_iter().filter(|part| part.start < part.end);
-    parts.map(move |part| (part, offset + (part.start - run.start)))
+    parts.map(move |part| (part, place.ahead(part.start - run.start)))
 }
 
 #[cfg(test)]
@@ -228,21 +227,30 @@ mod tests {
         Span { start, end }
     }
 
+    fn segment(vaddr: u64, offset: u64, bytes: u64) -> Segment {
+        Segment {
+            vaddr,
+            part: 0,
+            offset,
+            bytes,
+        }
+    }
+
     /// What is owed, byte by byte: address and offset.
     fn all(owed: &Owed) -> BTreeMap<u64, u64> {
         let runs = owed.runs.iter();
-        runs.flat_map(|(start, run)| (*start..run.end).map(move |at| (at, run.offset + (at - start))))
+        runs.flat_map(|(start, run)| (*start..run.end).map(move |at| (at, run.place.offset + (at - start))))
             .collect()
     }
 
     /// Two pages, owed from 100 and 200 on.
     fn two() -> Owed {
-        let segments = [(10, 100, 10), (40, 200, 10)].map(|(vaddr, offset, bytes)| Segment { vaddr, offset, bytes });
+        let segments = [(10, 100, 10), (40, 200, 10)].map(|(vaddr, offset, bytes)| segment(vaddr, offset, bytes));
         Owed::new(&segments, &[span(10, 20), span(40, 50)])
     }
 
     fn at(owed: &Owed, address: u64) -> Option<u64> {
-        owed.at(address).map(|(_, offset)| offset)
+        owed.at(address).map(|(_, place)| place.offset)
     }
 
     /// A: 10 to 70. B: 40 to where that was, told in between, or before.
@@ -301,11 +309,8 @@ mod tests {
     /// Against a map of single bytes, over a storm of operations.
     #[test]
     fn equals_a_plain_map() {
-        let segments = [(10, 100, 20), (40, 300, 30), (90, 200, 10)].map(|(vaddr, offset, bytes)| Segment {
-            vaddr,
-            offset,
-            bytes,
-        });
+        let segments =
+            [(10, 100, 20), (40, 300, 30), (90, 200, 10)].map(|(vaddr, offset, bytes)| segment(vaddr, offset, bytes));
         let mut owed = Owed::new(&segments, &[span(0, 35), span(80, 100)]);
         let mut plain: BTreeMap<u64, u64> = (10..30).map(|at| (at, at + 90)).collect();
         plain.extend((90..100).map(|at| (at, at + 110)));
@@ -341,8 +346,7 @@ mod tests {
                 _ => {}
             }
             assert_eq!(all(&owed), plain, "round {round}");
-            let at = owed.at(from).map(|(_, offset)| offset);
-            assert_eq!(at, plain.get(&from).copied());
+            assert_eq!(at(&owed, from), plain.get(&from).copied());
         }
     }
 }

@@ -24,7 +24,7 @@ use super::owed::Owed;
 use super::working_set::Run;
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
-use crate::image::LEAF;
+use crate::image::{LEAF, Place};
 use crate::sys::fd as sysfd;
 use crate::sys::memory::{PAGE, Span};
 use crate::sys::task;
@@ -61,9 +61,8 @@ const THREADS_MAX: usize = 4;
 struct Space {
     /// Whose it is.
     debt: u64,
-    /// Its place among the cores, and its part's among the parts.
+    /// Its place among the cores.
     core: usize,
-    part: usize,
     faults: Userfault,
     owed: Owed,
     /// A process of the appshot, not a child forked since.
@@ -152,12 +151,10 @@ impl Pager {
         static DEBTS: AtomicU64 = AtomicU64::new(1);
         let failed = || "cannot start the pager";
         let debt = DEBTS.fetch_add(1, Ordering::Relaxed);
-        let parts = opened.core_parts();
         let pids = left.iter().map(|left| left.pid).collect();
         let spaces = left.into_iter().map(|left| Space {
             debt,
             core: left.core,
-            part: parts[left.core],
             faults: left.faults,
             owed: left.owed,
             original: true,
@@ -369,10 +366,10 @@ impl Space {
             return Ok(None);
         };
         let page = address / PAGE * PAGE;
-        let offset = segment.offset + (page - segment.vaddr);
-        let leaf = offset / LEAF as u64 * LEAF as u64;
-        let content = opened.with_leaf(self.part, leaf, |content| {
-            let from = (offset - leaf) as usize;
+        let place = segment.place().ahead(page - segment.vaddr);
+        let leaf = place.offset / LEAF as u64 * LEAF as u64;
+        let content = opened.with_leaf(place.part, leaf, |content| {
+            let from = (place.offset - leaf) as usize;
             content[from..from + PAGE as usize].to_vec()
         })?;
         self.bring_first(page, &content)?;
@@ -746,7 +743,7 @@ impl Work {
             start: page,
             end: page + PAGE,
         };
-        let Some((span, offset)) = space.owed.at(page) else {
+        let Some((span, place)) = space.owed.at(page) else {
             // It never held anything, or the app has thrown it away.
             let result = match write {
                 true => space.faults.try_copy(page, &[0; PAGE as usize]).map(drop),
@@ -755,7 +752,7 @@ impl Work {
             return space.done(result, one);
         };
         let end = span.end.min(page + pages * PAGE);
-        let copied = self.copy(at, Span { start: page, end }, offset)?;
+        let copied = self.copy(at, Span { start: page, end }, place)?;
         if let (Brought::Done, Some(space)) = (&copied, self.spaces.get_mut(&at)) {
             let end = space.owed.at(page).map_or(end, |_| page);
             space.last = (end, pages);
@@ -768,8 +765,8 @@ impl Work {
         Ok(copied)
     }
 
-    /// Brings as much of the span as lies in one leaf, stored from `offset` on.
-    fn copy(&mut self, at: u64, span: Span, offset: u64) -> Result<Brought> {
+    /// Brings as much of the span as lies in one leaf, stored from this place on.
+    fn copy(&mut self, at: u64, span: Span, Place { part, offset }: Place) -> Result<Brought> {
         let Some(space) = self.spaces.get_mut(&at) else {
             return Ok(Brought::Gone);
         };
@@ -781,9 +778,9 @@ impl Work {
         let span = Span { start: span.start, end };
         let from = (offset - leaf) as usize;
         let bytes = from..from + span.len() as usize;
-        let copied = debt.opened.with_leaf(space.part, leaf, |content| {
-            space.faults.try_copy(span.start, &content[bytes])
-        })?;
+        let copied = debt
+            .opened
+            .with_leaf(part, leaf, |content| space.faults.try_copy(span.start, &content[bytes]))?;
         let (result, bytes) = match copied {
             Ok(copied) => (Ok(()), copied as u64),
             // One page at a time: the others may still be owed.
@@ -816,14 +813,14 @@ impl Work {
         for id in filling {
             let own = self.spaces.iter().filter(|(_, space)| space.debt == id);
             let mut owing = own.clone().filter_map(|(at, space)| Some((*at, space.owed.first()?)));
-            let Some((at, (span, offset))) = owing.next() else {
+            let Some((at, (span, place))) = owing.next() else {
                 match own.clone().any(|(_, space)| space.owed.is_unsettled()) {
                     true => thread::sleep(AGAIN),
                     false => self.end(id),
                 }
                 continue;
             };
-            match self.copy(at, span, offset) {
+            match self.copy(at, span, place) {
                 Ok(Brought::Done | Brought::Gone) => {}
                 Ok(Brought::Again) => thread::sleep(AGAIN),
                 Err(error) => self.fail(id, &error),

@@ -2,7 +2,7 @@
 //! takes the descriptors it needs from this process.
 
 use super::fill;
-use super::kept::{self, Row};
+use super::kept::{self, Kept, Row};
 use super::script::Script;
 use super::skeleton::Skeleton;
 use super::vdso::{self, Vdso};
@@ -171,19 +171,20 @@ pub fn mappings(
     map_all(skeleton, script, core, mapped, vdso)?.userfaultfd()
 }
 
-/// The same, and the process reads its content from its core file by itself.
+/// The same, and the process reads its content from the appshot's files by itself.
 pub fn mappings_with(
     skeleton: &Skeleton,
     script: &mut Script<'_>,
-    core: &Core,
-    rows: &[Row],
+    kept: &Kept,
+    at: usize,
     mapped: &mut Mapped<'_>,
     (vdso, renewed): (&Vdso, bool),
 ) -> Result<()> {
+    let (core, rows) = (&kept.shot.cores[at], &kept.rows[at]);
     let mut mapper = map_all(skeleton, script, core, mapped, vdso)?;
     match &fill::untouched(core, vdso, renewed)[..] {
-        [] => mapper.contents(&core.file, rows),
-        full => mapper.contents(&core.file, &kept::without(rows, full)),
+        [] => mapper.contents(&kept.shot, rows),
+        full => mapper.contents(&kept.shot, &kept::without(rows, full)),
     }
 }
 
@@ -332,13 +333,13 @@ impl Mapper<'_, '_> {
     }
 
     /// preadv(2) of each row: one call for up to a thousand pieces.
-    fn contents(&mut self, file: &File, rows: &[Row]) -> Result<()> {
-        let number = self.number(file.as_raw_fd())? as u64;
+    fn contents(&mut self, shot: &Appshot, rows: &[Row]) -> Result<()> {
         for row in rows {
+            let number = self.number(shot.file(row.place.part).as_raw_fd())? as u64;
             let batch = self.script.room(1, 16 * row.pieces.len())?;
             let pieces: Vec<u64> = row.pieces.iter().flat_map(|(at, bytes)| [*at, *bytes]).collect();
             let pieces = batch.words(&pieces).address;
-            let args = [number, pieces, row.pieces.len() as u64, row.offset, 0];
+            let args = [number, pieces, row.pieces.len() as u64, row.place.offset, 0];
             let read = batch.must("preadv", libc::SYS_preadv, &args);
             self.script.expect(read, "reading the memory of the app", row.bytes());
         }

@@ -171,7 +171,7 @@ impl Prepared {
             let (core, vdso) = (&shot.cores[at], &self.vdsos[at]);
             self.skeleton.begin_work(script, at, shot)?;
             let filled = (vdso, self.way.renewed);
-            place::mappings_with(&self.skeleton, script, core, &kept.rows[at], &mut mapped, filled)?;
+            place::mappings_with(&self.skeleton, script, kept, at, &mut mapped, filled)?;
             self.skeleton.end_work(script, at, shot)?;
             place::protection(script, core, vdso, protect)
         })?;

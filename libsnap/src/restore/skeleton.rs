@@ -127,7 +127,14 @@ impl Skeleton {
         let first = first.inspect_err(|_| {
             place.cgroup.as_deref().map(cgroup::destroy);
         })?;
-        let mut skeleton = Skeleton {
+        let mut skeleton = Skeleton::empty(first, restorer, place.cgroup);
+        let first = skeleton.infect_first(first, used)?;
+        Ok((skeleton, first))
+    }
+
+    /// Of one process.
+    fn empty(first: HostPid, restorer: i32, cgroup: Option<PathBuf>) -> Skeleton {
+        Skeleton {
             init: None,
             early: None,
             is_empty: false,
@@ -143,14 +150,20 @@ impl Skeleton {
             restorer,
             ptys: Ptys::default(),
             timeline: Timeline::begin(Clocks::default()),
-            cgroup: place.cgroup,
+            cgroup,
             root: VirtualPid(0),
             highest: 0,
             born: vec![first],
             armed: true,
-        };
-        let first = skeleton.infect_first(first, used)?;
-        Ok((skeleton, first))
+        }
+    }
+
+    /// Of a process that was forked off ours, and is no part of it.
+    pub(super) fn another(&self, first: HostPid, cgroup: Option<PathBuf>) -> Skeleton {
+        let mut other = Skeleton::empty(first, self.restorer, cgroup);
+        (other.executor, other.gate) = (self.executor, self.gate);
+        other.layout.clone_from(&self.layout);
+        other
     }
 
     /// Makes all processes of the appshot besides those that are there.

@@ -18,6 +18,7 @@ use super::fill::is_unique;
 use super::place::{self, Protect};
 use super::prepared::{Prepared, Way};
 use super::script::Script;
+use super::seed::{Clone, Seed, one};
 use super::skeleton::{self, Husk, Skeleton, free_number, wait_born};
 use super::vdso::Vdso;
 use super::{From, Phases, in_phases};
@@ -30,7 +31,7 @@ use crate::ipc;
 use crate::launch::Place;
 use crate::memory;
 use crate::sys::memory::Span;
-use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs};
+use crate::sys::task;
 use crate::target::{Network, PidMode};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -46,6 +47,8 @@ const HUGE: u64 = 2 << 20;
 pub struct Template {
     prepared: Prepared,
     gate: Gate,
+    /// Of the inits.
+    seed: Seed,
 }
 
 impl Template {
@@ -92,7 +95,11 @@ impl Template {
             batch.call("madvise", libc::SYS_madvise, &[span.start, span.len(), MADV_COLLAPSE]);
         }
         script.flush()?;
-        Ok(Template { prepared, gate })
+        let seed = Seed::make(prepared.skeleton().restorer)?;
+        if seed.executor() != prepared.skeleton().executor {
+            return Err(Error::failed("an instance's init has no room for the executor"));
+        }
+        Ok(Template { prepared, gate, seed })
     }
 
     /// Prepares an instance in this cgroup, which becomes its own.
@@ -103,18 +110,8 @@ impl Template {
     fn in_phases(&self, group: Option<PathBuf>, mut phases: Phases<'_>) -> Result<Prepared> {
         phases.start("init")?;
         let from = self.prepared.from();
-        let (shot, way, parent) = (from.shot(), self.prepared.way(), self.prepared.skeleton());
-        crate::identity::prepare_host();
-        let place = Place {
-            pids: PidMode::New,
-            cgroup: group.clone(),
-            ..Place::default()
-        };
-        let (mut skeleton, init) = Skeleton::begin(place, parent.restorer, Vec::new())?;
-        if skeleton.executor != parent.executor {
-            return Err(Error::failed("an instance's init has no room for the executor"));
-        }
-        skeleton.init = Some(init);
+        let (shot, way) = (from.shot(), self.prepared.way());
+        let mut skeleton = self.seed.skeleton(group.clone())?;
         phases.start("network")?;
         if way.network(shot) == Network::Own {
             skeleton.leave_network()?;
@@ -154,16 +151,25 @@ impl Template {
         }
         let entered = [INIT as u64, libc::CLONE_NEWPID as u64];
         script.must("setns(CLONE_NEWPID)", libc::SYS_setns, &entered)?;
-        let flags = (libc::CLONE_VM | libc::CLONE_PARENT) as u64;
-        clone(&mut script, flags, 0, between, None)?;
+        let how = Clone {
+            flags: (libc::CLONE_VM | libc::CLONE_PARENT) as u64,
+            pid: Some(between),
+            ..Clone::default()
+        };
+        how.add(&mut script)?;
         script.must("close_range", libc::SYS_close_range, &[0, GROUP as u64, 0])?;
         let between = one(script.flush()?)?;
         skeleton.born.push(between);
         wait_born(between)?;
 
         let mut script = Script::new(parent.executor, between, &template.regs);
-        let flags = if joined.is_some() { CLONE_INTO_CGROUP } else { 0 };
-        clone(&mut script, flags, libc::SIGCHLD, root, joined.as_ref().map(|_| GROUP))?;
+        let how = Clone {
+            exit_signal: libc::SIGCHLD,
+            pid: Some(root),
+            cgroup: joined.as_ref().map(|_| GROUP),
+            ..Clone::default()
+        };
+        how.add(&mut script)?;
         let pid = one(script.flush()?)?;
         skeleton.born.push(pid);
         wait_born(pid)?;
@@ -185,28 +191,6 @@ impl Template {
         script.flush()?;
         Ok(root)
     }
-}
-
-fn one(born: executor::Born) -> Result<crate::ids::HostPid> {
-    born.first()
-        .copied()
-        .ok_or_else(|| Error::failed("clone3 made no process"))
-}
-
-fn clone(script: &mut Script<'_>, flags: u64, exit_signal: i32, pid: i32, cgroup: Option<i32>) -> Result<()> {
-    let batch = script.room(1, 128)?;
-    let set_tid = batch.bytes(&pid.to_le_bytes());
-    let args = CloneArgs {
-        flags,
-        exit_signal: exit_signal as u64,
-        set_tid: set_tid.address,
-        set_tid_size: 1,
-        cgroup: cgroup.map_or(0, |number| number as u64),
-        ..CloneArgs::default()
-    };
-    let args = batch.bytes(&args.to_bytes());
-    batch.must("clone3", libc::SYS_clone3, &[args.address, CloneArgs::SIZE]);
-    Ok(())
 }
 
 /// Stretches of anonymous memory that are worth huge pages: half of each is stored.

@@ -61,11 +61,11 @@ pub fn plan(shot: &Appshot, forced: bool) -> Result<Vec<Vdso>> {
     }
     shot.cores
         .iter()
-        .map(|core| bridge(core, &own, &shot.manifest.needs.kernel_release))
+        .map(|core| bridge(shot, core, &own, &shot.manifest.needs.kernel_release))
         .collect()
 }
 
-fn bridge(core: &Core, own: &[u8], release: &str) -> Result<Vdso> {
+fn bridge(shot: &Appshot, core: &Core, own: &[u8], release: &str) -> Result<Vdso> {
     let Some(vma) = core.image.vmas.iter().find(|vma| vma.kind == VmaKind::Vdso) else {
         return Ok(Vdso::Own);
     };
@@ -74,7 +74,7 @@ fn bridge(core: &Core, own: &[u8], release: &str) -> Result<Vdso> {
             .needs("the same kernel build")
             .fix("restore on a host that runs the kernel the appshot was taken on")
     };
-    let old = stored(core, vma).ok_or_else(|| cannot("the appshot does not hold the app's".into()))?;
+    let old = stored(shot, core, vma).ok_or_else(|| cannot("the appshot does not hold the app's".into()))?;
     let functions = functions(&old).ok_or_else(|| cannot("the app's cannot be read".into()))?;
     let targets = self::functions(own).ok_or_else(|| cannot("the kernel's cannot be read".into()))?;
     if !apart(&functions, old.len() as u64) {
@@ -88,20 +88,16 @@ fn bridge(core: &Core, own: &[u8], release: &str) -> Result<Vdso> {
         })
     });
     let jumps = jumps.collect::<Result<Vec<_>>>()?;
-    nobody_inside(core, vma, &functions).map_err(cannot)?;
+    nobody_inside(shot, core, vma, &functions).map_err(cannot)?;
     Ok(Vdso::Bridge(jumps))
 }
 
 /// The pages of a mapping, if all of them are in the core.
-fn stored(core: &Core, vma: &Vma) -> Option<Vec<u8>> {
+fn stored(shot: &Appshot, core: &Core, vma: &Vma) -> Option<Vec<u8>> {
     let len = vma.end - vma.start;
-    let segment = core
-        .segments
-        .iter()
-        .find(|s| s.vaddr == vma.start && s.bytes == len && len <= IMAGE_MAX)?;
-    let mut bytes = vec![0; len as usize];
-    core.file.read_exact_at(&mut bytes, segment.offset).ok()?;
-    Some(bytes)
+    let mut bytes = vec![0; usize::try_from(len).ok().filter(|_| len <= IMAGE_MAX)?];
+    let whole = shot.read_memory(core, vma.start, &mut bytes).ok()?;
+    whole.then_some(bytes)
 }
 
 /// Exported functions of a vdso with the offsets they take up. The image may be an
@@ -136,7 +132,7 @@ fn apart(functions: &BTreeMap<String, Span>, end: u64) -> bool {
 
 /// No thread is in the middle of the old code or has an address there in the
 /// frames of its stack. What it calls anew begins at the start of a function.
-fn nobody_inside(core: &Core, vma: &Vma, functions: &BTreeMap<String, Span>) -> Result<(), String> {
+fn nobody_inside(shot: &Appshot, core: &Core, vma: &Vma, functions: &BTreeMap<String, Span>) -> Result<(), String> {
     let inside = |address: u64| {
         let offset = address.wrapping_sub(vma.start);
         functions.values().any(|f| f.start < offset && offset < f.end)
@@ -148,7 +144,7 @@ fn nobody_inside(core: &Core, vma: &Vma, functions: &BTreeMap<String, Span>) -> 
         if vma.start <= rip && rip < vma.end && !starts {
             return Err(format!("task {tid} is inside the app's"));
         }
-        if stack_words(core, thread.regs[reg::RSP])?.into_iter().any(inside) {
+        if stack_words(shot, core, thread.regs[reg::RSP])?.into_iter().any(inside) {
             return Err(format!("task {tid} may return into the app's"));
         }
     }
@@ -156,7 +152,7 @@ fn nobody_inside(core: &Core, vma: &Vma, functions: &BTreeMap<String, Span>) -> 
 }
 
 /// The words from the stack pointer to the end of its mapping, as far as stored.
-fn stack_words(core: &Core, pointer: u64) -> Result<Vec<u64>, String> {
+fn stack_words(shot: &Appshot, core: &Core, pointer: u64) -> Result<Vec<u64>, String> {
     let Some(stack) = core
         .image
         .vmas
@@ -174,7 +170,7 @@ fn stack_words(core: &Core, pointer: u64) -> Result<Vec<u64>, String> {
         let skipped = (pointer & !7).saturating_sub(segment.vaddr);
         let len = segment.bytes.min(stack.end - segment.vaddr) - skipped;
         let mut bytes = vec![0; len as usize];
-        core.file
+        shot.file(segment.part)
             .read_exact_at(&mut bytes, segment.offset + skipped)
             .map_err(|e| format!("a stack cannot be read: {e}"))?;
         words.extend(bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)));

@@ -163,7 +163,6 @@ fn content(opened: &Opened, runs: &[Run]) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     let mut leaf = Vec::new();
     let mut loaded = None;
-    let parts: Vec<usize> = opened.core_parts();
     for run in runs {
         let segments = &opened.shot.cores[run.core].segments;
         let first = segments.partition_point(|s| s.vaddr + s.bytes <= run.address);
@@ -177,16 +176,15 @@ fn content(opened: &Opened, runs: &[Run]) -> Result<Vec<u8>> {
             }],
         );
         for page in (run.address..run.end()).step_by(PAGE as usize) {
-            let Some((_, offset)) = stored.at(page) else {
+            let Some((_, place)) = stored.at(page) else {
                 return Err(Error::failed(format!("nothing is stored at {page:#x}")));
             };
-            let start = offset / LEAF as u64 * LEAF as u64;
-            if loaded != Some((run.core, start)) {
-                let part = parts[run.core];
-                opened.digests.read_leaf(&opened.pieces, part, start, &mut leaf)?;
-                loaded = Some((run.core, start));
+            let start = place.offset / LEAF as u64 * LEAF as u64;
+            if loaded != Some((place.part, start)) {
+                opened.digests.read_leaf(&opened.pieces, place.part, start, &mut leaf)?;
+                loaded = Some((place.part, start));
             }
-            let at = (offset - start) as usize;
+            let at = (place.offset - start) as usize;
             content.extend_from_slice(&leaf[at..at + PAGE as usize]);
         }
     }

@@ -58,6 +58,12 @@ impl Store {
         self.stored_appshot(name_or_path)
     }
 
+    /// The name under which the store keeps the appshot at `path`, if it does.
+    pub fn stored_name(&self, path: &Path) -> Option<String> {
+        let name = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+        self.is_stored(path, name).then(|| name.to_owned())
+    }
+
     /// Whether `path` is what the store keeps under `name`.
     pub fn is_stored(&self, path: &Path, name: &str) -> bool {
         path == self.appshot_path(name)
@@ -89,7 +95,7 @@ impl Store {
         let path = self.appshot_path(name);
         match (path.exists(), replace) {
             (false, _) => Ok(path),
-            (true, true) => Ok(self.next_path(name)),
+            (true, true) => nobody_needs(&path, "replace").map(|()| self.next_path(name)),
             (true, false) => Err(already_there(&path)),
         }
     }
@@ -130,10 +136,32 @@ impl Store {
         names::validate(name)?;
         let path = self.appshot_path(name);
         match path.exists() {
-            true => delete(&path).map(|()| working_set::remove(&path)),
+            true => nobody_needs(&path, "remove")
+                .and_then(|()| delete(&path))
+                .map(|()| working_set::remove(&path)),
             false => Err(self.no_appshot(name)),
         }
     }
+}
+
+/// Refuses to touch an appshot that others cannot be restored without (they are taken on
+/// it as parent), unless it cannot be read at all.
+pub fn nobody_needs(path: &Path, what: &str) -> Result<()> {
+    let children = crate::image::children(path).unwrap_or_default();
+    let Some(first) = children.first() else { return Ok(()) };
+    let names: Vec<String> = children
+        .iter()
+        .map(|child| child.file_name().unwrap_or_default().display().to_string())
+        .collect();
+    Err(
+        Error::new(Kind::Conflict, format!("cannot {what} the appshot {}", path.display()))
+            .because(format!("memory of {} is stored in it only", names.join(", ")))
+            .fix(format!(
+                "make that one whole first, with `appshot flatten {}`, or remove it",
+                first.display()
+            ))
+            .state("nothing was touched"),
+    )
 }
 
 fn already_there(path: &Path) -> Error {

@@ -225,10 +225,19 @@ pub fn scan_written(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()
 
 /// The same from the plain pagemap words, for older kernels.
 pub fn scan_pages_slowly(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> {
-    use std::os::unix::fs::FileExt;
     const FILE_OR_SHARED: u64 = 1 << 61;
     const PRESENT_OR_SWAPPED: u64 = 3 << 62;
-    let mut words = vec![0u8; 1 << 16];
+    pagemap_words(pagemap, span, |page, word| {
+        if word & PRESENT_OR_SWAPPED != 0 && word & FILE_OR_SHARED == 0 {
+            push(found, page, page + PAGE);
+        }
+    })
+}
+
+/// Shows the word of each page (proc_pid_pagemap(5)).
+pub fn pagemap_words(pagemap: &File, span: Span, mut see: impl FnMut(u64, u64)) -> Sys<()> {
+    use std::os::unix::fs::FileExt;
+    let mut words = vec![0u8; (span.len() / PAGE * 8).min(1 << 16) as usize];
     let mut at = span.start;
     while at < span.end {
         let pages = ((span.end - at) / PAGE).min(words.len() as u64 / 8) as usize;
@@ -237,10 +246,7 @@ pub fn scan_pages_slowly(pagemap: &File, span: Span, found: &mut Vec<Span>) -> S
             .read_exact_at(bytes, at / PAGE * 8)
             .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
         for word in bytes.as_chunks::<8>().0 {
-            let word = u64::from_le_bytes(*word);
-            if word & PRESENT_OR_SWAPPED != 0 && word & FILE_OR_SHARED == 0 {
-                push(found, at, at + PAGE);
-            }
+            see(at, u64::from_le_bytes(*word));
             at += PAGE;
         }
     }

@@ -9,14 +9,14 @@ mod summary;
 mod tree;
 
 use crate::cli;
-use libsnap::error::Result;
+use libsnap::error::{Error, Kind, Result};
 use libsnap::ids::VirtualPid;
-use libsnap::image::records::{Manifest, ProcessRecord, ThreadRecord, Vma};
-use libsnap::image::{Appshot, Core};
+use libsnap::image::records::{Lender, Manifest, ProcessRecord, ThreadRecord, Vma};
+use libsnap::image::{self, Appshot, Core};
 use libsnap::store::Store;
 use nodekit::out;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The whole of an appshot but its memory, for `-o json`.
 #[derive(Debug, Serialize)]
@@ -40,15 +40,21 @@ pub struct Process {
     pub stored: Vec<Stored>,
 }
 
-/// A run of pages that the appshot holds.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// A run of pages that the appshot holds or borrows.
+#[derive(Clone, Debug, Serialize)]
 pub struct Stored {
     pub vaddr: u64,
     pub bytes: u64,
+    /// Whose part holds them, if not the process's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lender: Option<Lender>,
 }
 
 pub fn inspect(store: &Store, args: &cli::Inspect) -> Result<u8> {
     let path = store.resolve_appshot(&args.appshot)?;
+    if let [pid, file] = &args.core[..] {
+        return core(&path, pid, Path::new(file));
+    }
     let appshot = match args.verify {
         true => Appshot::open(&path)?,
         false => Appshot::open_unverified_memory(&path)?,
@@ -58,32 +64,44 @@ pub fn inspect(store: &Store, args: &cli::Inspect) -> Result<u8> {
     Ok(0)
 }
 
+/// Writes a core that is whole by itself.
+fn core(appshot: &Path, pid: &str, file: &Path) -> Result<u8> {
+    let number = pid.parse().map_err(|_| {
+        Error::new(Kind::Usage, format!("{pid:?} is no PID")).fix("`appshot inspect --tree` lists those of an appshot")
+    })?;
+    image::whole_core(Appshot::open(appshot)?, VirtualPid(number), file)?;
+    out::print(&format!("{}\n", file.display()))?;
+    Ok(0)
+}
+
 impl Inspection {
     fn of(appshot: Appshot, verified: bool) -> Inspection {
         Inspection {
-            path: appshot.path,
+            path: appshot.path.clone(),
             verified,
+            processes: appshot.cores.iter().map(|core| Process::of(&appshot, core)).collect(),
             manifest: appshot.manifest,
-            processes: appshot.cores.into_iter().map(Process::of).collect(),
         }
     }
 }
 
 impl Process {
-    fn of(core: Core) -> Process {
+    fn of(appshot: &Appshot, core: &Core) -> Process {
         let segments = core.segments.iter();
         let stored = segments.map(|segment| Stored {
             vaddr: segment.vaddr,
             bytes: segment.bytes,
+            lender: (segment.part != core.part).then(|| appshot.lender(segment.part)),
         });
+        let image = core.image.clone();
         Process {
-            comm: core.image.comm,
-            ppid: core.image.ppid,
-            pgid: core.image.pgid,
-            sid: core.image.sid,
-            threads: core.image.threads.into_iter().map(|t| t.record).collect(),
-            process: core.image.process,
-            mappings: core.image.vmas,
+            comm: image.comm,
+            ppid: image.ppid,
+            pgid: image.pgid,
+            sid: image.sid,
+            threads: image.threads.into_iter().map(|t| t.record).collect(),
+            process: image.process,
+            mappings: image.vmas,
             stored: stored.collect(),
         }
     }

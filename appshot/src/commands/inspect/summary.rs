@@ -1,13 +1,13 @@
 //! The appshot at a glance.
 
 use super::Inspection;
-use libsnap::image::records::{Life, Manifest};
+use libsnap::image::records::{Life, Manifest, Parent};
 use libsnap::store::now_unix_ms;
 use nodekit::out;
 
 pub fn text(inspection: &Inspection) -> String {
     let manifest = &inspection.manifest;
-    let lines = [
+    let mut lines = vec![
         ("app", manifest.app.clone()),
         ("appshot", inspection.path.display().to_string()),
         ("taken", taken(manifest)),
@@ -19,6 +19,13 @@ pub fn text(inspection: &Inspection) -> String {
         ("needs", needs(manifest)),
         ("verified", verified(inspection)),
     ];
+    let memory = lines
+        .iter()
+        .position(|(label, _)| *label == "memory")
+        .unwrap_or_default();
+    let more = borrowed(inspection).map(|value| ("borrowed", value));
+    let parents = manifest.parents.iter().map(|parent| ("parent", self::parent(parent)));
+    lines.splice(memory + 1..memory + 1, more.into_iter().chain(parents));
     lines
         .iter()
         .map(|(label, value)| format!("{label:<10} {value}\n"))
@@ -55,6 +62,29 @@ fn memory(inspection: &Inspection) -> String {
         out::bytes(runs.map(|run| run.bytes).sum()),
         out::bytes(shared.map(|(_, length)| length).sum())
     )
+}
+
+/// How much of the private memory is stored elsewhere.
+fn borrowed(inspection: &Inspection) -> Option<String> {
+    let runs = || inspection.processes.iter().flat_map(|process| &process.stored);
+    let of = |of_parent: bool| -> u64 {
+        let lent = runs().filter(|run| run.lender.as_ref().is_some_and(|l| l.parent.is_some() == of_parent));
+        lent.map(|run| run.bytes).sum()
+    };
+    let (shared, parents) = (of(false), of(true));
+    let all: u64 = runs().map(|run| run.bytes).sum();
+    (shared + parents > 0).then(|| {
+        format!(
+            "{} of it from other processes, {} from parents; {} of its own",
+            out::bytes(shared),
+            out::bytes(parents),
+            out::bytes(all - shared - parents)
+        )
+    })
+}
+
+fn parent(parent: &Parent) -> String {
+    format!("{}, needed as long as this one is: {}", parent.name, parent.identity)
 }
 
 fn objects(manifest: &Manifest) -> String {
