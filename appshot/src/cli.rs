@@ -2,9 +2,10 @@
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use libsnap::target::SnapshotOptions;
-use nodekit::args::{Dirs, EXIT_CODES, Net, Output, Pids, Policies, RestoreArgs};
-use nodekit::process::parse_signal;
+use libsnap::target::{Hooks, SnapshotOptions, signal_number};
+use nodekit::args::{
+    After, Before, Dirs, EXIT_CODES, Net, Output, Patience, Pids, Policies, RestoreArgs, Silence, hooks,
+};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -80,6 +81,12 @@ pub struct Run {
     #[arg(long, value_enum, default_value_t)]
     pub pids: Pids,
     #[command(flatten)]
+    pub before: Before,
+    #[command(flatten)]
+    pub after: After,
+    #[command(flatten)]
+    pub patience: Patience,
+    #[command(flatten)]
     pub output: Output,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
@@ -131,10 +138,20 @@ pub struct Snapshot {
     #[command(flatten)]
     pub policies: Policies,
     #[command(flatten)]
+    pub before: Before,
+    #[command(flatten)]
+    pub patience: Patience,
+    #[command(flatten)]
+    pub silence: Silence,
+    #[command(flatten)]
     pub output: Output,
 }
 
 impl Snapshot {
+    pub fn hooks(&self) -> Hooks {
+        hooks(Some(&self.before), None, self.patience, self.silence)
+    }
+
     pub fn options(&self) -> SnapshotOptions {
         SnapshotOptions {
             leave_running: self.leave_running,
@@ -181,6 +198,16 @@ pub struct Clone {
     /// than once for several
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = nodekit::args::variable)]
     pub vars: Vec<(String, String)>,
+    #[command(flatten)]
+    pub after: After,
+    #[command(flatten)]
+    pub patience: Patience,
+    #[command(flatten)]
+    pub silence: Silence,
+    /// Refuse to clone an app whose random numbers would be the same in each, as far as
+    /// can be told
+    #[arg(long)]
+    pub strict: bool,
     /// Socket of restored [default: restored.sock in the run directory]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -375,7 +402,7 @@ pub struct Kill {
     /// Name of an app
     pub name: String,
     /// Signal for its first process; KILL ends all of the app at once
-    #[arg(short, long, value_name = "SIGNAL", default_value = "TERM", value_parser = parse_signal)]
+    #[arg(short, long, value_name = "SIGNAL", default_value = "TERM", value_parser = signal_number)]
     pub signal: i32,
     /// Return when the app has ended
     #[arg(short, long)]

@@ -21,7 +21,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Ps(args) => commands::ps::ps(&dirs.open()?, &args),
         Command::Snapshot(args) => commands::snapshot::snapshot(&dirs.open()?, args, quiet),
         Command::Restore(args) => commands::run::restore(&dirs.open()?, &args, quiet),
-        Command::Clone(args) => commands::clone::clone(&dirs.open()?, &dirs, &args),
+        Command::Clone(args) => commands::clone::clone(&dirs.open()?, &dirs, &args, quiet),
         Command::Inspect(args) => commands::inspect::inspect(&dirs.open()?, &args),
         Command::Check(args) => commands::snapshot::check(&dirs.open()?, &args),
         Command::Kill(args) => commands::end::kill(&dirs.open()?, &args),

@@ -6,23 +6,31 @@
 //!   id           a UUID of this instance
 //!   name         its name
 //!   generation   32 hex digits that no other start or restore of the app has
+//!   phase        what is done to it, see [`crate::participants`]
 //!   vars/NAME    values given for this instance
+//!   hooks/NAME   what the app has there to be asked, see [`crate::participants`]
 //! ```
 //!
 //! A program that keeps random numbers, keys or connections looks at `generation`
 //! before it uses them, and renews them when it is another one. No library is
 //! needed. The directory is a tmpfs in the instance's mount namespace; where the
 //! host has no such directory and none can be made, there is none.
+//!
+//! All of it is there before the first instruction of the app, also after a restore.
 
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::participants::{NEXT_PHASE, PHASE, RESTORED, RUNNING};
 use crate::target::Identity;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Where an instance finds what it is.
 pub const DIRECTORY: &str = "/run/appshot-instance";
+/// The part of it that the app writes to.
+pub const HOOKS: &str = "hooks";
+pub const HOOKS_DIRECTORY: &str = "/run/appshot-instance/hooks";
 
 const NAME_BYTES_MAX: usize = 128;
 const VALUE_BYTES_MAX: usize = 64 << 10;
@@ -43,7 +51,7 @@ pub fn random<const N: usize>() -> Result<[u8; N]> {
     read.map(|()| bytes).or_fail(|| "cannot get random numbers")
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -57,18 +65,39 @@ fn uuid() -> Result<String> {
     Ok(parts.join("-"))
 }
 
+/// How an instance came to be.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin<'a> {
+    Started,
+    /// With those who took part in its snapshot.
+    Restored(&'a [String]),
+}
+
+/// Whether this is the name of a file of the directory and nothing else.
+pub fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('.')
+}
+
 /// The files of a new instance: path below the directory, content.
-pub fn files(name: &str, identity: &Identity) -> Result<Vec<(String, String)>> {
+pub fn files(name: &str, identity: &Identity, origin: Origin<'_>) -> Result<Vec<(String, String)>> {
     let generation = hex(&random::<16>()?);
-    let own = [("id", uuid()?), ("name", name.to_owned()), ("generation", generation)];
+    let phase = match origin {
+        Origin::Started => RUNNING.to_owned(),
+        Origin::Restored(_) => format!("{} {generation}", RESTORED),
+    };
+    let own = [
+        ("id", uuid()?),
+        ("name", name.to_owned()),
+        ("generation", generation),
+        (PHASE, phase),
+    ];
     let mut files: Vec<(String, String)> = own.map(|(file, text)| (file.to_owned(), text + "\n")).to_vec();
+    if let Origin::Restored(participants) = origin {
+        files.extend(participants.iter().map(|own| (format!("{HOOKS}/{own}"), String::new())));
+    }
     for (variable, value) in &identity.vars {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-        let sound = (1..=NAME_BYTES_MAX).contains(&variable.len())
-            && variable.bytes().all(plain)
-            && !variable.starts_with('.')
-            && value.len() <= VALUE_BYTES_MAX;
-        if !sound {
+        if !is_name(variable) || value.len() > VALUE_BYTES_MAX {
             return Err(
                 Error::new(Kind::Usage, format!("the variable {variable:?} is not allowed")).because(format!(
                     "names have up to {NAME_BYTES_MAX} letters, digits, '_', '-', '.', values up to {VALUE_BYTES_MAX} bytes"
@@ -97,10 +126,22 @@ pub fn write(root: &str, files: &[(String, String)]) -> Result<()> {
     if files.iter().any(|(path, _)| path.starts_with("vars/")) {
         std::fs::create_dir(directory.join("vars")).or_fail(failed)?;
     }
-    let mut written = files
-        .iter()
-        .map(|(path, text)| std::fs::write(directory.join(path), text));
-    written.try_for_each(|result| result).or_fail(failed)
+    let hooks = directory.join(HOOKS);
+    std::fs::create_dir(&hooks)
+        .and_then(|()| std::fs::set_permissions(&hooks, Permissions::from_mode(0o777)))
+        .or_fail(failed)?;
+    let mut written = files.iter().map(|(path, text)| {
+        let file = directory.join(if path == PHASE { NEXT_PHASE } else { path });
+        std::fs::write(&file, text)?;
+        // Whatever user its participant is.
+        match path.starts_with(HOOKS) {
+            true => std::fs::set_permissions(&file, Permissions::from_mode(0o666)),
+            false => Ok(()),
+        }
+    });
+    written.try_for_each(|result| result).or_fail(failed)?;
+    // Who watches the directory hears of it as of any other phase.
+    std::fs::rename(directory.join(NEXT_PHASE), directory.join(PHASE)).or_fail(failed)
 }
 
 /// Whether a file system of its own is mounted there.
@@ -122,13 +163,19 @@ mod tests {
         let identity = Identity::default();
         let of =
             |files: &[(String, String)], name: &str| files.iter().find(|(file, _)| file == name).unwrap().1.clone();
-        let (one, other) = (files("web", &identity).unwrap(), files("web", &identity).unwrap());
+        let (one, other) = (
+            files("web", &identity, Origin::Started).unwrap(),
+            files("web", &identity, Origin::Restored(&["pool".to_owned()])).unwrap(),
+        );
         for file in ["id", "generation"] {
             assert_ne!(of(&one, file), of(&other, file));
         }
         let id = of(&one, "id");
         assert_eq!((id.len(), id.as_bytes()[14]), (37, b'4'), "{id}");
         assert_eq!(of(&one, "name"), "web\n");
+        assert_eq!(of(&one, "phase"), "running\n");
+        assert_eq!(of(&other, "phase"), format!("restored {}", of(&other, "generation")));
+        assert_eq!(of(&other, "hooks/pool"), "");
     }
 
     #[test]
@@ -141,6 +188,7 @@ mod tests {
                     vars,
                     ..Identity::default()
                 },
+                Origin::Started,
             );
             assert_eq!(refused.unwrap_err().kind, Kind::Usage, "{name:?}");
         }

@@ -15,6 +15,9 @@
 //!   or, of a husk that waits to become an app, until that has its record:
 //!     {"spare":{..}}     its cgroup                   before anything is in it
 //!     {"birth":{..}}     the app's name               before it becomes that
+//!
+//!   or, of a snapshot that programs take part in:
+//!     {"asking":{..}}    the app's first process      before they are asked
 //! ```
 //!
 //! A line counts when it is whole. The owner removes the file when the app is as
@@ -27,7 +30,8 @@
 //! - some of its processes were killed: then the rest is, for the appshot is whole.
 //!
 //! The half-written appshot is removed. An app that was being born is ended: its
-//! processes are not whole, or nobody could find it. A rescuer may be killed too: what it does
+//! processes are not whole, or nobody could find it. Who takes part in a snapshot hears that
+//! it is over. A rescuer may be killed too: what it does
 //! leaves the same states behind, and the next one finds the same file.
 
 use crate::cgroup;
@@ -36,6 +40,7 @@ use crate::executor::{self, Executor, Gate};
 use crate::freeze::{self, Frozen, FrozenProcess, FrozenThread, HELD, Waits};
 use crate::ids::HostPid;
 use crate::image;
+use crate::participants;
 use crate::precopy;
 use crate::proc;
 use crate::store::{self, Store};
@@ -71,6 +76,7 @@ enum Line {
     End,
     Birth { name: String },
     Spare { cgroup: PathBuf },
+    Asking { root: HostPid, start_time: u64 },
 }
 
 /// A process that foreign code is about to run in, or that runs it already.
@@ -138,6 +144,13 @@ impl Journal {
     pub fn spare(store: &Store, cgroup: &Path) -> Result<Journal> {
         let cgroup = cgroup.to_owned();
         Journal::create(store.run_dir(), &Line::Spare { cgroup })
+    }
+
+    /// Begins the journal of the asking of those who take part ([`participants`]).
+    pub fn asking(root: HostPid) -> Result<Journal> {
+        let stat = proc::stat(root).or_fail(|| format!("cannot read the state of pid {root}"))?;
+        let start_time = stat.start_time;
+        Journal::create(&store::run_dir(), &Line::Asking { root, start_time })
     }
 
     /// Notes that the husk is to become the app of this name, which the caller has
@@ -302,6 +315,12 @@ fn rescue_file(path: &Path, store: Option<&Store>) -> Result<bool> {
         stays: false,
     };
     let left = Left::parse(&text);
+    if let Some((root, start_time)) = left.asking {
+        if store::start_time(root) == Some(start_time) {
+            participants::end_asking(root);
+        }
+        return Ok(true);
+    }
     if left.birth.is_some() || left.spare.is_some() {
         let ended = store.map_or(Ok(false), |store| left.end_unborn(store));
         journal.stays = !matches!(ended, Ok(true));
@@ -346,6 +365,7 @@ struct Left {
     ended: bool,
     birth: Option<String>,
     spare: Option<PathBuf>,
+    asking: Option<(HostPid, u64)>,
 }
 
 impl Left {
@@ -362,6 +382,7 @@ impl Left {
                 Ok(Line::End) => left.ended = true,
                 Ok(Line::Birth { name }) => left.birth = Some(name),
                 Ok(Line::Spare { cgroup }) => left.spare = Some(cgroup),
+                Ok(Line::Asking { root, start_time }) => left.asking = Some((root, start_time)),
                 Err(error) => tracing::warn!(%error, "a line of a journal"),
             }
         }

@@ -12,7 +12,7 @@
 
 use crate::cgroup;
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::identity;
+use crate::identity::{self, Origin};
 use crate::ids::HostPid;
 use crate::proc;
 use crate::sys::exec::{self, Program};
@@ -20,7 +20,9 @@ use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs, Forked};
 use crate::sys::{Sys, blob, fd as sysfd};
 use crate::target::{Identity, Instance, Phase, PidMode, RunOptions, Stdio};
 use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -185,12 +187,21 @@ impl Place {
 impl Place {
     /// What an instance finds in its own directory, where there is one.
     fn own_files(&self) -> Sys<()> {
+        if self.files.is_empty() {
+            return Ok(());
+        }
+        // Everybody's: which user an app is, and which it becomes, is its own affair.
+        let everybody = Mode::from_bits_truncate(0o777);
+        match nix::unistd::mkdir(identity::HOOKS_DIRECTORY, everybody) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+            made => made?,
+        }
+        let follow = FchmodatFlags::FollowSymlink;
+        fchmodat(AT_FDCWD, identity::HOOKS_DIRECTORY, everybody, follow)?;
         for (path, text) in &self.files {
             let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CREAT;
-            match nix::fcntl::open(path.as_c_str(), flags, nix::sys::stat::Mode::from_bits_truncate(0o644)) {
-                Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
-                opened => nix::unistd::write(&opened?, text.as_bytes())?,
-            };
+            let fd = nix::fcntl::open(path.as_c_str(), flags, Mode::from_bits_truncate(0o644))?;
+            nix::unistd::write(&fd, text.as_bytes())?;
         }
         Ok(())
     }
@@ -349,12 +360,13 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
             name: "start".into(),
             micros: begin.elapsed().as_micros() as u64,
         }],
+        warnings: Vec::new(),
     })
 }
 
 fn own_files(name: &str) -> Result<Vec<(CString, String)>> {
     identity::prepare_host();
-    let files = identity::files(name, &Identity::default())?.into_iter();
+    let files = identity::files(name, &Identity::default(), Origin::Started)?.into_iter();
     let files = files.map(|(path, text)| Ok((CString::new(format!("{}/{path}", identity::DIRECTORY))?, text)));
     let files: std::result::Result<_, std::ffi::NulError> = files.collect();
     files.or_fail(|| "cannot name the instance's files")

@@ -34,6 +34,7 @@ use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
 use crate::memory::{self, Private, Tables};
 use crate::pages::Stock;
+use crate::participants;
 use crate::precopy::{self, Precopy};
 use crate::proc::{self, Fields, Mapping};
 use crate::process;
@@ -457,6 +458,7 @@ fn take(
     }
     let mut manifest = manifest(names, target, timeline.app, needs, snaplist, table);
     manifest.seccomp = filters.into_records();
+    manifest.participants = participants::of(frozen.processes[0].pid);
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
     Ok(Taken {
         processes,
@@ -697,6 +699,7 @@ fn manifest(
         semaphores: Vec::new(),
         queues: Vec::new(),
         seccomp: Vec::new(),
+        participants: Vec::new(),
         external: Vec::new(),
         lenders: Vec::new(),
         parents: Vec::new(),

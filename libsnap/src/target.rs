@@ -3,8 +3,10 @@
 use crate::error::Refusal;
 use crate::ids::HostPid;
 use crate::store::Room;
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 /// The processes a request is about.
@@ -177,6 +179,125 @@ impl Default for Allow {
     }
 }
 
+/// A signal that tells an app something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    pub signal: i32,
+    /// For every process of the app, not for its first only.
+    pub all: bool,
+}
+
+/// How an app is told what is done to it: `signal:USR1`, `signal-all:USR1`, or the URL
+/// of a request, `http://127.0.0.1:8080/path`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Hook {
+    Signal(Notice),
+    /// Asked from within the app's network namespace.
+    Http(String),
+}
+
+impl std::str::FromStr for Hook {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Hook, String> {
+        let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+        match kind {
+            "signal" | "signal-all" => Ok(Hook::Signal(Notice {
+                signal: signal_number(rest)?,
+                all: kind == "signal-all",
+            })),
+            "http" => Ok(Hook::Http(text.to_owned())),
+            _ => Err("expected signal:NAME, signal-all:NAME or http://ADDRESS:PORT/PATH".to_owned()),
+        }
+    }
+}
+
+impl TryFrom<String> for Hook {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Hook, String> {
+        text.parse()
+    }
+}
+
+impl From<Hook> for String {
+    fn from(hook: Hook) -> String {
+        hook.to_string()
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hook::Signal(notice) => write!(f, "{notice}"),
+            Hook::Http(url) => write!(f, "{url}"),
+        }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.all { "signal-all" } else { "signal" };
+        write!(f, "{kind}:{}", signal_name(self.signal))
+    }
+}
+
+/// `SIGUSR1`, or the number where there is no name.
+pub fn signal_name(number: i32) -> String {
+    Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.as_str().to_owned())
+}
+
+/// A signal by name (`TERM`, `SIGTERM`, `term`) or number.
+pub fn signal_number(text: &str) -> Result<i32, String> {
+    let unknown = || format!("there is no signal {text}");
+    if let Ok(number) = text.parse::<i32>() {
+        return Signal::try_from(number).map(|_| number).map_err(|_| unknown());
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = format!("SIG{}", upper.strip_prefix("SIG").unwrap_or(&upper));
+    let signal = name.parse::<Signal>().map_err(|_| unknown())?;
+    Ok(signal as i32)
+}
+
+/// What the owner of an app wants it to be told, and how. An appshot does not know it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hooks {
+    /// Before it is stopped for a snapshot, which waits for them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub before_snapshot: Vec<Hook>,
+    /// As soon as it runs again; signals wait for it then.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after_restore: Vec<Hook>,
+    /// How long each of them may take; 5 s by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// A restored app that does not answer is ended.
+    pub required: bool,
+    /// Nobody is told anything, nor asked.
+    pub none: bool,
+}
+
+impl Hooks {
+    /// With what was declared before where nothing is said now.
+    #[must_use]
+    pub fn or(self, declared: &Hooks) -> Hooks {
+        let either = |own: Vec<Hook>, other: &[Hook]| if own.is_empty() { other.to_vec() } else { own };
+        Hooks {
+            before_snapshot: either(self.before_snapshot, &declared.before_snapshot),
+            after_restore: either(self.after_restore, &declared.after_restore),
+            timeout_ms: self.timeout_ms.or(declared.timeout_ms),
+            required: self.required || declared.required,
+            none: self.none,
+        }
+    }
+
+    pub fn are_none(&self) -> bool {
+        *self == Hooks::default()
+    }
+}
+
 /// What a new instance has for itself, see [`crate::identity`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -200,6 +321,8 @@ pub struct RestoreOptions {
     pub memory: Memory,
     pub network: Network,
     pub identity: Identity,
+    /// Signals that wait for it when it runs its first instruction.
+    pub notices: Vec<Notice>,
     /// For tests: treat this kernel's vdso as another one than the app's.
     #[doc(hidden)]
     #[serde(skip)]
@@ -220,6 +343,9 @@ pub struct Instance {
     pub processes: usize,
     pub total_micros: u64,
     pub phases: Vec<Phase>,
+    /// What did not go as its owner wanted.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub warnings: Vec<String>,
 }
 
 impl Instance {
@@ -265,4 +391,44 @@ pub struct Feature {
     pub needed_for: String,
     /// How to get it: kernel version, option, right.
     pub how: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for text in ["15", "TERM", "SIGTERM", "term"] {
+            assert_eq!(signal_number(text), Ok(15), "{text}");
+        }
+        for text in ["0", "99", "-9", "NOPE", ""] {
+            assert!(signal_number(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn hooks_come_back_as_they_are_written() {
+        for text in ["signal:SIGUSR1", "signal-all:SIGHUP", "http://127.0.0.1:80/x"] {
+            let hook: Hook = text.parse().unwrap();
+            assert_eq!(hook.to_string(), text);
+        }
+        for text in ["signal:", "signal:NOPE", "USR1", "https://x/", ""] {
+            assert!(text.parse::<Hook>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_now_counts_more() {
+        let hooks = |texts: [&str; 2]| Hooks {
+            before_snapshot: texts[..1].iter().flat_map(|text| text.parse()).collect(),
+            after_restore: texts[1..].iter().flat_map(|text| text.parse()).collect(),
+            ..Hooks::default()
+        };
+        let declared = hooks(["signal:USR1", "signal:USR2"]);
+        assert_eq!(
+            hooks(["", "signal:HUP"]).or(&declared),
+            hooks(["signal:USR1", "signal:HUP"])
+        );
+    }
 }

@@ -3,9 +3,12 @@
 use clap::{Args, ValueEnum};
 use libsnap::error::Result;
 use libsnap::store::{DATA_DIR_ENV, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, RUN_DIR_ENV, Store, use_run_dir};
-use libsnap::target::{Allow, Identity, Memory, Network, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy};
+use libsnap::target::{
+    Allow, Hook, Hooks, Identity, Memory, Network, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy,
+};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Stands below the help of every program.
 pub const EXIT_CODES: &str = "\
@@ -191,6 +194,64 @@ pub struct Policies {
     pub outside: Outside,
 }
 
+/// What an app is told before its snapshots, and how long that may take.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Before {
+    /// Tell the app before it is stopped: signal:NAME (its first process),
+    /// signal-all:NAME, or a URL on this machine that is asked (POST) from within its
+    /// network; without a good answer there is no snapshot
+    #[arg(long, value_name = "HOOK")]
+    pub before_snapshot: Vec<Hook>,
+}
+
+/// What an app is told after its restores.
+#[derive(Args, Clone, Debug, Default)]
+pub struct After {
+    /// Tell the restored app: signal:NAME (waits for its first process before that runs),
+    /// signal-all:NAME, or a URL that is asked (POST) once it runs
+    #[arg(long, value_name = "HOOK")]
+    pub after_restore: Vec<Hook>,
+    /// End the restored app where it does not answer
+    #[arg(long)]
+    pub hook_required: bool,
+}
+
+/// How long it is waited for an answer.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct Patience {
+    /// How long each of the app's answers may take, in seconds [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub hook_timeout: Option<Duration>,
+}
+
+/// Whether an app is told at all.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct Silence {
+    /// Tell the app nothing, and ask none of those that take part in it
+    #[arg(long)]
+    pub no_hooks: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.0..=86400.0).contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "expected seconds, a day at most".to_owned())
+}
+
+/// Of all that was said.
+pub fn hooks(before: Option<&Before>, after: Option<&After>, patience: Patience, silence: Silence) -> Hooks {
+    Hooks {
+        before_snapshot: before.map_or_else(Vec::new, |before| before.before_snapshot.clone()),
+        after_restore: after.map_or_else(Vec::new, |after| after.after_restore.clone()),
+        timeout_ms: patience
+            .hook_timeout
+            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        required: after.is_some_and(|after| after.hook_required),
+        none: silence.no_hooks,
+    }
+}
+
 /// How an appshot is restored, and what it is allowed to ask for.
 #[derive(Args, Clone, Debug)]
 pub struct RestoreArgs {
@@ -213,6 +274,12 @@ pub struct RestoreArgs {
     /// /run/appshot-instance/vars/NAME; more than once for several
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
     pub vars: Vec<(String, String)>,
+    #[command(flatten)]
+    pub after: After,
+    #[command(flatten)]
+    pub patience: Patience,
+    #[command(flatten)]
+    pub silence: Silence,
     /// Restore although files that the app uses have changed since
     #[arg(long)]
     pub allow_changed_files: bool,
@@ -236,6 +303,10 @@ pub struct RestoreArgs {
 }
 
 impl RestoreArgs {
+    pub fn hooks(&self) -> Hooks {
+        hooks(None, Some(&self.after), self.patience, self.silence)
+    }
+
     pub fn options(&self) -> RestoreOptions {
         RestoreOptions {
             name: self.name.clone(),

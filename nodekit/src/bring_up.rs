@@ -30,6 +30,7 @@ fn detached(start: Start, manner: Manner) -> Result<u8> {
     out::show(manner.format, &started.instance, |instance| {
         format!("{}\n", instance.name)
     })?;
+    warn(&started.instance);
     if manner.format == Format::Text && !manner.quiet {
         eprintln!("{}", told(&started.instance));
     }
@@ -54,6 +55,13 @@ fn unpacked(instance: &Instance) -> Option<String> {
     Some(format!("its appshot was unpacked in {}", out::millis(phase.micros)))
 }
 
+/// What did not go as wanted; not a result.
+pub fn warn(instance: &Instance) {
+    for warning in &instance.warnings {
+        out::warn(warning);
+    }
+}
+
 /// A signal to end us gives up a restore; once the app runs, it is the app's.
 fn attached(start: Start, quiet: bool) -> Result<u8> {
     let signals = signals::block()?;
@@ -65,6 +73,7 @@ fn attached(start: Start, quiet: bool) -> Result<u8> {
     if let Some(unpacked) = unpacked(&instance).filter(|_| !quiet) {
         eprintln!("{}: {unpacked}", app.name);
     }
+    warn(&instance);
     let code = supervise::supervise(&start.store, &app, &signals)?;
     if !quiet
         && let Some(now) = start.store.find(&app.name)?

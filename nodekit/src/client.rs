@@ -2,11 +2,12 @@
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use libsnap::error::{Error, Kind, OrFail, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::path::{Path, PathBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -65,21 +66,29 @@ async fn exchange(socket: &Path, request: Request<Full<Bytes>>) -> Result<(Statu
             .fix("start the daemon, or name its socket")
     };
     let stream = UnixStream::connect(socket).await.map_err(|e| unavailable(&e))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .or_fail(what)?;
-    // Ends with the exchange; its error, if any, is the sender's too.
-    tokio::spawn(connection);
-    let response = sender.send_request(request).await.or_fail(what)?;
-    collect(response).await
+    converse(stream, request).await.map_err(|error| match error.because {
+        Some(because) => Error::failed(what()).because(because),
+        None => error,
+    })
 }
 
-async fn collect(response: Response<hyper::body::Incoming>) -> Result<(StatusCode, Bytes)> {
-    let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-        .collect()
+/// One request and its answer over a connection that is closed when this returns.
+pub async fn converse<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let failed = || "no answer";
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
-        .or_fail(|| "cannot read the daemon's answer")?;
+        .or_fail(failed)?;
+    // Ends with the exchange; its error, if any, is the sender's too.
+    let connection = tokio::spawn(connection);
+    let response = sender.send_request(request).await.or_fail(failed)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+    let body = body.collect().await.or_fail(|| "no whole answer")?;
+    drop(sender);
+    let _ = connection.await;
     Ok((status, body.to_bytes()))
 }
 

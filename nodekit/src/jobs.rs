@@ -1,8 +1,9 @@
 //! What a worker does.
 
+use crate::{hooks, worker};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{Lock, Store};
-use libsnap::target::{CheckReport, SnapshotOptions, SnapshotReport, Target};
+use libsnap::target::{CheckReport, Hooks, SnapshotOptions, SnapshotReport, Target};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ pub struct Snapshot {
     pub target: String,
     pub place: Place,
     pub options: SnapshotOptions,
+    /// What the app is told before, beside what its record says.
+    pub hooks: Hooks,
 }
 
 /// Where the appshot goes.
@@ -61,13 +64,24 @@ impl Snapshot {
         if let Place::Store { .. } = self.place {
             options.room = self.store.room(&tag)?;
         }
-        let mut report =
-            libsnap::snapshot::snapshot_unless(&crate::worker::cancelled, &target, &dest, &options, progress)?;
+        progress("hooks");
+        let told = hooks::before_snapshot(&self.hooks(&target)?, &target, &worker::cancelled)?;
+        let mut report = libsnap::snapshot::snapshot_unless(&worker::cancelled, &target, &dest, &options, progress)?;
+        drop(told);
         report.appshot = self.settled(&tag, dest)?;
         if !self.options.leave_running {
             self.asleep(&target, &report.appshot)?;
         }
         Ok(report)
+    }
+
+    /// With those that its owner declared.
+    fn hooks(&self, target: &Target) -> Result<Hooks> {
+        let declared = match target {
+            Target::App { name, .. } => self.store.get(name)?.hooks,
+            Target::Pid(_) => Hooks::default(),
+        };
+        Ok(self.hooks.clone().or(&declared))
     }
 
     /// The name in the store, locked where it is not the app's own.

@@ -10,6 +10,7 @@
 //! | [`guard`] | the process that brings the app back when the worker is killed |
 //! | [`jobs`] | what a worker does |
 //! | [`periodic`] | snapshots of an app that runs on, one every so often |
+//! | [`hooks`] | telling an app what is done to it |
 //! | [`start`], [`bring_up`], [`supervise`], [`detach`], [`ending`] | bringing an app up, owning it, ending it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
 //! | [`client`] | asking a daemon |
@@ -27,6 +28,7 @@ pub mod ending;
 pub mod generate;
 pub mod guard;
 pub mod hidden;
+pub mod hooks;
 pub mod interrupt;
 pub mod jobs;
 pub mod listen;

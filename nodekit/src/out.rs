@@ -36,6 +36,11 @@ pub fn complain(program: &str, error: &Error) {
     let _ = writeln!(std::io::stderr(), "{program}: {text}");
 }
 
+/// Tells what is worth knowing and keeps nobody from going on.
+pub fn warn(text: &str) {
+    let _ = writeln!(std::io::stderr(), "warning: {}", harmless(text, true));
+}
+
 /// Writes to stdout. A reader that has seen enough (`| head`) ends the program
 /// as it would end any other.
 pub fn print(text: &str) -> Result<()> {

@@ -21,7 +21,7 @@ use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::ids::HostPid;
 use libsnap::store::{Judged, Store, Stored, now_unix_ms, validate};
 use libsnap::survey;
-use libsnap::target::{SnapshotOptions, SnapshotReport, Target};
+use libsnap::target::{Hooks, SnapshotOptions, SnapshotReport, Target};
 use libsnap::units::{is_stamp, stamp};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::collections::BTreeSet;
@@ -167,6 +167,8 @@ impl Series {
                 parent,
                 ..self.options.clone()
             },
+            // Those that its owner declared.
+            hooks: Hooks::default(),
         });
         let working = Working::start(&job)?;
         stop.meanwhile(working.canceller(), || working.finish(&mut |_| {}))

@@ -59,31 +59,3 @@ pub fn wait(process: &OwnedFd, limit: Option<Duration>) -> Result<bool> {
         }
     }
 }
-
-/// A signal by name (`TERM`, `SIGTERM`, `term`) or number.
-pub fn parse_signal(text: &str) -> Result<i32, String> {
-    if let Ok(number) = text.parse::<i32>() {
-        let known = Signal::from_named_raw(number).map(|_| number);
-        return known.ok_or_else(|| format!("there is no signal {number}"));
-    }
-    let upper = text.to_ascii_uppercase();
-    let name = format!("SIG{}", upper.strip_prefix("SIG").unwrap_or(&upper));
-    name.parse::<nix::sys::signal::Signal>()
-        .map(|signal| signal as i32)
-        .map_err(|_| format!("there is no signal {text}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        for text in ["15", "TERM", "SIGTERM", "term"] {
-            assert_eq!(parse_signal(text), Ok(15), "{text}");
-        }
-        for text in ["0", "99", "-9", "NOPE", ""] {
-            assert!(parse_signal(text).is_err(), "{text}");
-        }
-    }
-}

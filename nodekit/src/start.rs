@@ -1,13 +1,15 @@
 //! Bringing an app up: a new command, or an appshot.
 
-use libsnap::error::{OrFail, Result};
-use libsnap::image::MANIFEST;
+use crate::hooks;
+use libsnap::error::{OrFail, Refusal, Result};
 use libsnap::image::records::Manifest;
+use libsnap::image::{Appshot, MANIFEST};
 use libsnap::journal::Journal;
+use libsnap::randomness;
 use libsnap::restore::spare::Spare;
 use libsnap::restore::{self, Cancelled, From, Prepared, Template, Way};
 use libsnap::store::{App, SUFFIX, Store};
-use libsnap::target::{Instance, Phase, RestoreOptions, RunOptions, Stdio};
+use libsnap::target::{Hooks, Instance, Phase, RestoreOptions, RunOptions, Stdio};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,9 @@ pub struct Start {
     pub store: Store,
     pub name: String,
     pub what: What,
+    /// What the app is told, remembered in its record.
+    #[serde(default)]
+    pub hooks: Hooks,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -103,6 +108,16 @@ pub struct Started {
 }
 
 impl Start {
+    /// A new app.
+    pub fn run(store: Store, options: RunOptions) -> Start {
+        Start {
+            store,
+            name: options.name.clone(),
+            what: What::Run(options),
+            hooks: Hooks::default(),
+        }
+    }
+
     /// Names the instance that `appshot` becomes: as asked, or as the appshot
     /// is called.
     pub fn restore(store: Store, name_or_path: &str, mut options: RestoreOptions) -> Result<Start> {
@@ -114,8 +129,39 @@ impl Start {
         };
         libsnap::store::validate(&name)?;
         options.name = Some(name.clone());
+        let stored = store.is_stored(&appshot, name_or_path).then_some(name_or_path);
+        let hooks = declared(&store, [Some(&name), stored])?;
         let what = What::Restore { appshot, options };
-        Ok(Start { store, name, what })
+        Ok(Start {
+            store,
+            name,
+            what,
+            hooks,
+        })
+    }
+
+    /// The same request with these hooks, beside those that were declared before.
+    pub fn hooked(mut self, hooks: Hooks) -> Result<Start> {
+        let mut named = hooks.before_snapshot.iter().chain(&hooks.after_restore);
+        named.try_for_each(hooks::sensible)?;
+        self.hooks = hooks.or(&self.hooks);
+        Ok(self)
+    }
+
+    /// Random state that clones of the app would share, where neither the app nor its
+    /// owner has said that it is renewed after a restore.
+    pub fn shared_randomness(&self) -> Result<Vec<Refusal>> {
+        let What::Restore { appshot, .. } = &self.what else {
+            return Ok(Vec::new());
+        };
+        if !self.hooks.after_restore.is_empty() && !self.hooks.none {
+            return Ok(Vec::new());
+        }
+        let shot = Appshot::open_unverified_memory(appshot)?;
+        match shot.manifest.participants.is_empty() {
+            true => Ok(randomness::known(&shot)),
+            false => Ok(Vec::new()),
+        }
     }
 
     /// The same request for another instance.
@@ -180,6 +226,9 @@ impl Start {
         self.unpack(ready)?;
         let _busy = self.store.try_lock(&self.name)?;
         self.make_room()?;
+        if let What::Restore { options, .. } = &mut self.what {
+            options.notices = hooks::notices(&self.hooks);
+        }
         // The journal of a spare is there already.
         let _born = match (ready.is_all_for(&self.what), &mut ready.journal) {
             (true, Some(journal)) => journal.named(&self.name).map(|()| None)?,
@@ -189,6 +238,13 @@ impl Start {
         if let Some(unpacked) = ready.unpacked.take() {
             instance.total_micros += unpacked.micros;
             instance.phases.insert(0, unpacked);
+        }
+        if matches!(self.what, What::Restore { .. }) {
+            let told = hooks::after_restore(&self.hooks, &instance);
+            instance.warnings = told.map_err(|error| {
+                undo(&instance);
+                error.state("it was ended; nothing was left behind")
+            })?;
         }
         let app = self.record(&instance).inspect_err(|_| undo(&instance))?;
         if ready.spare.is_none() && ready.prepared.is_none() {
@@ -227,6 +283,10 @@ impl Start {
         let mut app = App::of_instance(instance, self.command(instance))?;
         app.name.clone_from(&self.name);
         app.log = log;
+        app.hooks = Hooks {
+            none: false,
+            ..self.hooks.clone()
+        };
         if let What::Restore { appshot, .. } = &self.what {
             app.from = Some(appshot.clone());
         }
@@ -240,6 +300,13 @@ impl Start {
             What::Restore { .. } => command_of(instance),
         }
     }
+}
+
+/// The hooks of the first of these that has a record.
+fn declared(store: &Store, names: [Option<&str>; 2]) -> Result<Hooks> {
+    let mut records = names.into_iter().flatten().map(|name| store.find(name));
+    let first = records.find_map(Result::transpose).transpose()?;
+    Ok(first.map(|app| app.hooks).unwrap_or_default())
 }
 
 /// The app's name stands in the manifest of an appshot directory; a packed one

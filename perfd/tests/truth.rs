@@ -5,9 +5,9 @@ use anyhow::{Context, Result, ensure};
 use appshot_tests::verdict::{PATIENCE, need_root, on_own_thread, poll};
 use libsnap::ids::HostPid;
 use libsnap::store::{App, Store};
-use libsnap::target::{RestoreOptions, RunOptions, SnapshotOptions, Stdio};
+use libsnap::target::{Hooks, RestoreOptions, RunOptions, SnapshotOptions, Stdio};
 use nodekit::jobs::{Job, Place, Snapshot};
-use nodekit::start::{Start, What};
+use nodekit::start::Start;
 use nodekit::{ending, supervise};
 use serde_json::Value;
 use std::path::Path;
@@ -88,17 +88,14 @@ fn it_tells_what_proc_tells() {
 }
 
 fn run(store: &Store, dir: &Path) -> Result<App> {
-    let mut start = Start {
-        store: store.clone(),
+    let options = RunOptions {
         name: "metered".to_owned(),
-        what: What::Run(RunOptions {
-            name: "metered".to_owned(),
-            command: ["sh", "-c", SCRIPT].map(str::to_owned).to_vec(),
-            cwd: Some(dir.to_owned()),
-            stdio: Stdio::Log(store.log_path("metered")),
-            ..RunOptions::default()
-        }),
+        command: ["sh", "-c", SCRIPT].map(str::to_owned).to_vec(),
+        cwd: Some(dir.to_owned()),
+        stdio: Stdio::Log(store.log_path("metered")),
+        ..RunOptions::default()
     };
+    let mut start = Start::run(store.clone(), options);
     Ok(start.go()?.app)
 }
 
@@ -120,6 +117,7 @@ fn trial(store: &Store, dir: &Path, app: &App) -> Result<()> {
             replace: false,
         },
         options: SnapshotOptions::default(),
+        hooks: Hooks::default(),
     });
     job.work(&mut |_| {})?;
     supervise::reap(store, app)?;

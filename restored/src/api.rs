@@ -6,7 +6,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
-use libsnap::target::{Allow, Identity, Instance, Memory, Network, PidMode, RestoreOptions, Stdio};
+use libsnap::target::{Allow, Hooks, Identity, Instance, Memory, Network, PidMode, RestoreOptions, Stdio};
 use nodekit::ending;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;
@@ -37,6 +37,9 @@ struct InstanceRequest {
     identity: Identity,
     #[serde(default)]
     allow: Allow,
+    /// What the app is told, beside what its owner declared.
+    #[serde(default)]
+    hooks: Hooks,
 }
 
 fn lazy() -> Memory {
@@ -59,7 +62,7 @@ impl InstanceRequest {
             return Err(Error::new(Kind::Usage, format!("path {} is relative", self.appshot))
                 .because("the daemon's working directory is not yours"));
         }
-        Start::restore(instances.store.clone(), &self.appshot, options)
+        Start::restore(instances.store.clone(), &self.appshot, options)?.hooked(self.hooks)
     }
 }
 
@@ -85,6 +88,12 @@ struct CloneRequest {
     vars: BTreeMap<String, String>,
     #[serde(default)]
     allow: Allow,
+    /// What each is told, beside what its owner declared.
+    #[serde(default)]
+    hooks: Hooks,
+    /// None where they would draw the same random numbers, as far as can be told.
+    #[serde(default)]
+    strict: bool,
 }
 
 /// Two cannot have the same port.
@@ -118,8 +127,12 @@ impl CloneRequest {
                 vars: self.vars,
             },
             allow: self.allow,
+            hooks: self.hooks,
         };
         let first = request.start(instances)?;
+        if self.strict {
+            unlike(&first)?;
+        }
         let taken: BTreeSet<String> = instances.store.views()?.into_iter().map(|view| view.name).collect();
         let numbered = (1..).map(|number| format!("{}-{number}", first.name));
         let free = numbered.filter(|name| !taken.contains(name));
@@ -127,8 +140,30 @@ impl CloneRequest {
     }
 }
 
+/// Refuses clones that would share random state.
+fn unlike(first: &Start) -> Result<()> {
+    let shared = first.shared_randomness()?;
+    if shared.is_empty() {
+        return Ok(());
+    }
+    let mut error = Error::refused(format!(
+        "cannot clone {}: its clones would be too much alike",
+        first.name
+    ))
+    .state("nothing was started");
+    error.refusals = shared;
+    Err(error)
+}
+
 async fn clone(State(instances): State<Instances>, Body(request): Body<CloneRequest>) -> Reply<Vec<Instance>> {
-    let starts = request.starts(&instances)?;
+    let starts = match request.strict {
+        false => request.starts(&instances)?,
+        // Looks into files.
+        true => {
+            let instances = instances.clone();
+            on_own_thread(move || request.starts(&instances)).await?
+        }
+    };
     Ok(Json(instances.clone_all(starts).await?))
 }
 

@@ -41,6 +41,7 @@ fn apps_without_a_supervisor_are_followed() {
         processes: 1,
         total_micros: 0,
         phases: Vec::new(),
+        warnings: Vec::new(),
     };
     let mut record = libsnap::store::App::of_instance(&instance, Vec::new()).unwrap();
     record.supervisor = None;

@@ -6,7 +6,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{Store, Stored, View};
-use libsnap::target::{CheckReport, OutsidePolicy, SnapshotOptions, SnapshotReport, TcpPolicy};
+use libsnap::target::{CheckReport, Hooks, OutsidePolicy, SnapshotOptions, SnapshotReport, TcpPolicy};
 use nodekit::jobs::{self, Job, Place, Snapshot};
 use nodekit::periodic::Series;
 use nodekit::reply::{self, Body, Reply, on_own_thread};
@@ -75,6 +75,9 @@ struct SnapshotRequest {
     tag: Option<String>,
     #[serde(default)]
     replace: bool,
+    /// What the app is told before, beside what its owner declared.
+    #[serde(default)]
+    hooks: Hooks,
 }
 
 impl SnapshotRequest {
@@ -106,6 +109,7 @@ impl SnapshotRequest {
             target,
             place,
             options,
+            hooks: self.hooks,
         }))
     }
 }

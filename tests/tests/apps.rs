@@ -108,6 +108,7 @@ app_test!(unix_listen, alone);
 app_test!(unix_backlog, alone, may_refuse);
 app_test!(tcp_listener, alone);
 app_test!(tcp_inside, alone, may_refuse);
+app_test!(tcp_ended, alone, may_refuse);
 app_test!(udp, alone);
 app_test!(pty);
 app_test!(ctty);

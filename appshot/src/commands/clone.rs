@@ -3,16 +3,20 @@
 use crate::cli;
 use libsnap::error::Result;
 use libsnap::store::Store;
-use libsnap::target::Instance;
-use nodekit::args::Dirs;
+use libsnap::target::{Instance, RestoreOptions};
+use nodekit::args::{Dirs, hooks};
+use nodekit::bring_up::warn;
 use nodekit::client::Client;
 use nodekit::out;
+use nodekit::start::Start;
 use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Their memory is served by `restored`, so that one has to run. Prints their names.
-pub fn clone(store: &Store, dirs: &Dirs, args: &cli::Clone) -> Result<u8> {
+pub fn clone(store: &Store, dirs: &Dirs, args: &cli::Clone, quiet: bool) -> Result<u8> {
     let client = Client::new(dirs.socket(args.socket.clone(), "restored"));
+    let hooks = hooks(None, Some(&args.after), args.patience, args.silence);
+    let start = Start::restore(store.clone(), &args.appshot, RestoreOptions::default())?.hooked(hooks)?;
     // The daemon has a working directory of its own.
     let appshot = match store.resolve_appshot(&args.appshot)? {
         path if store.is_stored(&path, &args.appshot) => args.appshot.clone(),
@@ -25,10 +29,20 @@ pub fn clone(store: &Store, dirs: &Dirs, args: &cli::Clone) -> Result<u8> {
         "name": args.name,
         "network": args.network,
         "vars": vars,
+        "hooks": start.hooks,
+        "strict": args.strict,
     });
     let clones: Vec<Instance> = client.post("/v1/clones", &request)?;
     out::show(args.output.format, &clones, |clones| {
         clones.iter().map(|clone| format!("{}\n", clone.name)).collect()
     })?;
+    clones.iter().for_each(warn);
+    if !quiet {
+        // They run: now there is time for it.
+        start
+            .shared_randomness()?
+            .iter()
+            .for_each(|shared| out::warn(&shared.to_string()));
+    }
     Ok(0)
 }

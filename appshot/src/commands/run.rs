@@ -4,8 +4,9 @@ use crate::cli;
 use libsnap::error::Result;
 use libsnap::store::{Store, from_command, validate};
 use libsnap::target::{RunOptions, Stdio};
+use nodekit::args::{Silence, hooks};
 use nodekit::bring_up::{Manner, bring_up};
-use nodekit::start::{Start, What};
+use nodekit::start::Start;
 
 pub fn run(store: &Store, args: cli::Run, quiet: bool) -> Result<u8> {
     let name = match &args.name {
@@ -18,12 +19,9 @@ pub fn run(store: &Store, args: cli::Run, quiet: bool) -> Result<u8> {
         quiet,
         format: args.output.format,
     };
-    let start = Start {
-        store: store.clone(),
-        name: name.clone(),
-        what: What::Run(options(name, args)),
-    };
-    bring_up(start, manner)
+    let hooks = hooks(Some(&args.before), Some(&args.after), args.patience, Silence::default());
+    let start = Start::run(store.clone(), options(name, args));
+    bring_up(start.hooked(hooks)?, manner)
 }
 
 fn options(name: String, args: cli::Run) -> RunOptions {
@@ -53,7 +51,7 @@ fn free_name(store: &Store, base: &str) -> Result<String> {
 }
 
 pub fn restore(store: &Store, args: &cli::Restore, quiet: bool) -> Result<u8> {
-    let start = Start::restore(store.clone(), &args.appshot, args.how.options())?;
+    let start = Start::restore(store.clone(), &args.appshot, args.how.options())?.hooked(args.how.hooks())?;
     let manner = Manner {
         detach: args.how.detach,
         quiet,

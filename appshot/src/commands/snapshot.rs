@@ -20,6 +20,7 @@ pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
     let job = Job::Snapshot(Snapshot {
         store: store.clone(),
         options,
+        hooks: args.hooks(),
         place: place(&args)?,
         target: args.target,
     });

@@ -5,10 +5,10 @@ use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::ids::HostPid;
 use libsnap::proc::Fields;
 use libsnap::store::{App, Store, start_time};
-use libsnap::target::{RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport};
+use libsnap::target::{Hooks, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport};
 use nix::sys::signalfd::SignalFd;
 use nodekit::jobs::{Job, Place, Snapshot};
-use nodekit::start::{Start, What};
+use nodekit::start::Start;
 use nodekit::{detach, ending, local, out, process, signals, worker};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -84,11 +84,7 @@ impl Scene {
             cwd: Some(self.dir().to_owned()),
             ..RunOptions::default()
         };
-        let start = Start {
-            store: self.store.clone(),
-            name: self.name.clone(),
-            what: What::Run(options),
-        };
+        let start = Start::run(self.store.clone(), options);
         self.app = Some(detach::spawn(start)?.app);
         Ok(())
     }
@@ -106,6 +102,7 @@ impl Scene {
                 replace: false,
             },
             options: SnapshotOptions::default(),
+            hooks: Hooks::default(),
         });
         let report: SnapshotReport = worker::in_worker(&job, &mut |_| {})?;
         self.supervisor_ended()?;

@@ -27,6 +27,8 @@ const TCP_LISTEN: u8 = 10;
 /// connections waiting and the backlog.
 const TCPI_UNACKED: usize = 24;
 const TCPI_SACKED: usize = 28;
+/// Bytes acknowledged and received (Linux 4.1).
+const TCPI_BYTES: std::ops::Range<usize> = 120..136;
 
 pub fn socket(domain: i32, kind: i32, protocol: i32) -> Sys<OwnedFd> {
     sysfd::socket(domain, kind | libc::SOCK_CLOEXEC, protocol)
@@ -67,6 +69,8 @@ fn tcp(context: &Context<'_>, description: &Description) -> Result<SocketState, 
         info.get(at..at + 4)
             .map_or(0, |b| i32::from_le_bytes(b.try_into().unwrap_or_default()))
     };
+    // One that has ended is no fresh one, though it has no peer any more.
+    let carried = info.get(TCPI_BYTES).is_some_and(|bytes| bytes != [0; 16]);
     let name = name_of(description);
     match info.first().copied().unwrap_or(0) {
         TCP_LISTEN if word(TCPI_UNACKED) > 0 && context.options.tcp == TcpPolicy::Refuse => refused(
@@ -78,7 +82,7 @@ fn tcp(context: &Context<'_>, description: &Description) -> Result<SocketState, 
             file: None,
             backlog: word(TCPI_SACKED),
         }),
-        TCP_CLOSE if diag::address(&description.dup, true).is_err() => Ok(if is_bound(&name) {
+        TCP_CLOSE if !carried && diag::address(&description.dup, true).is_err() => Ok(if is_bound(&name) {
             SocketState::Bound { name, file: None }
         } else {
             SocketState::Fresh

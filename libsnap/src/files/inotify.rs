@@ -3,8 +3,9 @@
 //! `/proc/PID/fdinfo` names each watched file by a file handle, from which its
 //! path is found. Refused: queued events, watched files without a name.
 
-use super::{Builder, Description, Refused, refused};
+use super::{Builder, Context, Description, Refused, refused};
 use crate::error::{Error, OrFail, Result};
+use crate::ids::HostPid;
 use crate::image::records::{FileKind, InotifyWatch};
 use crate::sys::fd as sysfd;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -15,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 /// late takes as many steps.
 const WATCH_MAX: i32 = 100_000;
 
-pub fn capture(description: &Description) -> Result<FileKind, Refused> {
+pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
     if sysfd::ioctl_i32(&description.dup, libc::FIONREAD).unwrap_or(0) > 0 {
         return refused(
             "inotify events that the app has not read",
@@ -27,13 +28,14 @@ pub fn capture(description: &Description) -> Result<FileKind, Refused> {
         .info
         .lines()
         .filter_map(|line| line.strip_prefix("inotify "));
-    let mut watches = lines.map(parse).collect::<Result<Vec<_>, _>>()?;
+    let owner = context.members[description.found.member].pid;
+    let mut watches = lines.map(|line| parse(owner, line)).collect::<Result<Vec<_>, _>>()?;
     watches.sort_by_key(|watch| watch.wd);
     Ok(FileKind::Inotify { watches })
 }
 
 /// `wd:1 ino:4d2 sdev:800001 mask:2 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:…`
-fn parse(line: &str) -> Result<InotifyWatch, Refused> {
+fn parse(owner: HostPid, line: &str) -> Result<InotifyWatch, Refused> {
     let field = |key: &str| {
         line.split_whitespace()
             .find_map(|word| word.strip_prefix(key)?.strip_prefix(':'))
@@ -50,6 +52,7 @@ fn parse(line: &str) -> Result<InotifyWatch, Refused> {
         .filter_map(|i| u8::from_str_radix(&handle[2 * i..2 * i + 2], 16).ok())
         .collect();
     let path = path_of(
+        owner,
         hex("sdev").ok_or_else(unknown)?,
         hex("fhandle-type").ok_or_else(unknown)? as i32,
         &bytes,
@@ -66,16 +69,17 @@ fn parse(line: &str) -> Result<InotifyWatch, Refused> {
     })
 }
 
-/// Tries the handle on each mount of the file's device.
-fn path_of(device: u64, kind: i32, handle: &[u8]) -> Option<String> {
+/// Tries the handle on each mount of the file's device that the app sees: its
+/// instance's own directory is nobody else's.
+fn path_of(owner: HostPid, device: u64, kind: i32, handle: &[u8]) -> Option<String> {
     // fdinfo shows the kernel's own device number: 20 bits of minor.
     let (major, minor) = (device >> 20, device & 0xf_ffff);
-    let mounts = procfs::process::Process::myself().ok()?.mountinfo().ok()?;
+    let mounts = procfs::process::Process::new(owner.0).ok()?.mountinfo().ok()?;
     mounts
         .into_iter()
         .filter(|mount| mount.majmin == format!("{major}:{minor}"))
         .find_map(|mount| {
-            let place = File::open(&mount.mount_point).ok()?;
+            let place = File::open(format!("/proc/{owner}/root{}", mount.mount_point.display())).ok()?;
             let file = sysfd::open_by_handle(place.as_fd(), kind, handle).ok()?;
             let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
             let path = path.to_str()?.to_owned();

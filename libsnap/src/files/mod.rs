@@ -258,7 +258,7 @@ fn anonymous(context: &Context<'_>, description: &Description) -> Result<FileKin
         "signalfd" => Ok(events::capture_signalfd(found)),
         "pidfd" => events::capture_pidfd(context, found),
         "eventpoll" => epoll::capture(context, description),
-        "inotify" => inotify::capture(description),
+        "inotify" => inotify::capture(context, description),
         "io_uring" => refused("io_uring instances are not carried yet", "run the app without io_uring"),
         "userfaultfd" => refused("userfaultfd is not carried yet", "close it before the snapshot"),
         other => refused(

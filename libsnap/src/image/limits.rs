@@ -43,6 +43,8 @@ pub const UNDOS_PER_SET: usize = 1 << 20;
 pub const QUEUES: usize = 1 << 20;
 pub const MESSAGES_PER_QUEUE: usize = 1 << 20;
 pub const SHMEM: usize = 1 << 20;
+/// Programs of one app that take part in its snapshots.
+pub const PARTICIPANTS: usize = 64;
 pub const EXTERNAL: usize = 1 << 20;
 pub const RUNS_PER_SHM: usize = 1 << 24;
 pub const WATCHES_PER_FILE: usize = 1 << 20;

@@ -40,6 +40,9 @@ pub struct Manifest {
     /// Seccomp filters, each content once; threads name them by position.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub seccomp: Vec<SeccompFilter>,
+    /// Names of those who take part in snapshots and restores ([`crate::participants`]).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub participants: Vec<String>,
     /// Files outside the appshot that must be there, unchanged, at restore.
     pub external: Vec<ExternalFile>,
     /// Parts from which cores borrow pages; cores name them by position, from 1 on.

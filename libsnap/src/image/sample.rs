@@ -141,6 +141,7 @@ pub fn manifest() -> Manifest {
             log: true,
             code: vec![0x7fff_0000_0000_0006],
         }],
+        participants: vec!["pool".into()],
         lenders: Vec::new(),
         parents: Vec::new(),
         external: vec![ExternalFile {

@@ -46,6 +46,7 @@ pub fn manifest(manifest: &Manifest) -> Result<()> {
     lenders(manifest)?;
     processes(&manifest.processes)?;
     seccomp(&manifest.seccomp)?;
+    participants(&manifest.participants)?;
     validate_files::all(manifest)?;
     part_references(manifest)
 }
@@ -136,6 +137,17 @@ fn seccomp(filters: &[SeccompFilter]) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// They become names of files.
+fn participants(names: &[String]) -> Result<()> {
+    count(MANIFEST, "participants", names.len(), limits::PARTICIPANTS)?;
+    let mut seen = BTreeSet::new();
+    names.iter().try_for_each(|name| {
+        ensure(crate::identity::is_name(name) && seen.insert(name), MANIFEST, || {
+            format!("participant {:?} is not allowed", shown(name))
+        })
+    })
 }
 
 /// Parents stand before their children; 0 and 1 are outside the app.

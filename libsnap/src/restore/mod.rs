@@ -108,7 +108,7 @@ pub fn finish(cancelled: Cancelled<'_>, prepared: Prepared, options: &RestoreOpt
     in_phases(cancelled, |mut phases| {
         let from = prepared.from().clone();
         let finished = phases.start("plan").and_then(|()| {
-            plan::allowed(from.shot(), &options.allow)?;
+            plan::allowed(from.shot(), options)?;
             prepared.finish(options, begin, phases)
         });
         finished.map_err(|error| told(error, &from.shot().path))

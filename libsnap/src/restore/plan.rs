@@ -3,10 +3,10 @@
 use super::rights;
 use super::vdso::{self, Vdso};
 use crate::error::{Error, Kind, Result};
-use crate::image::Appshot;
 use crate::image::records::ExternalFile;
+use crate::image::{Appshot, Core};
 use crate::memory;
-use crate::target::{Allow, RestoreOptions};
+use crate::target::{Allow, Notice, RestoreOptions, signal_name};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt;
 /// Refuses, or answers how each process comes to its vdso.
 pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<Vec<Vdso>> {
     let vdsos = here(shot, options.force_vdso_bridge)?;
-    allowed(shot, &options.allow)?;
+    allowed(shot, options)?;
     Ok(vdsos)
 }
 
@@ -26,13 +26,37 @@ pub fn here(shot: &Appshot, force_vdso_bridge: bool) -> Result<Vec<Vdso>> {
     vdso::plan(shot, force_vdso_bridge)
 }
 
-/// Whether its files are as they were, and the caller allows what it asks for.
-pub fn allowed(shot: &Appshot, allow: &Allow) -> Result<()> {
+/// Whether its files are as they were, the caller allows what it asks for, and it hears
+/// what the caller tells it.
+pub fn allowed(shot: &Appshot, options: &RestoreOptions) -> Result<()> {
+    let allow = &options.allow;
     let seen = Seen::default();
     for file in &shot.manifest.external {
         external(file, &seen, allow)?;
     }
-    rights::check(shot, &seen, allow)
+    rights::check(shot, &seen, allow)?;
+    options.notices.iter().try_for_each(|notice| heard(shot, *notice))
+}
+
+/// A signal that nobody waits for would end the app, or tell it nothing.
+fn heard(shot: &Appshot, notice: Notice) -> Result<()> {
+    let deaf = |core: &&Core| {
+        let action = core.image.process.sigactions.get(notice.signal as usize - 1);
+        let handled = action
+            .is_some_and(|action| action.handler != libc::SIG_DFL as u64 && action.handler != libc::SIG_IGN as u64);
+        let bit = 1 << (notice.signal - 1);
+        !handled && !core.image.threads.iter().any(|thread| thread.record.sigmask & bit != 0)
+    };
+    let told = if notice.all { &shot.cores[..] } else { &shot.cores[..1] };
+    match told.iter().find(deaf) {
+        None => Ok(()),
+        Some(core) => {
+            let signal = signal_name(notice.signal);
+            let pid = core.image.process.pid;
+            Err(refused(format!("process {pid} does not handle {signal}"))
+                .fix("name a signal that it has a handler for"))
+        }
+    }
 }
 
 /// What the names of an appshot lead to here, looked up once.

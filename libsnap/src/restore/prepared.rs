@@ -23,7 +23,7 @@ use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{OrFail, Result};
 use crate::files::{self, Builder};
-use crate::identity;
+use crate::identity::{self, Origin};
 use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{FileKind, Seccomp, SocketState};
 use crate::image::{Appshot, Core};
@@ -292,9 +292,11 @@ impl Prepared {
         let shot = from.shot();
         let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
         phases.start("files")?;
-        self.skeleton.hasten();
+        if self.pager.is_none() {
+            self.skeleton.hasten();
+        }
         self.skeleton.timeline = Timeline::begin(shot.manifest.clocks);
-        let own = identity::files(&name, &options.identity)?;
+        let own = identity::files(&name, &options.identity, Origin::Restored(&shot.manifest.participants))?;
         let files = self.files(shot, options)?;
         phases.start("processes")?;
         self.give(shot, &files, options.identity.renewed.then_some(name.as_str()))?;
@@ -313,6 +315,7 @@ impl Prepared {
             skeleton, pager, way, ..
         } = self;
         let group = skeleton.group().cloned();
+        skeleton.notify(&options.notices)?;
         let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;
         if let (Some(pager), Some(init)) = (pager, init) {
             pager.runs(init, &options.stdio)?;
@@ -325,6 +328,7 @@ impl Prepared {
             processes,
             total_micros: begin.elapsed().as_micros() as u64,
             phases: phases.steps.end(),
+            warnings: Vec::new(),
         })
     }
 

@@ -27,8 +27,9 @@ use crate::sys::blob;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs};
-use crate::target::{Network, PidMode};
+use crate::target::{Network, Notice, PidMode};
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -296,6 +297,19 @@ impl Skeleton {
             opened.insert(file.id, got);
         }
         Ok(opened)
+    }
+
+    /// Signals that wait for the app's processes; nothing of ours runs in them any more.
+    pub fn notify(&self, notices: &[Notice]) -> Result<()> {
+        for notice in notices {
+            let signal = Signal::try_from(notice.signal).or_fail(|| "cannot tell the app")?;
+            let told = if notice.all { &self.husks[..] } else { &self.husks[..1] };
+            for husk in told {
+                let sent = nix::sys::signal::kill(nix::unistd::Pid::from_raw(husk.pid.0), signal);
+                sent.or_fail(|| format!("cannot send {signal} to the app"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Lets every process go: the app runs. Parents come first: the SIGCHLD of a

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::ids::HostPid;
-use crate::target::{Instance, Target};
+use crate::target::{Hooks, Instance, Target};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,9 @@ pub struct App {
     pub exit: Option<i32>,
     /// The appshot that a halting snapshot left behind.
     pub appshot: Option<PathBuf>,
+    /// What its owner wants it to be told.
+    #[serde(skip_serializing_if = "Hooks::are_none", default)]
+    pub hooks: Hooks,
 }
 
 /// What an app does now.
@@ -73,6 +76,7 @@ impl App {
             supervisor: i32::try_from(std::process::id()).ok().map(HostPid),
             exit: None,
             appshot: None,
+            hooks: Hooks::default(),
         })
     }
 

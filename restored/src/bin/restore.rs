@@ -6,7 +6,7 @@ use libsnap::error::Result;
 use libsnap::store::Store;
 use libsnap::target::Instance;
 use nodekit::args::{Dirs, EXIT_CODES, Format, Output, RestoreArgs};
-use nodekit::bring_up::{Manner, bring_up, told};
+use nodekit::bring_up::{Manner, bring_up, told, warn};
 use nodekit::client::Client;
 use nodekit::start::{Start, What};
 use nodekit::{out, program};
@@ -51,7 +51,7 @@ fn run(cli: &Cli) -> Result<u8> {
     if cli.how.detach && !cli.standalone && client.answers() {
         return ask(cli, store, &client);
     }
-    let start = Start::restore(store, &cli.appshot, cli.how.options())?;
+    let start = Start::restore(store, &cli.appshot, cli.how.options())?.hooked(cli.how.hooks())?;
     let manner = Manner {
         detach: cli.how.detach,
         quiet: cli.quiet,
@@ -62,7 +62,7 @@ fn run(cli: &Cli) -> Result<u8> {
 
 /// The daemon gets what we understood: an absolute path and a name.
 fn ask(cli: &Cli, store: Store, client: &Client) -> Result<u8> {
-    let start = Start::restore(store, &cli.appshot, cli.how.options())?;
+    let start = Start::restore(store, &cli.appshot, cli.how.options())?.hooked(cli.how.hooks())?;
     let What::Restore { appshot, options } = &start.what else {
         return Ok(0);
     };
@@ -74,9 +74,11 @@ fn ask(cli: &Cli, store: Store, client: &Client) -> Result<u8> {
         "network": options.network,
         "identity": options.identity,
         "allow": options.allow,
+        "hooks": start.hooks,
     });
     let instance: Instance = client.post("/v1/instances", &request)?;
     out::show(cli.output.format, &instance, |instance| format!("{}\n", instance.name))?;
+    warn(&instance);
     if !cli.quiet && cli.output.format == Format::Text {
         eprintln!("{}", told(&instance));
     }
