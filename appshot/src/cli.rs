@@ -32,6 +32,8 @@ pub enum Command {
     Restore(Restore),
     /// Make instances of an appshot that share its memory; asks restored
     Clone(Clone),
+    /// Put an instance back to its appshot, as if it had just been restored; asks restored
+    Revert(Revert),
     /// Show what is in an appshot
     Inspect(Inspect),
     /// Tell what a snapshot would refuse; touch nothing
@@ -161,6 +163,21 @@ pub struct Clone {
     /// than once for several
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = nodekit::args::variable)]
     pub vars: Vec<(String, String)>,
+    /// Note what each writes, so that already the first revert of it is done in place
+    #[arg(long)]
+    pub revertible: bool,
+    /// Socket of restored [default: restored.sock in the run directory]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct Revert {
+    /// Name of an instance that restored has restored
+    #[arg(value_name = "INSTANCE")]
+    pub name: String,
     /// Socket of restored [default: restored.sock in the run directory]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,

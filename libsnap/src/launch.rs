@@ -321,6 +321,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
             name: "start".into(),
             micros: begin.elapsed().as_micros() as u64,
         }],
+        point: None,
     })
 }
 

@@ -6,7 +6,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
-use libsnap::target::{Allow, Identity, Instance, Memory, PidMode, RestoreOptions, Stdio};
+use libsnap::target::{Allow, Identity, Instance, Memory, PidMode, RestoreOptions, RevertReport, Stdio};
 use nodekit::ending;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;
@@ -17,7 +17,8 @@ pub fn router(instances: Instances) -> Router {
     let routes = Router::new()
         .route("/v1/instances", post(create).get(list))
         .route("/v1/clones", post(clone))
-        .route("/v1/instances/{name}", get(show).delete(remove));
+        .route("/v1/instances/{name}", get(show).delete(remove))
+        .route("/v1/instances/{name}/revert", post(revert));
     reply::complete(routes, "restored", include_str!("../openapi.json")).with_state(instances)
 }
 
@@ -35,6 +36,8 @@ struct InstanceRequest {
     identity: Identity,
     #[serde(default)]
     allow: Allow,
+    #[serde(default)]
+    revertible: bool,
 }
 
 fn lazy() -> Memory {
@@ -48,6 +51,7 @@ impl InstanceRequest {
             pids: self.pids,
             memory: self.memory,
             identity: self.identity,
+            revertible: self.revertible,
             stdio: Stdio::default(),
             allow: self.allow,
             ..RestoreOptions::default()
@@ -80,6 +84,9 @@ struct CloneRequest {
     vars: BTreeMap<String, String>,
     #[serde(default)]
     allow: Allow,
+    /// Each can be reverted in place.
+    #[serde(default)]
+    revertible: bool,
 }
 
 fn one() -> usize {
@@ -107,6 +114,7 @@ impl CloneRequest {
                 vars: self.vars,
             },
             allow: self.allow,
+            revertible: self.revertible,
         };
         let first = request.start(instances)?;
         let taken: BTreeSet<String> = instances.store.views()?.into_iter().map(|view| view.name).collect();
@@ -149,6 +157,11 @@ async fn show(
         instances.wait_exited(&name).await?;
     }
     Ok(Json(instances.view(&name)?))
+}
+
+/// Puts the instance back to its appshot.
+async fn revert(State(instances): State<Instances>, Path(name): Path<String>) -> Reply<RevertReport> {
+    Ok(Json(instances.revert(&name).await?))
 }
 
 /// Ends the instance at once, and answers how it ended.

@@ -4,6 +4,7 @@
 mod api;
 mod instances;
 mod pool;
+mod reverts;
 mod shelf;
 
 use clap::Parser;

@@ -192,6 +192,7 @@ fn run_plainly(options: &RunOptions, log: &Path) -> Result<Instance> {
         processes: 1,
         total_micros: 0,
         phases: Vec::new(),
+        point: None,
     })
 }
 

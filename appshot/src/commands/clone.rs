@@ -1,9 +1,9 @@
-//! `clone`: instances of an appshot that share its memory.
+//! `clone`: instances of an appshot that share its memory; `revert`: one is put back.
 
 use crate::cli;
 use libsnap::error::Result;
 use libsnap::store::Store;
-use libsnap::target::Instance;
+use libsnap::target::{Instance, Manner, RevertReport};
 use nodekit::args::Dirs;
 use nodekit::client::Client;
 use nodekit::out;
@@ -24,10 +24,33 @@ pub fn clone(store: &Store, dirs: &Dirs, args: &cli::Clone) -> Result<u8> {
         "count": args.count,
         "name": args.name,
         "vars": vars,
+        "revertible": args.revertible,
     });
     let clones: Vec<Instance> = client.post("/v1/clones", &request)?;
     out::show(args.output.format, &clones, |clones| {
         clones.iter().map(|clone| format!("{}\n", clone.name)).collect()
+    })?;
+    Ok(0)
+}
+
+/// Prints how it was done.
+pub fn revert(dirs: &Dirs, args: &cli::Revert) -> Result<u8> {
+    let client = Client::new(dirs.socket(args.socket.clone(), "restored"));
+    libsnap::store::validate(&args.name)?;
+    let report: RevertReport = client.post(&format!("/v1/instances/{}/revert", args.name), &json!({}))?;
+    out::show(args.output.format, &report, |report| {
+        let millis = report.total_micros as f64 / 1e3;
+        match report.manner {
+            Manner::InPlace => format!(
+                "{} is back in place: {} pages in {millis:.1} ms\n",
+                report.name, report.dirty_pages
+            ),
+            Manner::Anew => format!(
+                "{} was restored anew in {millis:.1} ms: {}\n",
+                report.name,
+                report.because.as_deref().unwrap_or("it cannot be reverted in place")
+            ),
+        }
     })?;
     Ok(0)
 }

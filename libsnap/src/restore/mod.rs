@@ -21,6 +21,7 @@ mod owed;
 pub mod pager;
 pub mod place;
 pub mod plan;
+pub mod revert;
 pub mod rights;
 pub mod script;
 pub mod skeleton;
@@ -44,6 +45,7 @@ use kept::Kept;
 use opened::Opened;
 use pager::{Left, Pager, Rest};
 use place::{Mapped, Shared};
+use revert::{Made, Point};
 use script::{Running, Script};
 use skeleton::Skeleton;
 use spare::Spare;
@@ -212,10 +214,25 @@ fn attempt(
         husks.try_for_each(|(husk, core)| fill::renew(husk.pid, core))?;
     }
     identity::write(&skeleton.outer_view(), &own)?;
+    let asked = match options.revertible {
+        true => revert::ask(&skeleton, shot)?,
+        false => None,
+    };
     phases.start("go")?;
     for (at, core) in shot.cores.iter().enumerate() {
         state::registers(&skeleton, at, core, &vdsos[at])?;
     }
+    let point = match (from, &pager) {
+        (From::Disk(opened), Some(pager)) if options.revertible => Some(Arc::new(Point::arm(Made {
+            opened,
+            skeleton: &skeleton,
+            pager,
+            vdsos: &vdsos,
+            renewed: options.identity.renewed,
+            asked,
+        }))),
+        _ => None,
+    };
     let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;
     if let (Some(pager), Some(init)) = (pager, init) {
         pager.runs(init, &options.stdio)?;
@@ -228,6 +245,7 @@ fn attempt(
         processes,
         total_micros: begin.elapsed().as_micros() as u64,
         phases: phases.steps.end(),
+        point,
     })
 }
 
@@ -296,7 +314,8 @@ fn build(
     let empty = shot.cores.iter().zip(numbers).enumerate();
     let empty = empty.map(|(at, (core, number))| {
         let new = options.identity.renewed;
-        Empty::new(skeleton.husks[at].pid, number, core, &vdsos[at], Wanted { lazy, new })
+        let noted = lazy && options.revertible;
+        Empty::new(skeleton.husks[at].pid, number, core, &vdsos[at], Wanted { lazy, new, noted })
     });
     let empty: Vec<Empty<'_>> = empty.collect();
     let taking = start_all(skeleton, shot, |at, script| {

@@ -17,6 +17,7 @@ fn app(name: &str) -> App {
         processes: 1,
         total_micros: 1,
         phases: Vec::new(),
+        point: None,
     };
     App::of_instance(&instance, vec!["true".to_owned()]).unwrap()
 }
