@@ -36,6 +36,7 @@ struct InstanceRequest {
     identity: Identity,
     #[serde(default)]
     allow: Allow,
+    /// It can be reverted in place, and shares what it does not touch with the appshot.
     #[serde(default)]
     revertible: bool,
 }
@@ -49,7 +50,7 @@ impl InstanceRequest {
         let options = RestoreOptions {
             name: self.name,
             pids: self.pids,
-            memory: self.memory,
+            memory: if self.revertible { Memory::Shared } else { self.memory },
             identity: self.identity,
             revertible: self.revertible,
             stdio: Stdio::default(),

@@ -63,8 +63,12 @@ impl<'a> Cloner<'a> {
 
     /// Makes `n` clones; answers when the command began, and their names.
     fn clones(&self, n: usize) -> Result<(u64, Vec<String>)> {
+        self.clones_with(n, &[])
+    }
+
+    fn clones_with(&self, n: usize, words: &[&str]) -> Result<(u64, Vec<String>)> {
         let mut command = self.front_end.plain("clone");
-        command.arg(&self.appshot).args(["-n", &n.to_string()]);
+        command.arg(&self.appshot).args(["-n", &n.to_string()]).args(words);
         let done = run(&mut command, self.scratch)?;
         let names: Vec<String> = done.stdout.lines().map(str::to_owned).collect();
         ensure!(names.len() == n, "{} clones instead of {n}", names.len());
@@ -202,7 +206,7 @@ pub fn memory(lab: &Lab<'_>, n: usize, row: &mut Row) -> Result<()> {
 pub fn revert(lab: &Lab<'_>, row: &mut Row) -> Result<()> {
     let scratch = lab.scratch()?;
     if let Some(cloner) = Cloner::new(lab, "revert", scratch.path(), row)? {
-        let (_, names) = cloner.clones(1)?;
+        let (_, names) = cloner.clones_with(1, &["--revertible"])?;
         let mut command_ms = Vec::new();
         for _ in 0..lab.runs {
             cloner.inside(&names[0], || dirty(cloner.port))?;

@@ -217,6 +217,10 @@ impl Questions {
         self.filled(shm, libc::SYS_shmctl, 64, 0..4, |slot| vec![0, SHM_INFO, slot]);
         self.words("SEM_INFO", 0, libc::SYS_semctl, 40, |slot| vec![0, 0, SEM_INFO, slot]);
         self.words("MSG_INFO", 0, libc::SYS_msgctl, 32, |slot| vec![0, MSG_INFO, slot]);
+        // ECHILD: it has no children, ended ones neither.
+        let any = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        let args = [libc::P_ALL as u64, 0, 0, any as u32 as u64, 0];
+        self.result("waitid", 0, libc::SYS_waitid, &args);
         let registered = [MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0];
         self.result("membarrier", 0, libc::SYS_membarrier, &registered);
         self.brk = Some(self.batch.call("brk", libc::SYS_brk, &[0]));
@@ -254,13 +258,15 @@ impl Questions {
         };
         self.filled(own, libc::SYS_fcntl, 8, 0..8, |slot| vec![fd as u64, F_GETOWN_EX, slot]);
         let listens = |kind: &FileKind| match kind {
-            FileKind::Socket(socket) => matches!(socket.state, SocketState::Listening { .. }),
+            FileKind::Socket(socket) => {
+                socket.domain != libc::AF_UNIX && matches!(socket.state, SocketState::Listening { .. })
+            }
             _ => false,
         };
         match kind {
             FileKind::Path { .. } | FileKind::Outside { .. } => return,
             FileKind::Pipe { .. } => self.of(fd, "F_GETPIPE_SZ", 0, libc::SYS_fcntl, &[F_GETPIPE_SZ]),
-            FileKind::Socket(_) => self.socket(fd),
+            FileKind::Socket(_) => self.socket(fd, listens(kind)),
             _ => {}
         }
         if !listens(kind) {
@@ -298,7 +304,7 @@ impl Questions {
         });
     }
 
-    fn socket(&mut self, fd: i32) {
+    fn socket(&mut self, fd: i32, listens: bool) {
         for (call, number) in [
             ("getsockname", libc::SYS_getsockname),
             ("getpeername", libc::SYS_getpeername),
@@ -319,7 +325,9 @@ impl Questions {
         let info = (libc::IPPROTO_TCP, libc::TCP_INFO);
         self.option(fd, info, 256, TCPI_STATE);
         let slot = self.option(fd, info, 256, TCPI_SACKED);
-        self.listening.push((fd, slot));
+        if listens {
+            self.listening.push((fd, slot));
+        }
     }
 
     fn option(&mut self, fd: i32, (level, name): (i32, i32), bytes: usize, kept: Range<usize>) -> Slot {

@@ -4,7 +4,6 @@
 use super::Why;
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
-use crate::proc;
 use crate::sys::ptrace;
 use crate::sys::task::{self, SchedAttr};
 use nix::fcntl::readlinkat;
@@ -54,6 +53,7 @@ enum Kept {
 /// Lines of `status` that say what a task is, and not how much it has used.
 const STATUS: [&[u8]; 29] = [
     b"Name:",
+    b"Threads:",
     b"Umask:",
     b"PPid:",
     b"Uid:",
@@ -79,7 +79,6 @@ const STATUS: [&[u8]; 29] = [
     b"Seccomp:",
     b"Seccomp_filters:",
     b"Speculation_Store_Bypass:",
-    b"Cpus_allowed:",
     b"Mems_allowed:",
     b"x86_Thread_features:",
 ];
@@ -122,18 +121,46 @@ struct Links {
     was: Vec<(&'static str, OsString)>,
 }
 
-/// What of a thread is asked for from outside.
+/// How a thread is scheduled.
 #[derive(Debug, PartialEq)]
-struct Thread {
+struct Scheduled {
     sched: (u32, u64, i32, u32),
+    affinity: Vec<u64>,
+    /// Nanoseconds; the kernel resets it as priorities change.
+    slack: Vec<u8>,
+}
+
+/// What else of a thread is asked for from outside.
+#[derive(Debug, PartialEq)]
+struct Registered {
     ioprio: i32,
     robust_list: (u64, u64),
     rseq: (u64, u32, u32),
     dispatched: bool,
 }
 
+#[derive(Debug)]
+struct Thread {
+    tid: HostPid,
+    slack: Text,
+    scheduled: Scheduled,
+    registered: Registered,
+}
+
 impl Thread {
-    fn look(tid: HostPid) -> Thread {
+    fn new(tid: HostPid) -> Result<Thread> {
+        let slack = Text::open(&format!("/proc/{tid}/timerslack_ns"))?;
+        Ok(Thread {
+            scheduled: Scheduled::look(tid, &slack),
+            registered: Registered::look(tid),
+            tid,
+            slack,
+        })
+    }
+}
+
+impl Scheduled {
+    fn look(tid: HostPid, slack: &Text) -> Scheduled {
         let SchedAttr {
             policy,
             flags,
@@ -141,8 +168,17 @@ impl Thread {
             priority,
             ..
         } = task::sched_getattr(tid).unwrap_or_default();
-        Thread {
+        Scheduled {
             sched: (policy, flags, nice, priority),
+            affinity: task::sched_getaffinity(tid).unwrap_or_default(),
+            slack: slack.read().unwrap_or_default(),
+        }
+    }
+}
+
+impl Registered {
+    fn look(tid: HostPid) -> Registered {
+        Registered {
             ioprio: task::ioprio_get(tid).unwrap_or(0),
             robust_list: task::robust_list(tid).unwrap_or_default(),
             rseq: ptrace::rseq(tid).unwrap_or_default(),
@@ -154,8 +190,6 @@ impl Thread {
 /// One process.
 #[derive(Debug)]
 pub struct Look {
-    pid: HostPid,
-    tids: Vec<HostPid>,
     told: Vec<Told>,
     links: Vec<Links>,
     threads: Vec<Thread>,
@@ -186,14 +220,13 @@ const NAMESPACES: [&str; 10] = [
 ];
 
 impl Look {
-    pub fn new(pid: HostPid, tids: &[HostPid]) -> Result<Look> {
+    pub fn new(pid: HostPid, tids: &[HostPid], init: HostPid) -> Result<Look> {
         let mut look = Look {
-            pid,
-            tids: tids.to_vec(),
             told: Vec::new(),
             links: Vec::new(),
-            threads: tids.iter().map(|tid| Thread::look(*tid)).collect(),
+            threads: tids.iter().map(|tid| Thread::new(*tid)).collect::<Result<_>>()?,
         };
+        look.tell("other processes", format!("/proc/{init}/task/{init}/children"), Kept::All)?;
         look.tell("stat", format!("/proc/{pid}/stat"), Kept::Stat)?;
         for name in OF_PROCESS {
             look.tell(name, format!("/proc/{pid}/{name}"), Kept::All)?;
@@ -202,7 +235,6 @@ impl Look {
         for tid in tids {
             let task = format!("/proc/{pid}/task/{tid}");
             look.tell("status", format!("{task}/status"), Kept::Status)?;
-            look.tell("timerslack_ns", format!("/proc/{tid}/timerslack_ns"), Kept::All)?;
             look.link(format!("{task}/ns"), &NAMESPACES)?;
         }
         Ok(look)
@@ -243,18 +275,20 @@ impl Look {
             .any(waits)
     }
 
-    /// All is as it was, or why it is not.
-    pub fn compare(&self) -> Result<(), Why> {
-        let (pid, gone) = (self.pid, |what: &str| Why::anew(format!("{what} cannot be read")));
-        let mut tids = proc::threads(pid).map_err(|_| gone("threads"))?;
-        let mut had = self.tids.clone();
-        tids.sort();
-        had.sort();
-        if tids != had {
-            return Err(Why::anew(format!("it had {} threads, now {}", had.len(), tids.len())));
+    /// Threads are scheduled as they were; before anybody hurries them.
+    pub fn compare_scheduling(&self) -> Result<(), Why> {
+        for thread in &self.threads {
+            if Scheduled::look(thread.tid, &thread.slack) != thread.scheduled {
+                return Err(Why::anew(format!("task {} is scheduled otherwise", thread.tid)));
+            }
         }
+        Ok(())
+    }
+
+    /// All else is as it was, or why it is not.
+    pub fn compare(&self) -> Result<(), Why> {
         for told in &self.told {
-            let now = told.text.read().map_err(|_| gone(&told.what))?;
+            let now = told.text.read().map_err(|_| Why::anew(format!("its {} cannot be read", told.what)))?;
             if told.kept.of(now) != told.was {
                 return Err(Why::anew(format!("its {} in /proc has changed", told.what)));
             }
@@ -266,9 +300,21 @@ impl Look {
                 }
             }
         }
-        for (tid, was) in self.tids.iter().zip(&self.threads) {
-            if Thread::look(*tid) != *was {
-                return Err(Why::anew(format!("task {tid} is scheduled or registered otherwise")));
+        for thread in &self.threads {
+            if Registered::look(thread.tid) != thread.registered {
+                return Err(Why::anew(format!("task {} is registered otherwise", thread.tid)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives threads the slack of their timers back, once they are scheduled as they were.
+    pub fn put_back_slack(&self) -> Result<(), Why> {
+        for thread in &self.threads {
+            let was = &thread.scheduled.slack;
+            if thread.slack.read().as_ref().ok() != Some(was) {
+                let written = std::fs::write(format!("/proc/{}/timerslack_ns", thread.tid), was);
+                written.map_err(|e| Why::anew(format!("task {} does not get its slack: {e}", thread.tid)))?;
             }
         }
         Ok(())

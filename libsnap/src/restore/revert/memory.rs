@@ -66,8 +66,10 @@ pub struct Space {
     areas: Vec<Area>,
     /// In the order of addresses.
     stored: Vec<Segment>,
-    /// What may be owed, with the descriptor that it is brought by.
+    /// What may be owed.
     brought: Vec<Span>,
+    /// Code of the kernel's, of which it has no pages of its own.
+    vdso: Vec<Span>,
 }
 
 /// Mappings that differ, where that can be undone.
@@ -111,12 +113,14 @@ impl Space {
             let write = vma.prot & libc::PROT_WRITE as u32 != 0;
             areas.push(Area { span, under, write });
         }
+        let vdso = core.image.vmas.iter().filter(|vma| vma.kind == VmaKind::Vdso);
+        let vdso: Vec<Span> = vdso.map(Span::from).collect();
         let within = |address: u64| full.iter().any(|span| (span.start..span.end).contains(&address));
         let mut stored: Vec<Segment> = core.segments.iter().filter(|s| !within(s.vaddr)).copied().collect();
         stored.sort_unstable_by_key(|segment| segment.vaddr);
         let mut dirt = Vec::new();
         memory::scan_dirt(&pagemap, whole(), &mut dirt).map_err(|e| failed("its pages cannot be seen")(&e))?;
-        // What the pager has registered already is written as told by it.
+        // What the pager has registered is noted already.
         let before = proc::mappings(pid).map_err(|e| failed("its mappings cannot be read")(&e))?;
         for area in &areas {
             let known = before.iter().find(|mapping| mapping.start == area.span.start);
@@ -145,6 +149,7 @@ impl Space {
             smaps: Text::open(&format!("/proc/{pid}/smaps")).map_err(opened)?,
             // With what has just been registered.
             before: proc::mappings(pid).map_err(|e| failed("its mappings cannot be read")(&e))?,
+            vdso,
             areas,
             stored,
             brought,
@@ -246,6 +251,9 @@ impl Space {
             pages::union(&some.map(|(span, _)| *span).collect::<Vec<_>>(), &[])
         };
         let there = spans(|_| true);
+        if !pages::within(&there, &self.vdso).is_empty() {
+            return Err(Why::anew("it has written to its vdso"));
+        }
         let changed = spans(|dirt| dirt.written || dirt.zero);
         let own = spans(|dirt| dirt.written && !dirt.zero);
         let stored: Vec<Span> = self.stored.iter().map(segment_span).collect();

@@ -18,6 +18,7 @@
 //!
 //! From the first stop on it dies with us: it is never half put back.
 //!
+//! Not seen: rules of Landlock, POSIX message queues without a descriptor.
 //! Today: one process, however many threads; no timers, shared memory, timerfds,
 //! pseudo-terminals.
 
@@ -26,6 +27,7 @@ mod files;
 mod look;
 mod memory;
 
+use super::eager::Eager;
 use super::fill;
 use super::opened::Opened;
 use super::pager::{Lender, Pager};
@@ -33,7 +35,6 @@ use super::script::Script;
 use super::skeleton::Skeleton;
 use super::state::Standing;
 use super::vdso::Vdso;
-use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::executor::{self, Executor, Gate};
@@ -51,8 +52,7 @@ use files::Files;
 use look::Look;
 use memory::Space;
 use nix::errno::Errno;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long threads may take to stop.
@@ -101,8 +101,6 @@ struct Armed {
     opened: Arc<Opened>,
     renewed: bool,
     tids: Vec<HostPid>,
-    init: HostPid,
-    group: Option<PathBuf>,
     gate: Gate,
     lender: Lender,
     look: Look,
@@ -200,7 +198,7 @@ impl Armed {
             return Err(Why::anew("it ignores SIGTRAP"));
         }
         let tids: Vec<HostPid> = [husk.pid].into_iter().chain(husk.threads.iter().copied()).collect();
-        let look = Look::new(husk.pid, &tids)?;
+        let look = Look::new(husk.pid, &tids, init)?;
         if look.has_signals() {
             return Err(Why::anew("signals wait in it"));
         }
@@ -218,8 +216,6 @@ impl Armed {
             space: Space::new(husk.pid, core, &full, faults)?,
             own: Own::of(&skeleton.outer_view()),
             opened: Arc::clone(opened),
-            group: skeleton.group().cloned(),
-            init,
             tids,
             look,
             asked,
@@ -237,12 +233,18 @@ impl Armed {
         let mut silent = |_: &str| {};
         let mut steps = Steps::new(&mut silent);
         steps.start("stop");
-        let held = Held::stop(&self.tids)?;
-        let loan = self.lender.ask();
-        let dirty_pages = std::thread::scope(|scope| {
-            let flags = scope.spawn(|| self.space.compare_flags());
+        let eager = Eager::begin();
+        // It takes as long as all else, on another processor.
+        let (stands, begun) = mpsc::sync_channel::<()>(1);
+        let (held, dirty_pages) = std::thread::scope(|scope| {
+            // Dropped on any way out: nobody is left waiting.
+            let stands = stands;
+            let flags = scope.spawn(move || begun.recv().map(|()| self.space.compare_flags()));
+            self.look.compare_scheduling()?;
+            let held = Held::stop(&self.tids, eager.as_ref())?;
+            let loan = self.lender.ask();
+            stands.send(()).ok();
             steps.start("look");
-            self.alone()?;
             self.look.compare()?;
             let changed = self.files.compare()?;
             let remapped = self.space.compare()?;
@@ -259,7 +261,8 @@ impl Armed {
             let mut loan = loan.take().ok_or_else(|| Why::anew("it has all its memory for itself"))?;
             // Not before all is known that could be in the way.
             steps.start("flags");
-            flags.join().map_err(|_| Why::anew("its mappings cannot be read"))??;
+            let compared = flags.join().ok().and_then(|compared| compared.ok());
+            compared.unwrap_or_else(|| Err(Why::anew("its mappings cannot be read")))?;
             steps.start("put back");
             let waiting = &asked[0].waiting;
             let mut script = Script::new(standing.executor, self.tids[0], &regs);
@@ -287,34 +290,22 @@ impl Armed {
                 timeline: &timeline,
             };
             standing.finish(self.core())?;
+            self.look.put_back_slack()?;
             if self.renewed {
                 fill::renew(self.tids[0], self.core())?;
             }
             self.own.renew()?;
             self.space.watch()?;
-            Ok(pages)
+            Ok::<_, Why>((held, pages))
         })?;
         steps.start("go");
         held.let_go()?;
+        drop(eager);
         Ok(Reverted {
             dirty_pages,
             total_micros: begin.elapsed().as_micros() as u64,
             phases: steps.end(),
         })
-    }
-
-    /// It has no other processes.
-    fn alone(&self) -> Result<(), Why> {
-        let mut all = match &self.group {
-            Some(group) => cgroup::processes(group)?,
-            None => proc::children(self.init).map_err(|e| Why::anew(e.to_string()))?,
-        };
-        all.retain(|pid| *pid != self.init && *pid != self.tids[0]);
-        let children = proc::children(self.tids[0]).unwrap_or_default();
-        match all.len() + children.len() {
-            0 => Ok(()),
-            more => Err(Why::anew(format!("it has {more} other processes"))),
-        }
     }
 
     /// Has the executor stand where nothing is.
@@ -352,15 +343,21 @@ struct Held<'a> {
 }
 
 impl<'a> Held<'a> {
-    fn stop(tids: &'a [HostPid]) -> Result<Held<'a>, Why> {
+    /// They come before all ordinary tasks, on our processor, until they have their
+    /// registers.
+    fn stop(tids: &'a [HostPid], eager: Option<&Eager>) -> Result<Held<'a>, Why> {
         let mut held = Held {
             tids,
             seized: 0,
             armed: true,
         };
         for tid in tids {
-            match ptrace::seize(*tid, OPTIONS).and_then(|()| ptrace::interrupt(*tid)) {
-                Ok(()) => held.seized += 1,
+            match ptrace::seize(*tid, OPTIONS) {
+                Ok(()) => {
+                    held.seized += 1;
+                    eager.inspect(|eager| eager.with(*tid));
+                    ptrace::interrupt(*tid).or_fail(|| format!("cannot stop task {tid}"))?;
+                }
                 Err(Errno::EPERM) if held.seized == 0 && is_traced(*tid) => {
                     held.armed = false;
                     return Err(Why::Refused(
