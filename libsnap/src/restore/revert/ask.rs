@@ -264,7 +264,8 @@ impl Questions {
             _ => false,
         };
         match kind {
-            FileKind::Path { .. } | FileKind::Outside { .. } => return,
+            // What epoll has to tell is told anew by who watches anew.
+            FileKind::Path { .. } | FileKind::Outside { .. } | FileKind::Epoll { .. } => return,
             FileKind::Pipe { .. } => self.of(fd, "F_GETPIPE_SZ", 0, libc::SYS_fcntl, &[F_GETPIPE_SZ]),
             FileKind::Socket(_) => self.socket(fd, listens(kind)),
             _ => {}

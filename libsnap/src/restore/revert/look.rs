@@ -289,8 +289,10 @@ impl Look {
     pub fn compare(&self) -> Result<(), Why> {
         for told in &self.told {
             let now = told.text.read().map_err(|_| Why::anew(format!("its {} cannot be read", told.what)))?;
-            if told.kept.of(now) != told.was {
-                return Err(Why::anew(format!("its {} in /proc has changed", told.what)));
+            let now = told.kept.of(now);
+            if now != told.was {
+                let line = other_line(&told.was, &now);
+                return Err(Why::anew(format!("its {} in /proc has changed: {line}", told.what)));
             }
         }
         for links in &self.links {
@@ -319,4 +321,12 @@ impl Look {
         }
         Ok(())
     }
+}
+
+/// The first line that is not what it was.
+fn other_line(was: &[u8], now: &[u8]) -> String {
+    let lines = |text| <[u8]>::split(text, |byte| *byte == b'\n');
+    let pair = lines(now).zip(lines(was)).find(|(now, was)| now != was);
+    let line = pair.map_or(&b"it ends"[..], |(now, _)| now);
+    String::from_utf8_lossy(line).replace('\t', " ")
 }

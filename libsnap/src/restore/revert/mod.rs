@@ -258,6 +258,7 @@ impl Armed {
                     return Err(Why::anew(format!("the answer to {what} is another one")));
                 }
             }
+            steps.start("owed");
             let mut loan = loan.take().ok_or_else(|| Why::anew("it has all its memory for itself"))?;
             // Not before all is known that could be in the way.
             steps.start("flags");
