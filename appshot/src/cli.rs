@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use libsnap::target::SnapshotOptions;
-use nodekit::args::{Dirs, EXIT_CODES, Output, Pids, Policies, RestoreArgs};
+use nodekit::args::{Dirs, EXIT_CODES, Net, Output, Pids, Policies, RestoreArgs};
 use nodekit::process::parse_signal;
 use std::path::PathBuf;
 
@@ -159,6 +159,9 @@ pub struct Clone {
     /// The clones are NAME-1, NAME-2 and so on [default: the appshot's name]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Network of each
+    #[arg(long, value_enum, default_value_t = Net::Auto)]
+    pub network: Net,
     /// A value that the clones find in the file /run/appshot-instance/vars/NAME; more
     /// than once for several
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = nodekit::args::variable)]

@@ -44,6 +44,11 @@ pub const PAYLOAD_BYTES: u64 = 256 * 1024;
 pub const FOOTPRINT: u64 = PAGE + ENTRIES_BYTES + PAYLOAD_BYTES;
 /// Before the entries: the word in which a parked thread says that it is done.
 const DONE_BYTES: u64 = 16;
+/// Of threads that work at the same time: calls and bytes of a batch of each.
+pub const SLICE_ENTRIES: usize = 100;
+pub const SLICE_PAYLOAD: usize = 4096;
+const SLICE_BYTES: u64 = DONE_BYTES + ((SLICE_ENTRIES + 1) * ENTRY_BYTES + SLICE_PAYLOAD) as u64;
+const _: () = assert!(SLICE_BYTES % 8 == 0);
 const _: () = assert!(DONE_BYTES + ((ENTRIES_MAX + 1) * ENTRY_BYTES) as u64 <= ENTRIES_BYTES);
 
 /// How a thread is made to do a system call before the executor is there.
@@ -82,6 +87,28 @@ pub struct Executor {
     base: u64,
     /// Batches end parked, not with a trap.
     parks: bool,
+    room: Room,
+}
+
+/// Where batches stand, and how much room there is for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    done: u64,
+    entries_max: usize,
+    payload: u64,
+    payload_bytes: usize,
+}
+
+impl Room {
+    /// All there is behind the code.
+    fn whole(base: u64) -> Room {
+        Room {
+            done: base + PAGE,
+            entries_max: ENTRIES_MAX,
+            payload: base + PAGE + ENTRIES_BYTES,
+            payload_bytes: PAYLOAD_BYTES as usize,
+        }
+    }
 }
 
 /// Index of a call in its batch.
@@ -103,7 +130,7 @@ pub struct Batch {
     entries: Vec<Entry>,
     names: Vec<&'static str>,
     payload: Vec<u8>,
-    payload_base: u64,
+    room: Room,
     /// Where in the payload the first room for results is.
     answers: Option<usize>,
 }
@@ -138,7 +165,7 @@ impl Batch {
         let offset = self.payload.len().next_multiple_of(8);
         self.payload.resize(offset + len, 0);
         Slot {
-            address: self.payload_base + offset as u64,
+            address: self.room.payload + offset as u64,
             offset,
             len,
         }
@@ -165,7 +192,8 @@ impl Batch {
 
     /// Whether `calls` more calls with `payload` more bytes have room.
     pub fn has_room(&self, calls: usize, payload: usize) -> bool {
-        self.entries.len() + calls <= ENTRIES_MAX && self.payload.len() + payload + 8 * calls <= PAYLOAD_BYTES as usize
+        let bytes = self.payload.len() + payload + 8 * calls;
+        self.entries.len() + calls <= self.room.entries_max && bytes <= self.room.payload_bytes
     }
 
     pub fn is_empty(&self) -> bool {
@@ -215,7 +243,29 @@ pub type Born = Vec<HostPid>;
 impl Executor {
     /// An executor that stands at `base` already (inherited through fork).
     pub fn at(base: u64) -> Self {
-        Executor { base, parks: false }
+        Executor {
+            base,
+            parks: false,
+            room: Room::whole(base),
+        }
+    }
+
+    /// The same for so many threads of one process that work at the same time: each has
+    /// room for [`SLICE_ENTRIES`] calls and [`SLICE_PAYLOAD`] bytes.
+    pub fn slices(self) -> impl Iterator<Item = Executor> {
+        let first = self.room.payload;
+        let slice = move |at: u64| {
+            let done = first + at * SLICE_BYTES;
+            let payload = done + DONE_BYTES + ((SLICE_ENTRIES + 1) * ENTRY_BYTES) as u64;
+            let room = Room {
+                done,
+                entries_max: SLICE_ENTRIES,
+                payload,
+                payload_bytes: SLICE_PAYLOAD,
+            };
+            Executor { room, ..self }
+        };
+        (0..PAYLOAD_BYTES / SLICE_BYTES).map(slice)
     }
 
     pub fn span(&self) -> Span {
@@ -227,7 +277,7 @@ impl Executor {
 
     /// Where the bytes of a batch stand in the target.
     pub fn payload(&self) -> u64 {
-        self.base + PAGE + ENTRIES_BYTES
+        self.room.payload
     }
 
     pub fn batch(&self) -> Batch {
@@ -235,7 +285,7 @@ impl Executor {
             entries: Vec::new(),
             names: Vec::new(),
             payload: Vec::new(),
-            payload_base: self.payload(),
+            room: self.room,
             answers: None,
         }
     }
@@ -246,6 +296,7 @@ impl Executor {
         let executor = Executor {
             base,
             parks: gate.park.is_some(),
+            room: Room::whole(base),
         };
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         let mmap = |start: u64, len: u64, prot: i32| {
@@ -336,7 +387,7 @@ impl Executor {
             .with(reg::R12, if self.parks { self.done() } else { 0 })
             .with(reg::ORIG_RAX, u64::MAX);
         let image = batch.image();
-        let pieces: [(u64, &[u8]); 2] = [(self.done(), &image), (batch.payload_base, &batch.payload)];
+        let pieces: [(u64, &[u8]); 2] = [(self.done(), &image), (batch.room.payload, &batch.payload)];
         let count = if batch.payload.is_empty() { 1 } else { 2 };
         let written = memory::write_all(tid, &pieces[..count]);
         written
@@ -386,11 +437,11 @@ impl Executor {
     }
 
     fn done(&self) -> u64 {
-        self.base + PAGE
+        self.room.done
     }
 
     fn entries(&self) -> u64 {
-        self.base + PAGE + DONE_BYTES
+        self.room.done + DONE_BYTES
     }
 
     fn collect(&self, tid: HostPid, batch: &mut Batch) -> Sys<()> {
@@ -400,7 +451,7 @@ impl Executor {
             entry.result = words[7];
         }
         if let Some(from) = batch.answers {
-            memory::read(tid, batch.payload_base + from as u64, &mut batch.payload[from..])?;
+            memory::read(tid, batch.room.payload + from as u64, &mut batch.payload[from..])?;
         }
         Ok(())
     }

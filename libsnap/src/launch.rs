@@ -59,8 +59,6 @@ pub struct Place {
     pub cgroup: Option<PathBuf>,
     /// Host and domain name.
     pub names: Option<(String, String)>,
-    /// Text for `timens_offsets`; makes a time namespace.
-    pub clock_offsets: Option<String>,
     /// Files in the instance's own directory ([`identity`]): path and content.
     pub files: Vec<(CString, String)>,
     /// The PID it must get (in its innermost namespace).
@@ -78,12 +76,11 @@ pub struct Started {
 }
 
 /// What a child reports when a step before exec fails: step and errno.
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 9] = [
     "start",
     "make its mounts private",
     "mount its /proc",
     "set its host name",
-    "set its clocks",
     "place its descriptors",
     "become its user",
     "execute the program",
@@ -173,17 +170,12 @@ impl Place {
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(|e| (1, e))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             mount(Some("proc"), "/proc", Some("proc"), flags, none).map_err(|e| (2, e))?;
-            own_terminals().map_err(|e| (8, e))?;
-            self.own_directory().map_err(|e| (9, e))?;
+            own_terminals().map_err(|e| (7, e))?;
+            self.own_directory().map_err(|e| (8, e))?;
         }
         if let Some((host, domain)) = &self.names {
             nix::unistd::sethostname(host).map_err(|e| (3, e))?;
             task::setdomainname(domain).map_err(|e| (3, e))?;
-        }
-        if let Some(offsets) = &self.clock_offsets {
-            task::unshare_time()
-                .and_then(|()| write_file("/proc/self/timens_offsets", offsets))
-                .map_err(|e| (4, e))?;
         }
         Ok(())
     }
@@ -228,12 +220,6 @@ fn own_terminals() -> Sys<()> {
         Err(Errno::ENOENT) => Ok(()),
         bound => bound,
     }
-}
-
-/// open, write, close without allocating.
-fn write_file(path: &str, text: &str) -> Sys<()> {
-    let fd = nix::fcntl::open(path, nix::fcntl::OFlag::O_WRONLY, nix::sys::stat::Mode::empty())?;
-    nix::unistd::write(&fd, text.as_bytes()).map(drop)
 }
 
 fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
@@ -436,15 +422,15 @@ fn exec_command(
         nix::unistd::setsid().map_err(|e| (0, e))?;
         if let Some([input, output]) = stdio {
             for (from, to) in [(input, 0), (output, 1), (output, 2)] {
-                exec::place(from.as_raw_fd(), to).map_err(|e| (5, e))?;
+                exec::place(from.as_raw_fd(), to).map_err(|e| (4, e))?;
             }
         }
-        exec::close_on_exec_from(3).map_err(|e| (5, e))?;
+        exec::close_on_exec_from(3).map_err(|e| (4, e))?;
         if let Some((uid, gid, groups)) = user {
-            exec::become_user(*uid, *gid, groups).map_err(|e| (6, e))?;
+            exec::become_user(*uid, *gid, groups).map_err(|e| (5, e))?;
         }
         if let Some(cwd) = cwd {
-            nix::unistd::chdir(cwd).map_err(|e| (7, e))?;
+            nix::unistd::chdir(cwd).map_err(|e| (6, e))?;
         }
         Ok(())
     };
@@ -452,17 +438,17 @@ fn exec_command(
         return failure;
     }
     exec::reset_signals();
-    (7, program.exec())
+    (6, program.exec())
 }
 
 fn become_init(program: &Program, file: BorrowedFd<'_>) -> (usize, Errno) {
     // Nothing of ours stays open in it, not even stdio.
     nix::unistd::setsid().ok();
     if let Err(errno) = exec::close_on_exec_from(0) {
-        return (5, errno);
+        return (4, errno);
     }
     exec::reset_signals();
-    (7, program.exec_fd(file))
+    (6, program.exec_fd(file))
 }
 
 /// The stop at exec is still inside execve, which would overwrite rax: one step
@@ -491,10 +477,10 @@ pub fn husk(place: &Place, socket: BorrowedFd<'_>, number: i32, options: i32) ->
         let placed = exec::place(socket.as_raw_fd(), number).and_then(|()| exec::close_on_exec_from(0));
         let kept = placed.and_then(|()| sysfd::fcntl(number, libc::F_SETFD, 0));
         if let Err(errno) = kept {
-            return (5, errno);
+            return (4, errno);
         }
         exec::reset_signals();
-        (7, program.exec_fd(high.as_fd()))
+        (6, program.exec_fd(high.as_fd()))
     })?;
     let pid = started.pid;
     let seized = ptrace::seize(pid, options | libc::PTRACE_O_TRACEEXEC);

@@ -230,10 +230,10 @@ fn namespaces(target: &Target, pid: HostPid, refusals: &mut Refusals) {
         Target::App { init: Some(init), .. } => init.to_string(),
         _ => "self".to_owned(),
     };
-    for name in ["user", "net", "cgroup"] {
+    for name in ["user", "cgroup"] {
         check_ns(pid, name, "self", refusals);
     }
-    for name in ["mnt", "ipc", "uts"] {
+    for name in ["mnt", "ipc", "uts", "net"] {
         check_ns(pid, name, &init, refusals);
     }
     let root = root(target).to_string();

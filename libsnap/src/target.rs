@@ -114,6 +114,20 @@ pub enum Memory {
     Shared,
 }
 
+/// Which network an instance is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// The restorer's.
+    #[default]
+    Host,
+    /// A network namespace of its own, which has a loopback device and nothing else.
+    Own,
+    /// One of its own where the app is bound to an internet port, so that several
+    /// instances can be; else the restorer's.
+    Auto,
+}
+
 /// Where stdin, stdout and stderr go when they led outside the app.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -179,6 +193,7 @@ pub struct RestoreOptions {
     pub stdio: Stdio,
     pub allow: Allow,
     pub memory: Memory,
+    pub network: Network,
     pub identity: Identity,
     /// It can be reverted in place where it is such an app: with [`Memory::Shared`].
     pub revertible: bool,

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use libsnap::error::Result;
 use libsnap::store::{DATA_DIR_ENV, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, RUN_DIR_ENV, Store, use_run_dir};
-use libsnap::target::{Allow, Identity, Memory, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy};
+use libsnap::target::{Allow, Identity, Memory, Network, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -151,6 +151,29 @@ impl From<Filling> for Memory {
     }
 }
 
+/// Which network an instance is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Net {
+    /// That of the restorer
+    #[default]
+    Host,
+    /// One of its own, with a loopback device and nothing else
+    Own,
+    /// One of its own where the app is bound to an internet port
+    Auto,
+}
+
+impl From<Net> for Network {
+    fn from(net: Net) -> Network {
+        match net {
+            Net::Host => Network::Host,
+            Net::Own => Network::Own,
+            Net::Auto => Network::Auto,
+        }
+    }
+}
+
 /// Policies of snapshot and check.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Policies {
@@ -177,6 +200,9 @@ pub struct RestoreArgs {
     /// When the app gets its memory
     #[arg(long, value_enum, default_value_t)]
     pub memory: Filling,
+    /// Network of the instance
+    #[arg(long, value_enum, default_value_t)]
+    pub network: Net,
     /// A value for this instance alone, which the app finds in the file
     /// /run/appshot-instance/vars/NAME; more than once for several
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
@@ -209,6 +235,7 @@ impl RestoreArgs {
             name: self.name.clone(),
             pids: self.pids.into(),
             memory: self.memory.into(),
+            network: self.network.into(),
             identity: Identity {
                 vars: self.vars.iter().cloned().collect(),
                 ..Identity::default()

@@ -4,16 +4,13 @@ use libsnap::error::{OrFail, Result};
 use libsnap::image::MANIFEST;
 use libsnap::image::records::Manifest;
 use libsnap::journal::Journal;
-use libsnap::restore::kept::Kept;
-use libsnap::restore::opened::Opened;
 use libsnap::restore::spare::Spare;
-use libsnap::restore::{Cancelled, restore_kept, restore_opened, restore_with};
+use libsnap::restore::{self, Cancelled, From, Prepared, Template, Way};
 use libsnap::store::{App, SUFFIX, Store};
 use libsnap::target::{Instance, RestoreOptions, RunOptions, Stdio};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// A request to bring an app up. The process that goes through with it becomes
 /// the app's parent and must supervise it.
@@ -34,36 +31,62 @@ pub enum What {
 /// What shortens a restore, made before it was asked for.
 #[derive(Debug, Default)]
 pub struct Ready {
-    /// The appshot that is asked for, in memory.
-    pub kept: Option<Arc<Kept>>,
-    /// The same, opened.
-    pub opened: Option<Arc<Opened>>,
+    /// The appshot that is asked for.
+    pub from: Option<From>,
     /// Made by the thread that restores; what does not suit stays.
     pub spare: Option<Spare>,
-    /// Of the spare, until it is gone or an app with a record.
+    /// An instance of `from`, by the same thread, for those who want it so.
+    pub prepared: Option<Prepared>,
+    /// Of these, until they are gone or an app with a record.
     pub journal: Option<Journal>,
 }
 
 impl Ready {
     /// A husk in a cgroup of its own, and its journal.
     pub fn spare(store: &Store) -> Result<Ready> {
-        let group = libsnap::cgroup::create_spare()?;
-        let journal = group.as_deref().map(|group| Journal::spare(store, group)).transpose();
-        let journal = journal.inspect_err(|_| drop(group.as_deref().map(libsnap::cgroup::destroy)))?;
+        let (group, journal) = own_group(store)?;
         Ok(Ready {
-            kept: None,
-            opened: None,
             spare: Some(Spare::make(group)?),
             journal,
+            ..Ready::default()
         })
     }
 
+    /// The same with an instance forked off a template.
+    pub fn forked(store: &Store, template: &Template) -> Result<Ready> {
+        let (group, journal) = own_group(store)?;
+        Ok(Ready {
+            prepared: Some(template.instance(group)?),
+            journal,
+            ..Ready::default()
+        })
+    }
+
+    /// The same, and an instance prepared in it.
+    pub fn prepared(store: &Store, from: From, way: Way) -> Result<Ready> {
+        let mut ready = Ready::spare(store)?;
+        if let Some(spare) = ready.spare.take_if(|spare| spare.suits(from.shot(), way.pids)) {
+            ready.prepared = Some(restore::prepare(&from, way, spare)?);
+        }
+        ready.from = Some(from);
+        Ok(ready)
+    }
+
     fn is_all_for(&self, what: &What) -> bool {
-        match (what, &self.kept, &self.spare) {
-            (What::Restore { options, .. }, Some(kept), Some(spare)) => spare.suits(&kept.shot, options.pids),
+        match (what, &self.from, &self.spare, &self.prepared) {
+            (What::Restore { options, .. }, _, _, Some(prepared)) => prepared.way() == Way::of(options),
+            (What::Restore { options, .. }, Some(from), Some(spare), None) => spare.suits(from.shot(), options.pids),
             _ => false,
         }
     }
+}
+
+/// A cgroup that no app's name leads to, and the journal of what waits in it.
+fn own_group(store: &Store) -> Result<(Option<PathBuf>, Option<Journal>)> {
+    let group = libsnap::cgroup::create_spare()?;
+    let journal = group.as_deref().map(|group| Journal::spare(store, group)).transpose();
+    let journal = journal.inspect_err(|_| drop(group.as_deref().map(libsnap::cgroup::destroy)))?;
+    Ok((group, journal))
 }
 
 /// An app that has come up.
@@ -143,7 +166,7 @@ impl Start {
         };
         let instance = self.launch(cancelled, ready)?;
         let app = self.record(&instance).inspect_err(|_| undo(&instance))?;
-        if ready.spare.is_none() {
+        if ready.spare.is_none() && ready.prepared.is_none() {
             ready.journal = None;
         }
         Ok(Started { instance, app })
@@ -160,13 +183,14 @@ impl Start {
     }
 
     fn launch(&self, cancelled: Cancelled<'_>, ready: &mut Ready) -> Result<Instance> {
-        match (&self.what, &ready.kept) {
-            (What::Run(options), _) => libsnap::launch::run(options),
-            (What::Restore { options, .. }, Some(kept)) => restore_kept(cancelled, kept, &mut ready.spare, options),
-            (What::Restore { appshot, options }, None) => match &ready.opened {
-                Some(opened) => restore_opened(cancelled, opened, &mut ready.spare, options),
-                None => restore_with(cancelled, appshot, &mut ready.spare, options),
-            },
+        let (appshot, options) = match &self.what {
+            What::Run(options) => return libsnap::launch::run(options),
+            What::Restore { appshot, options } => (appshot, options),
+        };
+        match (ready.prepared.take_if(|it| it.way() == Way::of(options)), &ready.from) {
+            (Some(prepared), _) => restore::finish(cancelled, prepared, options),
+            (None, Some(from)) => restore::restore_from(cancelled, from, &mut ready.spare, options),
+            (None, None) => restore::restore_unless(cancelled, appshot, options),
         }
     }
 

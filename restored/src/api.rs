@@ -6,7 +6,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
-use libsnap::target::{Allow, Identity, Instance, Memory, PidMode, RestoreOptions, RevertReport, Stdio};
+use libsnap::target::{
+    Allow, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio,
+};
 use nodekit::ending;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;
@@ -33,6 +35,8 @@ struct InstanceRequest {
     #[serde(default = "lazy")]
     memory: Memory,
     #[serde(default)]
+    network: Network,
+    #[serde(default)]
     identity: Identity,
     #[serde(default)]
     allow: Allow,
@@ -51,6 +55,7 @@ impl InstanceRequest {
             name: self.name,
             pids: self.pids,
             memory: if self.revertible { Memory::Shared } else { self.memory },
+            network: self.network,
             identity: self.identity,
             revertible: self.revertible,
             stdio: Stdio::default(),
@@ -80,6 +85,8 @@ struct CloneRequest {
     count: usize,
     /// The clones are NAME-1, NAME-2 and so on; the appshot's name by default.
     name: Option<String>,
+    #[serde(default = "auto")]
+    network: Network,
     /// Values for each of them.
     #[serde(default)]
     vars: BTreeMap<String, String>,
@@ -88,6 +95,11 @@ struct CloneRequest {
     /// Each can be reverted in place.
     #[serde(default)]
     revertible: bool,
+}
+
+/// Two cannot have the same port.
+fn auto() -> Network {
+    Network::Auto
 }
 
 fn one() -> usize {
@@ -110,6 +122,7 @@ impl CloneRequest {
             name: self.name,
             pids: PidMode::New,
             memory: Memory::Shared,
+            network: self.network,
             identity: Identity {
                 renewed: true,
                 vars: self.vars,

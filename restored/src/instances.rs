@@ -1,11 +1,12 @@
 //! The instances that this daemon has brought up.
 
-use crate::pool::{Busy, Pool};
+use crate::pool::{Busy, Kind, Pool, Watch};
 use crate::reverts::{Reverts, Tried};
 use crate::shelf::Shelf;
 use libsnap::error::{Error, Result};
+use libsnap::restore::{Prepared, Way};
 use libsnap::store::{App, State, Store, View};
-use libsnap::target::{Instance, Manner, Memory, RevertReport};
+use libsnap::target::{Instance, Manner, RevertReport};
 use nodekit::daemon::Stopping;
 use nodekit::reply::on_own_thread;
 use nodekit::start::{Ready, Start, What};
@@ -30,12 +31,12 @@ pub struct Instances {
 }
 
 impl Instances {
-    pub fn new(store: Store, stopping: Stopping, pool: Pool) -> Instances {
+    pub fn new(store: Store, stopping: Stopping, pool: Pool, shelf: Shelf) -> Instances {
         Instances {
             store,
             stopping,
             pool,
-            shelf: Shelf::default(),
+            shelf,
             reverts: Reverts::default(),
         }
     }
@@ -63,9 +64,15 @@ impl Instances {
     pub async fn bring_up(&self, start: Start) -> Result<Instance> {
         let (answer, answered) = oneshot::channel();
         let (shelf, reverts) = (self.shelf.clone(), self.reverts.clone());
-        self.pool.give(Box::new(move |ready, busy| {
-            own(start.logged(), &shelf, &reverts, ready, busy, answer)
-        }));
+        let kind = match &start.what {
+            What::Restore { appshot, options } => Some(Kind {
+                appshot: appshot.clone(),
+                way: Way::of(options),
+            }),
+            What::Run(_) => None,
+        };
+        let job = move |ready, busy| own(start.logged(), &shelf, &reverts, ready, busy, answer);
+        self.pool.give(kind, Box::new(job));
         match answered.await {
             Ok(result) => result,
             Err(_) => Err(Error::failed("the restoring thread died without an answer")),
@@ -160,14 +167,13 @@ fn own(
     mut ready: Ready,
     busy: Busy,
     answer: oneshot::Sender<Result<Instance>>,
-) {
+) -> Option<Watch> {
     if let What::Restore { appshot, options } = &start.what {
-        // Who asks for shared memory has many of them share it.
-        if options.memory != Memory::Shared {
-            ready.kept = shelf.kept(appshot);
-        }
-        if ready.kept.is_none() {
-            ready.opened = shelf.opened(appshot);
+        ready.from = shelf.get(appshot, options.memory);
+        // The appshot may have been replaced since it was prepared.
+        let is_of = |prepared: &mut Prepared| ready.from.as_ref().is_some_and(|from| from.is(prepared.from()));
+        if ready.prepared.take_if(|prepared| !is_of(prepared)).is_some() {
+            ready.journal = None;
         }
     }
     let started = start.go_with(&|| false, &mut ready);
@@ -181,15 +187,17 @@ fn own(
         Ok(started) => started,
         Err(error) => {
             tracing::warn!(app = start.name, kind = ?error.kind, %error, "restore failed");
-            return;
+            return None;
         }
     };
     log(&started.instance);
-    match supervise::reap(&start.store, &started.app) {
-        Ok(code) => tracing::info!(app = start.name, code, "ended"),
-        Err(error) => tracing::warn!(app = start.name, %error, "cannot reap"),
-    }
-    drop(noted);
+    Some(Box::new(move || {
+        match supervise::reap(&start.store, &started.app) {
+            Ok(code) => tracing::info!(app = start.name, code, "ended"),
+            Err(error) => tracing::warn!(app = start.name, %error, "cannot reap"),
+        }
+        drop(noted);
+    }))
 }
 
 fn log(instance: &Instance) {

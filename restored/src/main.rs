@@ -6,6 +6,7 @@ mod instances;
 mod pool;
 mod reverts;
 mod shelf;
+mod templates;
 
 use clap::Parser;
 use instances::Instances;
@@ -15,6 +16,7 @@ use nodekit::args::EXIT_CODES;
 use nodekit::daemon::{self, DaemonArgs};
 use nodekit::{ending, program};
 use pool::Pool;
+use shelf::Shelf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -42,8 +44,9 @@ fn run(args: &DaemonArgs) -> Result<u8> {
         if let Err(error) = ending::adopt_orphans(&store) {
             tracing::warn!(%error, "cannot look for apps without a supervisor");
         }
-        let pool = waiting.insert(Pool::new(store.clone()));
-        api::router(Instances::new(store, stopping, pool.clone()))
+        let shelf = Shelf::default();
+        let pool = waiting.insert(Pool::new(store.clone(), shelf.clone()));
+        api::router(Instances::new(store, stopping, pool.clone(), shelf))
     });
     if let Some(pool) = waiting {
         pool.end();

@@ -1,68 +1,104 @@
-//! Threads that each have a husk in waiting: what restores an app is bound to the
+//! Threads that each have something in waiting: what restores an app is bound to the
 //! thread that made its first process, and stays with it until it ends.
 //!
 //! ```text
-//!   keeper ──spawn──> member: make a husk ──> wait ──job──> restore ──> supervise
-//!     │                                         │
-//!     └── one at a time, in a quiet moment      └── told to end: undo the husk
+//!   keeper ──spawn──> member: make a husk, or prepare an instance ──> wait ──job──> restore ──> supervise
+//!     │                                                                │
+//!     └── one at a time, in a quiet moment                             └── told to end: undo it
 //! ```
 //!
-//! There are as many as were lately wanted at once: twice as many each time that one
-//! was missing, half as many after a time in which half would have done. When this
-//! process is killed the husks die with it, and their journals tell the next program
-//! which cgroups to remove.
+//! There are as many husks as were lately wanted at once, and as many prepared instances
+//! of each appshot: twice as many each time that one was missing, half as many after a
+//! time in which half would have done. An appshot that nobody has asked for lately has
+//! none. When this process is killed they die with it, and their journals tell the next
+//! program which cgroups to remove.
 
+use crate::shelf::Shelf;
+use crate::templates::Templates;
+use libsnap::error::Result;
 use libsnap::ids::HostPid;
+use libsnap::restore::Way;
 use libsnap::restore::eager;
 use libsnap::restore::spare::Spare;
 use libsnap::store::Store;
+use libsnap::target::PidMode;
 use nodekit::start::Ready;
+use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-const SPARES_MIN: usize = 2;
-const SPARES_MAX: usize = 64;
+/// Husks for apps that are not known.
+const HUSKS_MIN: usize = 2;
+const HUSKS_MAX: usize = 64;
+/// Prepared instances of one appshot, and of all.
+const PREPARED_MAX: usize = 8;
+const ALL_PREPARED_MAX: usize = 32;
 /// A moment is quiet when no restore has gone on for this long.
 const QUIET: Duration = Duration::from_millis(2);
-/// Where no moment is quiet, the next husk is made after this.
+/// Where no moment is quiet, the next one is made after this.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// After this without need there are fewer.
 const IDLE: Duration = Duration::from_secs(30);
-/// Who could not make a husk tries again after this.
+/// Who could not make one tries again after this.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long the husks may take to go.
+/// How long they may take to go.
 const ENDING: Duration = Duration::from_secs(5);
 
 /// What a thread does with what it has made ready. A restore goes on until the second
-/// is dropped.
-pub type Job = Box<dyn FnOnce(Ready, Busy) + Send>;
+/// is dropped. Answers what lasts as long as the instance.
+pub type Job = Box<dyn FnOnce(Ready, Busy) -> Option<Watch> + Send>;
+pub type Watch = Box<dyn FnOnce() + Send>;
 
-/// The thread that is to be brought along, where it is, and how it is given a job.
-type Member = (Option<HostPid>, Sender<(Job, Busy)>);
+/// What instances are prepared of: an appshot, and how it is restored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kind {
+    pub appshot: PathBuf,
+    pub way: Way,
+}
 
-/// Husks in waiting. Clones are the same pool.
+/// A thread that waits.
+struct Member {
+    /// `None`: it has a husk.
+    kind: Option<Kind>,
+    /// The thread that is to be brought to where its job is given.
+    thread: Option<HostPid>,
+    jobs: Sender<(Job, Busy)>,
+}
+
+/// How many of a kind there are to be.
+struct Row {
+    kind: Option<Kind>,
+    wanted: usize,
+    /// The fewest that were ready since the last look.
+    fewest: usize,
+    /// Threads that have one, or make one, which no job was given for.
+    members: usize,
+    /// When it was asked for last.
+    asked: Instant,
+    /// None is made before.
+    rests_until: Instant,
+}
+
+/// What waits. Clones are the same pool.
 #[derive(Clone, Debug)]
 pub struct Pool(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     store: Store,
+    shelf: Shelf,
+    templates: Templates,
     state: Mutex<State>,
     changed: Condvar,
 }
 
-#[derive(Default)]
 struct State {
-    /// With the thread that is to be brought to where its job is given.
     ready: Vec<Member>,
-    /// The fewest that were ready since the last look.
-    fewest: usize,
-    wanted: usize,
+    /// That of husks first.
+    rows: Vec<Row>,
     /// One is being made.
     making: bool,
-    /// Threads that have a husk which no job was given for.
-    members: usize,
     /// Restores under way.
     busy: usize,
     ending: bool,
@@ -70,7 +106,7 @@ struct State {
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} of {} ready", self.ready.len(), self.wanted)
+        write!(f, "{} ready", self.ready.len())
     }
 }
 
@@ -96,14 +132,112 @@ impl Shared {
     }
 }
 
+impl Row {
+    fn new(kind: Option<Kind>, wanted: usize) -> Row {
+        let now = Instant::now();
+        Row {
+            kind,
+            wanted,
+            fewest: 0,
+            members: 0,
+            asked: now,
+            rests_until: now,
+        }
+    }
+
+    fn bounds(&self) -> (usize, usize) {
+        match self.kind {
+            None => (HUSKS_MIN, HUSKS_MAX),
+            Some(_) => (1, PREPARED_MAX),
+        }
+    }
+}
+
+impl State {
+    /// Takes one of this kind, if one waits, and notes that it was asked for.
+    fn take(&mut self, kind: Option<&Kind>) -> Option<Member> {
+        let at = self.ready.iter().rposition(|member| member.kind.as_ref() == kind);
+        let member = at.map(|at| self.ready.remove(at));
+        let left = self.ready.iter().filter(|member| member.kind.as_ref() == kind).count();
+        let row = match self.rows.iter().position(|row| row.kind.as_ref() == kind) {
+            Some(at) => &mut self.rows[at],
+            None => {
+                self.rows.push(Row::new(kind.cloned(), 0));
+                let last = self.rows.len() - 1;
+                &mut self.rows[last]
+            }
+        };
+        row.asked = Instant::now();
+        row.fewest = row.fewest.min(left);
+        let (least, most) = row.bounds();
+        match member {
+            Some(_) => row.members -= 1,
+            None => row.wanted = (row.wanted * 2).clamp(least, most),
+        }
+        member
+    }
+
+    /// The row that lacks a member.
+    fn lacking(&mut self) -> Option<&mut Row> {
+        let now = Instant::now();
+        let prepared: usize = self.rows[1..].iter().map(|row| row.members).sum();
+        let may = |row: &Row| row.kind.is_none() || prepared < ALL_PREPARED_MAX;
+        self.rows
+            .iter_mut()
+            .find(|row| row.members < row.wanted && row.rests_until <= now && may(row))
+    }
+
+    /// Fewer where half of them were never needed, none where nobody asks.
+    fn shrink(&mut self) {
+        for row in &mut self.rows {
+            let (least, _) = row.bounds();
+            if row.kind.is_some() && row.asked.elapsed() > IDLE {
+                row.wanted = 0;
+            } else if row.fewest * 2 >= row.wanted {
+                row.wanted = (row.wanted / 2).max(least);
+            }
+            let mut have = 0;
+            self.ready.retain(|member| {
+                let own = member.kind == row.kind;
+                have += usize::from(own);
+                !own || have <= row.wanted
+            });
+            row.fewest = have.min(row.wanted);
+        }
+        self.rows
+            .retain(|row| row.kind.is_none() || row.wanted > 0 || row.members > 0);
+    }
+
+    fn member_gone(&mut self, kind: Option<&Kind>) {
+        if let Some(row) = self.rows.iter_mut().find(|row| row.kind.as_ref() == kind) {
+            row.members -= 1;
+        }
+    }
+
+    fn members(&self) -> usize {
+        self.rows.iter().map(|row| row.members).sum()
+    }
+}
+
+fn watch(watch: Option<Watch>) {
+    if let Some(watch) = watch {
+        watch();
+    }
+}
+
 impl Pool {
-    pub fn new(store: Store) -> Pool {
+    pub fn new(store: Store, shelf: Shelf) -> Pool {
         let state = State {
-            wanted: SPARES_MIN,
-            ..State::default()
+            ready: Vec::new(),
+            rows: vec![Row::new(None, HUSKS_MIN)],
+            making: false,
+            busy: 0,
+            ending: false,
         };
         let pool = Pool(Arc::new(Shared {
+            templates: Templates::new(store.clone(), shelf.clone()),
             store,
+            shelf,
             state: Mutex::new(state),
             changed: Condvar::new(),
         }));
@@ -112,38 +246,46 @@ impl Pool {
         pool
     }
 
-    /// Has the job done, by a thread with a husk where one waits.
-    pub fn give(&self, job: Job) {
-        let mut state = self.0.lock();
-        state.busy += 1;
+    /// Has the job done, by a thread that has an instance prepared or a husk where one
+    /// waits.
+    pub fn give(&self, kind: Option<Kind>, job: Job) {
+        let kind = kind.filter(|kind| kind.way.pids == PidMode::New);
+        self.0.lock().busy += 1;
         let busy = Busy(self.0.clone());
-        match state.ready.pop() {
-            Some((thread, member)) => {
-                state.members -= 1;
-                state.fewest = state.fewest.min(state.ready.len());
+        let (job, busy) = match &kind {
+            Some(kind) => match self.0.templates.give(kind, job, busy) {
+                Ok(()) => return,
+                Err(order) => order,
+            },
+            None => (job, busy),
+        };
+        let mut state = self.0.lock();
+        let prepared = kind.as_ref().and_then(|kind| state.take(Some(kind)));
+        match prepared.or_else(|| state.take(None)) {
+            Some(member) => {
                 drop(state);
-                if let Some(thread) = thread {
+                if let Some(thread) = member.thread {
                     eager::bring_here(thread);
                 }
                 // It waits until it is given a job or its sender is dropped.
-                let _ = member.send((job, busy));
+                let _ = member.jobs.send((job, busy));
             }
             None => {
-                state.wanted = (state.wanted * 2).min(SPARES_MAX);
                 drop(state);
-                std::thread::spawn(move || job(Ready::default(), busy));
+                std::thread::spawn(move || watch(job(Ready::default(), busy)));
             }
         }
     }
 
     /// Undoes what waits, and makes no more.
     pub fn end(&self) {
+        self.0.templates.end();
         let deadline = Instant::now() + ENDING;
         let mut state = self.0.lock();
         state.ending = true;
         state.ready.clear();
         self.0.changed.notify_all();
-        while state.members > 0 && Instant::now() < deadline {
+        while state.members() > 0 && Instant::now() < deadline {
             state = self.0.wait(state, Duration::from_millis(10));
         }
     }
@@ -156,59 +298,70 @@ impl Pool {
                 looked = Instant::now();
                 state.shrink();
             }
-            if state.making || state.members >= state.wanted {
-                state = self.0.wait(state, IDLE);
+            if state.making || state.lacking().is_none() {
+                let now = Instant::now();
+                let rests = state.rows.iter().any(|row| row.rests_until > now);
+                state = self.0.wait(state, if rests { RETRY } else { IDLE });
                 continue;
             }
             let patience = if state.busy > 0 { PATIENCE } else { QUIET };
             let began = Instant::now();
             state = self.0.wait(state, patience);
             // Something has changed before the time was over.
-            if began.elapsed() >= patience && !state.ending {
+            if began.elapsed() < patience || state.ending {
+                continue;
+            }
+            if let Some(row) = state.lacking() {
+                row.members += 1;
+                let kind = row.kind.clone();
                 state.making = true;
-                state.members += 1;
                 let pool = self.clone();
-                std::thread::spawn(move || pool.member());
+                std::thread::spawn(move || pool.member(kind));
             }
         }
     }
 
-    fn member(&self) {
+    fn member(&self, kind: Option<Kind>) {
         let (sender, jobs) = channel();
-        let mut made = Ready::spare(&self.0.store);
-        if let Err(error) = &made {
-            tracing::warn!(%error, "no husk in waiting");
-            std::thread::sleep(RETRY);
-        }
-        let spare = made.as_mut().ok().and_then(|ready| ready.spare.as_mut());
-        let thread = spare.and_then(Spare::await_eagerly);
+        let mut made = self.make(kind.as_ref());
+        let thread = made.as_mut().ok().and_then(|ready| match &mut ready.prepared {
+            Some(prepared) => prepared.await_eagerly(),
+            None => ready.spare.as_mut().and_then(Spare::await_eagerly),
+        });
         let mut state = self.0.lock();
         state.making = false;
-        if made.is_ok() && !state.ending {
-            state.ready.push((thread, sender));
-        } else {
-            drop(sender);
+        match &made {
+            Ok(_) if !state.ending => state.ready.push(Member {
+                kind: kind.clone(),
+                thread,
+                jobs: sender,
+            }),
+            Ok(_) => drop(sender),
+            Err(error) => {
+                tracing::warn!(%error, ?kind, "nothing in waiting");
+                drop(sender);
+                if let Some(row) = state.rows.iter_mut().find(|row| row.kind == kind) {
+                    row.rests_until = Instant::now() + RETRY;
+                }
+            }
         }
         drop(state);
         self.0.changed.notify_all();
         match (jobs.recv(), made) {
-            (Ok((job, busy)), Ok(ready)) => job(ready, busy),
+            (Ok((job, busy)), Ok(ready)) => watch(job(ready, busy)),
             (_, made) => {
                 drop(made);
-                self.0.lock().members -= 1;
+                self.0.lock().member_gone(kind.as_ref());
                 self.0.changed.notify_all();
             }
         }
     }
-}
 
-impl State {
-    /// Fewer where half of them were never needed.
-    fn shrink(&mut self) {
-        if self.fewest * 2 >= self.wanted {
-            self.wanted = (self.wanted / 2).max(SPARES_MIN);
+    fn make(&self, kind: Option<&Kind>) -> Result<Ready> {
+        let Shared { store, shelf, .. } = &*self.0;
+        match kind.and_then(|kind| Some((kind, shelf.get(&kind.appshot, kind.way.memory)?))) {
+            Some((kind, from)) => Ready::prepared(store, from, kind.way),
+            None => Ready::spare(store),
         }
-        self.ready.truncate(self.wanted);
-        self.fewest = self.ready.len();
     }
 }

@@ -1,7 +1,9 @@
 //! Appshots at hand, the ones used last: small ones in memory, others opened.
 
+use libsnap::restore::From;
 use libsnap::restore::kept::Kept;
 use libsnap::restore::opened::Opened;
+use libsnap::target::Memory;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,9 +22,20 @@ pub struct Shelf {
 }
 
 impl Shelf {
+    /// What instances of the appshot at `path` are made from, which get their memory so.
+    /// `None` where a restore tells why it cannot be had.
+    pub fn get(&self, path: &Path, memory: Memory) -> Option<From> {
+        // Who asks for shared memory has many of them share it.
+        let kept = (memory != Memory::Shared).then(|| self.kept(path)).flatten();
+        match kept {
+            Some(kept) => Some(From::Memory(kept)),
+            None => self.opened(path).map(From::Disk),
+        }
+    }
+
     /// The appshot at `path`, read and verified now or before. `None` where it is too
     /// large, or cannot be kept: a restore from its directory tells why.
-    pub fn kept(&self, path: &Path) -> Option<Arc<Kept>> {
+    fn kept(&self, path: &Path) -> Option<Arc<Kept>> {
         let load = || Some(Arc::new(Kept::load(path, ONE_BYTES_MAX).ok()??));
         let too_many = |all: &[Entry<Kept>]| {
             all.len() > COUNT_MAX || all.iter().map(|(_, kept)| kept.bytes()).sum::<u64>() > ALL_BYTES_MAX
@@ -31,7 +44,7 @@ impl Shelf {
     }
 
     /// The same, only opened.
-    pub fn opened(&self, path: &Path) -> Option<Arc<Opened>> {
+    fn opened(&self, path: &Path) -> Option<Arc<Opened>> {
         let open = || Opened::open(path).ok();
         self.opened
             .get(path, Opened::is_current, open, |all| all.len() > OPENED_MAX)

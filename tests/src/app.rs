@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use libsnap::ids::HostPid;
 use libsnap::restore::kept::Kept;
 use libsnap::restore::spare::Spare;
+use libsnap::restore::{self, Way};
 use libsnap::target::{
     Instance, Memory, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target,
 };
@@ -16,7 +17,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// How long a prepared instance waits: its clocks must not tell.
+const WAITING: Duration = Duration::from_millis(40);
 
 /// A temporary directory and a name that nothing else on the host bears. What
 /// a trial leaves behind is found by these two marks.
@@ -99,21 +105,28 @@ impl Place {
         self.restore_with(appshot, RestoreOptions::default())
     }
 
-    /// From memory, in a husk that was made before.
+    /// From memory, prepared a while before it is asked for in a husk that was made
+    /// before, where that suits.
     pub fn restore_warm(&self, appshot: &Path) -> Result<App> {
         let kept = Kept::load(appshot, u64::MAX)?.context("too large")?;
+        let from = restore::From::Memory(Arc::new(kept));
         let group = libsnap::cgroup::create(&format!("{}-spare", self.next_name()))?;
-        let mut spare = Some(Spare::make(group)?);
-        let suits = spare
-            .as_ref()
-            .is_some_and(|spare| spare.suits(&kept.shot, PidMode::New));
+        let spare = Spare::make(group)?;
         let options = RestoreOptions {
             name: Some(self.next_name()),
             stdio: self.stdio(),
             ..RestoreOptions::default()
         };
-        let instance = libsnap::restore::restore_kept(&|| false, &kept, &mut spare, &options)?;
-        anyhow::ensure!(suits == spare.is_none(), "a spare is used where it suits");
+        let instance = if spare.suits(from.shot(), PidMode::New) {
+            let prepared = restore::prepare(&from, Way::of(&options), spare)?;
+            std::thread::sleep(WAITING);
+            restore::finish(&|| false, prepared, &options)?
+        } else {
+            let mut spare = Some(spare);
+            let instance = restore::restore_from(&|| false, &from, &mut spare, &options)?;
+            anyhow::ensure!(spare.is_some(), "a spare is used where it does not suit");
+            instance
+        };
         Ok(App::new(instance))
     }
 

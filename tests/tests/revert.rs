@@ -26,7 +26,8 @@ fn asleep(registry: &Registry, name: &str, command: &[&str], ready: impl Fn() ->
 }
 
 fn clone(daemon: &Daemon, appshot: &str, revertible: bool) -> Result<Instance, Error> {
-    let ask = json!({ "appshot": appshot, "revertible": revertible });
+    // Asked from here, by the port that it has.
+    let ask = json!({ "appshot": appshot, "revertible": revertible, "network": "host" });
     let mut clones: Vec<Instance> = daemon.client.post("/v1/clones", &ask)?;
     clones.pop().ok_or_else(|| Error::failed("no clone"))
 }

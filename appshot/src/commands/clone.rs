@@ -23,6 +23,7 @@ pub fn clone(store: &Store, dirs: &Dirs, args: &cli::Clone) -> Result<u8> {
         "appshot": appshot,
         "count": args.count,
         "name": args.name,
+        "network": args.network,
         "vars": vars,
         "revertible": args.revertible,
     });

@@ -22,6 +22,7 @@ use crate::error::{OrFail, Result};
 use crate::ids::{FdNum, FileId, HostPid, VirtualPid};
 use crate::image::records::{FdEntry, FileKind, FileOwner, OpenFile, PipeRecord};
 use crate::memory::{FileKey, Tables};
+use crate::nsthread;
 use crate::proc::{self, Fields};
 use crate::refusals::Refusals;
 use crate::sys::diag::UnixSocket;
@@ -137,7 +138,7 @@ pub fn capture(
         options,
         descriptions: &descriptions,
         fds: &table.fds,
-        unix: unix_table(&descriptions)?,
+        unix: unix_table(members, &descriptions)?,
         frozen,
     };
     for description in &descriptions {
@@ -152,11 +153,18 @@ pub fn capture(
     Ok(table)
 }
 
-fn unix_table(descriptions: &[Description]) -> Result<HashMap<u64, UnixSocket>> {
+/// Those of the app's network namespace, which is that of all its processes.
+fn unix_table(members: &[Member], descriptions: &[Description]) -> Result<HashMap<u64, UnixSocket>> {
+    let failed = || "cannot list unix sockets (sock_diag)";
+    let Some(member) = members.first() else {
+        return Ok(HashMap::new());
+    };
     if !descriptions.iter().any(|d| d.found.link.starts_with("socket:")) {
         return Ok(HashMap::new());
     }
-    crate::sys::diag::unix_sockets().or_fail(|| "cannot list unix sockets (sock_diag)")
+    nsthread::inside(member.pid, &["net"], crate::sys::diag::unix_sockets)
+        .or_fail(failed)?
+        .or_fail(failed)
 }
 
 /// Finds which descriptors share a description, and numbers the descriptions.

@@ -22,7 +22,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 /// Objects that several processes of the app share.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Shared {
     pub shm: HashMap<ShmId, OwnedFd>,
     /// New ids of System V segments are the old ones: their numbers were chosen.
@@ -210,18 +210,34 @@ fn map_all<'m, 's>(
     Ok(mapper)
 }
 
+/// What of a mapping's protection and advice is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protect {
+    All,
+    /// What a forked process has from its parent.
+    Forked,
+    /// The rest.
+    NotForked,
+}
+
 /// Protection and advice, once the pages are in.
-pub fn protection(script: &mut Script<'_>, core: &Core, vdso: &Vdso) -> Result<()> {
+pub fn protection(script: &mut Script<'_>, core: &Core, vdso: &Vdso, what: Protect) -> Result<()> {
     let kept = vdso.kept(&core.image.vmas);
     for vma in core.image.vmas.iter().filter(|vma| kept != Some(*vma)) {
-        finish(script, vma, has_pages(core, vma))?;
+        if what != Protect::NotForked {
+            protect(script, vma, has_pages(core, vma))?;
+        }
+        advise(script, vma, what)?;
     }
-    vdso.patch(script)
+    match what {
+        Protect::NotForked => Ok(()),
+        Protect::All | Protect::Forked => vdso.patch(script),
+    }
 }
 
 /// Unmaps everything of the husk but the executor and what the kernel provides.
 pub(super) fn clear(skeleton: &Skeleton, script: &mut Script<'_>) -> Result<()> {
-    if skeleton.unsettled {
+    if skeleton.is_empty {
         return Ok(());
     }
     let own = skeleton.executor.span();
@@ -236,7 +252,7 @@ pub(super) fn clear(skeleton: &Skeleton, script: &mut Script<'_>) -> Result<()> 
 
 /// Has a husk take one of our descriptors (pidfd_getfd(2), Linux 5.6), which it
 /// gets under its lowest free number, closed by exec.
-fn take(script: &mut Script<'_>, restorer: i32, ours: RawFd, number: i32) -> Result<()> {
+pub(super) fn take(script: &mut Script<'_>, restorer: i32, ours: RawFd, number: i32) -> Result<()> {
     let args = [restorer as u64, ours as u64, 0];
     let call = script.must("pidfd_getfd", libc::SYS_pidfd_getfd, &args)?;
     script.expect(call, "taking a descriptor", number as u64);
@@ -244,7 +260,7 @@ fn take(script: &mut Script<'_>, restorer: i32, ours: RawFd, number: i32) -> Res
 }
 
 /// Closes every descriptor of a husk but the one it takes others through.
-fn close_all(script: &mut Script<'_>, restorer: i32) -> Result<()> {
+pub(super) fn close_all(script: &mut Script<'_>, restorer: i32) -> Result<()> {
     let kept = restorer as u64;
     if kept > 0 {
         script.must("close_range", libc::SYS_close_range, &[0, kept - 1, 0])?;
@@ -413,13 +429,24 @@ impl Mapper<'_, '_> {
 }
 
 /// What a mapping becomes once it has its content.
-fn finish(script: &mut Script<'_>, vma: &Vma, filled: bool) -> Result<()> {
-    let len = vma.end - vma.start;
+fn protect(script: &mut Script<'_>, vma: &Vma, filled: bool) -> Result<()> {
     if filled && vma.prot & libc::PROT_WRITE as u32 == 0 {
-        let args = [vma.start, len, u64::from(vma.prot)];
+        let args = [vma.start, vma.end - vma.start, u64::from(vma.prot)];
         script.must("mprotect", libc::SYS_mprotect, &args)?;
     }
-    for flag in &vma.flags {
+    Ok(())
+}
+
+fn advise(script: &mut Script<'_>, vma: &Vma, what: Protect) -> Result<()> {
+    let len = vma.end - vma.start;
+    // A mapping that is not to be forked is not there after a fork.
+    let forked = |flag: &str| !["dc", "lo"].contains(&flag);
+    let wanted = |flag: &&String| match what {
+        Protect::All => true,
+        Protect::Forked => forked(flag),
+        Protect::NotForked => !forked(flag),
+    };
+    for flag in vma.flags.iter().filter(wanted) {
         match advice(flag) {
             Some(Advice::Madvise(advice)) => {
                 let args = [vma.start, len, advice as u64];

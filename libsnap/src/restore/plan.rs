@@ -14,15 +14,25 @@ use std::os::unix::fs::MetadataExt;
 
 /// Refuses, or answers how each process comes to its vdso.
 pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<Vec<Vdso>> {
+    let vdsos = here(shot, options.force_vdso_bridge)?;
+    allowed(shot, &options.allow)?;
+    Ok(vdsos)
+}
+
+/// The same, but for what depends on who asks, and when.
+pub fn here(shot: &Appshot, force_vdso_bridge: bool) -> Result<Vec<Vdso>> {
     needed()?;
     processor(shot)?;
-    let vdsos = vdso::plan(shot, options.force_vdso_bridge)?;
+    vdso::plan(shot, force_vdso_bridge)
+}
+
+/// Whether its files are as they were, and the caller allows what it asks for.
+pub fn allowed(shot: &Appshot, allow: &Allow) -> Result<()> {
     let seen = Seen::default();
     for file in &shot.manifest.external {
-        external(file, &seen, &options.allow)?;
+        external(file, &seen, allow)?;
     }
-    rights::check(shot, &seen, &options.allow)?;
-    Ok(vdsos)
+    rights::check(shot, &seen, allow)
 }
 
 /// What the names of an appshot lead to here, looked up once.

@@ -12,7 +12,7 @@
 use super::eager::Eager;
 use super::pager::Hold;
 use super::script::Script;
-use super::spare::Had;
+use super::settle::Had;
 use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
@@ -27,7 +27,7 @@ use crate::sys::blob;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs};
-use crate::target::PidMode;
+use crate::target::{Network, PidMode};
 use nix::errno::Errno;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -48,8 +48,12 @@ pub struct Skeleton {
     pub(super) init: Option<Husk>,
     /// The app's root, where it was made before the rest of the tree.
     pub(super) early: Option<Husk>,
-    /// The root has its host name, clocks and numbers yet to get, and nothing to unmap.
-    pub(super) unsettled: bool,
+    /// Husks have nothing to unmap.
+    pub(super) is_empty: bool,
+    /// Its process is one that others are forked off.
+    pub(super) is_template: bool,
+    /// The instance is in a network namespace of its own.
+    pub(super) has_network: bool,
     pub(super) eager: Option<Eager>,
     pub(super) had: Had,
     /// Live processes in the order of the appshot's cores.
@@ -63,10 +67,9 @@ pub struct Skeleton {
     /// The number under which every husk holds a pidfd of this process, to take
     /// descriptors from it.
     pub restorer: i32,
-    /// Host and domain name that it is to have.
-    pub(super) names: (String, String),
     /// Until they are given to the app's processes.
     pub ptys: Ptys,
+    /// Of the app, once it is about to run.
     pub timeline: Timeline,
     cgroup: Option<PathBuf>,
     root: VirtualPid,
@@ -77,6 +80,9 @@ pub struct Skeleton {
     armed: bool,
 }
 
+/// Processes that are built before all others that want a processor, at most.
+const EAGER_MAX: usize = 4;
+
 const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
     | libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACEFORK
@@ -85,31 +91,28 @@ const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
     | libc::PTRACE_O_SUSPEND_SECCOMP;
 
 impl Skeleton {
-    /// In namespaces of its own, made for this appshot. `hostname` is another one than
-    /// the app had.
-    pub fn build(shot: &Appshot, pids: PidMode, group: Option<PathBuf>, hostname: Option<&str>) -> Result<Skeleton> {
-        let manifest = &shot.manifest;
-        let wanted = adopted(&manifest.processes, pids);
-        let timeline = Timeline::begin(manifest.clocks);
+    /// In namespaces of its own, made for this appshot.
+    pub fn build(shot: &Appshot, pids: PidMode, network: Network, group: Option<PathBuf>) -> Result<Skeleton> {
+        let wanted = adopted(&shot.manifest.processes, pids);
         crate::identity::prepare_host();
         let place = Place {
             pids,
             cgroup: group,
-            names: (pids == PidMode::New).then(|| names(manifest, hostname)),
-            clock_offsets: Some(timeline.offsets()),
-            files: Vec::new(),
             pid: (pids == PidMode::Host).then_some(wanted[0].pid.0),
+            ..Place::default()
         };
         let mut used = Vec::new();
         for core in &shot.cores {
             used.extend(core.image.vmas.iter().map(Span::from));
         }
         let (mut skeleton, first) = Skeleton::begin(place, free_number(shot), used)?;
-        skeleton.timeline = timeline;
         match pids {
             PidMode::New => skeleton.init = Some(first),
             // The first husk is the app's root itself, leader of its own session.
             PidMode::Host => skeleton.early = Some(first),
+        }
+        if network == Network::Own {
+            skeleton.leave_network()?;
         }
         skeleton.grow(shot, &wanted)?;
         Ok(skeleton)
@@ -126,7 +129,9 @@ impl Skeleton {
         let mut skeleton = Skeleton {
             init: None,
             early: None,
-            unsettled: false,
+            is_empty: false,
+            is_template: false,
+            has_network: false,
             eager: None,
             had: Had::default(),
             husks: Vec::new(),
@@ -135,7 +140,6 @@ impl Skeleton {
             layout: Vec::new(),
             gate: Gate::of_husk(0),
             restorer,
-            names: Default::default(),
             ptys: Ptys::default(),
             timeline: Timeline::begin(Clocks::default()),
             cgroup: place.cgroup,
@@ -169,6 +173,14 @@ impl Skeleton {
         Ok(())
     }
 
+    /// Its only process is `root`.
+    pub(super) fn adopt(&mut self, shot: &Appshot, root: Husk) {
+        let number = shot.manifest.processes[0].pid;
+        (self.root, self.highest) = (number, highest(shot));
+        self.numbers = HashMap::from([(number, root.pid)]);
+        self.husks = vec![root];
+    }
+
     fn infect_first(&mut self, pid: HostPid, mut used: Vec<Span>) -> Result<Husk> {
         let failed = || "cannot enter a new process";
         ptrace::set_options(pid, OPTIONS).or_fail(failed)?;
@@ -191,6 +203,20 @@ impl Skeleton {
             regs,
             threads: Vec::new(),
         })
+    }
+
+    /// It is asked for: where that is not much, all that is left comes before what
+    /// others do.
+    pub(super) fn hasten(&mut self) {
+        let tasks = self.numbers.len();
+        self.eager = self.eager.take().filter(|_| tasks <= EAGER_MAX);
+        for (eager, husk) in self
+            .eager
+            .iter()
+            .flat_map(|eager| self.husks.iter().map(move |husk| (eager, husk)))
+        {
+            eager.with(husk.pid);
+        }
     }
 
     /// The cgroup that all of it is in.
@@ -293,7 +319,6 @@ impl Skeleton {
     fn prepare_init(&self, init: &Husk, hold: Option<&Hold>) -> Result<()> {
         let failed = || "cannot start the instance's init";
         let mut script = Script::new(self.executor, init.pid, &init.regs);
-        self.catch_up(&mut script)?;
         let mut held = None;
         if let Some(hold) = hold {
             script.flush()?;
@@ -324,13 +349,6 @@ impl Skeleton {
     }
 }
 
-/// Host and domain name of an instance, as long as they may be.
-pub(super) fn names(manifest: &Manifest, hostname: Option<&str>) -> (String, String) {
-    let host = hostname.unwrap_or(&manifest.hostname);
-    let end = (0..=64).rev().find(|end| host.is_char_boundary(*end)).unwrap_or(0);
-    (host[..end].to_owned(), manifest.domainname.clone())
-}
-
 /// As a signal mask.
 const SIGCHLD: u64 = 1 << (libc::SIGCHLD - 1);
 
@@ -340,7 +358,7 @@ impl Skeleton {
         let mut batch = self.batch();
         let mask = batch.words(&[SIGCHLD]);
         let take = |batch: &mut Batch, fd: &OwnedFd| {
-            let args = [self.restorer_of_init() as u64, fd.as_raw_fd() as u64, 0];
+            let args = [self.restorer as u64, fd.as_raw_fd() as u64, 0];
             batch.must("pidfd_getfd", libc::SYS_pidfd_getfd, &args)
         };
         let calls = [
@@ -470,7 +488,7 @@ pub(super) fn free_number(shot: &Appshot) -> i32 {
 }
 
 /// The highest process, thread, session or group number of the app.
-fn highest(shot: &Appshot) -> i32 {
+pub(super) fn highest(shot: &Appshot) -> i32 {
     let processes = shot.manifest.processes.iter().flat_map(|p| [p.pid, p.pgid, p.sid]);
     let threads = shot
         .cores
@@ -481,7 +499,7 @@ fn highest(shot: &Appshot) -> i32 {
 }
 
 /// Ends a stopped husk so that its parent reads `status`.
-fn end_with(pid: HostPid, gate: Gate, status: i32) -> Result<()> {
+pub(super) fn end_with(pid: HostPid, gate: Gate, status: i32) -> Result<()> {
     let failed = || format!("cannot end process {pid} as it had ended");
     let signal = status & 0x7f;
     if signal != 0 {

@@ -2,12 +2,12 @@
 //! that its rights allow: what needs root first, then its own credentials, then
 //! timers, and registers at the very end.
 
-use super::script::{Running, Script};
+use super::script::{self, Running, Script};
 use super::skeleton::{Skeleton, wait_born};
 use super::vdso::Vdso;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
-use crate::executor::{self, Batch};
+use crate::executor::{self, Batch, Executor};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::{Blocked, Creds, ProcessRecord, Seccomp, SeccompFilter, SigAction, SigInfo, ThreadRecord};
 use crate::image::{Appshot, Core, ThreadImage};
@@ -117,15 +117,37 @@ pub fn process<'a>(skeleton: &Skeleton, at: usize, core: &Core, mut script: Scri
     timers::make(&mut script, record)?;
     queue_shared(&mut script, record)?;
     finish_thread(&mut script, record, &main.record)?;
-    for (tid, thread) in husk.threads.iter().zip(others) {
+    if !others.is_empty() {
         script.flush()?;
-        let mut script = Script::new(skeleton.executor, *tid, &husk.regs);
-        own_state(&mut script, &thread.record)?;
-        finish_thread(&mut script, record, &thread.record)?;
-        script.flush()?;
+    }
+    let mut others = husk.threads.iter().zip(others).peekable();
+    while let Some((_, next)) = others.peek() {
+        let alone = [skeleton.executor];
+        let together: Vec<Executor> = match fits_slice(&next.record) {
+            true => skeleton.executor.slices().collect(),
+            false => alone.to_vec(),
+        };
+        let mut scripts = Vec::with_capacity(together.len());
+        for executor in &together {
+            let fits = |(_, thread): &(&HostPid, &ThreadImage)| scripts.is_empty() || fits_slice(&thread.record);
+            let Some((tid, thread)) = others.next_if(fits) else {
+                break;
+            };
+            let mut script = Script::new(*executor, *tid, &husk.regs);
+            own_state(&mut script, &thread.record)?;
+            finish_thread(&mut script, record, &thread.record)?;
+            scripts.push(script);
+        }
+        script::run_all(&mut scripts)?;
     }
     last(&mut script, skeleton.restorer, &skeleton.timeline, record)?;
     script.start()
+}
+
+/// Whether a thread can be worked on beside others ([`Executor::slices`]): nothing of it
+/// may need more room than there is.
+fn fits_slice(record: &ThreadRecord) -> bool {
+    4 * record.creds.groups.len() <= executor::SLICE_PAYLOAD / 2
 }
 
 /// What takes rights away from a thread comes when all else is done.

@@ -71,6 +71,7 @@ fn ask(cli: &Cli, store: Store, client: &Client) -> Result<u8> {
         "name": start.name,
         "pids": options.pids,
         "memory": options.memory,
+        "network": options.network,
         "identity": options.identity,
         "allow": options.allow,
     });

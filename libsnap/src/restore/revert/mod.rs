@@ -18,7 +18,8 @@
 //!
 //! From the first stop on it dies with us: it is never half put back.
 //!
-//! Not seen: rules of Landlock, POSIX message queues without a descriptor.
+//! Not seen: rules of Landlock, POSIX message queues without a descriptor, what CAP_NET_ADMIN
+//! allows in a network of its own.
 //! Today: one process, however many threads; no timers, shared memory, timerfds,
 //! pseudo-terminals.
 

@@ -1,0 +1,417 @@
+//! An instance that lacks only what is known when it is asked for.
+//!
+//! ```text
+//!   make:    husks of the whole tree, their memory or who brings it, its protection
+//!            ............................. it may wait here, stopped and traced
+//!   finish:  name, clocks | open files | descriptors | threads | signals, timers, rights | registers
+//! ```
+//!
+//! Nothing that others could see is made ahead: no port is bound, no file of the app's
+//! opened for good, no clock started.
+
+use super::eager::Eager;
+use super::fill::{self, Empty, Wanted};
+use super::opened::Opened;
+use super::pager::{Left, Pager, Rest};
+use super::place::{self, Mapped, Protect, Shared};
+use super::revert::{self, Made, Point};
+use super::script::{self, Running, Script};
+use super::skeleton::Skeleton;
+use super::spare::Spare;
+use super::vdso::Vdso;
+use super::{From, Phases, state};
+use crate::cgroup;
+use crate::clocks::Timeline;
+use crate::error::{OrFail, Result};
+use crate::files::{self, Builder};
+use crate::identity;
+use crate::ids::{FileId, HostPid, ShmId};
+use crate::image::records::{FileKind, Seccomp, SocketState};
+use crate::image::{Appshot, Core};
+use crate::ipc;
+use crate::nsthread;
+use crate::sys::ptrace::Regs;
+use crate::target::{Instance, Memory, Network, PidMode, RestoreOptions};
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What has to be known of the options to prepare an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    pub pids: PidMode,
+    pub memory: Memory,
+    pub network: Network,
+    pub renewed: bool,
+    pub revertible: bool,
+    pub force_vdso_bridge: bool,
+}
+
+impl Way {
+    pub fn of(options: &RestoreOptions) -> Way {
+        Way {
+            pids: options.pids,
+            memory: options.memory,
+            network: options.network,
+            renewed: options.identity.renewed,
+            revertible: options.revertible,
+            force_vdso_bridge: options.force_vdso_bridge,
+        }
+    }
+
+    /// The network that this comes to.
+    pub(super) fn network(self, shot: &Appshot) -> Network {
+        match self.network {
+            Network::Auto if is_bound(shot) => Network::Own,
+            Network::Auto => Network::Host,
+            asked => asked,
+        }
+    }
+}
+
+/// Dropped, it is undone.
+#[derive(Debug)]
+pub struct Prepared {
+    from: From,
+    way: Way,
+    skeleton: Skeleton,
+    /// What its processes share, held by us.
+    shared: Shared,
+    vdsos: Vec<Vdso>,
+    /// Who brings the memory that is not there yet.
+    pager: Option<Pager>,
+}
+
+impl Prepared {
+    /// `name` is that of the cgroup, where no spare brings one along.
+    pub(super) fn make(
+        from: &From,
+        way: Way,
+        vdsos: Vec<Vdso>,
+        spare: &mut Option<Spare>,
+        name: Option<&str>,
+        phases: &mut Phases<'_>,
+    ) -> Result<Prepared> {
+        let shot = from.shot();
+        phases.start("skeleton")?;
+        let network = way.network(shot);
+        let skeleton = match spare.take_if(|spare| spare.suits(shot, way.pids)) {
+            Some(mut spare) => {
+                if let From::Disk(_) = from {
+                    // This may take long.
+                    spare.calm();
+                }
+                spare.turn_into(shot, network)?
+            }
+            None => {
+                spare.as_mut().map(Spare::calm);
+                crate::timed::prune();
+                let group = cgroup::create(name.unwrap_or(&shot.manifest.app))?;
+                Skeleton::build(shot, way.pids, network, group)?
+            }
+        };
+        phases.start("objects")?;
+        let shared = Shared::make(shot, &skeleton)?;
+        ipc::restore(skeleton.any(), &shot.manifest)?;
+        let mut prepared = Prepared {
+            from: from.clone(),
+            way,
+            skeleton,
+            shared,
+            vdsos,
+            pager: None,
+        };
+        prepared.pager = prepared.fill(Protect::All, phases)?;
+        Ok(prepared)
+    }
+
+    /// One that never runs, and is full.
+    pub(super) fn template(
+        from: &From,
+        way: Way,
+        skeleton: Skeleton,
+        vdsos: Vec<Vdso>,
+        phases: &mut Phases<'_>,
+    ) -> Result<Prepared> {
+        let template = Prepared {
+            from: from.clone(),
+            way: Way {
+                memory: Memory::Eager,
+                ..way
+            },
+            skeleton,
+            shared: Shared::default(),
+            vdsos,
+            pager: None,
+        };
+        template.fill(Protect::Forked, phases)?;
+        Ok(Prepared { way, ..template })
+    }
+
+    /// The instance that has been forked off this one.
+    pub(super) fn instance(&self, skeleton: Skeleton) -> Prepared {
+        Prepared {
+            from: self.from.clone(),
+            way: self.way,
+            skeleton,
+            shared: Shared::default(),
+            vdsos: self.vdsos.clone(),
+            pager: None,
+        }
+    }
+
+    /// Gives the processes their memory, or answers who brings it.
+    fn fill(&self, protect: Protect, phases: &mut Phases<'_>) -> Result<Option<Pager>> {
+        let kept = match &self.from {
+            From::Disk(opened) => return self.bring(opened, protect, phases),
+            From::Memory(kept) => kept,
+        };
+        phases.start("memory")?;
+        let shot = &kept.shot;
+        let mut mapped = Mapped::new(&self.shared);
+        let reading = self.start_all(|at, script| {
+            let (core, vdso) = (&shot.cores[at], &self.vdsos[at]);
+            self.skeleton.begin_work(script, at, shot)?;
+            let filled = (vdso, self.way.renewed);
+            place::mappings_with(&self.skeleton, script, core, &kept.rows[at], &mut mapped, filled)?;
+            self.skeleton.end_work(script, at, shot)?;
+            place::protection(script, core, vdso, protect)
+        })?;
+        script::finish_all(reading)?;
+        Ok(None)
+    }
+
+    pub(super) fn skeleton(&self) -> &Skeleton {
+        &self.skeleton
+    }
+
+    /// That of the first process.
+    pub(super) fn vdso(&self) -> &Vdso {
+        &self.vdsos[0]
+    }
+
+    /// What it becomes an instance of.
+    pub fn from(&self) -> &From {
+        &self.from
+    }
+
+    pub fn way(&self) -> Way {
+        self.way
+    }
+
+    /// Its cgroup, which stays the instance's.
+    pub fn group(&self) -> Option<&std::path::Path> {
+        self.skeleton.group().map(std::path::PathBuf::as_path)
+    }
+
+    /// To be called by its thread, which is about to wait until it is asked for: what is
+    /// left to do then does not wait for others. Answers the thread.
+    pub fn await_eagerly(&mut self) -> Option<HostPid> {
+        self.skeleton.eager = Eager::begin();
+        self.skeleton.eager.as_ref().map(Eager::thread)
+    }
+
+    /// Maps and fills what must be there before it runs. Answers who brings the rest.
+    fn bring(&self, opened: &Arc<Opened>, protect: Protect, phases: &mut Phases<'_>) -> Result<Option<Pager>> {
+        let (shot, skeleton, way) = (&opened.shot, &self.skeleton, self.way);
+        let lazy = way.memory != Memory::Eager && way.pids == PidMode::New;
+        let rest = match way.memory {
+            Memory::Shared => Rest::WhenTouched,
+            Memory::Eager | Memory::Lazy => Rest::Soon,
+        };
+        if rest == Rest::WhenTouched {
+            opened.hold()?;
+        }
+        phases.start("mappings")?;
+        let mut mapped = Mapped::new(&self.shared);
+        let mut numbers = Vec::with_capacity(shot.cores.len());
+        let mapping = self.start_all(|at, script| {
+            skeleton.begin_work(script, at, shot)?;
+            let number = place::mappings(skeleton, script, &shot.cores[at], &mut mapped, &self.vdsos[at])?;
+            numbers.push(number);
+            Ok(())
+        })?;
+        script::finish_all(mapping)?;
+        phases.start("memory")?;
+        let empty = shot.cores.iter().zip(numbers).enumerate();
+        let empty = empty.map(|(at, (core, number))| {
+            let (new, noted) = (way.renewed, lazy && way.revertible);
+            Empty::new(
+                skeleton.husks[at].pid,
+                number,
+                core,
+                &self.vdsos[at],
+                Wanted { lazy, new, noted },
+            )
+        });
+        let empty: Vec<Empty<'_>> = empty.collect();
+        let closing = self.start_all(|at, script| skeleton.end_work(script, at, shot))?;
+        let filled = fill::all(opened, &empty, phases.cancelled);
+        script::finish_all(closing)?;
+        filled?;
+        // No process holds its userfaultfd any more: where nothing is left, what it had
+        // registered is ordinary memory again.
+        let left = empty.into_iter().enumerate().filter_map(|(core, empty)| {
+            let (faults, owed) = empty.left()?;
+            let pid = skeleton.husks[core].pid;
+            Some(Left {
+                core,
+                pid,
+                faults,
+                owed,
+            })
+        });
+        let left: Vec<Left> = left.collect();
+        let pager = match left.is_empty() {
+            true => None,
+            false => Some(Pager::start(opened, left, rest)?),
+        };
+        phases.start("protection")?;
+        let protecting =
+            self.start_all(|at, script| place::protection(script, &shot.cores[at], &self.vdsos[at], protect))?;
+        script::finish_all(protecting)?;
+        Ok(pager)
+    }
+
+    /// Sets the main thread of every process to work on a script of its own.
+    fn start_all(&self, mut write: impl FnMut(usize, &mut Script<'_>) -> Result<()>) -> Result<Vec<Running<'_>>> {
+        let start = |at| {
+            let mut script = self.skeleton.script(at);
+            write(at, &mut script)?;
+            script.start()
+        };
+        (0..self.skeleton.husks.len()).map(start).collect()
+    }
+
+    /// Everything that is left. The app runs from then on.
+    pub(super) fn finish(
+        mut self,
+        options: &RestoreOptions,
+        begin: Instant,
+        mut phases: Phases<'_>,
+    ) -> Result<Instance> {
+        let from = self.from.clone();
+        let shot = from.shot();
+        let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
+        phases.start("files")?;
+        self.skeleton.hasten();
+        self.skeleton.timeline = Timeline::begin(shot.manifest.clocks);
+        let own = identity::files(&name, &options.identity)?;
+        let files = self.files(shot, options)?;
+        phases.start("processes")?;
+        self.give(shot, &files, options.identity.renewed.then_some(name.as_str()))?;
+        drop(files);
+        phases.start("identity")?;
+        if options.identity.renewed {
+            let mut husks = self.skeleton.husks.iter().zip(&shot.cores);
+            husks.try_for_each(|(husk, core)| fill::renew(husk.pid, core))?;
+        }
+        identity::write(&self.skeleton.outer_view(), &own)?;
+        let asked = match self.way.revertible {
+            true => revert::ask(&self.skeleton, shot)?,
+            false => None,
+        };
+        phases.start("go")?;
+        for (at, core) in shot.cores.iter().enumerate() {
+            state::registers(&self.skeleton, at, core, &self.vdsos[at])?;
+        }
+        let point = match (&self.from, &self.pager) {
+            (From::Disk(opened), Some(pager)) if self.way.revertible => Some(Arc::new(Point::arm(Made {
+                opened,
+                skeleton: &self.skeleton,
+                pager,
+                vdsos: &self.vdsos,
+                renewed: self.way.renewed,
+                asked,
+            }))),
+            _ => None,
+        };
+        let Prepared {
+            skeleton, pager, way, ..
+        } = self;
+        let group = skeleton.group().cloned();
+        let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;
+        if let (Some(pager), Some(init)) = (pager, init) {
+            pager.runs(init, &options.stdio)?;
+        }
+        Ok(Instance {
+            name,
+            root,
+            init: init.filter(|_| way.pids == PidMode::New),
+            cgroup: group,
+            processes,
+            total_micros: begin.elapsed().as_micros() as u64,
+            phases: phases.steps.end(),
+            point,
+        })
+    }
+
+    /// Makes the app's open files, in our own process.
+    fn files(&mut self, shot: &Appshot, options: &RestoreOptions) -> Result<HashMap<FileId, OwnedFd>> {
+        let source = |(id, fd): (&ShmId, &OwnedFd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let ptys = std::mem::take(&mut self.skeleton.ptys);
+        let skeleton = &self.skeleton;
+        let builder = Builder {
+            view: skeleton.view(),
+            processes: &skeleton.numbers,
+            shm: &self.shared.shm.iter().map(source).collect(),
+            stdio: &options.stdio,
+            ttys: skeleton.open_ttys(&shot.manifest)?,
+            timeline: skeleton.timeline,
+        };
+        let make = || files::restore_all(&builder, &shot.manifest, ptys);
+        match skeleton.has_network {
+            true => {
+                nsthread::inside(skeleton.any(), &["net"], make).or_fail(|| "cannot enter the instance's network")?
+            }
+            false => make(),
+        }
+    }
+
+    /// Gives every process its descriptors, threads and state: one script each, where
+    /// that will do.
+    fn give(&mut self, shot: &Appshot, files: &HashMap<FileId, OwnedFd>, hostname: Option<&str>) -> Result<()> {
+        let skeleton = &mut self.skeleton;
+        let regs: Vec<Regs> = skeleton.husks.iter().map(|husk| husk.regs).collect();
+        let mut scripts: Vec<Script<'_>> = Vec::with_capacity(regs.len());
+        for (at, core) in shot.cores.iter().enumerate() {
+            let mut script = Script::new(skeleton.executor, skeleton.husks[at].pid, &regs[at]);
+            skeleton.settle(&mut script, at, shot, hostname)?;
+            if at == 0 && shot.cores.len() > 1 {
+                script.flush()?;
+            }
+            let process = &core.image.process;
+            place::descriptors(&mut script, skeleton.restorer, process, files, &shot.manifest)?;
+            scripts.push(script);
+        }
+        let simple = |at: usize| is_simple(&shot.cores[at], skeleton.husks[at].pid);
+        if !shot.manifest.semaphores.is_empty() || !(0..shot.cores.len()).all(simple) {
+            script::run_all(&mut scripts)?;
+            for (at, core) in shot.cores.iter().enumerate() {
+                state::threads(skeleton, at, core, &shot.manifest.seccomp)?;
+            }
+            ipc::adjust(skeleton, shot)?;
+        }
+        let cores = shot.cores.iter().enumerate().zip(scripts);
+        let running = cores.map(|((at, core), script)| state::process(skeleton, at, core, script));
+        script::finish_all(running.collect::<Result<_>>()?)?;
+        state::stops(skeleton, shot)
+    }
+}
+
+/// One thread, without filters, and no limit that would be in the way of its own making.
+fn is_simple(core: &Core, pid: HostPid) -> bool {
+    let alone = matches!(&core.image.threads[..], [main] if main.record.seccomp == Seccomp::Off);
+    alone && state::limits_to_set(pid, &core.image.process).next().is_none()
+}
+
+/// Whether the app has a port of the internet for itself.
+fn is_bound(shot: &Appshot) -> bool {
+    shot.manifest.files.iter().any(|file| match &file.kind {
+        FileKind::Socket(socket) => {
+            [libc::AF_INET, libc::AF_INET6].contains(&socket.domain) && socket.state != SocketState::Fresh
+        }
+        _ => false,
+    })
+}

@@ -1,0 +1,222 @@
+//! What a process of a restored app has through its namespaces and through /proc:
+//! network, host name, clocks, what it says of itself.
+//!
+//! ```text
+//!   grown:     network namespace                        all others inherit it
+//!   prepared:  oom_score_adj, coredump_filter; 0: /proc/ROOT/ns   root: 1: timens_offsets
+//!   wanted:    root: host name; unshare(CLONE_NEWTIME), offsets, setns    the app's time begins
+//!              others: setns to the root's
+//! ```
+//!
+//! A time namespace takes its offsets until the first process enters it, and only a
+//! process of one thread can (time_namespaces(7)). So the clocks come after all that
+//! takes long, and before the threads.
+
+use super::place;
+use super::script::Script;
+use super::skeleton::{self, Husk, Skeleton};
+use crate::error::Result;
+use crate::image::Appshot;
+use crate::image::records::{Manifest, ProcessRecord};
+use crate::proc;
+
+const NEWTIME: u64 = 0x80;
+/// What a prepared process has open, until it gets the app's descriptors.
+const NAMESPACES: u64 = 0;
+const OFFSETS: u64 = 1;
+
+/// What a husk has, which an app may want just so, as far as that is known.
+#[derive(Debug, Default)]
+pub struct Had {
+    names: [Option<String>; 2],
+    says: [Option<String>; 2],
+}
+
+/// What a process says of itself in /proc.
+const SAYS: [&str; 2] = ["oom_score_adj", "coredump_filter"];
+
+impl Had {
+    pub fn read(skeleton: &Skeleton, root: &Husk) -> Result<Had> {
+        // struct utsname: six names of 65 bytes; the host's is the second.
+        const NAME: usize = 65;
+        let mut batch = skeleton.batch();
+        let names = batch.space(6 * NAME);
+        batch.must("uname", libc::SYS_uname, &[names.address]);
+        skeleton::run(&skeleton.executor, root, &mut batch)?;
+        let name = |at: usize| {
+            let bytes = &batch.read(names)[at * NAME..(at + 1) * NAME];
+            let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+            Some(String::from_utf8_lossy(text).into_owned())
+        };
+        let says = SAYS.map(|file| Some(proc::text(root.pid, file).ok()?.trim().to_owned()));
+        Ok(Had {
+            names: [name(1), name(5)],
+            says,
+        })
+    }
+}
+
+/// Host and domain name of an instance, as long as they may be.
+fn names<'a>(manifest: &'a Manifest, hostname: Option<&'a str>) -> [&'a str; 2] {
+    let host = hostname.unwrap_or(&manifest.hostname);
+    let end = (0..=64).rev().find(|end| host.is_char_boundary(*end)).unwrap_or(0);
+    [&host[..end], &manifest.domainname]
+}
+
+impl Skeleton {
+    /// Gives the instance a network namespace with nothing but a loopback device. Before
+    /// the rest of the tree is made.
+    pub(super) fn leave_network(&mut self) -> Result<()> {
+        self.has_network = true;
+        const NEWNET: u64 = libc::CLONE_NEWNET as u64;
+        let first = self.init.as_ref().or(self.early.as_ref());
+        for (at, husk) in first.into_iter().chain(self.early.as_ref()).enumerate() {
+            let mut script = Script::new(self.executor, husk.pid, &husk.regs);
+            if at == 0 {
+                script.must("unshare(CLONE_NEWNET)", libc::SYS_unshare, &[NEWNET])?;
+                raise_loopback(&mut script)?;
+            } else if self.init.is_some() {
+                open(&mut script, "/proc/1/ns/net", libc::O_RDONLY)?;
+                script.must("setns", libc::SYS_setns, &[0, NEWNET])?;
+                script.must("close", libc::SYS_close, &[0])?;
+            }
+            script.flush()?;
+        }
+        Ok(())
+    }
+
+    /// What each process does first, while it has no descriptor.
+    pub(super) fn begin_work(&self, script: &mut Script<'_>, at: usize, shot: &Appshot) -> Result<()> {
+        let unknown = Had::default();
+        // The others are made by one that has changed already.
+        let had = if at == 0 { &self.had } else { &unknown };
+        say(script, &shot.cores[at].image.process, &had.says)
+    }
+
+    /// The last that each process does before it waits for what it becomes.
+    pub(super) fn end_work(&self, script: &mut Script<'_>, at: usize, shot: &Appshot) -> Result<()> {
+        place::close_all(script, self.restorer)?;
+        if self.is_template {
+            return Ok(());
+        }
+        let root = shot.manifest.processes[0].pid;
+        let directory = format!("/proc/{root}/ns");
+        open_as(script, &directory, libc::O_PATH | libc::O_DIRECTORY, NAMESPACES)?;
+        if at == 0 {
+            open_as(script, "/proc/self/timens_offsets", libc::O_WRONLY, OFFSETS)?;
+        }
+        Ok(())
+    }
+
+    /// The time of the app begins, and its name is known. The root comes before the
+    /// others.
+    pub(super) fn settle(
+        &self,
+        script: &mut Script<'_>,
+        at: usize,
+        shot: &Appshot,
+        hostname: Option<&str>,
+    ) -> Result<()> {
+        if at == 0 {
+            if self.init.is_some() {
+                self.rename(script, names(&shot.manifest, hostname))?;
+            }
+            script.must("unshare(CLONE_NEWTIME)", libc::SYS_unshare, &[NEWTIME])?;
+            write(script, OFFSETS, &self.timeline.offsets())?;
+            enter_time(script, "time_for_children", OFFSETS + 1)
+        } else {
+            enter_time(script, "time", NAMESPACES + 1)
+        }
+    }
+
+    fn rename(&self, script: &mut Script<'_>, names: [&str; 2]) -> Result<()> {
+        const CALLS: [(&str, i64); 2] = [
+            ("sethostname", libc::SYS_sethostname),
+            ("setdomainname", libc::SYS_setdomainname),
+        ];
+        let both = names.into_iter().zip(&self.had.names).zip(CALLS);
+        for ((wanted, _), (call, number)) in both.filter(|((wanted, had), _)| had.as_deref() != Some(wanted)) {
+            let batch = script.room(1, wanted.len())?;
+            let name = batch.bytes(wanted.as_bytes()).address;
+            batch.must(call, number, &[name, wanted.len() as u64]);
+        }
+        Ok(())
+    }
+
+    /// The last that an init does by the executor.
+    pub(super) fn leave(&self, script: &mut Script<'_>) -> Result<()> {
+        script.must("close", libc::SYS_close, &[self.restorer as u64])?;
+        let batch = script.room(1, 16)?;
+        let name = batch.c_string("appshot-init").address;
+        batch.must("prctl", libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name, 0, 0, 0]);
+        Ok(())
+    }
+}
+
+/// As `ip link set lo up` does (netdevice(7)).
+fn raise_loopback(script: &mut Script<'_>) -> Result<()> {
+    let socket = [libc::AF_INET as u64, libc::SOCK_DGRAM as u64, 0];
+    let made = script.must("socket", libc::SYS_socket, &socket)?;
+    script.expect(made, "making a socket", 0);
+    // struct ifreq: a name of 16 bytes, flags.
+    let mut request = [0; 40];
+    request[..2].copy_from_slice(b"lo");
+    request[16..18].copy_from_slice(&((libc::IFF_UP | libc::IFF_RUNNING) as u16).to_le_bytes());
+    let batch = script.room(1, request.len())?;
+    let request = batch.bytes(&request).address;
+    batch.must(
+        "ioctl(SIOCSIFFLAGS)",
+        libc::SYS_ioctl,
+        &[0, libc::SIOCSIFFLAGS, request],
+    );
+    script.must("close", libc::SYS_close, &[0]).map(drop)
+}
+
+/// In a process that has no descriptor 0 yet.
+fn say(script: &mut Script<'_>, process: &ProcessRecord, had: &[Option<String>; 2]) -> Result<()> {
+    let wanted = [
+        process.oom_score_adj.to_string(),
+        // As the kernel shows it.
+        format!("{:08x}", process.coredump_filter),
+    ];
+    for ((file, text), had) in SAYS.iter().zip(&wanted).zip(had) {
+        if had.as_ref() == Some(text) {
+            continue;
+        }
+        let prefix = if *file == "coredump_filter" { "0x" } else { "" };
+        open(script, &format!("/proc/self/{file}"), libc::O_WRONLY)?;
+        write(script, 0, &format!("{prefix}{text}"))?;
+        script.must("close", libc::SYS_close, &[0])?;
+    }
+    Ok(())
+}
+
+/// `number` is the lowest that is free.
+fn enter_time(script: &mut Script<'_>, name: &str, number: u64) -> Result<()> {
+    let batch = script.room(1, name.len() + 1)?;
+    let name = batch.c_string(name).address;
+    let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+    let opened = batch.must("openat", libc::SYS_openat, &[NAMESPACES, name, flags, 0]);
+    script.expect(opened, "opening a time namespace", number);
+    script.must("setns", libc::SYS_setns, &[number, NEWTIME]).map(drop)
+}
+
+fn open(script: &mut Script<'_>, path: &str, flags: i32) -> Result<()> {
+    open_as(script, path, flags, 0)
+}
+
+fn open_as(script: &mut Script<'_>, path: &str, flags: i32, number: u64) -> Result<()> {
+    let batch = script.room(1, path.len() + 1)?;
+    let name = batch.c_string(path).address;
+    let opened = batch.must("open", libc::SYS_open, &[name, (flags | libc::O_CLOEXEC) as u64, 0]);
+    script.expect(opened, "opening a file of /proc", number);
+    Ok(())
+}
+
+fn write(script: &mut Script<'_>, fd: u64, text: &str) -> Result<()> {
+    let batch = script.room(1, text.len())?;
+    let bytes = batch.bytes(text.as_bytes()).address;
+    let written = batch.must("write", libc::SYS_write, &[fd, bytes, text.len() as u64]);
+    script.expect(written, "writing to a file of /proc", text.len() as u64);
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! A template: an app's memory, whole, in a process that never runs. Instances are
+//! forked off it, and share what they do not write with it and with each other.
+//!
+//! ```text
+//!   make:      T, in the host's namespaces: the app's mappings, full, in huge pages
+//!   instance:  init (1) in new namespaces
+//!              T ── clone3(CLONE_VM) into init's PID namespace ──> M
+//!              M ── clone3 ──> root (2), with a copy of T's page tables;  M ends, init has it
+//!              root enters init's other namespaces
+//! ```
+//!
+//! What is forked is plain memory: nobody serves it, and it outlives the template. What
+//! a fork does not hand on (MADV_DONTFORK, mlock) comes afterwards.
+//!
+//! For apps of one process that have nothing mapped that is shared.
+
+use super::place::{self, Protect};
+use super::prepared::{Prepared, Way};
+use super::script::Script;
+use super::skeleton::{self, Husk, Skeleton, free_number, wait_born};
+use super::vdso::Vdso;
+use super::{From, Phases};
+use crate::cgroup;
+use crate::error::{Error, OrFail, Result};
+use crate::executor::{self, Gate};
+use crate::image::records::{FileKind, Life};
+use crate::image::{Appshot, Core};
+use crate::ipc;
+use crate::launch::Place;
+use crate::memory;
+use crate::sys::memory::Span;
+use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs};
+use crate::target::{Network, PidMode};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+/// What the template takes from us for a moment, by number.
+const INIT: i32 = 0;
+const GROUP: i32 = 1;
+const HUGE: u64 = 2 << 20;
+
+/// Ended by dropping it. ptrace belongs to a thread: it is used by the one that made it.
+#[derive(Debug)]
+pub struct Template {
+    prepared: Prepared,
+    gate: Gate,
+}
+
+impl Template {
+    /// Whether instances of this appshot can be forked.
+    pub fn suits(shot: &Appshot) -> bool {
+        let [root] = &shot.manifest.processes[..] else {
+            return false;
+        };
+        let terminal = |kind: &FileKind| matches!(kind, FileKind::Pty(_) | FileKind::PtySlave { .. });
+        matches!(root.life, Life::Alive { .. })
+            && root.sid == root.pid
+            && root.pid.0 > 1
+            && root.exit_signal == libc::SIGCHLD
+            && shot.manifest.shmem.is_empty()
+            && !shot.manifest.files.iter().any(|file| terminal(&file.kind))
+    }
+
+    /// Takes the time that an eager restore takes.
+    pub(super) fn make(from: &From, way: Way, vdsos: Vec<Vdso>, phases: &mut Phases<'_>) -> Result<Template> {
+        let shot = from.shot();
+        phases.start("skeleton")?;
+        let used = shot.cores[0].image.vmas.iter().map(Span::from).collect();
+        let place = Place {
+            pids: PidMode::Host,
+            ..Place::default()
+        };
+        let (mut skeleton, only) = Skeleton::begin(place, free_number(shot), used)?;
+        skeleton.is_template = true;
+        skeleton.adopt(shot, only);
+        let prepared = Prepared::template(from, way, skeleton, vdsos, phases)?;
+        let skeleton = prepared.skeleton();
+        let vmas = &shot.cores[0].image.vmas;
+        let gate = match prepared.vdso().gate(skeleton, vmas) {
+            Some(gate) => gate,
+            None => executor::find_gate(skeleton.any(), &memory::code(vmas))?,
+        };
+        let mut script = skeleton.script(0);
+        for span in dense(&shot.cores[0]) {
+            const MADV_COLLAPSE: u64 = 25;
+            let batch = script.room(1, 0)?;
+            // Huge pages or not: a kernel before 6.1 knows no such advice.
+            batch.call("madvise", libc::SYS_madvise, &[span.start, span.len(), MADV_COLLAPSE]);
+        }
+        script.flush()?;
+        Ok(Template { prepared, gate })
+    }
+
+    /// Prepares an instance in this cgroup, which becomes its own.
+    pub fn instance(&self, group: Option<PathBuf>) -> Result<Prepared> {
+        let from = self.prepared.from();
+        let (shot, way, parent) = (from.shot(), self.prepared.way(), self.prepared.skeleton());
+        crate::identity::prepare_host();
+        let place = Place {
+            pids: PidMode::New,
+            cgroup: group.clone(),
+            ..Place::default()
+        };
+        let (mut skeleton, init) = Skeleton::begin(place, parent.restorer, Vec::new())?;
+        if skeleton.executor != parent.executor {
+            return Err(Error::failed("an instance's init has no room for the executor"));
+        }
+        skeleton.init = Some(init);
+        if way.network(shot) == Network::Own {
+            skeleton.leave_network()?;
+        }
+        let root = self.fork(&mut skeleton, group.as_deref())?;
+        skeleton.adopt(shot, root);
+        ipc::restore(skeleton.any(), &shot.manifest)?;
+        let mut script = skeleton.script(0);
+        script.must("setsid", libc::SYS_setsid, &[])?;
+        skeleton.end_work(&mut script, 0, shot)?;
+        place::protection(&mut script, &shot.cores[0], self.prepared.vdso(), Protect::NotForked)?;
+        script.flush()?;
+        Ok(self.prepared.instance(skeleton))
+    }
+
+    /// Forks the root of an instance, whose init is there.
+    fn fork(&self, skeleton: &mut Skeleton, group: Option<&std::path::Path>) -> Result<Husk> {
+        let failed = || "cannot fork an instance off its template";
+        let parent = self.prepared.skeleton();
+        let template = &parent.husks[0];
+        let init = skeleton.init.as_ref().ok_or_else(|| Error::failed("no init"))?;
+        let init: OwnedFd = task::pidfd_open(init.pid).or_fail(failed)?;
+        let joined = group.filter(|_| cgroup::is_v2()).map(File::open).transpose();
+        let joined = joined.or_fail(failed)?;
+        let shot = self.prepared.from().shot();
+        let root = shot.manifest.processes[0].pid.0;
+        // A number that nobody of the app has.
+        let between = skeleton::highest(shot) + 1;
+
+        let mut script = parent.script(0);
+        place::take(&mut script, parent.restorer, init.as_raw_fd(), INIT)?;
+        if let Some(group) = &joined {
+            place::take(&mut script, parent.restorer, group.as_raw_fd(), GROUP)?;
+        }
+        let entered = [INIT as u64, libc::CLONE_NEWPID as u64];
+        script.must("setns(CLONE_NEWPID)", libc::SYS_setns, &entered)?;
+        let flags = (libc::CLONE_VM | libc::CLONE_PARENT) as u64;
+        clone(&mut script, flags, 0, between, None)?;
+        script.must("close_range", libc::SYS_close_range, &[0, GROUP as u64, 0])?;
+        let between = one(script.flush()?)?;
+        skeleton.born.push(between);
+        wait_born(between)?;
+
+        let mut script = Script::new(parent.executor, between, &template.regs);
+        let flags = if joined.is_some() { CLONE_INTO_CGROUP } else { 0 };
+        clone(&mut script, flags, libc::SIGCHLD, root, joined.as_ref().map(|_| GROUP))?;
+        let pid = one(script.flush()?)?;
+        skeleton.born.push(pid);
+        wait_born(pid)?;
+        skeleton::end_with(between, self.gate, 0)?;
+        if let (Some(group), None) = (group, joined) {
+            cgroup::join(group, pid)?;
+        }
+
+        let root = Husk {
+            pid,
+            regs: template.regs,
+            threads: Vec::new(),
+        };
+        let mut script = Script::new(parent.executor, pid, &root.regs);
+        let network = if skeleton.has_network { libc::CLONE_NEWNET } else { 0 };
+        let others = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS | network;
+        // By a pidfd (Linux 5.8).
+        script.must("setns", libc::SYS_setns, &[INIT as u64, others as u64])?;
+        script.flush()?;
+        Ok(root)
+    }
+}
+
+fn one(born: executor::Born) -> Result<crate::ids::HostPid> {
+    born.first()
+        .copied()
+        .ok_or_else(|| Error::failed("clone3 made no process"))
+}
+
+fn clone(script: &mut Script<'_>, flags: u64, exit_signal: i32, pid: i32, cgroup: Option<i32>) -> Result<()> {
+    let batch = script.room(1, 128)?;
+    let set_tid = batch.bytes(&pid.to_le_bytes());
+    let args = CloneArgs {
+        flags,
+        exit_signal: exit_signal as u64,
+        set_tid: set_tid.address,
+        set_tid_size: 1,
+        cgroup: cgroup.map_or(0, |number| number as u64),
+        ..CloneArgs::default()
+    };
+    let args = batch.bytes(&args.to_bytes());
+    batch.must("clone3", libc::SYS_clone3, &[args.address, CloneArgs::SIZE]);
+    Ok(())
+}
+
+/// Stretches of anonymous memory that are worth huge pages: half of each is stored.
+fn dense(core: &Core) -> Vec<Span> {
+    let mut dense: Vec<Span> = Vec::new();
+    let anonymous = core
+        .image
+        .vmas
+        .iter()
+        .filter(|vma| super::fill::is_anonymous(core, vma.start));
+    for vma in anonymous {
+        let first = vma.start.next_multiple_of(HUGE);
+        for start in (first..vma.end).step_by(HUGE as usize) {
+            let end = start + HUGE;
+            let at = core
+                .segments
+                .partition_point(|segment| segment.vaddr + segment.bytes <= start);
+            let within = core.segments[at..].iter().take_while(|segment| segment.vaddr < end);
+            let bytes: u64 = within
+                .map(|segment| (segment.vaddr + segment.bytes).min(end) - segment.vaddr.max(start))
+                .sum();
+            if end > vma.end || bytes < HUGE / 2 {
+                continue;
+            }
+            match dense.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => dense.push(Span { start, end }),
+            }
+        }
+    }
+    dense
+}
