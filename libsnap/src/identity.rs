@@ -128,10 +128,19 @@ impl Marks {
     }
 
     fn add(&mut self, path: PathBuf) {
-        let Ok(meta) = std::fs::symlink_metadata(&path) else { return };
+        let Ok(meta) = std::fs::symlink_metadata(&path) else {
+            return;
+        };
         let (written, changed) = ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));
         let inode = meta.ino() as i64;
-        let of_own = [inode, i64::from(meta.mode()), written.0, written.1, changed.0, changed.1];
+        let of_own = [
+            inode,
+            i64::from(meta.mode()),
+            written.0,
+            written.1,
+            changed.0,
+            changed.1,
+        ];
         if meta.is_dir() {
             let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
             let mut names: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();

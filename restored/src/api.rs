@@ -6,9 +6,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
-use libsnap::target::{
-    Allow, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio,
-};
+use libsnap::target::{Allow, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio};
 use nodekit::ending;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;

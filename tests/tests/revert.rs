@@ -8,6 +8,7 @@ use appshot_tests::programs;
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, need_program, poll};
 use libsnap::error::{Error, Kind};
+use libsnap::store::View;
 use libsnap::target::{Instance, Manner, RevertReport};
 use serde_json::json;
 use std::fs;
@@ -33,9 +34,7 @@ fn clone(daemon: &Daemon, appshot: &str, revertible: bool) -> Result<Instance, E
 }
 
 fn revert(daemon: &Daemon, name: &str) -> Result<RevertReport, Error> {
-    daemon
-        .client
-        .post(&format!("/v1/instances/{name}/revert"), &json!({}))
+    daemon.client.post(&format!("/v1/instances/{name}/revert"), &json!({}))
 }
 
 fn reverted(daemon: &Daemon, name: &str, manner: Manner) -> Result<RevertReport> {
@@ -176,7 +175,9 @@ fn told(test: &'static str, trial: impl FnOnce(&Told<'_>) -> Result<()> + Send +
         let program = programs::build("undone")?;
         let [program, ready, prefix] =
             [program, place.path("ready"), place.path("told")].map(|path| path.display().to_string());
-        asleep(&registry, name, &[&program, &ready, &prefix], || Path::new(&ready).exists())?;
+        asleep(&registry, name, &[&program, &ready, &prefix], || {
+            Path::new(&ready).exists()
+        })?;
         let daemon = registry.daemon("restored", "")?;
         let first = clone(&daemon, name, true)?;
         let told = Told {
@@ -195,13 +196,13 @@ fn told(test: &'static str, trial: impl FnOnce(&Told<'_>) -> Result<()> + Send +
 fn what_is_undone_in_place() {
     told("what_is_undone_in_place", |program| {
         for _ in 0..3 {
-            for what in ["v", "m", "d", "o", "n", "p"] {
+            for what in ["v", "m", "d", "o", "n", "t", "p"] {
                 program.does_and_is_itself(what, Manner::InPlace)?;
             }
         }
         // All of it at once, thrice before each revert.
         for _ in 0..3 {
-            for what in ["m", "d", "o", "n"].repeat(3) {
+            for what in ["m", "d", "o", "n", "t"].repeat(3) {
                 program.does(what)?;
             }
             program.does_and_is_itself("v", Manner::InPlace)?;
@@ -215,7 +216,7 @@ fn what_is_undone_in_place() {
 #[test]
 fn what_is_seen() {
     told("what_is_seen", |program| {
-        for what in ["f", "t", "s", "c", "u", "w", "a", "l", "x"] {
+        for what in ["f", "s", "c", "u", "w", "a", "l", "x"] {
             program.does_and_is_itself(what, Manner::Anew)?;
             program.does_and_is_itself("m", Manner::InPlace)?;
         }
@@ -232,7 +233,14 @@ fn the_first_time() {
         let (name, port) = (place.unique(), free_port()?);
         let program = need_program(&["python3"])?.display().to_string();
         let port_text = port.to_string();
-        let words = [&program, "-m", "http.server", &port_text, "--directory", "/usr/share/doc"];
+        let words = [
+            &program,
+            "-m",
+            "http.server",
+            &port_text,
+            "--directory",
+            "/usr/share/doc",
+        ];
         asleep(&registry, name, &words, || http_get(port, "/").is_ok())?;
         let daemon = registry.daemon("restored", "")?;
         let first = clone(&daemon, name, false)?;
@@ -268,9 +276,7 @@ fn killed_in_the_middle() {
             ensure!(redis(port, &["DBSIZE"])? == "1000", "round {round}");
             let client = daemon.client.clone();
             let path = format!("/v1/instances/{}/revert", first.name);
-            let asking = std::thread::spawn(move || {
-                while client.post::<RevertReport>(&path, &json!({})).is_ok() {}
-            });
+            let asking = std::thread::spawn(move || while client.post::<RevertReport>(&path, &json!({})).is_ok() {});
             std::thread::sleep(Duration::from_micros(20_000 + 1_700 * round));
             daemon.child.kill()?;
             daemon.child.wait()?;
@@ -279,6 +285,13 @@ fn killed_in_the_middle() {
             poll("its end", PATIENCE, || Ok((!Path::new(&root).exists()).then_some(())))?;
             ensure!(redis(port, &["PING"]).is_err(), "round {round}: it answers");
         }
-        Ok(())
+        // The next one clears the last one's cgroup away.
+        let daemon = registry.daemon("restored", "")?;
+        let views: Vec<View> = daemon.client.get("/v1/instances")?;
+        poll("the cgroups to go", PATIENCE, || {
+            let mut groups = views.iter().filter_map(|view| view.cgroup.as_deref());
+            Ok((!groups.any(Path::exists)).then_some(()))
+        })?;
+        daemon.stop()
     });
 }

@@ -268,8 +268,14 @@ mod tests {
         owed.remove(span(0, 100));
         owed.owe(span(12, 15), 102);
         owed.owe(span(14, 18), 104);
-        assert_eq!((at(&owed, 13), at(&owed, 14), at(&owed, 18)), (Some(103), Some(104), None));
-        assert_eq!(owed.within(span(13, 16)).collect::<Vec<_>>(), [span(13, 14), span(14, 16)]);
+        assert_eq!(
+            (at(&owed, 13), at(&owed, 14), at(&owed, 18)),
+            (Some(103), Some(104), None)
+        );
+        assert_eq!(
+            owed.within(span(13, 16)).collect::<Vec<_>>(),
+            [span(13, 14), span(14, 16)]
+        );
         assert_eq!(owed.within(span(18, 90)).count(), 0);
     }
 

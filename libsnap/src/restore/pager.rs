@@ -674,7 +674,9 @@ impl Work {
     /// Only of an instance that is owed memory until it ends.
     fn lend(&mut self, id: u64, to: &SyncSender<Lent>) {
         let ours = |debt: &&mut Debt| debt.rest == Rest::WhenTouched && debt.stage != Stage::Failed;
-        let Some(debt) = self.debts.get_mut(&id).filter(ours) else { return };
+        let Some(debt) = self.debts.get_mut(&id).filter(ours) else {
+            return;
+        };
         debt.lent = true;
         let spaces = self.spaces.extract_if(.., |_, space| space.debt == id).collect();
         if let Err(mpsc::SendError(spaces)) = to.send(spaces) {

@@ -303,14 +303,32 @@ mod tests {
             found
         };
         let clean = |from, to| {
-            let span = Span { start: at(from), end: at(to) };
-            (span, Dirt { written: false, zero: false })
+            let span = Span {
+                start: at(from),
+                end: at(to),
+            };
+            (
+                span,
+                Dirt {
+                    written: false,
+                    zero: false,
+                },
+            )
         };
         assert_eq!(look(), [clean(1, 4)]);
         let offset = (at(2) - memory.as_ptr() as u64) as usize;
         memory[offset] = 9;
         std::hint::black_box(&memory);
-        let written = (Span { start: at(2), end: at(3) }, Dirt { written: true, zero: false });
+        let written = (
+            Span {
+                start: at(2),
+                end: at(3),
+            },
+            Dirt {
+                written: true,
+                zero: false,
+            },
+        );
         assert_eq!(look(), [clean(1, 2), written, clean(3, 4)]);
         memory::write(own, at(2), &[7; PAGE as usize]).unwrap();
         memory::watch_again(&pagemap, whole).unwrap();

@@ -4,8 +4,8 @@
 //! are set again. Everything else must be as it was: the object behind each number, its
 //! content, who shares it.
 
-use super::look::Text;
 use super::Why;
+use super::look::Text;
 use crate::error::{OrFail, Result};
 use crate::executor::Batch;
 use crate::ids::HostPid;
@@ -81,7 +81,12 @@ pub struct Changed {
 
 /// Why a process that has such a file is not reverted in place.
 fn is_unfit(kind: &FileKind, manifest: &Manifest) -> Option<&'static str> {
-    let empty = |ino: &u64| manifest.pipes.iter().any(|pipe| pipe.ino == *ino && pipe.data.is_empty());
+    let empty = |ino: &u64| {
+        manifest
+            .pipes
+            .iter()
+            .any(|pipe| pipe.ino == *ino && pipe.data.is_empty())
+    };
     match kind {
         FileKind::Path { .. }
         | FileKind::Eventfd { .. }
@@ -125,7 +130,9 @@ impl Files {
             };
             had.push(Had {
                 fd,
-                link: proc::link(pid, &format!("fd/{fd}")).or_fail(|| "cannot read fd").map_err(failed)?,
+                link: proc::link(pid, &format!("fd/{fd}"))
+                    .or_fail(|| "cannot read fd")
+                    .map_err(failed)?,
                 told,
                 info: Info::parse(&info),
                 seeks: matches!(file.kind, FileKind::Path { .. } | FileKind::Outside { .. }),
@@ -147,7 +154,8 @@ impl Files {
     /// What its use has changed, where that can be undone.
     pub fn compare(&self) -> Result<Changed, Why> {
         let pid = self.pid;
-        let now = proc::numbered(&format!("/proc/{pid}/fd")).map_err(|_| Why::anew("its descriptors cannot be read"))?;
+        let now =
+            proc::numbered(&format!("/proc/{pid}/fd")).map_err(|_| Why::anew("its descriptors cannot be read"))?;
         let known: BTreeSet<i32> = self.had.iter().map(|had| had.fd).collect();
         let mut changed = Changed {
             new: now.into_iter().filter(|fd| !known.contains(fd)).collect(),
@@ -244,9 +252,17 @@ impl Files {
         for at in &changed.flags {
             let had = &self.had[*at];
             let flags = u64::from(had.info.flags & SETTABLE);
-            batch.must("fcntl(F_SETFL)", libc::SYS_fcntl, &[had.fd as u64, libc::F_SETFL as u64, flags]);
+            batch.must(
+                "fcntl(F_SETFL)",
+                libc::SYS_fcntl,
+                &[had.fd as u64, libc::F_SETFL as u64, flags],
+            );
             let cloexec = u64::from(had.info.flags & libc::O_CLOEXEC as u32 != 0);
-            batch.must("fcntl(F_SETFD)", libc::SYS_fcntl, &[had.fd as u64, libc::F_SETFD as u64, cloexec]);
+            batch.must(
+                "fcntl(F_SETFD)",
+                libc::SYS_fcntl,
+                &[had.fd as u64, libc::F_SETFD as u64, cloexec],
+            );
         }
         // Set anew, what is ready is told anew, as to who has just begun to watch.
         for had in &self.had {

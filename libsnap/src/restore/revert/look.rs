@@ -226,7 +226,11 @@ impl Look {
             links: Vec::new(),
             threads: tids.iter().map(|tid| Thread::new(*tid)).collect::<Result<_>>()?,
         };
-        look.tell("other processes", format!("/proc/{init}/task/{init}/children"), Kept::All)?;
+        look.tell(
+            "other processes",
+            format!("/proc/{init}/task/{init}/children"),
+            Kept::All,
+        )?;
         look.tell("stat", format!("/proc/{pid}/stat"), Kept::Stat)?;
         for name in OF_PROCESS {
             look.tell(name, format!("/proc/{pid}/{name}"), Kept::All)?;
@@ -270,9 +274,7 @@ impl Look {
             queue.is_some_and(|mask| mask.iter().any(|byte| !b"\t 0".contains(byte)))
         };
         let status = self.told.iter().filter(|told| told.kept == Kept::Status);
-        status
-            .flat_map(|told| told.was.split(|byte| *byte == b'\n'))
-            .any(waits)
+        status.flat_map(|told| told.was.split(|byte| *byte == b'\n')).any(waits)
     }
 
     /// Threads are scheduled as they were; before anybody hurries them.
@@ -288,7 +290,10 @@ impl Look {
     /// All else is as it was, or why it is not.
     pub fn compare(&self) -> Result<(), Why> {
         for told in &self.told {
-            let now = told.text.read().map_err(|_| Why::anew(format!("its {} cannot be read", told.what)))?;
+            let now = told
+                .text
+                .read()
+                .map_err(|_| Why::anew(format!("its {} cannot be read", told.what)))?;
             let now = told.kept.of(now);
             if now != told.was {
                 let line = other_line(&told.was, &now);

@@ -42,7 +42,10 @@ static ZEROES: [u8; PAGE as usize] = [0; PAGE as usize];
 enum Under {
     Zeroes,
     /// A file, from this offset on.
-    File { path: String, offset: u64 },
+    File {
+        path: String,
+        offset: u64,
+    },
 }
 
 /// A private mapping.
@@ -125,7 +128,9 @@ impl Space {
         for area in &areas {
             let known = before.iter().find(|mapping| mapping.start == area.span.start);
             let has = |flag| known.is_some_and(|mapping| mapping.has(flag));
-            let there = dirt.iter().filter(|(span, _)| area.span.start <= span.start && span.end <= area.span.end);
+            let there = dirt
+                .iter()
+                .filter(|(span, _)| area.span.start <= span.start && span.end <= area.span.end);
             let pages: u64 = there.map(|(span, _)| span.len() / PAGE).sum();
             if has("um") {
                 brought.push(area.span);
@@ -159,7 +164,10 @@ impl Space {
     /// Flags of all mappings are what they were. This takes long: the kernel looks at
     /// every page to answer.
     pub fn compare_flags(&self) -> Result<(), Why> {
-        let text = self.smaps.read().map_err(|e| failed("its mappings cannot be read")(&e))?;
+        let text = self
+            .smaps
+            .read()
+            .map_err(|e| failed("its mappings cannot be read")(&e))?;
         let now = proc::parse_mappings(&String::from_utf8_lossy(&text));
         let mut had = self.before.iter().peekable();
         for mapping in &now {
@@ -177,7 +185,10 @@ impl Space {
 
     /// What its mappings are now, as far as that can be undone.
     pub fn compare(&self) -> Result<Remapped, Why> {
-        let text = self.maps.read().map_err(|e| failed("its mappings cannot be read")(&e))?;
+        let text = self
+            .maps
+            .read()
+            .map_err(|e| failed("its mappings cannot be read")(&e))?;
         let mut remapped = Remapped::default();
         if text == self.was {
             remapped.now = self.before.iter().map(Mapping::span).collect();
@@ -230,7 +241,10 @@ impl Space {
         if !remapped.doubt {
             return Ok(());
         }
-        let text = self.maps.read().map_err(|e| failed("its mappings cannot be read")(&e))?;
+        let text = self
+            .maps
+            .read()
+            .map_err(|e| failed("its mappings cannot be read")(&e))?;
         let was = proc::parse_mappings(&String::from_utf8_lossy(&self.was));
         let mut now = proc::parse_mappings(&String::from_utf8_lossy(&text));
         now.retain(|mapping| mapping.end <= executor.start || executor.end <= mapping.start);
@@ -372,7 +386,10 @@ fn file_content(path: &str, offset: u64, span: Span) -> Result<Vec<u8>, Why> {
     let mut bytes = vec![0; span.len() as usize];
     let mut filled = 0;
     while filled < bytes.len() {
-        match file.read_at(&mut bytes[filled..], offset + filled as u64).map_err(cannot)? {
+        match file
+            .read_at(&mut bytes[filled..], offset + filled as u64)
+            .map_err(cannot)?
+        {
             0 => break,
             got => filled += got,
         }

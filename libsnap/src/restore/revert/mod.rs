@@ -59,8 +59,7 @@ use std::time::{Duration, Instant};
 /// How long threads may take to stop.
 const STOP_MAX: Duration = Duration::from_millis(500);
 
-const OPTIONS: i32 =
-    libc::PTRACE_O_EXITKILL | libc::PTRACE_O_SUSPEND_SECCOMP | libc::PTRACE_O_TRACESYSGOOD;
+const OPTIONS: i32 = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_SUSPEND_SECCOMP | libc::PTRACE_O_TRACESYSGOOD;
 
 /// Why an instance was not reverted in place.
 #[derive(Debug)]
@@ -123,13 +122,7 @@ pub fn ask(skeleton: &Skeleton, shot: &Appshot) -> Result<Option<Vec<Answers>>> 
     ask_all(&skeleton.executor, &husk.regs, &tids, core, shot).map(Some)
 }
 
-fn ask_all(
-    executor: &Executor,
-    regs: &Regs,
-    tids: &[HostPid],
-    core: &Core,
-    shot: &Appshot,
-) -> Result<Vec<Answers>> {
+fn ask_all(executor: &Executor, regs: &Regs, tids: &[HostPid], core: &Core, shot: &Appshot) -> Result<Vec<Answers>> {
     let fds = &core.image.process.fds;
     let one = |(at, tid): (usize, &HostPid)| {
         let mut questions = match at {
@@ -188,7 +181,11 @@ impl Armed {
         let asked = asked.ok_or_else(|| Why::anew("it has several processes"))?;
         let (core, husk) = (&opened.shot.cores[0], &skeleton.husks[0]);
         let record = &core.image.process;
-        let init = skeleton.init.as_ref().map(|init| init.pid).ok_or_else(|| Why::anew("it has no init of its own"))?;
+        let init = skeleton
+            .init
+            .as_ref()
+            .map(|init| init.pid)
+            .ok_or_else(|| Why::anew("it has no init of its own"))?;
         if vdsos[0] != Vdso::Own {
             return Err(Why::anew("it has the vdso of another kernel"));
         }
@@ -243,6 +240,7 @@ impl Armed {
             let flags = scope.spawn(move || begun.recv().map(|()| self.space.compare_flags()));
             self.look.compare_scheduling()?;
             let held = Held::stop(&self.tids, eager.as_ref())?;
+            held.end_others(self.gate)?;
             let loan = self.lender.ask();
             stands.send(()).ok();
             steps.start("look");
@@ -260,7 +258,9 @@ impl Armed {
                 }
             }
             steps.start("owed");
-            let mut loan = loan.take().ok_or_else(|| Why::anew("it has all its memory for itself"))?;
+            let mut loan = loan
+                .take()
+                .ok_or_else(|| Why::anew("it has all its memory for itself"))?;
             // Not before all is known that could be in the way.
             steps.start("flags");
             let compared = flags.join().ok().and_then(|compared| compared.ok());
@@ -277,9 +277,14 @@ impl Armed {
             script.flush()?;
             self.space.is_put_back(&remapped, standing.executor.span())?;
             steps.start("memory");
-            let (_, owed) = loan.of(0).ok_or_else(|| Why::anew("it has all its memory for itself"))?;
+            let (_, owed) = loan
+                .of(0)
+                .ok_or_else(|| Why::anew("it has all its memory for itself"))?;
             let part = self.opened.core_parts()[0];
-            let stored = self.opened.held(part).ok_or_else(|| Why::anew("the appshot is not held"))?;
+            let stored = self
+                .opened
+                .held(part)
+                .ok_or_else(|| Why::anew("the appshot is not held"))?;
             let pages = self.space.put_back(stored, owed)?;
             drop(loan);
             steps.start("registers");
@@ -379,6 +384,23 @@ impl<'a> Held<'a> {
         Ok(held)
     }
 
+    /// Has the threads end that were made since, until none turns up: what they leave in
+    /// memory is put back with all the rest.
+    fn end_others(&self, gate: Gate) -> Result<(), Why> {
+        let since = Instant::now();
+        loop {
+            let mut all = proc::threads(self.tids[0]).map_err(|_| Why::anew("it has ended"))?;
+            all.retain(|tid| !self.tids.contains(tid));
+            if all.is_empty() {
+                return Ok(());
+            }
+            if since.elapsed() > STOP_MAX {
+                return Err(Why::anew("it goes on making threads"));
+            }
+            all.into_iter().try_for_each(|tid| end_thread(tid, gate))?;
+        }
+    }
+
     fn let_go(mut self) -> Result<(), Why> {
         for tid in self.tids {
             match ptrace::detach(*tid, 0) {
@@ -404,6 +426,30 @@ impl Drop for Held<'_> {
             freeze::await_end(*tid);
         }
     }
+}
+
+/// Has a thread end, and no other.
+fn end_thread(tid: HostPid, gate: Gate) -> Result<(), Why> {
+    let failed = |errno| Why::anew(format!("task {tid}, made since, does not end: {errno}"));
+    match ptrace::seize(tid, OPTIONS).and_then(|()| ptrace::interrupt(tid)) {
+        Ok(()) => {}
+        // It is about to.
+        Err(Errno::ESRCH | Errno::EPERM) => {
+            std::thread::sleep(Duration::from_micros(20));
+            return Ok(());
+        }
+        Err(errno) => return Err(failed(errno)),
+    }
+    if let Err(why) = stopped(tid, Instant::now()) {
+        return if proc::exists(tid) { Err(why) } else { Ok(()) };
+    }
+    let regs = ptrace::get_regs(tid).map_err(failed)?;
+    let exit = executor::call_registers(&regs, gate, libc::SYS_exit, [0; 6]);
+    ptrace::set_sigmask(tid, freeze::HELD).map_err(failed)?;
+    ptrace::set_regs(tid, &exit).map_err(failed)?;
+    ptrace::cont(tid, 0).map_err(failed)?;
+    freeze::await_end(tid);
+    Ok(())
 }
 
 fn is_traced(tid: HostPid) -> bool {
