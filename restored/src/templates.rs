@@ -123,7 +123,7 @@ impl Templates {
                     };
                     self.go_through(ready, job, busy);
                     if made.is_none() {
-                        let suits = |from: From| Template::suits(from.shot());
+                        let suits = |from: From| Template::suits(from.shot(), kind.way);
                         let never = self
                             .shelf
                             .get(&kind.appshot, kind.way.memory)
@@ -153,7 +153,7 @@ impl Templates {
     fn fork_new(&self, kind: &Kind, from: Option<From>, made: &mut Option<(From, Template)>) -> Ready {
         let Some(from) = from else { return Ready::default() };
         let mut fork = || {
-            if made.is_none() && Template::suits(from.shot()) {
+            if made.is_none() && Template::suits(from.shot(), kind.way) {
                 *made = Some((from.clone(), restore::template(&from, kind.way)?));
             }
             match made {

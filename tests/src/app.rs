@@ -5,8 +5,9 @@ use crate::verdict::{PATIENCE, poll, switched_on};
 use anyhow::{Context, Result};
 use libsnap::ids::HostPid;
 use libsnap::restore::kept::Kept;
+use libsnap::restore::opened::Opened;
 use libsnap::restore::spare::Spare;
-use libsnap::restore::{self, Way};
+use libsnap::restore::{self, Template, Way};
 use libsnap::target::{
     Instance, Memory, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target,
 };
@@ -128,6 +129,34 @@ impl Place {
             instance
         };
         Ok(App::new(instance))
+    }
+
+    /// So many clones, one after the other: forked off a template where one can be made,
+    /// which must live as long as they are to share its memory.
+    pub fn clones(&self, appshot: &Path, count: usize) -> Result<(Option<Template>, Vec<App>)> {
+        let from = restore::From::Disk(Opened::open(appshot)?);
+        let options = || RestoreOptions {
+            name: Some(self.next_name()),
+            stdio: self.stdio(),
+            memory: Memory::Shared,
+            ..RestoreOptions::default()
+        };
+        let suits = Template::suits(from.shot(), Way::of(&options()));
+        let template = suits.then(|| restore::template(&from, Way::of(&options())));
+        let template = template.transpose()?;
+        let clone = || -> Result<App> {
+            let options = options();
+            let instance = match &template {
+                Some(template) => {
+                    let prepared = template.instance(libsnap::cgroup::create(&self.next_name())?)?;
+                    restore::finish(&|| false, prepared, &options)?
+                }
+                None => restore::restore_from(&|| false, &from, &mut None, &options)?,
+            };
+            Ok(App::new(instance))
+        };
+        let clones = (0..count).map(|_| clone()).collect::<Result<_>>()?;
+        Ok((template, clones))
     }
 
     pub fn restore_host_pids(&self, appshot: &Path) -> Result<App> {

@@ -68,6 +68,7 @@ pub enum Variant {
     HostPids,
     Bridged,
     Warm,
+    Clones,
 }
 
 /// How long a program about time is away: longer than its tolerance.
@@ -169,6 +170,7 @@ impl Trial<'_> {
             Variant::Warm => self.cycles(2, PidMode::New, Place::restore_warm),
             Variant::LeaveRunning => self.leave_running(),
             Variant::SideBySide => self.side_by_side(),
+            Variant::Clones => self.clones(),
         }
     }
 
@@ -228,6 +230,24 @@ impl Trial<'_> {
         self.go()?;
         self.expect_success(first).context("first instance")?;
         self.expect_success(second).context("second instance")
+    }
+
+    /// Two beside each other, where that can be.
+    fn clones(&self) -> Result<()> {
+        let app = self.start(PidMode::New)?;
+        let Taken::Appshot(shot) = self.freeze(&app, 0)? else {
+            return self.finish_refused(app);
+        };
+        app.wait_gone()?;
+        self.stay_away();
+        let count = if self.traits.alone { 1 } else { 2 };
+        let (template, clones) = self.place.clones(&shot, count).context("clone")?;
+        self.go()?;
+        for (number, clone) in clones.into_iter().enumerate() {
+            self.expect_success(clone).with_context(|| format!("clone {number}"))?;
+        }
+        drop(template);
+        Ok(())
     }
 
     fn start(&self, pids: PidMode) -> Result<App> {
@@ -327,6 +347,7 @@ macro_rules! app_test {
             $crate::variant_test!(two_cycles, TwoCycles, $program, alone $(, $trait)*);
             $crate::variant_test!(leave_running, LeaveRunning, $program, alone $(, $trait)*);
             $crate::variant_test!(warm, Warm, $program, alone $(, $trait)*);
+            $crate::variant_test!(clones, Clones, $program, alone $(, $trait)*);
         }
     };
     ($program:ident $(, $trait:ident)*) => {
@@ -335,6 +356,7 @@ macro_rules! app_test {
             $crate::variant_test!(two_cycles, TwoCycles, $program $(, $trait)*);
             $crate::variant_test!(leave_running, LeaveRunning, $program $(, $trait)*);
             $crate::variant_test!(warm, Warm, $program $(, $trait)*);
+            $crate::variant_test!(clones, Clones, $program $(, $trait)*);
             $crate::variant_test!(side_by_side, SideBySide, $program $(, $trait)*);
         }
     };

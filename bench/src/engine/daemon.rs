@@ -16,6 +16,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Until a new daemon has its husks.
+const HUSKS: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub struct Daemon {
@@ -99,6 +101,37 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// So many clones, all at once; and when the request was sent.
+    pub fn clones(&self, source: &Path, n: usize) -> Result<(u64, Vec<Instance>)> {
+        self.clone(source, n, false)
+    }
+
+    /// One that is reverted in place.
+    pub fn revertible(&self, source: &Path) -> Result<Vec<Instance>> {
+        Ok(self.clone(source, 1, true)?.1)
+    }
+
+    fn clone(&self, source: &Path, n: usize, revertible: bool) -> Result<(u64, Vec<Instance>)> {
+        let name = format!("bench-{}", now_ns());
+        let body = serde_json::json!({ "appshot": source, "count": n, "name": name, "revertible": revertible });
+        let (begin_ns, told) = self.ask("POST", "/v1/clones", &body.to_string())?;
+        Ok((begin_ns, serde_json::from_str(&told).context("the clones")?))
+    }
+
+    /// What the daemon says of the revert of an instance.
+    pub fn revert(&self, name: &str) -> Result<(u64, serde_json::Value)> {
+        let (begin_ns, told) = self.ask("POST", &format!("/v1/instances/{name}/revert"), "{}")?;
+        Ok((begin_ns, serde_json::from_str(&told).context("the report")?))
+    }
+
+    pub fn remove(&self, instance: &Instance) -> Result<()> {
+        let tree = proc::tree(instance.child().0);
+        self.ask("DELETE", &format!("/v1/instances/{}", instance.name), "")?;
+        proc::wait_gone(&tree, Duration::from_secs(10))
+    }
+}
+
 /// The body of a good answer.
 fn answer(stream: &mut BufReader<UnixStream>) -> Result<String> {
     let mut head = Vec::new();
@@ -153,6 +186,14 @@ impl Engine for Daemon {
         })
     }
 
+    /// Another daemon, which has seen no appshot, runs and has its husks.
+    fn cool(&self) -> Result<()> {
+        self.stop();
+        self.connect().map(drop)?;
+        std::thread::sleep(HUSKS);
+        Ok(())
+    }
+
     fn end(&self, back: &Back) -> Result<()> {
         let tree = proc::tree(back.root);
         self.ask("DELETE", &format!("/v1/instances/{}", back.name), "")?;
@@ -160,9 +201,9 @@ impl Engine for Daemon {
     }
 }
 
-/// It is asked to end: killed, it would leave what it keeps ready.
-impl Drop for Daemon {
-    fn drop(&mut self) {
+impl Daemon {
+    /// It is asked to end: killed, it would leave what it keeps ready.
+    fn stop(&self) {
         let Some(mut child) = self.running.lock().expect("no panic holds it").take() else {
             return;
         };
@@ -174,5 +215,11 @@ impl Drop for Daemon {
         }
         let _ = child.kill();
         let _ = child.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

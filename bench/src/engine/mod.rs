@@ -10,7 +10,6 @@ mod lazy;
 pub use call::{Call, operate};
 pub use criu::Criu;
 pub use daemon::Daemon;
-pub use front_end::FrontEnd;
 pub use lazy::Lazy;
 
 use crate::proc;
@@ -91,6 +90,11 @@ pub trait Engine {
 
     /// Brings back what was written to `source`. Returns while it runs.
     fn restore(&self, source: &Path) -> Result<Back>;
+
+    /// Nothing that would help a restore is in memory any more.
+    fn cool(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Ends what it brought back, and waits until nothing is left of it.
     fn end(&self, back: &Back) -> Result<()> {

@@ -143,6 +143,7 @@ fn restored(engine: &dyn Engine, stored: &Stored, workload: &dyn Workload, plan:
     stored.app.forget()?;
     files::warm_memory(workload.memory_bytes());
     if plan.cold {
+        engine.cool()?;
         files::drop_caches()?;
     } else {
         // Again each time: where memory is short, other images have driven it out.

@@ -212,7 +212,7 @@ pub fn renew(husk: HostPid, core: &Core) -> Result<()> {
 }
 
 /// Memory that a forked process would not inherit, because it must not be used twice.
-fn is_unique(vma: &Vma) -> bool {
+pub fn is_unique(vma: &Vma) -> bool {
     vma.flags.iter().any(|flag| ["wf", "dp"].contains(&flag.as_str()))
 }
 

@@ -186,12 +186,12 @@ impl From {
 /// Whether the one who asked has given up.
 pub type Cancelled<'a> = &'a (dyn Fn() -> bool + Sync);
 
-struct Phases<'a> {
+pub(crate) struct Phases<'a> {
     steps: Steps<'a>,
     cancelled: Cancelled<'a>,
 }
 
-fn in_phases<T>(cancelled: Cancelled<'_>, work: impl FnOnce(Phases<'_>) -> T) -> T {
+pub(crate) fn in_phases<T>(cancelled: Cancelled<'_>, work: impl FnOnce(Phases<'_>) -> T) -> T {
     let mut silent = |_: &str| {};
     work(Phases {
         steps: Steps::new(&mut silent),

@@ -14,12 +14,13 @@
 //!
 //! For apps of one process that have nothing mapped that is shared.
 
+use super::fill::is_unique;
 use super::place::{self, Protect};
 use super::prepared::{Prepared, Way};
 use super::script::Script;
 use super::skeleton::{self, Husk, Skeleton, free_number, wait_born};
 use super::vdso::Vdso;
-use super::{From, Phases};
+use super::{From, Phases, in_phases};
 use crate::cgroup;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Gate};
@@ -49,7 +50,7 @@ pub struct Template {
 
 impl Template {
     /// Whether instances of this appshot can be forked.
-    pub fn suits(shot: &Appshot) -> bool {
+    pub fn suits(shot: &Appshot, way: Way) -> bool {
         let [root] = &shot.manifest.processes[..] else {
             return false;
         };
@@ -59,6 +60,8 @@ impl Template {
             && root.pid.0 > 1
             && root.exit_signal == libc::SIGCHLD
             && shot.manifest.shmem.is_empty()
+            // A fork renews memory of some kinds whether that is wanted or not.
+            && (way.renewed || !shot.cores.iter().any(|core| core.image.vmas.iter().any(is_unique)))
             && !shot.manifest.files.iter().any(|file| terminal(&file.kind))
     }
 
@@ -94,6 +97,11 @@ impl Template {
 
     /// Prepares an instance in this cgroup, which becomes its own.
     pub fn instance(&self, group: Option<PathBuf>) -> Result<Prepared> {
+        in_phases(&|| false, |phases| self.in_phases(group, phases))
+    }
+
+    fn in_phases(&self, group: Option<PathBuf>, mut phases: Phases<'_>) -> Result<Prepared> {
+        phases.start("init")?;
         let from = self.prepared.from();
         let (shot, way, parent) = (from.shot(), self.prepared.way(), self.prepared.skeleton());
         crate::identity::prepare_host();
@@ -107,17 +115,21 @@ impl Template {
             return Err(Error::failed("an instance's init has no room for the executor"));
         }
         skeleton.init = Some(init);
+        phases.start("network")?;
         if way.network(shot) == Network::Own {
             skeleton.leave_network()?;
         }
+        phases.start("fork")?;
         let root = self.fork(&mut skeleton, group.as_deref())?;
         skeleton.adopt(shot, root);
+        phases.start("own")?;
         ipc::restore(skeleton.any(), &shot.manifest)?;
         let mut script = skeleton.script(0);
         script.must("setsid", libc::SYS_setsid, &[])?;
         skeleton.end_work(&mut script, 0, shot)?;
         place::protection(&mut script, &shot.cores[0], self.prepared.vdso(), Protect::NotForked)?;
         script.flush()?;
+        phases.steps.end();
         Ok(self.prepared.instance(skeleton))
     }
 
