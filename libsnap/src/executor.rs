@@ -48,7 +48,7 @@ const DONE_BYTES: u64 = 16;
 pub const SLICE_ENTRIES: usize = 100;
 pub const SLICE_PAYLOAD: usize = 4096;
 const SLICE_BYTES: u64 = DONE_BYTES + ((SLICE_ENTRIES + 1) * ENTRY_BYTES + SLICE_PAYLOAD) as u64;
-const _: () = assert!(SLICE_BYTES % 8 == 0);
+const _: () = assert!(SLICE_BYTES.is_multiple_of(8));
 const _: () = assert!(DONE_BYTES + ((ENTRIES_MAX + 1) * ENTRY_BYTES) as u64 <= ENTRIES_BYTES);
 
 /// How a thread is made to do a system call before the executor is there.

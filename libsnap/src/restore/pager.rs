@@ -678,7 +678,10 @@ impl Work {
             return;
         };
         debt.lent = true;
-        let spaces = self.spaces.extract_if(.., |_, space| space.debt == id).collect();
+        let own = self.spaces.iter().filter(|(_, space)| space.debt == id);
+        let own: Vec<u64> = own.map(|(at, _)| *at).collect();
+        let spaces = own.into_iter().filter_map(|at| Some((at, self.spaces.remove(&at)?)));
+        let spaces = spaces.collect();
         if let Err(mpsc::SendError(spaces)) = to.send(spaces) {
             self.take_back(id, spaces);
         }
