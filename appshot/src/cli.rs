@@ -34,6 +34,8 @@ pub enum Command {
     Restore(Restore),
     /// Make instances of an appshot that share its memory; asks restored
     Clone(Clone),
+    /// Put an instance back to its appshot, as if it had just been restored; asks restored
+    Revert(Revert),
     /// Show what is in an appshot
     Inspect(Inspect),
     /// Tell what a snapshot would refuse; touch nothing
@@ -208,6 +210,21 @@ pub struct Clone {
     /// can be told
     #[arg(long)]
     pub strict: bool,
+    /// Note what each writes, so that already the first revert of it is done in place
+    #[arg(long)]
+    pub revertible: bool,
+    /// Socket of restored [default: restored.sock in the run directory]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct Revert {
+    /// Name of an instance that restored has restored
+    #[arg(value_name = "INSTANCE")]
+    pub name: String,
     /// Socket of restored [default: restored.sock in the run directory]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,

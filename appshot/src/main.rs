@@ -22,6 +22,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Snapshot(args) => commands::snapshot::snapshot(&dirs.open()?, args, quiet),
         Command::Restore(args) => commands::run::restore(&dirs.open()?, &args, quiet),
         Command::Clone(args) => commands::clone::clone(&dirs.open()?, &dirs, &args, quiet),
+        Command::Revert(args) => commands::clone::revert(&dirs, &args),
         Command::Inspect(args) => commands::inspect::inspect(&dirs.open()?, &args),
         Command::Check(args) => commands::snapshot::check(&dirs.open()?, &args),
         Command::Kill(args) => commands::end::kill(&dirs.open()?, &args),

@@ -301,7 +301,10 @@ impl Executor {
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         let mmap = |start: u64, len: u64, prot: i32| {
             let args = [start, len, prot as u64, flags, u64::MAX, 0];
-            call_through(tid, regs, gate, libc::SYS_mmap, args)
+            match gate.park {
+                Some(_) => call_through(tid, regs, gate, libc::SYS_mmap, args),
+                None => step_through(tid, regs, gate, libc::SYS_mmap, args),
+            }
         };
         mmap(base, PAGE, libc::PROT_READ | libc::PROT_EXEC)?
             .or_fail(|| format!("cannot map the executor into pid {tid}"))?;
@@ -336,15 +339,10 @@ impl Executor {
     /// The same for a husk that is about to get other registers: a step is one stop
     /// less. Its SIGTRAP gets the default action if it was ignored or blocked.
     pub fn cure_husk(self, tid: HostPid, regs: &Regs, gate: Gate) -> Result<()> {
-        let failed = || format!("cannot unmap the executor from pid {tid}");
-        let call = call_registers(regs, gate, libc::SYS_munmap, [self.base, FOOTPRINT, 0, 0, 0, 0]);
-        ptrace::set_regs(tid, &call).or_fail(failed)?;
-        ptrace::single_step(tid).or_fail(failed)?;
-        while ptrace::wait(tid, true).or_fail(failed)? != Some(Stop::Signal(libc::SIGTRAP)) {
-            ptrace::single_step(tid).or_fail(failed)?;
-        }
-        let after = ptrace::get_regs(tid).or_fail(failed)?;
-        check_raw(after.get(reg::RAX) as i64).map(drop).or_fail(failed)
+        let args = [self.base, FOOTPRINT, 0, 0, 0, 0];
+        step_through(tid, regs, gate, libc::SYS_munmap, args)?
+            .map(drop)
+            .or_fail(|| format!("cannot unmap the executor from pid {tid}"))
     }
 
     /// Runs the batch in thread `tid`. Fails when a call that must succeed did
@@ -518,6 +516,18 @@ pub fn call_through(tid: HostPid, regs: &Regs, gate: Gate, number: i64, args: [u
         ptrace::set_regs(tid, &set).or_fail(failed)?;
         ptrace::to_syscall(tid).or_fail(failed)?;
         await_syscall_stop(tid)?;
+    }
+    let after = ptrace::get_regs(tid).or_fail(failed)?;
+    Ok(check_raw(after.get(reg::RAX) as i64).map(|v| v as u64))
+}
+
+/// The same for a husk, or what dies with us as one: a step is one stop, not two.
+fn step_through(tid: HostPid, regs: &Regs, gate: Gate, number: i64, args: [u64; 6]) -> Result<Sys<u64>> {
+    let failed = || format!("cannot make a system call in pid {tid}");
+    ptrace::set_regs(tid, &call_registers(regs, gate, number, args)).or_fail(failed)?;
+    ptrace::single_step(tid).or_fail(failed)?;
+    while ptrace::wait(tid, true).or_fail(failed)? != Some(Stop::Signal(libc::SIGTRAP)) {
+        ptrace::single_step(tid).or_fail(failed)?;
     }
     let after = ptrace::get_regs(tid).or_fail(failed)?;
     Ok(check_raw(after.get(reg::RAX) as i64).map(|v| v as u64))

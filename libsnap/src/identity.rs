@@ -144,6 +144,54 @@ pub fn write(root: &str, files: &[(String, String)]) -> Result<()> {
     std::fs::rename(directory.join(NEXT_PHASE), directory.join(PHASE)).or_fail(failed)
 }
 
+/// Gives an instance another generation.
+pub fn renew(root: &str) -> Result<()> {
+    let directory = PathBuf::from(format!("{root}{DIRECTORY}"));
+    if !is_own(&directory) {
+        return Ok(());
+    }
+    let generation = hex(&random::<16>()?) + "\n";
+    std::fs::write(directory.join("generation"), generation).or_fail(|| "cannot tell the instance what it is")
+}
+
+/// What the files of an instance looked like; changed by whoever writes to them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Marks(Vec<(PathBuf, [i64; 6])>);
+
+impl Marks {
+    pub fn of(root: &str) -> Marks {
+        let mut marks = Marks::default();
+        let directory = PathBuf::from(format!("{root}{DIRECTORY}"));
+        if is_own(&directory) {
+            marks.add(directory);
+        }
+        marks
+    }
+
+    fn add(&mut self, path: PathBuf) {
+        let Ok(meta) = std::fs::symlink_metadata(&path) else {
+            return;
+        };
+        let (written, changed) = ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));
+        let inode = meta.ino() as i64;
+        let of_own = [
+            inode,
+            i64::from(meta.mode()),
+            written.0,
+            written.1,
+            changed.0,
+            changed.1,
+        ];
+        if meta.is_dir() {
+            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            let mut names: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+            names.sort();
+            names.into_iter().for_each(|name| self.add(name));
+        }
+        self.0.push((path, of_own));
+    }
+}
+
 /// Whether a file system of its own is mounted there.
 fn is_own(directory: &Path) -> bool {
     let device = |path: &Path| std::fs::symlink_metadata(path).map(|meta| meta.dev()).ok();

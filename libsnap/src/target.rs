@@ -2,12 +2,14 @@
 
 use crate::error::Refusal;
 use crate::ids::HostPid;
+use crate::restore::revert::Point;
 use crate::store::Room;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The processes a request is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -323,6 +325,8 @@ pub struct RestoreOptions {
     pub identity: Identity,
     /// Signals that wait for it when it runs its first instruction.
     pub notices: Vec<Notice>,
+    /// It can be reverted in place where it is such an app: with [`Memory::Shared`].
+    pub revertible: bool,
     /// For tests: treat this kernel's vdso as another one than the app's.
     #[doc(hidden)]
     #[serde(skip)]
@@ -346,6 +350,33 @@ pub struct Instance {
     /// What did not go as its owner wanted.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub warnings: Vec<String>,
+    /// To what it can be reverted by the process that has restored it.
+    #[serde(skip)]
+    pub point: Option<Arc<Point>>,
+}
+
+/// What became of an instance that was to be reverted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RevertReport {
+    pub name: String,
+    pub manner: Manner,
+    /// Why it was restored anew.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub because: Option<String>,
+    /// Pages that were put back.
+    pub dirty_pages: u64,
+    pub total_micros: u64,
+    pub phases: Vec<Phase>,
+}
+
+/// How an instance was reverted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Manner {
+    /// The same processes go on from the appshot.
+    InPlace,
+    /// They were ended, and restored under the same name.
+    Anew,
 }
 
 impl Instance {

@@ -6,7 +6,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
-use libsnap::target::{Allow, Hooks, Identity, Instance, Memory, Network, PidMode, RestoreOptions, Stdio};
+use libsnap::target::{
+    Allow, Hooks, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio,
+};
 use nodekit::ending;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;
@@ -17,7 +19,8 @@ pub fn router(instances: Instances) -> Router {
     let routes = Router::new()
         .route("/v1/instances", post(create).get(list))
         .route("/v1/clones", post(clone))
-        .route("/v1/instances/{name}", get(show).delete(remove));
+        .route("/v1/instances/{name}", get(show).delete(remove))
+        .route("/v1/instances/{name}/revert", post(revert));
     reply::complete(routes, "restored", include_str!("../openapi.json")).with_state(instances)
 }
 
@@ -40,6 +43,9 @@ struct InstanceRequest {
     /// What the app is told, beside what its owner declared.
     #[serde(default)]
     hooks: Hooks,
+    /// It can be reverted in place, and shares what it does not touch with the appshot.
+    #[serde(default)]
+    revertible: bool,
 }
 
 fn lazy() -> Memory {
@@ -51,9 +57,10 @@ impl InstanceRequest {
         let options = RestoreOptions {
             name: self.name,
             pids: self.pids,
-            memory: self.memory,
+            memory: if self.revertible { Memory::Shared } else { self.memory },
             network: self.network,
             identity: self.identity,
+            revertible: self.revertible,
             stdio: Stdio::default(),
             allow: self.allow,
             ..RestoreOptions::default()
@@ -94,6 +101,9 @@ struct CloneRequest {
     /// None where they would draw the same random numbers, as far as can be told.
     #[serde(default)]
     strict: bool,
+    /// Each can be reverted in place.
+    #[serde(default)]
+    revertible: bool,
 }
 
 /// Two cannot have the same port.
@@ -128,6 +138,7 @@ impl CloneRequest {
             },
             allow: self.allow,
             hooks: self.hooks,
+            revertible: self.revertible,
         };
         let first = request.start(instances)?;
         if self.strict {
@@ -195,6 +206,11 @@ async fn show(
         instances.wait_exited(&name).await?;
     }
     Ok(Json(instances.view(&name)?))
+}
+
+/// Puts the instance back to its appshot.
+async fn revert(State(instances): State<Instances>, Path(name): Path<String>) -> Reply<RevertReport> {
+    Ok(Json(instances.revert(&name).await?))
 }
 
 /// Ends the instance at once, and answers how it ended.

@@ -1,16 +1,17 @@
 //! The instances that this daemon has brought up.
 
 use crate::pool::{Busy, Kind, Pool, Watch};
+use crate::reverts::{Reverts, Tried};
 use crate::shelf::Shelf;
 use libsnap::error::{Error, Result};
 use libsnap::restore::{Prepared, Way};
-use libsnap::store::{App, Store, View};
-use libsnap::target::Instance;
+use libsnap::store::{App, State, Store, View};
+use libsnap::target::{Instance, Manner, RevertReport};
 use nodekit::daemon::Stopping;
 use nodekit::reply::on_own_thread;
 use nodekit::start::{Ready, Start, What};
 use nodekit::{ending, process, supervise};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -26,6 +27,7 @@ pub struct Instances {
     stopping: Stopping,
     pool: Pool,
     shelf: Shelf,
+    reverts: Reverts,
 }
 
 impl Instances {
@@ -35,6 +37,7 @@ impl Instances {
             stopping,
             pool,
             shelf,
+            reverts: Reverts::default(),
         }
     }
 
@@ -60,7 +63,7 @@ impl Instances {
     /// to its thread, and so is a parent-death signal that the engine may set.
     pub async fn bring_up(&self, start: Start) -> Result<Instance> {
         let (answer, answered) = oneshot::channel();
-        let shelf = self.shelf.clone();
+        let (shelf, reverts) = (self.shelf.clone(), self.reverts.clone());
         let kind = match &start.what {
             What::Restore { appshot, options } => Some(Kind {
                 appshot: appshot.clone(),
@@ -68,7 +71,7 @@ impl Instances {
             }),
             What::Run(_) => None,
         };
-        let job = move |ready, busy| own(start.logged(), &shelf, ready, busy, answer);
+        let job = move |ready, busy| own(start.logged(), &shelf, &reverts, ready, busy, answer);
         self.pool.give(kind, Box::new(job));
         match answered.await {
             Ok(result) => result,
@@ -107,6 +110,36 @@ impl Instances {
         Err(error.state("nothing was left behind"))
     }
 
+    /// Puts an instance back to its appshot: in place where it can be, else by ending it
+    /// and restoring it under its name.
+    pub async fn revert(&self, name: &str) -> Result<RevertReport> {
+        let begin = Instant::now();
+        let app = self.app(name)?;
+        let known = self.reverts.of(&app)?;
+        let store = self.store.clone();
+        let (again, because) = match on_own_thread(move || known.in_place(&store)).await? {
+            Tried::Done(report) => return Ok(report),
+            Tried::Anew(start, because) => (start, because),
+        };
+        tracing::info!(app = name, because, "reverted anew");
+        let store = self.store.clone();
+        on_own_thread(move || match ending::kill_all(&store, &app) {
+            Err(error) if [State::Running, State::Frozen].contains(&app.state()) => Err(error),
+            _ => ending::settle(&store, &app, Some(128 + ending::SIGKILL)),
+        })
+        .await?;
+        let restored = self.bring_up(*again).await;
+        let instance = restored.map_err(|error| error.state("the instance was ended, and is not there any more"))?;
+        Ok(RevertReport {
+            name: instance.name,
+            manner: Manner::Anew,
+            because: Some(because),
+            dirty_pages: 0,
+            total_micros: begin.elapsed().as_micros() as u64,
+            phases: instance.phases,
+        })
+    }
+
     /// Waits until the instance has ended and that is written down, or until
     /// the daemon stops.
     pub async fn wait_exited(&self, name: &str) -> Result<()> {
@@ -130,6 +163,7 @@ impl Instances {
 fn own(
     mut start: Start,
     shelf: &Shelf,
+    reverts: &Reverts,
     mut ready: Ready,
     busy: Busy,
     answer: oneshot::Sender<Result<Instance>>,
@@ -146,6 +180,7 @@ fn own(
     }
     let started = start.go_with(&|| false, &mut ready);
     let told = started.as_ref().map(|started| started.instance.clone());
+    let noted = told.as_ref().ok().map(|instance| reverts.note(&start, instance));
     let _ = answer.send(told.map_err(Clone::clone));
     drop(busy);
     // A husk that did not suit.
@@ -159,9 +194,12 @@ fn own(
     };
     log(&started.instance);
     let child = started.instance.child();
-    let at_end = Box::new(move || match supervise::reap(&start.store, &started.app) {
-        Ok(code) => tracing::info!(app = start.name, code, "ended"),
-        Err(error) => tracing::warn!(app = start.name, %error, "cannot reap"),
+    let at_end = Box::new(move || {
+        match supervise::reap(&start.store, &started.app) {
+            Ok(code) => tracing::info!(app = start.name, code, "ended"),
+            Err(error) => tracing::warn!(app = start.name, %error, "cannot reap"),
+        }
+        drop(noted);
     });
     Some(Watch { child, at_end })
 }

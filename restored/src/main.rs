@@ -4,6 +4,7 @@
 mod api;
 mod instances;
 mod pool;
+mod reverts;
 mod shelf;
 mod templates;
 mod watcher;

@@ -65,7 +65,9 @@ impl Templates {
     /// there is none of this kind, or can be none.
     pub fn give(&self, kind: &Kind, job: Job, busy: Busy) -> Result<(), Order> {
         let order = (job, busy);
-        if kind.way.memory != Memory::Shared || kind.way.pids != PidMode::New || !kind.way.renewed {
+        let way = kind.way;
+        // What is forked is not brought by a pager, which also notes what is written.
+        if way.memory != Memory::Shared || way.pids != PidMode::New || !way.renewed || way.revertible {
             return Err(order);
         }
         let mut threads = self.lock();

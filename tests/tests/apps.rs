@@ -172,11 +172,12 @@ mod bridged {
 }
 
 /// A program that no test runs proves nothing. One that cannot be stopped is for
-/// the faults.
+/// the faults, one that is told what to do for the reverts.
 #[test]
 fn every_program_is_tested() -> anyhow::Result<()> {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/apps.rs"))?;
-    let faults = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults.rs"))?;
+    let faults = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults.rs"))?
+        + &std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/revert.rs"))?;
     let named: BTreeSet<String> = text
         .lines()
         .filter_map(|line| line.strip_prefix("app_test!("))

@@ -1,9 +1,9 @@
-//! `clone`: instances of an appshot that share its memory.
+//! `clone`: instances of an appshot that share its memory; `revert`: one is put back.
 
 use crate::cli;
 use libsnap::error::Result;
 use libsnap::store::Store;
-use libsnap::target::{Instance, RestoreOptions};
+use libsnap::target::{Instance, Manner, RestoreOptions, RevertReport};
 use nodekit::args::{Dirs, hooks};
 use nodekit::bring_up::warn;
 use nodekit::client::Client;
@@ -31,6 +31,7 @@ pub fn clone(store: &Store, dirs: &Dirs, args: &cli::Clone, quiet: bool) -> Resu
         "vars": vars,
         "hooks": start.hooks,
         "strict": args.strict,
+        "revertible": args.revertible,
     });
     let clones: Vec<Instance> = client.post("/v1/clones", &request)?;
     out::show(args.output.format, &clones, |clones| {
@@ -44,5 +45,27 @@ pub fn clone(store: &Store, dirs: &Dirs, args: &cli::Clone, quiet: bool) -> Resu
             .iter()
             .for_each(|shared| out::warn(&shared.to_string()));
     }
+    Ok(0)
+}
+
+/// Prints how it was done.
+pub fn revert(dirs: &Dirs, args: &cli::Revert) -> Result<u8> {
+    let client = Client::new(dirs.socket(args.socket.clone(), "restored"));
+    libsnap::store::validate(&args.name)?;
+    let report: RevertReport = client.post(&format!("/v1/instances/{}/revert", args.name), &json!({}))?;
+    out::show(args.output.format, &report, |report| {
+        let millis = report.total_micros as f64 / 1e3;
+        match report.manner {
+            Manner::InPlace => format!(
+                "{} is back in place: {} pages in {millis:.1} ms\n",
+                report.name, report.dirty_pages
+            ),
+            Manner::Anew => format!(
+                "{} was restored anew in {millis:.1} ms: {}\n",
+                report.name,
+                report.because.as_deref().unwrap_or("it cannot be reverted in place")
+            ),
+        }
+    })?;
     Ok(0)
 }

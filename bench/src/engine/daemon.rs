@@ -104,7 +104,17 @@ impl Daemon {
 impl Daemon {
     /// So many clones, all at once; and when the request was sent.
     pub fn clones(&self, source: &Path, n: usize) -> Result<(u64, Vec<Instance>)> {
-        let body = serde_json::json!({ "appshot": source, "count": n, "name": format!("bench-{}", now_ns()) });
+        self.clone(source, n, false)
+    }
+
+    /// One that is reverted in place.
+    pub fn revertible(&self, source: &Path) -> Result<Vec<Instance>> {
+        Ok(self.clone(source, 1, true)?.1)
+    }
+
+    fn clone(&self, source: &Path, n: usize, revertible: bool) -> Result<(u64, Vec<Instance>)> {
+        let name = format!("bench-{}", now_ns());
+        let body = serde_json::json!({ "appshot": source, "count": n, "name": name, "revertible": revertible });
         let (begin_ns, told) = self.ask("POST", "/v1/clones", &body.to_string())?;
         Ok((begin_ns, serde_json::from_str(&told).context("the clones")?))
     }

@@ -171,7 +171,7 @@ pub fn memory(lab: &Lab<'_>, n: usize, row: &mut Row) -> Result<()> {
 pub fn revert(lab: &Lab<'_>, row: &mut Row) -> Result<()> {
     let scratch = lab.scratch()?;
     let cloner = Cloner::new(lab, scratch.path())?;
-    let (_, clones) = cloner.clones(1)?;
+    let clones = cloner.daemon.revertible(&cloner.appshot)?;
     let mut request_ms = Vec::new();
     for _ in 0..lab.runs {
         Cloner::inside(&clones[0], || dirty(cloner.port))?;

@@ -17,7 +17,7 @@ const SOL_UDP: i32 = libc::IPPROTO_UDP;
 
 /// Options that can be read and set. Buffer sizes are set first: data queued
 /// needs their room.
-const OPTIONS: [(i32, i32); 49] = [
+pub const OPTIONS: [(i32, i32); 49] = [
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, libc::SO_REUSEADDR),

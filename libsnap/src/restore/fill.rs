@@ -45,6 +45,8 @@ pub struct Wanted {
     pub lazy: bool,
     /// What must not be the same in two instances does not come at all.
     pub new: bool,
+    /// Writes are noted, and the descriptor stays where all has come.
+    pub noted: bool,
 }
 
 /// A process whose memory is mapped and empty.
@@ -53,6 +55,7 @@ pub struct Empty<'a> {
     pid: HostPid,
     core: &'a Core,
     faults: Option<Userfault>,
+    noted: bool,
     /// What `faults` has registered, in address order.
     registered: Vec<Span>,
     /// What may come later, if not all of it: registered too.
@@ -67,8 +70,8 @@ impl<'a> Empty<'a> {
     /// `userfaultfd` is the number under which the process holds one, if it has
     /// been given one.
     pub fn new(pid: HostPid, userfaultfd: i32, core: &'a Core, vdso: &Vdso, wanted: Wanted) -> Empty<'a> {
-        let Wanted { lazy, new } = wanted;
-        let faults = take(pid, userfaultfd, lazy);
+        let Wanted { lazy, new, noted } = wanted;
+        let faults = take(pid, userfaultfd, wanted);
         let vmas = &core.image.vmas;
         let spans = vmas
             .iter()
@@ -87,6 +90,7 @@ impl<'a> Empty<'a> {
             pid,
             core,
             faults,
+            noted,
             later: registered.iter().filter(may_wait).copied().collect(),
             registered,
             kept: untouched(core, vdso, new),
@@ -104,7 +108,7 @@ impl<'a> Empty<'a> {
             // this one, which has a copy.
             faults.unregister(*span).ok();
         }
-        (!owed.is_empty()).then_some((faults, owed))
+        (self.noted || !owed.is_empty()).then_some((faults, owed))
     }
 
     /// Puts in place what of its memory lies in these bytes of a part: whole leaves.
@@ -196,12 +200,13 @@ fn may_wait(vma: &Vma) -> bool {
     !vma.flags.iter().any(|flag| at_once.contains(&flag.as_str()))
 }
 
-fn take(pid: HostPid, number: i32, events: bool) -> Option<Userfault> {
+fn take(pid: HostPid, number: i32, wanted: Wanted) -> Option<Userfault> {
     let pidfd = task::pidfd_open(pid).ok()?;
     let fd = task::pidfd_getfd(pidfd.as_fd(), number).ok()?;
-    match events {
-        true => Userfault::begin_with_events(fd).ok(),
-        false => Userfault::begin(fd).ok(),
+    match (wanted.lazy, wanted.noted) {
+        (true, true) => Userfault::begin_with_notes(fd).ok(),
+        (true, false) => Userfault::begin_with_events(fd).ok(),
+        (false, _) => Userfault::begin(fd).ok(),
     }
 }
 

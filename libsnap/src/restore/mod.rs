@@ -26,6 +26,7 @@ pub mod pager;
 pub mod place;
 pub mod plan;
 mod prepared;
+pub mod revert;
 pub mod rights;
 pub mod script;
 mod seed;

@@ -94,6 +94,23 @@ impl Owed {
         Some((Span { start, end }, run.place))
     }
 
+    /// What is stored from `place` on is owed here, whatever was before.
+    pub fn owe(&mut self, span: Span, place: Place) {
+        self.remove(span);
+        self.runs.insert(span.start, Run { end: span.end, place });
+    }
+
+    /// What of the span is owed, ascending.
+    pub fn within(&self, span: Span) -> impl Iterator<Item = Span> {
+        let before = self.runs.range(..span.start).next_back();
+        let inside = self.runs.range(span.start..span.end);
+        let both = before.into_iter().chain(inside).map(move |(start, run)| Span {
+            start: (*start).max(span.start),
+            end: run.end.min(span.end),
+        });
+        both.filter(|part| !part.is_empty())
+    }
+
     /// Nothing is owed here any more.
     pub fn remove(&mut self, span: Span) {
         self.take(span);
@@ -251,6 +268,23 @@ mod tests {
 
     fn at(owed: &Owed, address: u64) -> Option<u64> {
         owed.at(address).map(|(_, place)| place.offset)
+    }
+
+    #[test]
+    fn what_is_owed_again() {
+        let mut owed = two();
+        owed.remove(span(0, 100));
+        owed.owe(span(12, 15), Place { part: 0, offset: 102 });
+        owed.owe(span(14, 18), Place { part: 0, offset: 104 });
+        assert_eq!(
+            (at(&owed, 13), at(&owed, 14), at(&owed, 18)),
+            (Some(103), Some(104), None)
+        );
+        assert_eq!(
+            owed.within(span(13, 16)).collect::<Vec<_>>(),
+            [span(13, 14), span(14, 16)]
+        );
+        assert_eq!(owed.within(span(18, 90)).count(), 0);
     }
 
     /// A: 10 to 70. B: 40 to where that was, told in between, or before.

@@ -38,7 +38,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -114,8 +114,70 @@ enum Told {
     Runs(u64, OwnedFd, Stdio),
     /// It was given up before it ran.
     Forget(u64),
+    /// What is owed is asked for: nobody else is to change it.
+    Lend(u64, SyncSender<Lent>),
+    /// It comes back.
+    Back(u64, Lent),
     /// All memory of all instances is wanted.
     All,
+}
+
+/// Spaces by their numbers.
+type Lent = Vec<(u64, Space)>;
+
+/// From whom the memory owed to an instance that stands still can be taken over.
+#[derive(Clone, Copy, Debug)]
+pub struct Lender {
+    debt: u64,
+    worker: &'static Worker,
+}
+
+impl Lender {
+    /// Asks for it; the answer comes while something else is done.
+    pub fn ask(&self) -> Asked {
+        let (sender, answer) = mpsc::sync_channel(1);
+        self.worker.tell(Told::Lend(self.debt, sender));
+        Asked { lender: *self, answer }
+    }
+}
+
+/// A loan that was asked for.
+#[derive(Debug)]
+pub struct Asked {
+    lender: Lender,
+    answer: Receiver<Lent>,
+}
+
+impl Asked {
+    /// `None` where the instance gets, or has, all its memory for itself.
+    pub fn take(self) -> Option<Loan> {
+        let spaces = self.answer.recv().ok()?;
+        let lender = self.lender;
+        Some(Loan { lender, spaces })
+    }
+}
+
+/// What is owed to an instance, in other hands. Dropped, it goes back.
+#[derive(Debug)]
+pub struct Loan {
+    lender: Lender,
+    spaces: Lent,
+}
+
+impl Loan {
+    /// The descriptor of a process by its place among the cores, and what it is owed.
+    pub fn of(&mut self, core: usize) -> Option<(&Userfault, &mut Owed)> {
+        let mut own = self.spaces.iter_mut().map(|(_, space)| space);
+        let space = own.find(|space| space.original && space.core == core)?;
+        Some((&space.faults, &mut space.owed))
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let spaces = std::mem::take(&mut self.spaces);
+        self.lender.worker.tell(Told::Back(self.lender.debt, spaces));
+    }
 }
 
 /// Instances to which something is owed.
@@ -188,6 +250,7 @@ impl Pager {
             pids,
             init: None,
             stdio: Stdio::Null,
+            lent: false,
             lifeline: end.into(),
             calls: ours,
             keeper,
@@ -201,6 +264,13 @@ impl Pager {
             hold: Hold { lifeline, queue },
             running: false,
         })
+    }
+
+    pub fn lender(&self) -> Lender {
+        Lender {
+            debt: self.debt,
+            worker: self.worker,
+        }
     }
 
     /// The app runs from now on, below this init. If it has to be ended, that is told
@@ -431,6 +501,8 @@ struct Debt {
     /// Those of the appshot, our children as long as they are made.
     pids: Vec<HostPid>,
     init: Option<OwnedFd>,
+    /// Its spaces are in other hands.
+    lent: bool,
     /// Where the app's output goes.
     stdio: Stdio,
     lifeline: File,
@@ -586,11 +658,36 @@ impl Work {
                     }
                 }
                 Told::Forget(id) => self.forget(id),
+                Told::Lend(id, to) => self.lend(id, &to),
+                Told::Back(id, spaces) => self.take_back(id, spaces),
                 Told::All => {
                     let all: Vec<u64> = self.debts.keys().copied().collect();
                     all.into_iter().for_each(|id| self.called(id));
                 }
             }
+        }
+    }
+
+    /// Only of an instance that is owed memory until it ends.
+    fn lend(&mut self, id: u64, to: &SyncSender<Lent>) {
+        let ours = |debt: &&mut Debt| debt.rest == Rest::WhenTouched && debt.stage != Stage::Failed;
+        let Some(debt) = self.debts.get_mut(&id).filter(ours) else {
+            return;
+        };
+        debt.lent = true;
+        let own = self.spaces.iter().filter(|(_, space)| space.debt == id);
+        let own: Vec<u64> = own.map(|(at, _)| *at).collect();
+        let spaces = own.into_iter().filter_map(|at| Some((at, self.spaces.remove(&at)?)));
+        let spaces = spaces.collect();
+        if let Err(mpsc::SendError(spaces)) = to.send(spaces) {
+            self.take_back(id, spaces);
+        }
+    }
+
+    fn take_back(&mut self, id: u64, spaces: Lent) {
+        if let Some(debt) = self.debts.get_mut(&id) {
+            debt.lent = false;
+            self.spaces.extend(spaces);
         }
     }
 
@@ -808,7 +905,8 @@ impl Work {
 
     /// Brings a piece that nobody has asked for to each instance that is to get all.
     fn fill_some(&mut self) {
-        let filling = self.debts.iter().filter(|(_, debt)| debt.stage == Stage::Filling);
+        let is_filling = |debt: &Debt| debt.stage == Stage::Filling && !debt.lent;
+        let filling = self.debts.iter().filter(|(_, debt)| is_filling(debt));
         let filling: Vec<u64> = filling.map(|(id, _)| *id).collect();
         for id in filling {
             let own = self.spaces.iter().filter(|(_, space)| space.debt == id);

@@ -14,6 +14,7 @@ use super::fill::{self, Empty, Wanted};
 use super::opened::Opened;
 use super::pager::{Left, Pager, Rest};
 use super::place::{self, Mapped, Protect, Shared};
+use super::revert::{self, Made, Point};
 use super::script::{self, Running, Script};
 use super::skeleton::Skeleton;
 use super::spare::Spare;
@@ -43,6 +44,7 @@ pub struct Way {
     pub memory: Memory,
     pub network: Network,
     pub renewed: bool,
+    pub revertible: bool,
     pub force_vdso_bridge: bool,
 }
 
@@ -53,6 +55,7 @@ impl Way {
             memory: options.memory,
             network: options.network,
             renewed: options.identity.renewed,
+            revertible: options.revertible,
             force_vdso_bridge: options.force_vdso_bridge,
         }
     }
@@ -233,13 +236,13 @@ impl Prepared {
         phases.start("memory")?;
         let empty = shot.cores.iter().zip(numbers).enumerate();
         let empty = empty.map(|(at, (core, number))| {
-            let new = way.renewed;
+            let (new, noted) = (way.renewed, lazy && way.revertible);
             Empty::new(
                 skeleton.husks[at].pid,
                 number,
                 core,
                 &self.vdsos[at],
-                Wanted { lazy, new },
+                Wanted { lazy, new, noted },
             )
         });
         let empty: Vec<Empty<'_>> = empty.collect();
@@ -307,10 +310,25 @@ impl Prepared {
             husks.try_for_each(|(husk, core)| fill::renew(husk.pid, core))?;
         }
         identity::write(&self.skeleton.outer_view(), &own)?;
+        let asked = match self.way.revertible {
+            true => revert::ask(&self.skeleton, shot)?,
+            false => None,
+        };
         phases.start("go")?;
         for (at, core) in shot.cores.iter().enumerate() {
             state::registers(&self.skeleton, at, core, &self.vdsos[at])?;
         }
+        let point = match (&self.from, &self.pager) {
+            (From::Disk(opened), Some(pager)) if self.way.revertible => Some(Arc::new(Point::arm(Made {
+                opened,
+                skeleton: &self.skeleton,
+                pager,
+                vdsos: &self.vdsos,
+                renewed: self.way.renewed,
+                asked,
+            }))),
+            _ => None,
+        };
         let Prepared {
             skeleton, pager, way, ..
         } = self;
@@ -329,6 +347,7 @@ impl Prepared {
             total_micros: begin.elapsed().as_micros() as u64,
             phases: phases.steps.end(),
             warnings: Vec::new(),
+            point,
         })
     }
 

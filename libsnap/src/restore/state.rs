@@ -3,7 +3,7 @@
 //! timers, and registers at the very end.
 
 use super::script::{self, Running, Script};
-use super::skeleton::{Husk, Skeleton, wait_born};
+use super::skeleton::{Skeleton, wait_born};
 use super::vdso::Vdso;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
@@ -415,24 +415,58 @@ pub fn registers(skeleton: &Skeleton, at: usize, core: &Core, vdso: &Vdso) -> Re
         Some(gate) => gate,
         None => executor::find_gate(husk.pid, &memory::code(&core.image.vmas))?,
     };
-    let tids = tids(skeleton, at);
-    let mut results = Vec::with_capacity(tids.len());
-    let threads: Vec<(HostPid, &ThreadImage)> = tids.iter().copied().zip(&core.image.threads).collect();
-    for group in threads.chunks(WAITS_AT_ONCE) {
-        results.extend(enter_waits(skeleton, gate, husk, group)?);
-    }
-    match crate::process::trap_to_ignore(&core.image.process) {
-        Some(action) => {
-            skeleton.executor.ignore_trap(husk.pid, &husk.regs, gate, action)?;
-            skeleton.executor.cure(husk.pid, &husk.regs, gate)?;
+    let standing = Standing {
+        executor: skeleton.executor,
+        gate,
+        regs: &husk.regs,
+        tids: &tids(skeleton, at),
+        timeline: &skeleton.timeline,
+    };
+    standing.finish(core)
+}
+
+/// A process that is what it is to be but for registers, with the executor in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing<'a> {
+    pub executor: executor::Executor,
+    pub gate: executor::Gate,
+    /// Those that foreign code runs with.
+    pub regs: &'a Regs,
+    /// In the order of the appshot, the main one first.
+    pub tids: &'a [HostPid],
+    pub timeline: &'a Timeline,
+}
+
+impl Standing<'_> {
+    /// Removes the executor and gives every thread its registers.
+    pub fn finish(&self, core: &Core) -> Result<()> {
+        let Standing {
+            executor, gate, regs, ..
+        } = *self;
+        let pid = self.tids[0];
+        let mut results = Vec::with_capacity(self.tids.len());
+        let threads: Vec<(HostPid, &ThreadImage)> = self.tids.iter().copied().zip(&core.image.threads).collect();
+        for group in threads.chunks(WAITS_AT_ONCE) {
+            results.extend(self.enter_waits(group)?);
         }
-        None => skeleton.executor.cure_husk(husk.pid, &husk.regs, gate)?,
+        match crate::process::trap_to_ignore(&core.image.process) {
+            Some(action) => {
+                executor.ignore_trap(pid, regs, gate, action)?;
+                executor.cure(pid, regs, gate)?;
+            }
+            None => executor.cure_husk(pid, regs, gate)?,
+        }
+        for ((tid, thread), result) in threads.into_iter().zip(results) {
+            self.give_registers(tid, thread, result)?;
+        }
+        Ok(())
     }
-    for ((tid, thread), result) in tids.into_iter().zip(&core.image.threads).zip(results) {
+
+    fn give_registers(&self, tid: HostPid, thread: &ThreadImage, result: Entered) -> Result<()> {
         let failed = || format!("cannot give task {} its registers", thread.record.tid);
         let mut regs = with_result(Regs(thread.regs), result);
         if let Blocked::Timed { left_ns } = thread.record.blocked_in {
-            let left_ns = skeleton.timeline.left_ns(left_ns);
+            let left_ns = self.timeline.left_ns(left_ns);
             write_time_out(tid, &regs, left_ns).or_fail(failed)?;
             regs = with_time_out(regs, left_ns);
         }
@@ -445,9 +479,8 @@ pub fn registers(skeleton: &Skeleton, at: usize, core: &Core, vdso: &Vdso) -> Re
         ptrace::set_regs(tid, &regs).or_fail(failed)?;
         ptrace::set_sigmask(tid, thread.record.sigmask).or_fail(failed)?;
         // Last: until now an app of low priority was built at ours.
-        schedule(tid, &thread.record)?;
+        schedule(tid, &thread.record)
     }
-    Ok(())
 }
 
 /// What became of a thread's wait.
@@ -475,42 +508,39 @@ const WAITS_AT_ONCE: usize = 1000;
 const TIME_BYTES: u64 = 16;
 const _: () = assert!(WAITS_AT_ONCE as u64 * TIME_BYTES <= executor::PAYLOAD_BYTES);
 
-/// Calls with a relative time-out go on for the time that was left: each thread
-/// enters its call again with that time and is interrupted in it, so that the
-/// kernel holds the same restart block as it did for the original. The stop is
-/// asked for at the entry: whatever the call would wait for, it comes back at
-/// once. All threads go together.
-fn enter_waits(
-    skeleton: &Skeleton,
-    gate: executor::Gate,
-    husk: &Husk,
-    threads: &[(HostPid, &ThreadImage)],
-) -> Result<Vec<Entered>> {
-    let places = (0u64..).map(|n| skeleton.executor.payload() + n * TIME_BYTES);
-    let mut waits = Vec::new();
-    for ((tid, thread), place) in threads.iter().zip(places) {
-        if let Some(wait) = Wait::of(thread, place, &skeleton.timeline) {
-            let time = [wait.left_ns / 1_000_000_000, wait.left_ns % 1_000_000_000];
-            let bytes: Vec<u8> = time.iter().flat_map(|w| w.to_le_bytes()).collect();
-            let failed = || unwaited(*tid);
-            crate::sys::memory::write(husk.pid, place, &bytes).or_fail(failed)?;
-            let regs = executor::call_registers(&husk.regs, gate, wait.call, wait.args);
-            ptrace::set_regs(*tid, &regs).or_fail(failed)?;
-            ptrace::to_syscall(*tid).or_fail(failed)?;
-            waits.push((*tid, wait));
+impl Standing<'_> {
+    /// Calls with a relative time-out go on for the time that was left: each thread
+    /// enters its call again with that time and is interrupted in it, so that the
+    /// kernel holds the same restart block as it did for the original. The stop is
+    /// asked for at the entry: whatever the call would wait for, it comes back at
+    /// once. All threads go together.
+    fn enter_waits(&self, threads: &[(HostPid, &ThreadImage)]) -> Result<Vec<Entered>> {
+        let places = (0u64..).map(|n| self.executor.payload() + n * TIME_BYTES);
+        let mut waits = Vec::new();
+        for ((tid, thread), place) in threads.iter().zip(places) {
+            if let Some(wait) = Wait::of(thread, place, self.timeline) {
+                let time = [wait.left_ns / 1_000_000_000, wait.left_ns % 1_000_000_000];
+                let bytes: Vec<u8> = time.iter().flat_map(|w| w.to_le_bytes()).collect();
+                let failed = || unwaited(*tid);
+                crate::sys::memory::write(self.tids[0], place, &bytes).or_fail(failed)?;
+                let regs = executor::call_registers(self.regs, self.gate, wait.call, wait.args);
+                ptrace::set_regs(*tid, &regs).or_fail(failed)?;
+                ptrace::to_syscall(*tid).or_fail(failed)?;
+                waits.push((*tid, wait));
+            }
         }
+        for (tid, _) in &waits {
+            executor::await_syscall_stop(*tid)?;
+            ptrace::interrupt(*tid).or_fail(|| unwaited(*tid))?;
+            ptrace::cont(*tid, 0).or_fail(|| unwaited(*tid))?;
+        }
+        let mut entered = HashMap::new();
+        for (tid, wait) in waits {
+            entered.insert(tid, wait.settle(tid)?);
+        }
+        let of = |tid| entered.get(tid).copied().unwrap_or(Entered::AsBefore);
+        Ok(threads.iter().map(|(tid, _)| of(tid)).collect())
     }
-    for (tid, _) in &waits {
-        executor::await_syscall_stop(*tid)?;
-        ptrace::interrupt(*tid).or_fail(|| unwaited(*tid))?;
-        ptrace::cont(*tid, 0).or_fail(|| unwaited(*tid))?;
-    }
-    let mut entered = HashMap::new();
-    for (tid, wait) in waits {
-        entered.insert(tid, wait.settle(tid)?);
-    }
-    let of = |tid| entered.get(tid).copied().unwrap_or(Entered::AsBefore);
-    Ok(threads.iter().map(|(tid, _)| of(tid)).collect())
 }
 
 fn unwaited(tid: HostPid) -> String {

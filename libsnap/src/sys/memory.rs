@@ -104,6 +104,15 @@ struct PageRegion {
     categories: u64,
 }
 
+impl PageRegion {
+    fn span(&self) -> Span {
+        Span {
+            start: self.start,
+            end: self.end,
+        }
+    }
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct PmScanArg {
@@ -123,6 +132,7 @@ struct PmScanArg {
 
 const PM_SCAN_WP_MATCHING: u64 = 1;
 const PM_SCAN_CHECK_WPASYNC: u64 = 2;
+const PAGE_IS_WPALLOWED: u64 = 1 << 0;
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
@@ -141,6 +151,10 @@ struct Wanted {
 }
 
 fn scan(pagemap: &File, span: Span, wanted: &Wanted, found: &mut Vec<Span>) -> Sys<()> {
+    scan_each(pagemap, span, wanted, |region| push(found, region.start, region.end))
+}
+
+fn scan_each(pagemap: &File, span: Span, wanted: &Wanted, mut found: impl FnMut(&PageRegion)) -> Sys<()> {
     let mut regions = [PageRegion::default(); 512];
     let mut at = span.start;
     while at < span.end {
@@ -160,9 +174,7 @@ fn scan(pagemap: &File, span: Span, wanted: &Wanted, found: &mut Vec<Span>) -> S
         // SAFETY: `arg` and the vector it names live across the call, with the
         // lengths stated in it.
         let got = check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) } as libc::c_long)?;
-        for region in &regions[..got as usize] {
-            push(found, region.start, region.end);
-        }
+        regions[..got as usize].iter().for_each(&mut found);
         at = arg.walk_end;
     }
     Ok(())
@@ -221,6 +233,50 @@ pub fn scan_written(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()
         told: PAGE_IS_WRITTEN,
     };
     scan(pagemap, span, &wanted, found)
+}
+
+/// What a page of private memory has become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dirt {
+    /// Written to since [`watch_again`], or nobody watched.
+    pub written: bool,
+    /// It is the kernel's page of zeroes: thrown away and only read since.
+    pub zero: bool,
+}
+
+/// Private pages of their own in `span`, as [`scan_pages`] finds them and pages of zeroes
+/// besides, with what became of them. Mappings that nobody watches count as written.
+pub fn scan_dirt(pagemap: &File, span: Span, found: &mut Vec<(Span, Dirt)>) -> Sys<()> {
+    let wanted = Wanted {
+        flags: 0,
+        inverted: PAGE_IS_FILE,
+        all: PAGE_IS_FILE,
+        any: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        told: PAGE_IS_WRITTEN | PAGE_IS_PFNZERO,
+    };
+    scan_each(pagemap, span, &wanted, |region| {
+        let has = |category| region.categories & category != 0;
+        let dirt = Dirt {
+            written: has(PAGE_IS_WRITTEN),
+            zero: has(PAGE_IS_PFNZERO),
+        };
+        match found.last_mut() {
+            Some((last, same)) if last.end == region.start && *same == dirt => last.end = region.end,
+            _ => found.push((region.span(), dirt)),
+        }
+    })
+}
+
+/// From now on writes to what is watched in `span` and is there are noted anew.
+pub fn watch_again(pagemap: &File, span: Span) -> Sys<()> {
+    let wanted = Wanted {
+        flags: PM_SCAN_WP_MATCHING,
+        inverted: 0,
+        all: PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN,
+        any: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        told: PAGE_IS_WRITTEN,
+    };
+    scan_each(pagemap, span, &wanted, |_| {})
 }
 
 /// The same from the plain pagemap words, for older kernels.

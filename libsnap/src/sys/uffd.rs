@@ -29,13 +29,20 @@ const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 /// UFFD_FEATURE_EVENT_FORK, _REMAP, _REMOVE and _UNMAP (Linux 4.11).
 const EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
+/// Writes are noted, and waited for by nobody.
+const NOTES: u64 = FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
 /// Messages read at once.
 const MESSAGES: usize = 16;
 
 /// The userfaultfd of a process, held by another one. Closed by its last holder,
 /// what was registered is ordinary memory again.
 #[derive(Debug)]
-pub struct Userfault(OwnedFd);
+pub struct Userfault {
+    fd: OwnedFd,
+    /// Writes are noted too, as by [`WriteNotes`]: a page that was brought counts as
+    /// written once the process has written to it.
+    notes: bool,
+}
 
 /// Of the memory behind a userfaultfd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,19 +102,32 @@ impl Userfault {
     /// Takes a descriptor that userfaultfd(2) has just made.
     pub fn begin(fd: OwnedFd) -> Sys<Userfault> {
         enable(&fd, 0)?;
-        Ok(Userfault(fd))
+        Ok(Userfault { fd, notes: false })
     }
 
     /// The same, for a process that will run: what it does to its memory is told.
     /// Needs CAP_SYS_PTRACE. The descriptor must not block.
     pub fn begin_with_events(fd: OwnedFd) -> Sys<Userfault> {
         enable(&fd, EVENTS)?;
-        Ok(Userfault(fd))
+        Ok(Userfault { fd, notes: false })
+    }
+
+    /// The same, and writes are noted (Linux 6.7; EINVAL before).
+    pub fn begin_with_notes(fd: OwnedFd) -> Sys<Userfault> {
+        enable(&fd, EVENTS | NOTES)?;
+        Ok(Userfault { fd, notes: true })
     }
 
     /// From now on `span`, private anonymous mappings, can be filled.
     pub fn register(&self, span: Span) -> Sys<()> {
-        register(&self.0, span, REGISTER_MODE_MISSING)
+        let notes = if self.notes { REGISTER_MODE_WP } else { 0 };
+        register(&self.fd, span, REGISTER_MODE_MISSING | notes)
+    }
+
+    /// From now on writes to `span`, private mappings of any kind, are noted; the kernel
+    /// fills it as ever. Only of one that takes notes.
+    pub fn watch(&self, span: Span) -> Sys<()> {
+        register(&self.fd, span, REGISTER_MODE_WP)
     }
 
     /// What is mapped in `span` is ordinary memory again.
@@ -115,7 +135,7 @@ impl Userfault {
         let mut range = [span.start, span.len()];
         // SAFETY: the structure is two words, which `range` provides.
         check(i64::from(unsafe {
-            libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr())
+            libc::ioctl(self.fd.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr())
         }))
         .map(drop)
     }
@@ -140,10 +160,12 @@ impl Userfault {
     /// mappings, EEXIST where the first page is there.
     pub fn try_copy(&self, address: u64, bytes: &[u8]) -> Sys<usize> {
         // struct uffdio_copy: destination, source, length, mode, bytes copied
-        let mut copy = [address, bytes.as_ptr() as u64, bytes.len() as u64, 0, 0];
+        const COPY_MODE_WP: u64 = 1 << 1;
+        let mode = if self.notes { COPY_MODE_WP } else { 0 };
+        let mut copy = [address, bytes.as_ptr() as u64, bytes.len() as u64, mode, 0];
         // SAFETY: the structure is five words, which `copy` provides; `bytes` only is read.
         let copied = check(i64::from(unsafe {
-            libc::ioctl(self.0.as_raw_fd(), UFFDIO_COPY, copy.as_mut_ptr())
+            libc::ioctl(self.fd.as_raw_fd(), UFFDIO_COPY, copy.as_mut_ptr())
         }));
         match (copied, copy[4] as i64) {
             (Ok(_), _) => Ok(bytes.len()),
@@ -158,7 +180,7 @@ impl Userfault {
         let mut zero = [address, pages * PAGE, 0, 0];
         // SAFETY: the structure is four words, which `zero` provides.
         let zeroed = check(i64::from(unsafe {
-            libc::ioctl(self.0.as_raw_fd(), UFFDIO_ZEROPAGE, zero.as_mut_ptr())
+            libc::ioctl(self.fd.as_raw_fd(), UFFDIO_ZEROPAGE, zero.as_mut_ptr())
         }));
         match zeroed {
             // Somebody else was faster: who waits for it must be told.
@@ -183,7 +205,7 @@ impl Userfault {
         let mut range = [page, PAGE];
         // SAFETY: the structure is two words, which `range` provides.
         check(i64::from(unsafe {
-            libc::ioctl(self.0.as_raw_fd(), UFFDIO_WAKE, range.as_mut_ptr())
+            libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, range.as_mut_ptr())
         }))
         .map(drop)
     }
@@ -194,16 +216,17 @@ impl Userfault {
         let mut messages = [[0u64; 4]; MESSAGES];
         let room = size_of_val(&messages);
         // SAFETY: `messages` is live and as long as said.
-        let got = unsafe { libc::read(self.0.as_raw_fd(), messages.as_mut_ptr().cast(), room) };
+        let got = unsafe { libc::read(self.fd.as_raw_fd(), messages.as_mut_ptr().cast(), room) };
         let bytes = match check(got as libc::c_long) {
             Err(Errno::EAGAIN) => 0,
             got => got? as usize,
         };
-        messages[..bytes / size_of::<[u64; 4]>()].iter().map(event).collect()
+        let messages = &messages[..bytes / size_of::<[u64; 4]>()];
+        messages.iter().map(|message| event(message, self.notes)).collect()
     }
 }
 
-fn event(message: &[u64; 4]) -> Sys<Event> {
+fn event(message: &[u64; 4], notes: bool) -> Sys<Event> {
     const FAULT_WRITE: u64 = 1;
     let [kind, a, b, c] = *message;
     Ok(match kind as u8 {
@@ -212,7 +235,10 @@ fn event(message: &[u64; 4]) -> Sys<Event> {
             write: a & FAULT_WRITE != 0,
         },
         // The kernel has just made the descriptor.
-        0x13 => Event::Fork(Userfault(owned(a as u32 as i32)?)),
+        0x13 => Event::Fork(Userfault {
+            fd: owned(a as u32 as i32)?,
+            notes,
+        }),
         0x14 => Event::Remap { from: a, to: b, len: c },
         0x15 => Event::Remove(Span { start: a, end: b }),
         0x16 => Event::Unmap(Span { start: a, end: b }),
@@ -222,7 +248,7 @@ fn event(message: &[u64; 4]) -> Sys<Event> {
 
 impl AsFd for Userfault {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -235,8 +261,7 @@ pub struct WriteNotes(OwnedFd);
 impl WriteNotes {
     /// Takes a descriptor that userfaultfd(2) has just made; EINVAL on older kernels.
     pub fn begin(fd: OwnedFd) -> Sys<WriteNotes> {
-        let features = FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
-        enable(&fd, features)?;
+        enable(&fd, NOTES)?;
         Ok(WriteNotes(fd))
     }
 
@@ -244,5 +269,69 @@ impl WriteNotes {
     /// userfaultfd watches it, ESRCH when the process has another address space by now.
     pub fn register(&self, span: Span) -> Sys<()> {
         register(&self.0, span, REGISTER_MODE_WP)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::HostPid;
+    use crate::sys::memory::{self, Dirt};
+
+    /// Anonymous memory of a test, whole pages.
+    fn pages(count: u64) -> (Vec<u8>, u64) {
+        let memory = vec![0u8; ((count + 1) * PAGE) as usize];
+        let start = (memory.as_ptr() as u64).next_multiple_of(PAGE);
+        (memory, start)
+    }
+
+    /// What is brought is not written, until it is written to; and again, once it has
+    /// been looked at.
+    #[test]
+    fn pages_are_brought_and_writes_noted_by_one_descriptor() {
+        let (mut memory, start) = pages(600);
+        let at = |page: u64| start + page * PAGE;
+        let faults = Userfault::begin_with_notes(create().unwrap()).unwrap();
+        let whole = Span { start, end: at(600) };
+        faults.register(whole).unwrap();
+        assert_eq!(faults.copy(at(1), &[7; 3 * PAGE as usize]), Ok(3 * PAGE as usize));
+        let own = HostPid(std::process::id() as i32);
+        let pagemap = crate::pages::pagemap(own).unwrap();
+        let look = || {
+            let mut found = Vec::new();
+            memory::scan_dirt(&pagemap, whole, &mut found).unwrap();
+            found
+        };
+        let clean = |from, to| {
+            let span = Span {
+                start: at(from),
+                end: at(to),
+            };
+            (
+                span,
+                Dirt {
+                    written: false,
+                    zero: false,
+                },
+            )
+        };
+        assert_eq!(look(), [clean(1, 4)]);
+        let offset = (at(2) - memory.as_ptr() as u64) as usize;
+        memory[offset] = 9;
+        std::hint::black_box(&memory);
+        let written = (
+            Span {
+                start: at(2),
+                end: at(3),
+            },
+            Dirt {
+                written: true,
+                zero: false,
+            },
+        );
+        assert_eq!(look(), [clean(1, 2), written, clean(3, 4)]);
+        memory::write(own, at(2), &[7; PAGE as usize]).unwrap();
+        memory::watch_again(&pagemap, whole).unwrap();
+        assert_eq!(look(), [clean(1, 4)]);
     }
 }
