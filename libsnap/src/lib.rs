@@ -29,3 +29,4 @@ pub mod sys;
 pub mod target;
 pub mod timed;
 pub mod timers;
+pub mod urgent;
