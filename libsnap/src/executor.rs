@@ -1,14 +1,15 @@
 //! System calls in another process, in batches.
 //!
 //! ```text
-//!   stopped thread --infect--> two mappings in the target: code page, data area
+//!   stopped thread --infect--> in the target: code page, data area
 //!        |                          ^
 //!        |   run(batch): write entries, rip = code, rbx = entries, continue,
 //!        |               wait for int3, read results back
 //!        +----- cure: unmap both, give the thread its registers and mask back
 //! ```
 //!
-//! The first system calls (the two mmaps) use a `syscall` instruction that is
+//! The first system call (mmap; two where memory may not be written and executed
+//! both, as with PR_SET_MDWE) uses a `syscall` instruction that is
 //! already in the target (in its vdso, or any executable mapping): nothing of the
 //! app is written to. A thread that sat in a system call
 //! keeps `orig_rax` and the restart code of its registers, so the kernel
@@ -306,11 +307,15 @@ impl Executor {
                 None => step_through(tid, regs, gate, libc::SYS_mmap, args),
             }
         };
-        mmap(base, PAGE, libc::PROT_READ | libc::PROT_EXEC)?
-            .or_fail(|| format!("cannot map the executor into pid {tid}"))?;
-        let data = ENTRIES_BYTES + PAYLOAD_BYTES;
-        let mapped = mmap(base + PAGE, data, libc::PROT_READ | libc::PROT_WRITE)?;
-        let written = mapped.and_then(|_| write_code(tid, base));
+        // Each call costs two stops, and the app stands still.
+        let (code, data) = (libc::PROT_READ | libc::PROT_EXEC, libc::PROT_READ | libc::PROT_WRITE);
+        let written = if executor.parks && mmap(base, FOOTPRINT, code | data)?.is_ok() {
+            memory::write(tid, base, blob::executor())
+        } else {
+            mmap(base, PAGE, code)?.or_fail(|| format!("cannot map the executor into pid {tid}"))?;
+            let mapped = mmap(base + PAGE, ENTRIES_BYTES + PAYLOAD_BYTES, data)?;
+            mapped.and_then(|_| write_code(tid, base))
+        };
         if let Err(errno) = written {
             call_through(tid, regs, gate, libc::SYS_munmap, [base, FOOTPRINT, 0, 0, 0, 0])?.ok();
             return Err(Error::failed(format!("cannot place the executor in pid {tid}")).because(errno));
@@ -419,7 +424,7 @@ impl Executor {
         let mut rounds = 0u32;
         while memory::read_u64(tid, self.done()).map_err(lost)? == 0 {
             match ptrace::wait(tid, false).map_err(lost)? {
-                None => ptrace::pause(&mut rounds),
+                None => ptrace::pause_briefly(&mut rounds),
                 Some(Stop::Trap | Stop::Group(_)) => ptrace::cont(tid, 0).map_err(lost)?,
                 Some(other) => return Err(astray(tid, other)),
             }
@@ -603,7 +608,8 @@ fn jumps_to_itself(pair: &[u8]) -> Option<u64> {
 
 /// The first two bytes that `wanted` takes, in the order of the spans.
 fn find<T>(pid: HostPid, spans: &[Span], wanted: impl Fn(&[u8]) -> Option<T>) -> Option<(u64, T)> {
-    let mut buffer = vec![0u8; 64 * 1024];
+    let longest = spans.iter().map(Span::len).max().unwrap_or(0);
+    let mut buffer = vec![0u8; longest.min(64 << 10) as usize];
     for span in spans {
         let mut at = span.start;
         while at < span.end {

@@ -26,6 +26,7 @@ use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::target::Target;
 use crate::timed::{self, SchedClocks, Wait};
 use crate::timers;
+use crate::urgent::Turn;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -62,6 +63,7 @@ pub struct FrozenThread {
     /// rseq area and its critical-section pointer, where the thread is inside
     /// one: the kernel clears it when other code runs.
     pub rseq_section: Option<(u64, u64)>,
+    pub turn: Turn,
 }
 
 #[derive(Clone, Debug)]
@@ -502,15 +504,7 @@ fn wait_stopped(tid: HostPid, since: Instant) -> Result<Stopped> {
             Ok(Some(Stop::Exited(_) | Stop::Killed(_))) | Err(Errno::ECHILD) => return Ok(Stopped::Gone),
             Ok(None) if rounds > 50 && ptrace::is_dead(tid) => return Ok(Stopped::Dead),
             Ok(None) if since.elapsed() > BUDGET => return Err(does_not_stop(tid)),
-            Ok(None) => {
-                rounds += 1;
-                // The stop takes some 20 us; after that the task wants this CPU.
-                if rounds > 50 {
-                    std::thread::sleep(Duration::from_micros(50));
-                } else {
-                    std::thread::yield_now();
-                }
-            }
+            Ok(None) => ptrace::pause(&mut rounds),
             Err(errno) => {
                 return Err(Error::failed(format!("cannot wait for task {tid}")).because(errno));
             }
@@ -528,6 +522,7 @@ fn inspect(tid: HostPid, wait: Option<&Wait>, at: &Reading) -> Result<FrozenThre
         vtid: VirtualPid(status.innermost("NSpid")),
         sigmask: ptrace::get_sigmask(tid).or_fail(failed)?,
         rseq_section: rseq_section(tid, &regs),
+        turn: Turn::of(tid).or_fail(failed)?,
         wait,
         left_ns,
         regs,
@@ -590,7 +585,9 @@ fn sort_parents_first(processes: &mut Vec<FrozenProcess>, root: HostPid) {
 impl FrozenThread {
     /// Readies the thread to run foreign code.
     pub fn prepare(&self) -> Result<()> {
-        ptrace::set_sigmask(self.tid, HELD).or_fail(|| format!("cannot block the signals of task {}", self.tid))
+        ptrace::set_sigmask(self.tid, HELD).or_fail(|| format!("cannot block the signals of task {}", self.tid))?;
+        self.turn.first_of_all(self.tid);
+        Ok(())
     }
 
     /// Gives the thread back what it had, so that letting it go makes it
@@ -598,6 +595,7 @@ impl FrozenThread {
     /// the registers are right would return to the executor.
     pub fn recover(&self) -> Result<()> {
         let failed = || format!("cannot give task {} its registers back", self.tid);
+        self.turn.give_back(self.tid);
         if let Some((area, section)) = self.rseq_section {
             memory::write(self.tid, area + 8, &section.to_le_bytes()).or_fail(failed)?;
         }

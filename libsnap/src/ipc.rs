@@ -72,7 +72,8 @@ pub fn look(
     let seen = nsthread::inside(pid, &["ipc"], || {
         let mut alone = describe(shm);
         alone.retain(|_| own);
-        let forced = fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").is_ok_and(|text| text.trim() != "0");
+        let forced = !alone.is_empty()
+            && fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").is_ok_and(|text| text.trim() != "0");
         let failed = if take && !forced {
             alone.into_iter().filter_map(|kind| hold(shm, kind).err()).collect()
         } else {
@@ -128,7 +129,8 @@ fn shm_is_attached(own: bool) -> bool {
 }
 
 fn rows(table: &str) -> Rows {
-    let text = fs::read_to_string(format!("/proc/sysvipc/{table}")).unwrap_or_default();
+    let text = proc::read(format!("/proc/sysvipc/{table}")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let lines = text.lines().skip(1);
     lines
         .map(|line| line.split_whitespace().filter_map(|word| word.parse().ok()).collect())

@@ -94,7 +94,7 @@ pub struct Entered {
 
 impl Entered {
     pub fn new(process: &FrozenProcess, gate: Gate, base: u64) -> Result<Entered> {
-        let stat = proc::stat(process.pid).or_fail(|| format!("cannot read the state of pid {}", process.pid))?;
+        let stat = proc::kept_stat(process.pid).or_fail(|| format!("cannot read the state of pid {}", process.pid))?;
         Ok(Entered {
             pid: process.pid,
             start_time: stat.start_time,
@@ -513,6 +513,7 @@ fn restore(process: &mut FrozenProcess, entered: &Entered) -> Result<()> {
             // Between its registers and its mask.
             thread.sigmask = kept.sigmask;
         }
+        thread.turn = kept.turn;
     }
     let main = process.main();
     if entered.base == 0 {
@@ -554,9 +555,10 @@ fn remains(pid: HostPid, base: u64) -> Result<bool> {
         .iter()
         .filter(|map| map.start < base + executor::FOOTPRINT && map.end > base);
     let ours = |map: &proc::Mapping| {
+        let both = (map.start, map.end, map.prot()) == (base, base + executor::FOOTPRINT, 7);
         let code = (map.start, map.end, map.prot()) == (base, base + PAGE, 5);
         let data = (map.start, map.end, map.prot()) == (base + PAGE, base + executor::FOOTPRINT, 3);
-        (code || data) && map.ino == 0 && !map.shared
+        (both || code || data) && map.ino == 0 && !map.shared
     };
     let (inside, ours): (Vec<_>, Vec<_>) = (inside.clone().collect(), inside.filter(|map| ours(map)).collect());
     Ok(!inside.is_empty() && inside.len() == ours.len())

@@ -32,3 +32,4 @@ pub mod target;
 pub mod timed;
 pub mod timers;
 pub mod units;
+pub mod urgent;

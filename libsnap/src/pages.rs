@@ -92,8 +92,64 @@ fn unreadable(pid: HostPid) -> Error {
 }
 
 /// Reads the spans back to back into `buffer`; answers the pages that are not there,
-/// which read as zeroes.
+/// which read as zeroes. Those that others share by now stay shared.
 fn read(pid: HostPid, spans: &[Span], buffer: &mut [u8]) -> Vec<Span> {
+    let shared = shared(pid, spans);
+    if shared.is_empty() {
+        return read_own(pid, spans, buffer);
+    }
+    let Ok(mem) = mem(pid) else {
+        return read_own(pid, spans, buffer);
+    };
+    let (mut missing, mut own, mut rest) = (Vec::new(), Vec::new(), buffer);
+    let bytes_of = |own: &[Span]| own.iter().map(Span::len).sum::<u64>() as usize;
+    for (part, shared) in spans.iter().flat_map(|span| parted(*span, &shared)) {
+        if !shared {
+            own.push(part);
+            continue;
+        }
+        let (before, others) = rest.split_at_mut(bytes_of(&own));
+        missing.extend(read_own(pid, &std::mem::take(&mut own), before));
+        let (place, others) = others.split_at_mut(part.len() as usize);
+        missing.extend(read_shared(&mem, &[part], place));
+        rest = others;
+    }
+    missing.extend(read_own(pid, &own, &mut rest[..bytes_of(&own)]));
+    missing
+}
+
+/// Pages in these spans that the process may share with another, ascending.
+fn shared(pid: HostPid, spans: &[Span]) -> Vec<Span> {
+    // Asking once more takes longer than so many pages between.
+    const BESIDE: u64 = 16 * PAGE;
+    let Ok(pagemap) = pagemap(pid) else { return Vec::new() };
+    let mut asked: Vec<Span> = Vec::new();
+    for span in spans {
+        match asked.last_mut() {
+            Some(last) if (last.end..=last.end + BESIDE).contains(&span.start) => last.end = span.end,
+            _ => asked.push(*span),
+        }
+    }
+    let mut found = Vec::new();
+    for span in asked {
+        // What cannot be told is read as if it were its own.
+        sys::scan_shared(&pagemap, span, &mut found).ok();
+    }
+    union(&found, &[])
+}
+
+/// The parts of a span, and whether each is one of these.
+fn parted(span: Span, shared: &[Span]) -> Vec<(Span, bool)> {
+    let whole = [span];
+    let inside = within(&whole, shared);
+    let outside = without(&whole, &inside).into_iter().map(|part| (part, false));
+    let mut parts: Vec<_> = inside.iter().map(|part| (*part, true)).chain(outside).collect();
+    parts.sort_unstable_by_key(|(part, _)| part.start);
+    parts
+}
+
+/// The same by process_vm_readv(2).
+fn read_own(pid: HostPid, spans: &[Span], buffer: &mut [u8]) -> Vec<Span> {
     let mut missing = Vec::new();
     let mut rest = spans.to_vec();
     let (mut at, mut filled) = (0, 0);

@@ -34,10 +34,12 @@ use crate::image::{CoreWriter, Memory, Writer};
 use crate::journal::{Entered, Journal};
 use crate::pages::{self, Copies, Held, Pages, Stock};
 use crate::proc::{self, Fields, Mapping};
+use crate::survey;
 use crate::sys::memory::{self as sys, PAGE, Span};
 use crate::sys::task;
 use crate::sys::uffd::{self, WriteNotes};
 use crate::target::Target;
+use crate::urgent::Urgent;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -163,11 +165,13 @@ impl Precopy {
         let waits = freeze::waits(target)?;
         journal.waits(&waits)?;
         // N.B. Nothing but two calls a process happens in this stop.
+        let urgent = Urgent::begin(survey::root(target));
         let frozen = freeze::freeze(target, waits)?;
         let planted = plant_all(&frozen, &chosen, journal);
         let is_tree = frozen.processes.len() > 1;
         journal.left()?;
         let took = frozen.thaw();
+        drop(urgent);
         tracing::debug!(micros = took.as_micros(), "planted");
         let mut processes = Vec::new();
         for planted in planted? {
@@ -204,6 +208,16 @@ impl Precopy {
             before = bytes;
         }
         Ok(before)
+    }
+
+    /// Puts all copies into the appshot, on disk, and reads them back: what stands still
+    /// for its appshot to be sealed need not wait for them.
+    pub fn prove(&mut self) -> Result<()> {
+        for process in &mut self.processes {
+            process.store(&[])?;
+            process.core.prove()?;
+        }
+        Ok(())
     }
 
     /// The process, unless another has its number by now.

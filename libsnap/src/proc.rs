@@ -1,7 +1,7 @@
 //! What /proc tells of a task. See proc(5).
 //!
 //! The files read while an app stands still (`smaps`, `fdinfo`) are parsed
-//! here; `stat` comes from the procfs crate.
+//! here, and `stat`.
 
 use crate::ids::HostPid;
 use crate::sys::memory::Span;
@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 /// Reads a file whose size nobody can tell before, as all of /proc are: in as few calls
@@ -32,13 +33,19 @@ pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What was read, by task and name.
+type Kept = HashMap<(HostPid, &'static str), Vec<u8>>;
+
 thread_local! {
-    /// What was read since [`Still`], by task and name.
-    static KEPT: RefCell<Option<HashMap<(HostPid, String), String>>> = const { RefCell::new(None) };
+    /// What was read since [`Still`].
+    static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
 }
 
-/// As long as it lives, this thread reads the `status` and `comm` of a task once only: the
-/// app stands still. (Pending signals change even then, and are read by ptrace.)
+/// Files and links that do not change while an app stands still.
+const STILL: [&str; 6] = ["status", "comm", "maps", "exe", "cwd", "root"];
+
+/// As long as it lives, this thread reads these of a task once only, and [`kept_stat`]:
+/// the app stands still. (Pending signals change even then, and are read by ptrace.)
 #[derive(Debug)]
 #[must_use]
 pub struct Still(());
@@ -58,25 +65,44 @@ impl Drop for Still {
 
 /// Reads `/proc/PID/NAME` as text; bytes that are not UTF-8 are replaced.
 pub fn text(pid: HostPid, name: &str) -> io::Result<String> {
-    let read = || read(format!("/proc/{pid}/{name}")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    if !["status", "comm"].contains(&name) {
-        return read();
+    bytes(pid, name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Reads `/proc/PID/NAME`.
+pub fn bytes(pid: HostPid, name: &str) -> io::Result<Vec<u8>> {
+    let read = || read(format!("/proc/{pid}/{name}"));
+    match STILL.into_iter().find(|still| *still == name) {
+        Some(name) => kept(pid, name, read),
+        None => read(),
     }
-    let key = (pid, name.to_owned());
+}
+
+fn kept(pid: HostPid, name: &'static str, read: impl FnOnce() -> io::Result<Vec<u8>>) -> io::Result<Vec<u8>> {
+    let key = (pid, name);
     let kept = KEPT.with_borrow(|kept| kept.as_ref().map(|kept| kept.get(&key).cloned()));
     match kept {
         None => read(),
-        Some(Some(text)) => Ok(text),
+        Some(Some(bytes)) => Ok(bytes),
         Some(None) => {
-            let text = read()?;
-            KEPT.with_borrow_mut(|kept| kept.as_mut().map(|kept| kept.insert(key, text.clone())));
-            Ok(text)
+            let bytes = read()?;
+            KEPT.with_borrow_mut(|kept| kept.as_mut().map(|kept| kept.insert(key, bytes.clone())));
+            Ok(bytes)
         }
     }
 }
 
+/// Where `/proc/PID/NAME` leads; bytes that are not UTF-8 are replaced.
 pub fn link(pid: HostPid, name: &str) -> io::Result<String> {
-    fs::read_link(format!("/proc/{pid}/{name}")).map(|path| path.to_string_lossy().into_owned())
+    link_bytes(pid, name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Where `/proc/PID/NAME` leads.
+pub fn link_bytes(pid: HostPid, name: &str) -> io::Result<Vec<u8>> {
+    let read = || fs::read_link(format!("/proc/{pid}/{name}")).map(|path| path.into_os_string().into_vec());
+    match STILL.into_iter().find(|still| *still == name) {
+        Some(name) => kept(pid, name, read),
+        None => read(),
+    }
 }
 
 pub fn comm(pid: HostPid) -> String {
@@ -85,7 +111,7 @@ pub fn comm(pid: HostPid) -> String {
 
 /// The name of a task as the kernel has it: it need not be text.
 pub fn comm_bytes(tid: HostPid) -> Option<Vec<u8>> {
-    let mut bytes = read(format!("/proc/{tid}/comm")).ok()?;
+    let mut bytes = bytes(tid, "comm").ok()?;
     bytes.pop_if(|last| *last == b'\n');
     Some(bytes)
 }
@@ -157,20 +183,68 @@ pub struct Stat {
     pub start_time: u64,
     pub flags: u32,
     pub exit_code: i32,
+    /// Where it ran last.
+    pub processor: usize,
 }
 
 pub fn stat(pid: HostPid) -> io::Result<Stat> {
     text(pid, "stat").map(|text| parse_stat(&text))
 }
 
-/// Parses `stat` after the last `)`: the name may hold anything.
+/// The same, once only while the app stands still: not whether the task is dead.
+pub fn kept_stat(pid: HostPid) -> io::Result<Stat> {
+    kept_stat_text(pid).map(|text| parse_stat(&text))
+}
+
+fn kept_stat_text(pid: HostPid) -> io::Result<String> {
+    let bytes = kept(pid, "stat", || read(format!("/proc/{pid}/stat")))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Where the parts of a program lie, as `/proc/PID/stat` tells its tracer. The end of the
+/// heap is not among them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Marks {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_stack: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+}
+
+pub fn marks(pid: HostPid) -> io::Result<Marks> {
+    let text = kept_stat_text(pid)?;
+    let fields = stat_fields(&text);
+    let at = |number: usize| fields.get(number - 3).and_then(|word| word.parse().ok()).unwrap_or(0);
+    Ok(Marks {
+        start_code: at(26),
+        end_code: at(27),
+        start_stack: at(28),
+        start_data: at(45),
+        end_data: at(46),
+        start_brk: at(47),
+        arg_start: at(48),
+        arg_end: at(49),
+        env_start: at(50),
+        env_end: at(51),
+    })
+}
+
+/// The fields of `stat` after the last `)`: the name may hold anything. Numbers of proc(5)
+/// count from 1 and the name is the second.
+fn stat_fields(text: &str) -> Vec<&str> {
+    let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    rest.split_whitespace().collect()
+}
+
+/// Parses `stat`.
 pub fn parse_stat(text: &str) -> Stat {
-    let fields: Vec<&str> = text
-        .rsplit_once(')')
-        .map_or("", |(_, rest)| rest)
-        .split_whitespace()
-        .collect();
-    // Field numbers of proc(5) count from 1 and the name is the second.
+    let fields = stat_fields(text);
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or("0");
     let int = |number: usize| field(number).parse().unwrap_or(0);
     Stat {
@@ -183,6 +257,7 @@ pub fn parse_stat(text: &str) -> Stat {
         start_time: field(22).parse().unwrap_or(0),
         exit_signal: int(38),
         exit_code: int(52),
+        processor: field(39).parse().unwrap_or(0),
     }
 }
 

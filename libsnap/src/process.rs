@@ -167,7 +167,8 @@ pub fn capture(
     executor.run(main.tid, &main.regs, &mut asked.batch)?;
     let main_asked = asked.main.answers(&asked.batch);
     // Timers before signals: see `timers::settle`.
-    let timers = timers::ask(process, executor, timeline)?;
+    let intervals = asked.timers.seen(&asked.batch, false);
+    let timers = timers::ask(process, executor, timeline, intervals)?;
     let mut record = process_record(process, &asked, timers)?;
     let mut main_asked = Some(main_asked);
     let threads = process.threads.iter().map(|thread| {
@@ -198,6 +199,7 @@ struct AskProcess {
     dumpable: CallId,
     subreaper: Slot,
     thp_disable: CallId,
+    timers: timers::Asked,
     /// Itself, as a thread.
     main: AskThread,
 }
@@ -220,6 +222,7 @@ impl AskProcess {
         let thp_disable = prctl(&mut batch, libc::PR_GET_THP_DISABLE, 0);
         let brk = batch.call("brk", libc::SYS_brk, &[0]);
         let main = AskThread::new(&mut batch);
+        let timers = timers::Asked::intervals(&mut batch);
         AskProcess {
             batch,
             actions,
@@ -227,6 +230,7 @@ impl AskProcess {
             dumpable,
             subreaper,
             thp_disable,
+            timers,
             main,
         }
     }
@@ -294,22 +298,20 @@ fn signals(tid: HostPid, shared: bool) -> Result<Vec<SigInfo>> {
 
 fn mm_record(pid: HostPid, brk: u64) -> Result<MmRecord> {
     let failed = || format!("cannot read the memory marks of pid {pid}");
-    let stat = procfs::process::Process::new(pid.0)
-        .and_then(|p| p.stat())
-        .or_fail(failed)?;
+    let marks = proc::marks(pid).or_fail(failed)?;
     let auxv = proc::read(format!("/proc/{pid}/auxv")).or_fail(failed)?;
     Ok(MmRecord {
-        start_code: stat.startcode,
-        end_code: stat.endcode,
-        start_data: stat.start_data.unwrap_or(0),
-        end_data: stat.end_data.unwrap_or(0),
-        start_brk: stat.start_brk.unwrap_or(0),
+        start_code: marks.start_code,
+        end_code: marks.end_code,
+        start_data: marks.start_data,
+        end_data: marks.end_data,
+        start_brk: marks.start_brk,
         brk,
-        start_stack: stat.startstack,
-        arg_start: stat.arg_start.unwrap_or(0),
-        arg_end: stat.arg_end.unwrap_or(0),
-        env_start: stat.env_start.unwrap_or(0),
-        env_end: stat.env_end.unwrap_or(0),
+        start_stack: marks.start_stack,
+        arg_start: marks.arg_start,
+        arg_end: marks.arg_end,
+        env_start: marks.env_start,
+        env_end: marks.env_end,
         auxv: auxv.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect(),
     })
 }
@@ -325,7 +327,7 @@ fn capture_thread(thread: &FrozenThread, pending: Vec<SigInfo>, asked: AskedThre
     let failed = || format!("cannot read the state of task {tid}");
     let xsave = ptrace::get_xsave(tid).or_fail(failed)?;
     let status = Fields::status(tid).or_fail(failed)?;
-    let sched = sched(tid).or_fail(failed)?;
+    let sched = sched(thread).or_fail(failed)?;
     let record = ThreadRecord {
         tid: thread.vtid,
         comm: proc::comm(tid),
@@ -348,7 +350,8 @@ fn capture_thread(thread: &FrozenThread, pending: Vec<SigInfo>, asked: AskedThre
         no_new_privs: status.number("NoNewPrivs") == Some(1),
         seccomp: Seccomp::Off,
         pdeathsig: asked.pdeathsig,
-        timer_slack_ns: asked.timer_slack_ns,
+        // One that comes before others for us is told none.
+        timer_slack_ns: thread.turn.slack_ns().unwrap_or(asked.timer_slack_ns),
         sched,
         ioprio: task::ioprio_get(tid).unwrap_or(0),
         blocked_in: blocked_in(thread),
@@ -451,14 +454,14 @@ fn creds(status: &Fields, securebits: u32) -> Creds {
     }
 }
 
-fn sched(tid: HostPid) -> Sys<Sched> {
-    let attr = task::sched_getattr(tid)?;
+fn sched(thread: &FrozenThread) -> Sys<Sched> {
+    let turn = thread.turn;
     Ok(Sched {
-        policy: attr.policy,
-        flags: attr.flags,
-        nice: attr.nice,
-        priority: attr.priority,
-        affinity: task::sched_getaffinity(tid)?,
+        policy: turn.policy,
+        flags: turn.flags,
+        nice: turn.nice,
+        priority: turn.priority,
+        affinity: task::sched_getaffinity(thread.tid)?,
     })
 }
 

@@ -45,6 +45,7 @@ use crate::sys::memory::Span;
 use crate::sys::task;
 use crate::sys::uffd::WriteNotes;
 use crate::target::{CheckReport, Phase, SnapshotOptions, SnapshotReport, Target};
+use crate::urgent::Urgent;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -74,8 +75,6 @@ const SPARE: u64 = 512 << 10;
 const LOOKS: usize = 5;
 /// What writes while the app runs takes a tenth of what the app gets of a processor.
 const NICE: i32 = 10;
-/// As the kernel's own threads that others wait for.
-const URGENT: i32 = -20;
 
 /// [`snapshot`], given up and undone once `cancelled` says so. It is asked at
 /// each step and at each megabyte of memory; not any more once sealing begins.
@@ -116,11 +115,12 @@ pub fn snapshot_unless(
     let mut exact = !options.leave_running;
     loop {
         let mut seen = (!exact).then(|| Seen::look(target, precopy.as_ref())).flatten();
-        let (frozen, taken) = stop(request, precopy.as_mut(), seen.as_mut(), &mut journal, &mut steps)?;
+        let (frozen, taken, urgent) = stop(request, precopy.as_mut(), seen.as_mut(), &mut journal, &mut steps)?;
         let count = (frozen.processes.len(), frozen.threads());
         let result = if options.leave_running && taken.is_held {
             steps.enter("thaw");
             stood += frozen.thaw();
+            drop(urgent);
             steps.enter("check");
             if seen.is_some_and(|seen| !seen.holds()) {
                 exact = true;
@@ -128,6 +128,7 @@ pub fn snapshot_unless(
             }
             politely(true, || finish_running(request, taken, writer, precopy, &mut steps)).map_err(undisturbed)
         } else {
+            drop(urgent);
             let finished = finish_standing(request, frozen, taken, writer, precopy, &mut journal, &mut steps);
             finished.map(|(sealed, stored, last)| {
                 stood += last;
@@ -151,21 +152,9 @@ pub fn snapshot_unless(
 
 /// Lets others go first.
 fn politely<T>(politely: bool, job: impl FnOnce() -> T) -> T {
-    match politely {
-        true => at_nice(|before| before.max(NICE), job),
-        false => job(),
-    }
-}
-
-/// Goes before all others, where it may: an app stands still.
-fn urgently<T>(job: impl FnOnce() -> T) -> T {
-    at_nice(|_| URGENT, job)
-}
-
-fn at_nice<T>(nice: impl FnOnce(i32) -> i32, job: impl FnOnce() -> T) -> T {
     let own = HostPid(0);
-    let before = task::nice(own).ok();
-    let changed = before.filter(|before| task::set_nice(own, nice(*before)).is_ok());
+    let before = task::nice(own).ok().filter(|_| politely);
+    let changed = before.filter(|before| task::set_nice(own, NICE.max(*before)).is_ok());
     let done = job();
     if let Some(before) = changed {
         task::set_nice(own, before).ok();
@@ -214,6 +203,12 @@ fn copy_ahead(
     steps.start("copy");
     precopy.copy(&|| go_on(cancelled))?;
     precopy.again(&|| go_on(cancelled))?;
+    if !options.leave_running {
+        steps.start("prove");
+        precopy.prove()?;
+        precopy.again(&|| go_on(cancelled))?;
+        precopy.prove()?;
+    }
     Ok(Some(precopy))
 }
 
@@ -229,7 +224,7 @@ fn stop(
     seen: Option<&mut Seen>,
     journal: &mut Journal,
     steps: &mut Steps<'_>,
-) -> Result<(Frozen, Taken)> {
+) -> Result<(Frozen, Taken, Urgent)> {
     let Request {
         target,
         subject,
@@ -252,12 +247,11 @@ fn stop(
     steps.start("freeze");
     let waits = freeze::waits(target)?;
     journal.waits(&waits)?;
-    urgently(|| {
-        let frozen = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
-        let taken = take(&frozen, request, precopy, seen, stock, journal, steps)
-            .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
-        Ok((frozen, taken))
-    })
+    let urgent = Urgent::begin(survey::root(target));
+    let frozen = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
+    let taken = take(&frozen, request, precopy, seen, stock, journal, steps)
+        .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
+    Ok((frozen, taken, urgent))
 }
 
 /// What is wanted.
@@ -608,7 +602,8 @@ fn images(
     let all = captured.into_iter().zip(spaces).zip(&frozen.processes).zip(snaplist);
     all.enumerate()
         .map(|(at, ((((mut record, threads), vmas), process), entry))| {
-            let stat = proc::stat(process.pid).or_fail(|| format!("cannot read the state of pid {}", process.pid))?;
+            let stat =
+                proc::kept_stat(process.pid).or_fail(|| format!("cannot read the state of pid {}", process.pid))?;
             record.fds = table.fds[at].clone();
             record.ctty = files::pty::controlling(&table.files, entry.sid, stat.tty);
             Ok(TakenProcess {
@@ -632,7 +627,7 @@ fn images(
 fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
     let failed = || format!("cannot read the state of pid {pid}");
     let status = Fields::status(pid).or_fail(failed)?;
-    let stat = proc::stat(pid).or_fail(failed)?;
+    let stat = proc::kept_stat(pid).or_fail(failed)?;
     let vpid = VirtualPid(status.innermost("NSpid"));
     let life = if stat.state == b'Z' {
         Life::Zombie {

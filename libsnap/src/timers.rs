@@ -102,7 +102,7 @@ enum Which {
 
 /// A timer as it was at an instant of the app's CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug)]
-struct Seen {
+pub struct Seen {
     time: TimerValue,
     at_ns: u64,
     overrun: i32,
@@ -136,12 +136,20 @@ fn signals_waiting(pid: HostPid) -> u64 {
     statuses.fold(0, |all, status| all | status.hex("SigPnd") | status.hex("ShdPnd"))
 }
 
-pub fn ask(process: &FrozenProcess, executor: &Executor, timeline: &Timeline) -> Result<Timers> {
+/// `intervals`: what [`Asked`] has seen already.
+pub fn ask(
+    process: &FrozenProcess,
+    executor: &Executor,
+    timeline: &Timeline,
+    intervals: Option<Vec<Seen>>,
+) -> Result<Timers> {
     let texts = parse_timers(&proc::text(process.pid, "timers").unwrap_or_default());
-    let posix = texts.iter().map(|text| Which::Posix(text.id));
-    let all: Vec<Which> = (0..3).map(Which::Interval).chain(posix).collect();
-    let mut seen = Vec::with_capacity(all.len());
-    for some in all.chunks(AT_ONCE) {
+    let mut seen = match intervals {
+        Some(seen) => seen,
+        None => look(process, executor, &INTERVALS)?,
+    };
+    let posix: Vec<Which> = texts.iter().map(|text| Which::Posix(text.id)).collect();
+    for some in posix.chunks(AT_ONCE) {
         seen.extend(look(process, executor, some)?);
     }
     let from_freeze = |seen: &Seen| {
@@ -181,39 +189,68 @@ pub fn ask(process: &FrozenProcess, executor: &Executor, timeline: &Timeline) ->
     })
 }
 
-/// Reads timers, each between two looks at the clock, once more where the thread
-/// lost the processor in between.
+/// Reads timers, once more where the thread lost the processor in between.
 fn look(process: &FrozenProcess, executor: &Executor, timers: &[Which]) -> Result<Vec<Seen>> {
     let main = process.main();
     let mut tries = 0;
     loop {
         let mut batch = executor.batch();
-        let asked: Vec<(Slot, Slot, Option<CallId>)> = timers.iter().map(|which| add(&mut batch, *which)).collect();
-        let last = add_clock(&mut batch);
+        let asked = Asked::add(&mut batch, timers);
         executor.run(main.tid, &main.regs, &mut batch)?;
         tries += 1;
-        let looks: Vec<u64> = asked
-            .iter()
-            .map(|(clock, ..)| *clock)
-            .chain([last])
+        if let Some(seen) = asked.seen(&batch, tries == TRIES) {
+            return Ok(seen);
+        }
+    }
+}
+
+/// Timers in a batch, each between two looks at the clock.
+#[derive(Debug)]
+pub struct Asked {
+    timers: Vec<(Which, Slot, Slot, Option<CallId>)>,
+    last: Slot,
+}
+
+const INTERVALS: [Which; 3] = [Which::Interval(0), Which::Interval(1), Which::Interval(2)];
+
+impl Asked {
+    pub fn intervals(batch: &mut Batch) -> Asked {
+        Asked::add(batch, &INTERVALS)
+    }
+
+    fn add(batch: &mut Batch, timers: &[Which]) -> Asked {
+        let timers = timers.iter().map(|which| {
+            let (clock, slot, overrun) = add(batch, *which);
+            (*which, clock, slot, overrun)
+        });
+        Asked {
+            timers: timers.collect(),
+            last: add_clock(batch),
+        }
+    }
+
+    /// What they were; `None` where the looks are too far apart to tell when, unless
+    /// that will do.
+    pub fn seen(&self, batch: &Batch, will_do: bool) -> Option<Vec<Seen>> {
+        let clocks = self.timers.iter().map(|(_, clock, ..)| *clock).chain([self.last]);
+        let looks: Vec<u64> = clocks
             .map(|clock| {
                 let words = batch.read_words(clock);
                 words[0] * 1_000_000_000 + words[1]
             })
             .collect();
         let apart = looks.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
-        if apart > TOGETHER_NS && tries < TRIES {
-            continue;
-        }
         // By the later look it is due later: none fires early.
-        let seen = timers.iter().zip(&asked).zip(&looks[1..]);
-        return Ok(seen
-            .map(|((which, (_, slot, overrun)), at_ns)| Seen {
+        let seen = self
+            .timers
+            .iter()
+            .zip(&looks[1..])
+            .map(|((which, _, slot, overrun), at_ns)| Seen {
                 time: value(*which, &batch.read_words(*slot)),
                 at_ns: *at_ns,
                 overrun: overrun.and_then(|call| batch.result(call).ok()).map_or(0, |n| n as i32),
-            })
-            .collect());
+            });
+        (apart <= TOGETHER_NS || will_do).then(|| seen.collect())
     }
 }
 

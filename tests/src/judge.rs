@@ -37,7 +37,7 @@ pub struct Thread {
     /// `R`, `S`, `T` … of `/proc/PID/task/TID/stat`.
     pub state: String,
     pub tracer: String,
-    /// SigBlk, SigIgn, SigCgt, Seccomp, NoNewPrivs and the credentials.
+    /// SigBlk, SigIgn, SigCgt, Seccomp, NoNewPrivs, the credentials, and how it is scheduled.
     pub marks: BTreeMap<String, String>,
 }
 
@@ -291,12 +291,23 @@ fn thread(base: &Path, tid: i32) -> Option<Thread> {
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_default().trim().to_owned()
     };
-    let marks = MARKS.iter().map(|mark| ((*mark).to_owned(), field(mark))).collect();
+    let mut marks: BTreeMap<String, String> = MARKS.iter().map(|mark| ((*mark).to_owned(), field(mark))).collect();
+    marks.insert("scheduling".to_owned(), scheduling(tid)?);
     Some(Thread {
         state,
         tracer: field("TracerPid"),
         marks,
     })
+}
+
+/// Nice value, real-time priority, policy and timer slack.
+fn scheduling(tid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
+    let slack = fs::read_to_string(format!("/proc/{tid}/timerslack_ns")).ok()?;
+    // Numbers of proc(5) count from 1, and two stand before.
+    let [nice, priority, policy] = [19, 40, 41].map(|number| fields.get(number - 3).copied().unwrap_or_default());
+    Some(format!("{nice} {priority} {policy} {}", slack.trim()))
 }
 
 /// State and parent of a process.

@@ -23,6 +23,7 @@ app_test!(memfd);
 app_test!(memfd_sealed);
 app_test!(stack_growth);
 app_test!(memory_churn, restless);
+app_test!(forked_memory);
 app_test!(forked_pages);
 app_test!(sysv_shm);
 app_test!(sysv_sem);

@@ -25,6 +25,7 @@ use crate::memory::{FileKey, Tables};
 use crate::nsthread;
 use crate::proc::{self, Fields};
 use crate::refusals::Refusals;
+use crate::survey;
 use crate::sys::diag::UnixSocket;
 use crate::sys::fd as sysfd;
 use crate::sys::task::{self, Compare};
@@ -142,6 +143,11 @@ pub fn capture(
         frozen,
     };
     for description in &descriptions {
+        if let Err((reason, fix)) = is_text(members, &description.found) {
+            let found = &description.found;
+            refusals.add(context.member(found).pid, found.object(), reason, fix);
+            continue;
+        }
         match capture_one(&context, description, tables, &mut table.pipes) {
             Ok(file) => table.files.push(file),
             Err((reason, fix)) => {
@@ -151,6 +157,16 @@ pub fn capture(
         }
     }
     Ok(table)
+}
+
+/// Records hold text.
+fn is_text(members: &[Member], found: &Found) -> Result<(), Refused> {
+    let replaced = found.link.contains(char::REPLACEMENT_CHARACTER);
+    let link = || proc::link_bytes(members[found.member].pid, &format!("fd/{}", found.fd));
+    if replaced && link().is_ok_and(|link| std::str::from_utf8(&link).is_err()) {
+        return refused(survey::NOT_TEXT.0, survey::NOT_TEXT.1);
+    }
+    Ok(())
 }
 
 /// Those of the app's network namespace, which is that of all its processes.

@@ -4,6 +4,7 @@
 //! ```text
 //!   put(bytes or memory) --> block --> queue --> thread: read memory, BLAKE3, pwrite
 //!   rewrite(offset, memory) -> leaf -> queue --> thread: read back, verify, change, BLAKE3, pwrite
+//!   prove() --> fsync; block -> queue --> thread: read back, verify
 //! ```
 //!
 //! Pages of zeroes are not written: the file has holes there. What is rewritten is
@@ -12,6 +13,7 @@
 
 use super::data_runs;
 use super::digest::{self, BLOCK, ChainingValue, LEAF};
+use super::source::Source;
 use crate::error::{Error, Kind, OrFail, Result};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
@@ -164,6 +166,8 @@ enum Task {
     },
     /// Of a leaf that is written, by number, and is not the last one.
     Rewrite { leaf: u64, changes: Vec<Change> },
+    /// A block that was written, and is not the last one.
+    Prove { block: u64 },
 }
 
 /// Pages of a leaf that get another content.
@@ -199,12 +203,46 @@ pub struct Written {
     name: String,
     /// The leaves of each block.
     leaves: Mutex<BTreeMap<u64, Vec<ChainingValue>>>,
+    /// Of each block, a bit for each leaf that read back as it was meant.
+    proved: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Written {
     /// Of the part, once the press has finished.
     pub fn leaves(&self) -> Vec<ChainingValue> {
         locked(&self.leaves).values().flatten().copied().collect()
+    }
+
+    /// Reads back what of a block was not read back since it was written. `length`: of
+    /// the part; `buffer` holds a leaf.
+    pub fn prove(&self, block: u64, length: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let meant = locked(&self.leaves).get(&block).cloned().unwrap_or_default();
+        let mut proved = locked(&self.proved).get(&block).copied().unwrap_or(0);
+        let whole = digest::leaf_count(length) - block * LEAVES;
+        if meant.len() as u64 != whole.min(LEAVES) {
+            return Err(self.reads_other(block * BLOCK as u64));
+        }
+        for (number, meant) in meant.iter().enumerate() {
+            if proved & 1 << number != 0 {
+                continue;
+            }
+            let start = block * BLOCK as u64 + (number * LEAF) as u64;
+            let bytes = &mut buffer[..(length - start).min(LEAF as u64) as usize];
+            self.file.fill_at(bytes, start)?;
+            if digest::leaves(start, bytes, length).next() != Some(*meant) {
+                return Err(self.reads_other(start));
+            }
+            proved |= 1 << number;
+        }
+        locked(&self.proved).insert(block, proved);
+        Ok(())
+    }
+
+    fn reads_other(&self, start: u64) -> io::Error {
+        let name = &self.name;
+        io::Error::other(format!(
+            "part {name} reads back other than it was written at byte {start}"
+        ))
     }
 }
 
@@ -216,6 +254,11 @@ impl Job {
                 self.part.write(*at, buffer, *length)
             }
             Task::Rewrite { leaf, changes } => self.part.rewrite(*leaf, changes, buffer),
+            Task::Prove { block } => {
+                buffer.resize(LEAF, 0);
+                let proved = self.part.prove(*block, u64::MAX, buffer);
+                proved.or_fail(|| cannot_write(&self.part.name))
+            }
         }
     }
 }
@@ -225,6 +268,7 @@ impl Written {
         let start = block * BLOCK as u64;
         let leaves = digest::leaves(start, bytes, length).collect();
         locked(&self.leaves).insert(block, leaves);
+        locked(&self.proved).remove(&block);
         data_runs(bytes)
             .try_for_each(|run| self.file.write_all_at(&bytes[run.clone()], start + run.start as u64))
             .or_fail(|| cannot_write(&self.name))
@@ -243,6 +287,9 @@ impl Written {
             .and_then(|all| all.get(number).copied());
         if meant != value(buffer) {
             return Err(Error::failed(cannot()).because(format!("byte {start} reads back other than it was written")));
+        }
+        if let Some(proved) = locked(&self.proved).get_mut(&block) {
+            *proved &= !(1 << number);
         }
         for change in changes {
             change
@@ -310,6 +357,7 @@ impl Press {
                 file,
                 name: name.to_owned(),
                 leaves: Mutex::default(),
+                proved: Mutex::default(),
             }),
             first: Block::default(),
             last: Block::default(),
@@ -474,6 +522,18 @@ impl PartFile {
         self.last.settle()?;
         self.press.drain()?;
         self.give_changes()?;
+        self.press.drain()
+    }
+
+    /// Puts on disk what is settled, and reads it back: only what is written later is
+    /// left to be.
+    pub fn prove(&self) -> Result<()> {
+        let synced = self.part.file.sync_data();
+        synced.or_fail(|| cannot_write(&self.part.name))?;
+        let blocks: Vec<u64> = locked(&self.part.leaves).keys().copied().collect();
+        for block in blocks {
+            self.give_task(Task::Prove { block })?;
+        }
         self.press.drain()
     }
 
@@ -682,6 +742,30 @@ mod tests {
         let finished = part.finish().and_then(|()| press.finish().map(drop));
         let error = finished.unwrap_err();
         assert!(error.to_string().contains("reads back other"), "{error}");
+    }
+
+    /// What was read back once is read again where it was rewritten, and nowhere else.
+    #[test]
+    fn what_is_rewritten_is_read_back_again() {
+        let memory: Arc<dyn Memory> = Arc::new(Told);
+        let press = Arc::new(Press::start().unwrap());
+        let mut part = press.begin("2.core", tempfile::tempfile).unwrap();
+        part.put(&vec![1; 4 * BLOCK]).unwrap();
+        part.settle().unwrap();
+        part.prove().unwrap();
+        let (block, leaf) = (BLOCK as u64, LEAF as u64);
+        part.rewrite(block + PAGE, &memory, PAGE..2 * PAGE).unwrap();
+        part.settle().unwrap();
+        let mut read = Vec::new();
+        for at in [block + 9, block + leaf + 9] {
+            part.part.file.write_all_at(b"\0", at).unwrap();
+            read.push(part.part.prove(1, u64::MAX, &mut [0; LEAF]).is_ok());
+            part.part.file.write_all_at(b"\x01", at).unwrap();
+        }
+        assert_eq!(read, [false, true]);
+        part.part.prove(1, u64::MAX, &mut [0; LEAF]).unwrap();
+        part.finish().unwrap();
+        press.finish().unwrap();
     }
 
     #[test]

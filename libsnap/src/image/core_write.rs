@@ -173,6 +173,11 @@ impl CoreWriter {
         self.part.settle()
     }
 
+    /// Puts on disk what is [settled](Self::settle), and reads it back.
+    pub fn prove(&self) -> Result<()> {
+        self.part.prove()
+    }
+
     /// Puts other pages in the place of those that were stored, and
     /// [settled](Self::settle), before; answers which were not.
     pub fn replace(&mut self, span: Range<u64>, memory: &Arc<dyn Memory>) -> Result<Vec<Range<u64>>> {

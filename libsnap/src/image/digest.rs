@@ -97,7 +97,7 @@ struct Plan<'a> {
 }
 
 /// At least one: nothing has a digest too.
-fn blocks(bytes: u64) -> u64 {
+pub fn block_count(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK as u64).max(1)
 }
 
@@ -105,7 +105,7 @@ impl Plan<'_> {
     fn new(lengths: &[u64]) -> Plan<'_> {
         let mut starts = vec![0];
         starts.extend(lengths.iter().scan(0u64, |end, bytes| {
-            *end += blocks(*bytes);
+            *end += block_count(*bytes);
             Some(*end)
         }));
         Plan { lengths, starts }

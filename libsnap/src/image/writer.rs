@@ -183,20 +183,22 @@ impl Unsealed {
     }
 }
 
-/// Reads all parts back.
+/// Reads back what of all parts was not read back since it was written.
 fn verify(parts: &[(String, Finished)]) -> io::Result<()> {
-    let lengths: Vec<u64> = parts.iter().map(|(_, finished)| finished.bytes).collect();
-    let found = digest::of_all(&lengths, digest::processors(), |at, offset, buffer: &mut [u8]| {
-        parts[at].1.part.file.fill_at(buffer, offset)
-    })?;
-    for ((name, finished), found) in parts.iter().zip(found) {
-        if finished.part.file.bytes()? != finished.bytes || found != finished.part.leaves() {
-            return Err(io::Error::other(format!(
-                "part {name} reads back other than it was written"
-            )));
+    let mut blocks = Vec::new();
+    for (_, Finished { part, bytes }) in parts {
+        if part.file.bytes()? != *bytes {
+            return Err(io::Error::other(
+                "a part reads back longer or shorter than it was written",
+            ));
         }
+        blocks.extend((0..digest::block_count(*bytes)).map(|block| (part, *bytes, block)));
     }
-    Ok(())
+    digest::share_out(blocks.len() as u64, digest::processors(), |number, buffer| {
+        let (part, bytes, block) = blocks[number as usize];
+        part.prove(block, bytes, buffer)
+    })
+    .map(drop)
 }
 
 fn disk_usage(file: &File) -> io::Result<u64> {

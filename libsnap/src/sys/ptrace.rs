@@ -4,9 +4,12 @@
 use super::{Sys, check};
 use crate::ids::HostPid;
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::ptr::null_mut;
+use std::time::Duration;
 
 /// General registers in the order of `user_regs_struct` (and of NT_PRSTATUS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -295,11 +298,73 @@ pub const SPINS: u32 = 200;
 /// others want this CPU.
 pub fn pause(rounds: &mut u32) {
     *rounds += 1;
-    if *rounds <= SPINS {
+    if HEARS.get() {
+        await_report(LOOK_AGAIN);
+    } else if *rounds <= SPINS {
         std::thread::yield_now();
     } else {
-        std::thread::sleep(std::time::Duration::from_micros(50));
+        std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// The same where no report is to come, but the task works.
+pub fn pause_briefly(rounds: &mut u32) {
+    const SHORT: u32 = 16;
+    match HEARS.get() {
+        true if *rounds < SHORT => {
+            *rounds += 1;
+            std::hint::spin_loop();
+        }
+        true => {
+            *rounds += 1;
+            await_report(LOOK_AGAIN / 8);
+        }
+        false => pause(rounds),
+    }
+}
+
+const LOOK_AGAIN: Duration = Duration::from_micros(50);
+
+thread_local! {
+    static HEARS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// As long as it lives, waits of this thread sleep until a report comes (SIGCHLD), and
+/// let everybody run meanwhile: one that comes before all others would keep tasks from
+/// coming to their stops by looking for them.
+#[derive(Debug)]
+#[must_use]
+pub struct Hearing {
+    before: SigSet,
+}
+
+impl Hearing {
+    pub fn begin() -> Option<Hearing> {
+        let before = report().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok()?;
+        HEARS.set(true);
+        Some(Hearing { before })
+    }
+}
+
+impl Drop for Hearing {
+    fn drop(&mut self) {
+        HEARS.set(false);
+        self.before.thread_set_mask().ok();
+    }
+}
+
+fn report() -> SigSet {
+    SigSet::from(Signal::SIGCHLD)
+}
+
+/// At most for that time: another thread may take the signal.
+fn await_report(at_most: Duration) {
+    let timeout = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: i64::from(at_most.subsec_nanos()),
+    };
+    // SAFETY: the set and the time-out live across the call; nothing else is written.
+    unsafe { libc::sigtimedwait(report().as_ref(), null_mut(), &timeout) };
 }
 
 /// Whether the task is a zombie or gone.
