@@ -20,10 +20,14 @@
 
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::participants::{NEXT_PHASE, PHASE, RESTORED, RUNNING};
+use crate::sys::Sys;
 use crate::target::Identity;
-use std::fs::{File, Permissions};
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, mkdirat};
+use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Where an instance finds what it is.
@@ -109,39 +113,62 @@ pub fn files(name: &str, identity: &Identity, origin: Origin<'_>) -> Result<Vec<
     Ok(files)
 }
 
-/// Writes the files of an instance, whose root directory is seen at `root`. Where it
-/// has no directory of its own, that is an error only if values were given for it.
-pub fn write(root: &str, files: &[(String, String)]) -> Result<()> {
-    let directory = PathBuf::from(format!("{root}{DIRECTORY}"));
-    if !is_own(&directory) {
-        let vars = files.iter().any(|(path, _)| path.starts_with("vars/"));
-        return match vars {
-            true => Err(Error::new(Kind::Unavailable, "cannot give the instance its values")
-                .because(format!("it has no {DIRECTORY}"))
-                .fix(format!("make that directory (mkdir {DIRECTORY})"))),
-            false => Ok(()),
-        };
-    }
-    let failed = || "cannot tell the instance what it is";
-    if files.iter().any(|(path, _)| path.starts_with("vars/")) {
-        std::fs::create_dir(directory.join("vars")).or_fail(failed)?;
-    }
-    let hooks = directory.join(HOOKS);
-    std::fs::create_dir(&hooks)
-        .and_then(|()| std::fs::set_permissions(&hooks, Permissions::from_mode(0o777)))
-        .or_fail(failed)?;
-    let mut written = files.iter().map(|(path, text)| {
-        let file = directory.join(if path == PHASE { NEXT_PHASE } else { path });
-        std::fs::write(&file, text)?;
-        // Whatever user its participant is.
-        match path.starts_with(HOOKS) {
-            true => std::fs::set_permissions(&file, Permissions::from_mode(0o666)),
-            false => Ok(()),
+/// The directory of an instance that is being made.
+#[derive(Debug)]
+pub struct Directory(OwnedFd);
+
+impl Directory {
+    /// That of the instance whose root directory is seen at `root`, if it has one.
+    pub fn open(root: &str) -> Result<Option<Directory>> {
+        let directory = PathBuf::from(format!("{root}{DIRECTORY}"));
+        if !is_own(&directory) {
+            return Ok(None);
         }
-    });
-    written.try_for_each(|result| result).or_fail(failed)?;
-    // Who watches the directory hears of it as of any other phase.
-    std::fs::rename(directory.join(NEXT_PHASE), directory.join(PHASE)).or_fail(failed)
+        let failed = || "cannot tell the instance what it is";
+        let opened = File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(&directory)
+            .or_fail(failed)?;
+        let opened = OwnedFd::from(opened);
+        let everybody = Mode::from_bits_truncate(0o777);
+        mkdirat(&opened, HOOKS, everybody)
+            .and_then(|()| fchmodat(&opened, HOOKS, everybody, FchmodatFlags::FollowSymlink))
+            .or_fail(failed)?;
+        Ok(Some(Directory(opened)))
+    }
+
+    fn write(&self, files: &[(String, String)]) -> Sys<()> {
+        if files.iter().any(|(path, _)| path.starts_with("vars/")) {
+            mkdirat(&self.0, "vars", Mode::from_bits_truncate(0o755))?;
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
+        for (path, text) in files {
+            let path = if path == PHASE { NEXT_PHASE } else { path };
+            let file = openat(&self.0, path, flags, Mode::from_bits_truncate(0o644))?;
+            // A file of memory takes all of it.
+            nix::unistd::write(&file, text.as_bytes())?;
+            if path.starts_with(HOOKS) {
+                // Whatever user its participant is.
+                fchmod(&file, Mode::from_bits_truncate(0o666))?;
+            }
+        }
+        // Who watches the directory hears of it as of any other phase.
+        renameat(&self.0, NEXT_PHASE, &self.0, PHASE)
+    }
+}
+
+/// Writes the files of an instance. Where it has no directory of its own, that is an
+/// error only if values were given for it.
+pub fn write(directory: Option<&Directory>, files: &[(String, String)]) -> Result<()> {
+    let vars = files.iter().any(|(path, _)| path.starts_with("vars/"));
+    match directory {
+        Some(directory) => directory.write(files).or_fail(|| "cannot tell the instance what it is"),
+        None if vars => Err(Error::new(Kind::Unavailable, "cannot give the instance its values")
+            .because(format!("it has no {DIRECTORY}"))
+            .fix(format!("make that directory (mkdir {DIRECTORY})"))),
+        None => Ok(()),
+    }
 }
 
 /// Gives an instance another generation.

@@ -73,14 +73,15 @@ impl Ready {
         })
     }
 
-    /// The same, and an instance prepared in it.
+    /// The same with an instance that is prepared.
     pub fn prepared(store: &Store, from: From, way: Way) -> Result<Ready> {
-        let mut ready = Ready::spare(store)?;
-        if let Some(spare) = ready.spare.take_if(|spare| spare.suits(from.shot(), way.pids)) {
-            ready.prepared = Some(restore::prepare(&from, way, spare)?);
-        }
-        ready.from = Some(from);
-        Ok(ready)
+        let (group, journal) = own_group(store)?;
+        Ok(Ready {
+            prepared: Some(restore::prepare(&from, way, group)?),
+            from: Some(from),
+            journal,
+            ..Ready::default()
+        })
     }
 
     fn is_all_for(&self, what: &What) -> bool {

@@ -47,8 +47,9 @@ use crate::snapshot::Steps;
 use crate::target::{Instance, RestoreOptions};
 use kept::Kept;
 use opened::Opened;
+use skeleton::Skeleton;
 use spare::Spare;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -84,13 +85,18 @@ pub fn restore_from(
     })
 }
 
-/// Does what can be done before an instance is asked for, in a spare that this thread
-/// has made. The same thread must finish it.
-pub fn prepare(from: &From, way: Way, spare: Spare) -> Result<Prepared> {
+/// Does what can be done before an instance is asked for. It is to be in this cgroup,
+/// which becomes its own. The same thread must finish it.
+pub fn prepare(from: &From, way: Way, group: Option<PathBuf>) -> Result<Prepared> {
     in_phases(&|| false, |mut phases| {
-        let vdsos = plan::here(from.shot(), way.force_vdso_bridge)?;
-        let prepared = Prepared::make(from, way, vdsos, &mut Some(spare), None, &mut phases);
-        from.judged(&|| false, prepared)
+        let prepared = || {
+            let shot = from.shot();
+            let vdsos = plan::here(shot, way.force_vdso_bridge)?;
+            phases.start("skeleton")?;
+            let skeleton = Skeleton::build(shot, way.pids, way.network(shot), group)?;
+            Prepared::within(from, way, vdsos, skeleton, &mut phases)
+        };
+        from.judged(&|| false, prepared())
     })
 }
 

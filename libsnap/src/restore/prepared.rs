@@ -24,7 +24,7 @@ use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{OrFail, Result};
 use crate::files::{self, Builder};
-use crate::identity::{self, Origin};
+use crate::identity::{self, Directory, Origin};
 use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{FileKind, Seccomp, SocketState};
 use crate::image::{Appshot, Core};
@@ -81,6 +81,8 @@ pub struct Prepared {
     vdsos: Vec<Vdso>,
     /// Who brings the memory that is not there yet.
     pager: Option<Pager>,
+    /// Where the instance finds what it is.
+    directory: Option<Directory>,
 }
 
 impl Prepared {
@@ -111,7 +113,20 @@ impl Prepared {
                 Skeleton::build(shot, way.pids, network, group)?
             }
         };
+        Prepared::within(from, way, vdsos, skeleton, phases)
+    }
+
+    /// In this skeleton, which is made for it.
+    pub(super) fn within(
+        from: &From,
+        way: Way,
+        vdsos: Vec<Vdso>,
+        skeleton: Skeleton,
+        phases: &mut Phases<'_>,
+    ) -> Result<Prepared> {
+        let shot = from.shot();
         phases.start("objects")?;
+        let directory = Directory::open(&skeleton.outer_view())?;
         let shared = Shared::make(shot, &skeleton)?;
         ipc::restore(skeleton.any(), &shot.manifest)?;
         let mut prepared = Prepared {
@@ -121,6 +136,7 @@ impl Prepared {
             shared,
             vdsos,
             pager: None,
+            directory,
         };
         prepared.pager = prepared.fill(Protect::All, phases)?;
         Ok(prepared)
@@ -144,21 +160,23 @@ impl Prepared {
             shared: Shared::default(),
             vdsos,
             pager: None,
+            directory: None,
         };
         template.fill(Protect::Forked, phases)?;
         Ok(Prepared { way, ..template })
     }
 
     /// The instance that has been forked off this one.
-    pub(super) fn instance(&self, skeleton: Skeleton) -> Prepared {
-        Prepared {
+    pub(super) fn instance(&self, skeleton: Skeleton) -> Result<Prepared> {
+        Ok(Prepared {
+            directory: Directory::open(&skeleton.outer_view())?,
             from: self.from.clone(),
             way: self.way,
             skeleton,
             shared: Shared::default(),
             vdsos: self.vdsos.clone(),
             pager: None,
-        }
+        })
     }
 
     /// Gives the processes their memory, or answers who brings it.
@@ -309,7 +327,7 @@ impl Prepared {
             let mut husks = self.skeleton.husks.iter().zip(&shot.cores);
             husks.try_for_each(|(husk, core)| fill::renew(husk.pid, core))?;
         }
-        identity::write(&self.skeleton.outer_view(), &own)?;
+        identity::write(self.directory.as_ref(), &own)?;
         let asked = match self.way.revertible {
             true => revert::ask(&self.skeleton, shot)?,
             false => None,

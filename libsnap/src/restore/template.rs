@@ -127,7 +127,7 @@ impl Template {
         place::protection(&mut script, &shot.cores[0], self.prepared.vdso(), Protect::NotForked)?;
         script.flush()?;
         phases.steps.end();
-        Ok(self.prepared.instance(skeleton))
+        self.prepared.instance(skeleton)
     }
 
     /// Forks the root of an instance, whose init is there.
