@@ -172,10 +172,10 @@ impl Templates {
         if let Some(prepared) = &mut ready.prepared {
             prepared.await_eagerly();
         }
-        if let Some(watch) = job(ready, busy) {
-            if let Err(error) = self.watcher.watch(watch) {
-                tracing::warn!(%error, "nobody watches an instance");
-            }
+        if let Some(watch) = job(ready, busy)
+            && let Err(error) = self.watcher.watch(watch)
+        {
+            tracing::warn!(%error, "nobody watches an instance");
         }
     }
 
