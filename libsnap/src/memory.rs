@@ -256,6 +256,7 @@ pub fn classify(
                 end: mapping.end,
                 prot: mapping.prot(),
                 flags: kept_flags(mapping, &kind),
+                huge_bytes: if kind == VmaKind::Anon { mapping.huge_bytes } else { 0 },
                 kind,
             }),
             Err((reason, fix)) => {

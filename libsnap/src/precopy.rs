@@ -418,7 +418,8 @@ impl Watched {
         let live: Arc<dyn Memory> = Arc::clone(&self.live) as _;
         for map in self.mappings() {
             let mut found = Vec::new();
-            for part in pages::pieces(map.span()) {
+            // A part of a huge page that is watched by itself would break it up.
+            for part in tables(&map.span()) {
                 found.clear();
                 // EPERM: another mapping is in between by now; what lies before it was
                 // told all the same.

@@ -301,6 +301,8 @@ pub struct Mapping {
     pub ino: u64,
     pub name: String,
     pub flags: Vec<String>,
+    /// In transparent huge pages of private memory.
+    pub huge_bytes: u64,
 }
 
 impl Mapping {
@@ -339,6 +341,11 @@ pub fn parse_mappings(text: &str) -> Vec<Mapping> {
             if let Some(last) = found.last_mut() {
                 last.flags = flags.split_whitespace().map(str::to_owned).collect();
             }
+        } else if let Some(huge) = line.strip_prefix("AnonHugePages:") {
+            if let Some(last) = found.last_mut() {
+                let kilobytes: Option<u64> = huge.trim().trim_end_matches(" kB").parse().ok();
+                last.huge_bytes = kilobytes.unwrap_or(0) << 10;
+            }
         } else if let Some(mapping) = parse_header(line) {
             found.push(mapping);
         }
@@ -371,6 +378,7 @@ fn parse_header(line: &str) -> Option<Mapping> {
         ino: ino.parse().unwrap_or(0),
         name: unescape(name.trim_start()),
         flags: Vec::new(),
+        huge_bytes: 0,
     })
 }
 

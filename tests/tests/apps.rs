@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 app_test!(anon_memory);
 app_test!(anon_after);
 app_test!(maps_equal);
+app_test!(huge_pages);
 app_test!(madvise_flags);
 app_test!(lazy_storm);
 app_test!(lazy_watch);

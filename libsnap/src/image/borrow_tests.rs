@@ -56,6 +56,7 @@ fn image(pid: i32, ppid: i32) -> super::ProcessImage {
         prot: 3,
         kind: VmaKind::Anon,
         flags: Vec::new(),
+        huge_bytes: 0,
     };
     let before = image.vmas.partition_point(|vma| vma.end <= start);
     image.vmas.insert(before, whole);

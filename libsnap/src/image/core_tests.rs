@@ -72,6 +72,7 @@ fn mapping(line: &str) -> Option<Vma> {
         prot: bit('r', 1) | bit('w', 2) | bit('x', 4),
         kind,
         flags: Vec::new(),
+        huge_bytes: 0,
     })
 }
 
@@ -170,6 +171,7 @@ fn very_many_mappings() {
         prot: 1,
         kind: VmaKind::Anon,
         flags: Vec::new(),
+        huge_bytes: 0,
     };
     process.vmas = (0..70_000).map(vma).collect();
     let writer = Writer::create(&dest).unwrap();

@@ -402,6 +402,13 @@ pub struct Vma {
     /// Two-letter flags of `/proc/PID/smaps` that are re-applied
     /// (`dc dd wf hg nh mg sr rr lo lf nr gd`).
     pub flags: Vec<String>,
+    /// How much of it was in transparent huge pages (`AnonHugePages` of smaps).
+    #[serde(skip_serializing_if = "is_none", default)]
+    pub huge_bytes: u64,
+}
+
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

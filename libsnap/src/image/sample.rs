@@ -391,6 +391,7 @@ fn vmas() -> Vec<Vma> {
         prot,
         kind,
         flags: vec!["dd".into()],
+        huge_bytes: 0,
     };
     let path = || "/usr/bin/sample".to_string();
     vec![

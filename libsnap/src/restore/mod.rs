@@ -19,6 +19,7 @@
 
 pub mod eager;
 pub mod fill;
+mod huge;
 pub mod kept;
 pub mod opened;
 mod owed;

@@ -19,6 +19,7 @@
 //! instance is never on wrong memory: it is whole, or gone. The other way round,
 //! a byte through that socket asks for all the memory at once ([`hurry`]).
 
+use super::huge;
 use super::opened::Opened;
 use super::owed::Owed;
 use super::working_set::Run;
@@ -26,7 +27,7 @@ use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
 use crate::image::{LEAF, Place};
 use crate::sys::fd as sysfd;
-use crate::sys::memory::{PAGE, Span};
+use crate::sys::memory::{self, PAGE, Span};
 use crate::sys::task;
 use crate::sys::uffd::{Event, State, Userfault};
 use crate::target::Stdio;
@@ -61,6 +62,8 @@ const THREADS_MAX: usize = 4;
 struct Space {
     /// Whose it is.
     debt: u64,
+    /// The process, if it is one of the appshot.
+    pid: HostPid,
     /// Its place among the cores.
     core: usize,
     faults: Userfault,
@@ -215,6 +218,7 @@ impl Pager {
         let debt = DEBTS.fetch_add(1, Ordering::Relaxed);
         let pids = left.iter().map(|left| left.pid).collect();
         let spaces = left.into_iter().map(|left| Space {
+            pid: left.pid,
             debt,
             core: left.core,
             faults: left.faults,
@@ -932,16 +936,25 @@ impl Work {
     /// Closing the descriptors is not enough: a process that is being forked off this one
     /// has copies of them until it executes its program.
     fn end(&mut self, id: u64) {
+        let mut huge = Vec::new();
         for space in self.spaces.values().filter(|space| space.debt == id) {
             // What was unmapped meanwhile, or executed another program, needs nothing.
             for span in space.owed.mapped() {
                 space.faults.unregister(span).ok();
+            }
+            if let Some(debt) = self.debts.get(&id).filter(|_| space.original) {
+                let had = huge::had(&debt.opened.shot.cores[space.core]);
+                huge.extend((!had.is_empty()).then_some((space.pid, had)));
             }
         }
         self.close(id);
         if let Some(debt) = self.debts.get_mut(&id) {
             // An init that is gone needs nothing.
             debt.lifeline.write_all(b"d").ok();
+        }
+        if !huge.is_empty() {
+            // That takes a tenth of a millisecond each; others wait for their pages.
+            thread::spawn(move || huge.iter().for_each(|(pid, spans)| memory::collapse(*pid, spans)));
         }
         self.settled(id);
     }

@@ -11,6 +11,7 @@
 
 use super::eager::Eager;
 use super::fill::{self, Empty, Wanted};
+use super::huge;
 use super::opened::Opened;
 use super::pager::{Left, Pager, Rest};
 use super::place::{self, Mapped, Protect, Shared};
@@ -194,6 +195,7 @@ impl Prepared {
             let filled = (vdso, self.way.renewed);
             place::mappings_with(&self.skeleton, script, kept, at, &mut mapped, filled)?;
             self.skeleton.end_work(script, at, shot)?;
+            place::collapse(script, &huge::had(core))?;
             place::protection(script, core, vdso, protect)
         })?;
         script::finish_all(reading)?;
@@ -281,13 +283,18 @@ impl Prepared {
             })
         });
         let left: Vec<Left> = left.collect();
+        let owing: Vec<usize> = left.iter().map(|left| left.core).collect();
         let pager = match left.is_empty() {
             true => None,
             false => Some(Pager::start(opened, left, rest)?),
         };
         phases.start("protection")?;
-        let protecting =
-            self.start_all(|at, script| place::protection(script, &shot.cores[at], &self.vdsos[at], protect))?;
+        let protecting = self.start_all(|at, script| {
+            if !owing.contains(&at) {
+                place::collapse(script, &huge::had(&shot.cores[at]))?;
+            }
+            place::protection(script, &shot.cores[at], &self.vdsos[at], protect)
+        })?;
         script::finish_all(protecting)?;
         Ok(pager)
     }

@@ -15,6 +15,7 @@
 //! For apps of one process that have nothing mapped that is shared.
 
 use super::fill::is_unique;
+use super::huge;
 use super::place::{self, Protect};
 use super::prepared::{Prepared, Way};
 use super::script::Script;
@@ -25,8 +26,8 @@ use super::{From, Phases, in_phases};
 use crate::cgroup;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Gate};
+use crate::image::Appshot;
 use crate::image::records::{FileKind, Life};
-use crate::image::{Appshot, Core};
 use crate::ipc;
 use crate::launch::Place;
 use crate::memory;
@@ -40,7 +41,6 @@ use std::path::PathBuf;
 /// What the template takes from us for a moment, by number.
 const INIT: i32 = 0;
 const GROUP: i32 = 1;
-const HUGE: u64 = 2 << 20;
 
 /// Ended by dropping it. ptrace belongs to a thread: it is used by the one that made it.
 #[derive(Debug)]
@@ -88,12 +88,7 @@ impl Template {
             None => executor::find_gate(skeleton.any(), &memory::code(vmas))?,
         };
         let mut script = skeleton.script(0);
-        for span in dense(&shot.cores[0]) {
-            const MADV_COLLAPSE: u64 = 25;
-            let batch = script.room(1, 0)?;
-            // Huge pages or not: a kernel before 6.1 knows no such advice.
-            batch.call("madvise", libc::SYS_madvise, &[span.start, span.len(), MADV_COLLAPSE]);
-        }
+        place::collapse(&mut script, &huge::worth(&shot.cores[0]))?;
         script.flush()?;
         let seed = Seed::make(prepared.skeleton().restorer)?;
         if seed.executor() != prepared.skeleton().executor {
@@ -191,35 +186,4 @@ impl Template {
         script.flush()?;
         Ok(root)
     }
-}
-
-/// Stretches of anonymous memory that are worth huge pages: half of each is stored.
-fn dense(core: &Core) -> Vec<Span> {
-    let mut dense: Vec<Span> = Vec::new();
-    let anonymous = core
-        .image
-        .vmas
-        .iter()
-        .filter(|vma| super::fill::is_anonymous(core, vma.start));
-    for vma in anonymous {
-        let first = vma.start.next_multiple_of(HUGE);
-        for start in (first..vma.end).step_by(HUGE as usize) {
-            let end = start + HUGE;
-            let at = core
-                .segments
-                .partition_point(|segment| segment.vaddr + segment.bytes <= start);
-            let within = core.segments[at..].iter().take_while(|segment| segment.vaddr < end);
-            let bytes: u64 = within
-                .map(|segment| (segment.vaddr + segment.bytes).min(end) - segment.vaddr.max(start))
-                .sum();
-            if end > vma.end || bytes < HUGE / 2 {
-                continue;
-            }
-            match dense.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => dense.push(Span { start, end }),
-            }
-        }
-    }
-    dense
 }
