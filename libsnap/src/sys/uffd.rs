@@ -278,18 +278,21 @@ mod tests {
     use crate::ids::HostPid;
     use crate::sys::memory::{self, Dirt};
 
-    /// Anonymous memory of a test, whole pages.
-    fn pages(count: u64) -> (Vec<u8>, u64) {
-        let memory = vec![0u8; ((count + 1) * PAGE) as usize];
-        let start = (memory.as_ptr() as u64).next_multiple_of(PAGE);
-        (memory, start)
+    /// Anonymous memory that nobody has touched, until the test ends.
+    fn pages(count: u64) -> u64 {
+        use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+        let bytes = std::num::NonZero::new((count * PAGE) as usize).unwrap();
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: new memory, at a place of the kernel's choice.
+        let made = unsafe { mmap_anonymous(None, bytes, prot, MapFlags::MAP_PRIVATE) };
+        made.unwrap().as_ptr() as u64
     }
 
     /// What is brought is not written, until it is written to; and again, once it has
     /// been looked at.
     #[test]
     fn pages_are_brought_and_writes_noted_by_one_descriptor() {
-        let (mut memory, start) = pages(600);
+        let start = pages(600);
         let at = |page: u64| start + page * PAGE;
         let faults = Userfault::begin_with_notes(create().unwrap()).unwrap();
         let whole = Span { start, end: at(600) };
@@ -316,9 +319,8 @@ mod tests {
             )
         };
         assert_eq!(look(), [clean(1, 4)]);
-        let offset = (at(2) - memory.as_ptr() as u64) as usize;
-        memory[offset] = 9;
-        std::hint::black_box(&memory);
+        // SAFETY: this page is there, and nobody else's.
+        unsafe { (at(2) as *mut u8).write_volatile(9) };
         let written = (
             Span {
                 start: at(2),
