@@ -521,6 +521,9 @@ impl PartFile {
         self.first.settle()?;
         self.last.settle()?;
         self.press.drain()?;
+        // Zeroes at its end were not written: the file is shorter yet than what is changed.
+        let sized = self.part.file.set_len(self.bytes);
+        sized.or_fail(|| cannot_write(&self.part.name))?;
         self.give_changes()?;
         self.press.drain()
     }
@@ -528,7 +531,8 @@ impl PartFile {
     /// Puts on disk what is settled, and reads it back: only what is written later is
     /// left to be.
     pub fn prove(&self) -> Result<()> {
-        let synced = self.part.file.sync_data();
+        let sized = self.part.file.set_len(self.bytes);
+        let synced = sized.and_then(|()| self.part.file.sync_data());
         synced.or_fail(|| cannot_write(&self.part.name))?;
         let blocks: Vec<u64> = locked(&self.part.leaves).keys().copied().collect();
         for block in blocks {
