@@ -175,7 +175,7 @@ impl Precopy {
         tracing::debug!(micros = took.as_micros(), "planted");
         let mut processes = Vec::new();
         for planted in planted? {
-            processes.push(planted.watched(writer, is_tree)?);
+            processes.extend(planted.watched(writer, is_tree)?);
         }
         Ok((!processes.is_empty()).then_some((Precopy { processes, begun }, took)))
     }
@@ -366,11 +366,16 @@ fn register(pid: HostPid, notes: &WriteNotes, chosen: &[Mapping]) -> Vec<Span> {
 
 impl Planted {
     /// What others may share since a fork is read so that they still do.
-    fn watched(self, writer: &Writer, is_tree: bool) -> Result<Watched> {
-        let live = Pages::of_running(self.pid);
-        Ok(Watched {
+    /// `None` of one that has ended meanwhile.
+    fn watched(self, writer: &Writer, is_tree: bool) -> Result<Option<Watched>> {
+        let live = match is_tree.then(|| Pages::of_running(self.pid).shared()) {
+            Some(Err(_)) if !proc::exists(self.pid) => return Ok(None),
+            Some(shared) => shared?,
+            None => Pages::of_running(self.pid),
+        };
+        Ok(Some(Watched {
             core: writer.core(self.vpid)?,
-            live: Arc::new(if is_tree { live.shared()? } else { live }),
+            live: Arc::new(live),
             pid: self.pid,
             start_time: self.start_time,
             notes: Some(self.notes),
@@ -378,7 +383,7 @@ impl Planted {
             rounds: Vec::new(),
             copied: Vec::new(),
             doubtful: Vec::new(),
-        })
+        }))
     }
 }
 
