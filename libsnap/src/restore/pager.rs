@@ -248,6 +248,7 @@ impl Pager {
         let debt_of = Debt {
             opened: Arc::clone(opened),
             rest,
+            hurried: false,
             stage: Stage::Made,
             touched: Vec::new(),
             known: known.map(|known| known.runs().to_vec()).unwrap_or_default(),
@@ -497,6 +498,8 @@ enum Stage {
 struct Debt {
     opened: Arc<Opened>,
     rest: Rest,
+    /// Someone waits for all of it.
+    hurried: bool,
     stage: Stage,
     /// Core and address of pages that were asked for.
     touched: Vec<(usize, u64)>,
@@ -739,6 +742,7 @@ impl Work {
                 Stage::Made | Stage::Filling | Stage::Failed => {}
             }
             debt.rest = Rest::Soon;
+            debt.hurried = true;
         }
     }
 
@@ -948,13 +952,16 @@ impl Work {
             }
         }
         self.close(id);
+        // That takes a tenth of a millisecond each, and others wait for their pages.
+        let collapse = move || huge.iter().for_each(|(pid, spans)| memory::collapse(*pid, spans));
         if let Some(debt) = self.debts.get_mut(&id) {
+            match debt.hurried {
+                // Who asked is to find the memory as it was.
+                true => collapse(),
+                false => drop(thread::spawn(collapse)),
+            }
             // An init that is gone needs nothing.
             debt.lifeline.write_all(b"d").ok();
-        }
-        if !huge.is_empty() {
-            // That takes a tenth of a millisecond each; others wait for their pages.
-            thread::spawn(move || huge.iter().for_each(|(pid, spans)| memory::collapse(*pid, spans)));
         }
         self.settled(id);
     }
