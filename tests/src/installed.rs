@@ -2,7 +2,7 @@
 //! with `snapd` and `restored`.
 
 use crate::app::Place;
-use crate::judge::HostState;
+use crate::judge::{HostState, is_prepared};
 use crate::ledger::{self, Ledger};
 use crate::scenario::{Manner, Moment, Server};
 use crate::verdict::{PATIENCE, note, poll, skip};
@@ -159,14 +159,14 @@ impl Registry {
     }
 
     /// Processes that were started with this registry in their environment, dead
-    /// children of ours included.
+    /// children of ours included, but for what stands prepared in a daemon.
     fn processes(&self) -> Vec<i32> {
         let mark = self.run.as_os_str().as_encoded_bytes().to_vec();
         ledger::pids()
             .into_iter()
             .filter(|pid| {
                 let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                environment.windows(mark.len()).any(|window| window == mark)
+                environment.windows(mark.len()).any(|window| window == mark) && !is_prepared(*pid)
             })
             .collect()
     }

@@ -456,14 +456,14 @@ fn processes_in(scope: &Scope) -> BTreeSet<String> {
     let pids = numbers(Path::new("/proc")).into_iter().filter(|pid| *pid != own);
     pids.filter_map(|pid| {
         let about = about(pid);
-        let ours = scope.concerns(&about) && !waits_for_host(pid) && !is_prepared(pid, &about);
+        let ours = scope.concerns(&about) && !waits_for_host(pid) && !is_prepared(pid);
         ours.then(|| format!("{pid}: {about}"))
     })
     .collect()
 }
 
 /// Stands ready in a `restored` that lives, which traces it, and belongs to no app yet.
-fn is_prepared(pid: i32, about: &str) -> bool {
+pub fn is_prepared(pid: i32) -> bool {
     let field = |pid: i32, name: &str| -> Option<String> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
@@ -473,7 +473,8 @@ fn is_prepared(pid: i32, about: &str) -> bool {
         let tracer = field(pid, "TracerPid:")?.parse().ok()?;
         field(tracer, "Tgid:")
     };
-    daemon().is_some_and(|daemon| about.contains(&format!("/.spare-{daemon}-")))
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    daemon().is_some_and(|daemon| groups.contains(&format!("/.spare-{daemon}-")))
 }
 
 /// Dead, and left to the init of the host, which reaps when it comes to it.
