@@ -251,9 +251,16 @@ impl<'a> Installed<'a> {
         let mut ledger = Ledger::of_app(&app);
         let daemons: Vec<i32> = self.daemons.iter().map(Daemon::pid).collect();
         let ours = self.registry.processes();
+        // In a daemon, or about to.
+        let waits = |pid: i32| {
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            daemons
+                .iter()
+                .any(|daemon| groups.contains(&format!("/.spare-{daemon}-")))
+        };
         let others = ours
             .iter()
-            .filter(|pid| !app.contains(pid) && !daemons.contains(pid))
+            .filter(|pid| !app.contains(pid) && !daemons.contains(pid) && !waits(**pid))
             .count();
         ledger.set("processes beside the app", others as u64);
         ledger.set("dead children of the daemons", ledger::dead_below(&daemons) as u64);
@@ -268,7 +275,9 @@ impl<'a> Installed<'a> {
             .count();
         ledger.set("notes", notes as u64);
         let host = HostState::take(&self.place.scope());
-        ledger.set("cgroups", host.cgroups.len() as u64);
+        // Its own it has under its name, or under that of the husk that it became.
+        let others = host.cgroups.iter().filter(|group| !group.ends_with(self.name()));
+        ledger.set("cgroups", others.count() as u64);
         ledger.set("mounts", host.mounts.len() as u64);
         for daemon in &self.daemons {
             ledger.of_daemon(daemon.name, daemon.pid());
