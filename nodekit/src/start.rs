@@ -224,7 +224,10 @@ impl Start {
 
     /// The same with what was made ready by this thread.
     pub fn go_with(&mut self, cancelled: Cancelled<'_>, ready: &mut Ready) -> Result<Started> {
-        self.unpack(ready)?;
+        // What is open already has been unpacked.
+        if ready.from.is_none() {
+            self.unpack(ready)?;
+        }
         let _busy = self.store.try_lock(&self.name)?;
         self.make_room()?;
         if let What::Restore { options, .. } = &mut self.what {

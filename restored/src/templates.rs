@@ -120,15 +120,11 @@ impl Templates {
                     }
                     let ready = match waiting.pop_front() {
                         Some(ready) => ready,
-                        None => self.fork_new(kind, now, &mut made),
+                        None => self.fork_new(kind, now.clone(), &mut made),
                     };
                     self.go_through(ready, job, busy);
                     if made.is_none() {
-                        let suits = |from: From| Template::suits(from.shot(), kind.way);
-                        let never = self
-                            .shelf
-                            .get(&kind.appshot, kind.way.memory)
-                            .is_some_and(|from| !suits(from));
+                        let never = now.is_some_and(|from| !Template::suits(from.shot(), kind.way));
                         return self.leave(kind, orders, never);
                     }
                 }

@@ -4,8 +4,10 @@
 //! ones: MADV_COLLAPSE (Linux 6.1), which leaves no mark on the mapping. It is no more
 //! than speed: where the kernel has none to give, or is older, pages stay small.
 
+use super::fill::stored;
 use crate::image::Core;
 use crate::image::records::{Vma, VmaKind};
+use crate::pages;
 use crate::sys::memory::Span;
 
 pub const MADV_COLLAPSE: u64 = 25;
@@ -32,24 +34,11 @@ fn dense<'a>(core: &'a Core, vma: &'a Vma) -> impl Iterator<Item = Span> + 'a {
         start,
         end: start + HUGE,
     });
-    spans.filter(move |span| span.end <= vma.end && stored(core, *span) >= HUGE / 2)
-}
-
-fn stored(core: &Core, span: Span) -> u64 {
-    let at = core.segments.partition_point(|s| s.vaddr + s.bytes <= span.start);
-    let within = core.segments[at..].iter().take_while(|s| s.vaddr < span.end);
-    within
-        .map(|s| (s.vaddr + s.bytes).min(span.end) - s.vaddr.max(span.start))
-        .sum()
+    spans.filter(move |span| span.end <= vma.end && stored(&core.segments, *span) >= HUGE / 2)
 }
 
 fn joined(spans: impl Iterator<Item = Span>) -> Vec<Span> {
-    let mut joined: Vec<Span> = Vec::new();
-    for span in spans {
-        match joined.last_mut() {
-            Some(last) if last.end == span.start => last.end = span.end,
-            _ => joined.push(span),
-        }
-    }
+    let mut joined = Vec::new();
+    spans.for_each(|span| pages::push(&mut joined, span));
     joined
 }
