@@ -202,6 +202,12 @@ impl Prepared {
         Ok(None)
     }
 
+    /// What is left before it can wait until it is asked for.
+    pub(super) fn complete(mut self) -> Result<Prepared> {
+        self.skeleton.finish_init(self.pager.as_ref().map(|pager| &pager.hold))?;
+        Ok(self)
+    }
+
     pub(super) fn skeleton(&self) -> &Skeleton {
         &self.skeleton
     }
