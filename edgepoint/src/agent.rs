@@ -74,15 +74,15 @@ impl Agent {
     pub fn new(
         node: Node,
         deployment: Deployment,
-        status: watch::Sender<Status>,
-        orders: mpsc::Receiver<Order>,
+        sockets: Vec<OwnedFd>,
+        (status, orders): (watch::Sender<Status>, mpsc::Receiver<Order>),
     ) -> Agent {
         Agent {
             node,
             deployment,
             status,
             orders,
-            sockets: Vec::new(),
+            sockets,
             failures: 0,
             running: Instant::now(),
         }
@@ -122,12 +122,15 @@ impl Agent {
         let record = self.node.store.find(self.name())?;
         if let Some(app) = record.filter(App::alive) {
             tracing::info!(app = app.name, "runs: adopted");
-            self.sockets = Sockets::of(&app)?.listening;
+            self.hold(Sockets::of(&app)?.listening)?;
             return Ok(Next::Run(None));
         }
         match self.appshot() {
             Some(path) => {
-                self.sockets = held::make(&Appshot::open_unverified_memory(&path)?.manifest)?;
+                if self.sockets.is_empty() {
+                    // The keeper is gone too, as after a boot.
+                    self.hold(held::make(&Appshot::open_unverified_memory(&path)?.manifest)?)?;
+                }
                 Ok(if self.deployment.suspended {
                     Next::Suspended
                 } else {
@@ -136,6 +139,13 @@ impl Agent {
             }
             None => Ok(Next::Start),
         }
+    }
+
+    /// The sockets of the app are these from now on.
+    fn hold(&mut self, sockets: Vec<OwnedFd>) -> Result<()> {
+        self.node.keeper.keep(self.name(), &sockets)?;
+        self.sockets = sockets;
+        Ok(())
     }
 
     fn appshot(&self) -> Option<std::path::PathBuf> {
@@ -187,7 +197,7 @@ impl Agent {
         self.turn(State::Starting, None);
         match self.listens(&started.app, began).await {
             Ok(sockets) => {
-                self.sockets = sockets;
+                self.hold(sockets)?;
                 self.came_up(Cause::Deploy, "started", began, started.instance.phases);
                 Ok(Next::Run(None))
             }
@@ -433,9 +443,10 @@ impl Agent {
                 node.store.remove_log(&name)?;
             }
             match node.store.remove_appshot(&name) {
-                Err(error) if error.kind != Kind::NotFound => Err(error),
-                _ => node.forget(&name),
+                Err(error) if error.kind != Kind::NotFound => return Err(error),
+                _ => node.keeper.forget(&name)?,
             }
+            node.forget(&name)
         })
         .await
     }

@@ -18,11 +18,13 @@ mod status;
 
 use clap::Parser;
 use libsnap::error::Result;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use node::Node;
 use nodekit::args::EXIT_CODES;
 use nodekit::daemon::{self, DaemonArgs};
 use nodekit::program;
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Keeps deployed apps asleep until they are needed, asked over a Unix socket
 #[derive(Debug, Parser)]
@@ -41,12 +43,23 @@ fn run(args: &DaemonArgs) -> Result<u8> {
     let store = args.dirs.open()?;
     let node = Node::new(store, &args.dirs)?;
     daemon::run("edgepointd", args, |_| {
+        tokio::spawn(reap());
         if let Err(error) = node.take_up() {
             tracing::error!(%error, "cannot take up what is deployed");
         }
         api::router(node)
     })?;
     Ok(0)
+}
+
+/// Supervisors of apps and the keeper are our children, and end when they want to.
+async fn reap() {
+    let Ok(mut ended) = signal(SignalKind::child()) else {
+        return;
+    };
+    while ended.recv().await.is_some() {
+        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+    }
 }
 
 #[cfg(test)]

@@ -7,8 +7,10 @@ use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{self, Store, closest, now_unix_ms};
 use nodekit::args::Dirs;
 use nodekit::client::Client;
+use nodekit::keeper::Keeper;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,6 +36,8 @@ pub struct Node {
     pub store: Store,
     pub snapd: Client,
     pub restored: Client,
+    /// Has the sockets of the apps when this daemon is not there.
+    pub keeper: Keeper,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
 }
 
@@ -53,6 +57,7 @@ impl Node {
             store,
             snapd: Client::new(dirs.socket(None, "snapd")),
             restored: Client::new(dirs.socket(None, "restored")),
+            keeper: Keeper::new(dirs.run_dir.join("edgepoint-keeper.sock")),
             apps: Arc::default(),
         };
         store::directory(&node.directory(), 0o700)?;
@@ -73,14 +78,19 @@ impl Node {
 
     /// Begins with what was deployed before. Within a runtime.
     pub fn take_up(&self) -> Result<()> {
+        let mut kept = self.keeper.list().unwrap_or_else(|error| {
+            tracing::error!(%error, "sockets are made anew");
+            BTreeMap::new()
+        });
         for name in store::stems(&self.directory(), SUFFIX)? {
             match store::read_json::<Deployment>(&self.path(&name)) {
-                Ok(Some(deployment)) => drop(self.begin(deployment)),
+                Ok(Some(deployment)) => drop(self.begin(deployment, kept.remove(&name).unwrap_or_default())),
                 Ok(None) => {}
                 Err(error) => tracing::error!(app = name, %error, "is not taken up"),
             }
         }
-        Ok(())
+        // Of apps whose removal was not finished.
+        kept.keys().try_for_each(|name| self.keeper.forget(name))
     }
 
     /// Writes down what is deployed, to stay.
@@ -126,10 +136,10 @@ impl Node {
             suspended: false,
         };
         self.save(&deployment)?;
-        Ok(self.begin(deployment))
+        Ok(self.begin(deployment, Vec::new()))
     }
 
-    fn begin(&self, deployment: Deployment) -> watch::Receiver<Status> {
+    fn begin(&self, deployment: Deployment, sockets: Vec<OwnedFd>) -> watch::Receiver<Status> {
         let manifest = deployment.manifest.clone();
         let (status, told) = watch::channel(Status {
             app: manifest.app.clone(),
@@ -149,7 +159,7 @@ impl Node {
             orders,
         };
         self.lock().insert(manifest.app, handle);
-        tokio::spawn(Agent::new(self.clone(), deployment, status, ordered).live());
+        tokio::spawn(Agent::new(self.clone(), deployment, sockets, (status, ordered)).live());
         told
     }
 

@@ -81,9 +81,10 @@ impl<'a> Node<'a> {
         })
     }
 
-    /// Kills the daemon and starts it again.
-    fn begin_again(self) -> Result<Node<'a>> {
+    /// Kills the daemon and starts it again, and does something in between.
+    fn begin_again(self, meanwhile: impl FnOnce() -> Result<()>) -> Result<Node<'a>> {
         drop(self.edgepointd);
+        meanwhile()?;
         Ok(Node {
             edgepointd: self.registry.daemon("edgepointd", "")?,
             ..self
@@ -215,14 +216,23 @@ fn a_killed_daemon() {
             for round in 0..3 {
                 (server.use_it)()?;
                 let (state, root) = ((server.state)()?, node.status()?["root"].clone());
-                node = node.begin_again()?;
-                ensure!((server.state)()? == state, "round {round}: it was touched");
+                node = node.begin_again(|| {
+                    ensure!((server.state)()? == state, "round {round}: it was touched");
+                    Ok(())
+                })?;
                 let status = node.reach("running")?;
                 ensure!(status["root"] == root, "round {round}: {status}");
                 node.reach("asleep")?;
-                node = node.begin_again()?;
-                node.reach("asleep")?;
-                ensure!((server.state)()? == state, "round {round}: it is another one");
+                // Who comes while no daemon is there waits for the next one.
+                let mut late = None;
+                node = node.begin_again(|| {
+                    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+                    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+                    late = Some(stream);
+                    Ok(())
+                })?;
+                let told = answer(late.context("nobody came")?)?;
+                ensure!(told.contains(&state), "round {round}: {told}, not {state}");
             }
             // What was deployed before is not deployed twice.
             let again: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
@@ -230,6 +240,49 @@ fn a_killed_daemon() {
             let other = manifest.replace("1s", "2s");
             let refused: Result<Value, Error> = node.client().post("/v1/apps", &json!({ "manifest": other }));
             ensure!(refused.as_ref().is_err_and(|e| e.kind == Kind::Conflict), "{refused:?}");
+            node.end()
+        })
+    });
+}
+
+/// Who comes while nobody can restore is answered as soon as somebody can.
+#[test]
+fn daemons_that_are_not_there() {
+    in_place("daemons_that_are_not_there", |place| {
+        servers::node(place, &|place, server| {
+            let registry = Registry::new(place)?;
+            registry.show_log(place)?;
+            let port = server.port.context("it has no port")?;
+            let node = Node::deploy(&registry, place.unique(), &manifest(place.unique(), server, port)?)?;
+            (server.fill)(0)?;
+            let state = (server.state)()?;
+            node.reach("asleep")?;
+            drop((node.restored, node.snapd));
+            let mut early = std::net::TcpStream::connect(("127.0.0.1", port))?;
+            early.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+            let edgepoint = &node.edgepointd.client;
+            let path = format!("/v1/apps/{}", node.app);
+            poll("the failure to be told", PATIENCE, || {
+                let status: Value = edgepoint.get(&path)?;
+                let told = status["why"].as_str().is_some_and(|why| why.contains("restored.sock"));
+                Ok((status["state"] == "failed" && told).then_some(()))
+            })?;
+            let restored = registry.daemon("restored", "")?;
+            let told = answer(early)?;
+            ensure!(told.contains(&state), "{told}, not {state}");
+            // Without snapd it goes on.
+            poll("the refusal to be told", PATIENCE, || {
+                let status: Value = edgepoint.get(&path)?;
+                Ok((status["counts"]["sleeps_refused"].as_u64() > Some(0)).then_some(()))
+            })?;
+            ensure!((server.state)()? == state, "it was touched");
+            let snapd = registry.daemon("snapd", "")?;
+            let node = Node {
+                restored,
+                snapd,
+                ..node
+            };
+            node.reach("asleep")?;
             node.end()
         })
     });
