@@ -36,6 +36,8 @@ pub enum Command {
     Clone(Clone),
     /// Put an instance back to its appshot, as if it had just been restored; asks restored
     Revert(Revert),
+    /// Run the daemons of a node in front, and tell what its apps do, until Ctrl-C
+    Up(Up),
     /// Deploy an app on this node: it sleeps while nobody uses it; asks edgepointd
     Deploy(Deploy),
     /// List the deployed apps; asks edgepointd
@@ -242,6 +244,13 @@ pub struct Revert {
     pub socket: Option<PathBuf>,
     #[command(flatten)]
     pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct Up {
+    /// Deploy servers that this machine has, to try it; they are removed at the end
+    #[arg(long)]
+    pub demo: bool,
 }
 
 /// Where the daemon of this node is.

@@ -23,6 +23,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Restore(args) => commands::run::restore(&dirs.open()?, &args, quiet),
         Command::Clone(args) => commands::clone::clone(&dirs.open()?, &dirs, &args, quiet),
         Command::Revert(args) => commands::clone::revert(&dirs, &args),
+        Command::Up(args) => commands::up::up(&dirs, &args),
         Command::Deploy(args) => commands::apps::deploy(&dirs, &args, quiet),
         Command::Apps(args) => commands::apps::apps(&dirs, &args),
         Command::Status(args) => commands::apps::status(&dirs, &args),

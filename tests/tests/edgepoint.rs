@@ -9,13 +9,15 @@ use appshot_tests::servers;
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, poll};
 use libsnap::error::{Error, Kind};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use nodekit::client::Client;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// A node with one app, and the daemons that it takes.
@@ -284,6 +286,42 @@ fn daemons_that_are_not_there() {
             };
             node.reach("asleep")?;
             node.end()
+        })
+    });
+}
+
+/// The whole node by one command, until Ctrl-C; one of its daemons is killed meanwhile.
+#[test]
+fn up() {
+    in_place("up", |place| {
+        servers::redis_server(place, &|place, server| {
+            let registry = Registry::new(place)?;
+            registry.show_log(place)?;
+            let (app, port) = (place.unique(), server.port.context("it has no port")?);
+            let file = place.path("app.toml");
+            std::fs::write(&file, manifest(app, server, port)?)?;
+            let mut up = registry.command("appshot");
+            let mut up = up.arg("up").stdout(Stdio::null()).spawn()?;
+            let edgepointd = Client::new(registry.run.join("edgepointd.sock"));
+            poll("the node to be up", PATIENCE, || Ok(edgepointd.answers().then_some(())))?;
+            let _last = EndOf(&registry, app);
+            registry.appshot(&["-q", "deploy", &file.display().to_string()])?;
+            (server.fill)(0)?;
+            let state = (server.state)()?;
+            registry.appshot(&["status", app, "--wait", "asleep"])?;
+            let pid = |name: &str| -> Result<i32> {
+                let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", up.id()))?;
+                let mut children = children.split(' ').filter_map(|pid| pid.parse::<i32>().ok());
+                let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                children.find(|pid| comm(pid).trim() == name).context("no such child")
+            };
+            kill(Pid::from_raw(pid("restored")?), Signal::SIGKILL)?;
+            ensure!((server.state)()? == state, "it is another one");
+            registry.appshot(&["remove", app])?;
+            kill(Pid::from_raw(i32::try_from(up.id())?), Signal::SIGINT)?;
+            let status = up.wait()?;
+            ensure!(status.success(), "it ended with {status}");
+            Ok(())
         })
     });
 }

@@ -117,6 +117,22 @@ pub fn remove(dirs: &Dirs, args: &cli::Deployed) -> Result<u8> {
     Ok(0)
 }
 
+/// `web                  running         woken by request in 1.4 ms`
+pub fn change(status: &Value) -> String {
+    let (app, state) = (text(status, "app"), text(status, "state"));
+    let how = match (state, &status["last"]) {
+        ("running", last) if last.is_object() => format!(
+            "{} by {} in {}",
+            text(last, "kind"),
+            text(last, "cause"),
+            out::millis(last["total_micros"].as_u64().unwrap_or_default())
+        ),
+        ("failed", _) => text(status, "why").replace('\n', ";"),
+        _ => String::new(),
+    };
+    format!("{app:<20} {state:<15} {how}").trim_end().to_owned()
+}
+
 /// `web is asleep, listens on 0.0.0.0:8080; up last in 1.4 ms (woken: request)`
 fn sentence(status: &Value) -> String {
     let mut told = format!(

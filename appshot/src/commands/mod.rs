@@ -13,3 +13,4 @@ pub mod ps;
 pub mod run;
 pub mod snapshot;
 pub mod store;
+pub mod up;
