@@ -5,6 +5,7 @@
 
 use crate::bell::{Bell, readable};
 use crate::manifest::Manifest;
+use crate::metrics::Meter;
 use crate::node::{Deployment, Node};
 use crate::sockets::{self, Sockets};
 use crate::status::{Activation, Cause, State, Status};
@@ -109,7 +110,7 @@ impl Agent {
                 Next::Suspended => self.rest().await,
                 Next::Failed(error) => self.back_off(&error).await,
                 Next::Remove => match self.remove().await {
-                    Ok(()) => return,
+                    Ok(()) => return self.meter().gone(),
                     Err(error) => Ok(Next::Failed(error)),
                 },
             }
@@ -153,9 +154,18 @@ impl Agent {
         path.exists().then_some(path)
     }
 
+    fn meter(&self) -> Meter<'_> {
+        Meter {
+            metrics: &self.node.metrics,
+            app: self.name(),
+            provider: &self.manifest().provider,
+        }
+    }
+
     fn turn(&self, state: State, why: Option<String>) {
         let now = now_unix_ms().unwrap_or_default();
         let root = self.running_app().ok().map(|app| app.root);
+        self.meter().turn(self.status.borrow().state, state);
         self.status.send_modify(|status| {
             if status.state != state {
                 tracing::info!(
@@ -243,6 +253,7 @@ impl Agent {
             total_micros,
             phases,
         };
+        self.meter().came_up(&activation);
         self.status.send_modify(|status| {
             match kind {
                 "started" => status.counts.starts += 1,
@@ -333,6 +344,7 @@ impl Agent {
                     bytes = report.memory_bytes,
                     "asleep"
                 );
+                self.meter().slept();
                 self.status.send_modify(|status| status.counts.sleeps += 1);
                 match suspended {
                     true => {
@@ -344,6 +356,7 @@ impl Agent {
             }
             Err(error) => {
                 tracing::info!(app = self.name(), %error, "goes on");
+                self.meter().refused();
                 self.status.send_modify(|status| status.counts.sleeps_refused += 1);
                 match self.running_app() {
                     Ok(_) => Ok(Next::Run(Some(error.to_string()))),
@@ -410,6 +423,7 @@ impl Agent {
     /// Tries again after a while.
     async fn back_off(&mut self, error: &Error) -> Result<Next> {
         tracing::warn!(app = self.name(), kind = ?error.kind, %error, "failed");
+        self.meter().failed();
         self.status.send_modify(|status| status.counts.failures += 1);
         self.turn(State::Failed, Some(error.to_string()));
         let pause = BACK_OFF * 2u32.saturating_pow(self.failures.min(10));

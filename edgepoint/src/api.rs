@@ -2,9 +2,11 @@
 
 use crate::agent::Order;
 use crate::manifest::{BYTES_MAX, Manifest};
+use crate::metrics::CONTENT_TYPE;
 use crate::node::Node;
 use crate::status::{State, Status};
 use axum::extract::{Path, Query, State as Extract};
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind};
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 pub fn router(node: Node) -> Router {
     let routes = Router::new()
+        .route("/metrics", get(metrics))
         .route("/v1/apps", post(deploy).get(list))
         .route("/v1/apps/{name}", get(show).delete(remove))
         .route("/v1/apps/{name}/suspend", post(suspend))
@@ -46,6 +49,10 @@ async fn deploy(Extract(node): Extract<Node>, Body(request): Body<Deploy>) -> Re
     }
     let status = node.deploy(Manifest::parse(&request.manifest)?)?;
     Ok(Json(status.borrow().clone()))
+}
+
+async fn metrics(Extract(node): Extract<Node>) -> impl IntoResponse {
+    ([("content-type", CONTENT_TYPE)], node.metrics.text())
 }
 
 async fn list(Extract(node): Extract<Node>) -> Json<Vec<Status>> {

@@ -12,6 +12,7 @@ mod agent;
 mod api;
 mod bell;
 mod manifest;
+mod metrics;
 mod node;
 mod sockets;
 mod status;

@@ -2,6 +2,7 @@
 
 use crate::agent::{Agent, Order};
 use crate::manifest::Manifest;
+use crate::metrics::Metrics;
 use crate::status::{Counts, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{self, Store, closest, now_unix_ms};
@@ -38,6 +39,7 @@ pub struct Node {
     pub restored: Client,
     /// Has the sockets of the apps when this daemon is not there.
     pub keeper: Keeper,
+    pub metrics: Arc<Metrics>,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
 }
 
@@ -58,6 +60,7 @@ impl Node {
             snapd: Client::new(dirs.socket(None, "snapd")),
             restored: Client::new(dirs.socket(None, "restored")),
             keeper: Keeper::new(dirs.run_dir.join("edgepoint-keeper.sock")),
+            metrics: Arc::default(),
             apps: Arc::default(),
         };
         store::directory(&node.directory(), 0o700)?;

@@ -38,6 +38,17 @@ pub enum State {
 }
 
 impl State {
+    pub const ALL: [State; 8] = [
+        State::Starting,
+        State::Running,
+        State::FallingAsleep,
+        State::Asleep,
+        State::Waking,
+        State::Suspended,
+        State::Failed,
+        State::Removing,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             State::Starting => "starting",
@@ -63,6 +74,17 @@ pub enum Cause {
     Operator,
     /// It had ended without being told to.
     Recovery,
+}
+
+impl Cause {
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::Deploy => "deploy",
+            Cause::Request => "request",
+            Cause::Operator => "operator",
+            Cause::Recovery => "recovery",
+        }
+    }
 }
 
 /// How an app came up the last time.

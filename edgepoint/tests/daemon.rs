@@ -40,3 +40,21 @@ fn what_makes_no_sense_is_refused() {
     }
     assert_eq!(client.get::<Value>("/v1/apps").unwrap(), json!([]));
 }
+
+/// What a scraper gets: an app that failed, by name.
+#[test]
+fn it_tells_its_metrics() {
+    let daemon = Daemon::start(PROGRAM);
+    let client = daemon.client();
+    let _: Value = client.post("/v1/apps", &json!({ "manifest": NOBODY })).unwrap();
+    let _: Value = client.get("/v1/apps/nobody?wait=failed&timeout=30").unwrap();
+    let text = client.text("/metrics").unwrap();
+    for line in [
+        "appshot_app_state{app=\"nobody\",provider=\"local\",state=\"failed\"} 1",
+        "appshot_app_state{app=\"nobody\",provider=\"local\",state=\"starting\"} 0",
+        "appshot_failures_total{app=\"nobody\",provider=\"local\"} 1",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|has| has == line), "{line} is not in\n{text}");
+    }
+}

@@ -32,6 +32,15 @@ impl Client {
         self.ask(Method::GET, path, Bytes::new())
     }
 
+    /// What is no JSON.
+    pub fn text(&self, path: &str) -> Result<String> {
+        let (status, answer) = self.exchange(Method::GET, path, Bytes::new())?;
+        match status.is_success() {
+            true => String::from_utf8(answer.into()).or_fail(|| format!("cannot understand the answer for {path}")),
+            false => understand(status, &answer),
+        }
+    }
+
     pub fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.ask(Method::DELETE, path, Bytes::new())
     }
@@ -42,6 +51,11 @@ impl Client {
     }
 
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
+        let (status, answer) = self.exchange(method, path, body)?;
+        understand(status, &answer)
+    }
+
+    fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -53,8 +67,7 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(body))
             .or_fail(|| format!("cannot ask for {path}"))?;
-        let (status, answer) = runtime.block_on(exchange(&self.socket, request))?;
-        understand(status, &answer)
+        runtime.block_on(exchange(&self.socket, request))
     }
 }
 

@@ -1,0 +1,167 @@
+//! What Prometheus may scrape (OpenMetrics): `GET /metrics`. Apps that sleep are there, too.
+
+use crate::status::{Activation, State};
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    app: String,
+    provider: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    app: String,
+    provider: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct By {
+    app: String,
+    provider: String,
+    cause: &'static str,
+    kind: String,
+}
+
+type Seconds = Family<By, Histogram, fn() -> Histogram>;
+
+/// 0.1 ms, doubled up to 26 s.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(1e-4, 2.0, 19))
+}
+
+/// Of all apps of a node.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    state: Family<InState, Gauge>,
+    up: Seconds,
+    sleeps: Family<Of, Counter>,
+    refused: Family<Of, Counter>,
+    failures: Family<Of, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        let metrics = Metrics {
+            registry: Registry::with_prefix("appshot"),
+            state: Family::default(),
+            up: Family::new_with_constructor(seconds),
+            sleeps: Family::default(),
+            refused: Family::default(),
+            failures: Family::default(),
+        };
+        let Metrics {
+            mut registry,
+            state,
+            up,
+            sleeps,
+            refused,
+            failures,
+        } = metrics;
+        registry.register("app_state", "1 for the state that an app is in", state.clone());
+        registry.register_with_unit(
+            "activation",
+            "From the decision to bring an app up until it runs",
+            Unit::Seconds,
+            up.clone(),
+        );
+        registry.register("sleeps", "Snapshots after which an app slept", sleeps.clone());
+        registry.register(
+            "sleeps_refused",
+            "Snapshots that were refused: the app went on",
+            refused.clone(),
+        );
+        registry.register(
+            "failures",
+            "Times that an app could not be brought up, or ended",
+            failures.clone(),
+        );
+        Metrics {
+            registry,
+            state,
+            up,
+            sleeps,
+            refused,
+            failures,
+        }
+    }
+}
+
+/// Those of one app.
+#[derive(Clone, Copy, Debug)]
+pub struct Meter<'a> {
+    pub metrics: &'a Metrics,
+    pub app: &'a str,
+    pub provider: &'a str,
+}
+
+impl Meter<'_> {
+    fn of(self) -> Of {
+        Of {
+            app: self.app.to_owned(),
+            provider: self.provider.to_owned(),
+        }
+    }
+
+    fn in_state(self, state: State) -> InState {
+        InState {
+            app: self.app.to_owned(),
+            provider: self.provider.to_owned(),
+            state: state.name(),
+        }
+    }
+
+    pub fn turn(self, from: State, to: State) {
+        self.metrics.state.get_or_create(&self.in_state(from)).set(0);
+        self.metrics.state.get_or_create(&self.in_state(to)).set(1);
+    }
+
+    pub fn came_up(self, activation: &Activation) {
+        let by = By {
+            app: self.app.to_owned(),
+            provider: self.provider.to_owned(),
+            cause: activation.cause.name(),
+            kind: activation.kind.clone(),
+        };
+        let seconds = activation.total_micros as f64 / 1e6;
+        self.metrics.up.get_or_create(&by).observe(seconds);
+    }
+
+    pub fn slept(self) {
+        self.metrics.sleeps.get_or_create(&self.of()).inc();
+    }
+
+    pub fn refused(self) {
+        self.metrics.refused.get_or_create(&self.of()).inc();
+    }
+
+    pub fn failed(self) {
+        self.metrics.failures.get_or_create(&self.of()).inc();
+    }
+
+    /// It is deployed no more.
+    pub fn gone(self) {
+        for state in State::ALL {
+            self.metrics.state.remove(&self.in_state(state));
+        }
+    }
+}
+
+impl Metrics {
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+/// What [`Metrics::text`] is.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
