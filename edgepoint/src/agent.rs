@@ -17,7 +17,7 @@ use libsnap::target::{Instance, Phase, SnapshotReport};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
 use nodekit::{detach, ending, process};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -356,6 +356,7 @@ impl Agent {
                     "asleep"
                 );
                 self.meter().slept();
+                self.prepare();
                 self.status.send_modify(|status| status.counts.sleeps += 1);
                 match suspended {
                     true => {
@@ -375,6 +376,12 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Has its appshot at hand for who comes next. It is no matter where that fails.
+    fn prepare(&self) {
+        let (restored, name) = (self.node.restored.clone(), self.name().to_owned());
+        std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &json!({ "appshot": name })));
     }
 
     fn suspended(&mut self, suspended: bool) -> Result<()> {
