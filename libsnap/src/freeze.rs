@@ -17,6 +17,7 @@ use crate::cgroup;
 use crate::clocks::{self, Reading};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::executor::{Executor, Gate};
+use crate::files::looked;
 use crate::ids::{HostPid, VirtualPid};
 use crate::proc::{self, Fields};
 use crate::process;
@@ -186,6 +187,7 @@ pub fn freeze_with(target: &Target, also: &[HostPid], waits: Waits) -> Result<Fr
 /// Time-outs of all threads; asked before the first stop makes any of them run.
 pub fn waits(target: &Target) -> Result<Waits> {
     timed::prune();
+    looked::prune();
     let mut clocks = SchedClocks::default();
     let tids = members(target)?
         .into_iter()

@@ -10,6 +10,7 @@ pub mod epoll;
 pub mod events;
 pub mod inet;
 pub mod inotify;
+pub mod looked;
 pub mod paths;
 pub mod pipes;
 pub mod pty;
