@@ -74,6 +74,16 @@ impl Gate {
         Gate { at, park: None }
     }
 
+    /// Whether it is still there.
+    pub fn stands(&self, pid: HostPid) -> bool {
+        let reads = |at: u64| {
+            let mut pair = [0; 2];
+            memory::read(pid, at, &mut pair).map(|_| pair)
+        };
+        let parks = |park: Park| reads(park.at).is_ok_and(|pair| jumps_to_itself(&pair) == Some(park.flags));
+        reads(self.at) == Ok(SYSCALL) && self.park.is_none_or(parks)
+    }
+
     /// Whether a thread that stands at `rip` may be held by this gate or the
     /// executor at `base`.
     pub fn holds(&self, base: u64, rip: u64) -> bool {
@@ -564,9 +574,12 @@ pub fn await_syscall_stop(tid: HostPid) -> Result<()> {
     }
 }
 
-/// A `syscall` instruction (0f 05) in one of the executable spans.
+/// The instruction `syscall`.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// A `syscall` instruction in one of the executable spans.
 pub fn find_gate(pid: HostPid, executable: &[Span]) -> Result<Gate> {
-    let at = find(pid, executable, |pair| (pair == [0x0f, 0x05]).then_some(()));
+    let at = find(pid, executable, |pair| (pair == SYSCALL).then_some(()));
     let (at, ()) =
         at.ok_or_else(|| cannot_enter(pid, "none of its executable mappings holds a `syscall` instruction"))?;
     Ok(Gate::of_husk(at))

@@ -202,10 +202,10 @@ pub fn peek_queue(
     let dup = &description.dup;
     let set = |name: i32, value: i32| {
         let set = diag::setsockopt(dup, libc::SOL_SOCKET, name, &value.to_le_bytes());
-        set.map_err(|e| unread(e))
+        set.map_err(unread)
     };
-    let asks = domain != libc::AF_UNIX
-        || diag::getsockopt_i32(dup, libc::SOL_SOCKET, libc::SO_PASSCRED).map_err(|e| unread(e))? != 0;
+    let asks =
+        domain != libc::AF_UNIX || diag::getsockopt_i32(dup, libc::SOL_SOCKET, libc::SO_PASSCRED).map_err(unread)? != 0;
     // A stream has no empty messages.
     let look = (kind != libc::SOCK_STREAM).then(|| Look::begin(description.found.key.1));
     let look = look.transpose()?;
