@@ -221,7 +221,7 @@ fn wanted_by_trial() -> Option<bool> {
 /// Stops the app and takes everything that has to be taken in the stop.
 fn stop(
     request: Request<'_>,
-    precopy: Option<&mut Precopy>,
+    mut precopy: Option<&mut Precopy>,
     seen: Option<&mut Seen>,
     journal: &mut Journal,
     steps: &mut Steps<'_>,
@@ -238,13 +238,6 @@ fn stop(
         None => 0,
     };
     let stock = Stock::ready(expected.min(HELD_MAX) + SPARE);
-    let precopy = match precopy {
-        Some(precopy) => {
-            precopy.again(&|| go_on(cancelled)).map_err(|e| told(e, subject))?;
-            Some(&*precopy)
-        }
-        None => None,
-    };
     steps.start("freeze");
     let ahead = Ahead {
         stock,
@@ -255,14 +248,17 @@ fn stop(
         if options.leave_running {
             rehearse(target, options, &ahead, seen.as_deref().filter(|_| precopy.is_none()));
         }
-        // As late as can be: threads go from one wait to another.
+        // As late as can be: what runs goes on writing, and from one wait to another.
+        if let Some(precopy) = &mut precopy {
+            precopy.again(&|| go_on(cancelled))?;
+        }
         let waits = freeze::waits(target)?;
         journal.waits(&waits)?;
         Ok::<_, Error>(waits)
     });
     let waits = waits.map_err(|e| told(e, subject))?;
     let (frozen, _still) = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
-    let taken = take(&frozen, request, ahead, precopy, seen, journal, steps)
+    let taken = take(&frozen, request, ahead, precopy.as_deref(), seen, journal, steps)
         .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
     Ok((frozen, taken, urgent))
 }

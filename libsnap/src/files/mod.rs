@@ -31,6 +31,7 @@ use crate::sys::diag::UnixSocket;
 use crate::sys::fd as sysfd;
 use crate::sys::task::{self, Compare};
 use crate::target::SnapshotOptions;
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fs;
@@ -106,6 +107,8 @@ pub struct Context<'a> {
     pub descriptions: &'a [Description],
     pub fds: &'a [Vec<FdEntry>],
     pub unix: HashMap<u64, UnixSocket>,
+    /// Options of fresh sockets, by family, type and protocol.
+    pub usual: RefCell<HashMap<(i32, i32, i32), sockets::Usual>>,
     /// The app stands still since then: queues may be looked into.
     pub frozen: Option<Reading>,
 }
@@ -141,6 +144,7 @@ pub fn capture(
         descriptions: &descriptions,
         fds: &table.fds,
         unix: unix_table(members, &descriptions)?,
+        usual: RefCell::default(),
         frozen,
     };
     for description in &descriptions {

@@ -11,6 +11,7 @@ use crate::image::records::{FileKind, Message, Sender, SockOpt, SocketRecord, So
 use crate::sys::diag::{self, Peeked};
 use crate::sys::fd as sysfd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const SOL_TCP: i32 = libc::IPPROTO_TCP;
@@ -104,7 +105,10 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
             );
         }
     }
-    record.options = options(description, &record);
+    // The end of a connection is made again without any.
+    if record.state != SocketState::Severed {
+        record.options = options(context, description, &record);
+    }
     Ok(FileKind::Socket(Box::new(record)))
 }
 
@@ -112,22 +116,35 @@ fn fresh(record: &SocketRecord) -> crate::sys::Sys<OwnedFd> {
     inet::socket(record.domain, record.kind, record.protocol)
 }
 
-fn options(description: &Description, record: &SocketRecord) -> Vec<SockOpt> {
-    let Ok(fresh) = fresh(record) else { return Vec::new() };
-    let differs = |(level, name): &(i32, i32)| {
-        // Of a connection this is what was agreed, not what the app asked for.
-        if (*level, *name) == (SOL_TCP, libc::TCP_MAXSEG) && record.state == SocketState::Severed {
-            return None;
+/// What each of [`OPTIONS`] is at first, where a kind of socket has it.
+pub type Usual = Vec<Option<Vec<u8>>>;
+
+fn all_options(fd: &OwnedFd) -> Usual {
+    let get = |(level, name): &(i32, i32)| diag::getsockopt(fd, *level, *name, 16).ok();
+    OPTIONS.iter().map(get).collect()
+}
+
+fn options(context: &Context<'_>, description: &Description, record: &SocketRecord) -> Vec<SockOpt> {
+    let kind = (record.domain, record.kind, record.protocol);
+    let mut known = context.usual.borrow_mut();
+    let usual = match known.entry(kind) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(place) => {
+            let Ok(fresh) = fresh(record) else { return Vec::new() };
+            place.insert(all_options(&fresh))
         }
-        let value = diag::getsockopt(&description.dup, *level, *name, 16).ok()?;
-        let usual = diag::getsockopt(&fresh, *level, *name, 16).ok();
-        (usual.as_ref() != Some(&value)).then_some(SockOpt {
-            level: *level,
-            name: *name,
-            value,
-        })
     };
-    OPTIONS.iter().filter_map(differs).collect()
+    let found = all_options(&description.dup).into_iter();
+    let found = found.zip(usual.iter()).zip(OPTIONS);
+    let differs = found.filter(|((value, usual), _)| value != *usual);
+    let options = differs.filter_map(|((value, _), (level, name))| {
+        Some(SockOpt {
+            level,
+            name,
+            value: value?,
+        })
+    });
+    options.collect()
 }
 
 /// Who sent a message is noted by what is set when it is sent: set once all that
