@@ -1,5 +1,6 @@
 //! One module a group of commands; each function is one command.
 
+pub mod apps;
 pub mod clone;
 pub mod completions;
 pub mod doctor;
