@@ -344,10 +344,13 @@ impl Executor {
     /// The same for a husk that is about to get other registers: a step is one stop
     /// less. Its SIGTRAP gets the default action if it was ignored or blocked.
     pub fn cure_husk(self, tid: HostPid, regs: &Regs, gate: Gate) -> Result<()> {
+        finish_cure(self.start_cure(tid, regs, gate)?)
+    }
+
+    /// Begins that, for [`finish_cure`].
+    pub fn start_cure(self, tid: HostPid, regs: &Regs, gate: Gate) -> Result<Step> {
         let args = [self.base, FOOTPRINT, 0, 0, 0, 0];
-        step_through(tid, regs, gate, libc::SYS_munmap, args)?
-            .map(drop)
-            .or_fail(|| format!("cannot unmap the executor from pid {tid}"))
+        Step::start(tid, regs, gate, libc::SYS_munmap, args)
     }
 
     /// Runs the batch in thread `tid`. Fails when a call that must succeed did
@@ -528,14 +531,42 @@ pub fn call_through(tid: HostPid, regs: &Regs, gate: Gate, number: i64, args: [u
 
 /// The same for a husk, or what dies with us as one: a step is one stop, not two.
 fn step_through(tid: HostPid, regs: &Regs, gate: Gate, number: i64, args: [u64; 6]) -> Result<Sys<u64>> {
-    let failed = || format!("cannot make a system call in pid {tid}");
-    ptrace::set_regs(tid, &call_registers(regs, gate, number, args)).or_fail(failed)?;
-    ptrace::single_step(tid).or_fail(failed)?;
-    while ptrace::wait(tid, true).or_fail(failed)? != Some(Stop::Signal(libc::SIGTRAP)) {
-        ptrace::single_step(tid).or_fail(failed)?;
+    Step::start(tid, regs, gate, number, args)?.finish()
+}
+
+/// Such a call under way.
+#[derive(Debug)]
+#[must_use = "the task is at work until it is finished"]
+pub struct Step(HostPid);
+
+impl Step {
+    fn start(tid: HostPid, regs: &Regs, gate: Gate, number: i64, args: [u64; 6]) -> Result<Step> {
+        let set = ptrace::set_regs(tid, &call_registers(regs, gate, number, args));
+        set.and_then(|()| ptrace::single_step(tid)).or_fail(|| stepless(tid))?;
+        Ok(Step(tid))
     }
-    let after = ptrace::get_regs(tid).or_fail(failed)?;
-    Ok(check_raw(after.get(reg::RAX) as i64).map(|v| v as u64))
+
+    fn finish(self) -> Result<Sys<u64>> {
+        let Step(tid) = self;
+        let failed = || stepless(tid);
+        while ptrace::wait(tid, true).or_fail(failed)? != Some(Stop::Signal(libc::SIGTRAP)) {
+            ptrace::single_step(tid).or_fail(failed)?;
+        }
+        let after = ptrace::get_regs(tid).or_fail(failed)?;
+        Ok(check_raw(after.get(reg::RAX) as i64).map(|v| v as u64))
+    }
+}
+
+fn stepless(tid: HostPid) -> String {
+    format!("cannot make a system call in pid {tid}")
+}
+
+/// Waits until a husk has no executor any more.
+pub fn finish_cure(step: Step) -> Result<()> {
+    let Step(tid) = step;
+    step.finish()?
+        .map(drop)
+        .or_fail(|| format!("cannot unmap the executor from pid {tid}"))
 }
 
 /// Registers of a thread that is about to make a system call at the gate of a husk.

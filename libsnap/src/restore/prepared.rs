@@ -19,6 +19,7 @@ use super::revert::{self, Made, Point};
 use super::script::{self, Running, Script};
 use super::skeleton::Skeleton;
 use super::spare::Spare;
+use super::state::Limits;
 use super::vdso::Vdso;
 use super::{From, Phases, state};
 use crate::cgroup;
@@ -340,9 +341,7 @@ impl Prepared {
             false => None,
         };
         phases.start("go")?;
-        for (at, core) in shot.cores.iter().enumerate() {
-            state::registers(&self.skeleton, at, core, &self.vdsos[at])?;
-        }
+        state::registers(&self.skeleton, shot, &self.vdsos)?;
         let point = match (&self.from, &self.pager) {
             (From::Disk(opened), Some(pager)) if self.way.revertible => Some(Arc::new(Point::arm(Made {
                 opened,
@@ -414,8 +413,9 @@ impl Prepared {
             place::descriptors(&mut script, skeleton.restorer, process, files, &shot.manifest)?;
             scripts.push(script);
         }
-        let simple = |at: usize| is_simple(&shot.cores[at], skeleton.husks[at].pid);
-        if !shot.manifest.semaphores.is_empty() || !(0..shot.cores.len()).all(simple) {
+        let limits = state::limits(skeleton.any());
+        let simple = |core| is_simple(core, &limits);
+        if !shot.manifest.semaphores.is_empty() || !shot.cores.iter().all(simple) {
             script::run_all(&mut scripts)?;
             for (at, core) in shot.cores.iter().enumerate() {
                 state::threads(skeleton, at, core, &shot.manifest.seccomp)?;
@@ -423,16 +423,16 @@ impl Prepared {
             ipc::adjust(skeleton, shot)?;
         }
         let cores = shot.cores.iter().enumerate().zip(scripts);
-        let running = cores.map(|((at, core), script)| state::process(skeleton, at, core, script));
+        let running = cores.map(|((at, core), script)| state::process(skeleton, at, core, &limits, script));
         script::finish_all(running.collect::<Result<_>>()?)?;
         state::stops(skeleton, shot)
     }
 }
 
 /// One thread, without filters, and no limit that would be in the way of its own making.
-fn is_simple(core: &Core, pid: HostPid) -> bool {
+fn is_simple(core: &Core, limits: &Limits) -> bool {
     let alone = matches!(&core.image.threads[..], [main] if main.record.seccomp == Seccomp::Off);
-    alone && state::limits_to_set(pid, &core.image.process).next().is_none()
+    alone && state::limits_to_set(limits, &core.image.process).next().is_none()
 }
 
 /// Whether the app has a port of the internet for itself.

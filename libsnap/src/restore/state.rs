@@ -7,7 +7,7 @@ use super::skeleton::{Skeleton, wait_born};
 use super::vdso::Vdso;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
-use crate::executor::{self, Batch, Executor};
+use crate::executor::{self, Batch, Executor, Step};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::{Blocked, Creds, ProcessRecord, Seccomp, SeccompFilter, SigAction, SigInfo, ThreadRecord};
 use crate::image::{Appshot, Core, ThreadImage};
@@ -103,10 +103,16 @@ fn tids(skeleton: &Skeleton, at: usize) -> Vec<HostPid> {
 
 /// Everything of a process that is set by system calls, its threads included. `script`
 /// is one of its main thread.
-pub fn process<'a>(skeleton: &Skeleton, at: usize, core: &Core, mut script: Script<'a>) -> Result<Running<'a>> {
+pub fn process<'a>(
+    skeleton: &Skeleton,
+    at: usize,
+    core: &Core,
+    had: &Limits,
+    mut script: Script<'a>,
+) -> Result<Running<'a>> {
     let record = &core.image.process;
     let husk = &skeleton.husks[at];
-    limits_to_set(husk.pid, record).try_for_each(|(which, wanted, now)| set_limit(husk.pid, which, wanted, now))?;
+    limits_to_set(had, record).try_for_each(|(which, wanted, now)| set_limit(husk.pid, which, wanted, now))?;
     common(&mut script, record)?;
     let (main, others) = core
         .image
@@ -160,11 +166,25 @@ fn finish_thread(script: &mut Script<'_>, process: &ProcessRecord, record: &Thre
     Ok(())
 }
 
-/// Resource limits that a process has not yet: number, limit, and what it has.
-pub fn limits_to_set(pid: HostPid, record: &ProcessRecord) -> impl Iterator<Item = (u32, (u64, u64), (u64, u64))> {
-    let now = move |which| task::prlimit_get(pid, which).unwrap_or((0, 0));
-    let wanted = (0u32..).zip(&record.rlimits);
-    let both = wanted.map(move |(which, limit)| (which, *limit, now(which)));
+/// Soft and hard limit of every resource.
+pub type Limits = Vec<(u64, u64)>;
+
+/// What all processes of an app have that is being built: one is a fork of the other.
+pub fn limits(pid: HostPid) -> Limits {
+    let limit = |which| task::prlimit_get(pid, which).unwrap_or((0, 0));
+    (0..RESOURCES).map(limit).collect()
+}
+
+/// RLIM_NLIMITS
+const RESOURCES: u32 = 16;
+
+/// Those that a process has not yet: number, limit, and what it has.
+pub fn limits_to_set<'a>(
+    had: &'a Limits,
+    record: &'a ProcessRecord,
+) -> impl Iterator<Item = (u32, (u64, u64), (u64, u64))> + 'a {
+    let wanted = (0u32..).zip(&record.rlimits).zip(had);
+    let both = wanted.map(|((which, limit), now)| (which, *limit, *now));
     both.filter(|(_, wanted, now)| wanted != now)
 }
 
@@ -409,25 +429,31 @@ fn forget_stop(skeleton: &Skeleton, parent: usize, core: &Core, child: VirtualPi
 
 /// Removes the executor and gives every thread its registers: what is left is
 /// the app, stopped.
-pub fn registers(skeleton: &Skeleton, at: usize, core: &Core, vdso: &Vdso) -> Result<()> {
-    let husk = &skeleton.husks[at];
-    let gate = match vdso.gate(skeleton, &core.image.vmas) {
-        Some(gate) => gate,
-        None => executor::find_gate(husk.pid, &memory::code(&core.image.vmas))?,
-    };
-    let standing = Standing {
-        executor: skeleton.executor,
-        gate,
-        regs: &husk.regs,
-        tids: &tids(skeleton, at),
-        timeline: &skeleton.timeline,
-    };
-    standing.finish(core)
+pub fn registers(skeleton: &Skeleton, shot: &Appshot, vdsos: &[Vdso]) -> Result<()> {
+    let tids: Vec<Vec<HostPid>> = (0..skeleton.husks.len()).map(|at| tids(skeleton, at)).collect();
+    let cores = shot.cores.iter().zip(vdsos).zip(&skeleton.husks).zip(&tids);
+    let standing = cores.map(|(((core, vdso), husk), tids)| {
+        let gate = match vdso.gate(skeleton, &core.image.vmas) {
+            Some(gate) => gate,
+            None => executor::find_gate(husk.pid, &memory::code(&core.image.vmas))?,
+        };
+        Ok(Standing {
+            core,
+            executor: skeleton.executor,
+            gate,
+            regs: &husk.regs,
+            tids,
+            timeline: &skeleton.timeline,
+        })
+    });
+    finish(&standing.collect::<Result<Vec<_>>>()?)
 }
 
 /// A process that is what it is to be but for registers, with the executor in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing<'a> {
+    /// What it is to be.
+    pub core: &'a Core,
     pub executor: executor::Executor,
     pub gate: executor::Gate,
     /// Those that foreign code runs with.
@@ -437,29 +463,40 @@ pub struct Standing<'a> {
     pub timeline: &'a Timeline,
 }
 
-impl Standing<'_> {
-    /// Removes the executor and gives every thread its registers.
-    pub fn finish(&self, core: &Core) -> Result<()> {
+/// Removes the executor and gives every thread its registers, in all processes of an app
+/// at the same time. The first is its root.
+pub fn finish(standing: &[Standing<'_>]) -> Result<()> {
+    let entered = enter_waits(standing)?;
+    let cured = standing.iter().map(Standing::start_cure);
+    let cured: Vec<Option<Step>> = cured.collect::<Result<_>>()?;
+    cured.into_iter().flatten().try_for_each(executor::finish_cure)?;
+    for process in standing {
+        for (tid, thread) in process.threads() {
+            let result = entered.get(&tid).copied().unwrap_or(Entered::AsBefore);
+            process.give_registers(tid, thread, result)?;
+        }
+    }
+    Ok(())
+}
+
+impl<'a> Standing<'a> {
+    fn threads(&self) -> impl Iterator<Item = (HostPid, &'a ThreadImage)> {
+        self.tids.iter().copied().zip(&self.core.image.threads)
+    }
+
+    /// Answers what is under way.
+    fn start_cure(&self) -> Result<Option<Step>> {
         let Standing {
             executor, gate, regs, ..
         } = *self;
         let pid = self.tids[0];
-        let mut results = Vec::with_capacity(self.tids.len());
-        let threads: Vec<(HostPid, &ThreadImage)> = self.tids.iter().copied().zip(&core.image.threads).collect();
-        for group in threads.chunks(WAITS_AT_ONCE) {
-            results.extend(self.enter_waits(group)?);
-        }
-        match crate::process::trap_to_ignore(&core.image.process) {
+        match crate::process::trap_to_ignore(&self.core.image.process) {
             Some(action) => {
                 executor.ignore_trap(pid, regs, gate, action)?;
-                executor.cure(pid, regs, gate)?;
+                executor.cure(pid, regs, gate).map(|()| None)
             }
-            None => executor.cure_husk(pid, regs, gate)?,
+            None => executor.start_cure(pid, regs, gate).map(Some),
         }
-        for ((tid, thread), result) in threads.into_iter().zip(results) {
-            self.give_registers(tid, thread, result)?;
-        }
-        Ok(())
     }
 
     fn give_registers(&self, tid: HostPid, thread: &ThreadImage, result: Entered) -> Result<()> {
@@ -502,44 +539,66 @@ fn with_result(regs: Regs, entered: Entered) -> Regs {
 /// Left in rax of a call that the kernel restarts from its restart block.
 const RESTART_BLOCK: i64 = -516;
 
-/// Threads that enter their calls together: each has its own time in the payload.
-const WAITS_AT_ONCE: usize = 1000;
 /// struct timespec
-const TIME_BYTES: u64 = 16;
-const _: () = assert!(WAITS_AT_ONCE as u64 * TIME_BYTES <= executor::PAYLOAD_BYTES);
+const TIME_BYTES: usize = 16;
+/// Threads of a process that enter their calls together: each has its own time in the payload.
+const WAITS_AT_ONCE: usize = executor::PAYLOAD_BYTES as usize / TIME_BYTES;
 
-impl Standing<'_> {
-    /// Calls with a relative time-out go on for the time that was left: each thread
-    /// enters its call again with that time and is interrupted in it, so that the
-    /// kernel holds the same restart block as it did for the original. The stop is
-    /// asked for at the entry: whatever the call would wait for, it comes back at
-    /// once. All threads go together.
-    fn enter_waits(&self, threads: &[(HostPid, &ThreadImage)]) -> Result<Vec<Entered>> {
-        let places = (0u64..).map(|n| self.executor.payload() + n * TIME_BYTES);
-        let mut waits = Vec::new();
-        for ((tid, thread), place) in threads.iter().zip(places) {
-            if let Some(wait) = Wait::of(thread, place, self.timeline) {
-                let time = [wait.left_ns / 1_000_000_000, wait.left_ns % 1_000_000_000];
-                let bytes: Vec<u8> = time.iter().flat_map(|w| w.to_le_bytes()).collect();
-                let failed = || unwaited(*tid);
-                crate::sys::memory::write(self.tids[0], place, &bytes).or_fail(failed)?;
-                let regs = executor::call_registers(self.regs, self.gate, wait.call, wait.args);
-                ptrace::set_regs(*tid, &regs).or_fail(failed)?;
-                ptrace::to_syscall(*tid).or_fail(failed)?;
-                waits.push((*tid, wait));
-            }
-        }
+/// Calls with a relative time-out go on for the time that was left: each thread
+/// enters its call again with that time and is interrupted in it, so that the
+/// kernel holds the same restart block as it did for the original. The stop is
+/// asked for at the entry: whatever the call would wait for, it comes back at
+/// once. All threads go together.
+fn enter_waits(standing: &[Standing<'_>]) -> Result<HashMap<HostPid, Entered>> {
+    let mut entered = HashMap::new();
+    let mut notes = Vec::new();
+    let most = standing.iter().map(|process| process.tids.len()).max().unwrap_or(0);
+    for from in (0..most).step_by(WAITS_AT_ONCE) {
+        let started = standing.iter().map(|process| process.start_waits(from));
+        let waits = started.collect::<Result<Vec<_>>>()?.concat();
         for (tid, _) in &waits {
             executor::await_syscall_stop(*tid)?;
             ptrace::interrupt(*tid).or_fail(|| unwaited(*tid))?;
             ptrace::cont(*tid, 0).or_fail(|| unwaited(*tid))?;
         }
-        let mut entered = HashMap::new();
         for (tid, wait) in waits {
-            entered.insert(tid, wait.settle(tid)?);
+            let result = wait.settle(tid)?;
+            if let Entered::AsBefore = result {
+                notes.push((tid, wait.call, Some(wait.end_ns)));
+            }
+            entered.insert(tid, result);
         }
-        let of = |tid| entered.get(tid).copied().unwrap_or(Entered::AsBefore);
-        Ok(threads.iter().map(|(tid, _)| of(tid)).collect())
+    }
+    if let Some(root) = standing.first() {
+        crate::timed::note(root.tids[0], &notes);
+    }
+    Ok(entered)
+}
+
+impl Standing<'_> {
+    /// Sends those of the next [`WAITS_AT_ONCE`] threads that wait to the entry of their calls.
+    fn start_waits(&self, from: usize) -> Result<Vec<(HostPid, Wait)>> {
+        let mut waits = Vec::new();
+        let mut times = Vec::new();
+        for (tid, thread) in self.threads().skip(from).take(WAITS_AT_ONCE) {
+            let place = self.executor.payload() + times.len() as u64;
+            if let Some(wait) = Wait::of(thread, place, self.timeline) {
+                let time = [wait.left_ns / 1_000_000_000, wait.left_ns % 1_000_000_000];
+                times.extend(time.iter().flat_map(|w| w.to_le_bytes()));
+                waits.push((tid, wait));
+            }
+        }
+        if times.is_empty() {
+            return Ok(waits);
+        }
+        let written = crate::sys::memory::write(self.tids[0], self.executor.payload(), &times);
+        written.or_fail(|| unwaited(self.tids[0]))?;
+        for (tid, wait) in &waits {
+            let regs = executor::call_registers(self.regs, self.gate, wait.call, wait.args);
+            ptrace::set_regs(*tid, &regs).or_fail(|| unwaited(*tid))?;
+            ptrace::to_syscall(*tid).or_fail(|| unwaited(*tid))?;
+        }
+        Ok(waits)
     }
 }
 
@@ -548,6 +607,7 @@ fn unwaited(tid: HostPid) -> String {
 }
 
 /// A call with the time that was left of its time-out.
+#[derive(Clone, Copy, Debug)]
 struct Wait {
     call: i64,
     args: [u64; 6],
@@ -589,10 +649,9 @@ impl Wait {
             other => return Err(Error::failed(failed()).because(format!("{other:?}"))),
         }
         let result = ptrace::get_regs(tid).or_fail(failed)?.get(reg::RAX);
-        if result as i64 != RESTART_BLOCK {
-            return Ok(Entered::Ended(result));
+        match result as i64 {
+            RESTART_BLOCK => Ok(Entered::AsBefore),
+            _ => Ok(Entered::Ended(result)),
         }
-        crate::timed::note(tid, self.call, Some(self.end_ns));
-        Ok(Entered::AsBefore)
     }
 }
