@@ -31,9 +31,10 @@
 
 use crate::error::{Error, OrFail, Result};
 use crate::ids::HostPid;
-use crate::sys::blob::{self, ENTRY_BYTES, Entry};
+use crate::sys::blob::{self, ENTRY_BYTES, Entry, MAKES_THREAD, MUST};
 use crate::sys::memory::{self, PAGE, Span};
 use crate::sys::ptrace::{self, Regs, Stop, reg};
+use crate::sys::task::CloneArgs;
 use crate::sys::{Sys, check_raw};
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +47,7 @@ pub const FOOTPRINT: u64 = PAGE + ENTRIES_BYTES + PAYLOAD_BYTES;
 /// Before the entries: the word in which a parked thread says that it is done.
 const DONE_BYTES: u64 = 16;
 /// Of threads that work at the same time: calls and bytes of a batch of each.
-pub const SLICE_ENTRIES: usize = 100;
+pub const SLICE_ENTRIES: usize = 160;
 pub const SLICE_PAYLOAD: usize = 4096;
 const SLICE_BYTES: u64 = DONE_BYTES + ((SLICE_ENTRIES + 1) * ENTRY_BYTES + SLICE_PAYLOAD) as u64;
 const _: () = assert!(SLICE_BYTES.is_multiple_of(8));
@@ -134,6 +135,15 @@ pub struct Batch {
     room: Room,
     /// Where in the payload the first room for results is.
     answers: Option<usize>,
+    /// The entry whose answer says that all is done.
+    says_done: Option<usize>,
+}
+
+/// What a thread does as soon as it is made, on its own and untraced ([`Batch::thread`]).
+/// Then it stays where it is.
+#[derive(Debug)]
+pub struct Program {
+    batch: Batch,
 }
 
 impl Batch {
@@ -187,7 +197,7 @@ impl Batch {
     /// A call that must succeed: the batch ends there otherwise, and `run` fails.
     pub fn must(&mut self, name: &'static str, number: i64, args: &[u64]) -> CallId {
         let id = self.call(name, number, args);
-        self.entries[id.0].flags = 1;
+        self.entries[id.0].flags = MUST;
         id
     }
 
@@ -199,6 +209,66 @@ impl Batch {
 
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// A batch for a thread that this one is to make, behind what is in the payload now.
+    /// `None`: there is no room for it.
+    pub fn of_thread(&self) -> Option<Batch> {
+        const CLONE: usize = size_of::<CloneArgs>() + 24;
+        let room = self.has_room(1, CLONE + SLICE_BYTES as usize);
+        let begin = self.payload.len().next_multiple_of(8) as u64;
+        room.then(|| Batch {
+            entries: Vec::new(),
+            names: Vec::new(),
+            payload: Vec::new(),
+            room: Room {
+                done: 0,
+                entries_max: SLICE_ENTRIES,
+                payload: self.room.payload + begin,
+                payload_bytes: SLICE_PAYLOAD,
+            },
+            answers: None,
+            says_done: None,
+        })
+    }
+
+    /// Makes thread `tid`, which then does `own`, made for it just before.
+    pub fn thread(&mut self, args: CloneArgs, tid: i32, own: Batch) -> Program {
+        let mut batch = own;
+        let payload = self.bytes(&batch.payload);
+        debug_assert!(batch.payload.is_empty() || payload.address == batch.room.payload);
+        batch.room.done = self.room.payload + self.payload.len().next_multiple_of(8) as u64;
+        if let Some(at) = batch.says_done {
+            batch.entries[at].copy_to = batch.room.done;
+        }
+        let stack = self.bytes(&batch.image());
+        let set_tid = self.bytes(&tid.to_le_bytes());
+        let args = CloneArgs {
+            // It grows down, from a place that is not its end.
+            stack: stack.address - DONE_BYTES,
+            stack_size: DONE_BYTES,
+            set_tid: set_tid.address,
+            set_tid_size: 1,
+            ..args
+        };
+        let args = self.bytes(&args.to_bytes());
+        let call = self.must("clone3", libc::SYS_clone3, &[args.address, CloneArgs::SIZE]);
+        self.entries[call.0].flags |= MAKES_THREAD;
+        Program { batch }
+    }
+
+    /// The last call of a thread: it says that it is done when it is about to enter it.
+    pub fn at_last(&mut self, name: &'static str, number: i64, args: &[u64]) -> CallId {
+        let CallId(says_done) = self.must("gettid", libc::SYS_gettid, &[]);
+        self.entries[says_done].copy_to = self.room.done;
+        self.says_done = Some(says_done);
+        self.call(name, number, args)
+    }
+
+    /// Where in the target the answer to a call is written.
+    pub fn answer_at(&self, call: CallId) -> u64 {
+        const RESULT: usize = std::mem::offset_of!(Entry, result);
+        self.room.done + DONE_BYTES + (call.0 * ENTRY_BYTES + RESULT) as u64
     }
 
     /// What the call returned; only after `run`.
@@ -269,6 +339,11 @@ impl Executor {
         (0..PAYLOAD_BYTES / SLICE_BYTES).map(slice)
     }
 
+    /// The same, but batches end parked: [`Batch::at_last`].
+    pub fn parking(self) -> Executor {
+        Executor { parks: true, ..self }
+    }
+
     pub fn span(&self) -> Span {
         Span {
             start: self.base,
@@ -288,6 +363,7 @@ impl Executor {
             payload: Vec::new(),
             room: self.room,
             answers: None,
+            says_done: None,
         }
     }
 
@@ -467,12 +543,54 @@ impl Batch {
     fn first_failure(&self) -> Option<(&'static str, &Entry, nix::Error)> {
         self.entries.iter().zip(&self.names).find_map(|(entry, name)| {
             let errno = check_raw(entry.result as i64).err()?;
-            (entry.flags & 1 != 0).then_some((*name, entry, errno))
+            (entry.flags & MUST != 0).then_some((*name, entry, errno))
         })
     }
 }
 
-fn lost(tid: HostPid, errno: nix::Error) -> Error {
+impl Program {
+    /// Its stack pointer, by which it is told from others.
+    pub fn stack(&self) -> u64 {
+        self.batch.room.done
+    }
+
+    /// Where it stands in the target.
+    pub fn span(&self) -> Span {
+        let Room { done, payload, .. } = self.batch.room;
+        let entries = (self.batch.entries.len() + 1) * ENTRY_BYTES;
+        Span {
+            start: payload,
+            end: done + DONE_BYTES + entries as u64,
+        }
+    }
+
+    /// Whether the thread is done, going by what stands at `start` in the target; takes the
+    /// results then.
+    pub fn is_done(&mut self, memory: &[u8], start: u64) -> bool {
+        let words = words(&memory[(self.stack() - start) as usize..(self.span().end - start) as usize]);
+        let entries = words[DONE_BYTES as usize / 8..].as_chunks::<10>().0;
+        for (entry, words) in self.batch.entries.iter_mut().zip(entries) {
+            entry.result = words[7];
+        }
+        words[0] != 0
+    }
+
+    /// As [`Batch::answer_at`].
+    pub fn answer_at(&self, call: CallId) -> u64 {
+        self.batch.answer_at(call)
+    }
+
+    /// A call that had to succeed and did not.
+    pub fn judge(&self, pid: HostPid) -> Result<()> {
+        match self.batch.first_failure() {
+            None => Ok(()),
+            Some((name, entry, errno)) => Err(Error::failed(format!("{name} failed in a thread of pid {pid}"))
+                .because(format!("{name}({}): {errno}", arguments(entry)))),
+        }
+    }
+}
+
+pub fn lost(tid: HostPid, errno: nix::Error) -> Error {
     Error::failed(format!("cannot run system calls in pid {tid}")).because(errno)
 }
 

@@ -34,7 +34,7 @@ use super::opened::Opened;
 use super::pager::{Lender, Pager};
 use super::script::Script;
 use super::skeleton::Skeleton;
-use super::state::{self, Standing};
+use super::state::{self, Standing, Waits};
 use super::vdso::Vdso;
 use crate::clocks::Timeline;
 use crate::error::{Error, Kind, OrFail, Result};
@@ -292,7 +292,7 @@ impl Armed {
                 tids: &self.tids,
                 timeline: &timeline,
             };
-            state::finish(&[standing])?;
+            state::finish(&[standing], Waits::default())?;
             self.look.put_back_slack()?;
             if self.renewed {
                 fill::renew(self.tids[0], self.core())?;
