@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use libsnap::target::{Hooks, SnapshotOptions, signal_number};
 use nodekit::args::{
-    After, Before, Dirs, EXIT_CODES, Net, Output, Patience, Pids, Policies, RestoreArgs, Silence, hooks,
+    After, Before, Dirs, EXIT_CODES, Net, Output, Patience, Pids, Policies, RestoreArgs, Silence, User, hooks,
 };
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,6 +36,20 @@ pub enum Command {
     Clone(Clone),
     /// Put an instance back to its appshot, as if it had just been restored; asks restored
     Revert(Revert),
+    /// Run the daemons of a node in front, and tell what its apps do, until Ctrl-C
+    Up(Up),
+    /// Deploy an app on this node: it sleeps while nobody uses it; asks edgepointd
+    Deploy(Deploy),
+    /// List the deployed apps; asks edgepointd
+    Apps(Apps),
+    /// Tell the state of a deployed app and what keeps it there; asks edgepointd
+    Status(Status),
+    /// Put a deployed app to sleep until it is resumed; who comes waits; asks edgepointd
+    Suspend(Deployed),
+    /// Let a suspended app be woken again, or wake one that sleeps; asks edgepointd
+    Resume(Deployed),
+    /// End a deployed app and forget it, with its appshot; asks edgepointd
+    Remove(Deployed),
     /// Show what is in an appshot
     Inspect(Inspect),
     /// Tell what a snapshot would refuse; touch nothing
@@ -74,7 +88,7 @@ pub struct Run {
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<PathBuf>,
     /// User and group to run as, by name or number [default group: the user's]
-    #[arg(long, value_name = "USER[:GROUP]", value_parser = user)]
+    #[arg(long, value_name = "USER[:GROUP]")]
     pub user: Option<User>,
     /// Host name that the app sees
     #[arg(long, value_name = "NAME")]
@@ -230,6 +244,62 @@ pub struct Revert {
     pub socket: Option<PathBuf>,
     #[command(flatten)]
     pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct Up {
+    /// Deploy servers that this machine has, to try it; they are removed at the end
+    #[arg(long)]
+    pub demo: bool,
+}
+
+/// Where the daemon of this node is.
+#[derive(Args, Debug)]
+pub struct Edgepoint {
+    /// Socket of edgepointd [default: edgepointd.sock in the run directory]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct Deploy {
+    /// The app's manifest (TOML); - for stdin
+    #[arg(value_name = "FILE")]
+    pub manifest: PathBuf,
+    /// Return at once; otherwise when the app is up
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct Apps {
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct Status {
+    /// App id
+    #[arg(value_name = "APP")]
+    pub app: String,
+    /// Return when it is in this state, or has failed
+    #[arg(long, value_name = "STATE", value_parser = ["running", "asleep", "suspended"])]
+    pub wait: Option<String>,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct Deployed {
+    /// App id
+    #[arg(value_name = "APP")]
+    pub app: String,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
 }
 
 #[derive(Args, Debug)]
@@ -462,38 +532,6 @@ pub struct Completions {
     pub shell: Shell,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct User {
-    pub uid: u32,
-    pub gid: Option<u32>,
-}
-
-/// As chown(1) takes them; a user that is a bare number keeps our group.
-fn user(text: &str) -> Result<User, String> {
-    let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group_id(group)?)),
-        None => (text, None),
-    };
-    if let Ok(uid) = user.parse() {
-        return Ok(User { uid, gid: group });
-    }
-    match nix::unistd::User::from_name(user) {
-        Ok(Some(found)) => Ok(User {
-            uid: found.uid.as_raw(),
-            gid: group.or(Some(found.gid.as_raw())),
-        }),
-        _ => Err(format!("there is no user {user:?}")),
-    }
-}
-
-fn group_id(group: &str) -> Result<u32, String> {
-    match (group.parse(), nix::unistd::Group::from_name(group)) {
-        (Ok(gid), _) => Ok(gid),
-        (_, Ok(Some(found))) => Ok(found.gid.as_raw()),
-        _ => Err(format!("there is no group {group:?}")),
-    }
-}
-
 fn variable(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((key, _)) if !key.is_empty() => Ok(text.to_owned()),
@@ -530,10 +568,10 @@ mod tests {
 
     #[test]
     fn users_have_names_and_numbers() {
-        assert_eq!(user("7"), Ok(User { uid: 7, gid: None }));
-        assert_eq!(user("root"), Ok(User { uid: 0, gid: Some(0) }));
-        assert_eq!(user("root:8"), Ok(User { uid: 0, gid: Some(8) }));
-        assert_eq!(user("7:root"), Ok(User { uid: 7, gid: Some(0) }));
+        assert_eq!("7".parse(), Ok(User { uid: 7, gid: None }));
+        assert_eq!("root".parse(), Ok(User { uid: 0, gid: Some(0) }));
+        assert_eq!("root:8".parse(), Ok(User { uid: 0, gid: Some(8) }));
+        assert_eq!("7:root".parse(), Ok(User { uid: 7, gid: Some(0) }));
     }
 
     #[test]

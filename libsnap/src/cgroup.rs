@@ -195,7 +195,8 @@ pub fn usage(group: &Path) -> Result<Usage> {
     })
 }
 
-fn cpu_ns(group: &Path) -> std::io::Result<u64> {
+/// CPU time of all that was ever in the group, since it was made.
+pub fn cpu_ns(group: &Path) -> std::io::Result<u64> {
     if let Ok(text) = fs::read_to_string(group.join("cpu.stat")) {
         let micros = text
             .lines()

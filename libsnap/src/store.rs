@@ -31,7 +31,7 @@ mod view;
 pub use app::{App, State, start_time};
 pub use appshots::{AppshotEntry, SUFFIX, nobody_needs};
 pub use collect::{Collected, Judged, Leftover, Rules};
-pub use files::{Lock, absolute};
+pub use files::{Lock, absolute, directory, read_json, remove as remove_file, stems, sync_parent, write_json};
 pub use inventory::{Need, Stored};
 pub use names::{closest, from_command, validate};
 pub use quota::Room;

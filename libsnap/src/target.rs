@@ -65,9 +65,19 @@ pub struct SnapshotOptions {
     /// An appshot of the same app, in the directory where the new one is to be: what it
     /// has already is not stored once more.
     pub parent: Option<PathBuf>,
+    /// Listening sockets of the app that somebody holds: who waits there to be accepted
+    /// is not lost.
+    pub held: Vec<HeldSocket>,
     /// How large the appshot may be: refused before the app is touched, by the memory
     /// that it has, and before it is sealed, by what was written.
     pub room: Option<Room>,
+}
+
+/// A listening socket that is open in another process, by its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldSocket {
+    pub pid: HostPid,
+    pub fd: i32,
 }
 
 /// A named step with its duration, for logs, progress and receipts.
@@ -325,6 +335,8 @@ pub struct RestoreOptions {
     pub identity: Identity,
     /// Signals that wait for it when it runs its first instruction.
     pub notices: Vec<Notice>,
+    /// Listening sockets that it gets back instead of new ones.
+    pub held: Vec<HeldSocket>,
     /// It can be reverted in place where it is such an app: with [`Memory::Shared`].
     pub revertible: bool,
     /// For tests: treat this kernel's vdso as another one than the app's.

@@ -8,6 +8,7 @@ use libsnap::target::{
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// Stands below the help of every program.
@@ -117,6 +118,43 @@ impl From<Outside> for OutsidePolicy {
             Outside::Refuse => OutsidePolicy::Refuse,
             Outside::Replace => OutsidePolicy::Replace,
         }
+    }
+}
+
+/// Whom a program runs as, as chown(1) takes it: `USER[:GROUP]`, names or numbers. The
+/// group is the user's; a user that is a bare number keeps ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: Option<u32>,
+}
+
+impl FromStr for User {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<User, String> {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group_id(group)?)),
+            None => (text, None),
+        };
+        if let Ok(uid) = user.parse() {
+            return Ok(User { uid, gid: group });
+        }
+        match nix::unistd::User::from_name(user) {
+            Ok(Some(found)) => Ok(User {
+                uid: found.uid.as_raw(),
+                gid: group.or(Some(found.gid.as_raw())),
+            }),
+            _ => Err(format!("there is no user {user:?}")),
+        }
+    }
+}
+
+fn group_id(group: &str) -> Result<u32, String> {
+    match (group.parse(), nix::unistd::Group::from_name(group)) {
+        (Ok(gid), _) => Ok(gid),
+        (_, Ok(Some(found))) => Ok(found.gid.as_raw()),
+        _ => Err(format!("there is no group {group:?}")),
     }
 }
 

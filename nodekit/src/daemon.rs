@@ -4,7 +4,7 @@ use crate::args::Dirs;
 use crate::listen::{self, Listening};
 use crate::notify::{self, notify};
 use crate::peer::{Gate, Peer};
-use crate::{log, peer};
+use crate::{log, peer, signals};
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -42,6 +42,7 @@ pub type Stopping = watch::Receiver<bool>;
 /// finished, new ones no longer taken.
 pub fn run(name: &'static str, args: &DaemonArgs, router: impl FnOnce(Stopping) -> Router) -> Result<()> {
     log::init(args.log_format);
+    signals::unblock()?;
     // One thread: what blocks has its own, and a request need not wake others on its way.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

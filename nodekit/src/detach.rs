@@ -6,7 +6,6 @@ use crate::start::{Start, Started};
 use crate::supervise::supervise;
 use libsnap::error::{Error, OrFail, Result};
 use nix::sys::signalfd::SignalFd;
-use std::fs::OpenOptions;
 use std::io::{Read, Write};
 
 /// Brings an app up under a supervisor of its own, and returns when it runs.
@@ -44,7 +43,7 @@ pub fn main() -> u8 {
     };
     let app = started.app.clone();
     tell(&Ok(started));
-    match let_go().and_then(|()| supervise(&start.store, &app, &signals)) {
+    match hidden::let_go().and_then(|()| supervise(&start.store, &app, &signals)) {
         Ok(_) => 0,
         Err(error) => error.kind.exit_code(),
     }
@@ -65,19 +64,4 @@ fn tell(answer: &Result<Started>) {
         let _ = std::io::stdout().write_all(text.as_bytes());
         let _ = std::io::stdout().flush();
     }
-}
-
-/// Lets go of the caller's terminal, pipes and directory. Closing stdout tells
-/// the caller that the answer is complete.
-fn let_go() -> Result<()> {
-    let what = || "cannot let go of the caller's stdio";
-    let null = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .or_fail(what)?;
-    nix::unistd::dup2_stdin(&null).or_fail(what)?;
-    nix::unistd::dup2_stdout(&null).or_fail(what)?;
-    nix::unistd::dup2_stderr(&null).or_fail(what)?;
-    std::env::set_current_dir("/").or_fail(what)
 }

@@ -9,6 +9,7 @@ use libsnap::error::{Error, OrFail, Result};
 use libsnap::ids::HostPid;
 use libsnap::sys::task::{Forked, fork_alone};
 use std::ffi::{CString, OsStr};
+use std::fs::OpenOptions;
 use std::io::{BufRead, PipeReader, PipeWriter, pipe};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::catch_unwind;
@@ -26,16 +27,19 @@ pub enum Life {
     Supervisor,
     /// Undoes what a worker was at when it is killed.
     Guard,
+    /// Keeps descriptors of a daemon open when it is killed.
+    Keeper,
 }
 
 impl Life {
-    const ALL: [Life; 3] = [Life::Worker, Life::Supervisor, Life::Guard];
+    const ALL: [Life; 4] = [Life::Worker, Life::Supervisor, Life::Guard, Life::Keeper];
 
     fn argument(self) -> &'static str {
         match self {
             Life::Worker => "--worker",
             Life::Supervisor => "--supervise",
             Life::Guard => "--guard",
+            Life::Keeper => "--keep",
         }
     }
 
@@ -50,6 +54,7 @@ impl Life {
             Life::Worker => crate::worker::main(),
             Life::Supervisor => crate::detach::main(),
             Life::Guard => crate::guard::main(),
+            Life::Keeper => crate::keeper::main(),
         }
     }
 }
@@ -92,10 +97,19 @@ impl Process {
 }
 
 pub fn spawn(life: Life) -> Result<Process> {
+    begin(life, fork_alone)
+}
+
+/// The same with nothing open that is ours: not a fork in any case.
+pub fn spawn_anew(life: Life) -> Result<Process> {
+    begin(life, || Ok(None))
+}
+
+fn begin(life: Life, fork: impl FnOnce() -> nix::Result<Option<Forked>>) -> Result<Process> {
     let what = || format!("cannot start this program again as {}", life.argument());
     let (request, stdin) = pipe().or_fail(what)?;
     let (stdout, answer) = pipe().or_fail(what)?;
-    let pid = match fork_alone().or_fail(what)? {
+    let pid = match fork().or_fail(what)? {
         Some(Forked::Child) => {
             // Who holds a pipe's other end itself never sees its end.
             drop((stdin, stdout));
@@ -138,6 +152,21 @@ fn start_again(life: Life, request: PipeReader, answer: PipeWriter) -> std::io::
 pub fn own_session() -> Result<()> {
     nix::unistd::setsid().or_fail(|| "cannot begin a session")?;
     Ok(())
+}
+
+/// Lets go of the caller's terminal, pipes and directory. Closing stdout tells
+/// the caller that the answer is complete.
+pub fn let_go() -> Result<()> {
+    let what = || "cannot let go of the caller's stdio";
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .or_fail(what)?;
+    nix::unistd::dup2_stdin(&null).or_fail(what)?;
+    nix::unistd::dup2_stdout(&null).or_fail(what)?;
+    nix::unistd::dup2_stderr(&null).or_fail(what)?;
+    std::env::set_current_dir("/").or_fail(what)
 }
 
 /// The request: one line of JSON on stdin.

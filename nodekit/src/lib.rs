@@ -13,6 +13,7 @@
 //! | [`hooks`] | telling an app what is done to it |
 //! | [`start`], [`bring_up`], [`supervise`], [`detach`], [`ending`] | bringing an app up, owning it, ending it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
+//! | [`keeper`] | descriptors that outlive a daemon |
 //! | [`client`] | asking a daemon |
 //! | [`local`] | asking a server on this machine, to try it |
 //!
@@ -31,6 +32,7 @@ pub mod hidden;
 pub mod hooks;
 pub mod interrupt;
 pub mod jobs;
+pub mod keeper;
 pub mod listen;
 pub mod local;
 pub mod log;

@@ -7,6 +7,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 use axum::serve::IncomingStream;
 use libsnap::error::{Error, Kind, OrFail, Result};
+use libsnap::ids::HostPid;
+use libsnap::target::HeldSocket;
 use nix::unistd::{Group, Uid, User};
 use tokio::net::UnixListener;
 
@@ -24,6 +26,18 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
             pid: cred.as_ref().and_then(tokio::net::unix::UCred::pid),
             ids: cred.map(|cred| (cred.uid(), cred.gid())),
         }
+    }
+}
+
+impl Peer {
+    /// Its sockets of these numbers. Nobody else's: a daemon may take from every process.
+    pub fn sockets(self, numbers: &[i32]) -> Result<Vec<HeldSocket>> {
+        if numbers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pid = self.pid.map(HostPid);
+        let pid = pid.ok_or_else(|| Error::new(Kind::Usage, "cannot tell whose sockets these are"))?;
+        Ok(numbers.iter().map(|fd| HeldSocket { pid, fd: *fd }).collect())
     }
 }
 

@@ -1,7 +1,7 @@
 //! What `restored` answers; `openapi.json` describes it.
 
 use crate::instances::Instances;
-use axum::extract::{Path, Query, State};
+use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
@@ -10,6 +10,7 @@ use libsnap::target::{
     Allow, Hooks, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio,
 };
 use nodekit::ending;
+use nodekit::peer::Peer;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;
 use serde::Deserialize;
@@ -43,6 +44,9 @@ struct InstanceRequest {
     /// What the app is told, beside what its owner declared.
     #[serde(default)]
     hooks: Hooks,
+    /// Listening sockets that it gets back: numbers of descriptors of the caller.
+    #[serde(default)]
+    sockets: Vec<i32>,
     /// It can be reverted in place, and shares what it does not touch with the appshot.
     #[serde(default)]
     revertible: bool,
@@ -53,7 +57,8 @@ fn lazy() -> Memory {
 }
 
 impl InstanceRequest {
-    fn start(self, instances: &Instances) -> Result<Start> {
+    fn start(self, instances: &Instances, peer: Peer) -> Result<Start> {
+        let held = peer.sockets(&self.sockets)?;
         let options = RestoreOptions {
             name: self.name,
             pids: self.pids,
@@ -63,6 +68,7 @@ impl InstanceRequest {
             revertible: self.revertible,
             stdio: Stdio::default(),
             allow: self.allow,
+            held,
             ..RestoreOptions::default()
         };
         if self.appshot.contains('/') && !self.appshot.starts_with('/') {
@@ -73,8 +79,12 @@ impl InstanceRequest {
     }
 }
 
-async fn create(State(instances): State<Instances>, Body(request): Body<InstanceRequest>) -> Reply<Instance> {
-    let start = request.start(&instances)?;
+async fn create(
+    State(instances): State<Instances>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Body(request): Body<InstanceRequest>,
+) -> Reply<Instance> {
+    let start = request.start(&instances, peer)?;
     Ok(Json(instances.bring_up(start).await?))
 }
 
@@ -101,6 +111,9 @@ struct CloneRequest {
     /// None where they would draw the same random numbers, as far as can be told.
     #[serde(default)]
     strict: bool,
+    /// Listening sockets that all of them get: numbers of descriptors of the caller.
+    #[serde(default)]
+    sockets: Vec<i32>,
     /// Each can be reverted in place.
     #[serde(default)]
     revertible: bool,
@@ -119,7 +132,7 @@ fn one() -> usize {
 const CLONES_MAX: usize = 10_000;
 
 impl CloneRequest {
-    fn starts(self, instances: &Instances) -> Result<Vec<Start>> {
+    fn starts(self, instances: &Instances, peer: Peer) -> Result<Vec<Start>> {
         if !(1..=CLONES_MAX).contains(&self.count) {
             return Err(
                 Error::new(Kind::Usage, format!("{} clones are not possible", self.count))
@@ -138,9 +151,10 @@ impl CloneRequest {
             },
             allow: self.allow,
             hooks: self.hooks,
+            sockets: self.sockets,
             revertible: self.revertible,
         };
-        let first = request.start(instances)?;
+        let first = request.start(instances, peer)?;
         if self.strict {
             unlike(&first)?;
         }
@@ -166,13 +180,17 @@ fn unlike(first: &Start) -> Result<()> {
     Err(error)
 }
 
-async fn clone(State(instances): State<Instances>, Body(request): Body<CloneRequest>) -> Reply<Vec<Instance>> {
+async fn clone(
+    State(instances): State<Instances>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Body(request): Body<CloneRequest>,
+) -> Reply<Vec<Instance>> {
     let starts = match request.strict {
-        false => request.starts(&instances)?,
+        false => request.starts(&instances, peer)?,
         // Looks into files.
         true => {
             let instances = instances.clone();
-            on_own_thread(move || request.starts(&instances)).await?
+            on_own_thread(move || request.starts(&instances, peer)).await?
         }
     };
     Ok(Json(instances.clone_all(starts).await?))

@@ -1,13 +1,14 @@
 //! What `snapd` answers; `openapi.json` describes it.
 
 use crate::series::{self, AllSeries};
-use axum::extract::{Path, State};
+use axum::extract::{ConnectInfo, Path, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{Store, Stored, View};
 use libsnap::target::{CheckReport, Hooks, OutsidePolicy, SnapshotOptions, SnapshotReport, TcpPolicy};
 use nodekit::jobs::{self, Job, Place, Snapshot};
+use nodekit::peer::Peer;
 use nodekit::periodic::Series;
 use nodekit::reply::{self, Body, Reply, on_own_thread};
 use nodekit::worker;
@@ -75,13 +76,17 @@ struct SnapshotRequest {
     tag: Option<String>,
     #[serde(default)]
     replace: bool,
+    /// Listening sockets of the app that the caller holds, by the caller's numbers: who
+    /// waits there to be accepted is not lost.
+    #[serde(default)]
+    sockets: Vec<i32>,
     /// What the app is told before, beside what its owner declared.
     #[serde(default)]
     hooks: Hooks,
 }
 
 impl SnapshotRequest {
-    fn job(self, store: Store) -> Result<Job> {
+    fn job(self, store: Store, peer: Peer) -> Result<Job> {
         let place = match self.output {
             Some(path) if path.is_relative() => return Err(relative("output", &path)),
             Some(_) if self.tag.is_some() || self.replace => return Err(both()),
@@ -101,6 +106,7 @@ impl SnapshotRequest {
             parent: parent.transpose()?,
             tcp: self.tcp,
             outside: self.outside,
+            held: peer.sockets(&self.sockets)?,
             ..SnapshotOptions::default()
         };
         let target = self.target.text();
@@ -126,9 +132,10 @@ fn both() -> Error {
 /// The worker holds the app's lock: a second snapshot of it answers 409.
 async fn snapshot(
     State(Daemon { store, .. }): State<Daemon>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     Body(request): Body<SnapshotRequest>,
 ) -> Reply<SnapshotReport> {
-    let job = request.job(store)?;
+    let job = request.job(store, peer)?;
     let report = on_own_thread(move || take(&job)).await?;
     Ok(Json(report))
 }

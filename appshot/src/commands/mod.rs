@@ -1,5 +1,6 @@
 //! One module a group of commands; each function is one command.
 
+pub mod apps;
 pub mod clone;
 pub mod completions;
 pub mod doctor;
@@ -12,3 +13,4 @@ pub mod ps;
 pub mod run;
 pub mod snapshot;
 pub mod store;
+pub mod up;

@@ -10,7 +10,7 @@ mod servers;
 use crate::cli;
 use libsnap::error::{Error, Kind, Result};
 use nodekit::out;
-pub use servers::Name;
+pub use servers::{Name, find};
 
 use scene::Scene;
 use servers::Server;

@@ -81,7 +81,7 @@ fn missing(candidates: &[Name]) -> Error {
 }
 
 /// In PATH, or where Debian puts servers: the PATH of users leaves that out.
-fn find(program: &str) -> Option<String> {
+pub fn find(program: &str) -> Option<String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/bin".into()]);
     let mut files = dirs.map(|dir| dir.join(program));

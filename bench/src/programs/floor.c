@@ -11,6 +11,8 @@
  *                                     one that runs notes the time
  *   floor fork PORT MEGABYTES         a process with so much memory forks; the child
  *                                     answers at PORT
+ *   floor herd N MEGABYTES            N such children, each in namespaces of its own with
+ *                                     four more threads, until the next byte
  *   floor stop PID                    stops every thread of PID, looks for written
  *                                     pages in its memory, lets it go
  *   floor revert KIBIBYTES            copies so much back into another process, page
@@ -21,6 +23,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -32,6 +35,7 @@
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -196,13 +200,58 @@ static void make_processes(int n)
     }
 }
 
-static int fork_template(int port, size_t megabytes)
+/* As a template has it. */
+static void hold(size_t megabytes)
 {
     size_t bytes = megabytes << 20;
     char *memory = map(bytes + HUGE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     memory += HUGE - (uintptr_t)memory % HUGE;
     madvise(memory, bytes, MADV_HUGEPAGE);
     memset(memory, 1, bytes);
+}
+
+static int herd(int n, size_t megabytes)
+{
+    enum { OWN = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNS | CLONE_NEWNET };
+    pid_t *children = calloc((size_t)n, sizeof *children);
+    int up[2];
+    if (!children || pipe2(up, O_CLOEXEC))
+        die("pipe");
+    hold(megabytes);
+    ready();
+    while (wanted(0)) {
+        for (int i = 0; i < n; i++) {
+            children[i] = (pid_t)syscall(SYS_clone, OWN | SIGCHLD, 0, NULL, NULL, 0);
+            if (children[i] < 0)
+                die("clone");
+            if (children[i] == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                first_word = map(PAGE, MAP_SHARED | MAP_ANONYMOUS, -1);
+                make_threads(4);
+                if (write(up[1], "u", 1) != 1)
+                    die("pipe");
+                for (;;)
+                    pause();
+            }
+        }
+        for (int i = 0; i < n; i++)
+            wanted(up[0]);
+        ready();
+        int more = wanted(0);
+        for (int i = 0; i < n; i++)
+            kill(children[i], SIGKILL);
+        for (int i = 0; i < n; i++)
+            waitpid(children[i], NULL, 0);
+        if (!more)
+            break;
+        ready();
+    }
+    return 0;
+}
+
+static int fork_template(int port, size_t megabytes)
+{
+    hold(megabytes);
     ready();
     while (wanted(0)) {
         pid_t child = fork();
@@ -326,6 +375,8 @@ int main(int argc, char **argv)
         return stop(atoi(argv[2]));
     if (argc == 3 && !strcmp(what, "revert"))
         return revert(strtoul(argv[2], NULL, 10));
+    if (argc == 4 && !strcmp(what, "herd"))
+        return herd(atoi(argv[2]), strtoul(argv[3], NULL, 10));
     if (argc == 4 && !strcmp(what, "fork"))
         return fork_template(atoi(argv[2]), strtoul(argv[3], NULL, 10));
     int first = argc == 3 && !strcmp(what, "first");

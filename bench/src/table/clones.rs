@@ -140,6 +140,26 @@ pub fn up(lab: &Lab<'_>, n: usize, row: &mut Row) -> Result<()> {
         cloner.verify(&clones)?;
         cloner.end(&clones)?;
     }
+    herd(lab, n, |begin_ns, _| {
+        row.push(Column::Floor, Ok(millis_between(begin_ns, now_ns())));
+        Ok(())
+    })
+}
+
+/// The floor: a process with as much memory, in huge pages, makes as many children, each
+/// in namespaces of its own and with as many threads.
+fn herd(lab: &Lab<'_>, n: usize, mut up: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
+    let program = lab.bare.as_deref().context("needs cc, for the bare program")?;
+    let arguments: [OsString; 3] = ["herd".into(), n.to_string().into(), MEGABYTES.to_string().into()];
+    let mut husk = Husk::start(program, &arguments)?;
+    for _ in 0..lab.runs {
+        let before = host_bytes()?;
+        let begin_ns = husk.go()?;
+        husk.wait_ready()?;
+        up(begin_ns, before)?;
+        husk.go()?;
+        husk.wait_ready()?;
+    }
     Ok(())
 }
 
@@ -164,7 +184,12 @@ pub fn memory(lab: &Lab<'_>, n: usize, row: &mut Row) -> Result<()> {
         ));
         cloner.end(&clones)?;
     }
-    cloner.end(&first)
+    cloner.end(&first)?;
+    herd(lab, n, |_, before| {
+        let added = host_bytes()?.saturating_sub(before);
+        row.push(Column::Floor, Ok(added as f64 / 1024.0 / n as f64));
+        Ok(())
+    })
 }
 
 /// What the engine says that it took, after the clone wrote a megabyte.

@@ -10,7 +10,7 @@
 //! host cannot take, connections that nobody has accepted yet, raw and other
 //! sockets.
 
-use super::{Context, Description, Refused, refused, sockets};
+use super::{Context, Description, Refused, held, refused, sockets};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::FileId;
 use crate::image::records::{FileKind, Manifest, SocketRecord, SocketState};
@@ -73,10 +73,16 @@ fn tcp(context: &Context<'_>, description: &Description) -> Result<SocketState, 
     let carried = info.get(TCPI_BYTES).is_some_and(|bytes| bytes != [0; 16]);
     let name = name_of(description);
     match info.first().copied().unwrap_or(0) {
-        TCP_LISTEN if word(TCPI_UNACKED) > 0 && context.options.tcp == TcpPolicy::Refuse => refused(
-            format!("{} connections to it are not accepted yet", word(TCPI_UNACKED)),
-            "try again, or pass --tcp=close",
-        ),
+        TCP_LISTEN
+            if word(TCPI_UNACKED) > 0
+                && context.options.tcp == TcpPolicy::Refuse
+                && !held::is_held(&context.options.held, &description.dup) =>
+        {
+            refused(
+                format!("{} connections to it are not accepted yet", word(TCPI_UNACKED)),
+                "try again, or pass --tcp=close",
+            )
+        }
         TCP_LISTEN => Ok(SocketState::Listening {
             name,
             file: None,

@@ -8,6 +8,7 @@
 
 pub mod epoll;
 pub mod events;
+pub mod held;
 pub mod inet;
 pub mod inotify;
 pub mod paths;
@@ -314,6 +315,7 @@ pub struct Builder<'a> {
     /// Descriptions of /dev/tty, which only the processes it controls can open.
     pub ttys: HashMap<FileId, OwnedFd>,
     pub timeline: Timeline,
+    pub held: held::Held,
 }
 
 /// Makes every description of the appshot, as descriptors of ours.

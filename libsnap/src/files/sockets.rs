@@ -177,6 +177,13 @@ fn forced(option: &SockOpt) -> (i32, Vec<u8>) {
 }
 
 pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::Sockets<'_>) -> Result<OwnedFd> {
+    if let Some(held) = builder
+        .held
+        .get(record)
+        .or_fail(|| "cannot give the app its socket back")?
+    {
+        return Ok(held);
+    }
     match record.domain {
         libc::AF_UNIX => unix.open(builder, record),
         _ => inet::restore(record),

@@ -10,7 +10,7 @@
 //! Refused: peers and named senders outside the app, descriptors in flight,
 //! connections not yet accepted, relative names.
 
-use super::{Builder, Context, Description, Refused, refused, sockets};
+use super::{Builder, Context, Description, Refused, held, refused, sockets};
 use crate::error::{Error, OrFail, Result};
 use crate::ids::{FileId, HostPid};
 use crate::image::records::{FileKind, Manifest, Message, SocketFile, SocketRecord, SocketState};
@@ -39,7 +39,7 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     record.shutdown = diag.shutdown;
     let connected = diag::address(&description.dup, true).is_ok();
     record.state = if diag.state == LISTEN {
-        if !diag.waiting.is_empty() {
+        if !diag.waiting.is_empty() && !held::is_held(&context.options.held, &description.dup) {
             return refused(
                 format!("{} connections to it are not accepted yet", diag.waiting.len()),
                 "try again",

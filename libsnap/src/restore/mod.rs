@@ -96,7 +96,7 @@ pub fn prepare(from: &From, way: Way, group: Option<PathBuf>) -> Result<Prepared
             let vdsos = plan::here(shot, way.force_vdso_bridge)?;
             phases.start("skeleton")?;
             let skeleton = Skeleton::build(shot, way.pids, way.network(shot), group)?;
-            Prepared::within(from, way, vdsos, skeleton, &mut phases)
+            Prepared::within(from, way, vdsos, skeleton, &mut phases)?.complete()
         };
         from.judged(&|| false, prepared())
     })

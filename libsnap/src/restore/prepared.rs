@@ -25,6 +25,7 @@ use super::{From, Phases, state, threads};
 use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{OrFail, Result};
+use crate::files::held::Held;
 use crate::files::{self, Builder};
 use crate::identity::{self, Directory, Origin};
 use crate::ids::{FileId, HostPid, ShmId};
@@ -201,6 +202,13 @@ impl Prepared {
         })?;
         script::finish_all(reading)?;
         Ok(None)
+    }
+
+    /// What is left before it can wait until it is asked for.
+    pub(super) fn complete(mut self) -> Result<Prepared> {
+        self.skeleton
+            .finish_init(self.pager.as_ref().map(|pager| &pager.hold))?;
+        Ok(self)
     }
 
     pub(super) fn skeleton(&self) -> &Skeleton {
@@ -388,6 +396,7 @@ impl Prepared {
             stdio: &options.stdio,
             ttys: skeleton.open_ttys(&shot.manifest)?,
             timeline: skeleton.timeline,
+            held: Held::take(&options.held, &shot.manifest)?,
         };
         let make = || files::restore_all(&builder, &shot.manifest, ptys);
         match skeleton.has_network {

@@ -54,6 +54,8 @@ pub struct Skeleton {
     pub(super) is_empty: bool,
     /// Its process is one that others are forked off.
     pub(super) is_template: bool,
+    /// Its init only has to be let go.
+    init_waits: bool,
     /// The instance is in a network namespace of its own.
     pub(super) has_network: bool,
     pub(super) eager: Option<Eager>,
@@ -144,6 +146,7 @@ impl Skeleton {
             early: None,
             is_empty: false,
             is_template: false,
+            init_waits: false,
             has_network: false,
             eager: None,
             had: Had::default(),
@@ -330,7 +333,7 @@ impl Skeleton {
         let init = self.init.clone();
         // An init that holds what is owed comes first: it ends the app when we die.
         if let (Some(init), Some(_)) = (&init, hold) {
-            self.prepare_init(init, hold)?;
+            self.finish_init(hold)?;
             detach(init.pid)?;
         }
         let tasks = self
@@ -343,14 +346,24 @@ impl Skeleton {
             std::thread::yield_now();
         }
         if let (Some(init), None) = (&init, hold) {
-            self.prepare_init(init, None)?;
+            self.finish_init(None)?;
             detach(init.pid)?;
         }
         self.armed = false;
         Ok((root, init.map(|i| i.pid), self.numbers.len()))
     }
 
-    fn prepare_init(&self, init: &Husk, hold: Option<&Hold>) -> Result<()> {
+    /// The init becomes what it is as soon as it is let go. Before that where the tree is
+    /// complete and waits to be asked for.
+    pub(super) fn finish_init(&mut self, hold: Option<&Hold>) -> Result<()> {
+        if let (false, Some(init)) = (self.init_waits, &self.init) {
+            self.turn_into_init(init, hold)?;
+            self.init_waits = true;
+        }
+        Ok(())
+    }
+
+    fn turn_into_init(&self, init: &Husk, hold: Option<&Hold>) -> Result<()> {
         let failed = || "cannot start the instance's init";
         let mut script = Script::new(self.executor, init.pid, &init.regs);
         let mut held = None;

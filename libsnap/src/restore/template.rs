@@ -122,7 +122,7 @@ impl Template {
         place::protection(&mut script, &shot.cores[0], self.prepared.vdso(), Protect::NotForked)?;
         script.flush()?;
         phases.steps.end();
-        self.prepared.instance(skeleton)
+        self.prepared.instance(skeleton)?.complete()
     }
 
     /// Forks the root of an instance, whose init is there.

@@ -1,0 +1,161 @@
+//! `deploy`, `apps`, `status`, `suspend`, `resume`, `remove`: deployed apps, by asking
+//! `edgepointd`.
+
+use crate::cli;
+use libsnap::error::{Error, Kind, OrFail, Result};
+use libsnap::store::{now_unix_ms, validate};
+use nodekit::args::Dirs;
+use nodekit::client::Client;
+use nodekit::out;
+use serde_json::{Value, json};
+use std::io::Read;
+use std::path::Path;
+
+fn client(dirs: &Dirs, edgepoint: &cli::Edgepoint) -> Client {
+    Client::new(dirs.socket(edgepoint.socket.clone(), "edgepointd"))
+}
+
+/// Returns when the app is up.
+pub fn deploy(dirs: &Dirs, args: &cli::Deploy, quiet: bool) -> Result<u8> {
+    let client = client(dirs, &args.edgepoint);
+    let mut status: Value = client.post("/v1/apps", &json!({ "manifest": read(&args.manifest)? }))?;
+    let app = text(&status, "app").to_owned();
+    if !args.no_wait && text(&status, "state") == "starting" {
+        status = client.get(&format!("/v1/apps/{app}?wait=running"))?;
+    }
+    out::show(args.edgepoint.output.format, &status, |_| format!("{app}\n"))?;
+    failed(&status)?;
+    if !quiet {
+        eprintln!("{}", sentence(&status));
+    }
+    Ok(0)
+}
+
+fn read(path: &Path) -> Result<String> {
+    let what = || format!("cannot read the manifest {}", path.display());
+    let mut text = String::new();
+    match path.to_str() {
+        Some("-") => std::io::stdin()
+            .lock()
+            .read_to_string(&mut text)
+            .map(drop)
+            .or_fail(what)?,
+        _ => {
+            text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => Error::new(Kind::NotFound, what()).because(error),
+                _ => Error::failed(what()).because(error),
+            })?
+        }
+    }
+    Ok(text)
+}
+
+/// An app that could not be brought up.
+fn failed(status: &Value) -> Result<()> {
+    match text(status, "state") {
+        "failed" => Err(Error::failed(format!("app {} has failed", text(status, "app")))
+            .because(text(status, "why"))
+            .state("it is tried again; `appshot remove` forgets it")),
+        _ => Ok(()),
+    }
+}
+
+pub fn apps(dirs: &Dirs, args: &cli::Apps) -> Result<u8> {
+    let apps: Vec<Value> = client(dirs, &args.edgepoint).get("/v1/apps")?;
+    let now = now_unix_ms()?;
+    out::show(args.edgepoint.output.format, &apps, |apps| {
+        let rows: Vec<Vec<String>> = apps.iter().map(|app| row(app, now)).collect();
+        out::table(
+            &["APP", "PROVIDER", "STATE", "FOR", "WAKES", "LAST WAKE", "LISTENS"],
+            &rows,
+        )
+    })?;
+    Ok(0)
+}
+
+fn row(status: &Value, now_unix_ms: u64) -> Vec<String> {
+    let since = status["since_unix_ms"].as_u64().unwrap_or_default();
+    let last = status["last"]["total_micros"].as_u64().map(out::millis);
+    vec![
+        text(status, "app").to_owned(),
+        text(status, "provider").to_owned(),
+        text(status, "state").to_owned(),
+        out::age(since, now_unix_ms),
+        status["counts"]["wakes"].to_string(),
+        last.unwrap_or_else(|| "-".to_owned()),
+        listens(status),
+    ]
+}
+
+pub fn status(dirs: &Dirs, args: &cli::Status) -> Result<u8> {
+    validate(&args.app)?;
+    let wait = args
+        .wait
+        .as_ref()
+        .map_or(String::new(), |state| format!("?wait={state}"));
+    let status: Value = client(dirs, &args.edgepoint).get(&format!("/v1/apps/{}{wait}", args.app))?;
+    out::show(args.edgepoint.output.format, &status, |status| sentence(status) + "\n")?;
+    match args.wait {
+        Some(_) => failed(&status).map(|()| 0),
+        None => Ok(0),
+    }
+}
+
+pub fn order(dirs: &Dirs, args: &cli::Deployed, verb: &str) -> Result<u8> {
+    validate(&args.app)?;
+    let status: Value = client(dirs, &args.edgepoint).post(&format!("/v1/apps/{}/{verb}", args.app), &json!({}))?;
+    out::show(args.edgepoint.output.format, &status, |status| sentence(status) + "\n")?;
+    Ok(0)
+}
+
+pub fn remove(dirs: &Dirs, args: &cli::Deployed) -> Result<u8> {
+    validate(&args.app)?;
+    let status: Value = client(dirs, &args.edgepoint).delete(&format!("/v1/apps/{}", args.app))?;
+    out::show(args.edgepoint.output.format, &status, |_| {
+        format!("{} is removed\n", args.app)
+    })?;
+    Ok(0)
+}
+
+/// `web                  running         woken by request in 1.4 ms`
+pub fn change(status: &Value) -> String {
+    let (app, state) = (text(status, "app"), text(status, "state"));
+    let how = match (state, &status["last"]) {
+        ("running", last) if last.is_object() => format!(
+            "{} by {} in {}",
+            text(last, "kind"),
+            text(last, "cause"),
+            out::millis(last["total_micros"].as_u64().unwrap_or_default())
+        ),
+        ("failed", _) => text(status, "why").replace('\n', ";"),
+        _ => String::new(),
+    };
+    format!("{app:<20} {state:<15} {how}").trim_end().to_owned()
+}
+
+/// `web is asleep, listens on 0.0.0.0:8080; up last in 1.4 ms (woken: request)`
+fn sentence(status: &Value) -> String {
+    let mut told = format!(
+        "{} is {}, listens on {}",
+        text(status, "app"),
+        text(status, "state"),
+        listens(status)
+    );
+    if let Some(micros) = status["last"]["total_micros"].as_u64() {
+        let (kind, cause) = (text(&status["last"], "kind"), text(&status["last"], "cause"));
+        told += &format!("; up last in {} ({kind}: {cause})", out::millis(micros));
+    }
+    if let Some(why) = status["why"].as_str() {
+        told += &format!("\n  why  {why}");
+    }
+    told
+}
+
+fn listens(status: &Value) -> String {
+    let all = status["listen"].as_array().into_iter().flatten();
+    all.filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn text<'a>(status: &'a Value, key: &str) -> &'a str {
+    status[key].as_str().unwrap_or("-")
+}

@@ -1,0 +1,81 @@
+//! What `edgepointd` answers; `openapi.json` describes it.
+
+use crate::agent::Order;
+use crate::manifest::{BYTES_MAX, Manifest};
+use crate::node::Node;
+use crate::status::{State, Status};
+use axum::extract::{Path, Query, State as Extract};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use libsnap::error::{Error, Kind};
+use nodekit::reply::{self, Body, Failure, Reply};
+use serde::Deserialize;
+use std::time::Duration;
+
+pub fn router(node: Node) -> Router {
+    let routes = Router::new()
+        .route("/v1/apps", post(deploy).get(list))
+        .route("/v1/apps/{name}", get(show).delete(remove))
+        .route("/v1/apps/{name}/suspend", post(suspend))
+        .route("/v1/apps/{name}/resume", post(resume));
+    reply::complete(routes, "edgepointd", include_str!("../openapi.json")).with_state(node)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Deploy {
+    /// TOML.
+    manifest: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wait {
+    /// The answer comes when the app is in this state, or has failed.
+    wait: Option<State>,
+    /// Or after so many seconds.
+    timeout: Option<u64>,
+}
+
+/// The longest that an answer is waited for.
+const WAIT_MAX: u64 = 600;
+
+async fn deploy(Extract(node): Extract<Node>, Body(request): Body<Deploy>) -> Reply<Status> {
+    if request.manifest.len() > BYTES_MAX {
+        return Err(Failure(Error::new(Kind::Usage, "the manifest is too long")));
+    }
+    let status = node.deploy(Manifest::parse(&request.manifest)?)?;
+    Ok(Json(status.borrow().clone()))
+}
+
+async fn list(Extract(node): Extract<Node>) -> Json<Vec<Status>> {
+    Json(node.all())
+}
+
+async fn show(
+    Extract(node): Extract<Node>,
+    Path(app): Path<String>,
+    query: Result<Query<Wait>, axum::extract::rejection::QueryRejection>,
+) -> Reply<Status> {
+    let Query(query) = query.map_err(|e| Failure(Error::new(Kind::Usage, e.body_text())))?;
+    let mut status = node.status(&app)?;
+    if let Some(state) = query.wait {
+        let patience = Duration::from_secs(query.timeout.unwrap_or(WAIT_MAX).min(WAIT_MAX));
+        let reached = |status: &Status| [state, State::Failed].contains(&status.state);
+        // In time or not, it is told.
+        let _ = tokio::time::timeout(patience, status.wait_for(reached)).await;
+    }
+    Ok(Json(status.borrow().clone()))
+}
+
+async fn suspend(Extract(node): Extract<Node>, Path(app): Path<String>) -> Reply<Status> {
+    Ok(Json(node.order(&app, Order::Suspend).await?))
+}
+
+async fn resume(Extract(node): Extract<Node>, Path(app): Path<String>) -> Reply<Status> {
+    Ok(Json(node.order(&app, Order::Resume).await?))
+}
+
+async fn remove(Extract(node): Extract<Node>, Path(app): Path<String>) -> Reply<Status> {
+    Ok(Json(node.order(&app, Order::Remove).await?))
+}

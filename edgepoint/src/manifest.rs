@@ -1,0 +1,356 @@
+//! What a provider writes about an app (TOML), one file an app.
+//!
+//! ```toml
+//! app = "web"
+//! provider = "acme"
+//!
+//! [start]
+//! command = ["python3", "-m", "http.server", "8080"]
+//! user = "www-data"
+//! directory = "/srv/web"
+//! env = { LANG = "C.UTF-8" }
+//!
+//! [[listen]]
+//! tcp = "0.0.0.0:8080"
+//!
+//! [idle]
+//! timeout = "30s"
+//! ```
+
+use libsnap::error::{Error, Kind, Result};
+use libsnap::store::{closest, validate};
+use libsnap::target::{Hooks, RunOptions};
+use libsnap::units::{self, parse_span};
+use nodekit::args::User;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Longer ones were not written by hand.
+pub const BYTES_MAX: usize = 1 << 20;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// App id: what the app, its record and its appshot are called.
+    pub app: String,
+    /// Who owns it.
+    #[serde(default = "local")]
+    pub provider: String,
+    pub start: Command,
+    /// Where it takes requests; each wakes it.
+    pub listen: Vec<Listen>,
+    #[serde(default)]
+    pub ready: Ready,
+    #[serde(default)]
+    pub idle: Idle,
+    /// What the app is told before a snapshot and after a restore.
+    #[serde(default, skip_serializing_if = "Hooks::are_none")]
+    pub hooks: Hooks,
+}
+
+fn local() -> String {
+    "local".to_owned()
+}
+
+/// How the app is started when it has no appshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    pub command: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// `USER[:GROUP]`, by name or number; root by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
+}
+
+/// A socket that the app listens on; just one of these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<SocketAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unix: Option<PathBuf>,
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.tcp, &self.unix) {
+            (Some(tcp), _) => write!(f, "{tcp}"),
+            (None, Some(unix)) => write!(f, "{}", unix.display()),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// When the app is up: as soon as it listens everywhere.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    /// How long that may take.
+    #[serde(default = "patience")]
+    pub timeout: Span,
+}
+
+/// When nobody needs the app.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Idle {
+    /// It sleeps after so long without a connection, a new one or one that is open, and
+    /// without work of its own.
+    #[serde(default = "patience")]
+    pub timeout: Span,
+    /// Work of its own is what takes more than this share of one processor, in percent.
+    #[serde(default = "floor")]
+    pub cpu: f64,
+}
+
+fn patience() -> Span {
+    Span(Duration::from_secs(30))
+}
+
+fn floor() -> f64 {
+    2.0
+}
+
+impl Default for Ready {
+    fn default() -> Ready {
+        Ready { timeout: patience() }
+    }
+}
+
+impl Default for Idle {
+    fn default() -> Idle {
+        Idle {
+            timeout: patience(),
+            cpu: floor(),
+        }
+    }
+}
+
+/// `30s`, `5m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span(pub Duration);
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Span, String> {
+        parse_span(&text).map(Span)
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> String {
+        units::span(span.0)
+    }
+}
+
+/// The shortest time after which an app sleeps.
+const IDLE_MIN: Duration = Duration::from_secs(1);
+
+impl Manifest {
+    /// Whatever is wrong is told with its line.
+    pub fn parse(text: &str) -> Result<Manifest> {
+        let manifest: Manifest = toml::from_str(text).map_err(|error| unreadable(text, &error))?;
+        manifest.sensible()?;
+        Ok(manifest)
+    }
+
+    fn sensible(&self) -> Result<()> {
+        validate(&self.app)?;
+        validate(&self.provider)?;
+        let wrong = |because: &str, fix: &str| Err(nonsense(&self.app, because).fix(fix));
+        if self.start.command.first().is_none_or(String::is_empty) {
+            return wrong("start.command is empty", "command = [\"program\", \"argument\"]");
+        }
+        if self.listen.is_empty() {
+            return wrong(
+                "it listens nowhere: nothing could wake it",
+                "[[listen]] with tcp = \"ADDRESS:PORT\" or unix = \"PATH\"",
+            );
+        }
+        for (at, listen) in self.listen.iter().enumerate() {
+            match listen {
+                Listen {
+                    tcp: Some(tcp),
+                    unix: None,
+                } if tcp.port() == 0 => {
+                    return wrong("a listener has port 0", "name the port that the app listens on");
+                }
+                Listen {
+                    tcp: None,
+                    unix: Some(path),
+                } if path.is_relative() => {
+                    return wrong("the path of a unix listener is relative", "name it from / on");
+                }
+                Listen {
+                    tcp: Some(_),
+                    unix: None,
+                }
+                | Listen {
+                    tcp: None,
+                    unix: Some(_),
+                } => {}
+                _ => return wrong("a listener needs tcp or unix, and just one", "one [[listen]] for each"),
+            }
+            if self.listen[..at].contains(listen) {
+                return wrong("a listener stands there twice", "leave one out");
+            }
+        }
+        if self.start.directory.as_deref().is_some_and(Path::is_relative) {
+            return wrong("start.directory is relative", "name it from / on");
+        }
+        if self.idle.timeout.0 < IDLE_MIN {
+            return wrong("idle.timeout is too short", "1s at least");
+        }
+        if !(0.0..=10_000.0).contains(&self.idle.cpu) {
+            return wrong(
+                "idle.cpu is no share of a processor",
+                "a number of percent, such as 2.0",
+            );
+        }
+        self.user().map(drop)
+    }
+
+    /// How the app is run for the first time.
+    pub fn run_options(&self) -> Result<RunOptions> {
+        let user = self.user()?;
+        Ok(RunOptions {
+            name: self.app.clone(),
+            command: self.start.command.clone(),
+            env: self
+                .start
+                .env
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect(),
+            cwd: self.start.directory.clone(),
+            uid: user.map(|user| user.uid),
+            gid: user.and_then(|user| user.gid),
+            ..RunOptions::default()
+        })
+    }
+
+    fn user(&self) -> Result<Option<User>> {
+        let parse = |text: &String| text.parse().map_err(|because: String| nonsense(&self.app, because));
+        self.start.user.as_ref().map(parse).transpose()
+    }
+}
+
+fn nonsense(app: &str, because: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Usage, format!("cannot deploy {app}")).because(because)
+}
+
+/// With the line, and for an unknown key the one that was probably meant.
+fn unreadable(text: &str, error: &toml::de::Error) -> Error {
+    let line = error
+        .span()
+        .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let what = match line {
+        Some(line) => format!("cannot read the manifest: line {line}"),
+        None => "cannot read the manifest".to_owned(),
+    };
+    let told = Error::new(Kind::Usage, what).because(error.message());
+    match meant(error.message()) {
+        Some(key) => told.fix(format!("did you mean {key}?")),
+        None => told,
+    }
+}
+
+/// ``unknown field `timout`, expected `timeout` or `cpu` ``
+fn meant(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown field ")?;
+    let mut words = rest.split('`').skip(1).step_by(2);
+    let wrong = words.next()?;
+    closest(wrong, words).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = r#"
+app = "web"
+provider = "acme"
+
+[start]
+command = ["server", "--port", "8080"]
+env = { LANG = "C" }
+user = "root"
+directory = "/srv"
+
+[[listen]]
+tcp = "0.0.0.0:8080"
+
+[[listen]]
+unix = "/run/web.sock"
+
+[idle]
+timeout = "5s"
+cpu = 1.5
+"#;
+
+    #[test]
+    fn a_whole_one_is_read() {
+        let manifest = Manifest::parse(WHOLE).unwrap();
+        assert_eq!(manifest.app, "web");
+        assert_eq!(manifest.listen.len(), 2);
+        assert_eq!(manifest.idle.timeout.0, Duration::from_secs(5));
+        let options = manifest.run_options().unwrap();
+        assert_eq!((options.uid, options.gid), (Some(0), Some(0)));
+        let again = toml::to_string(&manifest).unwrap();
+        assert_eq!(Manifest::parse(&again).unwrap(), manifest);
+    }
+
+    /// What is changed in the whole one, and what is said then.
+    #[test]
+    fn what_is_wrong_is_told() {
+        let cases = [
+            ("app = \"web\"", "", "missing field `app`"),
+            ("app = \"web\"", "app = \"a b\"", "name"),
+            ("app = \"web\"", "app = 7", "line 2"),
+            ("provider = \"acme\"", "provder = \"acme\"", "did you mean provider?"),
+            ("provider = \"acme\"", "provider = \"../x\"", "name"),
+            ("timeout = \"5s\"", "timout = \"5s\"", "did you mean timeout?"),
+            ("timeout = \"5s\"", "timeout = \"5 fortnights\"", "line 18"),
+            ("timeout = \"5s\"", "timeout = \"100ms\"", "1s at least"),
+            ("cpu = 1.5", "cpu = -1.0", "percent"),
+            ("cpu = 1.5", "cpu = nan", "percent"),
+            ("[\"server\", \"--port\", \"8080\"]", "[]", "start.command is empty"),
+            ("[\"server\", \"--port\", \"8080\"]", "\"server\"", "line 6"),
+            ("user = \"root\"", "user = \"nobody-of-this-name\"", "there is no user"),
+            (
+                "user = \"root\"",
+                "user = \"0:nobody-of-this-name\"",
+                "there is no group",
+            ),
+            ("directory = \"/srv\"", "directory = \"srv\"", "relative"),
+            ("tcp = \"0.0.0.0:8080\"", "tcp = \"8080\"", "line 12"),
+            ("tcp = \"0.0.0.0:8080\"", "tcp = \"0.0.0.0:0\"", "port 0"),
+            ("tcp = \"0.0.0.0:8080\"", "", "just one"),
+            (
+                "tcp = \"0.0.0.0:8080\"",
+                "tcp = \"0.0.0.0:8080\"\nunix = \"/a\"",
+                "just one",
+            ),
+            ("unix = \"/run/web.sock\"", "unix = \"web.sock\"", "relative"),
+            ("unix = \"/run/web.sock\"", "tcp = \"0.0.0.0:8080\"", "twice"),
+            ("[idle]", "[idle", "line 17"),
+        ];
+        for (part, instead, told) in cases {
+            let error = Manifest::parse(&WHOLE.replacen(part, instead, 1)).unwrap_err();
+            assert_eq!(error.kind, Kind::Usage, "{instead}");
+            assert!(error.to_string().contains(told), "{instead}: {error}");
+        }
+        let nowhere = WHOLE.split("[[listen]]").next().unwrap();
+        assert!(Manifest::parse(nowhere).is_err());
+    }
+}

@@ -1,0 +1,117 @@
+//! What an app has open to others, seen through duplicates of its descriptors
+//! (pidfd_getfd(2), Linux 5.6).
+
+use crate::manifest::Listen;
+use libsnap::cgroup;
+use libsnap::error::{OrFail, Result};
+use libsnap::files::inet::show_address;
+use libsnap::ids::HostPid;
+use libsnap::proc;
+use libsnap::store::App;
+use libsnap::sys::{diag, task};
+use std::collections::HashSet;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// Sockets of an app at one moment.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    pub listening: Vec<OwnedFd>,
+    /// Of the internet, to others or from them.
+    pub connections: usize,
+}
+
+impl Sockets {
+    pub fn of(app: &App) -> Result<Sockets> {
+        let mut found = Sockets::default();
+        let mut seen = HashSet::new();
+        for pid in processes(app)? {
+            // It may just have ended.
+            let _ = found.add(pid, &mut seen);
+        }
+        Ok(found)
+    }
+
+    fn add(&mut self, pid: HostPid, seen: &mut HashSet<String>) -> std::io::Result<()> {
+        let process = task::pidfd_open(pid)?;
+        for number in proc::numbered(&format!("/proc/{pid}/fd"))? {
+            let link = proc::link(pid, &format!("fd/{number}")).unwrap_or_default();
+            if !link.starts_with("socket:") || !seen.insert(link) {
+                continue;
+            }
+            let Ok(socket) = task::pidfd_getfd(process.as_fd(), number) else {
+                continue;
+            };
+            let option = |name| diag::getsockopt_i32(&socket, libc::SOL_SOCKET, name).unwrap_or(-1);
+            let internet = [libc::AF_INET, libc::AF_INET6].contains(&option(libc::SO_DOMAIN));
+            if option(libc::SO_ACCEPTCONN) == 1 {
+                self.listening.push(socket);
+            } else if internet && option(libc::SO_TYPE) == libc::SOCK_STREAM && diag::address(&socket, true).is_ok() {
+                self.connections += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Those of the manifest on which nobody listens.
+    pub fn missing<'a>(&self, wanted: &'a [Listen]) -> Vec<&'a Listen> {
+        let here: Vec<Listen> = self.listening.iter().filter_map(place).collect();
+        wanted
+            .iter()
+            .filter(|wanted| !here.iter().any(|here| here.covers(wanted)))
+            .collect()
+    }
+}
+
+fn processes(app: &App) -> Result<Vec<HostPid>> {
+    match &app.cgroup {
+        Some(group) => cgroup::processes(group),
+        None => tree(app.child()).or_fail(|| format!("cannot list the processes of {}", app.name)),
+    }
+}
+
+fn tree(root: HostPid) -> std::io::Result<Vec<HostPid>> {
+    let mut all = vec![root];
+    let mut at = 0;
+    while let Some(pid) = all.get(at) {
+        all.extend(proc::children(*pid)?);
+        at += 1;
+    }
+    Ok(all)
+}
+
+/// Where a socket listens.
+fn place(socket: &OwnedFd) -> Option<Listen> {
+    let name = diag::address(socket, false).ok()?;
+    match i32::from(u16::from_le_bytes(name.get(..2)?.try_into().ok()?)) {
+        libc::AF_UNIX => {
+            let path = name[2..].split(|byte| *byte == 0).next()?;
+            Some(Listen {
+                tcp: None,
+                unix: Some(std::ffi::OsStr::from_bytes(path).into()),
+            })
+        }
+        _ => Some(Listen {
+            tcp: Some(show_address(&name)?.parse().ok()?),
+            unix: None,
+        }),
+    }
+}
+
+impl Listen {
+    /// Whether who comes to the other place comes here.
+    fn covers(&self, other: &Listen) -> bool {
+        match (self.tcp, other.tcp) {
+            (Some(own), Some(other)) => {
+                let (ip, wanted) = (own.ip().to_canonical(), other.ip().to_canonical());
+                own.port() == other.port() && (ip == wanted || ip.is_unspecified())
+            }
+            _ => self == other,
+        }
+    }
+}
+
+/// Their numbers here, to be named to another process.
+pub fn numbers(sockets: &[OwnedFd]) -> Vec<i32> {
+    sockets.iter().map(AsRawFd::as_raw_fd).collect()
+}

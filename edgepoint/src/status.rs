@@ -1,0 +1,104 @@
+//! What is told of an app.
+//!
+//! ```text
+//!    deploy                                          somebody came
+//!      │                                        ┌───────────────────────┐
+//!      v       it listens                       v      it runs          │
+//!   starting ────────────> running <───────── waking                    │
+//!      │                   │  ^  │                │                     │
+//!      │           ended,  │  │  └─ nobody ──> falling-asleep ──────> asleep
+//!      │           killed  │  └──── refused ──────┘  │                  ^ │
+//!      v                   v                         v   suspend        │ v suspend
+//!    failed <──────────────┴───────────────────  suspended ───resume────┘
+//!      └── after a while: waking where it has an appshot, else starting
+//! ```
+
+use libsnap::ids::HostPid;
+use libsnap::target::Phase;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Its command was started, and it does not listen yet.
+    Starting,
+    Running,
+    /// Its snapshot is taken.
+    FallingAsleep,
+    /// It has no process; its sockets are held, and who comes wakes it.
+    Asleep,
+    /// It is being restored.
+    Waking,
+    /// Asleep, and not to be woken. Who comes waits.
+    Suspended,
+    /// It could not be brought up. That is tried again.
+    Failed,
+    /// It goes.
+    Removing,
+}
+
+impl State {
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Running => "running",
+            State::FallingAsleep => "falling-asleep",
+            State::Asleep => "asleep",
+            State::Waking => "waking",
+            State::Suspended => "suspended",
+            State::Failed => "failed",
+            State::Removing => "removing",
+        }
+    }
+}
+
+/// Why an app was brought up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    Deploy,
+    /// Somebody came to one of its sockets.
+    Request,
+    /// Its owner wanted it.
+    Operator,
+    /// It had ended without being told to.
+    Recovery,
+}
+
+/// How an app came up the last time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Activation {
+    pub cause: Cause,
+    /// `started` or `woken`.
+    pub kind: String,
+    pub unix_ms: u64,
+    /// From the moment at which that was decided until it ran.
+    pub total_micros: u64,
+    pub phases: Vec<Phase>,
+}
+
+/// How often, since the daemon began.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Counts {
+    pub starts: u64,
+    pub wakes: u64,
+    pub sleeps: u64,
+    /// Snapshots that were refused or failed: it went on.
+    pub sleeps_refused: u64,
+    pub failures: u64,
+}
+
+/// An app as it is shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub app: String,
+    pub provider: String,
+    pub state: State,
+    pub since_unix_ms: u64,
+    /// What keeps it in this state.
+    pub why: Option<String>,
+    pub listen: Vec<String>,
+    pub root: Option<HostPid>,
+    pub counts: Counts,
+    pub last: Option<Activation>,
+}

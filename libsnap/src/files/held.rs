@@ -1,0 +1,112 @@
+//! Listening sockets that somebody holds open while the app sleeps.
+//!
+//! ```text
+//!   holder ── socket, with its backlog ──┬── app, until its snapshot has ended it
+//!                                        └── app, since its restore
+//! ```
+//!
+//! Who connects in between waits in the backlog (listen(2)) and is accepted by the
+//! restored app: it has the very same socket, under the same number. Several instances
+//! can have it at once.
+
+use super::inet;
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::image::records::{FileKind, Manifest, SocketRecord, SocketState};
+use crate::sys::{Sys, diag, task};
+use crate::target::HeldSocket;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Sockets of a holder, as descriptors of ours.
+#[derive(Debug, Default)]
+pub struct Held(Vec<Socket>);
+
+#[derive(Debug)]
+struct Socket {
+    domain: i32,
+    kind: i32,
+    /// Raw, as getsockname(2) tells it.
+    name: Vec<u8>,
+    fd: OwnedFd,
+}
+
+impl Held {
+    /// Takes what an app of this manifest is to have again.
+    pub fn take(sockets: &[HeldSocket], manifest: &Manifest) -> Result<Held> {
+        let taken = sockets.iter().map(|socket| {
+            let what = || format!("cannot take socket {} of process {}", socket.fd, socket.pid);
+            let taken = Socket::take(socket).or_fail(what)?;
+            match listening(manifest).any(|record| taken.suits(record)) {
+                true => Ok(taken),
+                false => Err(Error::new(Kind::Usage, what())
+                    .because("the app listens on no such socket")
+                    .fix("name the sockets that the app had")),
+            }
+        });
+        taken.collect::<Result<_>>().map(Held)
+    }
+
+    /// The socket that this one was, if it is held.
+    pub fn get(&self, record: &SocketRecord) -> std::io::Result<Option<OwnedFd>> {
+        let held = self.0.iter().find(|socket| socket.suits(record));
+        held.map(|socket| socket.fd.try_clone()).transpose()
+    }
+}
+
+/// The internet sockets that an app of this manifest listens on, made anew, for one who
+/// is to hold them: the former holder is gone.
+pub fn make(manifest: &Manifest) -> Result<Vec<OwnedFd>> {
+    let internet = listening(manifest).filter(|record| record.domain != libc::AF_UNIX);
+    internet.map(inet::restore).collect()
+}
+
+fn listening(manifest: &Manifest) -> impl Iterator<Item = &SocketRecord> {
+    manifest.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Socket(record) if matches!(record.state, SocketState::Listening { .. }) => Some(&**record),
+        _ => None,
+    })
+}
+
+impl Socket {
+    fn take(socket: &HeldSocket) -> Sys<Socket> {
+        let fd = socket.open()?;
+        let option = |name| diag::getsockopt_i32(&fd, libc::SOL_SOCKET, name);
+        if option(libc::SO_ACCEPTCONN)? == 0 {
+            return Err(nix::Error::EINVAL);
+        }
+        Ok(Socket {
+            domain: option(libc::SO_DOMAIN)?,
+            kind: option(libc::SO_TYPE)?,
+            name: diag::address(&fd, false)?,
+            fd,
+        })
+    }
+
+    fn suits(&self, record: &SocketRecord) -> bool {
+        let SocketState::Listening { name, .. } = &record.state else {
+            return false;
+        };
+        (self.domain, self.kind, &self.name) == (record.domain, record.kind, name)
+    }
+}
+
+impl HeldSocket {
+    fn open(&self) -> Sys<OwnedFd> {
+        task::pidfd_getfd(task::pidfd_open(self.pid)?.as_fd(), self.fd)
+    }
+}
+
+/// Whether somebody holds this socket of the app: who waits in its backlog is not lost.
+pub fn is_held(held: &[HeldSocket], socket: &OwnedFd) -> bool {
+    let Ok(own) = cookie(socket) else { return false };
+    let others = held.iter().filter_map(|other| cookie(&other.open().ok()?).ok());
+    others.into_iter().any(|other| other == own)
+}
+
+/// What tells a socket from all others since boot (socket(7), Linux 4.12).
+fn cookie(socket: &OwnedFd) -> Sys<Vec<u8>> {
+    match diag::getsockopt(socket, libc::SOL_SOCKET, libc::SO_COOKIE, 8) {
+        Ok(cookie) if cookie.len() == 8 => Ok(cookie),
+        Ok(_) => Err(nix::Error::EINVAL),
+        Err(errno) => Err(errno),
+    }
+}

@@ -1,0 +1,396 @@
+//! Apps that `edgepointd` keeps asleep until somebody comes: real servers, real clients,
+//! and no request that is not answered.
+
+use anyhow::{Context, Result, ensure};
+use appshot_tests::app::Place;
+use appshot_tests::installed::{Daemon, Registry};
+use appshot_tests::scenario::Server;
+use appshot_tests::servers;
+use appshot_tests::trial::in_place;
+use appshot_tests::verdict::{PATIENCE, poll};
+use libsnap::error::{Error, Kind};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use nodekit::client::Client;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// A node with one app, and the daemons that it takes.
+struct Node<'a> {
+    registry: &'a Registry,
+    snapd: Daemon,
+    restored: Daemon,
+    edgepointd: Daemon,
+    app: &'a str,
+    _last: EndOf<'a>,
+}
+
+/// Whatever happens, the app does not stay.
+struct EndOf<'a>(&'a Registry, &'a str);
+
+impl Drop for EndOf<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.appshot(&["kill", "-s", "KILL", "--wait", self.1]);
+    }
+}
+
+impl<'a> Node<'a> {
+    fn deploy(registry: &'a Registry, app: &'a str, manifest: &str) -> Result<Node<'a>> {
+        let node = Node {
+            snapd: registry.daemon("snapd", "")?,
+            restored: registry.daemon("restored", "")?,
+            edgepointd: registry.daemon("edgepointd", "")?,
+            registry,
+            app,
+            _last: EndOf(registry, app),
+        };
+        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
+        node.reach("running")?;
+        Ok(node)
+    }
+
+    fn client(&self) -> &Client {
+        &self.edgepointd.client
+    }
+
+    fn status(&self) -> Result<Value> {
+        Ok(self.client().get(&format!("/v1/apps/{}", self.app))?)
+    }
+
+    /// Waits until the app is in this state.
+    fn reach(&self, state: &str) -> Result<Value> {
+        let path = format!("/v1/apps/{}?wait={state}&timeout=60", self.app);
+        let status: Value = self.client().get(&path)?;
+        ensure!(status["state"] == state, "not {state}: {status}");
+        Ok(status)
+    }
+
+    fn wakes(&self) -> Result<u64> {
+        self.status()?["counts"]["wakes"].as_u64().context("no count")
+    }
+
+    /// Waits until it is told that the app has been woken so often: it may have answered
+    /// before that.
+    fn woken(&self, times: u64) -> Result<Value> {
+        poll("the wake to be told", PATIENCE, || {
+            let status = self.status()?;
+            Ok((status["counts"]["wakes"] == times).then_some(status))
+        })
+    }
+
+    /// Kills the daemon and starts it again, and does something in between.
+    fn begin_again(self, meanwhile: impl FnOnce() -> Result<()>) -> Result<Node<'a>> {
+        drop(self.edgepointd);
+        meanwhile()?;
+        Ok(Node {
+            edgepointd: self.registry.daemon("edgepointd", "")?,
+            ..self
+        })
+    }
+
+    fn end(self) -> Result<()> {
+        let _: Value = self.client().delete(&format!("/v1/apps/{}", self.app))?;
+        let left: Vec<Value> = self.client().get("/v1/apps")?;
+        ensure!(left.is_empty(), "{left:?}");
+        let known = self.registry.appshot(&["ps", "-o", "json"])?;
+        ensure!(known.trim() == "[]", "{known}");
+        [self.edgepointd, self.restored, self.snapd]
+            .into_iter()
+            .try_for_each(Daemon::stop)
+    }
+}
+
+/// What a provider would write of this server.
+fn manifest(app: &str, server: &Server<'_>, port: u16) -> Result<String> {
+    let options = &server.options;
+    let mut text = format!("app = {app:?}\n[start]\ncommand = {:?}\n", options.command);
+    if let Some(directory) = &options.cwd {
+        writeln!(text, "directory = {:?}", directory.display().to_string())?;
+    }
+    if let Some(uid) = options.uid {
+        writeln!(text, "user = \"{uid}:{}\"", options.gid.unwrap_or(uid))?;
+    }
+    let env = options.env.iter().filter_map(|pair| pair.split_once('='));
+    let env: Vec<String> = env.map(|(key, value)| format!("{key} = {value:?}")).collect();
+    writeln!(text, "env = {{ {} }}", env.join(", "))?;
+    writeln!(text, "[[listen]]\ntcp = \"127.0.0.1:{port}\"\n[idle]\ntimeout = \"1s\"")?;
+    // Some of them tick.
+    writeln!(text, "cpu = 50.0")?;
+    Ok(text)
+}
+
+/// A server on a node: asked while it sleeps, again and again.
+fn sleeps_and_wakes(place: &Place, server: &Server<'_>) -> Result<()> {
+    let registry = Registry::new(place)?;
+    registry.show_log(place)?;
+    let port = server.port.context("it has no port")?;
+    let node = Node::deploy(&registry, place.unique(), &manifest(place.unique(), server, port)?)?;
+    let root = node.status()?["root"].as_i64().context("no root")?;
+    (server.fill)(i32::try_from(root)?)?;
+    for round in 0..4 {
+        let state = (server.state)()?;
+        node.reach("asleep")?;
+        let wakes = node.wakes()?;
+        let now = (server.state)().with_context(|| format!("round {round}"))?;
+        ensure!(now == state, "round {round}: {now}, not {state}");
+        let status = node.woken(wakes + 1).with_context(|| format!("round {round}"))?;
+        ensure!(status["last"]["cause"] == "request", "round {round}: {status}");
+        (server.use_it)().with_context(|| format!("round {round}"))?;
+    }
+    node.end()
+}
+
+macro_rules! sleeper {
+    ($name:ident) => {
+        #[test]
+        fn $name() {
+            in_place(concat!("edgepoint_", stringify!($name)), |place| {
+                servers::$name(place, &sleeps_and_wakes)
+            });
+        }
+    };
+}
+sleeper!(redis_server);
+sleeper!(nginx);
+sleeper!(node);
+sleeper!(go);
+sleeper!(java);
+sleeper!(python_http_server);
+
+/// Requests at all moments of falling asleep and of waking: each is answered, once.
+#[test]
+fn no_request_is_lost() {
+    in_place("no_request_is_lost", |place| {
+        servers::node(place, &|place, server| {
+            let registry = Registry::new(place)?;
+            registry.show_log(place)?;
+            let port = server.port.context("it has no port")?;
+            let node = Node::deploy(&registry, place.unique(), &manifest(place.unique(), server, port)?)?;
+            let add = server.request.context("no request")?;
+            // It falls asleep a second after the last request, or a little later.
+            for step in 0..30u64 {
+                std::thread::sleep(Duration::from_millis(1000 + step * 20));
+                add(port).with_context(|| format!("request {step}: {:?}", node.status()))?;
+            }
+            let state = (server.state)()?;
+            let status = node.status()?;
+            ensure!(status["counts"]["wakes"].as_u64() > Some(0), "it never slept: {status}");
+            node.reach("asleep")?;
+            // All at once: one restore, and nobody waits in vain.
+            let wakes = node.wakes()?;
+            std::thread::scope(|scope| {
+                let asked: Vec<_> = (0..100).map(|_| scope.spawn(move || add(port))).collect();
+                asked
+                    .into_iter()
+                    .try_for_each(|asked| asked.join().expect("it does not panic"))
+            })?;
+            node.woken(wakes + 1)?;
+            let count = |state: &str| -> Result<u64> {
+                let digits: String = state
+                    .chars()
+                    .skip_while(|c| !c.is_ascii_digit())
+                    .take_while(char::is_ascii_digit)
+                    .collect();
+                Ok(digits.parse()?)
+            };
+            let (before, after) = (count(&state)?, count(&(server.state)()?)?);
+            ensure!(after == before + 100, "{before} and 100 are not {after}");
+            node.end()
+        })
+    });
+}
+
+/// Killed, the daemon leaves the app alone, and takes it up again: running or asleep.
+#[test]
+fn a_killed_daemon() {
+    in_place("a_killed_daemon", |place| {
+        servers::node(place, &|place, server| {
+            let registry = Registry::new(place)?;
+            registry.show_log(place)?;
+            let port = server.port.context("it has no port")?;
+            let manifest = manifest(place.unique(), server, port)?;
+            let mut node = Node::deploy(&registry, place.unique(), &manifest)?;
+            for round in 0..3 {
+                (server.use_it)()?;
+                let (state, root) = ((server.state)()?, node.status()?["root"].clone());
+                node = node.begin_again(|| {
+                    ensure!((server.state)()? == state, "round {round}: it was touched");
+                    Ok(())
+                })?;
+                let status = node.reach("running")?;
+                ensure!(status["root"] == root, "round {round}: {status}");
+                node.reach("asleep")?;
+                // Who comes while no daemon is there waits for the next one.
+                let mut late = None;
+                node = node.begin_again(|| {
+                    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+                    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+                    late = Some(stream);
+                    Ok(())
+                })?;
+                let told = answer(late.context("nobody came")?)?;
+                ensure!(told.contains(&state), "round {round}: {told}, not {state}");
+            }
+            // What was deployed before is not deployed twice.
+            let again: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
+            ensure!(again["app"] == place.unique(), "{again}");
+            let other = manifest.replace("1s", "2s");
+            let refused: Result<Value, Error> = node.client().post("/v1/apps", &json!({ "manifest": other }));
+            ensure!(refused.as_ref().is_err_and(|e| e.kind == Kind::Conflict), "{refused:?}");
+            node.end()
+        })
+    });
+}
+
+/// Who comes while nobody can restore is answered as soon as somebody can.
+#[test]
+fn daemons_that_are_not_there() {
+    in_place("daemons_that_are_not_there", |place| {
+        servers::node(place, &|place, server| {
+            let registry = Registry::new(place)?;
+            registry.show_log(place)?;
+            let port = server.port.context("it has no port")?;
+            let node = Node::deploy(&registry, place.unique(), &manifest(place.unique(), server, port)?)?;
+            (server.fill)(0)?;
+            let state = (server.state)()?;
+            node.reach("asleep")?;
+            drop((node.restored, node.snapd));
+            let mut early = std::net::TcpStream::connect(("127.0.0.1", port))?;
+            early.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+            let edgepoint = &node.edgepointd.client;
+            let path = format!("/v1/apps/{}", node.app);
+            poll("the failure to be told", PATIENCE, || {
+                let status: Value = edgepoint.get(&path)?;
+                let told = status["why"].as_str().is_some_and(|why| why.contains("restored.sock"));
+                Ok((status["state"] == "failed" && told).then_some(()))
+            })?;
+            let restored = registry.daemon("restored", "")?;
+            let told = answer(early)?;
+            ensure!(told.contains(&state), "{told}, not {state}");
+            // Without snapd it goes on.
+            poll("the refusal to be told", PATIENCE, || {
+                let status: Value = edgepoint.get(&path)?;
+                Ok((status["counts"]["sleeps_refused"].as_u64() > Some(0)).then_some(()))
+            })?;
+            ensure!((server.state)()? == state, "it was touched");
+            let snapd = registry.daemon("snapd", "")?;
+            let node = Node {
+                restored,
+                snapd,
+                ..node
+            };
+            node.reach("asleep")?;
+            node.end()
+        })
+    });
+}
+
+/// The whole node by one command, until Ctrl-C; one of its daemons is killed meanwhile.
+#[test]
+fn up() {
+    in_place("up", |place| {
+        servers::redis_server(place, &|place, server| {
+            let registry = Registry::new(place)?;
+            registry.show_log(place)?;
+            let (app, port) = (place.unique(), server.port.context("it has no port")?);
+            let file = place.path("app.toml");
+            std::fs::write(&file, manifest(app, server, port)?)?;
+            let mut up = registry.command("appshot");
+            let mut up = up.arg("up").stdout(Stdio::null()).spawn()?;
+            let edgepointd = Client::new(registry.run.join("edgepointd.sock"));
+            poll("the node to be up", PATIENCE, || Ok(edgepointd.answers().then_some(())))?;
+            let _last = EndOf(&registry, app);
+            registry.appshot(&["-q", "deploy", &file.display().to_string()])?;
+            (server.fill)(0)?;
+            let state = (server.state)()?;
+            registry.appshot(&["status", app, "--wait", "asleep"])?;
+            let pid = |name: &str| -> Result<i32> {
+                let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", up.id()))?;
+                let mut children = children.split(' ').filter_map(|pid| pid.parse::<i32>().ok());
+                let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                children.find(|pid| comm(pid).trim() == name).context("no such child")
+            };
+            kill(Pid::from_raw(pid("restored")?), Signal::SIGKILL)?;
+            ensure!((server.state)()? == state, "it is another one");
+            registry.appshot(&["remove", app])?;
+            kill(Pid::from_raw(i32::try_from(up.id())?), Signal::SIGINT)?;
+            let status = up.wait()?;
+            ensure!(status.success(), "it ended with {status}");
+            Ok(())
+        })
+    });
+}
+
+const ECHO: &str = r#"
+import selectors, socket, sys
+path, port = sys.argv[1], int(sys.argv[2])
+unix = socket.socket(socket.AF_UNIX); unix.bind(path); unix.listen(8)
+tcp = socket.create_server(("127.0.0.1", port))
+wait = selectors.DefaultSelector()
+wait.register(unix, selectors.EVENT_READ); wait.register(tcp, selectors.EVENT_READ)
+served = 0
+while True:
+    for key, _ in wait.select():
+        peer, _ = key.fileobj.accept()
+        with peer:
+            served += 1
+            peer.sendall(b"%d %s" % (served, peer.recv(100)))
+"#;
+
+/// Unix sockets and those of the internet; suspended, and resumed.
+#[test]
+fn sockets_of_both_kinds() {
+    in_place("sockets_of_both_kinds", |place| {
+        let registry = Registry::new(place)?;
+        registry.show_log(place)?;
+        let (app, port) = (place.unique(), appshot_tests::clients::free_port()?);
+        let path = place.path("echo.sock");
+        let manifest = format!(
+            "app = {app:?}\n[start]\ncommand = [\"/usr/bin/python3\", \"-c\", '''{ECHO}''', {path:?}, \"{port}\"]\n\
+             [[listen]]\ntcp = \"127.0.0.1:{port}\"\n[[listen]]\nunix = {path:?}\n[idle]\ntimeout = \"1s\"\n"
+        );
+        let node = Node::deploy(&registry, app, &manifest)?;
+        for round in 0..3 {
+            node.reach("asleep")?;
+            ensure!(ask(UnixStream::connect(&path)?)? == format!("{} ?", 2 * round + 1));
+            node.reach("asleep")?;
+            ensure!(ask(std::net::TcpStream::connect(("127.0.0.1", port))?)? == format!("{} ?", 2 * round + 2));
+        }
+        registry.appshot(&["suspend", app])?;
+        let mut waiting = std::net::TcpStream::connect(("127.0.0.1", port))?;
+        waiting.write_all(b"?")?;
+        std::thread::sleep(Duration::from_millis(1500));
+        ensure!(node.status()?["state"] == "suspended", "{}", node.status()?);
+        registry.appshot(&["resume", app])?;
+        ensure!(answer(waiting)? == "7 ?", "who waited was not served");
+        // What ends is brought back as it was last asleep.
+        let root = node.woken(7)?["root"].as_i64().context("no root")?;
+        ensure!(Command::new("kill").args(["-9", &root.to_string()]).status()?.success());
+        poll("it to be back", PATIENCE, || {
+            let status = node.status()?;
+            Ok((status["last"]["cause"] == "recovery" && status["state"] == "running").then_some(()))
+        })?;
+        node.end()?;
+        ensure!(
+            !Path::new(&path).exists() || UnixStream::connect(&path).is_err(),
+            "somebody listens"
+        );
+        Ok(())
+    });
+}
+
+fn ask(mut stream: impl Read + Write) -> Result<String> {
+    stream.write_all(b"?")?;
+    answer(stream)
+}
+
+fn answer(mut stream: impl Read) -> Result<String> {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
