@@ -33,9 +33,10 @@
 
 use crate::error::{Error, OrFail, Result};
 use crate::ids::HostPid;
-use crate::sys::blob::{self, ENTRY_BYTES, Entry};
+use crate::sys::blob::{self, ENTRY_BYTES, Entry, MAKES_THREAD, MUST};
 use crate::sys::memory::{self, PAGE, Span};
 use crate::sys::ptrace::{self, Regs, Stop, reg};
+use crate::sys::task::CloneArgs;
 use crate::sys::{Sys, check_raw};
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +49,7 @@ pub const FOOTPRINT: u64 = PAGE + ENTRIES_BYTES + PAYLOAD_BYTES;
 /// Before the entries: the word in which a parked thread says that it is done.
 const DONE_BYTES: u64 = 16;
 /// Of threads that work at the same time: calls and bytes of a batch of each.
-pub const SLICE_ENTRIES: usize = 100;
+pub const SLICE_ENTRIES: usize = 160;
 pub const SLICE_PAYLOAD: usize = 4096;
 const SLICE_BYTES: u64 = DONE_BYTES + ((SLICE_ENTRIES + 1) * ENTRY_BYTES + SLICE_PAYLOAD) as u64;
 const _: () = assert!(SLICE_BYTES.is_multiple_of(8));
@@ -146,6 +147,15 @@ pub struct Batch {
     room: Room,
     /// Where in the payload the first room for results is.
     answers: Option<usize>,
+    /// The entry whose answer says that all is done.
+    says_done: Option<usize>,
+}
+
+/// What a thread does as soon as it is made, on its own and untraced ([`Batch::thread`]).
+/// Then it stays where it is.
+#[derive(Debug)]
+pub struct Program {
+    batch: Batch,
 }
 
 impl Batch {
@@ -199,7 +209,7 @@ impl Batch {
     /// A call that must succeed: the batch ends there otherwise, and `run` fails.
     pub fn must(&mut self, name: &'static str, number: i64, args: &[u64]) -> CallId {
         let id = self.call(name, number, args);
-        self.entries[id.0].flags = 1;
+        self.entries[id.0].flags = MUST;
         id
     }
 
@@ -211,6 +221,66 @@ impl Batch {
 
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// A batch for a thread that this one is to make, behind what is in the payload now.
+    /// `None`: there is no room for it.
+    pub fn of_thread(&self) -> Option<Batch> {
+        const CLONE: usize = size_of::<CloneArgs>() + 24;
+        let room = self.has_room(1, CLONE + SLICE_BYTES as usize);
+        let begin = self.payload.len().next_multiple_of(8) as u64;
+        room.then(|| Batch {
+            entries: Vec::new(),
+            names: Vec::new(),
+            payload: Vec::new(),
+            room: Room {
+                done: 0,
+                entries_max: SLICE_ENTRIES,
+                payload: self.room.payload + begin,
+                payload_bytes: SLICE_PAYLOAD,
+            },
+            answers: None,
+            says_done: None,
+        })
+    }
+
+    /// Makes thread `tid`, which then does `own`, made for it just before.
+    pub fn thread(&mut self, args: CloneArgs, tid: i32, own: Batch) -> Program {
+        let mut batch = own;
+        let payload = self.bytes(&batch.payload);
+        debug_assert!(batch.payload.is_empty() || payload.address == batch.room.payload);
+        batch.room.done = self.room.payload + self.payload.len().next_multiple_of(8) as u64;
+        if let Some(at) = batch.says_done {
+            batch.entries[at].copy_to = batch.room.done;
+        }
+        let stack = self.bytes(&batch.image());
+        let set_tid = self.bytes(&tid.to_le_bytes());
+        let args = CloneArgs {
+            // It grows down, from a place that is not its end.
+            stack: stack.address - DONE_BYTES,
+            stack_size: DONE_BYTES,
+            set_tid: set_tid.address,
+            set_tid_size: 1,
+            ..args
+        };
+        let args = self.bytes(&args.to_bytes());
+        let call = self.must("clone3", libc::SYS_clone3, &[args.address, CloneArgs::SIZE]);
+        self.entries[call.0].flags |= MAKES_THREAD;
+        Program { batch }
+    }
+
+    /// The last call of a thread: it says that it is done when it is about to enter it.
+    pub fn at_last(&mut self, name: &'static str, number: i64, args: &[u64]) -> CallId {
+        let CallId(says_done) = self.must("gettid", libc::SYS_gettid, &[]);
+        self.entries[says_done].copy_to = self.room.done;
+        self.says_done = Some(says_done);
+        self.call(name, number, args)
+    }
+
+    /// Where in the target the answer to a call is written.
+    pub fn answer_at(&self, call: CallId) -> u64 {
+        const RESULT: usize = std::mem::offset_of!(Entry, result);
+        self.room.done + DONE_BYTES + (call.0 * ENTRY_BYTES + RESULT) as u64
     }
 
     /// What the call returned; only after `run`.
@@ -281,6 +351,11 @@ impl Executor {
         (0..PAYLOAD_BYTES / SLICE_BYTES).map(slice)
     }
 
+    /// The same, but batches end parked: [`Batch::at_last`].
+    pub fn parking(self) -> Executor {
+        Executor { parks: true, ..self }
+    }
+
     pub fn span(&self) -> Span {
         Span {
             start: self.base,
@@ -300,6 +375,7 @@ impl Executor {
             payload: Vec::new(),
             room: self.room,
             answers: None,
+            says_done: None,
         }
     }
 
@@ -356,10 +432,13 @@ impl Executor {
     /// The same for a husk that is about to get other registers: a step is one stop
     /// less. Its SIGTRAP gets the default action if it was ignored or blocked.
     pub fn cure_husk(self, tid: HostPid, regs: &Regs, gate: Gate) -> Result<()> {
+        finish_cure(self.start_cure(tid, regs, gate)?)
+    }
+
+    /// Begins that, for [`finish_cure`].
+    pub fn start_cure(self, tid: HostPid, regs: &Regs, gate: Gate) -> Result<Step> {
         let args = [self.base, FOOTPRINT, 0, 0, 0, 0];
-        step_through(tid, regs, gate, libc::SYS_munmap, args)?
-            .map(drop)
-            .or_fail(|| format!("cannot unmap the executor from pid {tid}"))
+        Step::start(tid, regs, gate, libc::SYS_munmap, args)
     }
 
     /// Runs the batch in thread `tid`. Fails when a call that must succeed did
@@ -476,12 +555,54 @@ impl Batch {
     fn first_failure(&self) -> Option<(&'static str, &Entry, nix::Error)> {
         self.entries.iter().zip(&self.names).find_map(|(entry, name)| {
             let errno = check_raw(entry.result as i64).err()?;
-            (entry.flags & 1 != 0).then_some((*name, entry, errno))
+            (entry.flags & MUST != 0).then_some((*name, entry, errno))
         })
     }
 }
 
-fn lost(tid: HostPid, errno: nix::Error) -> Error {
+impl Program {
+    /// Its stack pointer, by which it is told from others.
+    pub fn stack(&self) -> u64 {
+        self.batch.room.done
+    }
+
+    /// Where it stands in the target.
+    pub fn span(&self) -> Span {
+        let Room { done, payload, .. } = self.batch.room;
+        let entries = (self.batch.entries.len() + 1) * ENTRY_BYTES;
+        Span {
+            start: payload,
+            end: done + DONE_BYTES + entries as u64,
+        }
+    }
+
+    /// Whether the thread is done, going by what stands at `start` in the target; takes the
+    /// results then.
+    pub fn is_done(&mut self, memory: &[u8], start: u64) -> bool {
+        let words = words(&memory[(self.stack() - start) as usize..(self.span().end - start) as usize]);
+        let entries = words[DONE_BYTES as usize / 8..].as_chunks::<10>().0;
+        for (entry, words) in self.batch.entries.iter_mut().zip(entries) {
+            entry.result = words[7];
+        }
+        words[0] != 0
+    }
+
+    /// As [`Batch::answer_at`].
+    pub fn answer_at(&self, call: CallId) -> u64 {
+        self.batch.answer_at(call)
+    }
+
+    /// A call that had to succeed and did not.
+    pub fn judge(&self, pid: HostPid) -> Result<()> {
+        match self.batch.first_failure() {
+            None => Ok(()),
+            Some((name, entry, errno)) => Err(Error::failed(format!("{name} failed in a thread of pid {pid}"))
+                .because(format!("{name}({}): {errno}", arguments(entry)))),
+        }
+    }
+}
+
+pub fn lost(tid: HostPid, errno: nix::Error) -> Error {
     Error::failed(format!("cannot run system calls in pid {tid}")).because(errno)
 }
 
@@ -540,14 +661,42 @@ pub fn call_through(tid: HostPid, regs: &Regs, gate: Gate, number: i64, args: [u
 
 /// The same for a husk, or what dies with us as one: a step is one stop, not two.
 fn step_through(tid: HostPid, regs: &Regs, gate: Gate, number: i64, args: [u64; 6]) -> Result<Sys<u64>> {
-    let failed = || format!("cannot make a system call in pid {tid}");
-    ptrace::set_regs(tid, &call_registers(regs, gate, number, args)).or_fail(failed)?;
-    ptrace::single_step(tid).or_fail(failed)?;
-    while ptrace::wait(tid, true).or_fail(failed)? != Some(Stop::Signal(libc::SIGTRAP)) {
-        ptrace::single_step(tid).or_fail(failed)?;
+    Step::start(tid, regs, gate, number, args)?.finish()
+}
+
+/// Such a call under way.
+#[derive(Debug)]
+#[must_use = "the task is at work until it is finished"]
+pub struct Step(HostPid);
+
+impl Step {
+    fn start(tid: HostPid, regs: &Regs, gate: Gate, number: i64, args: [u64; 6]) -> Result<Step> {
+        let set = ptrace::set_regs(tid, &call_registers(regs, gate, number, args));
+        set.and_then(|()| ptrace::single_step(tid)).or_fail(|| stepless(tid))?;
+        Ok(Step(tid))
     }
-    let after = ptrace::get_regs(tid).or_fail(failed)?;
-    Ok(check_raw(after.get(reg::RAX) as i64).map(|v| v as u64))
+
+    fn finish(self) -> Result<Sys<u64>> {
+        let Step(tid) = self;
+        let failed = || stepless(tid);
+        while ptrace::wait(tid, true).or_fail(failed)? != Some(Stop::Signal(libc::SIGTRAP)) {
+            ptrace::single_step(tid).or_fail(failed)?;
+        }
+        let after = ptrace::get_regs(tid).or_fail(failed)?;
+        Ok(check_raw(after.get(reg::RAX) as i64).map(|v| v as u64))
+    }
+}
+
+fn stepless(tid: HostPid) -> String {
+    format!("cannot make a system call in pid {tid}")
+}
+
+/// Waits until a husk has no executor any more.
+pub fn finish_cure(step: Step) -> Result<()> {
+    let Step(tid) = step;
+    step.finish()?
+        .map(drop)
+        .or_fail(|| format!("cannot unmap the executor from pid {tid}"))
 }
 
 /// Registers of a thread that is about to make a system call at the gate of a husk.

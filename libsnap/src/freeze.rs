@@ -667,10 +667,10 @@ impl Frozen {
         }
         // For a later snapshot.
         self.stood = self.since.elapsed();
-        for thread in self.processes.iter().flat_map(|p| &p.threads) {
-            if let Some(wait) = thread.wait {
-                timed::note(thread.tid, wait.call, wait.end_ns);
-            }
+        if let Some(root) = self.processes.first() {
+            let threads = self.processes.iter().flat_map(|p| &p.threads);
+            let waits = threads.filter_map(|thread| thread.wait.map(|wait| (thread.tid, wait.call, wait.end_ns)));
+            timed::note(root.pid, &waits.collect::<Vec<_>>());
         }
         // Killed from outside meanwhile: a process ends once its tracer has heard
         // of all its threads, the main one last.

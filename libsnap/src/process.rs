@@ -454,7 +454,8 @@ impl AskThread {
     }
 }
 
-fn creds(status: &Fields, securebits: u32) -> Creds {
+/// Credentials, as `/proc/PID/status` tells them.
+pub fn creds(status: &Fields, securebits: u32) -> Creds {
     let four = |key: &str| -> [u32; 4] { status.numbers(key).try_into().unwrap_or([0; 4]) };
     Creds {
         uid: four("Uid"),

@@ -21,8 +21,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs;
 
-/// Where ends of restarted waits are noted, one file a thread: beside the records
-/// of apps.
+/// Where ends of restarted waits are noted, beside the records of apps: one file an app,
+/// named after its first process. Its first line says when, in clock ticks since boot; each
+/// other one is a thread, the call and the end of its wait (0: none).
 fn notes() -> String {
     crate::store::run_dir().join("timed").display().to_string()
 }
@@ -43,6 +44,8 @@ pub struct Wait {
 pub struct SchedClocks {
     /// CLOCK_MONOTONIC minus the scheduler clock, by CPU.
     offsets: HashMap<usize, i64>,
+    /// What was noted, once it is asked for.
+    noted: Option<Noted>,
 }
 
 impl SchedClocks {
@@ -67,7 +70,7 @@ impl SchedClocks {
             .filter_map(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok())
             .collect();
         if shown == libc::SYS_restart_syscall
-            && let Some((call, end_ns)) = recall(tid)
+            && let Some((call, end_ns)) = self.noted.get_or_insert_with(Noted::read).recall(tid)
         {
             return Some(Wait { call, shown, end_ns });
         }
@@ -181,30 +184,91 @@ fn full_time(tid: HostPid, call: i64, args: &[u64]) -> Option<Option<u64>> {
     }
 }
 
-/// Notes what a thread waits in, and until when, before the kernel restarts it.
-pub fn note(tid: HostPid, call: i64, end_ns: Option<u64>) {
-    let Ok(stat) = proc::stat(tid) else { return };
-    let end = end_ns.unwrap_or(0);
+/// Notes in what the threads of an app wait, and until when, as the kernel restarts it: the
+/// call and its end. It takes the place of what was noted of this app before.
+pub fn note(app: HostPid, waits: &[(HostPid, i64, Option<u64>)]) {
     let notes = notes();
+    let file = format!("{notes}/{app}");
+    if waits.is_empty() {
+        fs::remove_file(file).ok();
+        return;
+    }
+    let lines = waits.iter().map(|(tid, call, end_ns)| {
+        let end = end_ns.unwrap_or(0);
+        format!("{tid} {call} {end}\n")
+    });
+    let text = format!("{}\n{}", ticks(), lines.collect::<String>());
     fs::create_dir_all(&notes).ok();
-    fs::write(format!("{notes}/{tid}"), format!("{} {call} {end}", stat.start_time)).ok();
+    let whole = format!("{notes}/.{app}");
+    fs::write(&whole, text).and_then(|()| fs::rename(&whole, file)).ok();
 }
 
-/// The noted call and its end; none for a wait without end.
-fn recall(tid: HostPid) -> Option<(i64, Option<u64>)> {
-    let text = fs::read_to_string(format!("{}/{tid}", notes())).ok()?;
-    let mut words = text.split(' ');
-    let start: u64 = words.next()?.parse().ok()?;
-    let call = words.next()?.parse().ok()?;
-    let end: u64 = words.next()?.parse().ok()?;
-    (start == proc::stat(tid).ok()?.start_time).then_some((call, (end != 0).then_some(end)))
+/// Since boot, in the unit of `/proc/PID/stat`.
+fn ticks() -> u64 {
+    const NS: u64 = 1_000_000_000;
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
+    let per_second = per_second.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
+    clocks::Reading::now().boottime_ns.unsigned_abs() / (NS / per_second)
 }
 
-/// Forgets threads that are gone.
+/// What was noted of all apps.
+#[derive(Debug, Default)]
+struct Noted(HashMap<HostPid, Vec<Note>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Note {
+    /// When it was noted, in ticks.
+    at: u64,
+    call: i64,
+    end_ns: Option<u64>,
+}
+
+impl Noted {
+    fn read() -> Noted {
+        let mut noted = Noted::default();
+        for app in proc::numbered(&notes()).unwrap_or_default() {
+            noted.add(&fs::read_to_string(format!("{}/{app}", notes())).unwrap_or_default());
+        }
+        noted
+    }
+
+    fn add(&mut self, text: &str) {
+        let mut lines = text.lines();
+        let Some(at) = lines.next().and_then(|line| line.parse().ok()) else {
+            return;
+        };
+        for (tid, call, end) in lines.filter_map(parse_note) {
+            let end_ns = (end != 0).then_some(end);
+            self.0.entry(tid).or_default().push(Note { at, call, end_ns });
+        }
+    }
+
+    /// The call and its end, none for a wait without end, as noted last of this thread: one
+    /// of the same number that began later is another.
+    fn recall(&self, tid: HostPid) -> Option<(i64, Option<u64>)> {
+        let began = proc::stat(tid).ok()?.start_time;
+        let notes = self.0.get(&tid)?.iter().filter(|note| began <= note.at);
+        notes.max_by_key(|note| note.at).map(|note| (note.call, note.end_ns))
+    }
+}
+
+fn parse_note(line: &str) -> Option<(HostPid, i64, u64)> {
+    let mut words = line.split(' ');
+    let tid = HostPid(words.next()?.parse().ok()?);
+    Some((tid, words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+}
+
+/// Forgets apps of which no such thread is left.
 pub fn prune() {
-    for tid in proc::numbered(&notes()).unwrap_or_default() {
-        if !proc::exists(HostPid(tid)) {
-            fs::remove_file(format!("{}/{tid}", notes())).ok();
+    for app in proc::numbered(&notes()).unwrap_or_default() {
+        if proc::exists(HostPid(app)) {
+            continue;
+        }
+        let file = format!("{}/{app}", notes());
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let mut threads = text.lines().filter_map(parse_note);
+        if !threads.any(|(tid, ..)| proc::exists(tid)) {
+            fs::remove_file(file).ok();
         }
     }
 }
@@ -238,5 +302,23 @@ mod tests {
         let early = begin + 5 * SECOND - SECOND / 50;
         let late = seen + 5 * SECOND - SECOND / 2;
         assert!((early..late).contains(&end), "{early} <= {end} < {late}");
+    }
+
+    #[test]
+    fn a_thread_is_told_from_a_later_one_of_its_number() {
+        let own = HostPid(std::process::id() as i32);
+        let began = proc::stat(own).unwrap().start_time;
+        let recalled = |texts: &[String]| {
+            let mut noted = Noted::default();
+            texts.iter().for_each(|text| noted.add(text));
+            noted.recall(own)
+        };
+        let before = format!("{}\n{own} 35 7\n", began - 1);
+        let since = format!("{began}\n1 7 0\n{own} 230 0\n");
+        let later = format!("{}\n{own} 202 9\n", began + 1);
+        assert_eq!(recalled(&[]), None);
+        assert_eq!(recalled(std::slice::from_ref(&before)), None);
+        assert_eq!(recalled(&[since.clone(), before]), Some((230, None)));
+        assert_eq!(recalled(&[later, since]), Some((202, Some(9))));
     }
 }

@@ -19,15 +19,12 @@ static int own_pages(const char *from)
     return own;
 }
 
-/* When this process began: another time once it was restored. */
-static long start_time(void)
+/* The time namespace: another one once it was restored. */
+static ino_t time_namespace(void)
 {
-    char text[1024];
-    check_read_file("/proc/self/stat", text, sizeof text);
-    char *at = strrchr(text, ')');
-    for (int field = 2; field < 22; field++)
-        at = strchr(at, ' ') + 1;
-    return atol(at);
+    struct stat info;
+    MUST(stat("/proc/self/ns/time", &info));
+    return info.st_ino;
 }
 
 static char *memory(int advice)
@@ -59,14 +56,14 @@ static void process(int number)
         check_pause();
     int own = own_pages(ordinary) + own_pages(huge);
     CHECK(own <= 2 * CHANGED, "pages of its own, expected few, got %d", own);
-    long began = start_time();
+    ino_t before = time_namespace();
     __atomic_add_fetch(counted, 1, __ATOMIC_SEQ_CST);
     while (*counted < 2 * (CHILDREN + 1))
         check_pause();
     if (number == 0)
         check_ready();
     check_wait();
-    check_memory(number, start_time() == began ? own : 2 * LEN / PAGE);
+    check_memory(number, time_namespace() == before ? own : 2 * LEN / PAGE);
     /* What one has alone is another's no more: nobody leaves before all have looked. */
     __atomic_add_fetch(counted, 1, __ATOMIC_SEQ_CST);
     while (*counted < 3 * (CHILDREN + 1))

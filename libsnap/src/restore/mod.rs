@@ -36,6 +36,7 @@ pub mod skeleton;
 pub mod spare;
 pub mod state;
 mod template;
+mod threads;
 pub mod vdso;
 pub mod working_set;
 

@@ -19,8 +19,9 @@ use super::revert::{self, Made, Point};
 use super::script::{self, Running, Script};
 use super::skeleton::Skeleton;
 use super::spare::Spare;
+use super::state::{Inherited, Threads, Waits};
 use super::vdso::Vdso;
-use super::{From, Phases, state};
+use super::{From, Phases, state, threads};
 use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{OrFail, Result};
@@ -28,7 +29,7 @@ use crate::files::held::Held;
 use crate::files::{self, Builder};
 use crate::identity::{self, Directory, Origin};
 use crate::ids::{FileId, HostPid, ShmId};
-use crate::image::records::{FileKind, Seccomp, SocketState};
+use crate::image::records::{FileKind, SocketState};
 use crate::image::{Appshot, Core};
 use crate::ipc;
 use crate::nsthread;
@@ -236,6 +237,7 @@ impl Prepared {
     /// To be called by its thread, which is about to wait until it is asked for: what is
     /// left to do then does not wait for others. Answers the thread.
     pub fn await_eagerly(&mut self) -> Option<HostPid> {
+        self.skeleton.inherited = Inherited::read(self.skeleton.any());
         self.skeleton.eager = Eager::begin();
         self.skeleton.eager.as_ref().map(Eager::thread)
     }
@@ -329,13 +331,13 @@ impl Prepared {
         let name = options.name.clone().unwrap_or_else(|| shot.manifest.app.clone());
         phases.start("files")?;
         if self.pager.is_none() {
-            self.skeleton.hasten();
+            self.skeleton.hasten(shot);
         }
         self.skeleton.timeline = Timeline::begin(shot.manifest.clocks);
         let own = identity::files(&name, &options.identity, Origin::Restored(&shot.manifest.participants))?;
         let files = self.files(shot, options)?;
         phases.start("processes")?;
-        self.give(shot, &files, options.identity.renewed.then_some(name.as_str()))?;
+        let waits = self.give(shot, &files, options.identity.renewed.then_some(name.as_str()))?;
         drop(files);
         phases.start("identity")?;
         if options.identity.renewed {
@@ -348,9 +350,7 @@ impl Prepared {
             false => None,
         };
         phases.start("go")?;
-        for (at, core) in shot.cores.iter().enumerate() {
-            state::registers(&self.skeleton, at, core, &self.vdsos[at])?;
-        }
+        state::registers(&self.skeleton, shot, &self.vdsos, waits)?;
         let point = match (&self.from, &self.pager) {
             (From::Disk(opened), Some(pager)) if self.way.revertible => Some(Arc::new(Point::arm(Made {
                 opened,
@@ -408,8 +408,8 @@ impl Prepared {
     }
 
     /// Gives every process its descriptors, threads and state: one script each, where
-    /// that will do.
-    fn give(&mut self, shot: &Appshot, files: &HashMap<FileId, OwnedFd>, hostname: Option<&str>) -> Result<()> {
+    /// that will do. Answers what threads wait in already.
+    fn give(&mut self, shot: &Appshot, files: &HashMap<FileId, OwnedFd>, hostname: Option<&str>) -> Result<Waits> {
         let skeleton = &mut self.skeleton;
         let regs: Vec<Regs> = skeleton.husks.iter().map(|husk| husk.regs).collect();
         let mut scripts: Vec<Script<'_>> = Vec::with_capacity(regs.len());
@@ -421,27 +421,37 @@ impl Prepared {
             }
             let process = &core.image.process;
             place::descriptors(&mut script, skeleton.restorer, process, files, &shot.manifest)?;
+            state::common(&mut script, process)?;
             scripts.push(script);
         }
-        let simple = |at: usize| is_simple(&shot.cores[at], skeleton.husks[at].pid);
-        if !shot.manifest.semaphores.is_empty() || !(0..shot.cores.len()).all(simple) {
+        let limits = state::limits(skeleton.any());
+        // Whose threads can make themselves, and no limit would be in their way.
+        let simple =
+            |core: &Core| threads::suits(core) && state::limits_to_set(&limits, &core.image.process).next().is_none();
+        let simple: Vec<bool> = shot.cores.iter().map(simple).collect();
+        if !shot.manifest.semaphores.is_empty() || simple.contains(&false) {
             script::run_all(&mut scripts)?;
-            for (at, core) in shot.cores.iter().enumerate() {
+            for (at, core) in shot.cores.iter().enumerate().filter(|(at, _)| !simple[*at]) {
                 state::threads(skeleton, at, core, &shot.manifest.seccomp)?;
             }
             ipc::adjust(skeleton, shot)?;
         }
-        let cores = shot.cores.iter().enumerate().zip(scripts);
-        let running = cores.map(|((at, core), script)| state::process(skeleton, at, core, script));
-        script::finish_all(running.collect::<Result<_>>()?)?;
-        state::stops(skeleton, shot)
+        let mut waits = Waits::default();
+        let mut becoming = Vec::with_capacity(scripts.len());
+        for ((at, core), mut script) in shot.cores.iter().enumerate().zip(scripts) {
+            let threads = match simple[at] {
+                true => Threads::Ready,
+                false => Threads::Bare,
+            };
+            if threads == Threads::Ready {
+                threads::make(skeleton, at, core, &mut script, &mut waits)?;
+            }
+            becoming.push(state::process(skeleton, at, core, &limits, threads, script)?);
+        }
+        state::finish_becoming(becoming, &mut waits)?;
+        state::stops(skeleton, shot)?;
+        Ok(waits)
     }
-}
-
-/// One thread, without filters, and no limit that would be in the way of its own making.
-fn is_simple(core: &Core, pid: HostPid) -> bool {
-    let alone = matches!(&core.image.threads[..], [main] if main.record.seccomp == Seccomp::Off);
-    alone && state::limits_to_set(pid, &core.image.process).next().is_none()
 }
 
 /// Whether the app has a port of the internet for itself.

@@ -23,6 +23,34 @@ enum Wanted {
     OkOr(Errno),
 }
 
+/// To what the calls of a task can be added.
+pub trait Calls {
+    /// A batch with room for `calls` more calls and `payload` more bytes.
+    fn room(&mut self, calls: usize, payload: usize) -> Result<&mut Batch>;
+
+    /// Adds a call without payload that must succeed.
+    fn must(&mut self, name: &'static str, number: i64, args: &[u64]) -> Result<CallId> {
+        Ok(self.room(1, 0)?.must(name, number, args))
+    }
+}
+
+/// What was there has been run if need be.
+impl Calls for Script<'_> {
+    fn room(&mut self, calls: usize, payload: usize) -> Result<&mut Batch> {
+        Script::room(self, calls, payload)
+    }
+}
+
+/// Where there is no room it is an error.
+impl Calls for Batch {
+    fn room(&mut self, calls: usize, payload: usize) -> Result<&mut Batch> {
+        match self.has_room(calls, payload) {
+            true => Ok(self),
+            false => Err(Error::failed("a thread has more to do than there is room for")),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Script<'a> {
     executor: Executor,
@@ -79,6 +107,18 @@ impl<'a> Script<'a> {
         }
         self.begin()?;
         self.settle()
+    }
+
+    /// Its last batch ends with this call, in which the task is stopped. Answers where it
+    /// writes the answer, should it come back from it.
+    pub fn at_last(&mut self, payload: &[u64], call: impl FnOnce(u64) -> (i64, [u64; 6])) -> Result<u64> {
+        let batch = self.room(2, 8 * payload.len())?;
+        let place = batch.words(payload).address;
+        let (number, args) = call(place);
+        let last = batch.at_last("a wait", number, &args);
+        let answer = batch.answer_at(last);
+        self.executor = self.executor.parking();
+        Ok(answer)
     }
 
     /// Sets the task to work and goes on.

@@ -13,6 +13,7 @@ use super::eager::Eager;
 use super::pager::Hold;
 use super::script::Script;
 use super::settle::Had;
+use super::state::Inherited;
 use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
@@ -59,6 +60,8 @@ pub struct Skeleton {
     pub(super) has_network: bool,
     pub(super) eager: Option<Eager>,
     pub(super) had: Had,
+    /// What its processes have, where that is known.
+    pub(super) inherited: Option<Inherited>,
     /// Live processes in the order of the appshot's cores.
     pub husks: Vec<Husk>,
     pub numbers: HashMap<VirtualPid, HostPid>,
@@ -85,8 +88,10 @@ pub struct Skeleton {
 
 /// Processes that are built before all others that want a processor, at most.
 const EAGER_MAX: usize = 4;
+/// Threads of these: more are worth all processors.
+const EAGER_THREADS_MAX: usize = 64;
 
-const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
+pub(super) const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
     | libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACEFORK
     | libc::PTRACE_O_TRACEVFORK
@@ -145,6 +150,7 @@ impl Skeleton {
             has_network: false,
             eager: None,
             had: Had::default(),
+            inherited: None,
             husks: Vec::new(),
             numbers: HashMap::new(),
             executor: Executor::at(0),
@@ -224,9 +230,10 @@ impl Skeleton {
 
     /// It is asked for: where that is not much, all that is left comes before what
     /// others do.
-    pub(super) fn hasten(&mut self) {
-        let tasks = self.numbers.len();
-        self.eager = self.eager.take().filter(|_| tasks <= EAGER_MAX);
+    pub(super) fn hasten(&mut self, shot: &Appshot) {
+        let threads: usize = shot.cores.iter().map(|core| core.image.threads.len()).sum();
+        let little = self.numbers.len() <= EAGER_MAX && threads <= EAGER_THREADS_MAX;
+        self.eager = self.eager.take().filter(|_| little);
         for (eager, husk) in self
             .eager
             .iter()

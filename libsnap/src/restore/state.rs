@@ -2,16 +2,17 @@
 //! that its rights allow: what needs root first, then its own credentials, then
 //! timers, and registers at the very end.
 
-use super::script::{self, Running, Script};
+use super::script::{self, Calls, Running, Script};
 use super::skeleton::{Skeleton, wait_born};
 use super::vdso::Vdso;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
-use crate::executor::{self, Batch, Executor};
+use crate::executor::{self, Batch, Executor, Step};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::{Blocked, Creds, ProcessRecord, Seccomp, SeccompFilter, SigAction, SigInfo, ThreadRecord};
 use crate::image::{Appshot, Core, ThreadImage};
 use crate::memory;
+use crate::proc::Fields;
 use crate::process::{with_time_out, write_time_out};
 use crate::seccomp;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
@@ -21,7 +22,7 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 /// `CLONE_*` of pthread_create, without the parts that are set later.
-const THREAD: u64 = (libc::CLONE_VM
+pub(super) const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
     | libc::CLONE_SIGHAND
@@ -101,13 +102,28 @@ fn tids(skeleton: &Skeleton, at: usize) -> Vec<HostPid> {
     [husk.pid].into_iter().chain(husk.threads.iter().copied()).collect()
 }
 
-/// Everything of a process that is set by system calls, its threads included. `script`
-/// is one of its main thread.
-pub fn process<'a>(skeleton: &Skeleton, at: usize, core: &Core, mut script: Script<'a>) -> Result<Running<'a>> {
+/// What the threads of a process besides its main one are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// As they were made.
+    Bare,
+    /// They have made themselves what they are to be.
+    Ready,
+}
+
+/// Everything of a process that is set by system calls, its threads included, but for
+/// what is [`common`] to them. `script` is one of its main thread.
+pub fn process<'a>(
+    skeleton: &Skeleton,
+    at: usize,
+    core: &Core,
+    had: &Limits,
+    threads: Threads,
+    mut script: Script<'a>,
+) -> Result<Becoming<'a>> {
     let record = &core.image.process;
     let husk = &skeleton.husks[at];
-    limits_to_set(husk.pid, record).try_for_each(|(which, wanted, now)| set_limit(husk.pid, which, wanted, now))?;
-    common(&mut script, record)?;
+    limits_to_set(had, record).try_for_each(|(which, wanted, now)| set_limit(husk.pid, which, wanted, now))?;
     let (main, others) = core
         .image
         .threads
@@ -116,11 +132,16 @@ pub fn process<'a>(skeleton: &Skeleton, at: usize, core: &Core, mut script: Scri
     own_state(&mut script, &main.record)?;
     timers::make(&mut script, record)?;
     queue_shared(&mut script, record)?;
-    finish_thread(&mut script, record, &main.record)?;
-    if !others.is_empty() {
+    finish_thread(&mut script, record, &main.record, skeleton.inherited.as_ref())?;
+    let mut others = husk
+        .threads
+        .iter()
+        .zip(others)
+        .filter(|_| threads == Threads::Bare)
+        .peekable();
+    if others.peek().is_some() {
         script.flush()?;
     }
-    let mut others = husk.threads.iter().zip(others).peekable();
     while let Some((_, next)) = others.peek() {
         let alone = [skeleton.executor];
         let together: Vec<Executor> = match fits_slice(&next.record) {
@@ -135,36 +156,120 @@ pub fn process<'a>(skeleton: &Skeleton, at: usize, core: &Core, mut script: Scri
             };
             let mut script = Script::new(*executor, *tid, &husk.regs);
             own_state(&mut script, &thread.record)?;
-            finish_thread(&mut script, record, &thread.record)?;
+            finish_thread(&mut script, record, &thread.record, None)?;
             scripts.push(script);
         }
         script::run_all(&mut scripts)?;
     }
     last(&mut script, skeleton.restorer, &skeleton.timeline, record)?;
-    script.start()
+    let wait = match Wait::of(main, &skeleton.timeline) {
+        Some(wait) if wait.is_over() => Some((wait, None)),
+        Some(wait) => {
+            let answer = script.at_last(&wait.time(), |place| (wait.call, wait.args(place)))?;
+            Some((wait, Some(answer)))
+        }
+        None => None,
+    };
+    Ok(Becoming {
+        tid: husk.pid,
+        wait,
+        running: script.start()?,
+    })
+}
+
+/// A main thread at the last that it does, which may be to enter its wait.
+#[derive(Debug)]
+#[must_use = "it is at work until it is finished"]
+pub struct Becoming<'a> {
+    tid: HostPid,
+    /// And where it writes the answer, unless it is over.
+    wait: Option<(Wait, Option<u64>)>,
+    running: Running<'a>,
+}
+
+/// Waits for all of them.
+pub fn finish_becoming(all: Vec<Becoming<'_>>, waits: &mut Waits) -> Result<()> {
+    let entering = all.iter().filter(|one| one.wait.is_some());
+    let entering: Vec<_> = entering.map(|one| (one.tid, one.wait)).collect();
+    script::finish_all(all.into_iter().map(|one| one.running).collect())?;
+    for (tid, wait) in entering {
+        match wait {
+            Some((wait, None)) => waits.over(tid, wait),
+            wait => waits.settle(tid, ptrace::get_regs(tid).or_fail(|| unwaited(tid))?, wait)?,
+        }
+    }
+    Ok(())
 }
 
 /// Whether a thread can be worked on beside others ([`Executor::slices`]): nothing of it
 /// may need more room than there is.
-fn fits_slice(record: &ThreadRecord) -> bool {
-    4 * record.creds.groups.len() <= executor::SLICE_PAYLOAD / 2
+pub(super) fn fits_slice(record: &ThreadRecord) -> bool {
+    // Besides at most 40 calls, one for each capability that it has or lacks.
+    const SIGNALS_MAX: usize = 8;
+    let payload = 4 * record.creds.groups.len() + (SIGINFO_BYTES + 8) * record.pending.len();
+    payload <= executor::SLICE_PAYLOAD / 2 && record.pending.len() <= SIGNALS_MAX
+}
+
+/// Credentials of a process that is being built, which those forked off it have, too.
+#[derive(Debug)]
+pub struct Inherited {
+    creds: Creds,
+    no_new_privs: bool,
+}
+
+impl Inherited {
+    /// `None` where they cannot be read.
+    pub fn read(pid: HostPid) -> Option<Inherited> {
+        let status = Fields::status(pid).ok()?;
+        // Ours: all but this one pass on through fork and exec.
+        let securebits = task::securebits().ok().filter(|bits| bits & SECBIT_KEEP_CAPS == 0)?;
+        Some(Inherited {
+            creds: crate::process::creds(&status, securebits),
+            no_new_privs: status.number("NoNewPrivs")? != 0,
+        })
+    }
+
+    fn is_all_of(&self, record: &ThreadRecord) -> bool {
+        self.creds == record.creds && self.no_new_privs == record.no_new_privs && record.pdeathsig == 0
+    }
 }
 
 /// What takes rights away from a thread comes when all else is done.
-fn finish_thread(script: &mut Script<'_>, process: &ProcessRecord, record: &ThreadRecord) -> Result<()> {
+pub(super) fn finish_thread(
+    script: &mut impl Calls,
+    process: &ProcessRecord,
+    record: &ThreadRecord,
+    had: Option<&Inherited>,
+) -> Result<()> {
     queue_own(script, process, record)?;
-    rights(script, record)?;
+    if !had.is_some_and(|had| had.is_all_of(record)) {
+        rights(script, record)?;
+    }
     if record.seccomp == Seccomp::Strict {
         seccomp::restrict(script.room(1, 0)?);
     }
     Ok(())
 }
 
-/// Resource limits that a process has not yet: number, limit, and what it has.
-pub fn limits_to_set(pid: HostPid, record: &ProcessRecord) -> impl Iterator<Item = (u32, (u64, u64), (u64, u64))> {
-    let now = move |which| task::prlimit_get(pid, which).unwrap_or((0, 0));
-    let wanted = (0u32..).zip(&record.rlimits);
-    let both = wanted.map(move |(which, limit)| (which, *limit, now(which)));
+/// Soft and hard limit of every resource.
+pub type Limits = Vec<(u64, u64)>;
+
+/// What all processes of an app have that is being built: one is a fork of the other.
+pub fn limits(pid: HostPid) -> Limits {
+    let limit = |which| task::prlimit_get(pid, which).unwrap_or((0, 0));
+    (0..RESOURCES).map(limit).collect()
+}
+
+/// RLIM_NLIMITS
+const RESOURCES: u32 = 16;
+
+/// Those that a process has not yet: number, limit, and what it has.
+pub fn limits_to_set<'a>(
+    had: &'a Limits,
+    record: &'a ProcessRecord,
+) -> impl Iterator<Item = (u32, (u64, u64), (u64, u64))> + 'a {
+    let wanted = (0u32..).zip(&record.rlimits).zip(had);
+    let both = wanted.map(|((which, limit), now)| (which, *limit, *now));
     both.filter(|(_, wanted, now)| wanted != now)
 }
 
@@ -183,7 +288,7 @@ fn set_limit(pid: HostPid, which: u32, wanted: (u64, u64), now: (u64, u64)) -> R
 }
 
 /// Directory, mask, signal actions, prctls.
-fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
+pub(super) fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
     let batch = script.room(3, record.cwd.len() + 1)?;
     let cwd = batch.c_string(&record.cwd);
     batch.must("chdir", libc::SYS_chdir, &[cwd.address]);
@@ -205,7 +310,7 @@ fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
     Ok(())
 }
 
-fn prctl(script: &mut Script<'_>, option: i32, argument: u64) -> Result<()> {
+fn prctl(script: &mut impl Calls, option: i32, argument: u64) -> Result<()> {
     let args = [option as u64, argument, 0, 0, 0];
     script.must("prctl", libc::SYS_prctl, &args).map(drop)
 }
@@ -236,7 +341,7 @@ fn schedule(tid: HostPid, record: &ThreadRecord) -> Result<()> {
 }
 
 /// What belongs to a thread and needs no rights.
-fn own_state(script: &mut Script<'_>, record: &ThreadRecord) -> Result<()> {
+pub(super) fn own_state(script: &mut impl Calls, record: &ThreadRecord) -> Result<()> {
     script.must("set_tid_address", libc::SYS_set_tid_address, &[record.tid_address])?;
     if record.robust_list.1 != 0 {
         let args = [record.robust_list.0, record.robust_list.1];
@@ -246,11 +351,15 @@ fn own_state(script: &mut Script<'_>, record: &ThreadRecord) -> Result<()> {
         let args = [rseq.pointer, u64::from(rseq.size), 0, u64::from(rseq.signature)];
         script.must("rseq", libc::SYS_rseq, &args)?;
     }
-    let stack = record.sigaltstack;
     let name = record.comm_bytes.as_deref().unwrap_or(record.comm.as_bytes());
-    let batch = script.room(2, 24 + name.len() + 1)?;
-    let words = batch.words(&[stack.sp, stack.flags as u32 as u64, stack.size]);
-    batch.must("sigaltstack", libc::SYS_sigaltstack, &[words.address, 0]);
+    let stack = record.sigaltstack;
+    // A husk has none, and so has a new thread.
+    if stack.flags != libc::SS_DISABLE {
+        let batch = script.room(1, 24)?;
+        let words = batch.words(&[stack.sp, stack.flags as u32 as u64, stack.size]);
+        batch.must("sigaltstack", libc::SYS_sigaltstack, &[words.address, 0]);
+    }
+    let batch = script.room(1, name.len() + 1)?;
     let name = batch.c_string(name);
     prctl(script, libc::PR_SET_NAME, name.address)?;
     prctl(script, libc::PR_SET_TIMERSLACK, record.timer_slack_ns.max(1))
@@ -267,7 +376,7 @@ fn queue_shared(script: &mut Script<'_>, process: &ProcessRecord) -> Result<()> 
     Ok(())
 }
 
-fn queue_own(script: &mut Script<'_>, process: &ProcessRecord, record: &ThreadRecord) -> Result<()> {
+fn queue_own(script: &mut impl Calls, process: &ProcessRecord, record: &ThreadRecord) -> Result<()> {
     for info in &record.pending {
         let batch = script.room(1, SIGINFO_BYTES)?;
         let slot = batch.words(&info.0);
@@ -283,9 +392,10 @@ fn signal_of(info: &SigInfo) -> u64 {
     info.0[0] & 0xffff_ffff
 }
 
+const SECBIT_KEEP_CAPS: u32 = 1 << 4;
+
 /// Credentials, in the order that loses no right before it has been used.
-fn rights(script: &mut Script<'_>, record: &ThreadRecord) -> Result<()> {
-    const SECBIT_KEEP_CAPS: u32 = 1 << 4;
+fn rights(script: &mut impl Calls, record: &ThreadRecord) -> Result<()> {
     const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
     let creds = &record.creds;
     for capability in (0..=last_capability()).filter(|c| creds.cap_bounding & (1 << c) == 0) {
@@ -317,7 +427,7 @@ fn rights(script: &mut Script<'_>, record: &ThreadRecord) -> Result<()> {
     prctl(script, libc::PR_SET_PDEATHSIG, record.pdeathsig as u64)
 }
 
-fn capabilities(script: &mut Script<'_>, creds: &Creds) -> Result<()> {
+fn capabilities(script: &mut impl Calls, creds: &Creds) -> Result<()> {
     const VERSION_3: u64 = 0x2008_0522;
     let batch = script.room(1, 32)?;
     let header = batch.words(&[VERSION_3]);
@@ -409,25 +519,31 @@ fn forget_stop(skeleton: &Skeleton, parent: usize, core: &Core, child: VirtualPi
 
 /// Removes the executor and gives every thread its registers: what is left is
 /// the app, stopped.
-pub fn registers(skeleton: &Skeleton, at: usize, core: &Core, vdso: &Vdso) -> Result<()> {
-    let husk = &skeleton.husks[at];
-    let gate = match vdso.gate(skeleton, &core.image.vmas) {
-        Some(gate) => gate,
-        None => executor::find_gate(husk.pid, &memory::code(&core.image.vmas))?,
-    };
-    let standing = Standing {
-        executor: skeleton.executor,
-        gate,
-        regs: &husk.regs,
-        tids: &tids(skeleton, at),
-        timeline: &skeleton.timeline,
-    };
-    standing.finish(core)
+pub fn registers(skeleton: &Skeleton, shot: &Appshot, vdsos: &[Vdso], waits: Waits) -> Result<()> {
+    let tids: Vec<Vec<HostPid>> = (0..skeleton.husks.len()).map(|at| tids(skeleton, at)).collect();
+    let cores = shot.cores.iter().zip(vdsos).zip(&skeleton.husks).zip(&tids);
+    let standing = cores.map(|(((core, vdso), husk), tids)| {
+        let gate = match vdso.gate(skeleton, &core.image.vmas) {
+            Some(gate) => gate,
+            None => executor::find_gate(husk.pid, &memory::code(&core.image.vmas))?,
+        };
+        Ok(Standing {
+            core,
+            executor: skeleton.executor,
+            gate,
+            regs: &husk.regs,
+            tids,
+            timeline: &skeleton.timeline,
+        })
+    });
+    finish(&standing.collect::<Result<Vec<_>>>()?, waits)
 }
 
 /// A process that is what it is to be but for registers, with the executor in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing<'a> {
+    /// What it is to be.
+    pub core: &'a Core,
     pub executor: executor::Executor,
     pub gate: executor::Gate,
     /// Those that foreign code runs with.
@@ -437,29 +553,42 @@ pub struct Standing<'a> {
     pub timeline: &'a Timeline,
 }
 
-impl Standing<'_> {
-    /// Removes the executor and gives every thread its registers.
-    pub fn finish(&self, core: &Core) -> Result<()> {
+/// Removes the executor and gives every thread its registers, in all processes of an app
+/// at the same time. The first is its root. Some threads may be in their waits already.
+pub fn finish(standing: &[Standing<'_>], mut waits: Waits) -> Result<()> {
+    enter_waits(standing, &mut waits)?;
+    if let Some(root) = standing.first() {
+        waits.note(root.tids[0]);
+    }
+    let cured = standing.iter().map(Standing::start_cure);
+    let cured: Vec<Option<Step>> = cured.collect::<Result<_>>()?;
+    cured.into_iter().flatten().try_for_each(executor::finish_cure)?;
+    for process in standing {
+        for (tid, thread) in process.threads() {
+            process.give_registers(tid, thread, waits.of(tid))?;
+        }
+    }
+    Ok(())
+}
+
+impl<'a> Standing<'a> {
+    fn threads(&self) -> impl Iterator<Item = (HostPid, &'a ThreadImage)> {
+        self.tids.iter().copied().zip(&self.core.image.threads)
+    }
+
+    /// Answers what is under way.
+    fn start_cure(&self) -> Result<Option<Step>> {
         let Standing {
             executor, gate, regs, ..
         } = *self;
         let pid = self.tids[0];
-        let mut results = Vec::with_capacity(self.tids.len());
-        let threads: Vec<(HostPid, &ThreadImage)> = self.tids.iter().copied().zip(&core.image.threads).collect();
-        for group in threads.chunks(WAITS_AT_ONCE) {
-            results.extend(self.enter_waits(group)?);
-        }
-        match crate::process::trap_to_ignore(&core.image.process) {
+        match crate::process::trap_to_ignore(&self.core.image.process) {
             Some(action) => {
                 executor.ignore_trap(pid, regs, gate, action)?;
-                executor.cure(pid, regs, gate)?;
+                executor.cure(pid, regs, gate).map(|()| None)
             }
-            None => executor.cure_husk(pid, regs, gate)?,
+            None => executor.start_cure(pid, regs, gate).map(Some),
         }
-        for ((tid, thread), result) in threads.into_iter().zip(results) {
-            self.give_registers(tid, thread, result)?;
-        }
-        Ok(())
     }
 
     fn give_registers(&self, tid: HostPid, thread: &ThreadImage, result: Entered) -> Result<()> {
@@ -485,7 +614,7 @@ impl Standing<'_> {
 
 /// What became of a thread's wait.
 #[derive(Clone, Copy, Debug)]
-enum Entered {
+pub(super) enum Entered {
     /// It has none, or is in it: registers stay as they are.
     AsBefore,
     /// The call ended at once, with this result.
@@ -502,44 +631,134 @@ fn with_result(regs: Regs, entered: Entered) -> Regs {
 /// Left in rax of a call that the kernel restarts from its restart block.
 const RESTART_BLOCK: i64 = -516;
 
-/// Threads that enter their calls together: each has its own time in the payload.
-const WAITS_AT_ONCE: usize = 1000;
 /// struct timespec
-const TIME_BYTES: u64 = 16;
-const _: () = assert!(WAITS_AT_ONCE as u64 * TIME_BYTES <= executor::PAYLOAD_BYTES);
+const TIME_BYTES: usize = 16;
+/// Threads of a process that enter their calls together: each has its own time in the payload.
+const WAITS_AT_ONCE: usize = executor::PAYLOAD_BYTES as usize / TIME_BYTES;
 
-impl Standing<'_> {
-    /// Calls with a relative time-out go on for the time that was left: each thread
-    /// enters its call again with that time and is interrupted in it, so that the
-    /// kernel holds the same restart block as it did for the original. The stop is
-    /// asked for at the entry: whatever the call would wait for, it comes back at
-    /// once. All threads go together.
-    fn enter_waits(&self, threads: &[(HostPid, &ThreadImage)]) -> Result<Vec<Entered>> {
-        let places = (0u64..).map(|n| self.executor.payload() + n * TIME_BYTES);
-        let mut waits = Vec::new();
-        for ((tid, thread), place) in threads.iter().zip(places) {
-            if let Some(wait) = Wait::of(thread, place, self.timeline) {
-                let time = [wait.left_ns / 1_000_000_000, wait.left_ns % 1_000_000_000];
-                let bytes: Vec<u8> = time.iter().flat_map(|w| w.to_le_bytes()).collect();
-                let failed = || unwaited(*tid);
-                crate::sys::memory::write(self.tids[0], place, &bytes).or_fail(failed)?;
-                let regs = executor::call_registers(self.regs, self.gate, wait.call, wait.args);
-                ptrace::set_regs(*tid, &regs).or_fail(failed)?;
-                ptrace::to_syscall(*tid).or_fail(failed)?;
-                waits.push((*tid, wait));
-            }
+/// Calls with a relative time-out go on for the time that was left: each thread
+/// enters its call again with that time and is interrupted in it, so that the
+/// kernel holds the same restart block as it did for the original. The stop is
+/// asked for at the entry: whatever the call would wait for, it comes back at
+/// once. All threads go together.
+fn enter_waits(standing: &[Standing<'_>], waits: &mut Waits) -> Result<()> {
+    let most = standing.iter().map(|process| process.tids.len()).max().unwrap_or(0);
+    for from in (0..most).step_by(WAITS_AT_ONCE) {
+        let mut started = Vec::new();
+        for process in standing {
+            started.extend(process.start_waits(from, waits)?);
         }
-        for (tid, _) in &waits {
+        for (tid, _) in &started {
             executor::await_syscall_stop(*tid)?;
             ptrace::interrupt(*tid).or_fail(|| unwaited(*tid))?;
             ptrace::cont(*tid, 0).or_fail(|| unwaited(*tid))?;
         }
-        let mut entered = HashMap::new();
-        for (tid, wait) in waits {
-            entered.insert(tid, wait.settle(tid)?);
+        for (tid, wait) in started {
+            let regs = await_stop(tid)?;
+            waits.add(tid, wait, wait.entered(&regs));
         }
-        let of = |tid| entered.get(tid).copied().unwrap_or(Entered::AsBefore);
-        Ok(threads.iter().map(|(tid, _)| of(tid)).collect())
+    }
+    Ok(())
+}
+
+/// The waits that threads have entered again, and what they came to.
+#[derive(Debug, Default)]
+pub struct Waits(HashMap<HostPid, (Wait, Entered)>);
+
+impl Waits {
+    fn add(&mut self, tid: HostPid, wait: Wait, entered: Entered) {
+        self.0.insert(tid, (wait, entered));
+    }
+
+    fn over(&mut self, tid: HostPid, wait: Wait) {
+        self.add(tid, wait, Entered::Ended(0));
+    }
+
+    /// Sees a thread that has said that it is done, and was stopped with these registers, to
+    /// where it is to stay: in its wait, or behind it, where the answer is noted (not that
+    /// of a wait that is over).
+    pub(super) fn settle(&mut self, tid: HostPid, regs: Regs, last: Option<(Wait, Option<u64>)>) -> Result<()> {
+        let mut regs = regs;
+        loop {
+            match (last, regs.get(reg::ORIG_RAX) as i64) {
+                (Some((wait, Some(_))), call) if call == wait.call => {
+                    self.add(tid, wait, wait.entered(&regs));
+                    return Ok(());
+                }
+                (Some((wait, Some(answer))), libc::SYS_pause) => {
+                    let answer = crate::sys::memory::read_u64(tid, answer).or_fail(|| unwaited(tid))?;
+                    self.add(tid, wait, Entered::Ended(answer));
+                    return Ok(());
+                }
+                (Some((wait, None)), libc::SYS_pause) => {
+                    self.over(tid, wait);
+                    return Ok(());
+                }
+                (None, libc::SYS_pause) => return Ok(()),
+                // It was about to go there.
+                _ => {
+                    let again = ptrace::cont(tid, 0).and_then(|()| ptrace::interrupt(tid));
+                    again.or_fail(|| unwaited(tid))?;
+                    regs = await_stop(tid)?;
+                }
+            }
+        }
+    }
+
+    fn of(&self, tid: HostPid) -> Entered {
+        self.0.get(&tid).map_or(Entered::AsBefore, |(_, entered)| *entered)
+    }
+
+    /// For a later snapshot.
+    fn note(&self, root: HostPid) {
+        let entered = self
+            .0
+            .iter()
+            .filter(|(_, (_, entered))| matches!(entered, Entered::AsBefore));
+        let notes = entered.map(|(tid, (wait, _))| (*tid, wait.call, Some(wait.end_ns)));
+        crate::timed::note(root, &notes.collect::<Vec<_>>());
+    }
+}
+
+impl Standing<'_> {
+    /// Sends those of the next [`WAITS_AT_ONCE`] threads that wait to the entry of their calls.
+    fn start_waits(&self, from: usize, waits: &mut Waits) -> Result<Vec<(HostPid, Wait)>> {
+        let mut started = Vec::new();
+        let mut times = Vec::new();
+        for (tid, thread) in self.threads().skip(from).take(WAITS_AT_ONCE) {
+            if waits.0.contains_key(&tid) {
+                continue;
+            }
+            match Wait::of(thread, self.timeline) {
+                None => {}
+                Some(wait) if wait.is_over() => waits.over(tid, wait),
+                Some(wait) => {
+                    times.extend(wait.time().iter().flat_map(|w| w.to_le_bytes()));
+                    started.push((tid, wait));
+                }
+            }
+        }
+        if started.is_empty() {
+            return Ok(started);
+        }
+        let written = crate::sys::memory::write(self.tids[0], self.executor.payload(), &times);
+        written.or_fail(|| unwaited(self.tids[0]))?;
+        let places = (self.executor.payload()..).step_by(TIME_BYTES);
+        for ((tid, wait), place) in started.iter().zip(places) {
+            let regs = executor::call_registers(self.regs, self.gate, wait.call, wait.args(place));
+            ptrace::set_regs(*tid, &regs).or_fail(|| unwaited(*tid))?;
+            ptrace::to_syscall(*tid).or_fail(|| unwaited(*tid))?;
+        }
+        Ok(started)
+    }
+}
+
+/// Registers of a task that was interrupted, once it stands.
+pub(super) fn await_stop(tid: HostPid) -> Result<Regs> {
+    let failed = || format!("cannot stop task {tid}");
+    match ptrace::wait(tid, true).or_fail(failed)? {
+        Some(Stop::Trap | Stop::Group(_)) => ptrace::get_regs(tid).or_fail(failed),
+        other => Err(Error::failed(failed()).because(format!("{other:?}"))),
     }
 }
 
@@ -548,51 +767,72 @@ fn unwaited(tid: HostPid) -> String {
 }
 
 /// A call with the time that was left of its time-out.
-struct Wait {
-    call: i64,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wait {
+    pub(super) call: i64,
     args: [u64; 6],
+    time: Time,
     left_ns: u64,
     end_ns: u64,
 }
 
+/// Which argument of a call its time-out is.
+#[derive(Clone, Copy, Debug)]
+enum Time {
+    At(usize),
+    Millis(usize),
+}
+
 impl Wait {
-    /// `time` is where the time left will stand. None: it waits in no such call.
-    fn of(thread: &ThreadImage, time: u64, timeline: &Timeline) -> Option<Wait> {
+    /// None: it waits in no such call.
+    pub(super) fn of(thread: &ThreadImage, timeline: &Timeline) -> Option<Wait> {
         let Blocked::Timed { left_ns } = thread.record.blocked_in else {
             return None;
         };
-        let end_ns = timeline.end_ns(left_ns);
-        let left_ns = timeline.left_ns(left_ns);
         let regs = Regs(thread.regs);
-        let mut args = [reg::RDI, reg::RSI, reg::RDX, reg::R10, reg::R8, reg::R9].map(|at| regs.get(at));
+        let args = [reg::RDI, reg::RSI, reg::RDX, reg::R10, reg::R8, reg::R9].map(|at| regs.get(at));
         let call = regs.get(reg::ORIG_RAX) as i64;
-        match call {
-            libc::SYS_nanosleep => args[0] = time,
-            libc::SYS_clock_nanosleep => args[2] = time,
-            libc::SYS_futex => args[3] = time,
-            libc::SYS_poll => args[2] = left_ns.div_ceil(1_000_000),
+        let time = match call {
+            libc::SYS_nanosleep => Time::At(0),
+            libc::SYS_clock_nanosleep => Time::At(2),
+            libc::SYS_futex => Time::At(3),
+            libc::SYS_poll => Time::Millis(2),
             _ => return None,
-        }
+        };
         Some(Wait {
             call,
             args,
-            left_ns,
-            end_ns,
+            time,
+            left_ns: timeline.left_ns(left_ns),
+            end_ns: timeline.end_ns(left_ns),
         })
     }
 
-    /// What the call came back with.
-    fn settle(&self, tid: HostPid) -> Result<Entered> {
-        let failed = || unwaited(tid);
-        match ptrace::wait(tid, true).or_fail(failed)? {
-            Some(Stop::Trap | Stop::Group(_)) => {}
-            other => return Err(Error::failed(failed()).because(format!("{other:?}"))),
+    /// Whether it would only be entered to come back at once: it has slept for all its time.
+    pub(super) fn is_over(&self) -> bool {
+        self.left_ns == 1 && [libc::SYS_nanosleep, libc::SYS_clock_nanosleep].contains(&self.call)
+    }
+
+    /// The time that is left, as the call wants it.
+    pub(super) fn time(&self) -> [u64; 2] {
+        [self.left_ns / 1_000_000_000, self.left_ns % 1_000_000_000]
+    }
+
+    /// Arguments of the call, where that time stands at `place`.
+    pub(super) fn args(&self, place: u64) -> [u64; 6] {
+        let mut args = self.args;
+        match self.time {
+            Time::At(argument) => args[argument] = place,
+            Time::Millis(argument) => args[argument] = self.left_ns.div_ceil(1_000_000),
         }
-        let result = ptrace::get_regs(tid).or_fail(failed)?.get(reg::RAX);
-        if result as i64 != RESTART_BLOCK {
-            return Ok(Entered::Ended(result));
+        args
+    }
+
+    /// What it came to, going by the registers of a thread that is back from it, stopped.
+    pub(super) fn entered(&self, regs: &Regs) -> Entered {
+        match regs.get(reg::RAX) {
+            result if result as i64 == RESTART_BLOCK => Entered::AsBefore,
+            result => Entered::Ended(result),
         }
-        crate::timed::note(tid, self.call, Some(self.end_ns));
-        Ok(Entered::AsBefore)
     }
 }

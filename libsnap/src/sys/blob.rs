@@ -7,6 +7,8 @@
 //! `r12` is 0; otherwise it writes 1 to the word that `r12` points at and parks
 //! in pause(2) for ever. A thread that is let go anywhere in the second kind
 //! waits there, with all signals blocked, until someone comes for it.
+//! An entry that is marked to make a thread gives it a stack that points at such a word,
+//! behind which, 16 bytes on, stand the thread's own entries: it begins with those.
 //!
 //! *Init*: process 1 of an instance. It reaps what the app leaves behind and
 //! ends with the app's own exit status (128 + N after signal N), which makes
@@ -42,7 +44,14 @@ global_asm!(
     "mov r8, [rbx + 40]",
     "mov r9, [rbx + 48]",
     "syscall",
-    "mov [rbx + 56], rax",
+    "test rax, rax",
+    "jnz 12f",
+    "test qword ptr [rbx + 72], 2",
+    "jz 12f",
+    "mov r12, rsp", // in the new thread
+    "lea rbx, [rsp + 16]",
+    "jmp 2b",
+    "12: mov [rbx + 56], rax",
     "mov rcx, [rbx + 64]",
     "test rcx, rcx",
     "jz 3f",
@@ -203,9 +212,14 @@ pub struct Entry {
     pub result: u64,
     /// Address (in the target) where the result is stored as well; 0 for none.
     pub copy_to: u64,
-    /// Bit 0: stop here when it fails.
+    /// [`MUST`], [`MAKES_THREAD`].
     pub flags: u64,
 }
+
+/// The batch ends at this call when it fails.
+pub const MUST: u64 = 1;
+/// The call makes a thread that has entries of its own.
+pub const MAKES_THREAD: u64 = 2;
 
 pub const ENTRY_BYTES: usize = size_of::<Entry>();
 

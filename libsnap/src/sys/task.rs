@@ -83,6 +83,12 @@ pub fn fork_alone() -> Sys<Option<Forked>> {
     }))
 }
 
+/// Of this thread (capabilities(7)).
+pub fn securebits() -> Sys<u32> {
+    // SAFETY: only numbers are passed.
+    check(i64::from(unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) })).map(|bits| bits as u32)
+}
+
 pub fn pidfd_open(pid: HostPid) -> Sys<OwnedFd> {
     // SAFETY: no memory is passed.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })?;

@@ -34,7 +34,7 @@ use super::opened::Opened;
 use super::pager::{Lender, Pager};
 use super::script::Script;
 use super::skeleton::Skeleton;
-use super::state::Standing;
+use super::state::{self, Standing, Waits};
 use super::vdso::Vdso;
 use crate::clocks::Timeline;
 use crate::error::{Error, Kind, OrFail, Result};
@@ -285,13 +285,14 @@ impl Armed {
             steps.start("registers");
             let timeline = Timeline::begin(self.opened.shot.manifest.clocks);
             let standing = Standing {
+                core: self.core(),
                 executor: standing.executor,
                 gate: self.gate,
                 regs: &regs,
                 tids: &self.tids,
                 timeline: &timeline,
             };
-            standing.finish(self.core())?;
+            state::finish(&[standing], Waits::default())?;
             self.look.put_back_slack()?;
             if self.renewed {
                 fill::renew(self.tids[0], self.core())?;
