@@ -18,6 +18,14 @@
 //!
 //! From the first stop on it dies with us: it is never half put back.
 //!
+//! Two threads share the work: the tracer, which alone may ask and run the process, and one
+//! beside it, which reads what anybody may read, and helps to copy pages:
+//!
+//! ```text
+//!   tracer   stop | maps, descriptors | ask | put back, scan | copy | registers, go
+//!   beside        | texts -----------^| flags, namespaces, mounts   | copy ^
+//! ```
+//!
 //! Not seen: rules of Landlock, POSIX message queues without a descriptor, what CAP_NET_ADMIN
 //! allows in a network of its own.
 //! Today: one process, however many threads; no timers, shared memory, timerfds,
