@@ -140,7 +140,9 @@ impl Lender {
     pub fn ask(&self) -> Asked {
         let (sender, answer) = mpsc::sync_channel(1);
         // An instance stands still until it comes.
-        self.worker.task.get().copied().map(eager::hurry);
+        if let Some(task) = self.worker.task.get() {
+            eager::hurry(*task);
+        }
         self.worker.tell(Told::Lend(self.debt, sender));
         Asked { lender: *self, answer }
     }
