@@ -12,12 +12,12 @@ use crate::status::{Activation, Cause, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
-use libsnap::store::{App, now_unix_ms};
+use libsnap::store::{App, State as AppState, now_unix_ms};
 use libsnap::target::{Instance, Phase, SnapshotReport};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
 use nodekit::{detach, ending, process};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -267,10 +267,10 @@ impl Agent {
     async fn watch(&mut self, why: Option<String>) -> Result<Next> {
         self.turn(State::Running, why);
         let Ok(app) = self.running_app() else {
-            return self.ended();
+            return self.ended().await;
         };
         let Ok(child) = process::open_child(&app) else {
-            return self.ended();
+            return self.ended().await;
         };
         let child = readable(child).or_fail(|| "cannot watch the app")?;
         let idle = self.manifest().idle.clone();
@@ -281,7 +281,7 @@ impl Agent {
         let mut worked = Work::of(&app);
         loop {
             tokio::select! {
-                _ = child.readable() => return self.ended(),
+                _ = child.readable() => return self.ended().await,
                 order = self.orders.recv() => match order {
                     Some(Order::Suspend) => return Ok(Next::Sleep { suspended: true }),
                     Some(Order::Resume) => {}
@@ -320,8 +320,19 @@ impl Agent {
         }
     }
 
-    fn ended(&self) -> Result<Next> {
-        let exit = self.node.store.find(self.name())?.and_then(|app| app.exit);
+    /// It was put to sleep by somebody else, or has ended by itself.
+    async fn ended(&self) -> Result<Next> {
+        let (store, name) = (self.node.store.clone(), self.name().to_owned());
+        let record = on_own_thread(move || {
+            // Who has ended it notes how, holding the lock.
+            let _busy = store.wait_lock(&name)?;
+            store.find(&name)
+        })
+        .await?;
+        if record.as_ref().is_some_and(|app| app.state() == AppState::Asleep) {
+            return Ok(Next::Wait);
+        }
+        let exit = record.and_then(|app| app.exit);
         let how = exit.map_or(String::new(), |code| format!(" with {code}"));
         Err(Error::failed(format!("app {} has ended{how}", self.name())))
     }
@@ -345,6 +356,7 @@ impl Agent {
                     "asleep"
                 );
                 self.meter().slept();
+                self.prepare();
                 self.status.send_modify(|status| status.counts.sleeps += 1);
                 match suspended {
                     true => {
@@ -360,10 +372,16 @@ impl Agent {
                 self.status.send_modify(|status| status.counts.sleeps_refused += 1);
                 match self.running_app() {
                     Ok(_) => Ok(Next::Run(Some(error.to_string()))),
-                    Err(_) => self.ended(),
+                    Err(_) => self.ended().await,
                 }
             }
         }
+    }
+
+    /// Has its appshot at hand for who comes next. It is no matter where that fails.
+    fn prepare(&self) {
+        let (restored, name) = (self.node.restored.clone(), self.name().to_owned());
+        std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &json!({ "appshot": name })));
     }
 
     fn suspended(&mut self, suspended: bool) -> Result<()> {

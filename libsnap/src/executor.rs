@@ -8,10 +8,12 @@
 //!        +----- cure: unmap both, give the thread its registers and mask back
 //! ```
 //!
-//! The first system call (mmap; two where memory may not be written and executed
-//! both, as with PR_SET_MDWE) uses a `syscall` instruction that is
-//! already in the target (in its vdso, or any executable mapping): nothing of the
-//! app is written to. A thread that sat in a system call
+//! The first system call (mmap) uses a `syscall` instruction that is already in the
+//! target (in its vdso, or any executable mapping): nothing of the app is written to.
+//! In an app it maps memory that can be written and executed both: code and data
+//! apart would take two stops more, and while it is there the app's own code does not
+//! run, in no thread. Where such memory is not allowed (PR_SET_MDWE, execmem of
+//! SELinux), and in a husk, the two are apart. A thread that sat in a system call
 //! keeps `orig_rax` and the restart code of its registers, so the kernel
 //! restarts that call when the thread goes on, as if nothing had happened.
 //!
@@ -72,6 +74,16 @@ impl Gate {
     /// The gate of a husk, which need not be held.
     pub fn of_husk(at: u64) -> Gate {
         Gate { at, park: None }
+    }
+
+    /// Whether it is still there.
+    pub fn stands(&self, pid: HostPid) -> bool {
+        let reads = |at: u64| {
+            let mut pair = [0; 2];
+            memory::read(pid, at, &mut pair).map(|_| pair)
+        };
+        let parks = |park: Park| reads(park.at).is_ok_and(|pair| jumps_to_itself(&pair) == Some(park.flags));
+        reads(self.at) == Ok(SYSCALL) && self.park.is_none_or(parks)
     }
 
     /// Whether a thread that stands at `rip` may be held by this gate or the
@@ -567,9 +579,12 @@ pub fn await_syscall_stop(tid: HostPid) -> Result<()> {
     }
 }
 
-/// A `syscall` instruction (0f 05) in one of the executable spans.
+/// The instruction `syscall`.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// A `syscall` instruction in one of the executable spans.
 pub fn find_gate(pid: HostPid, executable: &[Span]) -> Result<Gate> {
-    let at = find(pid, executable, |pair| (pair == [0x0f, 0x05]).then_some(()));
+    let at = find(pid, executable, |pair| (pair == SYSCALL).then_some(()));
     let (at, ()) =
         at.ok_or_else(|| cannot_enter(pid, "none of its executable mappings holds a `syscall` instruction"))?;
     Ok(Gate::of_husk(at))

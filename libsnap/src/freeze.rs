@@ -17,8 +17,9 @@ use crate::cgroup;
 use crate::clocks::{self, Reading};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::executor::{Executor, Gate};
+use crate::files::looked;
 use crate::ids::{HostPid, VirtualPid};
-use crate::proc::{self, Fields};
+use crate::proc::{self, Fields, Stat, Still};
 use crate::process;
 use crate::survey;
 use crate::sys::memory;
@@ -161,31 +162,54 @@ pub fn group_of(target: &Target) -> Option<&Path> {
 /// What the threads of an app wait in, by their number.
 pub type Waits = HashMap<HostPid, Wait>;
 
-/// Stops every thread of the target. On failure everything runs as before.
-pub fn freeze(target: &Target, waits: Waits) -> Result<Frozen> {
-    freeze_with(target, &[], waits)
+/// Stops every thread of the target. On failure everything runs as before. What is read
+/// of its processes from then on stays the same ([`Still`]).
+pub fn freeze(target: &Target, waits: Waits) -> Result<(Frozen, Still)> {
+    freeze_all(target, &[], waits)
 }
 
-/// The same; these processes belong to it too, wherever they stand in the tree.
+/// The same, to change them; these processes belong to it too, wherever they stand in
+/// the tree.
 pub fn freeze_with(target: &Target, also: &[HostPid], waits: Waits) -> Result<Frozen> {
-    let (at, pending) = timers::begin(&members(target)?);
+    freeze_all(target, also, waits).map(|(frozen, _)| frozen)
+}
+
+fn freeze_all(target: &Target, also: &[HostPid], waits: Waits) -> Result<(Frozen, Still)> {
+    let listed = members(target)?;
+    let threads = running(&listed);
+    let (at, pending) = timers::begin(&listed);
     let since = Instant::now();
     // Dropped last: what was let go on a failure goes on at once.
     let _hold = group_of(target).map(Hold::new).transpose()?;
     let mut seized = Seized::default();
     (seized.waits, seized.at, seized.pending) = (waits, at, pending);
-    if let Err(error) = seized.all(target, also, since) {
+    if let Err(error) = seized.all(target, also, &threads, since) {
         if group_of(target).is_some() {
             seized.rest(target, also);
         }
         return Err(error);
     }
-    seized.finish(since, survey::root(target))
+    let still = Still::begin();
+    Ok((seized.finish(since, survey::root(target))?, still))
+}
+
+/// The threads of those that are no zombies, with their processes.
+fn running(pids: &[HostPid]) -> Vec<(HostPid, HostPid)> {
+    let live = pids.iter().filter(|pid| !survey::is_zombie(**pid));
+    let threads = |pid: &HostPid| {
+        let pid = *pid;
+        proc::threads(pid)
+            .unwrap_or_default()
+            .into_iter()
+            .map(move |tid| (pid, tid))
+    };
+    live.flat_map(threads).collect()
 }
 
 /// Time-outs of all threads; asked before the first stop makes any of them run.
 pub fn waits(target: &Target) -> Result<Waits> {
     timed::prune();
+    looked::prune();
     let mut clocks = SchedClocks::default();
     let tids = members(target)?
         .into_iter()
@@ -254,8 +278,13 @@ struct Seized {
 }
 
 impl Seized {
-    /// Stops every thread, again until no new one turns up.
-    fn all(&mut self, target: &Target, also: &[HostPid], since: Instant) -> Result<()> {
+    /// Stops every thread, those that were listed just now before all, again until no new
+    /// one turns up.
+    fn all(&mut self, target: &Target, also: &[HostPid], listed: &[(HostPid, HostPid)], since: Instant) -> Result<()> {
+        for (pid, tid) in listed {
+            self.thread(*pid, *tid)?;
+        }
+        self.wait(since)?;
         loop {
             let mut new = false;
             for pid in members(target)?.iter().chain(also) {
@@ -284,9 +313,11 @@ impl Seized {
         }
     }
 
-    /// Seizes threads of `pid` not seized yet; tells whether there were any.
+    /// Seizes threads of `pid` not seized yet; tells whether there were any: then there
+    /// may be others by now.
     fn process(&mut self, pid: HostPid) -> Result<bool> {
-        let Ok(stat) = proc::stat(pid) else {
+        let is_known = self.order.contains(&pid);
+        let Ok(stat) = (if is_known { Ok(Stat::default()) } else { proc::stat(pid) }) else {
             return Ok(false);
         };
         if stat.state == b'Z' && proc::threads(pid).map_or(0, |t| t.len()) <= 1 {
@@ -296,16 +327,8 @@ impl Seized {
             return Ok(false);
         }
         let mut new = false;
-        loop {
-            let fresh: Vec<HostPid> = proc::threads(pid)
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|tid| !self.known.contains(tid))
-                .collect();
-            if fresh.is_empty() {
-                break;
-            }
-            for tid in fresh {
+        for tid in proc::threads(pid).unwrap_or_default() {
+            if !self.known.contains(&tid) {
                 new |= self.thread(pid, tid)?;
             }
         }

@@ -26,7 +26,7 @@ use crate::ids::{HostPid, VirtualPid};
 use crate::image::Appshot;
 use crate::image::records::{IpcPerm, Manifest, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind};
 use crate::memory::ShmTable;
-use crate::nsthread;
+use crate::nsthread::{self, Door};
 use crate::proc;
 use crate::refusals::Refusals;
 use crate::restore::script::Script;
@@ -39,6 +39,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 
 /// Rows of one `/proc/sysvipc` table, each as its numbers.
 type Rows = Vec<Vec<i64>>;
@@ -55,11 +56,41 @@ pub struct Objects {
     pub queues: Vec<QueueRecord>,
 }
 
-/// Reads all System V objects of the app's namespace, and completes the segments
-/// of `shm`. With `take`, segments that nobody has attached are opened.
+/// A namespace, opened before the app stands still.
+#[derive(Debug)]
+pub struct Space {
+    door: Door,
+    /// `/proc/sysvipc/`: each shows the namespace in which it was opened.
+    tables: Vec<File>,
+}
+
+impl Space {
+    /// That of `pid`.
+    pub fn open(pid: HostPid) -> io::Result<Space> {
+        let door = Door::open(pid, &["ipc"])?;
+        let tables = ["shm", "sem", "msg"].iter();
+        let tables = tables.map(|table| File::open(format!("/proc/sysvipc/{table}")));
+        let tables = door.inside(|| tables.collect::<io::Result<Vec<_>>>())??;
+        Ok(Space { door, tables })
+    }
+
+    /// No object is in it now: there is nothing but the heads of the tables.
+    fn is_empty(&self) -> bool {
+        let has_head_only = |table: &File| {
+            let mut text = [0; 512];
+            let got = table.read_at(&mut text, 0);
+            got.is_ok_and(|got| got < text.len() && text[..got].iter().filter(|byte| **byte == b'\n').count() == 1)
+        };
+        self.tables.iter().all(has_head_only)
+    }
+}
+
+/// Reads all System V objects of the app's namespace, which is `space`, and completes the
+/// segments of `shm`. With `take`, segments that nobody has attached are opened.
 pub fn look(
     numbers: &[(HostPid, VirtualPid)],
     target: &Target,
+    space: &Space,
     shm: &mut ShmTable,
     take: bool,
     refusals: &mut Refusals,
@@ -69,7 +100,13 @@ pub fn look(
     };
     // In the host's namespace the rest belongs to others.
     let own = matches!(target, Target::App { init: Some(_), .. });
-    let seen = nsthread::inside(pid, &["ipc"], || {
+    let has_attached = shm
+        .records_mut()
+        .any(|record| matches!(record.kind, ShmKind::Sysv { .. }));
+    if !has_attached && (!own || space.is_empty()) {
+        return Objects::default();
+    }
+    let seen = space.door.inside(|| {
         let mut alone = describe(shm);
         alone.retain(|_| own);
         let forced = !alone.is_empty()

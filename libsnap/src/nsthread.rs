@@ -7,16 +7,35 @@ use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::io;
 
-/// Runs `job` in the named namespaces (`ipc`, `uts`, `net`) of `pid`.
+/// The way into namespaces and back.
+#[derive(Debug)]
+pub struct Door {
+    own: Vec<File>,
+    other: Vec<File>,
+}
+
+impl Door {
+    /// To the named namespaces (`ipc`, `uts`, `net`) that `pid` is in now.
+    pub fn open(pid: HostPid, names: &[&str]) -> io::Result<Door> {
+        let open = |owner: &str| {
+            let files = names.iter().map(|name| File::open(format!("/proc/{owner}/ns/{name}")));
+            files.collect::<io::Result<Vec<_>>>()
+        };
+        let (own, other) = (open("thread-self")?, open(&pid.to_string())?);
+        Ok(Door { own, other })
+    }
+
+    /// Runs `job` in them.
+    pub fn inside<T>(&self, job: impl FnOnce() -> T) -> io::Result<T> {
+        let entered = self.other.iter().try_for_each(|file| setns(file, CloneFlags::empty()));
+        let done = entered.map(|()| job());
+        // What was entered was ours before: the way back is open.
+        self.own.iter().try_for_each(|file| setns(file, CloneFlags::empty()))?;
+        Ok(done?)
+    }
+}
+
+/// Runs `job` in the named namespaces of `pid`.
 pub fn inside<T>(pid: HostPid, names: &[&str], job: impl FnOnce() -> T) -> io::Result<T> {
-    let open = |owner: &str| {
-        let files = names.iter().map(|name| File::open(format!("/proc/{owner}/ns/{name}")));
-        files.collect::<io::Result<Vec<_>>>()
-    };
-    let (own, other) = (open("thread-self")?, open(&pid.to_string())?);
-    let entered = other.iter().try_for_each(|file| setns(file, CloneFlags::empty()));
-    let done = entered.map(|()| job());
-    // What was entered was ours before: the way back is open.
-    own.iter().try_for_each(|file| setns(file, CloneFlags::empty()))?;
-    Ok(done?)
+    Door::open(pid, names)?.inside(job)
 }

@@ -133,10 +133,12 @@ fn read(directory: &OwnedFd, name: &str) -> Option<String> {
     Some(text)
 }
 
-/// Those of an app that stands still, for its appshot.
-pub fn of(root: HostPid) -> Vec<String> {
-    let directory = Directory::of(root);
-    directory.map(|directory| directory.participants()).unwrap_or_default()
+/// Those of an app that stands still, for its appshot. `directory` was opened before.
+pub fn of(root: HostPid, directory: Option<&Directory>) -> Vec<String> {
+    match directory {
+        Some(directory) => directory.participants(),
+        None => Directory::of(root).map_or_else(Vec::new, |directory| directory.participants()),
+    }
 }
 
 /// A snapshot that those who take part have been asked for. Dropped, it is over for

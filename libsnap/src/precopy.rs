@@ -165,8 +165,8 @@ impl Precopy {
         let waits = freeze::waits(target)?;
         journal.waits(&waits)?;
         // N.B. Nothing but two calls a process happens in this stop.
-        let urgent = Urgent::begin(survey::root(target));
-        let frozen = freeze::freeze(target, waits)?;
+        let (urgent, ()) = Urgent::begin(survey::root(target), || ());
+        let frozen = freeze::freeze_with(target, &[], waits)?;
         let planted = plant_all(&frozen, &chosen, journal);
         let is_tree = frozen.processes.len() > 1;
         journal.left()?;

@@ -184,6 +184,17 @@ pub fn capture(
     Ok((record, threads))
 }
 
+/// What is read of `/proc/PID` besides.
+pub const FILES: [&str; 7] = [
+    "status",
+    "stat",
+    "comm",
+    "timers",
+    "oom_score_adj",
+    "coredump_filter",
+    "auxv",
+];
+
 /// The action for SIGTRAP as the kernel takes it, where it is to ignore it.
 pub fn trap_to_ignore(record: &ProcessRecord) -> Option<[u64; 4]> {
     let action = record.sigactions.get(libc::SIGTRAP as usize - 1)?;
@@ -199,6 +210,7 @@ struct AskProcess {
     dumpable: CallId,
     subreaper: Slot,
     thp_disable: CallId,
+    personality: CallId,
     timers: timers::Asked,
     /// Itself, as a thread.
     main: AskThread,
@@ -221,6 +233,8 @@ impl AskProcess {
         prctl(&mut batch, libc::PR_GET_CHILD_SUBREAPER, subreaper.address);
         let thp_disable = prctl(&mut batch, libc::PR_GET_THP_DISABLE, 0);
         let brk = batch.call("brk", libc::SYS_brk, &[0]);
+        const AS_IT_IS: u64 = 0xffff_ffff;
+        let personality = batch.call("personality", libc::SYS_personality, &[AS_IT_IS]);
         let main = AskThread::new(&mut batch);
         let timers = timers::Asked::intervals(&mut batch);
         AskProcess {
@@ -230,6 +244,7 @@ impl AskProcess {
             dumpable,
             subreaper,
             thp_disable,
+            personality,
             timers,
             main,
         }
@@ -273,7 +288,7 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess, timers: timers::T
         cwd: proc::link(pid, "cwd").or_fail(failed)?,
         root: proc::link(pid, "root").or_fail(failed)?,
         umask: status.octal("Umask"),
-        personality: hex("personality"),
+        personality: asked.result(asked.personality),
         dumpable: asked.result(asked.dumpable) as i32,
         child_subreaper: asked.batch.read_words(asked.subreaper)[0] as u32 != 0,
         oom_score_adj: number("oom_score_adj") as i32,

@@ -22,7 +22,7 @@
 
 use crate::clocks::Timeline;
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::executor::{self, Executor};
+use crate::executor::{self, Executor, Gate};
 use crate::files::{self, FileTable, Member};
 use crate::frames;
 use crate::freeze::{self, Frozen, FrozenProcess};
@@ -33,6 +33,7 @@ use crate::image::{Former, ProcessImage, Sealed, ThreadImage, Unsealed, Writer, 
 use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
 use crate::memory::{self, Private, Tables};
+use crate::nsthread::Door;
 use crate::pages::Stock;
 use crate::participants;
 use crate::precopy::{self, Precopy};
@@ -40,7 +41,7 @@ use crate::proc::{self, Fields, Mapping};
 use crate::process;
 use crate::refusals::Refusals;
 use crate::seccomp::Filters;
-use crate::survey;
+use crate::survey::{self, Wanted};
 use crate::sys::memory::Span;
 use crate::sys::task;
 use crate::sys::uffd::WriteNotes;
@@ -220,7 +221,7 @@ fn wanted_by_trial() -> Option<bool> {
 /// Stops the app and takes everything that has to be taken in the stop.
 fn stop(
     request: Request<'_>,
-    precopy: Option<&mut Precopy>,
+    mut precopy: Option<&mut Precopy>,
     seen: Option<&mut Seen>,
     journal: &mut Journal,
     steps: &mut Steps<'_>,
@@ -237,21 +238,41 @@ fn stop(
         None => 0,
     };
     let stock = Stock::ready(expected.min(HELD_MAX) + SPARE);
-    let precopy = match precopy {
-        Some(precopy) => {
-            precopy.again(&|| go_on(cancelled)).map_err(|e| told(e, subject))?;
-            Some(&*precopy)
-        }
-        None => None,
-    };
     steps.start("freeze");
-    let waits = freeze::waits(target)?;
-    journal.waits(&waits)?;
-    let urgent = Urgent::begin(survey::root(target));
-    let frozen = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
-    let taken = take(&frozen, request, precopy, seen, stock, journal, steps)
+    let ahead = Ahead {
+        stock,
+        ..Ahead::look(target)?
+    };
+    let (urgent, waits) = Urgent::begin(survey::root(target), || {
+        // An app that is to be halted is not waited for.
+        if options.leave_running {
+            rehearse(target, options, &ahead, seen.as_deref().filter(|_| precopy.is_none()));
+        }
+        // As late as can be: what runs goes on writing, and from one wait to another.
+        if let Some(precopy) = &mut precopy {
+            precopy.again(&|| go_on(cancelled))?;
+        }
+        let waits = freeze::waits(target)?;
+        journal.waits(&waits)?;
+        Ok::<_, Error>(waits)
+    });
+    let waits = waits.map_err(|e| told(e, subject))?;
+    let (frozen, _still) = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
+    let taken = take(&frozen, request, ahead, precopy.as_deref(), seen, journal, steps)
         .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
     Ok((frozen, taken, urgent))
+}
+
+/// Looks at what is going to be looked at in the stop, and forgets it: an app that runs
+/// may change all of it. `seen`: where the memory is little.
+fn rehearse(target: &Target, options: &SnapshotOptions, ahead: &Ahead, seen: Option<&Seen>) {
+    look(target, options, ahead, false).ok();
+    for (pid, seen) in seen.iter().flat_map(|seen| &seen.processes) {
+        Private::look(*pid, &seen.vmas, None).ok();
+        for name in process::FILES {
+            proc::bytes(*pid, name).ok();
+        }
+    }
 }
 
 /// What is wanted.
@@ -280,6 +301,30 @@ fn go_on(cancelled: &dyn Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
+/// What cannot change until the app stands still, opened and found out before.
+struct Ahead {
+    wanted: Wanted,
+    ipc: ipc::Space,
+    uts: Door,
+    participants: Option<participants::Directory>,
+    /// For copies.
+    stock: Stock,
+}
+
+impl Ahead {
+    fn look(target: &Target) -> Result<Ahead> {
+        let host = survey::host(target);
+        let failed = || format!("cannot enter the namespaces of pid {host}");
+        Ok(Ahead {
+            wanted: Wanted::of(target),
+            ipc: ipc::Space::open(host).or_fail(failed)?,
+            uts: Door::open(host, &["uts"]).or_fail(failed)?,
+            participants: participants::Directory::of(survey::root(target)),
+            stock: Stock::default(),
+        })
+    }
+}
+
 /// Mappings as they were seen before the app stood still.
 struct Seen {
     processes: HashMap<HostPid, SeenProcess>,
@@ -292,6 +337,7 @@ struct SeenProcess {
     text: String,
     mappings: Vec<Mapping>,
     vmas: Vec<Vma>,
+    gate: Option<Gate>,
 }
 
 impl Seen {
@@ -308,13 +354,20 @@ impl Seen {
             let text = proc::text(pid, "maps").ok()?;
             let mappings = proc::mappings(pid).ok()?;
             let vmas = memory::classify(pid, &mappings, precopy, &mut tables, &mut refusals);
-            processes.insert(pid, SeenProcess { text, mappings, vmas });
+            let gate = executor::find_held_gate(pid, &memory::code(&vmas)).ok();
+            let seen = SeenProcess {
+                text,
+                mappings,
+                vmas,
+                gate,
+            };
+            processes.insert(pid, seen);
         }
         refusals.into_vec().is_empty().then_some(Seen { processes, tables })
     }
 
-    /// The address spaces of these processes, unless any has changed.
-    fn take(&mut self, pids: &[HostPid], tables: &mut Tables) -> Option<Vec<Vec<Vma>>> {
+    /// The address spaces of these processes and their gates, unless any has changed.
+    fn take(&mut self, pids: &[HostPid], tables: &mut Tables) -> Option<Vec<(Vec<Vma>, Option<Gate>)>> {
         let same = |pid: &HostPid| {
             let seen = self.processes.get(pid);
             seen.is_some_and(|seen| proc::text(*pid, "maps").is_ok_and(|text| text == seen.text))
@@ -323,8 +376,11 @@ impl Seen {
             return None;
         }
         *tables = std::mem::take(&mut self.tables);
-        let mut vmas = |pid| self.processes.get_mut(pid).map(|seen| std::mem::take(&mut seen.vmas));
-        pids.iter().map(&mut vmas).collect()
+        let mut parts = |pid| {
+            let seen = self.processes.get_mut(pid)?;
+            Some((std::mem::take(&mut seen.vmas), seen.gate))
+        };
+        pids.iter().map(&mut parts).collect()
     }
 
     /// Whether flags are now as they were before the stop, and so were in it.
@@ -343,9 +399,13 @@ impl Seen {
 /// What was captured while the app stood still.
 struct Taken {
     processes: Vec<TakenProcess>,
+    /// All but what it needs, which is told by these and the first registers.
     manifest: Manifest,
+    vdso: Vec<u8>,
     tables: Tables,
     stock: Stock,
+    /// To be closed when the app runs again.
+    _open: (Ahead, Vec<Member>),
     /// Nothing has to be read of the app any more.
     is_held: bool,
 }
@@ -367,9 +427,9 @@ struct Stored {
 fn take(
     frozen: &Frozen,
     request: Request<'_>,
+    mut ahead: Ahead,
     precopy: Option<&Precopy>,
     seen: Option<&mut Seen>,
-    mut stock: Stock,
     journal: &mut Journal,
     steps: &mut Steps<'_>,
 ) -> Result<Taken> {
@@ -386,7 +446,6 @@ fn take(
             .state("the app has ended"));
     }
     steps.enter("look");
-    let _still = proc::Still::begin();
     let members = frozen
         .processes
         .iter()
@@ -394,27 +453,30 @@ fn take(
         .collect::<Result<Vec<_>>>()?;
     let mut refusals = Refusals::default();
     let mut tables = Tables::default();
-    survey::processes(target, &frozen_pids(frozen), &mut refusals);
+    survey::processes(&mut ahead.wanted, &frozen_pids(frozen), &mut refusals);
     let pids = frozen_pids(frozen);
-    let spaces = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
-        Some(spaces) => spaces,
-        None => address_spaces(&pids, precopy, &mut tables, &mut refusals)?,
+    let (spaces, gates) = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
+        Some(seen) => seen.into_iter().unzip(),
+        None => (
+            address_spaces(&pids, precopy, &mut tables, &mut refusals)?,
+            vec![None; pids.len()],
+        ),
     };
     let table = files::capture(&members, options, Some(frozen.at), &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
     let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
-    let mut objects = ipc::look(&numbers, target, &mut tables.shm, true, &mut refusals);
+    let mut objects = ipc::look(&numbers, target, &ahead.ipc, &mut tables.shm, true, &mut refusals);
     let filters = Filters::look(frozen, &mut refusals)?;
-    let names = survey::host_names(frozen.processes[0].pid, &mut refusals)?;
+    let names = survey::host_names(frozen.processes[0].pid, &ahead.uts, &mut refusals)?;
     refusals.into_result(subject)?;
     steps.enter("capture");
     let mut timeline = Timeline {
         app: survey::clocks(&frozen.at, frozen.processes[0].pid),
         freeze: frozen.at,
     };
-    let places = frozen.processes.iter().zip(&spaces);
+    let places = frozen.processes.iter().zip(&spaces).zip(gates);
     let places = places
-        .map(|(process, vmas)| place(process, vmas))
+        .map(|((process, vmas), gate)| place(process, vmas, gate))
         .collect::<Result<Vec<_>>>()?;
     journal.enter(places.clone())?;
     let mut captured = Vec::with_capacity(spaces.len());
@@ -426,7 +488,7 @@ fn take(
     }
     timeline.app.stood_ns = timeline.passed_ns();
     steps.enter("rest");
-    let needs = needs(frozen, &spaces, &captured)?;
+    let vdso = vdso(frozen, &spaces);
     let snaplist = snaplist(frozen)?;
     let mut processes = images(frozen, captured, spaces, &snaplist, &table)?;
     steps.enter("pages");
@@ -445,20 +507,22 @@ fn take(
     steps.enter("memory");
     for process in &mut processes {
         go_on(cancelled)?;
-        process.private.copy(process.pid, is_held, &mut stock)?;
+        process.private.copy(process.pid, is_held, &mut ahead.stock)?;
     }
     if is_held {
         tables.shm.hold()?;
     }
-    let mut manifest = manifest(names, target, timeline.app, needs, snaplist, table);
+    let mut manifest = manifest(names, target, timeline.app, snaplist, table);
     manifest.seccomp = filters.into_records();
-    manifest.participants = participants::of(frozen.processes[0].pid);
+    manifest.participants = participants::of(frozen.processes[0].pid, ahead.participants.as_ref());
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
     Ok(Taken {
         processes,
+        vdso,
         manifest,
         tables,
-        stock,
+        stock: std::mem::take(&mut ahead.stock),
+        _open: (ahead, members),
         is_held,
     })
 }
@@ -491,6 +555,8 @@ impl Taken {
             writer.discard(gone.into_parts().0)?;
         }
         let stock = self.stock.close();
+        let first = self.processes.first().and_then(|process| process.image.threads.first());
+        self.manifest.needs = memory::needs(first.map_or(&[], |thread| &thread.xsave), &self.vdso);
         let (mut memory_bytes, mut notes) = (0, Vec::new());
         let mut layouts = Vec::with_capacity(self.processes.len());
         for TakenProcess { pid, image, private } in self.processes {
@@ -543,8 +609,11 @@ fn address_spaces(
 }
 
 /// Where the process can be entered, and what it has before.
-fn place(process: &FrozenProcess, vmas: &[Vma]) -> Result<Entered> {
-    let gate = executor::find_held_gate(process.pid, &memory::code(vmas))?;
+fn place(process: &FrozenProcess, vmas: &[Vma], known: Option<Gate>) -> Result<Entered> {
+    let gate = match known.filter(|gate| gate.stands(process.pid)) {
+        Some(gate) => gate,
+        None => executor::find_held_gate(process.pid, &memory::code(vmas))?,
+    };
     let mut used: Vec<Span> = vmas.iter().map(Span::from).collect();
     let hole = executor::find_hole(&mut used, executor::FOOTPRINT).ok_or_else(|| {
         Error::refused(format!(
@@ -576,19 +645,15 @@ fn capture_process(
     captured
 }
 
-fn needs(
-    frozen: &Frozen,
-    spaces: &[Vec<Vma>],
-    captured: &[(ProcessRecord, Vec<ThreadImage>)],
-) -> Result<crate::image::records::Needs> {
+/// That of the first process that has one.
+fn vdso(frozen: &Frozen, spaces: &[Vec<Vma>]) -> Vec<u8> {
     let vdso = spaces.iter().zip(&frozen.processes).find_map(|(vmas, process)| {
         let vma = vmas.iter().find(|v| v.kind == VmaKind::Vdso)?;
         let mut bytes = vec![0; (vma.end - vma.start) as usize];
         crate::sys::memory::read(process.pid, vma.start, &mut bytes).ok()?;
         Some(bytes)
     });
-    let xsave = &captured[0].1[0].xsave;
-    Ok(memory::needs(xsave, &vdso.unwrap_or_default()))
+    vdso.unwrap_or_default()
 }
 
 /// Everything of the processes but their memory.
@@ -674,7 +739,6 @@ fn manifest(
     (hostname, domainname): (String, String),
     target: &Target,
     clocks: Clocks,
-    needs: crate::image::records::Needs,
     processes: Vec<SnapEntry>,
     table: FileTable,
 ) -> Manifest {
@@ -683,7 +747,7 @@ fn manifest(
         product: concat!("appshot ", env!("CARGO_PKG_VERSION")).to_owned(),
         app: survey::app_name(target),
         created_unix_ms: (clocks.realtime_ns / 1_000_000) as u64,
-        needs,
+        needs: memory::needs(&[], &[]),
         clocks,
         hostname,
         domainname,
@@ -754,6 +818,12 @@ fn finish_standing(
 pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> {
     survey::await_memory(target, &|| false)?;
     survey::admissible(target)?;
+    look(target, options, &Ahead::look(target)?, true)
+}
+
+/// Looks, of an app that runs, at everything that can be seen then; at mappings only
+/// where `spaces` says so.
+fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool) -> Result<CheckReport> {
     let pids: Vec<HostPid> = freeze::members(target)?
         .into_iter()
         .filter(|pid| !survey::is_zombie(*pid))
@@ -764,10 +834,12 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
     };
     let mut refusals = Refusals::default();
     let mut tables = Tables::default();
-    survey::processes(target, &pids, &mut refusals);
-    address_spaces(&pids, None, &mut tables, &mut refusals)?;
+    survey::processes(&mut ahead.wanted.clone(), &pids, &mut refusals);
+    if spaces {
+        address_spaces(&pids, None, &mut tables, &mut refusals)?;
+    }
     let numbers: Vec<(HostPid, VirtualPid)> = pids.iter().map(|pid| (*pid, VirtualPid(pid.0))).collect();
-    ipc::look(&numbers, target, &mut tables.shm, false, &mut refusals);
+    ipc::look(&numbers, target, &ahead.ipc, &mut tables.shm, false, &mut refusals);
     let members = pids
         .iter()
         .map(|pid| Member::open(*pid, VirtualPid(pid.0)))
@@ -775,7 +847,8 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
     let table = files::capture(&members, options, None, &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
     if let Some(pid) = pids.first() {
-        survey::host_names(*pid, &mut refusals)?;
+        survey::host_names(*pid, &ahead.uts, &mut refusals)?;
+        participants::of(*pid, ahead.participants.as_ref());
     }
     report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();
     report.depends = tables.external.paths().map(|path| format!("file {path}")).collect();

@@ -7,6 +7,7 @@ use crate::files::{FileTable, Member, pty};
 use crate::freeze;
 use crate::ids::HostPid;
 use crate::image::records::Clocks;
+use crate::nsthread::Door;
 use crate::proc::{self, Fields};
 use crate::refusals::Refusals;
 use crate::sys::task::{self, Compare};
@@ -27,6 +28,15 @@ pub fn subject(target: &Target) -> String {
     match target {
         Target::Pid(_) => format!("pid {root} ({})", proc::comm(root)),
         Target::App { name, .. } => format!("app {name} (pid {root}, {})", proc::comm(root)),
+    }
+}
+
+/// Whose namespaces those of the app must be, as far as they are not its own: its
+/// init's, or ours.
+pub fn host(target: &Target) -> HostPid {
+    match target {
+        Target::App { init: Some(init), .. } => *init,
+        _ => HostPid(std::process::id() as i32),
     }
 }
 
@@ -145,8 +155,7 @@ fn unmolested(pid: HostPid, what: &str) -> Result<()> {
 }
 
 /// State that no record holds yet.
-pub fn processes(target: &Target, pids: &[HostPid], refusals: &mut Refusals) {
-    let mut wanted = Wanted::of(target);
+pub fn processes(wanted: &mut Wanted, pids: &[HostPid], refusals: &mut Refusals) {
     for pid in pids {
         wanted.check(*pid, refusals);
         names(*pid, refusals);
@@ -236,22 +245,26 @@ fn ns(pid: &str, name: &str) -> Option<String> {
 
 /// The namespaces that processes of the app are to be in. Its own are those its init
 /// made; everything else must be the host's.
-struct Wanted {
+#[derive(Clone, Debug)]
+pub struct Wanted {
     init: String,
     root: String,
+    /// Of those that have been asked for.
     known: HashMap<(String, &'static str), Option<String>>,
 }
 
 impl Wanted {
-    fn of(target: &Target) -> Wanted {
-        let init = match target {
-            Target::App { init: Some(init), .. } => init.to_string(),
-            _ => "self".to_owned(),
-        };
+    /// Also before the app stands still: neither we nor its init change ours.
+    pub fn of(target: &Target) -> Wanted {
+        let init = host(target).to_string();
+        let host = ["user", "cgroup"].map(|name| ("self", name));
+        let own = ["mnt", "ipc", "uts", "net"].map(|name| (init.as_str(), name));
+        let known = host.into_iter().chain(own);
+        let known = known.map(|(owner, name)| ((owner.to_owned(), name), ns(owner, name)));
         Wanted {
-            init,
             root: root(target).to_string(),
-            known: HashMap::new(),
+            known: known.collect(),
+            init,
         }
     }
 
@@ -341,10 +354,10 @@ fn offset(text: &str, clock: &str) -> i64 {
     seconds * 1_000_000_000 + words.next().unwrap_or(0)
 }
 
-/// Host and domain name in the UTS namespace of `pid`.
-pub fn host_names(pid: HostPid, refusals: &mut Refusals) -> Result<(String, String)> {
+/// Host and domain name of `pid`, in the UTS namespace behind the door.
+pub fn host_names(pid: HostPid, uts: &Door, refusals: &mut Refusals) -> Result<(String, String)> {
     // Not read from /proc/sys, which takes ten times as long.
-    let names = crate::nsthread::inside(pid, &["uts"], nix::sys::utsname::uname);
+    let names = uts.inside(nix::sys::utsname::uname);
     let names = names.and_then(|names| names.map_err(Into::into));
     let names = names.or_fail(|| "cannot read the host name")?;
     let mut text = |name: &str, found: &OsStr| {

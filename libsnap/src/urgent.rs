@@ -42,25 +42,36 @@ pub struct Urgent {
     _eager: Option<Eager>,
     _nice: Option<Nice>,
     _awake: Option<Awake>,
+    _away: Option<Away>,
 }
 
 impl Urgent {
-    /// Before the app of this process is stopped.
-    pub fn begin(root: HostPid) -> Urgent {
+    /// Before the app of this process is stopped. `prepare` may do, of what is going to be
+    /// done in the stop, as much as can be done before: it runs on the processor on which
+    /// that will be, which then has code and data at hand, and comes before nobody yet.
+    pub fn begin<T>(root: HostPid, prepare: impl FnOnce() -> T) -> (Urgent, T) {
         have_code_mapped();
-        let theirs = proc::stat(root).map_or(0, |stat| stat.processor);
+        let processor = || proc::stat(root).map_or(0, |stat| stat.processor);
+        let mut theirs = processor();
+        let mut away = Away::from(theirs);
+        let prepared = prepare();
+        // It may have come here meanwhile.
+        if processor() != theirs {
+            drop(away);
+            theirs = processor();
+            away = Away::from(theirs);
+        }
         // It must not inherit what this thread is to get.
         let awake = Awake::keep(theirs);
         let eager = Eager::begin();
-        if eager.is_some() {
-            stay_away_from(theirs);
-        }
-        Urgent {
+        let urgent = Urgent {
             _hearing: eager.as_ref().and_then(|_| Hearing::begin()),
             _nice: eager.is_none().then(|| Nice::set(NICE)).flatten(),
             _eager: eager,
             _awake: awake,
-        }
+            _away: away,
+        };
+        (urgent, prepared)
     }
 }
 
@@ -77,17 +88,35 @@ fn have_code_mapped() {
     });
 }
 
-/// Where there is another processor for this thread.
-fn stay_away_from(processor: usize) {
-    let own = HostPid(nix::unistd::gettid().as_raw());
-    let Ok(mut allowed) = task::sched_getaffinity(own) else {
-        return;
-    };
-    if let Some(word) = allowed.get_mut(processor / 64) {
-        *word &= !(1 << (processor % 64));
+/// This thread runs elsewhere than on a processor. Dropped, by the same thread, it may
+/// again.
+#[derive(Debug)]
+struct Away {
+    thread: HostPid,
+    before: Vec<u64>,
+}
+
+impl Away {
+    /// Where there is another processor for this thread.
+    fn from(processor: usize) -> Option<Away> {
+        // Told by what this thread may use now.
+        if !are_several() {
+            return None;
+        }
+        let thread = HostPid(nix::unistd::gettid().as_raw());
+        let before = task::sched_getaffinity(thread).ok()?;
+        let mut others = before.clone();
+        *others.get_mut(processor / 64)? &= !(1 << (processor % 64));
+        // EINVAL: it was the only one.
+        task::sched_setaffinity(thread, &others).ok()?;
+        Some(Away { thread, before })
     }
-    // EINVAL: it was the only one.
-    task::sched_setaffinity(own, &allowed).ok();
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        task::sched_setaffinity(self.thread, &self.before).ok();
+    }
 }
 
 /// Another priority of this process; dropped, it has its own again.

@@ -13,13 +13,14 @@ use nodekit::ending;
 use nodekit::peer::Peer;
 use nodekit::reply::{self, Body, Failure, Reply, on_own_thread};
 use nodekit::start::Start;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub fn router(instances: Instances) -> Router {
     let routes = Router::new()
         .route("/v1/instances", post(create).get(list))
         .route("/v1/clones", post(clone))
+        .route("/v1/prepare", post(prepare))
         .route("/v1/instances/{name}", get(show).delete(remove))
         .route("/v1/instances/{name}/revert", post(revert));
     reply::complete(routes, "restored", include_str!("../openapi.json")).with_state(instances)
@@ -194,6 +195,29 @@ async fn clone(
         }
     };
     Ok(Json(instances.clone_all(starts).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PrepareRequest {
+    /// Name of an appshot in the store, or an absolute path.
+    appshot: String,
+    #[serde(default = "lazy")]
+    memory: Memory,
+}
+
+/// Reads and verifies now what the next restore would have to.
+async fn prepare(State(instances): State<Instances>, Body(request): Body<PrepareRequest>) -> Reply<Prepared> {
+    let path = instances.store.resolve_appshot(&request.appshot)?;
+    on_own_thread(move || instances.prepare(&path, request.memory)).await?;
+    Ok(Json(Prepared {
+        appshot: request.appshot,
+    }))
+}
+
+#[derive(Debug, Serialize)]
+struct Prepared {
+    appshot: String,
 }
 
 async fn list(State(instances): State<Instances>) -> Reply<Vec<View>> {

@@ -4,13 +4,15 @@ use crate::pool::{Busy, Kind, Pool, Watch};
 use crate::reverts::{Reverts, Tried};
 use crate::shelf::Shelf;
 use libsnap::error::{Error, Result};
+use libsnap::restore::opened::Opened;
 use libsnap::restore::{Prepared, Way};
 use libsnap::store::{App, State, Store, View};
-use libsnap::target::{Instance, Manner, RevertReport};
+use libsnap::target::{Instance, Manner, Memory, RevertReport};
 use nodekit::daemon::Stopping;
 use nodekit::reply::on_own_thread;
 use nodekit::start::{Ready, Start, What};
 use nodekit::{ending, process, supervise};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -57,6 +59,15 @@ impl Instances {
 
     pub fn view(&self, name: &str) -> Result<View> {
         Ok(self.app(name)?.view(&self.store))
+    }
+
+    /// Has an appshot at hand, as long as others are not wanted more.
+    pub fn prepare(&self, path: &Path, memory: Memory) -> Result<()> {
+        match self.shelf.get(path, memory) {
+            Some(_) => Ok(()),
+            // That tells why.
+            None => Opened::open(path).map(drop),
+        }
     }
 
     /// Restores on a thread that stays until the instance ends: ptrace is bound

@@ -137,7 +137,7 @@ impl Registry {
 
     /// Paths below both directories, which are the same at the same point of
     /// every cycle, but for the parts of an appshot, of which a script has as many
-    /// as children just now, the notes on waits, the journals of husks in waiting, and
+    /// as children just now, the notes on waits and on queues, the journals of husks in waiting, and
     /// working sets, which come a second after a restore.
     pub fn files(&self) -> BTreeSet<PathBuf> {
         fn list(dir: &Path, all: &mut BTreeSet<PathBuf>) {
@@ -146,8 +146,11 @@ impl Registry {
                     list(&entry.path(), all);
                 }
                 let name = entry.file_name();
-                let comes_and_goes = dir.ends_with("timed") || dir.ends_with("journal") || name == "timed";
-                if !comes_and_goes && !name.to_string_lossy().contains(".working-set") {
+                let comes_and_goes = ["timed", "looked"].map(|notes| dir.ends_with(notes) || name == notes);
+                if !comes_and_goes.contains(&true)
+                    && !dir.ends_with("journal")
+                    && !name.to_string_lossy().contains(".working-set")
+                {
                     all.insert(entry.path());
                 }
             }

@@ -236,6 +236,12 @@ fn a_killed_daemon() {
                 let told = answer(late.context("nobody came")?)?;
                 ensure!(told.contains(&state), "round {round}: {told}, not {state}");
             }
+            // Put to sleep by somebody else it is woken, too.
+            node.reach("running")?;
+            let state = (server.state)()?;
+            registry.appshot(&["-q", "snapshot", "--replace", place.unique()])?;
+            node.reach("asleep")?;
+            ensure!((server.state)()? == state, "it is another one");
             // What was deployed before is not deployed twice.
             let again: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
             ensure!(again["app"] == place.unique(), "{again}");

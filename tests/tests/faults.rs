@@ -544,6 +544,26 @@ fn pid_taken() {
     });
 }
 
+/// The kernel shows an empty message that waits to one snapshot only: the next must not
+/// leave it out, and has to tell. The first has it.
+#[test]
+fn empty_messages_that_were_seen_before() {
+    trial("empty_messages_that_were_seen_before", |place| {
+        let app = start(place, "empty_between")?;
+        let first = place.path("first");
+        app.freeze_running(&first)?;
+        let before = Fingerprint::take(app.top());
+        for next in ["second", "third"] {
+            let error = fails(next, app.freeze(&place.path(next)), &[Kind::Refused])?;
+            ensure!(error.refusals.len() == 3, "expected three sockets in: {error}");
+            names(&error, "empty message")?;
+        }
+        judge_untouched(&before, &Fingerprint::take(app.top()), Changes::NONE)?;
+        passes(place, app)?;
+        passes(place, place.restore(&first)?)
+    });
+}
+
 // -------------------------------------------------------------------- giving up
 
 /// The snapshot gives up because a task does not stop. Calls of other tasks that

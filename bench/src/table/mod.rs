@@ -18,6 +18,7 @@ mod render;
 mod restore;
 mod row;
 mod steady;
+mod wake;
 
 use crate::engine::Criu;
 use crate::machine::Machine;
@@ -110,6 +111,8 @@ enum How {
     /// Memory of so many copies of 100 MB.
     Copies(usize),
     Revert,
+    /// An app that sleeps on a node.
+    Wake(&'static str),
 }
 
 /// A row that can be measured.
@@ -359,6 +362,41 @@ fn specs() -> Vec<Spec> {
             &[MedianAtMost(0.5)],
         ),
         spec(
+            "wake-python",
+            "python http.server asleep on a node: a client comes -> its first answer",
+            "ms",
+            How::Wake("python"),
+            &[MedianAtMost(5.0)],
+        ),
+        spec(
+            "wake-node",
+            "node asleep on a node: a client comes -> its first answer",
+            "ms",
+            How::Wake("node"),
+            &[MedianAtMost(5.0)],
+        ),
+        spec(
+            "wake-nginx",
+            "nginx asleep on a node: a client comes -> its first answer",
+            "ms",
+            How::Wake("nginx"),
+            &[MedianAtMost(5.0)],
+        ),
+        spec(
+            "wake-java",
+            "java asleep on a node: a client comes -> its first answer",
+            "ms",
+            How::Wake("java"),
+            &[MedianAtMost(10.0)],
+        ),
+        spec(
+            "wake-redis-1gb",
+            "redis 1 GB asleep on a node: a client comes -> its first answer",
+            "ms",
+            How::Wake("redis-1gb"),
+            &[MedianAtMost(10.0)],
+        ),
+        spec(
             "verify",
             "overhead of verification per 100 MB",
             "ms",
@@ -497,6 +535,7 @@ fn measured(lab: &Lab<'_>, spec: &Spec) -> Row {
         How::ClonesUp(n) => clones::up(lab, n, &mut row),
         How::CloneMemory(n) => clones::memory(lab, n, &mut row),
         How::Revert => clones::revert(lab, &mut row),
+        How::Wake(workload) => wake::measure(lab, workload, &mut row),
     };
     if let Err(error) = result {
         row.missing(Column::Ours, format!("{error:#}"));

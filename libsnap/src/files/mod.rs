@@ -11,6 +11,7 @@ pub mod events;
 pub mod held;
 pub mod inet;
 pub mod inotify;
+pub mod looked;
 pub mod paths;
 pub mod pipes;
 pub mod pty;
@@ -31,6 +32,7 @@ use crate::sys::diag::UnixSocket;
 use crate::sys::fd as sysfd;
 use crate::sys::task::{self, Compare};
 use crate::target::SnapshotOptions;
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fs;
@@ -106,6 +108,8 @@ pub struct Context<'a> {
     pub descriptions: &'a [Description],
     pub fds: &'a [Vec<FdEntry>],
     pub unix: HashMap<u64, UnixSocket>,
+    /// Options of fresh sockets, by family, type and protocol.
+    pub usual: RefCell<HashMap<(i32, i32, i32), sockets::Usual>>,
     /// The app stands still since then: queues may be looked into.
     pub frozen: Option<Reading>,
 }
@@ -141,6 +145,7 @@ pub fn capture(
         descriptions: &descriptions,
         fds: &table.fds,
         unix: unix_table(members, &descriptions)?,
+        usual: RefCell::default(),
         frozen,
     };
     for description in &descriptions {

@@ -3,13 +3,15 @@
 //! Options are compared with those of a fresh socket of the same kind; only
 //! what differs is recorded and set again.
 
+use super::looked::Look;
 use super::{Builder, Context, Description, Refused, inet, refused, unix};
 use crate::error::{OrFail, Result};
 use crate::image::limits;
 use crate::image::records::{FileKind, Message, Sender, SockOpt, SocketRecord, SocketState};
-use crate::sys::diag;
+use crate::sys::diag::{self, Peeked};
 use crate::sys::fd as sysfd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const SOL_TCP: i32 = libc::IPPROTO_TCP;
@@ -85,6 +87,13 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     if get(libc::SO_ERROR) > 0 {
         return refused("a socket error that the app has not read yet", "try again");
     }
+    // -1: it does not.
+    if get(libc::SO_PEEK_OFF) >= 0 {
+        return refused(
+            "it looks at what is queued with an offset (SO_PEEK_OFF), which is not carried",
+            "set SO_PEEK_OFF to -1 before the snapshot",
+        );
+    }
     match record.domain {
         libc::AF_UNIX => unix::capture(context, description, &mut record)?,
         libc::AF_INET | libc::AF_INET6 => inet::capture(context, description, &mut record)?,
@@ -96,7 +105,10 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
             );
         }
     }
-    record.options = options(description, &record);
+    // The end of a connection is made again without any.
+    if record.state != SocketState::Severed {
+        record.options = options(context, description, &record);
+    }
     Ok(FileKind::Socket(Box::new(record)))
 }
 
@@ -104,22 +116,35 @@ fn fresh(record: &SocketRecord) -> crate::sys::Sys<OwnedFd> {
     inet::socket(record.domain, record.kind, record.protocol)
 }
 
-fn options(description: &Description, record: &SocketRecord) -> Vec<SockOpt> {
-    let Ok(fresh) = fresh(record) else { return Vec::new() };
-    let differs = |(level, name): &(i32, i32)| {
-        // Of a connection this is what was agreed, not what the app asked for.
-        if (*level, *name) == (SOL_TCP, libc::TCP_MAXSEG) && record.state == SocketState::Severed {
-            return None;
+/// What each of [`OPTIONS`] is at first, where a kind of socket has it.
+pub type Usual = Vec<Option<Vec<u8>>>;
+
+fn all_options(fd: &OwnedFd) -> Usual {
+    let get = |(level, name): &(i32, i32)| diag::getsockopt(fd, *level, *name, 16).ok();
+    OPTIONS.iter().map(get).collect()
+}
+
+fn options(context: &Context<'_>, description: &Description, record: &SocketRecord) -> Vec<SockOpt> {
+    let kind = (record.domain, record.kind, record.protocol);
+    let mut known = context.usual.borrow_mut();
+    let usual = match known.entry(kind) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(place) => {
+            let Ok(fresh) = fresh(record) else { return Vec::new() };
+            place.insert(all_options(&fresh))
         }
-        let value = diag::getsockopt(&description.dup, *level, *name, 16).ok()?;
-        let usual = diag::getsockopt(&fresh, *level, *name, 16).ok();
-        (usual.as_ref() != Some(&value)).then_some(SockOpt {
-            level: *level,
-            name: *name,
-            value,
-        })
     };
-    OPTIONS.iter().filter_map(differs).collect()
+    let found = all_options(&description.dup).into_iter();
+    let found = found.zip(usual.iter()).zip(OPTIONS);
+    let differs = found.filter(|((value, usual), _)| value != *usual);
+    let options = differs.filter_map(|((value, _), (level, name))| {
+        Some(SockOpt {
+            level,
+            name,
+            value: value?,
+        })
+    });
+    options.collect()
 }
 
 /// Who sent a message is noted by what is set when it is sent: set once all that
@@ -199,27 +224,55 @@ pub fn peek_queue(
     (domain, kind): (i32, i32),
 ) -> Result<Vec<Message>, Refused> {
     let dup = &description.dup;
-    let unread = |e: nix::Error| (format!("its queued data cannot be read: {e}"), "try again".to_owned());
-    let set = |name: i32, value: i32| diag::setsockopt(dup, libc::SOL_SOCKET, name, &value.to_le_bytes());
-    let before = |name: i32| diag::getsockopt_i32(dup, libc::SOL_SOCKET, name);
-    let offset = before(libc::SO_PEEK_OFF).unwrap_or(-1);
-    let asked = if domain == libc::AF_UNIX {
-        before(libc::SO_PASSCRED).map_err(unread)?
-    } else {
-        1
+    let set = |name: i32, value: i32| {
+        let set = diag::setsockopt(dup, libc::SOL_SOCKET, name, &value.to_le_bytes());
+        set.map_err(unread)
     };
-    set(libc::SO_PEEK_OFF, 0).map_err(unread)?;
-    let walked = match asked {
-        0 => set(libc::SO_PASSCRED, 1)
-            .map_err(unread)
-            .and_then(|()| walk_queue(context, description, (domain, kind))),
-        _ => walk_queue(context, description, (domain, kind)),
-    };
-    if asked == 0 {
-        set(libc::SO_PASSCRED, 0).map_err(unread)?;
+    let asks =
+        domain != libc::AF_UNIX || diag::getsockopt_i32(dup, libc::SOL_SOCKET, libc::SO_PASSCRED).map_err(unread)? != 0;
+    // A stream has no empty messages.
+    let look = (kind != libc::SOCK_STREAM).then(|| Look::begin(description.found.key.1));
+    let look = look.transpose()?;
+    if !asks {
+        set(libc::SO_PASSCRED, 1)?;
     }
-    set(libc::SO_PEEK_OFF, offset).map_err(unread)?;
-    walked
+    let walked = first_if_empty(context, description, (domain, kind)).and_then(|first| {
+        set(libc::SO_PEEK_OFF, 0)?;
+        let walked = walk_queue(context, description, (domain, kind));
+        set(libc::SO_PEEK_OFF, -1)?;
+        Ok(first.into_iter().chain(walked?).collect())
+    });
+    if !asks {
+        set(libc::SO_PASSCRED, 0)?;
+    }
+    let queue: Vec<Message> = walked?;
+    look.map_or(Ok(()), |look| look.end(&queue))?;
+    Ok(queue)
+}
+
+fn unread(errno: nix::Error) -> Refused {
+    let reason = format!("its queued data cannot be read: {errno}");
+    (reason, "try again".into())
+}
+
+/// The first message where it is an empty one: looked at like this, whoever did that, it
+/// does not show on the way.
+fn first_if_empty(
+    context: &Context<'_>,
+    description: &Description,
+    (domain, kind): (i32, i32),
+) -> Result<Option<Message>, Refused> {
+    if kind == libc::SOCK_STREAM {
+        return Ok(None);
+    }
+    let unix = domain == libc::AF_UNIX;
+    let first = diag::peek_message(&description.dup, 1).map_err(unread)?;
+    let empty = first.filter(|peeked| peeked.data.is_empty());
+    if unix && empty.as_ref().is_some_and(|peeked| peeked.control) {
+        return in_flight();
+    }
+    let empty = empty.filter(|peeked| !unix || peeked.credentials.is_some());
+    empty.map(|peeked| message(context, peeked)).transpose()
 }
 
 fn walk_queue(
@@ -234,10 +287,7 @@ fn walk_queue(
         match diag::peek_message(&description.dup, LONGEST) {
             Ok(None) => return Ok(queue),
             Ok(Some(peeked)) if peeked.control && unix => {
-                return refused(
-                    "descriptors are in flight in its queue",
-                    "let the app receive them first",
-                );
+                return in_flight();
             }
             Ok(Some(peeked)) if peeked.cut => {
                 return refused(
@@ -248,15 +298,26 @@ fn walk_queue(
             // The end; a stream has credentials there, too.
             Ok(Some(peeked)) if kind == libc::SOCK_STREAM && peeked.data.is_empty() => return Ok(queue),
             Ok(Some(peeked)) if unix && peeked.credentials.is_none() => return Ok(queue),
-            Ok(Some(peeked)) => queue.push(Message {
-                sender: peeked.credentials.map_or(Ok(None), |known| sender(context, known))?,
-                data: peeked.data,
-                from: peeked.from,
-            }),
-            Err(errno) => return refused(format!("its queued data cannot be read: {errno}"), "try again"),
+            Ok(Some(peeked)) => queue.push(message(context, peeked)?),
+            Err(errno) => return Err(unread(errno)),
         }
     }
     refused("too many messages are queued in it", "let the app receive them first")
+}
+
+fn in_flight<T>() -> Result<T, Refused> {
+    refused(
+        "descriptors are in flight in its queue",
+        "let the app receive them first",
+    )
+}
+
+fn message(context: &Context<'_>, peeked: Peeked) -> Result<Message, Refused> {
+    Ok(Message {
+        sender: peeked.credentials.map_or(Ok(None), |known| sender(context, known))?,
+        data: peeked.data,
+        from: peeked.from,
+    })
 }
 
 /// The process by the app's number; none where nothing was noted.

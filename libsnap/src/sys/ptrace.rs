@@ -298,18 +298,22 @@ pub const SPINS: u32 = 200;
 /// others want this CPU.
 pub fn pause(rounds: &mut u32) {
     *rounds += 1;
-    if HEARS.get() {
-        await_report(LOOK_AGAIN);
-    } else if *rounds <= SPINS {
-        std::thread::yield_now();
-    } else {
-        std::thread::sleep(LOOK_AGAIN);
+    match HEARS.get() {
+        // To be woken takes longer than most reports do.
+        true if *rounds <= HEARING_SPINS => std::hint::spin_loop(),
+        true => await_report(LOOK_AGAIN),
+        false if *rounds <= SPINS => std::thread::yield_now(),
+        false => std::thread::sleep(LOOK_AGAIN),
     }
 }
 
+/// Looks of a thread that hears of reports: some 20 us, in which what runs on its own
+/// processor has to wait.
+const HEARING_SPINS: u32 = 50;
+
 /// The same where no report is to come, but the task works.
 pub fn pause_briefly(rounds: &mut u32) {
-    const SHORT: u32 = 16;
+    const SHORT: u32 = 100;
     match HEARS.get() {
         true if *rounds < SHORT => {
             *rounds += 1;
