@@ -139,7 +139,7 @@ pub struct Slot {
 }
 
 /// System calls to be made, and the bytes they point at.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     entries: Vec<Entry>,
     names: Vec<&'static str>,
@@ -301,13 +301,16 @@ impl Batch {
             number: u64::MAX,
             ..Entry::default()
         };
-        let entries = self.entries.iter().chain([&end]).flat_map(|entry| entry.to_words());
         // The word that says "done", not yet; another to keep the entries aligned.
-        [0; DONE_BYTES as usize / 8]
-            .into_iter()
-            .chain(entries)
-            .flat_map(u64::to_le_bytes)
-            .collect()
+        let mut image = vec![0; DONE_BYTES as usize];
+        image.reserve((self.entries.len() + 1) * ENTRY_BYTES);
+        for entry in self.entries.iter().chain([&end]) {
+            let words = entry.to_words();
+            words
+                .iter()
+                .for_each(|word| image.extend_from_slice(&word.to_le_bytes()));
+        }
+        image
     }
 }
 
@@ -397,7 +400,7 @@ impl Executor {
         };
         // Each call costs two stops, and the app stands still.
         let (code, data) = (libc::PROT_READ | libc::PROT_EXEC, libc::PROT_READ | libc::PROT_WRITE);
-        let written = if executor.parks && mmap(base, FOOTPRINT, code | data)?.is_ok() {
+        let written = if mmap(base, FOOTPRINT, code | data)?.is_ok() {
             memory::write(tid, base, blob::executor())
         } else {
             mmap(base, PAGE, code)?.or_fail(|| format!("cannot map the executor into pid {tid}"))?;

@@ -22,8 +22,8 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::participants::{NEXT_PHASE, PHASE, RESTORED, RUNNING};
 use crate::sys::Sys;
 use crate::target::Identity;
-use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, mkdirat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -181,7 +181,8 @@ pub fn renew(root: &str) -> Result<()> {
     std::fs::write(directory.join("generation"), generation).or_fail(|| "cannot tell the instance what it is")
 }
 
-/// What the files of an instance looked like; changed by whoever writes to them.
+/// What the files of an instance looked like; changed by whoever writes to them. Paths are
+/// below the directory, which itself comes first.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Marks(Vec<(PathBuf, [i64; 6])>);
 
@@ -190,32 +191,52 @@ impl Marks {
         let mut marks = Marks::default();
         let directory = PathBuf::from(format!("{root}{DIRECTORY}"));
         if is_own(&directory) {
-            marks.add(directory);
+            marks.add(&directory, PathBuf::new(), true);
         }
-        marks
+        marks.now(root)
     }
 
-    fn add(&mut self, path: PathBuf) {
-        let Ok(meta) = std::fs::symlink_metadata(&path) else {
-            return;
-        };
-        let (written, changed) = ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));
-        let inode = meta.ino() as i64;
-        let of_own = [
-            inode,
-            i64::from(meta.mode()),
-            written.0,
-            written.1,
-            changed.0,
-            changed.1,
-        ];
-        if meta.is_dir() {
-            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
-            let mut names: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-            names.sort();
-            names.into_iter().for_each(|name| self.add(name));
+    fn add(&mut self, directory: &Path, path: PathBuf, is_directory: bool) {
+        let entries = is_directory
+            .then(|| std::fs::read_dir(directory.join(&path)).ok())
+            .flatten();
+        self.0.push((path.clone(), [0; 6]));
+        for entry in entries.into_iter().flatten().flatten() {
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            self.add(directory, path.join(entry.file_name()), is_directory);
         }
-        self.0.push((path, of_own));
+    }
+
+    /// The same files as they look now. Where there are others, directories look otherwise.
+    pub fn now(&self, root: &str) -> Marks {
+        let path = format!("{root}{DIRECTORY}");
+        let directory = File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_PATH)
+            .open(path)
+            .ok();
+        let mark = |path: &Path| {
+            let directory = directory.as_ref()?;
+            let stat = match path.as_os_str().is_empty() {
+                true => fstat(directory),
+                false => fstatat(directory, path, AtFlags::AT_SYMLINK_NOFOLLOW),
+            };
+            let stat = stat.ok()?;
+            Some([
+                stat.st_ino as i64,
+                i64::from(stat.st_mode),
+                stat.st_mtime,
+                stat.st_mtime_nsec,
+                stat.st_ctime,
+                stat.st_ctime_nsec,
+            ])
+        };
+        let marks = self.0.iter();
+        Marks(
+            marks
+                .map(|(path, _)| (path.clone(), mark(path).unwrap_or_default()))
+                .collect(),
+        )
     }
 }
 

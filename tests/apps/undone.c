@@ -6,7 +6,9 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 
 #define SMALL (64 << 10)
@@ -14,6 +16,8 @@
 static unsigned char initialised[SMALL] = {1};
 static unsigned char empty[SMALL];
 static unsigned char *heap, *mapped;
+/* A file, mapped: the first half written to; and not at all. */
+static unsigned char *filed, *bare, *content;
 static char maps[64 << 10], descriptors[4096];
 static volatile unsigned long ticks;
 static int file, pipes[2];
@@ -83,6 +87,19 @@ static void *wait_for_ever(void *unused)
     return unused;
 }
 
+/* Memory that was given back, and that the kernel has not taken yet. */
+static int may_vanish(void)
+{
+    char line[512];
+    unsigned long any = 0, kilobytes;
+    FILE *smaps = fopen("/proc/self/smaps", "r");
+    while (fgets(line, sizeof line, smaps))
+        if (sscanf(line, "LazyFree: %lu kB", &kilobytes) == 1)
+            any += kilobytes;
+    fclose(smaps);
+    return any != 0;
+}
+
 static const char *verify(unsigned char *stack)
 {
     static char now[sizeof maps];
@@ -93,6 +110,10 @@ static const char *verify(unsigned char *stack)
     if (!is_filled(heap, LARGE)) return "the heap";
     if (!is_filled(mapped, LARGE / 2)) return "the first half of the mapping";
     if (!is_zero(mapped + LARGE / 2, LARGE / 2)) return "the second half of the mapping";
+    if (!is_filled(filed, SMALL / 2)) return "the first half of the mapped file";
+    if (memcmp(filed + SMALL / 2, content + SMALL / 2, SMALL / 2)) return "the second half of the mapped file";
+    if (memcmp(bare, content, SMALL)) return "the file that is only read";
+    if (may_vanish()) return "memory that may vanish";
     read_maps(now);
     if (strcmp(now, maps)) return "mappings";
     list_descriptors(open_now);
@@ -121,6 +142,17 @@ static const char *act(char what, unsigned char *stack)
         ticks += mapped[8192];
         mapped[40960] = 9;
         break;
+    case 'z': madvise(mapped, LARGE / 2, MADV_FREE); break;
+    case 'b': /* the same of a mapped file */
+        madvise(filed, SMALL, MADV_DONTNEED);
+        ticks += filed[4096];
+        filed[5 * 4096] = 9, filed[12 * 4096] = 9;
+        break;
+    case 'e': /* a page of its own where there was none, behind its back */
+        mprotect(bare, SMALL, PROT_READ | PROT_WRITE);
+        bare[4096]++;
+        mprotect(bare, SMALL, PROT_READ);
+        break;
     case 'o': /* opened, moved, flagged */
         lseek(file, 77, SEEK_SET);
         fcntl(pipes[0], F_SETFL, O_NONBLOCK);
@@ -145,7 +177,13 @@ static const char *act(char what, unsigned char *stack)
     case 'u': munmap(mapped + 4096, 4096); break;
     case 'w': write(pipes[1], "x", 1); break;
     case 'a': madvise(mapped, LARGE, MADV_DONTFORK); break;
+    case 'h': madvise(mapped, LARGE, MADV_HUGEPAGE); break;
     case 'l': mlock(mapped, 4096); break;
+    case 'r': /* the same mapping to look at, and another one */
+        mmap(mapped, LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        break;
+    case 'g': MUST(unshare(CLONE_NEWUTS)); break;
+    case 'q': MUST(mount("none", "/", 0, MS_REC | MS_SHARED, 0)); break;
     case 'x': dup2(0, file); break;
     }
     return "done";
@@ -164,6 +202,12 @@ int main(int argc, char **argv)
     heap = malloc(LARGE);
     mapped = mmap(0, LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     fill(initialised, SMALL), fill(stack, SMALL), fill(heap, LARGE), fill(mapped, LARGE / 2);
+    int own = MUST(open("/proc/self/exe", O_RDONLY));
+    filed = mmap(0, SMALL, PROT_READ | PROT_WRITE, MAP_PRIVATE, own, 0);
+    bare = mmap(0, SMALL, PROT_READ, MAP_PRIVATE, own, 0);
+    content = malloc(SMALL);
+    memcpy(content, bare, SMALL), fill(filed, SMALL / 2);
+    close(own);
     file = MUST(open("/etc/services", O_RDONLY));
     MUST(lseek(file, 10, SEEK_SET));
     MUST(pipe(pipes));

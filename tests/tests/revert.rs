@@ -196,13 +196,13 @@ fn told(test: &'static str, trial: impl FnOnce(&Told<'_>) -> Result<()> + Send +
 fn what_is_undone_in_place() {
     told("what_is_undone_in_place", |program| {
         for _ in 0..3 {
-            for what in ["v", "m", "d", "o", "n", "t", "p"] {
+            for what in ["v", "m", "d", "z", "b", "e", "o", "n", "t", "p"] {
                 program.does_and_is_itself(what, Manner::InPlace)?;
             }
         }
         // All of it at once, thrice before each revert.
         for _ in 0..3 {
-            for what in ["m", "d", "o", "n", "t"].repeat(3) {
+            for what in ["m", "z", "d", "b", "e", "o", "n", "t"].repeat(3) {
                 program.does(what)?;
             }
             program.does_and_is_itself("v", Manner::InPlace)?;
@@ -216,7 +216,7 @@ fn what_is_undone_in_place() {
 #[test]
 fn what_is_seen() {
     told("what_is_seen", |program| {
-        for what in ["f", "s", "c", "u", "w", "a", "l", "x"] {
+        for what in ["f", "s", "c", "u", "w", "a", "h", "l", "r", "g", "q", "x"] {
             program.does_and_is_itself(what, Manner::Anew)?;
             program.does_and_is_itself("m", Manner::InPlace)?;
         }

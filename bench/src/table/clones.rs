@@ -22,8 +22,10 @@ use std::time::Duration;
 const WORKLOAD: &str = "redis-100mb";
 const MEGABYTES: usize = 100;
 const CLONES: usize = 100;
-/// What a clone writes before it is reverted: keys of a kilobyte.
-const DIRTY_KEYS: usize = 1000;
+/// What a clone is given before it is reverted: a megabyte. Small values would be spread
+/// over three times as much of its memory.
+const DIRTY_KEYS: usize = 16;
+const DIRTY_BYTES: usize = 64 << 10;
 /// From one clone to the next: what follows a request is done by then.
 const BETWEEN: Duration = Duration::from_millis(20);
 
@@ -197,35 +199,43 @@ pub fn revert(lab: &Lab<'_>, row: &mut Row) -> Result<()> {
     let scratch = lab.scratch()?;
     let cloner = Cloner::new(lab, scratch.path())?;
     let clones = cloner.daemon.revertible(&cloner.appshot)?;
-    let mut request_ms = Vec::new();
+    let (mut request_ms, mut pages) = (Vec::new(), Vec::new());
     for _ in 0..lab.runs {
+        // To verify has redis write to each key's time of use.
+        cloner.daemon.revert(&clones[0].name)?;
         Cloner::inside(&clones[0], || dirty(cloner.port))?;
         let (begin_ns, told) = cloner.daemon.revert(&clones[0].name)?;
         request_ms.push(millis_between(begin_ns, now_ns()));
         // All keys are as before, none is new.
         cloner.verify(&clones)?;
         let micros = told["total_micros"].as_f64().context("no total_micros")?;
+        pages.push(told["dirty_pages"].as_f64().context("no dirty_pages")?);
         row.push(Column::Ours, Ok(micros / 1e3));
     }
     cloner.end(&clones)?;
     if let Some(median) = quantile(&request_ms, 0.5) {
         row.note(format!("from the request to the answer: {median:.1} ms"));
     }
-    revert_floor(lab, row)
+    let pages = quantile(&pages, 0.5).context("no round")?;
+    row.note(format!(
+        "redis wrote to {pages:.0} pages, given a megabyte; the floor copies as many"
+    ));
+    revert_floor(lab, row, pages as u64)
 }
 
 fn dirty(port: u16) -> Result<()> {
     let mut redis = net::Redis::connect(port)?;
     for key in 0..DIRTY_KEYS {
-        redis.ask(&format!("SET dirty:{key} {}", "x".repeat(1024)))?;
+        redis.ask(&format!("SET dirty:{key} {}", "x".repeat(DIRTY_BYTES)))?;
     }
     Ok(())
 }
 
-/// The floor: a megabyte is copied back into another process, page by page.
-fn revert_floor(lab: &Lab<'_>, row: &mut Row) -> Result<()> {
+/// The floor: as many pages are copied back into another process, one by one.
+fn revert_floor(lab: &Lab<'_>, row: &mut Row, pages: u64) -> Result<()> {
     let program = lab.bare.as_deref().context("needs cc, for the bare program")?;
-    let mut husk = Husk::start(program, &["revert".into(), "1024".into()])?;
+    let kibibytes = (4 * pages).to_string();
+    let mut husk = Husk::start(program, &["revert".into(), kibibytes.into()])?;
     for _ in 0..lab.runs {
         husk.go()?;
         let ns: u64 = husk.line()?.parse()?;

@@ -60,6 +60,11 @@ impl Drop for Eager {
     }
 }
 
+/// Has a task come before all ordinary ones until it gives itself what it had.
+pub fn hurry(task: HostPid) {
+    task::sched_setattr(task, &first()).ok();
+}
+
 /// Has a task run on the processor of the caller, and nowhere else.
 pub fn bring_here(task: HostPid) {
     if let Ok(here) = nix::sched::sched_getcpu() {

@@ -19,16 +19,16 @@
 //! instance is never on wrong memory: it is whole, or gone. The other way round,
 //! a byte through that socket asks for all the memory at once ([`hurry`]).
 
-use super::huge;
 use super::opened::Opened;
 use super::owed::Owed;
 use super::working_set::Run;
+use super::{eager, huge};
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
 use crate::image::{LEAF, Place};
 use crate::sys::fd as sysfd;
 use crate::sys::memory::{self, PAGE, Span};
-use crate::sys::task;
+use crate::sys::task::{self, SchedAttr};
 use crate::sys::uffd::{Event, State, Userfault};
 use crate::target::Stdio;
 use nix::errno::Errno;
@@ -139,6 +139,10 @@ impl Lender {
     /// Asks for it; the answer comes while something else is done.
     pub fn ask(&self) -> Asked {
         let (sender, answer) = mpsc::sync_channel(1);
+        // An instance stands still until it comes.
+        if let Some(task) = self.worker.task.get() {
+            eager::hurry(*task);
+        }
         self.worker.tell(Told::Lend(self.debt, sender));
         Asked { lender: *self, answer }
     }
@@ -321,6 +325,8 @@ static WORKERS: OnceLock<Vec<Worker>> = OnceLock::new();
 struct Worker {
     told: Mutex<Sender<Told>>,
     wake: OwnedFd,
+    /// Its thread, once that has begun.
+    task: Arc<OnceLock<HostPid>>,
 }
 
 impl Worker {
@@ -348,8 +354,9 @@ impl Worker {
         let (tell, told) = mpsc::channel();
         let wake = sysfd::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).or_fail(failed)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).or_fail(failed)?;
-        let work = Work {
+        let mut work = Work {
             told,
+            ordinary: None,
             wake: wake.try_clone().or_fail(failed)?,
             epoll,
             debts: BTreeMap::new(),
@@ -360,10 +367,19 @@ impl Worker {
         };
         work.watch(&work.wake, Token::Wake).or_fail(failed)?;
         let named = thread::Builder::new().name("pager".into());
-        named.spawn(move || work.go()).or_fail(failed)?;
+        let task = Arc::new(OnceLock::new());
+        let begun = Arc::clone(&task);
+        let go = move || {
+            let own = HostPid(nix::unistd::gettid().as_raw());
+            work.ordinary = task::sched_getattr(own).ok().map(|ordinary| (own, ordinary));
+            begun.get_or_init(|| own);
+            work.go();
+        };
+        named.spawn(go).or_fail(failed)?;
         Ok(Worker {
             told: Mutex::new(tell),
             wake,
+            task,
         })
     }
 
@@ -583,6 +599,8 @@ struct Work {
     /// At so many, those that are gone are looked for.
     prune_at: usize,
     faults: VecDeque<Fault>,
+    /// Its thread, and how that is scheduled when nobody hurries it.
+    ordinary: Option<(HostPid, SchedAttr)>,
 }
 
 impl Work {
@@ -665,7 +683,13 @@ impl Work {
                     }
                 }
                 Told::Forget(id) => self.forget(id),
-                Told::Lend(id, to) => self.lend(id, &to),
+                Told::Lend(id, to) => {
+                    self.lend(id, &to);
+                    // It was hurried.
+                    if let Some((own, ordinary)) = &self.ordinary {
+                        task::sched_setattr(*own, ordinary).ok();
+                    }
+                }
                 Told::Back(id, spaces) => self.take_back(id, spaces),
                 Told::All => {
                     let all: Vec<u64> = self.debts.keys().copied().collect();

@@ -245,29 +245,42 @@ pub fn scan_written(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()
 }
 
 /// What a page of private memory has become.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dirt {
     /// Written to since [`watch_again`], or nobody watched.
     pub written: bool,
     /// It is the kernel's page of zeroes: thrown away and only read since.
     pub zero: bool,
+    /// It is swapped out, or a marker stands in its place.
+    pub swapped: bool,
 }
 
 /// Private pages of their own in `span`, as [`scan_pages`] finds them and pages of zeroes
 /// besides, with what became of them. Mappings that nobody watches count as written.
 pub fn scan_dirt(pagemap: &File, span: Span, found: &mut Vec<(Span, Dirt)>) -> Sys<()> {
+    scan_dirt_but(pagemap, span, PAGE_IS_FILE, found)
+}
+
+/// The same with pages of mapped files, which are told from others only by a look at what
+/// each page is: several times as fast.
+pub fn scan_dirt_and_files(pagemap: &File, span: Span, found: &mut Vec<(Span, Dirt)>) -> Sys<()> {
+    scan_dirt_but(pagemap, span, 0, found)
+}
+
+fn scan_dirt_but(pagemap: &File, span: Span, but: u64, found: &mut Vec<(Span, Dirt)>) -> Sys<()> {
     let wanted = Wanted {
         flags: 0,
-        inverted: PAGE_IS_FILE,
-        all: PAGE_IS_FILE,
+        inverted: but,
+        all: but,
         any: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-        told: PAGE_IS_WRITTEN | PAGE_IS_PFNZERO,
+        told: PAGE_IS_WRITTEN | PAGE_IS_PFNZERO | PAGE_IS_SWAPPED,
     };
     scan_each(pagemap, span, &wanted, |region| {
         let has = |category| region.categories & category != 0;
         let dirt = Dirt {
             written: has(PAGE_IS_WRITTEN),
             zero: has(PAGE_IS_PFNZERO),
+            swapped: has(PAGE_IS_SWAPPED),
         };
         match found.last_mut() {
             Some((last, same)) if last.end == region.start && *same == dirt => last.end = region.end,

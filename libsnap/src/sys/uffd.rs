@@ -310,13 +310,7 @@ mod tests {
                 start: at(from),
                 end: at(to),
             };
-            (
-                span,
-                Dirt {
-                    written: false,
-                    zero: false,
-                },
-            )
+            (span, Dirt::default())
         };
         assert_eq!(look(), [clean(1, 4)]);
         // SAFETY: this page is there, and nobody else's.
@@ -328,7 +322,7 @@ mod tests {
             },
             Dirt {
                 written: true,
-                zero: false,
+                ..Dirt::default()
             },
         );
         assert_eq!(look(), [clean(1, 2), written, clean(3, 4)]);

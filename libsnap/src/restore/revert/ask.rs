@@ -55,13 +55,15 @@ impl Answers {
     }
 }
 
+#[derive(Clone, Debug)]
 struct Question {
     what: Asked,
     call: CallId,
     answer: Option<(Slot, Range<usize>)>,
 }
 
-/// Questions to one thread.
+/// Questions to one thread; put together once, they are asked again and again.
+#[derive(Clone, Debug)]
 pub struct Questions {
     batch: Batch,
     asked: Vec<Question>,

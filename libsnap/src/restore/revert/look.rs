@@ -15,28 +15,50 @@ use std::os::unix::fs::FileExt;
 
 /// A file of /proc that stays open.
 #[derive(Debug)]
-pub struct Text(File);
+pub struct Text {
+    file: File,
+    /// Read row by row: a reading ends behind the last row that had room.
+    rows: bool,
+}
 
 impl Text {
+    /// One that the kernel makes in one piece.
     pub fn open(path: &str) -> Result<Text> {
-        let file = File::open(path);
-        file.map(Text).or_fail(|| format!("cannot open {path}"))
+        let file = File::open(path).or_fail(|| format!("cannot open {path}"))?;
+        Ok(Text { file, rows: false })
+    }
+
+    /// One that it makes row by row.
+    pub fn open_rows(path: &str) -> Result<Text> {
+        Ok(Text {
+            rows: true,
+            ..Text::open(path)?
+        })
     }
 
     pub fn read(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; 4 << 10];
+        let mut bytes = Vec::new();
+        let len = self.read_into(&mut bytes)?.len();
+        bytes.truncate(len);
+        Ok(bytes)
+    }
+
+    /// The same into a buffer that is used again, and grown where it is too small.
+    pub fn read_into<'b>(&self, buffer: &'b mut Vec<u8>) -> io::Result<&'b [u8]> {
+        /// What the kernel shows at once of a text in rows, and more than most of the others.
+        const AT_ONCE: usize = 4 << 10;
         let mut filled = 0;
         loop {
-            match self.0.read_at(&mut bytes[filled..], filled as u64)? {
-                0 => break,
-                got => filled += got,
+            if buffer.len() < filled + AT_ONCE {
+                buffer.resize((2 * buffer.len()).max(filled + AT_ONCE), 0);
             }
-            if bytes.len() - filled < 2 << 10 {
-                bytes.resize(4 * bytes.len(), 0);
+            let room = buffer.len() - filled;
+            let got = self.file.read_at(&mut buffer[filled..], filled as u64)?;
+            filled += got;
+            if got == 0 || !self.rows && got < room {
+                return Ok(&buffer[..filled]);
             }
         }
-        bytes.truncate(filled);
-        Ok(bytes)
     }
 }
 
@@ -84,21 +106,56 @@ const STATUS: [&[u8]; 29] = [
 ];
 
 impl Kept {
-    fn of(self, text: Vec<u8>) -> Vec<u8> {
+    /// Whether what must be the same is; else what is not.
+    fn compare<'t>(self, was: &[u8], now: &'t [u8]) -> Result<(), &'t [u8]> {
+        if was == now {
+            return Ok(());
+        }
         match self {
-            Kept::All => text,
-            Kept::Status => {
-                let lines = text.split_inclusive(|byte| *byte == b'\n');
-                let told = lines.filter(|line| STATUS.iter().any(|key| line.starts_with(key)));
-                told.flatten().copied().collect()
+            Kept::All => differ(lines(was), lines(now), |_| true),
+            Kept::Status => differ(lines(was), lines(now), |line| {
+                STATUS.iter().any(|key| line.starts_with(key))
+            }),
+            Kept::Stat => differ(stat_fields(was), stat_fields(now), |_| true),
+        }
+    }
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| *byte == b'\n')
+}
+
+/// Those that tell what a process is.
+fn stat_fields(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let name = text.iter().rposition(|byte| *byte == b')').unwrap_or(0);
+    // The name is the second field of proc(5).
+    let fields = (2..).zip(text[name..].split(|byte| *byte == b' '));
+    fields
+        .filter(|(number, _)| STAT.contains(number))
+        .map(|(_, field)| field)
+}
+
+/// The first part that counts, and is not in both at the same place among those that do.
+fn differ<'w, 'n>(
+    was: impl Iterator<Item = &'w [u8]>,
+    now: impl Iterator<Item = &'n [u8]>,
+    counts: impl Fn(&[u8]) -> bool,
+) -> Result<(), &'n [u8]> {
+    let (mut was, mut now) = (was.fuse(), now.fuse());
+    loop {
+        let (mut had, mut has) = (was.next(), now.next());
+        if had != has {
+            while had.is_some_and(|part| !counts(part)) {
+                had = was.next();
             }
-            Kept::Stat => {
-                let name = text.iter().rposition(|byte| *byte == b')').unwrap_or(0);
-                let fields = text[name..].split(|byte| *byte == b' ');
-                // The name is the second field of proc(5).
-                let told = (2..).zip(fields).filter(|(number, _)| STAT.contains(number));
-                told.flat_map(|(_, field)| [field, b" "].concat()).collect()
+            while has.is_some_and(|part| !counts(part)) {
+                has = now.next();
             }
+        }
+        match (had, has) {
+            (None, None) => return Ok(()),
+            (had, has) if had == has => {}
+            (_, has) => return Err(has.unwrap_or(b"it ends")),
         }
     }
 }
@@ -108,10 +165,26 @@ const STAT: [i32; 14] = [4, 5, 6, 7, 26, 27, 28, 45, 46, 47, 48, 49, 50, 51];
 
 #[derive(Debug)]
 struct Told {
-    what: String,
+    what: &'static str,
     text: Text,
     kept: Kept,
     was: Vec<u8>,
+}
+
+impl Told {
+    fn new(what: &'static str, text: Text, kept: Kept) -> Result<Told> {
+        let was = text.read().or_fail(|| format!("cannot read {what} of a process"))?;
+        Ok(Told { what, text, kept, was })
+    }
+
+    fn compare(&self, buffer: &mut Vec<u8>) -> Result<(), Why> {
+        let now = self.text.read_into(buffer);
+        let now = now.map_err(|_| Why::anew(format!("its {} cannot be read", self.what)))?;
+        self.kept.compare(&self.was, now).map_err(|part| {
+            let part = String::from_utf8_lossy(part).replace('\t', " ");
+            Why::anew(format!("its {} in /proc has changed: {part}", self.what))
+        })
+    }
 }
 
 /// Links of one directory.
@@ -119,6 +192,27 @@ struct Told {
 struct Links {
     directory: File,
     was: Vec<(&'static str, OsString)>,
+}
+
+impl Links {
+    fn new(path: String, names: &[&'static str]) -> Result<Links> {
+        let directory = File::open(&path).or_fail(|| format!("cannot open {path}"))?;
+        let links = names.iter().filter_map(|name| {
+            let link = readlinkat(directory.as_fd(), *name).ok()?;
+            Some((*name, link))
+        });
+        let was = links.collect();
+        Ok(Links { directory, was })
+    }
+
+    fn compare(&self) -> Result<(), Why> {
+        let other =
+            |(name, was): &&(&'static str, OsString)| readlinkat(self.directory.as_fd(), *name).as_ref() != Ok(was);
+        match self.was.iter().find(other) {
+            Some((name, _)) => Err(Why::anew(format!("its {name} in /proc has changed"))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How a thread is scheduled.
@@ -192,79 +286,65 @@ impl Registered {
 pub struct Look {
     told: Vec<Told>,
     links: Vec<Links>,
+    /// What takes long, and is looked at beside.
+    mounts: Told,
+    namespaces: Vec<Links>,
     threads: Vec<Thread>,
 }
 
-const OF_PROCESS: [&str; 9] = [
+const OF_PROCESS: [&str; 7] = [
     "auxv",
     "cgroup",
     "coredump_filter",
     "limits",
-    "mountinfo",
     "oom_score_adj",
     "personality",
     "timens_offsets",
-    "timers",
 ];
 const NAMESPACES: [&str; 10] = [
     "cgroup",
     "ipc",
     "mnt",
     "net",
-    "pid",
     "pid_for_children",
-    "time",
     "time_for_children",
-    "user",
     "uts",
+    "pid",
+    "time",
+    "user",
 ];
+/// So many of these each thread may have for itself; a process with several threads cannot
+/// leave the others (setns(2), unshare(2)).
+const OF_THREAD: usize = 7;
 
 impl Look {
     pub fn new(pid: HostPid, tids: &[HostPid], init: HostPid) -> Result<Look> {
-        let mut look = Look {
-            told: Vec::new(),
-            links: Vec::new(),
-            threads: tids.iter().map(|tid| Thread::new(*tid)).collect::<Result<_>>()?,
-        };
-        look.tell(
-            "other processes",
-            format!("/proc/{init}/task/{init}/children"),
-            Kept::All,
-        )?;
-        look.tell("stat", format!("/proc/{pid}/stat"), Kept::Stat)?;
+        let threads: Vec<Thread> = tids.iter().map(|tid| Thread::new(*tid)).collect::<Result<_>>()?;
+        let process = format!("/proc/{pid}");
+        let rows = |what, path: String| Told::new(what, Text::open_rows(&path)?, Kept::All);
+        let whole = |what, path: String, kept| Told::new(what, Text::open(&path)?, kept);
+        let mut told = vec![
+            rows("other processes", format!("/proc/{init}/task/{init}/children"))?,
+            rows("timers", format!("{process}/timers"))?,
+            whole("stat", format!("{process}/stat"), Kept::Stat)?,
+        ];
         for name in OF_PROCESS {
-            look.tell(name, format!("/proc/{pid}/{name}"), Kept::All)?;
+            told.push(whole(name, format!("{process}/{name}"), Kept::All)?);
         }
-        look.link(format!("/proc/{pid}"), &["cwd", "exe", "root"])?;
+        let mut namespaces = Vec::new();
         for tid in tids {
-            let task = format!("/proc/{pid}/task/{tid}");
-            look.tell("status", format!("{task}/status"), Kept::Status)?;
-            look.link(format!("{task}/ns"), &NAMESPACES)?;
+            let task = format!("{process}/task/{tid}");
+            told.push(whole("status", format!("{task}/status"), Kept::Status)?);
+            let own = if *tid == pid { NAMESPACES.len() } else { OF_THREAD };
+            namespaces.push(Links::new(format!("{task}/ns"), &NAMESPACES[..own])?);
         }
-        Ok(look)
-    }
-
-    fn tell(&mut self, what: &str, path: String, kept: Kept) -> Result<()> {
-        let text = Text::open(&path)?;
-        let was = kept.of(text.read().or_fail(|| format!("cannot read {path}"))?);
-        self.told.push(Told {
-            what: what.to_owned(),
-            text,
-            kept,
-            was,
-        });
-        Ok(())
-    }
-
-    fn link(&mut self, path: String, names: &[&'static str]) -> Result<()> {
-        let directory = File::open(&path).or_fail(|| format!("cannot open {path}"))?;
-        let links = names.iter().filter_map(|name| {
-            let link = readlinkat(directory.as_fd(), *name).ok()?;
-            Some((*name, link))
-        });
-        let was = links.collect();
-        self.links.push(Links { directory, was });
-        Ok(())
+        Ok(Look {
+            told,
+            links: vec![Links::new(process.clone(), &["cwd", "exe", "root"])?],
+            mounts: rows("mountinfo", format!("{process}/mountinfo"))?,
+            namespaces,
+            threads,
+        })
     }
 
     /// Whether signals wait, which a look cannot tell one from another.
@@ -287,32 +367,27 @@ impl Look {
         Ok(())
     }
 
-    /// All else is as it was, or why it is not.
-    pub fn compare(&self) -> Result<(), Why> {
-        for told in &self.told {
-            let now = told
-                .text
-                .read()
-                .map_err(|_| Why::anew(format!("its {} cannot be read", told.what)))?;
-            let now = told.kept.of(now);
-            if now != told.was {
-                let line = other_line(&told.was, &now);
-                return Err(Why::anew(format!("its {} in /proc has changed: {line}", told.what)));
-            }
+    /// What the kernel tells by texts is as it was, or why it is not. No thread of the
+    /// process may run meanwhile: signals that come and go are told, too.
+    pub fn compare_texts(&self) -> Result<(), Why> {
+        let mut buffer = Vec::new();
+        self.told.iter().try_for_each(|told| told.compare(&mut buffer))?;
+        self.links.iter().try_for_each(Links::compare)
+    }
+
+    /// Mounts and namespaces.
+    pub fn compare_namespaces(&self) -> Result<(), Why> {
+        self.mounts.compare(&mut Vec::new())?;
+        self.namespaces.iter().try_for_each(Links::compare)
+    }
+
+    /// What only its tracer is told.
+    pub fn compare_registered(&self) -> Result<(), Why> {
+        let other = |thread: &&Thread| Registered::look(thread.tid) != thread.registered;
+        match self.threads.iter().find(other) {
+            Some(thread) => Err(Why::anew(format!("task {} is registered otherwise", thread.tid))),
+            None => Ok(()),
         }
-        for links in &self.links {
-            for (name, was) in &links.was {
-                if readlinkat(links.directory.as_fd(), *name).as_ref() != Ok(was) {
-                    return Err(Why::anew(format!("its {name} in /proc has changed")));
-                }
-            }
-        }
-        for thread in &self.threads {
-            if Registered::look(thread.tid) != thread.registered {
-                return Err(Why::anew(format!("task {} is registered otherwise", thread.tid)));
-            }
-        }
-        Ok(())
     }
 
     /// Gives threads the slack of their timers back, once they are scheduled as they were.
@@ -326,12 +401,4 @@ impl Look {
         }
         Ok(())
     }
-}
-
-/// The first line that is not what it was.
-fn other_line(was: &[u8], now: &[u8]) -> String {
-    let lines = |text| <[u8]>::split(text, |byte| *byte == b'\n');
-    let pair = lines(now).zip(lines(was)).find(|(now, was)| now != was);
-    let line = pair.map_or(&b"it ends"[..], |(now, _)| now);
-    String::from_utf8_lossy(line).replace('\t', " ")
 }

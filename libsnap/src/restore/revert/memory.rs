@@ -11,6 +11,11 @@
 //! The kernel notes writes (userfaultfd WP_ASYNC) where there are enough pages to be worth
 //! it; elsewhere every page counts as written. Mappings must be those that it had: what is
 //! new is unmapped, other protection taken back. Anything else is not undone in place.
+//!
+//! Most pages of mapped files are nobody's own, and to tell them from those that are takes
+//! the kernel long. Where a mapping had none of its own, `smaps` says whether it has now.
+//! It also tells of pages that were given back (MADV_FREE) and are still there: the kernel
+//! may take them at any time, unless they are written to.
 
 use super::Why;
 use super::look::Text;
@@ -26,7 +31,9 @@ use crate::restore::owed::Owed;
 use crate::sys::memory::{self, Dirt, PAGE, Span};
 use crate::sys::uffd::Userfault;
 use std::fs::File;
+use std::io::BufRead;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What ends a process's address space.
 const TOP: u64 = 0x7fff_ffff_f000;
@@ -34,8 +41,9 @@ const TOP: u64 = 0x7fff_ffff_f000;
 const WATCHED_PAGES_MIN: u64 = 4;
 /// More than this is sooner had anew.
 const PAGES_MAX: u64 = 16 << 10;
-/// iovecs of one process_vm_writev (UIO_MAXIOV).
-const PIECES_MAX: usize = 1024;
+/// Bytes that are copied in one piece, and pieces that are copied by one call.
+const PIECE: usize = 8 * PAGE as usize;
+const PIECES_AT_ONCE: usize = 64;
 static ZEROES: [u8; PAGE as usize] = [0; PAGE as usize];
 
 /// What a mapping's pages are made of that the appshot does not hold.
@@ -55,6 +63,20 @@ struct Area {
     span: Span,
     under: Under,
     write: bool,
+    /// It had no page of its own: none but those of its file.
+    bare: bool,
+    /// Writes to it are noted.
+    watched: bool,
+}
+
+/// A mapping as the kernel tells it right before the process runs.
+#[derive(Debug)]
+struct Known {
+    /// Its line in `maps`.
+    line: Vec<u8>,
+    /// Its `VmFlags` in `smaps`.
+    flags: Vec<u8>,
+    mapping: Mapping,
 }
 
 /// The address space of a process.
@@ -64,16 +86,32 @@ pub struct Space {
     pagemap: File,
     mem: File,
     maps: Text,
-    was: Vec<u8>,
     smaps: Text,
-    before: Vec<Mapping>,
+    before: Vec<Known>,
     areas: Vec<Area>,
     /// In the order of addresses.
     stored: Vec<Segment>,
+    /// What these are, put together.
+    stored_spans: Vec<Span>,
     /// What may be owed.
     brought: Vec<Span>,
     /// Code of the kernel's, of which it has no pages of its own.
     vdso: Vec<Span>,
+}
+
+/// Mappings that have to be looked at once more.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// They have pages of their own, and had none.
+    grown: Vec<Span>,
+    /// They may have pages that were given back.
+    given_back: Vec<Span>,
+}
+
+impl Found {
+    pub fn is_empty(&self) -> bool {
+        self.grown.is_empty() && self.given_back.is_empty()
+    }
 }
 
 /// Mappings that differ, where that can be undone.
@@ -86,10 +124,90 @@ pub struct Remapped {
     doubt: bool,
 }
 
-fn flags(mapping: &Mapping) -> impl Iterator<Item = &String> {
+/// Those of `VmFlags` that count.
+fn flags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     const NEVER: [&str; 8] = ["um", "uw", "ui", "sl", "ht", "ss", "io", "pf"];
-    let counts = |flag: &&String| VMA_FLAGS.contains(&flag.as_str()) || NEVER.contains(&flag.as_str());
-    mapping.flags.iter().filter(counts)
+    let counts = |flag: &&[u8]| VMA_FLAGS.iter().chain(&NEVER).any(|known| known.as_bytes() == *flag);
+    line.split(|byte| byte.is_ascii_whitespace()).filter(counts)
+}
+
+/// Takes the first line, its end included.
+fn take_line<'t>(rest: &mut &'t [u8]) -> Option<&'t [u8]> {
+    let all = *rest;
+    let len = rest.skip_until(b'\n').unwrap_or(0);
+    (len > 0).then(|| &all[..len])
+}
+
+/// What a line of `smaps` is about.
+enum Told<'t> {
+    Mapping(Span),
+    /// How much it has of its own: in memory, or swapped out.
+    Own {
+        any: bool,
+    },
+    /// How much it has for itself, and has not been written to since it was read or given
+    /// back.
+    Clean {
+        any: bool,
+    },
+    Flags(&'t [u8]),
+}
+
+/// The lines of `smaps` that count; all but the first of a mapping begin with a capital.
+fn told(smaps: &[u8]) -> impl Iterator<Item = Told<'_>> {
+    let mut rest = smaps;
+    let lines = std::iter::from_fn(move || take_line(&mut rest));
+    let any = |kilobytes: &[u8]| kilobytes.iter().any(|byte| (b'1'..=b'9').contains(byte));
+    lines.filter_map(move |line| match line.first()? {
+        b'A' | b'S' => {
+            let kilobytes = line.strip_prefix(b"Anonymous:").or(line.strip_prefix(b"Swap:"))?;
+            Some(Told::Own { any: any(kilobytes) })
+        }
+        b'P' => {
+            let kilobytes = line.strip_prefix(b"Private_Clean:")?;
+            Some(Told::Clean { any: any(kilobytes) })
+        }
+        b'V' => line.strip_prefix(b"VmFlags:").map(Told::Flags),
+        b'0'..=b'9' | b'a'..=b'f' => range(line).map(Told::Mapping),
+        _ => None,
+    })
+}
+
+/// The addresses with which the line of a mapping begins.
+fn range(line: &[u8]) -> Option<Span> {
+    let text = std::str::from_utf8(line.split(|byte| *byte == b' ').next()?).ok()?;
+    let (start, end) = text.split_once('-')?;
+    let address = |hex| u64::from_str_radix(hex, 16).ok();
+    Some(Span {
+        start: address(start)?,
+        end: address(end)?,
+    })
+}
+
+/// Mappings with their lines and flags, from `smaps`.
+fn known(smaps: &[u8]) -> Vec<Known> {
+    let mut found: Vec<Known> = Vec::new();
+    let mut rest = smaps;
+    while let Some(line) = take_line(&mut rest) {
+        if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+            found
+                .iter_mut()
+                .last()
+                .into_iter()
+                .for_each(|last| last.flags = flags.to_vec());
+        } else if let Some(mapping) = mapping(line) {
+            found.push(Known {
+                line: line.to_vec(),
+                flags: Vec::new(),
+                mapping,
+            });
+        }
+    }
+    found
+}
+
+fn mapping(line: &[u8]) -> Option<Mapping> {
+    proc::parse_mappings(&String::from_utf8_lossy(line)).pop()
 }
 
 fn failed(what: &'static str) -> impl Fn(&dyn std::fmt::Display) -> Why {
@@ -114,34 +232,42 @@ impl Space {
                 VmaKind::SharedFile { .. } | VmaKind::Vvar | VmaKind::Vdso => continue,
                 VmaKind::Shm { .. } => return Err(Why::anew("it has shared memory")),
             };
-            let write = vma.prot & libc::PROT_WRITE as u32 != 0;
-            areas.push(Area { span, under, write });
+            areas.push(Area {
+                span,
+                under,
+                write: vma.prot & libc::PROT_WRITE as u32 != 0,
+                bare: false,
+                watched: false,
+            });
         }
         let vdso = core.image.vmas.iter().filter(|vma| vma.kind == VmaKind::Vdso);
         let vdso: Vec<Span> = vdso.map(Span::from).collect();
         let within = |address: u64| full.iter().any(|span| (span.start..span.end).contains(&address));
         let mut stored: Vec<Segment> = core.segments.iter().filter(|s| !within(s.vaddr)).copied().collect();
         stored.sort_unstable_by_key(|segment| segment.vaddr);
+        let stored_spans = pages::union(&stored.iter().map(segment_span).collect::<Vec<_>>(), &[]);
         let mut dirt = Vec::new();
         memory::scan_dirt(&pagemap, whole(), &mut dirt).map_err(|e| failed("its pages cannot be seen")(&e))?;
         // What the pager has registered is noted already.
         let before = proc::mappings(pid).map_err(|e| failed("its mappings cannot be read")(&e))?;
-        for area in &areas {
+        let there = pages::union(&dirt.iter().map(|(span, _)| *span).collect::<Vec<_>>(), &[]);
+        for area in &mut areas {
             let known = before.iter().find(|mapping| mapping.start == area.span.start);
             let has = |flag| known.is_some_and(|mapping| mapping.has(flag));
-            let there = dirt
-                .iter()
-                .filter(|(span, _)| area.span.start <= span.start && span.end <= area.span.end);
-            let pages: u64 = there.map(|(span, _)| span.len() / PAGE).sum();
+            let own = pages::within(&there, &[area.span]);
+            let pages: u64 = own.iter().map(|span| span.len() / PAGE).sum();
+            let is_stored = !pages::within(&stored_spans, &[area.span]).is_empty();
+            area.bare = area.under != Under::Zeroes && pages == 0 && !is_stored;
             if has("um") {
                 brought.push(area.span);
+                area.watched = true;
             } else if pages >= WATCHED_PAGES_MIN && !has("gd") {
                 // Where it cannot be, all of it counts as written.
-                faults.watch(area.span).ok();
+                area.watched = faults.watch(area.span).is_ok();
             }
         }
         memory::watch_again(&pagemap, whole()).map_err(|e| failed("its pages cannot be watched")(&e))?;
-        let maps = Text::open(&format!("/proc/{pid}/maps")).map_err(opened)?;
+        let smaps = Text::open_rows(&format!("/proc/{pid}/smaps")).map_err(opened)?;
         Ok(Space {
             pid,
             pagemap,
@@ -150,38 +276,65 @@ impl Space {
                 .write(true)
                 .open(format!("/proc/{pid}/mem"))
                 .map_err(|e| failed("its memory cannot be opened")(&e))?,
-            was: maps.read().map_err(|e| failed("its mappings cannot be read")(&e))?,
-            maps,
-            smaps: Text::open(&format!("/proc/{pid}/smaps")).map_err(opened)?,
+            maps: Text::open_rows(&format!("/proc/{pid}/maps")).map_err(opened)?,
             // With what has just been registered.
-            before: proc::mappings(pid).map_err(|e| failed("its mappings cannot be read")(&e))?,
+            before: known(&smaps.read().map_err(|e| failed("its mappings cannot be read")(&e))?),
+            smaps,
             vdso,
             areas,
             stored,
+            stored_spans,
             brought,
         })
     }
 
-    /// Flags of all mappings are what they were. This takes long: the kernel looks at
-    /// every page to answer.
-    pub fn compare_flags(&self) -> Result<(), Why> {
+    /// What was mapped.
+    pub fn mapped(&self) -> Vec<Span> {
+        self.before.iter().map(|known| known.mapping.span()).collect()
+    }
+
+    /// Flags of all mappings are what they were. Answers what [`Space::put_back`]
+    /// does not look at. This takes long: the kernel looks at every page to answer.
+    pub fn compare_flags(&self) -> Result<Found, Why> {
         let text = self
             .smaps
             .read()
             .map_err(|e| failed("its mappings cannot be read")(&e))?;
-        let now = proc::parse_mappings(&String::from_utf8_lossy(&text));
-        let mut had = self.before.iter().peekable();
-        for mapping in &now {
-            while had.next_if(|had| had.end <= mapping.start).is_some() {}
-            let Some(had) = had.peek().filter(|had| had.start < mapping.end) else {
-                continue;
-            };
-            if !flags(had).eq(flags(mapping)) {
-                let range = format!("{:x}-{:x}", mapping.start, mapping.end);
-                return Err(Why::anew(format!("its mapping {range} has other advice or locks")));
+        let mut had = &self.before[..];
+        let mut areas = &self.areas[..];
+        let (mut now, mut owns, mut clean) = (Span { start: 0, end: 0 }, false, false);
+        let mut found = Found::default();
+        for line in told(&text) {
+            match line {
+                Told::Mapping(span) => (now, owns, clean) = (span, false, false),
+                Told::Own { any } => owns |= any,
+                Told::Clean { any } => clean |= any,
+                Told::Flags(flags_now) => {
+                    had = &had[had.partition_point(|had| had.mapping.end <= now.start)..];
+                    for had in had.iter().take_while(|had| had.mapping.start < now.end) {
+                        if had.flags != flags_now && !flags(&had.flags).eq(flags(flags_now)) {
+                            let range = format!("{:x}-{:x}", now.start, now.end);
+                            return Err(Why::anew(format!("its mapping {range} has other advice or locks")));
+                        }
+                    }
+                    areas = &areas[areas.partition_point(|area| area.span.end <= now.start)..];
+                    if owns && !pages::within(&[now], &self.vdso).is_empty() {
+                        return Err(Why::anew("it has written to its vdso"));
+                    }
+                    for area in areas.iter().take_while(|area| area.span.start < now.end) {
+                        if owns && area.bare {
+                            found.grown.push(area.span);
+                        }
+                        if clean && area.under == Under::Zeroes {
+                            found.given_back.push(area.span);
+                        }
+                    }
+                }
             }
         }
-        Ok(())
+        found.grown.dedup();
+        found.given_back.dedup();
+        Ok(found)
     }
 
     /// What its mappings are now, as far as that can be undone.
@@ -191,21 +344,16 @@ impl Space {
             .read()
             .map_err(|e| failed("its mappings cannot be read")(&e))?;
         let mut remapped = Remapped::default();
-        if text == self.was {
-            remapped.now = self.before.iter().map(Mapping::span).collect();
-            return Ok(remapped);
-        }
-        let now = proc::parse_mappings(&String::from_utf8_lossy(&text));
-        remapped.now = now.iter().map(Mapping::span).collect();
-        let mut missing: Vec<Span> = self.before.iter().map(Mapping::span).collect();
+        let (had, now) = self.others(&text, &mut remapped.now);
+        let mut missing: Vec<Span> = had.iter().map(|had| had.span()).collect();
         for mapping in &now {
             if mapping.name.starts_with("/[aio]") {
                 return Err(Why::anew("it has begun to read and write asynchronously (aio)"));
             }
             let own = [mapping.span()];
             let mut new = own.to_vec();
-            let first = self.before.partition_point(|had| had.end <= mapping.start);
-            for had in self.before[first..].iter().take_while(|had| had.start < mapping.end) {
+            let first = had.partition_point(|had| had.end <= mapping.start);
+            for had in had[first..].iter().take_while(|had| had.start < mapping.end) {
                 let both = pages::within(&[had.span()], &own);
                 missing = pages::without(&missing, &both);
                 new = pages::without(&new, &both);
@@ -224,6 +372,30 @@ impl Space {
             Some(span) => Err(Why::anew(format!("it has unmapped {:x}-{:x}", span.start, span.end))),
             None => Ok(remapped),
         }
+    }
+
+    /// Mappings that are not told by the same line in both texts of `maps`; no other can
+    /// overlap them. `mapped` gets all that are there now.
+    fn others(&self, text: &[u8], mapped: &mut Vec<Span>) -> (Vec<&Mapping>, Vec<Mapping>) {
+        let mut had = self.before.iter().peekable();
+        let (mut only_had, mut only_now) = (Vec::new(), Vec::new());
+        let mut rest = text;
+        while let Some(line) = take_line(&mut rest) {
+            if let Some(same) = had.next_if(|had| had.line == line) {
+                mapped.push(same.mapping.span());
+                continue;
+            }
+            let Some(now) = mapping(line) else { continue };
+            mapped.push(now.span());
+            while let Some(gone) = had.next_if(|had| had.mapping.start < now.start) {
+                only_had.push(&gone.mapping);
+            }
+            if had.next_if(|had| had.line == line).is_none() {
+                only_now.push(now);
+            }
+        }
+        only_had.extend(had.map(|had| &had.mapping));
+        (only_had, only_now)
     }
 
     /// Undoes that.
@@ -246,59 +418,149 @@ impl Space {
             .maps
             .read()
             .map_err(|e| failed("its mappings cannot be read")(&e))?;
-        let was = proc::parse_mappings(&String::from_utf8_lossy(&self.was));
-        let mut now = proc::parse_mappings(&String::from_utf8_lossy(&text));
+        let mut mapped = Vec::new();
+        let (had, mut now) = self.others(&text, &mut mapped);
         now.retain(|mapping| mapping.end <= executor.start || executor.end <= mapping.start);
-        match now == was {
+        match had.is_empty() && now.is_empty() {
             true => Ok(()),
             false => Err(Why::anew("its mappings were split or put together")),
         }
     }
 
     /// Puts every page back, from parts that are held; what was thrown away is owed again.
-    /// Answers how many were written.
-    pub fn put_back(&self, opened: &Opened, owed: &mut Owed) -> Result<u64, Why> {
-        let cannot = |errno: nix::errno::Errno| failed("its memory cannot be put back")(&errno);
-        let mut dirt: Vec<(Span, Dirt)> = Vec::new();
-        memory::scan_dirt(&self.pagemap, whole(), &mut dirt).map_err(cannot)?;
+    /// What [`Space::compare_flags`] may find besides is not looked at. Answers what is
+    /// still to be copied, and which pages are written then.
+    pub fn put_back<'a>(&'a self, opened: &'a Opened, owed: &mut Owed) -> Result<(Copies<'a>, Vec<Span>), Why> {
+        let dirt = self.look()?;
         let spans = |wanted: fn(&Dirt) -> bool| {
             let some = dirt.iter().filter(|(_, dirt)| wanted(dirt));
             pages::union(&some.map(|(span, _)| *span).collect::<Vec<_>>(), &[])
         };
-        let there = spans(|_| true);
-        if !pages::within(&there, &self.vdso).is_empty() {
-            return Err(Why::anew("it has written to its vdso"));
-        }
+        let stored = &self.stored_spans;
         let changed = spans(|dirt| dirt.written || dirt.zero);
         let own = spans(|dirt| dirt.written && !dirt.zero);
-        let stored: Vec<Span> = self.stored.iter().map(segment_span).collect();
-        let stored = pages::union(&stored, &[]);
-        let rewritten = pages::within(&changed, &stored);
-        let foreign = self.by_area(&pages::without(&own, &stored));
-        let absent = pages::without(&stored, &there);
-        let owing = absent.iter().flat_map(|span| owed.within(*span).collect::<Vec<_>>());
-        let absent = pages::without(&absent, &owing.collect::<Vec<_>>());
+        let rewritten = pages::within(&changed, stored);
+        let foreign = pages::without(&own, stored);
+        let absent = pages::without(stored, &spans(|_| true));
+        let absent = pages::without(&absent, &owed.within(whole()).collect::<Vec<_>>());
         let again = pages::within(&absent, &self.brought);
         let absent = pages::without(&absent, &self.brought);
-        let count = |spans: &[Span]| spans.iter().map(Span::len).sum::<u64>() / PAGE;
-        let pages = count(&rewritten) + count(&absent) + foreign.iter().map(|(span, _)| span.len() / PAGE).sum::<u64>();
-        if pages > PAGES_MAX {
-            return Err(Why::anew(format!("it has written {pages} pages")));
+        let rewritten = pages::union(&rewritten, &absent);
+        let written = pages::union(&rewritten, &foreign);
+        let count = pages_of(&written);
+        if count > PAGES_MAX {
+            return Err(Why::anew(format!("it has written {count} pages")));
         }
-        let mut files = Vec::new();
-        let mut pieces: Vec<(u64, &[u8])> = Vec::new();
-        for span in rewritten.iter().chain(&absent) {
+        let mut pieces: Vec<(u64, &[u8])> = Vec::with_capacity(count as usize);
+        self.add_stored(opened, &rewritten, &mut pieces)?;
+        self.take_own(&foreign, &mut pieces)?;
+        for span in again {
+            for (part, place) in self.segments(span) {
+                owed.owe(part, place);
+            }
+        }
+        let copies = self.copies(pieces)?;
+        Ok((copies, written))
+    }
+
+    /// Takes pages of their own from mappings that had none, and writes to what was given
+    /// back. Answers which were written.
+    pub fn put_back_found(&self, opened: &Opened, found: &Found) -> Result<Vec<Span>, Why> {
+        type Scan = fn(&File, Span, &mut Vec<(Span, Dirt)>) -> crate::sys::Sys<()>;
+        let scan = |spans: &[Span], scan: Scan| {
+            let mut dirt = Vec::new();
+            let mut scanned = spans.iter().map(|span| scan(&self.pagemap, *span, &mut dirt));
+            scanned.try_for_each(|scanned| scanned).map_err(cannot)?;
+            Ok::<_, Why>(pages::union(
+                &dirt.iter().map(|(span, _)| *span).collect::<Vec<_>>(),
+                &[],
+            ))
+        };
+        let own = scan(&found.grown, memory::scan_dirt)?;
+        let there = scan(&found.given_back, memory::scan_dirt_and_files)?;
+        // What the appshot does not store has just been written to.
+        let stored = pages::within(&there, &self.stored_spans);
+        let count = pages_of(&own) + pages_of(&stored);
+        if count > PAGES_MAX {
+            return Err(Why::anew(format!("it has written to or given back {count} pages")));
+        }
+        let mut pieces = Vec::new();
+        self.add_stored(opened, &stored, &mut pieces)?;
+        self.take_own(&own, &mut Vec::new())?;
+        self.copies(pieces)?.make()?;
+        Ok(pages::union(&own, &stored))
+    }
+
+    /// Adds what the appshot stores in these spans.
+    fn add_stored<'a>(&self, opened: &'a Opened, spans: &[Span], pieces: &mut Vec<(u64, &'a [u8])>) -> Result<(), Why> {
+        for span in spans {
             for (part, place) in self.segments(*span) {
                 let held = opened.held(place.part);
                 let held = held.ok_or_else(|| Why::anew("the appshot is not held"))?;
-                pieces.push((part.start, &held[place.offset as usize..][..part.len() as usize]));
+                let content = &held[place.offset as usize..][..part.len() as usize];
+                let addresses = (part.start..).step_by(PIECE);
+                pieces.extend(addresses.zip(content.chunks(PIECE)));
             }
         }
-        for (span, area) in foreign {
+        Ok(())
+    }
+
+    /// What of these is not written here and now.
+    fn copies<'a>(&self, pieces: Vec<(u64, &'a [u8])>) -> Result<Copies<'a>, Why> {
+        Ok(Copies {
+            pid: self.pid,
+            pieces: self.write_forced(pieces)?,
+            taken: AtomicUsize::new(0),
+        })
+    }
+
+    /// Pages of their own in private mappings, but those that are bare. Pages of a file
+    /// may be among them that are to be written anyway.
+    fn look(&self) -> Result<Vec<(Span, Dirt)>, Why> {
+        let mut seen: Vec<(Span, Dirt)> = Vec::new();
+        memory::scan_dirt_and_files(&self.pagemap, whole(), &mut seen).map_err(cannot)?;
+        let mut seen = &seen[..];
+        let mut dirt = Vec::with_capacity(seen.len());
+        for area in &self.areas {
+            seen = &seen[seen.partition_point(|(span, _)| span.end <= area.span.start)..];
+            let own = seen.iter().take_while(|(span, _)| span.start < area.span.end);
+            let own = own.map(|(span, dirt)| (part_of(*span, area.span), *dirt));
+            let of_file = area.under != Under::Zeroes;
+            let is_clear = match (area.bare, area.watched) {
+                _ if !of_file => true,
+                (true, _) => !own.clone().any(|(_, dirt)| dirt.swapped),
+                // Thrown away, and read since: it counts as not written, and is the file's.
+                (false, true) => false,
+                (false, false) => own.clone().all(|(span, _)| self.is_stored(span)),
+            };
+            if !is_clear {
+                let first = dirt.len();
+                memory::scan_dirt(&self.pagemap, area.span, &mut dirt).map_err(cannot)?;
+                // Thrown away, and not read since, it leaves a marker.
+                dirt[first..]
+                    .iter_mut()
+                    .for_each(|(_, dirt)| dirt.written |= dirt.swapped);
+            } else if !area.bare {
+                dirt.extend(own);
+            }
+        }
+        Ok(dirt)
+    }
+
+    fn is_stored(&self, span: Span) -> bool {
+        let after = self.stored_spans.partition_point(|stored| stored.end <= span.start);
+        let stored = self.stored_spans.get(after);
+        stored.is_some_and(|stored| stored.start <= span.start && span.end <= stored.end)
+    }
+
+    /// Has pages that the appshot does not store hold what is under them. Zeroes are added to
+    /// what is to be copied.
+    fn take_own(&self, foreign: &[Span], pieces: &mut Vec<(u64, &[u8])>) -> Result<(), Why> {
+        for (span, area) in self.by_area(foreign) {
             match &area.under {
                 Under::File { path, offset } => {
                     let offset = offset + (span.start - area.span.start);
-                    files.push((span.start, file_content(path, offset, span)?));
+                    self.force(span.start, &file_content(path, offset, span)?)?;
                 }
                 Under::Zeroes => {
                     let all = (span.start..span.end).step_by(PAGE as usize);
@@ -306,14 +568,7 @@ impl Space {
                 }
             }
         }
-        pieces.extend(files.iter().map(|(at, content)| (*at, content.as_slice())));
-        self.write(&pieces).map_err(cannot)?;
-        for span in again {
-            for (part, place) in self.segments(span) {
-                owed.owe(part, place);
-            }
-        }
-        Ok(pages)
+        Ok(())
     }
 
     /// Parts of spans that lie in a private mapping, each with its own.
@@ -322,19 +577,28 @@ impl Space {
         for span in spans {
             let first = self.areas.partition_point(|area| area.span.end <= span.start);
             for area in self.areas[first..].iter().take_while(|area| area.span.start < span.end) {
-                let part = Span {
-                    start: span.start.max(area.span.start),
-                    end: span.end.min(area.span.end),
-                };
-                parts.push((part, area));
+                parts.push((part_of(*span, area.span), area));
             }
         }
         parts
     }
 
-    /// Writes are noted from now on.
-    pub fn watch(&self) -> Result<(), Why> {
-        memory::watch_again(&self.pagemap, whole()).map_err(|e| failed("its pages cannot be watched")(&e))
+    /// Writes to these pages, which were just written, are noted from now on.
+    pub fn watch(&self, written: &[Span]) -> Result<(), Why> {
+        // A call takes as long as a look at so many pages.
+        const APART_PAGES: u64 = 512;
+        let mut spans = written.iter().copied();
+        let Some(mut next) = spans.next() else { return Ok(()) };
+        let again = |span| memory::watch_again(&self.pagemap, span);
+        let failed = |errno| failed("its pages cannot be watched")(&errno);
+        for span in spans {
+            if span.start - next.end > APART_PAGES * PAGE {
+                again(next).map_err(failed)?;
+                next.start = span.start;
+            }
+            next.end = span.end;
+        }
+        again(next).map_err(failed)
     }
 
     /// Parts of a span that are stored in one row, and where.
@@ -350,20 +614,58 @@ impl Space {
         })
     }
 
-    fn write(&self, pieces: &[(u64, &[u8])]) -> crate::sys::Sys<()> {
+    /// Writes what the process itself may not write to; answers the rest.
+    fn write_forced<'a>(&self, mut pieces: Vec<(u64, &'a [u8])>) -> Result<Vec<(u64, &'a [u8])>, Why> {
         let may_write = |address: u64| {
             let after = self.areas.partition_point(|area| area.span.end <= address);
             self.areas.get(after).is_some_and(|area| area.write)
         };
-        let (plain, forced): (Vec<_>, Vec<_>) = pieces.iter().partition(|(address, _)| may_write(*address));
-        for some in plain.chunks(PIECES_MAX) {
-            memory::write_all(self.pid, some)?;
+        for (address, bytes) in pieces.extract_if(.., |(address, _)| !may_write(*address)) {
+            self.force(address, bytes)?;
         }
-        for (address, bytes) in forced {
-            let written = self.mem.write_all_at(bytes, address);
-            written.map_err(|error| nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+        Ok(pieces)
+    }
+
+    fn force(&self, address: u64, bytes: &[u8]) -> Result<(), Why> {
+        let written = self.mem.write_all_at(bytes, address);
+        written.map_err(|error| failed("its memory cannot be put back")(&error))
+    }
+}
+
+/// What is to be copied into a process, by several threads at once.
+#[derive(Debug)]
+pub struct Copies<'a> {
+    pid: HostPid,
+    pieces: Vec<(u64, &'a [u8])>,
+    /// So many of them somebody has taken on.
+    taken: AtomicUsize,
+}
+
+impl Copies<'_> {
+    /// Copies what nobody else does.
+    pub fn make(&self) -> Result<(), Why> {
+        loop {
+            let first = self.taken.fetch_add(PIECES_AT_ONCE, Ordering::Relaxed);
+            let Some(own) = self.pieces.get(first..).filter(|rest| !rest.is_empty()) else {
+                return Ok(());
+            };
+            memory::write_all(self.pid, &own[..own.len().min(PIECES_AT_ONCE)]).map_err(cannot)?;
         }
-        Ok(())
+    }
+}
+
+fn cannot(errno: nix::errno::Errno) -> Why {
+    failed("its memory cannot be put back")(&errno)
+}
+
+pub fn pages_of(spans: &[Span]) -> u64 {
+    spans.iter().map(Span::len).sum::<u64>() / PAGE
+}
+
+fn part_of(span: Span, of: Span) -> Span {
+    Span {
+        start: span.start.max(of.start),
+        end: span.end.min(of.end),
     }
 }
 

@@ -18,6 +18,14 @@
 //!
 //! From the first stop on it dies with us: it is never half put back.
 //!
+//! Two threads share the work: the tracer, which alone may ask and run the process, and one
+//! beside it, which reads what anybody may read, and helps to copy pages:
+//!
+//! ```text
+//!   tracer   stop | maps, descriptors | ask | put back, scan | copy | registers, go
+//!   beside        | texts -----------^| flags, namespaces, mounts   | copy ^
+//! ```
+//!
 //! Not seen: rules of Landlock, POSIX message queues without a descriptor, what CAP_NET_ADMIN
 //! allows in a network of its own.
 //! Today: one process, however many threads; no timers, shared memory, timerfds,
@@ -43,6 +51,7 @@ use crate::freeze::{self, ALL_BUT_TRAP};
 use crate::identity;
 use crate::ids::HostPid;
 use crate::image::{Appshot, Core};
+use crate::pages;
 use crate::proc;
 use crate::snapshot::Steps;
 use crate::sys::memory::Span;
@@ -51,9 +60,9 @@ use crate::target::Phase;
 use ask::{Answers, Questions};
 use files::Files;
 use look::Look;
-use memory::Space;
+use memory::{Copies, Space};
 use nix::errno::Errno;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long threads may take to stop.
@@ -107,6 +116,8 @@ struct Armed {
     files: Files,
     space: Space,
     asked: Vec<Answers>,
+    /// What is asked where an executor most likely stands.
+    questions: (Executor, Vec<Questions>),
     own: Own,
     /// One at a time.
     only: Mutex<()>,
@@ -119,20 +130,34 @@ pub fn ask(skeleton: &Skeleton, shot: &Appshot) -> Result<Option<Vec<Answers>>> 
         return Ok(None);
     };
     let tids: Vec<HostPid> = [husk.pid].into_iter().chain(husk.threads.iter().copied()).collect();
-    ask_all(&skeleton.executor, &husk.regs, &tids, core, shot).map(Some)
+    let questions = questions(&skeleton.executor, tids.len(), core, shot);
+    ask_all(&skeleton.executor, &husk.regs, &tids, questions).map(Some)
 }
 
-fn ask_all(executor: &Executor, regs: &Regs, tids: &[HostPid], core: &Core, shot: &Appshot) -> Result<Vec<Answers>> {
-    let fds = &core.image.process.fds;
-    let one = |(at, tid): (usize, &HostPid)| {
-        let mut questions = match at {
-            0 => Questions::of_process(executor, fds, &shot.manifest),
-            _ => Questions::of_thread(executor),
-        };
-        executor.run(*tid, regs, questions.batch())?;
-        Ok(questions.answers())
-    };
-    tids.iter().enumerate().map(one).collect()
+/// One batch for each thread; those of others than the main one in slices.
+fn questions(executor: &Executor, threads: usize, core: &Core, shot: &Appshot) -> Vec<Questions> {
+    let slices: Vec<Executor> = executor.slices().collect();
+    let main = Questions::of_process(executor, &core.image.process.fds, &shot.manifest);
+    let others = slices.iter().cycle().take(threads - 1).map(Questions::of_thread);
+    [main].into_iter().chain(others).collect()
+}
+
+/// As many of the other threads answer at the same time as there are slices.
+fn ask_all(executor: &Executor, regs: &Regs, tids: &[HostPid], mut questions: Vec<Questions>) -> Result<Vec<Answers>> {
+    executor.run(tids[0], regs, questions[0].batch())?;
+    let slices: Vec<Executor> = executor.slices().collect();
+    for (some, asked) in tids[1..]
+        .chunks(slices.len())
+        .zip(questions[1..].chunks_mut(slices.len()))
+    {
+        for ((slice, tid), asked) in slices.iter().zip(some).zip(&mut *asked) {
+            slice.start(*tid, regs, asked.batch())?;
+        }
+        for ((slice, tid), asked) in slices.iter().zip(some).zip(asked) {
+            slice.finish(*tid, asked.batch())?;
+        }
+    }
+    Ok(questions.into_iter().map(Questions::answers).collect())
 }
 
 /// What [`arm`] needs of an app that is about to run.
@@ -206,12 +231,15 @@ impl Armed {
             .and_then(|loan| loan.of(0))
             .ok_or_else(|| Why::anew("its writes cannot be noted"))?;
         let full = fill::untouched(core, &vdsos[0], renewed);
+        let space = Space::new(husk.pid, core, &full, faults)?;
+        let executor = Executor::at(hole(&space.mapped())?);
         Ok(Armed {
             renewed,
             gate: executor::find_gate(husk.pid, &crate::memory::code(&core.image.vmas))?,
             lender: pager.lender(),
             files: Files::new(husk.pid, core, &opened.shot.manifest)?,
-            space: Space::new(husk.pid, core, &full, faults)?,
+            space,
+            questions: (executor, questions(&executor, tids.len(), core, &opened.shot)),
             own: Own::of(&skeleton.outer_view()),
             opened: Arc::clone(opened),
             tids,
@@ -232,26 +260,51 @@ impl Armed {
         let mut steps = Steps::new(&mut silent);
         steps.start("stop");
         let eager = Eager::begin();
-        // It takes as long as all else, on another processor.
+        let copies = OnceLock::new();
         let (stands, begun) = mpsc::sync_channel::<()>(1);
+        let (looked, texts) = mpsc::sync_channel::<()>(1);
+        let (copied, to_copy) = mpsc::sync_channel::<()>(1);
         let (held, dirty_pages) = std::thread::scope(|scope| {
             // Dropped on any way out: nobody is left waiting.
-            let stands = stands;
-            let flags = scope.spawn(move || begun.recv().map(|()| self.space.compare_flags()));
-            self.look.compare_scheduling()?;
-            let held = Held::stop(&self.tids, eager.as_ref())?;
+            let (stands, copied) = (stands, copied);
+            let copies = &copies;
+            // What any thread can look at, another one does, and then helps to copy.
+            let beside = scope.spawn(move || {
+                begun.recv().map_err(|_| unlooked())?;
+                self.look.compare_texts()?;
+                looked.send(()).ok();
+                self.own.compare()?;
+                self.own.renew()?;
+                let found = self.space.compare_flags()?;
+                self.look.compare_namespaces()?;
+                to_copy.recv().ok();
+                copies.get().map_or(Ok(()), Copies::make)?;
+                Ok::<_, Why>(found)
+            });
+            self.look.compare_scheduling().map_err(|why| self.unless_ended(why))?;
+            let held = Held::stop(&self.tids, eager.as_ref()).map_err(|why| self.unless_ended(why))?;
             held.end_others(self.gate)?;
             let loan = self.lender.ask();
             stands.send(()).ok();
             steps.start("look");
-            self.look.compare()?;
-            let changed = self.files.compare()?;
+            self.look.compare_registered()?;
             let remapped = self.space.compare()?;
-            self.own.compare()?;
+            let changed = self.files.compare()?;
+            steps.start("texts");
+            if texts.recv().is_err() {
+                return Err(beside
+                    .join()
+                    .map_or_else(|_| unlooked(), |looked| looked.err().unwrap_or_else(unlooked)));
+            }
             steps.start("ask");
             let standing = self.enter(&remapped.now)?;
             let regs = standing.regs();
-            let asked = ask_all(&standing.executor, &regs, &self.tids, self.core(), &self.opened.shot)?;
+            let asked = ask_all(
+                &standing.executor,
+                &regs,
+                &self.tids,
+                self.questions(&standing.executor),
+            )?;
             for (was, now) in self.asked.iter().zip(&asked) {
                 if let Some(what) = was.differs(now) {
                     return Err(Why::anew(format!("the answer to {what} is another one")));
@@ -261,10 +314,6 @@ impl Armed {
             let mut loan = loan
                 .take()
                 .ok_or_else(|| Why::anew("it has all its memory for itself"))?;
-            // Not before all is known that could be in the way.
-            steps.start("flags");
-            let compared = flags.join().ok().and_then(|compared| compared.ok());
-            compared.unwrap_or_else(|| Err(Why::anew("its mappings cannot be read")))?;
             steps.start("put back");
             let waiting = &asked[0].waiting;
             let mut script = Script::new(standing.executor, self.tids[0], &regs);
@@ -280,8 +329,17 @@ impl Armed {
             let (_, owed) = loan
                 .of(0)
                 .ok_or_else(|| Why::anew("it has all its memory for itself"))?;
-            let pages = self.space.put_back(&self.opened, owed)?;
+            let (to_copy, mut written) = self.space.put_back(&self.opened, owed)?;
             drop(loan);
+            steps.start("copy");
+            let copying = copies.get_or_init(|| to_copy);
+            copied.send(()).ok();
+            copying.make()?;
+            steps.start("beside");
+            let found = beside.join().unwrap_or_else(|_| Err(unlooked()))?;
+            if !found.is_empty() {
+                written = pages::union(&written, &self.space.put_back_found(&self.opened, &found)?);
+            }
             steps.start("registers");
             let timeline = Timeline::begin(self.opened.shot.manifest.clocks);
             let standing = Standing {
@@ -297,9 +355,8 @@ impl Armed {
             if self.renewed {
                 fill::renew(self.tids[0], self.core())?;
             }
-            self.own.renew()?;
-            self.space.watch()?;
-            Ok::<_, Why>((held, pages))
+            self.space.watch(&written)?;
+            Ok::<_, Why>((held, memory::pages_of(&written)))
         })?;
         steps.start("go");
         held.let_go()?;
@@ -311,6 +368,26 @@ impl Armed {
         })
     }
 
+    /// Why it is not reverted: for this reason, or because it is no more.
+    fn unless_ended(&self, why: Why) -> Why {
+        match ptrace::is_dead(self.tids[0]) {
+            true => Why::Refused(
+                Error::refused("cannot revert the instance")
+                    .because("it has ended")
+                    .fix("restore it")
+                    .state("nothing of it is left"),
+            ),
+            false => why,
+        }
+    }
+
+    fn questions(&self, executor: &Executor) -> Vec<Questions> {
+        match &self.questions {
+            (place, questions) if place == executor => questions.clone(),
+            _ => questions(executor, self.tids.len(), self.core(), &self.opened.shot),
+        }
+    }
+
     /// Has the executor stand where nothing is.
     fn enter(&self, mapped: &[Span]) -> Result<Entered> {
         let main = self.tids[0];
@@ -319,11 +396,18 @@ impl Armed {
         }
         let regs = ptrace::get_regs(main).or_fail(|| format!("cannot read the registers of task {main}"))?;
         let regs = regs.with(reg::RSP, 0).with(reg::ORIG_RAX, u64::MAX);
-        let hole = executor::find_hole(&mut mapped.to_vec(), executor::FOOTPRINT)
-            .ok_or_else(|| Error::failed("there is no room for the executor"))?;
-        let executor = Executor::infect(main, &regs, self.gate, hole)?;
+        let executor = Executor::infect(main, &regs, self.gate, hole(mapped)?)?;
         Ok(Entered { executor, regs })
     }
+}
+
+fn hole(mapped: &[Span]) -> Result<u64> {
+    let hole = executor::find_hole(&mut mapped.to_vec(), executor::FOOTPRINT);
+    hole.ok_or_else(|| Error::failed("there is no room for the executor"))
+}
+
+fn unlooked() -> Why {
+    Why::anew("it cannot be looked at")
 }
 
 /// The executor in a process that was stopped.
@@ -492,7 +576,7 @@ impl Own {
     /// Nothing has been written there but by us.
     fn compare(&self) -> Result<(), Why> {
         let was = self.was.lock().unwrap_or_else(PoisonError::into_inner);
-        match identity::Marks::of(&self.root) == *was {
+        match was.now(&self.root) == *was {
             true => Ok(()),
             false => Err(Why::anew(format!("it has written to {}", identity::DIRECTORY))),
         }
@@ -501,7 +585,8 @@ impl Own {
     /// It has another generation.
     fn renew(&self) -> Result<()> {
         identity::renew(&self.root)?;
-        *self.was.lock().unwrap_or_else(PoisonError::into_inner) = identity::Marks::of(&self.root);
+        let mut was = self.was.lock().unwrap_or_else(PoisonError::into_inner);
+        *was = was.now(&self.root);
         Ok(())
     }
 }
