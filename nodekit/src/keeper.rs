@@ -13,6 +13,7 @@ use crate::hidden::{self, Life};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::ids::HostPid;
 use libsnap::sys::task::{pidfd_getfd, pidfd_open};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+/// How often it looks whether it can still be reached.
+const LOOK: u16 = 5000;
 const LINE_MAX: u64 = 1 << 20;
 /// One may just be ending, or another daemon may just have begun one.
 const TRIES: usize = 5;
@@ -141,7 +144,13 @@ pub fn main() -> u8 {
         return 1;
     }
     let mut held: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
-    for stream in listener.incoming().flatten() {
+    // Where its socket is gone nobody can reach it.
+    while path.exists() {
+        let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, LOOK) != Ok(1) {
+            continue;
+        }
+        let Ok((stream, _)) = listener.accept() else { continue };
         let dropped = serve(&stream, &mut held);
         if dropped && held.is_empty() {
             break;
