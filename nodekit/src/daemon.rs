@@ -105,8 +105,10 @@ async fn logged(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Ne
     async move {
         let began = Instant::now();
         let response = next.run(request).await;
-        let micros = began.elapsed().as_micros();
-        tracing::info!(%method, path, status = response.status().as_u16(), micros, "answered");
+        let (micros, status) = (began.elapsed().as_micros(), response.status().as_u16());
+        // The answer does not wait for the log.
+        let told = async move { tracing::info!(%method, path, status, micros, "answered") };
+        tokio::spawn(told.in_current_span());
         response
     }
     .instrument(span)

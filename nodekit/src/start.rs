@@ -73,6 +73,12 @@ impl Ready {
         })
     }
 
+    /// For one that has time until it is asked for.
+    pub fn warmed(self) -> Result<Ready> {
+        self.prepared.as_ref().map(Prepared::warm).transpose()?;
+        Ok(self)
+    }
+
     /// The same with an instance that is prepared.
     pub fn prepared(store: &Store, from: From, way: Way) -> Result<Ready> {
         let (group, journal) = own_group(store)?;

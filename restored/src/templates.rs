@@ -128,7 +128,10 @@ impl Templates {
                         return self.leave(kind, orders, never);
                     }
                 }
-                Err(None) => match made.as_ref().map(|(_, template)| Ready::forked(&self.store, template)) {
+                Err(None) => match made
+                    .as_ref()
+                    .map(|(_, template)| Ready::forked(&self.store, template)?.warmed())
+                {
                     Some(Ok(ready)) => waiting.push_back(ready),
                     Some(Err(error)) => {
                         tracing::warn!(%error, appshot = %kind.appshot.display(), "no instance in waiting");
