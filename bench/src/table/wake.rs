@@ -53,7 +53,8 @@ impl Node {
     fn reach(&self, state: &str) -> Result<()> {
         let path = format!("/v1/apps/{APP}?wait={state}");
         let status: Value = self.client("edgepointd").get(&path)?;
-        ensure!(status["state"] == state, "it is not {state}: {status}");
+        let log = std::fs::read_to_string(self.dir.join(format!("data/logs/{APP}.log"))).unwrap_or_default();
+        ensure!(status["state"] == state, "it is not {state}: {status}: {log}");
         Ok(())
     }
 
@@ -91,7 +92,9 @@ fn manifest(app: &dyn App) -> Result<String> {
     let command = app.command();
     let text = |word: &std::ffi::OsStr| word.to_str().map(str::to_owned).context("it is not UTF-8");
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<String> = words.map(text).collect::<Result<_>>()?;
+    let mut words: Vec<String> = words.map(text).collect::<Result<_>>()?;
+    // A deployed app has a session of its own, and setsid(1) would fork to have one.
+    words.retain(|word| word != "setsid");
     let set = command.get_envs().filter_map(|(key, value)| Some((key, value?)));
     let set: Vec<String> = set
         .map(|(key, value)| Ok(format!("{} = {:?}", text(key)?, text(value)?)))
@@ -109,9 +112,6 @@ fn manifest(app: &dyn App) -> Result<String> {
 pub fn measure(lab: &Lab<'_>, workload: &str, row: &mut Row) -> Result<()> {
     let scratch = lab.scratch()?;
     let app = lab.workload(workload)?.prepare(lab.place)?;
-    for _ in 0..lab.runs.min(COLD) {
-        row.push(Column::Original, cold(&*app));
-    }
     let node = Node::new(scratch.path())?;
     let _: Value = node
         .client("edgepointd")
@@ -127,7 +127,11 @@ pub fn measure(lab: &Lab<'_>, workload: &str, row: &mut Row) -> Result<()> {
     }
     app.verify(&[])?;
     row.note("`original`: its own start, from the command to the first answer".to_owned());
-    node.end()
+    node.end()?;
+    for _ in 0..lab.runs.min(COLD) {
+        row.push(Column::Original, cold(&*app));
+    }
+    Ok(())
 }
 
 /// Its own start, from the command to the first answer.
