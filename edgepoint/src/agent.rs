@@ -181,7 +181,8 @@ impl Agent {
         });
     }
 
-    fn why(&self, why: Option<String>) {
+    fn why(&self, why: String) {
+        let why = Some(why);
         self.status.send_if_modified(|status| {
             let differs = status.why != why;
             status.why = why;
@@ -290,7 +291,7 @@ impl Agent {
                 rung = bell.rung(), if armed => {
                     rung?;
                     (needed, armed) = (Instant::now(), false);
-                    self.why(Some("somebody came just now".to_owned()));
+                    self.why("somebody came just now".to_owned());
                 }
                 _ = look.tick() => {
                     if self.running.elapsed() > STEADY {
@@ -303,7 +304,7 @@ impl Agent {
                     let share = worked.share(&app);
                     if share > idle.cpu {
                         needed = Instant::now();
-                        self.why(Some(format!("it works: {share:.1} % of a processor")));
+                        self.why(format!("it works: {share:.1} % of a processor"));
                     }
                     if needed.elapsed() < idle.timeout.0 {
                         continue;
@@ -312,7 +313,7 @@ impl Agent {
                         0 => return Ok(Next::Sleep { suspended: false }),
                         open => {
                             needed = Instant::now();
-                            self.why(Some(format!("connections are open: {open}")));
+                            self.why(format!("connections are open: {open}"));
                         }
                     }
                 }

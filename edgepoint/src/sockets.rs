@@ -2,9 +2,9 @@
 //! (pidfd_getfd(2), Linux 5.6).
 
 use crate::manifest::Listen;
-use libsnap::cgroup;
-use libsnap::error::{OrFail, Result};
+use libsnap::error::Result;
 use libsnap::files::inet::show_address;
+use libsnap::freeze;
 use libsnap::ids::HostPid;
 use libsnap::proc;
 use libsnap::store::App;
@@ -25,7 +25,7 @@ impl Sockets {
     pub fn of(app: &App) -> Result<Sockets> {
         let mut found = Sockets::default();
         let mut seen = HashSet::new();
-        for pid in processes(app)? {
+        for pid in freeze::members(&app.target()?)? {
             // It may just have ended.
             let _ = found.add(pid, &mut seen);
         }
@@ -61,23 +61,6 @@ impl Sockets {
             .filter(|wanted| !here.iter().any(|here| here.covers(wanted)))
             .collect()
     }
-}
-
-fn processes(app: &App) -> Result<Vec<HostPid>> {
-    match &app.cgroup {
-        Some(group) => cgroup::processes(group),
-        None => tree(app.child()).or_fail(|| format!("cannot list the processes of {}", app.name)),
-    }
-}
-
-fn tree(root: HostPid) -> std::io::Result<Vec<HostPid>> {
-    let mut all = vec![root];
-    let mut at = 0;
-    while let Some(pid) = all.get(at) {
-        all.extend(proc::children(*pid)?);
-        at += 1;
-    }
-    Ok(all)
 }
 
 /// Where a socket listens.

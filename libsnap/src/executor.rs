@@ -10,10 +10,10 @@
 //!
 //! The first system call (mmap) uses a `syscall` instruction that is already in the
 //! target (in its vdso, or any executable mapping): nothing of the app is written to.
-//! In an app it maps memory that can be written and executed both: code and data
+//! It maps memory that can be written and executed both: code and data
 //! apart would take two stops more, and while it is there the app's own code does not
 //! run, in no thread. Where such memory is not allowed (PR_SET_MDWE, execmem of
-//! SELinux), and in a husk, the two are apart. A thread that sat in a system call
+//! SELinux) the two are apart. A thread that sat in a system call
 //! keeps `orig_rax` and the restart code of its registers, so the kernel
 //! restarts that call when the thread goes on, as if nothing had happened.
 //!

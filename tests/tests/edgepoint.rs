@@ -40,6 +40,13 @@ impl Drop for EndOf<'_> {
 }
 
 impl<'a> Node<'a> {
+    /// With this server as its app; answers the server's port, too.
+    fn of_server(registry: &'a Registry, place: &'a Place, server: &Server<'_>) -> Result<(Node<'a>, u16)> {
+        let port = server.port.context("it has no port")?;
+        let manifest = manifest(place.unique(), server, port)?;
+        Ok((Node::deploy(registry, place.unique(), &manifest)?, port))
+    }
+
     fn deploy(registry: &'a Registry, app: &'a str, manifest: &str) -> Result<Node<'a>> {
         let node = Node {
             snapd: registry.daemon("snapd", "")?,
@@ -105,6 +112,12 @@ impl<'a> Node<'a> {
     }
 }
 
+fn registry(place: &Place) -> Result<Registry> {
+    let registry = Registry::new(place)?;
+    registry.show_log(place)?;
+    Ok(registry)
+}
+
 /// What a provider would write of this server.
 fn manifest(app: &str, server: &Server<'_>, port: u16) -> Result<String> {
     let options = &server.options;
@@ -126,10 +139,8 @@ fn manifest(app: &str, server: &Server<'_>, port: u16) -> Result<String> {
 
 /// A server on a node: asked while it sleeps, again and again.
 fn sleeps_and_wakes(place: &Place, server: &Server<'_>) -> Result<()> {
-    let registry = Registry::new(place)?;
-    registry.show_log(place)?;
-    let port = server.port.context("it has no port")?;
-    let node = Node::deploy(&registry, place.unique(), &manifest(place.unique(), server, port)?)?;
+    let registry = registry(place)?;
+    let (node, _) = Node::of_server(&registry, place, server)?;
     let root = node.status()?["root"].as_i64().context("no root")?;
     (server.fill)(i32::try_from(root)?)?;
     for round in 0..4 {
@@ -167,10 +178,8 @@ sleeper!(python_http_server);
 fn no_request_is_lost() {
     in_place("no_request_is_lost", |place| {
         servers::node(place, &|place, server| {
-            let registry = Registry::new(place)?;
-            registry.show_log(place)?;
-            let port = server.port.context("it has no port")?;
-            let node = Node::deploy(&registry, place.unique(), &manifest(place.unique(), server, port)?)?;
+            let registry = registry(place)?;
+            let (node, port) = Node::of_server(&registry, place, server)?;
             let add = server.request.context("no request")?;
             // It falls asleep a second after the last request, or a little later.
             for step in 0..30u64 {
@@ -210,11 +219,8 @@ fn no_request_is_lost() {
 fn a_killed_daemon() {
     in_place("a_killed_daemon", |place| {
         servers::node(place, &|place, server| {
-            let registry = Registry::new(place)?;
-            registry.show_log(place)?;
-            let port = server.port.context("it has no port")?;
-            let manifest = manifest(place.unique(), server, port)?;
-            let mut node = Node::deploy(&registry, place.unique(), &manifest)?;
+            let registry = registry(place)?;
+            let (mut node, port) = Node::of_server(&registry, place, server)?;
             for round in 0..3 {
                 (server.use_it)()?;
                 let (state, root) = ((server.state)()?, node.status()?["root"].clone());
@@ -243,6 +249,7 @@ fn a_killed_daemon() {
             node.reach("asleep")?;
             ensure!((server.state)()? == state, "it is another one");
             // What was deployed before is not deployed twice.
+            let manifest = manifest(place.unique(), server, port)?;
             let again: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
             ensure!(again["app"] == place.unique(), "{again}");
             let other = manifest.replace("1s", "2s");
@@ -258,10 +265,8 @@ fn a_killed_daemon() {
 fn daemons_that_are_not_there() {
     in_place("daemons_that_are_not_there", |place| {
         servers::node(place, &|place, server| {
-            let registry = Registry::new(place)?;
-            registry.show_log(place)?;
-            let port = server.port.context("it has no port")?;
-            let node = Node::deploy(&registry, place.unique(), &manifest(place.unique(), server, port)?)?;
+            let registry = registry(place)?;
+            let (node, port) = Node::of_server(&registry, place, server)?;
             (server.fill)(0)?;
             let state = (server.state)()?;
             node.reach("asleep")?;
@@ -301,8 +306,7 @@ fn daemons_that_are_not_there() {
 fn up() {
     in_place("up", |place| {
         servers::redis_server(place, &|place, server| {
-            let registry = Registry::new(place)?;
-            registry.show_log(place)?;
+            let registry = registry(place)?;
             let (app, port) = (place.unique(), server.port.context("it has no port")?);
             let file = place.path("app.toml");
             std::fs::write(&file, manifest(app, server, port)?)?;
@@ -352,8 +356,7 @@ while True:
 #[test]
 fn sockets_of_both_kinds() {
     in_place("sockets_of_both_kinds", |place| {
-        let registry = Registry::new(place)?;
-        registry.show_log(place)?;
+        let registry = registry(place)?;
         let (app, port) = (place.unique(), appshot_tests::clients::free_port()?);
         let path = place.path("echo.sock");
         let manifest = format!(

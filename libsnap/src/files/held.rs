@@ -98,15 +98,16 @@ impl HeldSocket {
 /// Whether somebody holds this socket of the app: who waits in its backlog is not lost.
 pub fn is_held(held: &[HeldSocket], socket: &OwnedFd) -> bool {
     let Ok(own) = cookie(socket) else { return false };
-    let others = held.iter().filter_map(|other| cookie(&other.open().ok()?).ok());
-    others.into_iter().any(|other| other == own)
+    let mut others = held.iter().filter_map(|other| cookie(&other.open().ok()?).ok());
+    others.any(|other| other == own)
 }
 
 /// What tells a socket from all others since boot (socket(7), Linux 4.12).
 fn cookie(socket: &OwnedFd) -> Sys<Vec<u8>> {
-    match diag::getsockopt(socket, libc::SOL_SOCKET, libc::SO_COOKIE, 8) {
-        Ok(cookie) if cookie.len() == 8 => Ok(cookie),
-        Ok(_) => Err(nix::Error::EINVAL),
-        Err(errno) => Err(errno),
+    let cookie = diag::getsockopt(socket, libc::SOL_SOCKET, libc::SO_COOKIE, 8)?;
+    if cookie.len() == 8 {
+        Ok(cookie)
+    } else {
+        Err(nix::Error::EINVAL)
     }
 }

@@ -49,7 +49,7 @@ impl Eager {
     pub fn with(&self, other: HostPid) {
         bring_here(self.thread);
         bring_here(other);
-        task::sched_setattr(other, &first()).ok();
+        hurry(other);
     }
 }
 

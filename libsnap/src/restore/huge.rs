@@ -10,7 +10,6 @@ use crate::image::records::{Vma, VmaKind};
 use crate::pages;
 use crate::sys::memory::Span;
 
-pub const MADV_COLLAPSE: u64 = 25;
 const HUGE: u64 = 2 << 20;
 
 /// Those that were huge when the appshot was taken, as far as can be told: as many in each

@@ -1,11 +1,11 @@
 //! Memory and descriptors of each process, put in place by its own husk, which
 //! takes the descriptors it needs from this process.
 
+use super::fill;
 use super::kept::{self, Kept, Row};
 use super::script::Script;
 use super::skeleton::Skeleton;
 use super::vdso::{self, Vdso};
-use super::{fill, huge};
 use crate::error::{OrFail, Result};
 use crate::files::paths;
 use crate::ids::{FileId, HostPid, ShmId};
@@ -15,7 +15,7 @@ use crate::image::records::{
 use crate::image::{Appshot, Core};
 use crate::ipc;
 use crate::nsthread;
-use crate::sys::memory::Span;
+use crate::sys::memory::{MADV_COLLAPSE, Span};
 use crate::sys::{fd as sysfd, shm as sysshm};
 use std::collections::HashMap;
 use std::fs::File;
@@ -259,7 +259,7 @@ pub(super) fn populate(script: &mut Script<'_>, core: &Core) -> Result<()> {
 /// Has the kernel make huge pages of these, where it can.
 pub(super) fn collapse(script: &mut Script<'_>, spans: &[Span]) -> Result<()> {
     for span in spans {
-        let args = [span.start, span.len(), huge::MADV_COLLAPSE];
+        let args = [span.start, span.len(), MADV_COLLAPSE as u64];
         script.room(1, 0)?.call("madvise", libc::SYS_madvise, &args);
     }
     Ok(())

@@ -350,11 +350,12 @@ fn push(found: &mut Vec<Span>, start: u64, end: u64) {
         _ => found.push(Span { start, end }),
     }
 }
+/// Linux 6.1.
+pub const MADV_COLLAPSE: i32 = 25;
+
 /// Has the kernel make huge pages of these in another process, where it can
-/// (process_madvise(2), MADV_COLLAPSE since Linux 6.1). Whoever has the number now takes
-/// no harm.
+/// (process_madvise(2)). Whoever has the number now takes no harm.
 pub fn collapse(pid: HostPid, spans: &[Span]) {
-    const MADV_COLLAPSE: i32 = 25;
     let Ok(process) = super::task::pidfd_open(pid) else {
         return;
     };

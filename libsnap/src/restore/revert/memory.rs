@@ -254,8 +254,7 @@ impl Space {
         for area in &mut areas {
             let known = before.iter().find(|mapping| mapping.start == area.span.start);
             let has = |flag| known.is_some_and(|mapping| mapping.has(flag));
-            let own = pages::within(&there, &[area.span]);
-            let pages: u64 = own.iter().map(|span| span.len() / PAGE).sum();
+            let pages = pages_of(&pages::within(&there, &[area.span]));
             let is_stored = !pages::within(&stored_spans, &[area.span]).is_empty();
             area.bare = area.under != Under::Zeroes && pages == 0 && !is_stored;
             if has("um") {
