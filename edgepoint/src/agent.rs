@@ -26,6 +26,8 @@ use tokio::sync::{mpsc, watch};
 const LOOK: Duration = Duration::from_secs(1);
 /// How often one that starts is.
 const LISTENS_YET: Duration = Duration::from_millis(10);
+/// How long an app may take to see that connections were closed.
+const LET_GO: Duration = Duration::from_millis(200);
 /// Before a failed one is tried again; doubled each time.
 const BACK_OFF: Duration = Duration::from_secs(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
@@ -144,6 +146,9 @@ impl Agent {
 
     /// The sockets of the app are these from now on.
     fn hold(&mut self, sockets: Vec<OwnedFd>) -> Result<()> {
+        for socket in &sockets {
+            sockets::deepen(socket).or_fail(|| "cannot make room for who comes")?;
+        }
         self.node.keeper.keep(self.name(), &sockets)?;
         self.sockets = sockets;
         Ok(())
@@ -280,6 +285,8 @@ impl Agent {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut needed, mut armed) = (Instant::now(), false);
         let mut worked = Work::of(&app);
+        let demand = self.node.proxy.demand(self.name());
+        let mut seen = demand.seen();
         loop {
             tokio::select! {
                 _ = child.readable() => return self.ended().await,
@@ -290,8 +297,11 @@ impl Agent {
                 },
                 rung = bell.rung(), if armed => {
                     rung?;
-                    (needed, armed) = (Instant::now(), false);
-                    self.why("somebody came just now".to_owned());
+                    armed = false;
+                    if !demand.quiet_since(seen) {
+                        needed = Instant::now();
+                        self.why("somebody came just now".to_owned());
+                    }
                 }
                 _ = look.tick() => {
                     if self.running.elapsed() > STEADY {
@@ -301,6 +311,11 @@ impl Agent {
                         bell.arm(&self.sockets)?;
                         armed = true;
                     }
+                    if demand.needed_since(seen) {
+                        needed = Instant::now();
+                        self.why(format!("requests came; in flight: {}", demand.in_flight.get()));
+                    }
+                    seen = demand.seen();
                     let share = worked.share(&app);
                     if share > idle.cpu {
                         needed = Instant::now();
@@ -341,6 +356,7 @@ impl Agent {
     /// Takes its snapshot; it goes on where that is refused.
     async fn sleep(&mut self, suspended: bool) -> Result<Next> {
         self.turn(State::FallingAsleep, None);
+        self.let_go().await?;
         let snapd = self.node.snapd.clone();
         let request = json!({
             "target": self.name(),
@@ -377,6 +393,18 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Connections that the proxy only keeps are no reason to refuse a snapshot. The app sees
+    /// their end a moment later.
+    async fn let_go(&self) -> Result<()> {
+        self.node.proxy.release(self.name());
+        let app = self.running_app()?;
+        let begin = Instant::now();
+        while begin.elapsed() < LET_GO && Sockets::of(&app)?.connections > 0 {
+            tokio::time::sleep(LISTENS_YET).await;
+        }
+        Ok(())
     }
 
     /// Has its appshot at hand for who comes next. It is no matter where that fails.

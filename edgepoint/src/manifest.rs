@@ -17,6 +17,7 @@
 //! timeout = "30s"
 //! ```
 
+use crate::proxy::rules::{Quiet, Route, Rules, Timeouts, Waiting};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{closest, validate};
 use libsnap::target::{Hooks, RunOptions};
@@ -46,6 +47,17 @@ pub struct Manifest {
     pub ready: Ready,
     #[serde(default)]
     pub idle: Idle,
+    #[serde(default)]
+    pub capacity: Capacity,
+    /// Requests that come over the node's HTTP entry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub route: Vec<Route>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quiet: Vec<Quiet>,
+    #[serde(default)]
+    pub waiting: Waiting,
+    #[serde(default)]
+    pub timeouts: Timeouts,
     /// What the app is told before a snapshot and after a restore.
     #[serde(default, skip_serializing_if = "Hooks::are_none")]
     pub hooks: Hooks,
@@ -85,6 +97,29 @@ impl std::fmt::Display for Listen {
             (Some(tcp), _) => write!(f, "{tcp}"),
             (None, Some(unix)) => write!(f, "{}", unix.display()),
             (None, None) => Ok(()),
+        }
+    }
+}
+
+/// What one instance may carry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Capacity {
+    /// Requests at once, of those that come over a route; as many as come by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u32>,
+    /// Requests that may wait for that, of all instances together.
+    pub queue: u32,
+    /// And for how long.
+    pub queue_timeout: Span,
+}
+
+impl Default for Capacity {
+    fn default() -> Capacity {
+        Capacity {
+            requests: None,
+            queue: 1000,
+            queue_timeout: Span(Duration::from_secs(10)),
         }
     }
 }
@@ -217,7 +252,29 @@ impl Manifest {
                 "a number of percent, such as 2.0",
             );
         }
+        if self.capacity.requests == Some(0) {
+            return wrong("capacity.requests is 0: nobody could ask it", "1 at least");
+        }
+        if self.capacity.queue_timeout.0.is_zero() {
+            return wrong(
+                "capacity.queue_timeout is no time at all",
+                "such as 10s, or queue = 0 where nobody is to wait",
+            );
+        }
+        if let Err((because, fix)) = self.rules().sensible() {
+            return wrong(&because, &fix);
+        }
         self.user().map(drop)
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        Rules {
+            listen: &self.listen,
+            routes: &self.route,
+            quiet: &self.quiet,
+            waiting: &self.waiting,
+            timeouts: &self.timeouts,
+        }
     }
 
     /// How the app is run for the first time.

@@ -1,5 +1,6 @@
 //! What Prometheus may scrape (OpenMetrics): `GET /metrics`. Apps that sleep are there, too.
 
+use crate::proxy::demand::Demands;
 use crate::status::{Activation, State};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -32,7 +33,7 @@ struct By {
 type Seconds = Family<By, Histogram, fn() -> Histogram>;
 
 /// 0.1 ms, doubled up to 26 s.
-fn seconds() -> Histogram {
+pub fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(1e-4, 2.0, 19))
 }
 
@@ -45,26 +46,15 @@ pub struct Metrics {
     sleeps: Family<Of, Counter>,
     refused: Family<Of, Counter>,
     failures: Family<Of, Counter>,
+    pub demands: Demands,
 }
 
 impl Default for Metrics {
     fn default() -> Metrics {
-        let metrics = Metrics {
-            registry: Registry::with_prefix("appshot"),
-            state: Family::default(),
-            up: Family::new_with_constructor(seconds),
-            sleeps: Family::default(),
-            refused: Family::default(),
-            failures: Family::default(),
-        };
-        let Metrics {
-            mut registry,
-            state,
-            up,
-            sleeps,
-            refused,
-            failures,
-        } = metrics;
+        let mut registry = Registry::with_prefix("appshot");
+        let state = Family::<InState, Gauge>::default();
+        let up: Seconds = Family::new_with_constructor(seconds);
+        let [sleeps, refused, failures] = [(); 3].map(|()| Family::<Of, Counter>::default());
         registry.register("app_state", "1 for the state that an app is in", state.clone());
         registry.register_with_unit(
             "activation",
@@ -84,6 +74,7 @@ impl Default for Metrics {
             failures.clone(),
         );
         Metrics {
+            demands: Demands::register(&mut registry),
             registry,
             state,
             up,

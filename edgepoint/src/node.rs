@@ -3,6 +3,7 @@
 use crate::agent::{Agent, Order};
 use crate::manifest::Manifest;
 use crate::metrics::Metrics;
+use crate::proxy::Proxy;
 use crate::status::{Counts, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{self, Store, closest, now_unix_ms};
@@ -40,6 +41,7 @@ pub struct Node {
     /// Has the sockets of the apps when this daemon is not there.
     pub keeper: Keeper,
     pub metrics: Arc<Metrics>,
+    pub proxy: Proxy,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
 }
 
@@ -55,12 +57,14 @@ const SUFFIX: &str = ".json";
 
 impl Node {
     pub fn new(store: Store, dirs: &Dirs) -> Result<Node> {
+        let metrics: Arc<Metrics> = Arc::default();
         let node = Node {
+            proxy: Proxy::new(metrics.demands.clone()),
             store,
             snapd: Client::new(dirs.socket(None, "snapd")),
             restored: Client::new(dirs.socket(None, "restored")),
             keeper: Keeper::new(dirs.run_dir.join("edgepoint-keeper.sock")),
-            metrics: Arc::default(),
+            metrics,
             apps: Arc::default(),
         };
         store::directory(&node.directory(), 0o700)?;
@@ -108,6 +112,7 @@ impl Node {
     pub fn forget(&self, app: &str) -> Result<()> {
         store::remove_file(&self.path(app))?;
         self.lock().remove(app);
+        self.proxy.forget(app);
         Ok(())
     }
 
@@ -133,6 +138,7 @@ impl Node {
                 )),
             );
         }
+        self.proxy.free(&manifest)?;
         let deployment = Deployment {
             manifest,
             deployed_unix_ms: now_unix_ms()?,
@@ -155,6 +161,7 @@ impl Node {
             counts: Counts::default(),
             last: None,
         });
+        self.proxy.deploy(&manifest, told.clone());
         let (orders, ordered) = mpsc::channel(ORDERS);
         let handle = Handle {
             manifest: manifest.clone(),

@@ -1,0 +1,175 @@
+//! Bodies on their way: never held as a whole, counted, and not waited for for ever.
+
+use http_body_util::Full;
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use prometheus_client::metrics::counter::Counter;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Nothing came of a body for too long.
+#[derive(Debug)]
+pub struct Stalled;
+
+impl fmt::Display for Stalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nothing more of the body came")
+    }
+}
+
+impl std::error::Error for Stalled {}
+
+/// A body that somebody sends, with what is to live as long as it does.
+#[derive(Debug)]
+pub struct Metered<T> {
+    body: Incoming,
+    bytes: Counter,
+    idle: Duration,
+    waits: Option<Pin<Box<Sleep>>>,
+    kept: T,
+}
+
+impl<T: Seen + Unpin> Metered<T> {
+    pub fn new(body: Incoming, bytes: Counter, idle: Duration, kept: T) -> Metered<T> {
+        Metered {
+            body,
+            bytes,
+            idle,
+            waits: None,
+            kept,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Pending => {
+                let idle = self.idle;
+                let waits = self.waits.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+                match waits.as_mut().poll(cx) {
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(()) => {
+                        self.kept.stalled();
+                        Poll::Ready(Some(Err(Stalled.into())))
+                    }
+                }
+            }
+            Poll::Ready(frame) => {
+                self.waits = None;
+                self.kept.moved();
+                if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+                    self.bytes.inc_by(data.len() as u64);
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
+            }
+        }
+    }
+}
+
+/// Hears how a body gets on.
+pub trait Seen {
+    fn moved(&self) {}
+    fn stalled(&self) {}
+}
+
+/// How the body of a request gets on, for who waits for the answer.
+#[derive(Clone, Debug)]
+pub struct Progress(Arc<(Mutex<Instant>, AtomicBool)>);
+
+impl Progress {
+    pub fn new() -> Progress {
+        Progress(Arc::new((Mutex::new(Instant::now()), AtomicBool::new(false))))
+    }
+
+    pub fn last(&self) -> Instant {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The client has let us wait.
+    pub fn has_stalled(&self) -> bool {
+        self.0.1.load(Ordering::Relaxed)
+    }
+}
+
+impl Seen for Progress {
+    fn moved(&self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn stalled(&self) {
+        self.0.1.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What the app is sent.
+#[derive(Debug)]
+pub enum Sent {
+    Nothing,
+    Stream(Metered<Progress>),
+}
+
+impl Body for Sent {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self.get_mut() {
+            Sent::Nothing => Poll::Ready(None),
+            Sent::Stream(body) => body.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Sent::Nothing => true,
+            Sent::Stream(body) => body.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Sent::Nothing => SizeHint::with_exact(0),
+            Sent::Stream(body) => body.body.size_hint(),
+        }
+    }
+}
+
+/// What the client is answered: by the app, or said here.
+#[derive(Debug)]
+pub enum Answer<T> {
+    App(Box<Metered<T>>),
+    Own(Full<Bytes>),
+}
+
+impl<T: Seen + Unpin> Body for Answer<T> {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self.get_mut() {
+            Answer::App(body) => body.poll(cx),
+            Answer::Own(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|never| match never {}))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Answer::App(body) => body.body.is_end_stream(),
+            Answer::Own(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Answer::App(body) => body.body.size_hint(),
+            Answer::Own(body) => body.size_hint(),
+        }
+    }
+}
