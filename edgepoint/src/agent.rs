@@ -26,8 +26,8 @@ use tokio::sync::{mpsc, watch};
 const LOOK: Duration = Duration::from_secs(1);
 /// How often one that starts is.
 const LISTENS_YET: Duration = Duration::from_millis(10);
-/// How long an app may take to see that connections were closed.
-const LET_GO: Duration = Duration::from_millis(200);
+/// How long connections may stay open when an app is told to sleep.
+const LET_GO: Duration = Duration::from_secs(5);
 /// Before a failed one is tried again; doubled each time.
 const BACK_OFF: Duration = Duration::from_secs(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
@@ -285,8 +285,8 @@ impl Agent {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut needed, mut armed) = (Instant::now(), false);
         let mut worked = Work::of(&app);
-        let demand = self.node.proxy.demand(self.name());
-        let mut seen = demand.seen();
+        let traffic = self.node.proxy.traffic(self.name());
+        let mut seen = traffic.seen();
         loop {
             tokio::select! {
                 _ = child.readable() => return self.ended().await,
@@ -298,7 +298,7 @@ impl Agent {
                 rung = bell.rung(), if armed => {
                     rung?;
                     armed = false;
-                    if !demand.quiet_since(seen) {
+                    if !traffic.quiet_since(seen) {
                         needed = Instant::now();
                         self.why("somebody came just now".to_owned());
                     }
@@ -311,11 +311,11 @@ impl Agent {
                         bell.arm(&self.sockets)?;
                         armed = true;
                     }
-                    if demand.needed_since(seen) {
+                    if traffic.needed_since(seen) {
                         needed = Instant::now();
-                        self.why(format!("requests came; in flight: {}", demand.in_flight.get()));
+                        self.why(format!("requests came; in flight: {}", traffic.in_flight.get()));
                     }
-                    seen = demand.seen();
+                    seen = traffic.seen();
                     let share = worked.share(&app);
                     if share > idle.cpu {
                         needed = Instant::now();
@@ -324,7 +324,8 @@ impl Agent {
                     if needed.elapsed() < idle.timeout.0 {
                         continue;
                     }
-                    match Sockets::of(&app)?.connections {
+                    let quiet = usize::try_from(traffic.quiet_open.get()).unwrap_or(0);
+                    match Sockets::of(&app)?.connections.saturating_sub(quiet) {
                         0 => return Ok(Next::Sleep { suspended: false }),
                         open => {
                             needed = Instant::now();
@@ -356,7 +357,7 @@ impl Agent {
     /// Takes its snapshot; it goes on where that is refused.
     async fn sleep(&mut self, suspended: bool) -> Result<Next> {
         self.turn(State::FallingAsleep, None);
-        self.let_go().await?;
+        self.let_go(suspended).await?;
         let snapd = self.node.snapd.clone();
         let request = json!({
             "target": self.name(),
@@ -395,13 +396,13 @@ impl Agent {
         }
     }
 
-    /// Connections that the proxy only keeps are no reason to refuse a snapshot. The app sees
-    /// their end a moment later.
-    async fn let_go(&self) -> Result<()> {
-        self.node.proxy.release(self.name());
+    /// Connections that the proxy only keeps are no reason to refuse a snapshot. Where its owner
+    /// has it sleep, requests under way have a while to end.
+    async fn let_go(&self, ordered: bool) -> Result<()> {
+        self.node.proxy.release(self.name(), ordered);
         let app = self.running_app()?;
         let begin = Instant::now();
-        while begin.elapsed() < LET_GO && Sockets::of(&app)?.connections > 0 {
+        while ordered && begin.elapsed() < LET_GO && Sockets::of(&app)?.connections > 0 {
             tokio::time::sleep(LISTENS_YET).await;
         }
         Ok(())

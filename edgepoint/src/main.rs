@@ -60,7 +60,7 @@ fn run(cli: &Cli) -> Result<u8> {
     let args = &cli.daemon;
     let store = args.dirs.open()?;
     let node = Node::new(store, &args.dirs)?;
-    let traffic = traffic(cli)?;
+    let entry = entry(cli)?;
     daemon::run_beside("edgepointd", args, |stopping| {
         tokio::spawn(reap());
         if let Err(error) = node.take_up() {
@@ -68,7 +68,7 @@ fn run(cli: &Cli) -> Result<u8> {
         }
         let proxy = node.proxy.clone();
         let http = async move {
-            if let Some((runtime, entry)) = traffic {
+            if let Some((runtime, entry)) = entry {
                 // What goes wrong there was told there.
                 let _ = runtime.spawn(serve::serve(entry, proxy, stopping)).await;
                 runtime.shutdown_background();
@@ -80,7 +80,7 @@ fn run(cli: &Cli) -> Result<u8> {
 }
 
 /// Threads of their own for HTTP, and its sockets, where it is wanted.
-fn traffic(cli: &Cli) -> Result<Option<(Runtime, Entry)>> {
+fn entry(cli: &Cli) -> Result<Option<(Runtime, Entry)>> {
     if cli.http.is_empty() {
         return Ok(None);
     }

@@ -1,6 +1,6 @@
 //! What Prometheus may scrape (OpenMetrics): `GET /metrics`. Apps that sleep are there, too.
 
-use crate::proxy::demand::Demands;
+use crate::proxy::traffic::Families;
 use crate::status::{Activation, State};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -46,7 +46,7 @@ pub struct Metrics {
     sleeps: Family<Of, Counter>,
     refused: Family<Of, Counter>,
     failures: Family<Of, Counter>,
-    pub demands: Demands,
+    pub traffic: Families,
 }
 
 impl Default for Metrics {
@@ -74,7 +74,7 @@ impl Default for Metrics {
             failures.clone(),
         );
         Metrics {
-            demands: Demands::register(&mut registry),
+            traffic: Families::register(&mut registry),
             registry,
             state,
             up,

@@ -59,7 +59,7 @@ impl Node {
     pub fn new(store: Store, dirs: &Dirs) -> Result<Node> {
         let metrics: Arc<Metrics> = Arc::default();
         let node = Node {
-            proxy: Proxy::new(metrics.demands.clone()),
+            proxy: Proxy::new(metrics.traffic.clone()),
             store,
             snapd: Client::new(dirs.socket(None, "snapd")),
             restored: Client::new(dirs.socket(None, "restored")),

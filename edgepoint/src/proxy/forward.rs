@@ -7,9 +7,9 @@ use super::replies::{self, Refusal};
 use super::routes::host_of;
 use super::rules::{Network, Protocol};
 use super::serve::Active;
-use super::upstream::{Lease, Upstream};
+use super::upstream::Lease;
 use super::{App, Proxy, Target, headers};
-use crate::status::State;
+use crate::status::{State, Status};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
@@ -17,10 +17,12 @@ use hyper::http::uri::{Authority, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use std::io;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Who asks, and how.
 #[derive(Clone, Debug)]
@@ -42,11 +44,29 @@ const REFUSES: Duration = Duration::from_secs(2);
 pub struct InFlight {
     _lease: Lease,
     _permit: Option<Permit>,
+    _quiet: Option<Quietly>,
     served: Counter,
     _active: Active,
 }
 
 impl Seen for InFlight {}
+
+/// The app has a quiet request as long as this lives.
+#[derive(Debug)]
+struct Quietly(Gauge);
+
+impl Quietly {
+    fn new(open: &Gauge) -> Quietly {
+        open.inc();
+        Quietly(open.clone())
+    }
+}
+
+impl Drop for Quietly {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -82,7 +102,7 @@ impl Proxy {
         let (answer, receipt) = forward.go(active, request).await;
         receipt.tell(&app.name, answer.status().as_u16());
         self.0
-            .demands
+            .traffic
             .answered(&app.name, answer.status().as_u16(), receipt.kind, receipt.total);
         answer
     }
@@ -162,6 +182,7 @@ impl Forward<'_> {
             true => None,
             false => Some(self.enter().await.map_err(refuse)?),
         };
+        let quietly = quiet.then(|| Quietly::new(&app.traffic.quiet_open));
         self.queued = self.came.began.elapsed();
         let by = Instant::now() + app.timeouts.wake.0;
         let mut lease = match app.waiting.page && !self.came.running && is_navigation(&request) {
@@ -209,7 +230,8 @@ impl Forward<'_> {
         let in_flight = InFlight {
             _lease: lease,
             _permit: permit,
-            served: app.demand.served.clone(),
+            _quiet: quietly,
+            served: app.traffic.served.clone(),
             _active: active,
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -219,7 +241,7 @@ impl Forward<'_> {
             };
             return Ok((switch(&app, client, protocol, response, in_flight), receipt));
         }
-        let (bytes, idle) = (app.demand.bytes_out.clone(), app.timeouts.idle.0);
+        let (bytes, idle) = (app.traffic.bytes_out.clone(), app.timeouts.idle.0);
         let answer = response.map(|body| Answer::App(Box::new(Metered::new(body, bytes, idle, in_flight))));
         Ok((answer, receipt))
     }
@@ -231,10 +253,10 @@ impl Forward<'_> {
         let agent = agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default();
         let (path, from) = (request.uri().path(), self.caller.address);
         let Some(quiet) = app.quiet.iter().find(|quiet| quiet.fits(path, agent, from)) else {
-            app.demand.requests.inc();
+            app.traffic.requests.inc();
             return Ok(false);
         };
-        app.demand.quiet.inc();
+        app.traffic.quiet.inc();
         match self.came.running {
             true => Ok(true),
             false => Err(Box::new(replies::quiet(quiet))),
@@ -244,7 +266,7 @@ impl Forward<'_> {
     async fn enter(&self) -> Result<Permit, Refusal> {
         let app = self.app();
         app.gate.enter(self.caller.address).await.map_err(|full| {
-            app.demand.turned_away.inc();
+            app.traffic.turned_away.inc();
             Refusal::busy(match full {
                 Full::Queue => "the app has as many requests as it may have, and as many wait as may",
                 Full::Late => "the app had no time for the request as long as it may wait",
@@ -273,16 +295,10 @@ impl Forward<'_> {
     /// A connection to the app, as soon as there can be one.
     async fn reach(&self, fresh: bool, quiet: bool, by: Instant) -> Result<Lease, Refusal> {
         let app = self.app();
-        let upstream: &std::sync::Arc<Upstream> = &self.target.upstream;
-        let dials = || {
-            if quiet {
-                app.demand.quiet_connections.inc();
-            }
-        };
         let mut refused = None;
         loop {
             self.reachable(by).await?;
-            let leased = timeout_at(by, upstream.lease(fresh, dials)).await;
+            let leased = timeout_at(by, self.lease(fresh, quiet)).await;
             let error = match leased {
                 Ok(Ok(lease)) => return Ok(lease),
                 Ok(Err(error)) => error,
@@ -298,11 +314,27 @@ impl Forward<'_> {
         }
     }
 
+    /// Who is quiet leaves no connection behind that would keep the app awake.
+    async fn lease(&self, fresh: bool, quiet: bool) -> io::Result<Lease> {
+        match quiet {
+            true => {
+                self.app().traffic.quiet_connections.inc();
+                self.target.upstream.lease_once().await
+            }
+            false => self.target.upstream.lease(fresh).await,
+        }
+    }
+
     /// Waits until its socket is there, and somebody would hear who comes to it.
     async fn reachable(&self, by: Instant) -> Result<(), Refusal> {
         use State::{Asleep, FallingAsleep, Running, Waking};
-        let status = &self.app().status;
-        let hears = |state: State| [Running, FallingAsleep, Asleep, Waking].contains(&state);
+        let (status, app) = (&self.app().status, self.app());
+        let hears = |state: State| match state {
+            Running | Asleep | Waking => true,
+            // A snapshot that only idleness has asked for is given up for who comes.
+            FallingAsleep => !app.resting.load(Ordering::Relaxed),
+            _ => false,
+        };
         if hears(status.borrow().state) {
             return Ok(());
         }
@@ -321,18 +353,23 @@ impl Forward<'_> {
 
     /// Comes back when the app has let the request wait for too long.
     async fn late(&self, progress: Option<&Progress>, by: Instant) -> Refusal {
-        let app = self.app();
-        if app.status.borrow().state != State::Running {
-            let mut status = app.status.clone();
-            match timeout_at(by, status.wait_for(|status| status.state == State::Running)).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(_)) => return Refusal::new(StatusCode::NOT_FOUND, "the app was removed"),
-                Err(_) => return self.not_in_time(),
-            }
-        }
-        let mut since = Instant::now();
+        let (app, mut by) = (self.app(), by);
+        let (mut status, mut since) = (app.status.clone(), Instant::now());
+        let runs = |status: &Status| status.state == State::Running;
         loop {
-            sleep_until(since + app.timeouts.answer.0).await;
+            if !runs(&status.borrow()) {
+                match timeout_at(by, status.wait_for(runs)).await.map(|woken| woken.is_ok()) {
+                    Ok(true) => since = Instant::now(),
+                    Ok(false) => return Refusal::new(StatusCode::NOT_FOUND, "the app was removed"),
+                    Err(_) => return self.not_in_time(),
+                }
+            }
+            let stops = status.wait_for(|status| !runs(status));
+            if timeout_at(since + app.timeouts.answer.0, stops).await.is_ok() {
+                // It has ended, and comes back: who is not told so waits for it.
+                by = Instant::now() + app.timeouts.wake.0;
+                continue;
+            }
             match progress.map(Progress::last) {
                 // It was busy with the request.
                 Some(last) if last > since => since = last,
@@ -365,7 +402,7 @@ impl Forward<'_> {
         let (sent, progress) = match body.is_end_stream() {
             true => (Sent::Nothing, None),
             false => {
-                let (bytes, idle) = (app.demand.bytes_in.clone(), app.timeouts.idle.0);
+                let (bytes, idle) = (app.traffic.bytes_in.clone(), app.timeouts.idle.0);
                 let progress = Progress::new();
                 let body = Metered::new(body, bytes, idle, progress.clone());
                 (Sent::Stream(body), Some(progress))
@@ -442,7 +479,7 @@ fn switch(
     in_flight: InFlight,
 ) -> Answered {
     let upstream = hyper::upgrade::on(&mut response);
-    let (name, demand) = (app.name.clone(), app.demand.clone());
+    let (name, traffic) = (app.name.clone(), app.traffic.clone());
     let mut answer = response.map(|body| {
         drop(body);
         Answer::Own(http_body_util::Full::new(Bytes::new()))
@@ -455,8 +492,8 @@ fn switch(
         let (mut upstream, mut client) = (TokioIo::new(upstream), TokioIo::new(client));
         let copied = tokio::io::copy_bidirectional(&mut client, &mut upstream).await;
         if let Ok((received, sent)) = copied {
-            demand.bytes_in.inc_by(received);
-            demand.bytes_out.inc_by(sent);
+            traffic.bytes_in.inc_by(received);
+            traffic.bytes_out.inc_by(sent);
         }
         tracing::debug!(app = name, "an upgraded connection has ended");
         drop(in_flight);

@@ -20,7 +20,6 @@
 //! apps. HTTP itself is hyper's, both ways: nothing here reads or writes a message.
 
 mod body;
-pub mod demand;
 mod forward;
 mod headers;
 mod queue;
@@ -29,19 +28,21 @@ mod replies;
 mod routes;
 pub mod rules;
 pub mod serve;
+pub mod traffic;
 mod upstream;
 
 use crate::manifest::Manifest;
 use crate::status::Status;
-use demand::{Demand, Demands, Told};
 use libsnap::error::{Error, Kind, Result};
 use queue::Gate;
 use routes::Table;
 use rules::{Quiet, Timeouts, Waiting};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
+use traffic::{Families, Told, Traffic};
 use upstream::Upstream;
 
 /// An unused connection is kept for this part of the time after which the app sleeps.
@@ -57,7 +58,7 @@ struct Inner {
     /// Replaced as a whole: a request looks at one that does not change.
     table: RwLock<Arc<Table<Target>>>,
     apps: Mutex<BTreeMap<String, Arc<App>>>,
-    demands: Demands,
+    traffic: Families,
 }
 
 /// Where a route leads to.
@@ -77,16 +78,18 @@ struct App {
     waiting: Waiting,
     timeouts: Timeouts,
     gate: Arc<Gate>,
-    demand: Demand,
+    traffic: Traffic,
     upstreams: Vec<Arc<Upstream>>,
+    /// Its owner has it fall asleep: who comes waits until it does.
+    resting: AtomicBool,
 }
 
 impl Proxy {
-    pub fn new(demands: Demands) -> Proxy {
+    pub fn new(traffic: Families) -> Proxy {
         Proxy(Arc::new(Inner {
             table: RwLock::default(),
             apps: Mutex::default(),
-            demands,
+            traffic,
         }))
     }
 
@@ -123,9 +126,9 @@ impl Proxy {
 
     /// From now on its routes lead to it.
     pub fn deploy(&self, manifest: &Manifest, status: watch::Receiver<Status>) {
-        let demand = match manifest.route.is_empty() {
-            true => Demand::default(),
-            false => self.0.demands.of(&manifest.app, &manifest.provider),
+        let traffic = match manifest.route.is_empty() {
+            true => Traffic::default(),
+            false => self.0.traffic.of(&manifest.app, &manifest.provider),
         };
         let capacity = &manifest.capacity;
         let kept = (manifest.idle.timeout.0 / KEPT_PART).min(KEPT_MAX);
@@ -153,10 +156,11 @@ impl Proxy {
                 capacity.requests,
                 capacity.queue,
                 capacity.queue_timeout.0,
-                demand.clone(),
+                traffic.clone(),
             ),
-            demand,
+            traffic,
             upstreams: upstreams.values().cloned().collect(),
+            resting: AtomicBool::new(false),
         });
         if !targets.is_empty() {
             self.change(|table| {
@@ -173,13 +177,13 @@ impl Proxy {
         let Some(gone) = self.apps().remove(app) else { return };
         if !gone.upstreams.is_empty() {
             self.change(|table| table.retain(|target| target.app.name != app));
-            self.0.demands.forget(app, &gone.provider);
+            self.0.traffic.forget(app, &gone.provider);
         }
     }
 
     /// What this app is asked for.
-    pub fn demand(&self, app: &str) -> Demand {
-        self.apps().get(app).map(|app| app.demand.clone()).unwrap_or_default()
+    pub fn traffic(&self, app: &str) -> Traffic {
+        self.apps().get(app).map(|app| app.traffic.clone()).unwrap_or_default()
     }
 
     /// So many instances of the app run.
@@ -190,9 +194,11 @@ impl Proxy {
         }
     }
 
-    /// Closes connections to the app that nobody uses just now.
-    pub fn release(&self, app: &str) {
+    /// The app is about to fall asleep: connections to it that nobody uses just now are
+    /// closed. Where its owner wants that, none is made meanwhile.
+    pub fn release(&self, app: &str, ordered: bool) {
         if let Some(app) = self.apps().get(app) {
+            app.resting.store(ordered, Ordering::Relaxed);
             app.upstreams.iter().for_each(|upstream| upstream.release());
         }
     }
@@ -201,6 +207,6 @@ impl Proxy {
     pub fn told(&self) -> Vec<Told> {
         let apps = self.apps();
         let routed = apps.values().filter(|app| !app.upstreams.is_empty());
-        routed.map(|app| app.demand.tell(&app.name)).collect()
+        routed.map(|app| app.traffic.tell(&app.name)).collect()
     }
 }

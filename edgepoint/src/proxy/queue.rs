@@ -5,7 +5,7 @@
 //! turns. When it is full a newcomer takes the place of the last one in the longest line
 //! where that line is longer than his own: one client cannot keep the others out.
 
-use super::demand::Demand;
+use super::traffic::Traffic;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,7 @@ pub struct Gate {
     requests: Option<u32>,
     queue: usize,
     patience: Duration,
-    demand: Demand,
+    traffic: Traffic,
     state: Mutex<State>,
 }
 
@@ -62,12 +62,12 @@ impl Drop for Permit {
 }
 
 impl Gate {
-    pub fn new(requests: Option<u32>, queue: u32, patience: Duration, demand: Demand) -> Arc<Gate> {
+    pub fn new(requests: Option<u32>, queue: u32, patience: Duration, traffic: Traffic) -> Arc<Gate> {
         Arc::new(Gate {
             requests,
             queue: usize::try_from(queue).unwrap_or(usize::MAX),
             patience,
-            demand,
+            traffic,
             state: Mutex::new(State {
                 instances: 1,
                 ..State::default()
@@ -123,8 +123,10 @@ impl Gate {
     }
 
     fn tell(&self, state: &State) {
-        self.demand.in_flight.set(state.in_flight.cast_signed());
-        self.demand.queued.set(i64::try_from(state.waiting).unwrap_or(i64::MAX));
+        self.traffic.in_flight.set(state.in_flight.cast_signed());
+        self.traffic
+            .queued
+            .set(i64::try_from(state.waiting).unwrap_or(i64::MAX));
     }
 
     fn leave(self: &Arc<Gate>) {
@@ -241,10 +243,10 @@ mod tests {
     const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
     const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
 
-    fn gate(requests: u32, queue: u32) -> (Arc<Gate>, Demand) {
-        let demand = Demand::default();
-        let gate = Gate::new(Some(requests), queue, Duration::from_secs(60), demand.clone());
-        (gate, demand)
+    fn gate(requests: u32, queue: u32) -> (Arc<Gate>, Traffic) {
+        let traffic = Traffic::default();
+        let gate = Gate::new(Some(requests), queue, Duration::from_secs(60), traffic.clone());
+        (gate, traffic)
     }
 
     type Entering<'a> = std::pin::Pin<Box<dyn Future<Output = Result<Permit, Full>> + 'a>>;
@@ -259,71 +261,71 @@ mod tests {
 
     #[tokio::test]
     async fn clients_take_turns() {
-        let (gate, demand) = gate(1, 10);
+        let (gate, traffic) = gate(1, 10);
         let first = gate.enter(A).await.unwrap();
         let (a1, a2, a3) = (wait(&gate, A).await, wait(&gate, A).await, wait(&gate, A).await);
         let b = wait(&gate, B).await;
-        assert_eq!((demand.in_flight.get(), demand.queued.get()), (1, 4));
+        assert_eq!((traffic.in_flight.get(), traffic.queued.get()), (1, 4));
         drop(first);
         drop(a1.await.unwrap());
         drop(b.await.unwrap());
         drop(a2.await.unwrap());
         drop(a3.await.unwrap());
-        assert_eq!((demand.in_flight.get(), demand.queued.get()), (0, 0));
+        assert_eq!((traffic.in_flight.get(), traffic.queued.get()), (0, 0));
     }
 
     #[tokio::test]
     async fn a_full_queue_is_told_and_nobody_fills_it_alone() {
-        let (gate, demand) = gate(1, 2);
+        let (gate, traffic) = gate(1, 2);
         let held = gate.enter(A).await.unwrap();
         let (a1, a2) = (wait(&gate, A).await, wait(&gate, A).await);
         assert_eq!(gate.enter(A).await.unwrap_err(), Full::Queue);
         let b = wait(&gate, B).await;
         assert_eq!(gate.enter(B).await.unwrap_err(), Full::Queue, "it has its share");
         assert_eq!(a2.await.unwrap_err(), Full::Queue, "the last of the longest line");
-        assert_eq!(demand.queued.get(), 2);
+        assert_eq!(traffic.queued.get(), 2);
         drop(held);
         drop(a1.await.unwrap());
         drop(b.await.unwrap());
-        assert_eq!(demand.in_flight.get(), 0);
+        assert_eq!(traffic.in_flight.get(), 0);
     }
 
     #[tokio::test]
     async fn who_gives_up_leaves_no_hole() {
-        let (gate, demand) = gate(1, 2);
+        let (gate, traffic) = gate(1, 2);
         let held = gate.enter(A).await.unwrap();
         let (gone, stays) = (wait(&gate, A).await, wait(&gate, B).await);
         drop(gone);
-        assert_eq!(demand.queued.get(), 1);
+        assert_eq!(traffic.queued.get(), 1);
         drop(held);
         let permit = stays.await.unwrap();
-        assert_eq!((demand.in_flight.get(), demand.queued.get()), (1, 0));
+        assert_eq!((traffic.in_flight.get(), traffic.queued.get()), (1, 0));
         // Called and gone at once.
         let called = wait(&gate, A).await;
         drop(permit);
         drop(called);
-        assert_eq!(demand.in_flight.get(), 0);
+        assert_eq!(traffic.in_flight.get(), 0);
         drop(gate.enter(B).await.unwrap());
     }
 
     #[tokio::test]
     async fn more_instances_take_more() {
-        let (gate, demand) = gate(2, 10);
+        let (gate, traffic) = gate(2, 10);
         let _held = (gate.enter(A).await.unwrap(), gate.enter(A).await.unwrap());
         let (one, two) = (wait(&gate, A).await, wait(&gate, A).await);
         let three = wait(&gate, A).await;
         gate.instances(2);
         let _more = (one.await.unwrap(), two.await.unwrap());
-        assert_eq!((demand.in_flight.get(), demand.queued.get()), (4, 1));
+        assert_eq!((traffic.in_flight.get(), traffic.queued.get()), (4, 1));
         drop(three);
         // None runs: one is to be woken.
         gate.instances(0);
-        assert_eq!(demand.queued.get(), 0);
+        assert_eq!(traffic.queued.get(), 0);
     }
 
     #[tokio::test]
     async fn who_waits_too_long_is_told() {
-        let gate = Gate::new(Some(1), 10, Duration::from_millis(20), Demand::default());
+        let gate = Gate::new(Some(1), 10, Duration::from_millis(20), Traffic::default());
         let _held = gate.enter(A).await.unwrap();
         assert_eq!(gate.enter(B).await.unwrap_err(), Full::Late);
     }

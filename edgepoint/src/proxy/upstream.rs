@@ -68,6 +68,7 @@ pub struct Lease {
     home: Weak<Upstream>,
     /// It has served before.
     pub used: bool,
+    keep: bool,
     sender: Option<Sender>,
 }
 
@@ -111,11 +112,12 @@ impl Upstream {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One that is kept, or else a new one. `dials` is called before there is a new one.
-    pub async fn lease(self: &Arc<Upstream>, fresh: bool, dials: impl Fn()) -> io::Result<Lease> {
+    /// One that is kept, or else a new one, which is kept afterwards.
+    pub async fn lease(self: &Arc<Upstream>, fresh: bool) -> io::Result<Lease> {
         let lease = |used, sender| Lease {
             home: Arc::downgrade(self),
             used,
+            keep: true,
             sender: Some(sender),
         };
         match self.protocol {
@@ -123,7 +125,6 @@ impl Upstream {
                 if let Some(free) = self.free().filter(|_| !fresh) {
                     return Ok(lease(true, Sender::Own(free)));
                 }
-                dials();
                 Ok(lease(false, Sender::Own(self.dial_one().await?)))
             }
             Protocol::H2c => {
@@ -131,16 +132,25 @@ impl Upstream {
                 if let Some(shared) = self.shared().filter(|_| !fresh) {
                     return Ok(lease(true, Sender::Shared(shared)));
                 }
-                dials();
-                let shared = Arc::new(Shared {
-                    sender: self.dial_shared().await?,
-                    streams: AtomicUsize::new(1),
-                    since: Mutex::new(Instant::now()),
-                });
+                let shared = self.dial_shared().await?;
                 self.lock().shared.push(shared.clone());
                 Ok(lease(false, Sender::Shared(shared)))
             }
         }
+    }
+
+    /// A new one that is closed after one request.
+    pub async fn lease_once(self: &Arc<Upstream>) -> io::Result<Lease> {
+        let sender = match self.protocol {
+            Protocol::Http1 => Sender::Own(self.dial_one().await?),
+            Protocol::H2c => Sender::Shared(self.dial_shared().await?),
+        };
+        Ok(Lease {
+            home: Arc::downgrade(self),
+            used: false,
+            keep: false,
+            sender: Some(sender),
+        })
     }
 
     fn free(&self) -> Option<http1::SendRequest<Sent>> {
@@ -169,11 +179,17 @@ impl Upstream {
         }
     }
 
-    async fn dial_shared(&self) -> io::Result<http2::SendRequest<Sent>> {
-        match &self.place {
-            Place::Tcp(address) => speak_shared(tcp(address).await?).await,
-            Place::Unix(path) => speak_shared(UnixStream::connect(path).await?).await,
-        }
+    /// For one request so far.
+    async fn dial_shared(&self) -> io::Result<Arc<Shared>> {
+        let sender = match &self.place {
+            Place::Tcp(address) => speak_shared(tcp(address).await?).await?,
+            Place::Unix(path) => speak_shared(UnixStream::connect(path).await?).await?,
+        };
+        Ok(Arc::new(Shared {
+            sender,
+            streams: AtomicUsize::new(1),
+            since: Mutex::new(Instant::now()),
+        }))
     }
 
     fn keep(self: &Arc<Upstream>, sender: http1::SendRequest<Sent>) {
@@ -274,7 +290,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        match self.sender.take() {
+        match self.sender.take().filter(|_| self.keep) {
             Some(Sender::Own(mut sender)) => {
                 let Some(home) = self.home.upgrade() else { return };
                 if sender.is_closed() {

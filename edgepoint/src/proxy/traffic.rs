@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// Of one app, since this daemon began. The counts only grow; clones are the same numbers.
 #[derive(Clone, Debug, Default)]
-pub struct Demand {
+pub struct Traffic {
     /// Requests that an instance has just now, upgraded connections among them.
     pub in_flight: Gauge,
     /// Those that wait until an instance may have them.
@@ -22,8 +22,9 @@ pub struct Demand {
     pub requests: Counter,
     /// Quiet ones that came.
     pub quiet: Counter,
-    /// Connections to a running app for quiet ones.
+    /// Connections to a running app for quiet ones, and those that are open.
     pub quiet_connections: Counter,
+    pub quiet_open: Gauge,
     /// Turned away: the queue was full, or it took too long.
     pub turned_away: Counter,
     /// Answers that the app has given to the end, or until nobody wanted them.
@@ -47,7 +48,7 @@ pub struct Told {
     pub bytes_out: u64,
 }
 
-impl Demand {
+impl Traffic {
     pub fn tell(&self, app: &str) -> Told {
         Told {
             app: app.to_owned(),
@@ -63,14 +64,14 @@ impl Demand {
     }
 }
 
-/// What was seen of an app's demand at one moment, for who wants to know what has come since.
+/// What was seen of an app's traffic at one moment, for who wants to know what has come since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     requests: u64,
     quiet_connections: u64,
 }
 
-impl Demand {
+impl Traffic {
     pub fn seen(&self) -> Seen {
         Seen {
             requests: self.requests.get(),
@@ -108,9 +109,9 @@ struct With {
     status: &'static str,
 }
 
-/// The demand of all apps, as it is scraped.
+/// The traffic of all apps, as it is scraped.
 #[derive(Clone, Debug)]
-pub struct Demands {
+pub struct Families {
     in_flight: Family<Of, Gauge>,
     queued: Family<Of, Gauge>,
     requests: Family<Of, Counter>,
@@ -125,9 +126,9 @@ pub struct Demands {
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-impl Demands {
-    pub fn register(registry: &mut Registry) -> Demands {
-        let demands = Demands {
+impl Families {
+    pub fn register(registry: &mut Registry) -> Families {
+        let traffic = Families {
             in_flight: Family::default(),
             queued: Family::default(),
             requests: Family::default(),
@@ -140,46 +141,47 @@ impl Demands {
             seconds: Family::new_with_constructor(seconds),
         };
         let gauges = [
-            ("http_in_flight", "Requests that an app has", &demands.in_flight),
-            ("http_queued", "Requests that wait for an instance", &demands.queued),
+            ("http_in_flight", "Requests that an app has", &traffic.in_flight),
+            ("http_queued", "Requests that wait for an instance", &traffic.queued),
         ];
         for (name, help, family) in gauges {
             registry.register(name, help, family.clone());
         }
         let counters = [
-            ("http_requests", "Requests that came for an app", &demands.requests),
-            ("http_quiet", "Quiet requests that came", &demands.quiet),
+            ("http_requests", "Requests that came for an app", &traffic.requests),
+            ("http_quiet", "Quiet requests that came", &traffic.quiet),
             (
                 "http_turned_away",
                 "Requests for which there was no room in time",
-                &demands.turned_away,
+                &traffic.turned_away,
             ),
-            ("http_served", "Answers that an app has given", &demands.served),
-            ("http_bytes_in", "Bytes of bodies to an app", &demands.bytes_in),
-            ("http_bytes_out", "Bytes of bodies from an app", &demands.bytes_out),
+            ("http_served", "Answers that an app has given", &traffic.served),
+            ("http_bytes_in", "Bytes of bodies to an app", &traffic.bytes_in),
+            ("http_bytes_out", "Bytes of bodies from an app", &traffic.bytes_out),
         ];
         for (name, help, family) in counters {
             registry.register(name, help, family.clone());
         }
-        registry.register("http_answers", "Answers, by status", demands.answers.clone());
+        registry.register("http_answers", "Answers, by status", traffic.answers.clone());
         registry.register_with_unit(
             "http_first_byte",
             "From a request's head until its answer's, by how the app came up for it",
             Unit::Seconds,
-            demands.seconds.clone(),
+            traffic.seconds.clone(),
         );
-        demands
+        traffic
     }
 
     /// The numbers of one app.
-    pub fn of(&self, app: &str, provider: &str) -> Demand {
+    pub fn of(&self, app: &str, provider: &str) -> Traffic {
         let of = of(app, provider);
-        Demand {
+        Traffic {
             in_flight: self.in_flight.get_or_create_owned(&of),
             queued: self.queued.get_or_create_owned(&of),
             requests: self.requests.get_or_create_owned(&of),
             quiet: self.quiet.get_or_create_owned(&of),
             quiet_connections: Counter::default(),
+            quiet_open: Gauge::default(),
             turned_away: self.turned_away.get_or_create_owned(&of),
             served: self.served.get_or_create_owned(&of),
             bytes_in: self.bytes_in.get_or_create_owned(&of),
