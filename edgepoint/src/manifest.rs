@@ -353,6 +353,28 @@ unix = "/run/web.sock"
 [idle]
 timeout = "5s"
 cpu = 1.5
+
+[[route]]
+host = "shop.example"
+to = "/run/web.sock"
+
+[[route]]
+host = "*.example"
+path = "/api"
+protocol = "h2c"
+
+[capacity]
+requests = 8
+queue = 9
+
+[[quiet]]
+user_agent = "kube-probe*"
+
+[waiting]
+page = true
+
+[timeouts]
+answer = "90s"
 "#;
 
     #[test]
@@ -401,6 +423,49 @@ cpu = 1.5
             ("unix = \"/run/web.sock\"", "unix = \"web.sock\"", "relative"),
             ("unix = \"/run/web.sock\"", "tcp = \"0.0.0.0:8080\"", "twice"),
             ("[idle]", "[idle", "line 17"),
+            ("host = \"shop.example\"", "", "missing field `host`"),
+            (
+                "host = \"shop.example\"",
+                "host = \"shop.example:80\"",
+                "without a port",
+            ),
+            ("host = \"shop.example\"", "host = \"http://shop\"", "no host"),
+            ("host = \"shop.example\"", "host = \"*shop.example\"", "whole names"),
+            ("host = \"shop.example\"", "host = \"\"", "no host"),
+            (
+                "host = \"shop.example\"",
+                "host = \"*.example\"\npath = \"/api\"",
+                "twice",
+            ),
+            (
+                "host = \"shop.example\"",
+                "hots = \"shop.example\"",
+                "did you mean host?",
+            ),
+            ("to = \"/run/web.sock\"", "to = \"/run/other.sock\"", "does not listen"),
+            ("to = \"/run/web.sock\"", "to = 8080", "line 23"),
+            ("path = \"/api\"", "path = \"api\"", "begins with /"),
+            ("path = \"/api\"", "path = \"/api/\"", "at its end"),
+            ("path = \"/api\"", "path = \"/a/../b\"", "a segment"),
+            ("path = \"/api\"", "path = \"/a?b\"", "percent-encoded"),
+            ("protocol = \"h2c\"", "protocol = \"h3\"", "h2c"),
+            ("requests = 8", "requests = 0", "nobody could ask it"),
+            ("requests = 8", "requests = -1", "line 31"),
+            ("queue = 9", "queue_timeout = \"0s\"", "no time at all"),
+            ("user_agent = \"kube-probe*\"", "status = 200", "would never wake"),
+            (
+                "user_agent = \"kube-probe*\"",
+                "path = \"/\"\nstatus = 100",
+                "200 to 599",
+            ),
+            (
+                "user_agent = \"kube-probe*\"",
+                "from = \"10.0.0.0/33\"",
+                "nor a network",
+            ),
+            ("page = true", "after = \"0s\"", "waiting.after"),
+            ("answer = \"90s\"", "answer = \"0ms\"", "timeouts.answer"),
+            ("answer = \"90s\"", "response = \"90s\"", "unknown field"),
         ];
         for (part, instead, told) in cases {
             let error = Manifest::parse(&WHOLE.replacen(part, instead, 1)).unwrap_err();

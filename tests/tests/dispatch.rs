@@ -340,6 +340,12 @@ fn heads_and_bodies() {
             line.clear();
             ensure!(reader.read_line(&mut line)? > 0, "nothing comes back before the end");
         }
+        // Answers without a body, over one connection.
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "-m", "10", "-I", "-H", "Host: shop.example"]);
+        let page = format!("http://127.0.0.1:{}/count", entry.port);
+        let heads = run(curl.arg(&page).arg(format!("{page}?again")))?;
+        ensure!(heads.matches("HTTP/1.1 200").count() == 2, "{heads}");
         // 20 MB there and back, over curl, by both versions.
         let file = place.path("upload");
         let data: Vec<u8> = (0..20_000_000u32)
@@ -627,7 +633,7 @@ fn apps_that_fail() {
         })?;
         // Killed under a request it is brought back, and others wait for that.
         let port = entry.port;
-        let slow = "POST /slow?ms=900 HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 0\r\n\r\n";
+        let slow = "POST /slow?ms=900 HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
         let asked = std::thread::spawn(move || exchange(port, slow));
         poll("it to be asked", PATIENCE, || {
             Ok((entry.traffic("shop")?["in_flight"] == 1).then_some(()))
@@ -637,7 +643,9 @@ fn apps_that_fail() {
         kill(Pid::from_raw(i32::try_from(root)?), Signal::SIGKILL)?;
         let answer = asked.join().expect("it does not panic")?;
         ensure!(answer.status == 502, "{answer:?}");
-        ensure!(entry.get("shop.example", "/count")?.status == 200);
+        poll("it to be back", PATIENCE, || {
+            Ok((entry.get("shop.example", "/count")?.status == 200).then_some(()))
+        })?;
         entry.end()
     });
 }

@@ -49,6 +49,7 @@ impl<T: Seen + Unpin> Metered<T> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Pending => {
+                self.kept.waits();
                 let idle = self.idle;
                 let waits = self.waits.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
                 match waits.as_mut().poll(cx) {
@@ -73,36 +74,52 @@ impl<T: Seen + Unpin> Metered<T> {
 
 /// Hears how a body gets on.
 pub trait Seen {
+    /// Its sender lets it wait.
+    fn waits(&self) {}
     fn moved(&self) {}
     fn stalled(&self) {}
 }
 
 /// How the body of a request gets on, for who waits for the answer.
-#[derive(Clone, Debug)]
-pub struct Progress(Arc<(Mutex<Instant>, AtomicBool)>);
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Steps>);
+
+#[derive(Debug, Default)]
+struct Steps {
+    moved: Mutex<Option<Instant>>,
+    waits: AtomicBool,
+    stalled: AtomicBool,
+}
 
 impl Progress {
-    pub fn new() -> Progress {
-        Progress(Arc::new((Mutex::new(Instant::now()), AtomicBool::new(false))))
+    /// Since when the app has had nothing to do for the body, where that is later than this:
+    /// it has got a part of it, or waits for one now.
+    pub fn since(&self, before: Instant) -> Option<Instant> {
+        if self.0.waits.load(Ordering::Relaxed) {
+            return Some(Instant::now());
+        }
+        let moved = *self.0.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        moved.filter(|moved| *moved > before)
     }
 
-    pub fn last(&self) -> Instant {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The client has let us wait.
+    /// The client has let us wait for too long.
     pub fn has_stalled(&self) -> bool {
-        self.0.1.load(Ordering::Relaxed)
+        self.0.stalled.load(Ordering::Relaxed)
     }
 }
 
 impl Seen for Progress {
+    fn waits(&self) {
+        self.0.waits.store(true, Ordering::Relaxed);
+    }
+
     fn moved(&self) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.waits.store(false, Ordering::Relaxed);
+        *self.0.moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     fn stalled(&self) {
-        self.0.1.store(true, Ordering::Relaxed);
+        self.0.stalled.store(true, Ordering::Relaxed);
     }
 }
 

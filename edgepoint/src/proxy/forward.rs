@@ -92,6 +92,7 @@ impl Proxy {
         };
         let app = target.app.clone();
         let forward = Forward {
+            client: headers::client(request.headers(), caller.address, trust),
             came: app.moment(began),
             queued: Duration::ZERO,
             target,
@@ -142,6 +143,8 @@ struct Forward<'a> {
     queued: Duration,
     host: Authority,
     caller: &'a Caller,
+    /// Who asks, perhaps through others.
+    client: IpAddr,
     trust: &'a [Network],
 }
 
@@ -251,7 +254,7 @@ impl Forward<'_> {
         let app = self.app();
         let agent = request.headers().get(header::USER_AGENT);
         let agent = agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-        let (path, from) = (request.uri().path(), self.caller.address);
+        let (path, from) = (request.uri().path(), self.client);
         let Some(quiet) = app.quiet.iter().find(|quiet| quiet.fits(path, agent, from)) else {
             app.traffic.requests.inc();
             return Ok(false);
@@ -265,7 +268,7 @@ impl Forward<'_> {
 
     async fn enter(&self) -> Result<Permit, Refusal> {
         let app = self.app();
-        app.gate.enter(self.caller.address).await.map_err(|full| {
+        app.gate.enter(self.client).await.map_err(|full| {
             app.traffic.turned_away.inc();
             Refusal::busy(match full {
                 Full::Queue => "the app has as many requests as it may have, and as many wait as may",
@@ -370,10 +373,10 @@ impl Forward<'_> {
                 by = Instant::now() + app.timeouts.wake.0;
                 continue;
             }
-            match progress.map(Progress::last) {
-                // It was busy with the request.
-                Some(last) if last > since => since = last,
-                _ => return Refusal::new(StatusCode::GATEWAY_TIMEOUT, "the app does not answer"),
+            match progress.and_then(|progress| progress.since(since)) {
+                // It was busy with the request, or the client is not done with it.
+                Some(last) => since = last,
+                None => return Refusal::new(StatusCode::GATEWAY_TIMEOUT, "the app does not answer"),
             }
         }
     }
@@ -403,7 +406,7 @@ impl Forward<'_> {
             true => (Sent::Nothing, None),
             false => {
                 let (bytes, idle) = (app.traffic.bytes_in.clone(), app.timeouts.idle.0);
-                let progress = Progress::new();
+                let progress = Progress::default();
                 let body = Metered::new(body, bytes, idle, progress.clone());
                 (Sent::Stream(body), Some(progress))
             }

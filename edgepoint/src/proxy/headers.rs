@@ -78,6 +78,20 @@ const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const REAL: HeaderName = HeaderName::from_static("x-real-ip");
 
+/// Who asks: who has connected, or for whom he says that he asks where he is trusted.
+pub fn client(headers: &HeaderMap, peer: IpAddr, trust: &[Network]) -> IpAddr {
+    let trusted = |address: IpAddr| trust.iter().any(|network| network.has(address));
+    let said: Vec<IpAddr> = match trusted(peer) {
+        true => tokens(headers, &FOR)
+            .map_while(|address| address.parse().ok())
+            .collect(),
+        false => Vec::new(),
+    };
+    // The last one that is none of ours was seen by one of ours.
+    let stranger = said.iter().rev().find(|address| !trusted(**address));
+    stranger.or(said.first()).copied().unwrap_or(peer)
+}
+
 /// Tells the app who asks, and how. What the client says of that itself counts only where
 /// it is one that is trusted.
 pub fn put_forwarded(
@@ -200,6 +214,18 @@ mod tests {
         put_forwarded(&mut known, client, "http", &host, &["10.0.0.0/8".parse().unwrap()]);
         assert_eq!(known["x-forwarded-for"], "1.1.1.1, 10.0.0.1");
         assert_eq!(known["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn who_asks_through_one_who_is_trusted() {
+        let trust = ["10.0.0.0/8".parse().unwrap()];
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let through =
+            |said: &'static str, peer: &str| client(&headers(&[("x-forwarded-for", said)]), address(peer), &trust);
+        assert_eq!(through("1.1.1.1, 2.2.2.2, 10.0.0.7", "10.0.0.1"), address("2.2.2.2"));
+        assert_eq!(through("1.1.1.1", "3.3.3.3"), address("3.3.3.3"));
+        assert_eq!(through("10.0.0.7", "10.0.0.1"), address("10.0.0.7"));
+        assert_eq!(through("unknown", "10.0.0.1"), address("10.0.0.1"));
     }
 
     #[test]

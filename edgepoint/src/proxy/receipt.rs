@@ -52,8 +52,7 @@ impl App {
     /// The receipt of a request that came at that moment and is being answered by the app.
     pub async fn receipt(&self, came: Moment, queue: Duration) -> Receipt {
         let total = came.began.elapsed();
-        let now = self.moment(came.began);
-        let warm = came.running && now.running && came.sleeps == now.sleeps;
+        let warm = came.running && came.sleeps == self.moment(came.began).sleeps;
         let wake = match warm {
             true => None,
             false => self.activation_since(came).await,

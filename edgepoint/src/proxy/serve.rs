@@ -29,6 +29,8 @@ use tokio::task::JoinSet;
 const HEAD: Duration = Duration::from_secs(10);
 /// A connection without a request is closed after this.
 const UNUSED: Duration = Duration::from_secs(60);
+/// A client that takes nothing of an answer for so long gets no more of it.
+const TAKES: Duration = Duration::from_secs(60);
 /// Bytes of a head, and its fields.
 const HEAD_BYTES_MAX: u32 = 64 << 10;
 const FIELDS_MAX: usize = 128;
@@ -195,6 +197,8 @@ struct Line {
     /// It speaks HTTP/2, which sees to itself.
     framed: AtomicBool,
     since: Mutex<Instant>,
+    /// The client has taken nothing since then.
+    stuck: Mutex<Option<Instant>>,
     /// Also as long as an upgraded connection lives.
     _room: OwnedSemaphorePermit,
 }
@@ -203,6 +207,7 @@ struct Line {
 enum Slow {
     Head,
     Unused,
+    Stuck,
 }
 
 /// A request is being answered as long as this lives.
@@ -225,6 +230,7 @@ impl Line {
             begun: AtomicBool::new(false),
             framed: AtomicBool::new(false),
             since: Mutex::new(Instant::now()),
+            stuck: Mutex::default(),
         })
     }
 
@@ -245,6 +251,10 @@ impl Line {
         }
     }
 
+    fn stuck(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Comes back when the client has let us wait for too long.
     async fn slow(&self) -> Slow {
         loop {
@@ -254,7 +264,9 @@ impl Line {
                 false => (Slow::Unused, UNUSED),
             };
             let waited = self.since().elapsed();
-            if self.requests.load(Ordering::Relaxed) > 0 {
+            if self.stuck().is_some_and(|since| since.elapsed() > TAKES) {
+                return Slow::Stuck;
+            } else if self.requests.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(HEAD).await;
             } else if waited < limit {
                 tokio::time::sleep((limit - waited).min(HEAD)).await;
@@ -302,10 +314,17 @@ impl AsyncWrite for Wire {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.stream.poll_write_ready(cx))?;
+            let ready = self.stream.poll_write_ready(cx);
+            if ready.is_pending() {
+                self.line.stuck().get_or_insert_with(Instant::now);
+            }
+            ready!(ready)?;
             match self.stream.try_write_vectored(bufs) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
+                written => {
+                    *self.line.stuck() = None;
+                    return Poll::Ready(written);
+                }
             }
         }
     }
