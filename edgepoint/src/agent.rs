@@ -341,13 +341,12 @@ impl Agent {
     /// Takes its snapshot; it goes on where that is refused.
     async fn sleep(&mut self, suspended: bool) -> Result<Next> {
         self.turn(State::FallingAsleep, None);
-        let snapd = self.node.snapd.clone();
         let request = json!({
             "target": self.name(),
             "replace": true,
             "sockets": sockets::numbers(&self.sockets),
         });
-        let taken: Result<SnapshotReport> = on_own_thread(move || snapd.post("/v1/snapshots", &request)).await;
+        let taken: Result<SnapshotReport> = self.node.snapd.post_async("/v1/snapshots", &request).await;
         match taken {
             Ok(report) => {
                 tracing::info!(
@@ -412,15 +411,13 @@ impl Agent {
     async fn wake(&mut self, cause: Cause) -> Result<Next> {
         self.turn(State::Waking, None);
         let began = Instant::now();
-        let restored = self.node.restored.clone();
         let request = json!({
             "appshot": self.name(),
             "name": self.name(),
             "memory": "lazy",
             "sockets": sockets::numbers(&self.sockets),
         });
-        let woken: Result<Instance> = on_own_thread(move || restored.post("/v1/instances", &request)).await;
-        let woken = woken?;
+        let woken: Instance = self.node.restored.post_async("/v1/instances", &request).await?;
         self.came_up(cause, "woken", began, woken.phases);
         Ok(Next::Run(None))
     }
