@@ -357,14 +357,13 @@ impl Agent {
     /// Takes its snapshot; it goes on where that is refused.
     async fn sleep(&mut self, suspended: bool) -> Result<Next> {
         self.turn(State::FallingAsleep, None);
-        self.let_go(suspended).await?;
-        let snapd = self.node.snapd.clone();
+        self.let_go(suspended).await;
         let request = json!({
             "target": self.name(),
             "replace": true,
             "sockets": sockets::numbers(&self.sockets),
         });
-        let taken: Result<SnapshotReport> = on_own_thread(move || snapd.post("/v1/snapshots", &request)).await;
+        let taken: Result<SnapshotReport> = self.node.snapd.post_async("/v1/snapshots", &request).await;
         match taken {
             Ok(report) => {
                 tracing::info!(
@@ -398,20 +397,24 @@ impl Agent {
 
     /// Connections that the proxy only keeps are no reason to refuse a snapshot. Where its owner
     /// has it sleep, requests under way have a while to end.
-    async fn let_go(&self, ordered: bool) -> Result<()> {
+    async fn let_go(&self, ordered: bool) {
         self.node.proxy.release(self.name(), ordered);
-        let app = self.running_app()?;
-        let begin = Instant::now();
-        while ordered && begin.elapsed() < LET_GO && Sockets::of(&app)?.connections > 0 {
+        let (begin, app) = (Instant::now(), self.running_app());
+        let open = || {
+            Sockets::of(app.as_ref().ok()?)
+                .ok()
+                .filter(|sockets| sockets.connections > 0)
+        };
+        while ordered && begin.elapsed() < LET_GO && open().is_some() {
             tokio::time::sleep(LISTENS_YET).await;
         }
-        Ok(())
     }
 
-    /// Has its appshot at hand for who comes next. It is no matter where that fails.
+    /// Has its appshot at hand for who comes next, and an instance. It is no matter where that fails.
     fn prepare(&self) {
-        let (restored, name) = (self.node.restored.clone(), self.name().to_owned());
-        std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &json!({ "appshot": name })));
+        let restored = self.node.restored.clone();
+        let request = json!({ "appshot": self.name(), "instance": true });
+        std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &request));
     }
 
     fn suspended(&mut self, suspended: bool) -> Result<()> {
@@ -440,15 +443,13 @@ impl Agent {
     async fn wake(&mut self, cause: Cause) -> Result<Next> {
         self.turn(State::Waking, None);
         let began = Instant::now();
-        let restored = self.node.restored.clone();
         let request = json!({
             "appshot": self.name(),
             "name": self.name(),
             "memory": "lazy",
             "sockets": sockets::numbers(&self.sockets),
         });
-        let woken: Result<Instance> = on_own_thread(move || restored.post("/v1/instances", &request)).await;
-        let woken = woken?;
+        let woken: Instance = self.node.restored.post_async("/v1/instances", &request).await?;
         self.came_up(cause, "woken", began, woken.phases);
         Ok(Next::Run(None))
     }
