@@ -3,7 +3,7 @@
 set -eu
 
 packages="build-essential binutils gdb strace python3 nodejs golang-go openjdk-17-jdk-headless
-redis-server redis-tools nginx-light postgresql-15 curl python3-grpcio python3-websockets"
+redis-server redis-tools nginx-light postgresql-15 curl openssl python3-grpcio python3-websockets"
 
 missing=""
 for package in $packages; do

@@ -28,7 +28,9 @@ use nodekit::daemon::{self, DaemonArgs};
 use nodekit::{descriptors, program};
 use proxy::rules::Network;
 use proxy::serve::{self, Entry};
+use proxy::tls::Certificate;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -43,11 +45,17 @@ struct Cli {
     /// Take HTTP requests here for all apps that have routes; several times for more addresses
     #[arg(long, value_name = "ADDR:PORT")]
     http: Vec<SocketAddr>,
+    /// The same over TLS
+    #[arg(long, value_name = "ADDR:PORT", requires = "tls")]
+    https: Vec<SocketAddr>,
+    /// Certificate, chain and key for that, in one PEM file; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "https")]
+    tls: Option<PathBuf>,
     /// Believe what clients of this network say about whom they ask for (X-Forwarded-For)
-    #[arg(long, value_name = "NETWORK", requires = "http")]
+    #[arg(long, value_name = "NETWORK")]
     http_trust: Vec<Network>,
     /// How long HTTP requests may go on after a stop
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_span, requires = "http")]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_span)]
     http_drain: Duration,
 }
 
@@ -81,12 +89,16 @@ fn run(cli: &Cli) -> Result<u8> {
 
 /// Threads of their own for HTTP, and its sockets, where it is wanted.
 fn entry(cli: &Cli) -> Result<Option<(Runtime, Entry)>> {
-    if cli.http.is_empty() {
+    if cli.http.is_empty() && cli.https.is_empty() {
         return Ok(None);
     }
+    let certificate = cli.tls.as_deref().map(Certificate::read).transpose()?;
+    let plain = serve::bind(&cli.http)?.into_iter().map(|listener| (listener, None));
+    let secured = serve::bind(&cli.https)?;
+    let secured = secured.into_iter().map(|listener| (listener, certificate.clone()));
     let descriptors = usize::try_from(descriptors::raise()).unwrap_or(usize::MAX);
     let entry = Entry {
-        listeners: serve::bind(&cli.http)?,
+        listeners: plain.chain(secured).collect(),
         trust: cli.http_trust.clone(),
         // Each has one on both sides, and the apps have some.
         clients: (descriptors / 4).clamp(1, CLIENTS_MAX),

@@ -28,8 +28,9 @@ struct Entry<'a> {
     _snapd: Daemon,
     restored: Daemon,
     edgepointd: Option<Daemon>,
-    /// Of the entry.
+    /// Of the entry, and what it takes besides.
     port: u16,
+    more: Vec<String>,
     apps: RefCell<Vec<String>>,
 }
 
@@ -43,6 +44,10 @@ impl Drop for Entry<'_> {
 
 impl<'a> Entry<'a> {
     fn new(place: &'a Place) -> Result<Entry<'a>> {
+        Entry::with(place, Vec::new())
+    }
+
+    fn with(place: &'a Place, more: Vec<String>) -> Result<Entry<'a>> {
         let (registry, port) = (Registry::new(place)?, free_port()?);
         registry.show_log(place)?;
         let mut entry = Entry {
@@ -52,6 +57,7 @@ impl<'a> Entry<'a> {
             edgepointd: None,
             registry,
             port,
+            more,
             apps: RefCell::default(),
         };
         entry.begin()?;
@@ -60,7 +66,8 @@ impl<'a> Entry<'a> {
 
     fn begin(&mut self) -> Result<()> {
         let http = format!("127.0.0.1:{}", self.port);
-        let arguments = ["--http", &http, "--http-drain", "3s"];
+        let mut arguments = vec!["--http", &http, "--http-drain", "3s"];
+        arguments.extend(self.more.iter().map(String::as_str));
         self.edgepointd = Some(self.registry.daemon_with("edgepointd", "", &arguments)?);
         Ok(())
     }
@@ -727,6 +734,73 @@ fn grpc() {
             entry.reach("shop", "asleep")?;
         }
         ensure!(entry.wakes("shop")? == 2);
+        entry.end()
+    });
+}
+
+/// Over TLS, by both versions; with another certificate a while later.
+#[test]
+fn tls() {
+    in_place("tls", |place| {
+        let port = free_port()?;
+        let pem = place.path("tls.pem");
+        let certify = || -> Result<String> {
+            let [key, certificate] = ["key", "crt"].map(|end| place.path(&format!("new.{end}")));
+            let mut openssl = Command::new(need_program(&["openssl"])?);
+            openssl.args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+            ]);
+            openssl.args([
+                "-subj",
+                "/CN=shop.example",
+                "-addext",
+                "subjectAltName=DNS:shop.example",
+                "-keyout",
+            ]);
+            run(openssl.arg(&key).arg("-out").arg(&certificate))?;
+            let text = std::fs::read_to_string(&certificate)?;
+            std::fs::write(&pem, text.clone() + &std::fs::read_to_string(&key)?)?;
+            Ok(text)
+        };
+        let authority = place.path("authority.pem");
+        std::fs::write(&authority, certify()?)?;
+        let more = [
+            "--https",
+            &format!("127.0.0.1:{port}"),
+            "--tls",
+            &pem.display().to_string(),
+        ];
+        let entry = Entry::with(place, more.map(str::to_owned).into())?;
+        entry.deploy("shop", &node(&local()?, "", SHOP)?)?;
+        let curl = |version: &str| {
+            let mut curl = Command::new("curl");
+            curl.args(["-sS", "-m", "20", "-w", " %{http_version}", version, "--cacert"])
+                .arg(&authority);
+            curl.arg("--resolve").arg(format!("shop.example:{port}:127.0.0.1"));
+            run(curl.arg(format!("https://shop.example:{port}/head")))
+        };
+        for (version, told) in [("--http1.1", "} 1.1"), ("--http2", "} 2")] {
+            entry.reach("shop", "asleep")?;
+            let answer = curl(version)?;
+            ensure!(answer.ends_with(told), "{version}: {answer}");
+            ensure!(
+                answer.contains("\"x-forwarded-proto\",\"https\""),
+                "{version}: {answer}"
+            );
+        }
+        // What is no TLS ends its connection, and nothing else.
+        ensure!(exchange(port, "GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n").is_err());
+        std::fs::write(&pem, "half a file")?;
+        std::thread::sleep(Duration::from_secs(11));
+        ensure!(curl("--http2").is_ok(), "the former certificate is gone");
+        std::fs::write(&authority, certify()?)?;
+        poll("the new certificate", PATIENCE, || Ok(curl("--http2").ok()))?;
         entry.end()
     });
 }

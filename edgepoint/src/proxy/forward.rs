@@ -8,14 +8,13 @@ use super::routes::host_of;
 use super::rules::{Network, Protocol};
 use super::serve::Active;
 use super::upstream::Lease;
-use super::{App, Proxy, Target, headers};
+use super::{App, Proxy, Target, headers, tunnel};
 use crate::status::{State, Status};
-use hyper::body::{Body, Bytes, Incoming};
+use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::{Authority, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use std::io;
@@ -242,7 +241,7 @@ impl Forward<'_> {
                 let because = "the app switched to a protocol that nobody has asked for";
                 return Err(refuse(Refusal::new(StatusCode::BAD_GATEWAY, because)));
             };
-            return Ok((switch(&app, client, protocol, response, in_flight), receipt));
+            return Ok((tunnel::switch(&app, client, protocol, response, in_flight), receipt));
         }
         let (bytes, idle) = (app.traffic.bytes_out.clone(), app.timeouts.idle.0);
         let answer = response.map(|body| Answer::App(Box::new(Metered::new(body, bytes, idle, in_flight))));
@@ -471,35 +470,4 @@ fn is_navigation(request: &Request<Incoming>) -> bool {
 fn passes(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound, WouldBlock};
     [ConnectionRefused, ConnectionReset, NotFound, WouldBlock].contains(&error.kind())
-}
-
-/// From now on both speak with each other as they like.
-fn switch(
-    app: &App,
-    client: hyper::upgrade::OnUpgrade,
-    protocol: HeaderValue,
-    mut response: Response<Incoming>,
-    in_flight: InFlight,
-) -> Answered {
-    let upstream = hyper::upgrade::on(&mut response);
-    let (name, traffic) = (app.name.clone(), app.traffic.clone());
-    let mut answer = response.map(|body| {
-        drop(body);
-        Answer::Own(http_body_util::Full::new(Bytes::new()))
-    });
-    headers::put_upgrade(answer.headers_mut(), protocol);
-    tokio::spawn(async move {
-        let (Ok(upstream), Ok(client)) = (upstream.await, client.await) else {
-            return;
-        };
-        let (mut upstream, mut client) = (TokioIo::new(upstream), TokioIo::new(client));
-        let copied = tokio::io::copy_bidirectional(&mut client, &mut upstream).await;
-        if let Ok((received, sent)) = copied {
-            traffic.bytes_in.inc_by(received);
-            traffic.bytes_out.inc_by(sent);
-        }
-        tracing::debug!(app = name, "an upgraded connection has ended");
-        drop(in_flight);
-    });
-    answer
 }

@@ -28,7 +28,9 @@ mod replies;
 mod routes;
 pub mod rules;
 pub mod serve;
+pub mod tls;
 pub mod traffic;
+mod tunnel;
 mod upstream;
 
 use crate::manifest::Manifest;

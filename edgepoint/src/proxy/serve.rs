@@ -4,6 +4,7 @@ use super::Proxy;
 use super::body::Answer;
 use super::forward::{Caller, InFlight};
 use super::rules::Network;
+use super::tls::Certificate;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -24,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 /// The head of a request has to come within this.
 const HEAD: Duration = Duration::from_secs(10);
@@ -40,10 +42,10 @@ const STREAMS_MAX: u32 = 256;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How the entry is to be.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Entry {
-    /// Bound already.
-    pub listeners: Vec<Arc<StdListener>>,
+    /// Bound already; with a certificate they speak TLS.
+    pub listeners: Vec<(Arc<StdListener>, Option<Arc<Certificate>>)>,
     /// Whose word counts about who asks.
     pub trust: Vec<Network>,
     /// Clients that are connected at once.
@@ -83,11 +85,11 @@ pub async fn serve(entry: Entry, proxy: Proxy, stopping: Stopping) {
     });
     let graceful = Arc::new(GracefulShutdown::new());
     let mut accepting = JoinSet::new();
-    for listener in entry.listeners {
-        let Ok(listener) = listener.try_clone().and_then(TcpListener::from_std) else {
-            continue;
-        };
-        accepting.spawn(accept(listener, shared.clone(), graceful.clone()));
+    for (listener, certificate) in entry.listeners {
+        match ready_to_accept(&listener, certificate) {
+            Ok((listener, tls)) => drop(accepting.spawn(accept(listener, tls, shared.clone(), graceful.clone()))),
+            Err(error) => tracing::error!(%error, "nobody is let in there"),
+        }
     }
     let mut stop = stopping;
     // The channel is closed where nobody can stop us any more.
@@ -106,6 +108,18 @@ pub async fn serve(entry: Entry, proxy: Proxy, stopping: Stopping) {
         Ok(()) => tracing::info!(open, "all connections have ended"),
         Err(_) => tracing::warn!(open, drain = ?entry.drain, "connections are cut"),
     }
+}
+
+fn ready_to_accept(
+    listener: &StdListener,
+    certificate: Option<Arc<Certificate>>,
+) -> Result<(TcpListener, Option<TlsAcceptor>)> {
+    let tls = certificate.as_ref().map(Certificate::acceptor).transpose()?;
+    if let Some(certificate) = certificate {
+        tokio::spawn(certificate.follow());
+    }
+    let listener = listener.try_clone().and_then(TcpListener::from_std);
+    Ok((listener.or_fail(|| "cannot listen")?, tls))
 }
 
 fn server() -> auto::Builder<TokioExecutor> {
@@ -127,7 +141,7 @@ fn server() -> auto::Builder<TokioExecutor> {
     server
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, graceful: Arc<GracefulShutdown>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>, graceful: Arc<GracefulShutdown>) {
     loop {
         // Who has no room waits in the backlog.
         let Ok(room) = shared.room.clone().acquire_owned().await else {
@@ -136,8 +150,16 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, graceful: Arc<Gracef
         match listener.accept().await {
             Ok((stream, client)) => {
                 let _ = stream.set_nodelay(true);
-                let connection = connection(stream, client, shared.clone(), graceful.watcher(), room);
-                tokio::spawn(connection);
+                let client = Client {
+                    line: Line::new(room),
+                    stream: Arc::new(stream),
+                    address: client,
+                };
+                let (shared, watcher) = (shared.clone(), graceful.watcher());
+                match tls.clone() {
+                    None => tokio::spawn(client.plain(shared, watcher)),
+                    Some(tls) => tokio::spawn(client.secured(tls, shared, watcher)),
+                };
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept");
@@ -147,42 +169,66 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, graceful: Arc<Gracef
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    client: SocketAddr,
-    shared: Arc<Shared>,
-    watcher: Watcher,
-    room: OwnedSemaphorePermit,
-) {
-    let (line, stream) = (Line::new(room), Arc::new(stream));
-    let caller = Caller {
-        address: client.ip(),
-        scheme: "http",
-    };
-    let service = service_fn(|request: Request<Incoming>| {
-        let active = line.active(&request);
-        let (shared, caller) = (shared.clone(), caller.clone());
-        async move { Ok::<Served, Infallible>(shared.proxy.answer(&caller, &shared.trust, active, request).await) }
-    });
-    let wire = Wire {
-        stream: stream.clone(),
-        line: line.clone(),
-    };
-    let served = shared
-        .server
-        .serve_connection_with_upgrades(TokioIo::new(wire), service);
-    let late = tokio::select! {
-        ended = watcher.watch(served) => {
-            if let Err(error) = ended {
-                tracing::debug!(%client, error, "a connection has ended");
-            }
-            None
+/// One who has connected.
+struct Client {
+    line: Arc<Line>,
+    stream: Arc<TcpStream>,
+    address: SocketAddr,
+}
+
+impl Client {
+    fn wire(&self) -> Wire {
+        Wire {
+            stream: self.stream.clone(),
+            line: self.line.clone(),
         }
-        late = line.slow() => Some(late),
-    };
-    if late == Some(Slow::Head) {
-        // The connection is hyper's no more.
-        let _ = stream.try_write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    }
+
+    async fn plain(self, shared: Arc<Shared>, watcher: Watcher) {
+        if self.serve(self.wire(), "http", shared, watcher).await == Some(Slow::Head) {
+            // The connection is hyper's no more.
+            let told = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+            let _ = self.stream.try_write(told);
+        }
+    }
+
+    async fn secured(self, tls: TlsAcceptor, shared: Arc<Shared>, watcher: Watcher) {
+        match tokio::time::timeout(HEAD, tls.accept(self.wire())).await {
+            Ok(Ok(stream)) => {
+                self.line.rests();
+                self.serve(stream, "https", shared, watcher).await;
+            }
+            Ok(Err(error)) => tracing::debug!(client = %self.address, %error, "no TLS"),
+            Err(_) => tracing::debug!(client = %self.address, "no TLS in time"),
+        }
+    }
+
+    /// Until it ends, or the client lets us wait for too long.
+    async fn serve<S>(&self, stream: S, scheme: &'static str, shared: Arc<Shared>, watcher: Watcher) -> Option<Slow>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let caller = Caller {
+            address: self.address.ip(),
+            scheme,
+        };
+        let service = service_fn(|request: Request<Incoming>| {
+            let active = self.line.active(&request);
+            let (shared, caller) = (shared.clone(), caller.clone());
+            async move { Ok::<Served, Infallible>(shared.proxy.answer(&caller, &shared.trust, active, request).await) }
+        });
+        let served = shared
+            .server
+            .serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::select! {
+            ended = watcher.watch(served) => {
+                if let Err(error) = ended {
+                    tracing::debug!(client = %self.address, error, "a connection has ended");
+                }
+                None
+            }
+            slow = self.line.slow() => Some(slow),
+        }
     }
 }
 
@@ -216,8 +262,7 @@ pub struct Active(Arc<Line>);
 
 impl Drop for Active {
     fn drop(&mut self) {
-        *self.0.since() = Instant::now();
-        self.0.begun.store(false, Ordering::Relaxed);
+        self.0.rests();
         self.0.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -243,6 +288,12 @@ impl Line {
             .store(request.version() == hyper::Version::HTTP_2, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
         Active(self.clone())
+    }
+
+    /// Nothing is begun.
+    fn rests(&self) {
+        *self.since() = Instant::now();
+        self.begun.store(false, Ordering::Relaxed);
     }
 
     fn heard(&self) {
