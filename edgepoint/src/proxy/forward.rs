@@ -155,6 +155,13 @@ struct Outgoing {
     upgrade: Option<hyper::upgrade::OnUpgrade>,
 }
 
+/// The head of the app's answer, and the connection on which the rest comes.
+struct Arrived {
+    response: Response<Incoming>,
+    lease: Lease,
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
+}
+
 impl Forward<'_> {
     fn app(&self) -> &App {
         &self.target.app
@@ -187,65 +194,69 @@ impl Forward<'_> {
         let quietly = quiet.then(|| Quietly::new(&app.traffic.quiet_open));
         self.queued = self.came.began.elapsed();
         let by = Instant::now() + app.timeouts.wake.0;
-        let mut lease = match app.waiting.page && !self.came.running && is_navigation(&request) {
+        let lease = match app.waiting.page && !self.came.running && is_navigation(&request) {
             true => Some(self.wait_or_page(by).await?),
             false => None,
         };
-        let mut outgoing = self.outgoing(request);
+        let outgoing = self.outgoing(request);
+        let answered = self.ask(outgoing, lease, quiet, by).await.map_err(refuse)?;
+        let receipt = app.receipt(self.came, self.queued).await;
+        let in_flight = InFlight {
+            _lease: answered.lease,
+            _permit: permit,
+            _quiet: quietly,
+            served: app.traffic.served.clone(),
+            _active: active,
+        };
+        let answer = pass_on(&app, answered.response, answered.upgrade, &receipt, in_flight);
+        Ok((answer.map_err(refuse)?, receipt))
+    }
+
+    /// Sends the request until the app has got it, and waits for the head of the answer.
+    async fn ask(
+        &self,
+        mut outgoing: Outgoing,
+        mut lease: Option<Lease>,
+        quiet: bool,
+        by: Instant,
+    ) -> Result<Arrived, Refusal> {
         let mut tries = 0;
-        let (mut response, lease) = loop {
+        loop {
             let mut leased = match lease.take() {
                 Some(lease) => lease,
-                None => self.reach(tries > 0, quiet, by).await.map_err(refuse)?,
+                None => self.reach(tries > 0, quiet, by).await?,
             };
             tries += 1;
             let copy = copy_of(&outgoing.request, leased.used);
             let sent = tokio::select! {
                 biased;
                 sent = leased.send(outgoing.request) => sent,
-                late = self.late(outgoing.progress.as_ref(), by) => return Err(refuse(late)),
+                late = self.late(outgoing.progress.as_ref(), by) => return Err(late),
             };
             let unanswered = match sent {
-                Ok(response) => break (response, leased),
+                Ok(response) => {
+                    return Ok(Arrived {
+                        response,
+                        lease: leased,
+                        upgrade: outgoing.upgrade,
+                    });
+                }
                 Err(unanswered) => unanswered,
             };
             if outgoing.progress.as_ref().is_some_and(Progress::has_stalled) {
                 let because = "nothing more of the request's body came";
-                return Err(refuse(Refusal::new(StatusCode::REQUEST_TIMEOUT, because)));
+                return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, because));
             }
             match unanswered.unsent.or(copy) {
                 Some(again) if tries < TRIES => outgoing.request = again,
                 _ => {
-                    tracing::info!(app = app.name, error = %unanswered.error, tries, "no answer");
+                    tracing::info!(app = self.app().name, error = %unanswered.error, tries, "no answer");
                     let because = "the app closed the connection before it had answered; \
                          it may have got the request, so that was not sent again";
-                    return Err(refuse(Refusal::new(StatusCode::BAD_GATEWAY, because)));
+                    return Err(Refusal::new(StatusCode::BAD_GATEWAY, because));
                 }
             }
-        };
-        let receipt = app.receipt(self.came, self.queued).await;
-        let version = response.version();
-        let agreed = headers::take_hop_by_hop(response.headers_mut(), version);
-        receipt.put(response.headers_mut());
-        // An app of 1.0 is no reason to close the client's connection.
-        *response.version_mut() = Version::HTTP_11;
-        let in_flight = InFlight {
-            _lease: lease,
-            _permit: permit,
-            _quiet: quietly,
-            served: app.traffic.served.clone(),
-            _active: active,
-        };
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let (Some(client), Some(protocol)) = (outgoing.upgrade, agreed) else {
-                let because = "the app switched to a protocol that nobody has asked for";
-                return Err(refuse(Refusal::new(StatusCode::BAD_GATEWAY, because)));
-            };
-            return Ok((tunnel::switch(&app, client, protocol, response, in_flight), receipt));
         }
-        let (bytes, idle) = (app.traffic.bytes_out.clone(), app.timeouts.idle.0);
-        let answer = response.map(|body| Answer::App(Box::new(Metered::new(body, bytes, idle, in_flight))));
-        Ok((answer, receipt))
     }
 
     /// Whether nobody has to be woken for it; answered at once where nobody is awake.
@@ -416,6 +427,32 @@ impl Forward<'_> {
             upgrade,
         }
     }
+}
+
+/// The app's answer as the client gets it.
+fn pass_on(
+    app: &App,
+    mut response: Response<Incoming>,
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
+    receipt: &Receipt,
+    in_flight: InFlight,
+) -> Result<Answered, Refusal> {
+    let version = response.version();
+    let agreed = headers::take_hop_by_hop(response.headers_mut(), version);
+    receipt.put(response.headers_mut());
+    // An app of 1.0 is no reason to close the client's connection.
+    *response.version_mut() = Version::HTTP_11;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return match (upgrade, agreed) {
+            (Some(client), Some(protocol)) => Ok(tunnel::switch(app, client, protocol, response, in_flight)),
+            _ => {
+                let because = "the app switched to a protocol that nobody has asked for";
+                Err(Refusal::new(StatusCode::BAD_GATEWAY, because))
+            }
+        };
+    }
+    let (bytes, idle) = (app.traffic.bytes_out.clone(), app.timeouts.idle.0);
+    Ok(response.map(|body| Answer::App(Box::new(Metered::new(body, bytes, idle, in_flight)))))
 }
 
 /// Each protocol has its own way to name the host.

@@ -1,7 +1,10 @@
 //! Connections to an app's listening socket, and those that are kept for the next request.
 //!
 //! An open connection keeps an app awake, so one that nobody uses is closed soon, long
-//! before the app would be put to sleep: none lives through a sleep.
+//! before the app would be put to sleep: none lives through a sleep. One that is used all the
+//! time is closed after a while, too: it leads to one instance for ever, and who accepts the
+//! next one may be another. So an instance that is to end comes to its end, and a new one
+//! gets its share.
 
 use super::body::Sent;
 use super::rules::Protocol;
@@ -22,6 +25,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// Requests over one connection of HTTP/2 at a time; more make another one.
 const STREAMS_MAX: usize = 100;
+/// No connection serves for longer, but for the request that it has.
+const LIFE: Duration = Duration::from_secs(10);
 /// A connection that is not free so soon after an answer is not kept.
 const FREE: Duration = Duration::from_secs(1);
 
@@ -47,16 +52,24 @@ pub struct Upstream {
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// Oldest first.
-    free: VecDeque<(Instant, http1::SendRequest<Sent>)>,
+    /// Unused for the longest time first.
+    free: VecDeque<Free>,
     shared: Vec<Arc<Shared>>,
     /// Somebody closes them in time.
     watched: bool,
 }
 
 #[derive(Debug)]
+struct Free {
+    sender: http1::SendRequest<Sent>,
+    made: Instant,
+    since: Instant,
+}
+
+#[derive(Debug)]
 struct Shared {
     sender: http2::SendRequest<Sent>,
+    made: Instant,
     streams: AtomicUsize,
     since: Mutex<Instant>,
 }
@@ -69,6 +82,7 @@ pub struct Lease {
     /// It has served before.
     pub used: bool,
     keep: bool,
+    made: Instant,
     sender: Option<Sender>,
 }
 
@@ -114,27 +128,28 @@ impl Upstream {
 
     /// One that is kept, or else a new one, which is kept afterwards.
     pub async fn lease(self: &Arc<Upstream>, fresh: bool) -> io::Result<Lease> {
-        let lease = |used, sender| Lease {
+        let lease = |used, made, sender| Lease {
             home: Arc::downgrade(self),
             used,
             keep: true,
+            made,
             sender: Some(sender),
         };
         match self.protocol {
             Protocol::Http1 => {
-                if let Some(free) = self.free().filter(|_| !fresh) {
-                    return Ok(lease(true, Sender::Own(free)));
+                if !fresh && let Some(free) = self.free() {
+                    return Ok(lease(true, free.made, Sender::Own(free.sender)));
                 }
-                Ok(lease(false, Sender::Own(self.dial_one().await?)))
+                Ok(lease(false, Instant::now(), Sender::Own(self.dial_one().await?)))
             }
             Protocol::H2c => {
                 let _making = self.making.lock().await;
-                if let Some(shared) = self.shared().filter(|_| !fresh) {
-                    return Ok(lease(true, Sender::Shared(shared)));
+                if !fresh && let Some(shared) = self.shared() {
+                    return Ok(lease(true, shared.made, Sender::Shared(shared)));
                 }
                 let shared = self.dial_shared().await?;
                 self.lock().shared.push(shared.clone());
-                Ok(lease(false, Sender::Shared(shared)))
+                Ok(lease(false, shared.made, Sender::Shared(shared)))
             }
         }
     }
@@ -149,15 +164,16 @@ impl Upstream {
             home: Arc::downgrade(self),
             used: false,
             keep: false,
+            made: Instant::now(),
             sender: Some(sender),
         })
     }
 
-    fn free(&self) -> Option<http1::SendRequest<Sent>> {
+    fn free(&self) -> Option<Free> {
         let mut kept = self.lock();
-        while let Some((_, sender)) = kept.free.pop_back() {
-            if sender.is_ready() {
-                return Some(sender);
+        while let Some(free) = kept.free.pop_back() {
+            if free.sender.is_ready() && free.made.elapsed() < LIFE {
+                return Some(free);
             }
         }
         None
@@ -166,7 +182,9 @@ impl Upstream {
     fn shared(&self) -> Option<Arc<Shared>> {
         let mut kept = self.lock();
         kept.shared.retain(|shared| !shared.sender.is_closed());
-        let room = |shared: &&Arc<Shared>| shared.streams.load(Ordering::Relaxed) < self.streams;
+        let room = |shared: &&Arc<Shared>| {
+            shared.streams.load(Ordering::Relaxed) < self.streams && shared.made.elapsed() < LIFE
+        };
         let shared = kept.shared.iter().find(room)?;
         shared.streams.fetch_add(1, Ordering::Relaxed);
         Some(shared.clone())
@@ -187,13 +205,15 @@ impl Upstream {
         };
         Ok(Arc::new(Shared {
             sender,
+            made: Instant::now(),
             streams: AtomicUsize::new(1),
             since: Mutex::new(Instant::now()),
         }))
     }
 
-    fn keep(self: &Arc<Upstream>, sender: http1::SendRequest<Sent>) {
-        self.lock().free.push_back((Instant::now(), sender));
+    fn keep(self: &Arc<Upstream>, sender: http1::SendRequest<Sent>, made: Instant) {
+        let since = Instant::now();
+        self.lock().free.push_back(Free { sender, made, since });
         self.watch();
     }
 
@@ -217,7 +237,8 @@ impl Upstream {
     /// Closes what nobody has used for so long; answers whether nothing is left.
     fn close(&self, unused: Duration) -> bool {
         let mut kept = self.lock();
-        kept.free.retain(|(since, _)| since.elapsed() < unused);
+        kept.free
+            .retain(|free| free.since.elapsed() < unused && free.made.elapsed() < LIFE);
         kept.shared.retain(|shared| {
             let since = *shared.since.lock().unwrap_or_else(PoisonError::into_inner);
             let used = shared.streams.load(Ordering::Relaxed) > 0 || since.elapsed() < unused;
@@ -293,16 +314,17 @@ impl Drop for Lease {
         match self.sender.take().filter(|_| self.keep) {
             Some(Sender::Own(mut sender)) => {
                 let Some(home) = self.home.upgrade() else { return };
-                if sender.is_closed() {
+                let made = self.made;
+                if sender.is_closed() || made.elapsed() > LIFE {
                     return;
                 }
                 if sender.is_ready() {
-                    return home.keep(sender);
+                    return home.keep(sender, made);
                 }
                 // The connection sees the end of the answer a moment later.
                 tokio::spawn(async move {
                     if let Ok(Ok(())) = tokio::time::timeout(FREE, sender.ready()).await {
-                        home.keep(sender);
+                        home.keep(sender, made);
                     }
                 });
             }
