@@ -18,6 +18,8 @@ const server = http.createServer(async (req, res) => {
     case "/count":
       if (req.method === "POST") count += 1;
       return res.end(String(count));
+    case "/busy": // Besides this one.
+      return res.end(String(busy - 1));
     case "/peak":
       return res.end(String(peak));
     case "/aborted":

@@ -266,7 +266,7 @@ fn routes_by_host_and_path() {
             let woken = entry.get("shop.example", "/")?;
             ensure!(woken.kind() == "woken", "{woken:?}");
             ensure!(
-                woken.field("server-timing").contains("appshot-wake-memory;dur="),
+                woken.field("server-timing").contains("appshot-wake-go;dur="),
                 "{woken:?}"
             );
             ensure!(entry.get("shop.example", "/")?.kind() == "warm");
@@ -419,7 +419,9 @@ fn capacity_and_queue() {
     in_place("capacity_and_queue", |place| {
         let entry = Entry::new(place)?;
         let more = format!("{SHOP}[capacity]\nrequests = 2\nqueue = 3\n");
-        entry.deploy("shop", &node(&local()?, "", &more)?)?;
+        let app = local()?;
+        let direct: u16 = app.rsplit(':').next().unwrap_or_default().parse()?;
+        entry.deploy("shop", &node(&app, "", &more)?)?;
         let late = "[[route]]\nhost = \"late.example\"\n[capacity]\nrequests = 1\nqueue_timeout = \"200ms\"\n";
         entry.deploy("late", &node(&local()?, "", late)?)?;
         let all = |host: &'static str, count: usize| -> Result<Vec<Answer>> {
@@ -455,7 +457,9 @@ fn capacity_and_queue() {
         }
         poll("the queue to fill", PATIENCE, || {
             let traffic = entry.traffic("shop")?;
-            Ok((traffic["in_flight"] == 2 && traffic["queued"] == 2).then_some(()))
+            // Let in is not arrived yet; asked where it listens, the app tells.
+            let busy = get(direct, "shop.example", "/busy", "")?.body;
+            Ok((busy == "2" && traffic["in_flight"] == 2 && traffic["queued"] == 2).then_some(()))
         })?;
         drop(gone);
         poll("all to be forgotten", PATIENCE, || {
