@@ -13,11 +13,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nodekit::client::Client;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A node with one app, and the daemons that it takes.
@@ -390,6 +393,108 @@ fn sockets_of_both_kinds() {
             "somebody listens"
         );
         Ok(())
+    });
+}
+
+/// One connection after the other, each for a while; it tells by which host name.
+const SLOW: &str = r#"
+import socket, sys, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=128)
+while True:
+    peer, _ = server.accept()
+    with peer:
+        asked = peer.recv(100)
+        time.sleep(0.1)
+        peer.sendall(b"%s %s" % (socket.gethostname().encode(), asked))
+"#;
+
+fn slow(app: &str, port: u16, more: &str) -> String {
+    format!(
+        "app = {app:?}\n{more}\n[start]\ncommand = [\"/usr/bin/python3\", \"-c\", '''{SLOW}''', \"{port}\"]\n\
+         [[listen]]\ntcp = \"127.0.0.1:{port}\"\n[idle]\ntimeout = \"2s\"\ncpu = 50.0\n"
+    )
+}
+
+/// So many clients that ask again and again, each over a new connection, as long as it
+/// takes. Answers by whom they were answered.
+fn asked_by(clients: usize, port: u16, until: impl FnOnce() -> Result<()>) -> Result<BTreeSet<String>> {
+    let over = AtomicBool::new(false);
+    let client = || -> Result<BTreeSet<String>> {
+        let mut hosts = BTreeSet::new();
+        while !over.load(Ordering::Relaxed) {
+            let stream = TcpStream::connect(("127.0.0.1", port))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let told = ask(stream)?;
+            let host = told
+                .strip_suffix(" ?")
+                .with_context(|| format!("no answer: {told:?}"))?;
+            hosts.insert(host.to_owned());
+        }
+        Ok(hosts)
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
+        let done = until();
+        over.store(true, Ordering::Relaxed);
+        let mut hosts = BTreeSet::new();
+        for client in clients {
+            hosts.append(&mut client.join().expect("it does not panic")?);
+        }
+        done.map(|()| hosts)
+    })
+}
+
+impl Node<'_> {
+    /// Waits until so many instances run, and no others come.
+    fn instances(&self, count: usize) -> Result<Vec<Value>> {
+        poll(&format!("{count} instances"), PATIENCE, || {
+            let status = self.status()?;
+            let instances = status["instances"].as_array().context("no instances")?;
+            let all_run = instances.iter().all(|one| one["state"] == "running");
+            Ok((all_run && instances.len() == count).then(|| instances.clone()))
+        })
+        .with_context(|| format!("{:?}", self.status()))
+    }
+}
+
+/// Instances follow how many ask at once, and nobody who asks notices.
+#[test]
+fn instances_follow_their_clients() {
+    in_place("instances_follow_their_clients", |place| {
+        let registry = registry(place)?;
+        let (app, port) = (place.unique(), appshot_tests::clients::free_port()?);
+        let rules = "[instances]\nmax = 4\n[capacity]\nconnections = 2\n";
+        let node = Node::deploy(&registry, app, &(slow(app, port, "") + rules))?;
+        let names = |count: usize| -> Vec<String> {
+            let further = (2..=count).map(|number| format!("{app}.{number}"));
+            std::iter::once(app.to_owned()).chain(further).collect()
+        };
+        for round in 0..2 {
+            let one = asked_by(1, port, || node.instances(1).map(drop))?;
+            ensure!(one.len() == 1, "round {round}: {one:?}");
+            let many = asked_by(8, port, || {
+                let instances = node.instances(4)?;
+                let told: Vec<&str> = instances.iter().filter_map(|one| one["name"].as_str()).collect();
+                ensure!(told == names(4), "round {round}: {told:?}");
+                let mut further = instances.iter().skip(1);
+                let cloned = further.all(|one| one["kind"] == "cloned" && one["root"].is_i64());
+                ensure!(cloned, "round {round}: {instances:?}");
+                let known = registry.appshot(&["ps"])?;
+                ensure!(names(4).iter().all(|name| known.contains(name)), "{known}");
+                std::thread::sleep(Duration::from_secs(1));
+                Ok(())
+            })?;
+            ensure!(many.len() == 4, "round {round}: {many:?}");
+            asked_by(1, port, || node.instances(1).map(drop)).with_context(|| format!("round {round}"))?;
+            let known = registry.appshot(&["ps"])?;
+            ensure!(!known.contains(&format!("{app}.")), "{known}");
+            node.reach("asleep")?;
+        }
+        let text = node.client().text("/metrics")?;
+        let mut counts = text.lines().filter(|line| line.contains("activation_seconds_count"));
+        let clones = counts.find(|line| line.contains("cause=\"scale-out\",kind=\"cloned\""));
+        ensure!(clones.is_some_and(|line| line.ends_with(" 6")), "{text}");
+        node.end()
     });
 }
 
