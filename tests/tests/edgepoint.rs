@@ -416,8 +416,8 @@ fn slow(app: &str, port: u16, more: &str) -> String {
 }
 
 /// So many clients that ask again and again, each over a new connection, as long as it
-/// takes. Answers by whom they were answered.
-fn asked_by(clients: usize, port: u16, until: impl FnOnce() -> Result<()>) -> Result<BTreeSet<String>> {
+/// takes. Answers by whom they were answered, too.
+fn asked_by<T>(clients: usize, port: u16, until: impl FnOnce() -> Result<T>) -> Result<(BTreeSet<String>, T)> {
     let over = AtomicBool::new(false);
     let client = || -> Result<BTreeSet<String>> {
         let mut hosts = BTreeSet::new();
@@ -440,7 +440,7 @@ fn asked_by(clients: usize, port: u16, until: impl FnOnce() -> Result<()>) -> Re
         for client in clients {
             hosts.append(&mut client.join().expect("it does not panic")?);
         }
-        done.map(|()| hosts)
+        done.map(|done| (hosts, done))
     })
 }
 
@@ -470,9 +470,9 @@ fn instances_follow_their_clients() {
             std::iter::once(app.to_owned()).chain(further).collect()
         };
         for round in 0..2 {
-            let one = asked_by(1, port, || node.instances(1).map(drop))?;
+            let (one, ()) = asked_by(1, port, || node.instances(1).map(drop))?;
             ensure!(one.len() == 1, "round {round}: {one:?}");
-            let many = asked_by(8, port, || {
+            let (many, ()) = asked_by(8, port, || {
                 let instances = node.instances(4)?;
                 let told: Vec<&str> = instances.iter().filter_map(|one| one["name"].as_str()).collect();
                 ensure!(told == names(4), "round {round}: {told:?}");
@@ -495,6 +495,156 @@ fn instances_follow_their_clients() {
         let clones = counts.find(|line| line.contains("cause=\"scale-out\",kind=\"cloned\""));
         ensure!(clones.is_some_and(|line| line.ends_with(" 6")), "{text}");
         node.end()
+    });
+}
+
+/// Killed in the middle of making and ending instances, the daemon leaves none that the
+/// next one does not know, and makes none twice.
+#[test]
+fn instances_outlive_the_daemon() {
+    in_place("instances_outlive_the_daemon", |place| {
+        let registry = registry(place)?;
+        let (app, port) = (place.unique(), appshot_tests::clients::free_port()?);
+        let rules = "[instances]\nmax = 4\n[capacity]\nconnections = 2\n";
+        let mut node = Node::deploy(&registry, app, &(slow(app, port, "") + rules))?;
+        let roots = |instances: &[Value]| -> BTreeSet<i64> {
+            instances.iter().filter_map(|one| one["root"].as_i64()).collect()
+        };
+        // What the registry knows of processes of this app.
+        let known = || -> Result<BTreeSet<i64>> {
+            let views: Vec<Value> = serde_json::from_str(&registry.appshot(&["ps", "-o", "json"])?)?;
+            let alive = views.iter().filter(|view| view["state"] == "running");
+            Ok(alive.filter_map(|view| view["root"].as_i64()).collect())
+        };
+        for millis in [30, 80, 130, 180, 230] {
+            (_, node) = asked_by(8, port, || {
+                std::thread::sleep(Duration::from_millis(millis));
+                let again = node.begin_again(|| Ok(()))?;
+                let instances = again.instances(4)?;
+                ensure!(
+                    known()? == roots(&instances),
+                    "{millis} ms: {:?}, {instances:?}",
+                    known()?
+                );
+                Ok(again)
+            })
+            .with_context(|| format!("{millis} ms"))?;
+            // And while they go.
+            (_, node) = asked_by(1, port, || {
+                poll("the first to go", PATIENCE, || {
+                    let left = node.status()?["instances"].as_array().map_or(0, Vec::len);
+                    Ok((left < 4).then_some(()))
+                })?;
+                let before = known()?;
+                let again = node.begin_again(|| Ok(()))?;
+                again.instances(1)?;
+                ensure!(known()?.is_subset(&before), "{millis} ms: {:?}, {before:?}", known()?);
+                Ok(again)
+            })
+            .with_context(|| format!("{millis} ms, going"))?;
+            ensure!(known()?.len() == 1, "{:?}", known()?);
+        }
+        // One that ends is replaced when it is needed.
+        asked_by(8, port, || node.instances(4).map(drop))?;
+        let second = node.instances(4)?[1]["root"].as_i64().context("no root")?;
+        kill(Pid::from_raw(i32::try_from(second)?), Signal::SIGKILL)?;
+        node.instances(3)?;
+        // The first comes back while the others go on.
+        let first = node.status()?["root"].as_i64().context("no root")?;
+        kill(Pid::from_raw(i32::try_from(first)?), Signal::SIGKILL)?;
+        let back = poll("it to be back", PATIENCE, || {
+            asked_by(4, port, || Ok(std::thread::sleep(Duration::from_millis(200))))?;
+            let status = node.status()?;
+            Ok((status["last"]["cause"] == "recovery" && status["state"] == "running").then_some(status))
+        })?;
+        ensure!(back["root"] != first, "{back}");
+        node.end()
+    });
+}
+
+/// Many more apps than fit: who needs one gets it, and those go that nobody needs.
+#[test]
+fn a_node_with_little_memory() {
+    in_place("a_node_with_little_memory", |place| {
+        const APPS: usize = 12;
+        let registry = registry(place)?;
+        let names: Vec<String> = (0..APPS).map(|number| format!("{}-{number}", place.unique())).collect();
+        let _last: Vec<EndOf<'_>> = names.iter().map(|name| EndOf(&registry, name)).collect();
+        let _daemons = (registry.daemon("snapd", "")?, registry.daemon("restored", "")?);
+        let edgepointd = registry.daemon_with("edgepointd", &["--memory", "40M"], "")?;
+        let client = &edgepointd.client;
+        let mut ports = Vec::new();
+        for (number, name) in names.iter().enumerate() {
+            let port = appshot_tests::clients::free_port()?;
+            // The last is worth more than all others.
+            let more = if number + 1 == APPS { "priority = 1" } else { "" };
+            let manifest = slow(name, port, more).replace("timeout = \"2s\"", "timeout = \"10m\"");
+            let _: Value = client.post("/v1/apps", &json!({ "manifest": manifest }))?;
+            let up: Value = client.get(&format!("/v1/apps/{name}?wait=running&timeout=60"))?;
+            ensure!(up["counts"]["starts"] == 1, "{up}");
+            ports.push(port);
+        }
+        let ask_for = |number: usize| -> Result<()> {
+            let stream = TcpStream::connect(("127.0.0.1", ports[number]))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let told = ask(stream)?;
+            ensure!(told.ends_with(" ?"), "no answer: {told:?}");
+            Ok(())
+        };
+        let running = || -> Result<Vec<usize>> {
+            let all: Vec<Value> = client.get("/v1/apps")?;
+            let state = |name: &String| all.iter().find(|app| app["app"] == **name).map(|app| &app["state"]);
+            let runs = |number: &usize| state(&names[*number]).is_some_and(|state| state == "running");
+            Ok((0..APPS).filter(runs).collect())
+        };
+        // One after the other: each that is woken sends away who was needed before all
+        // others, but for the one of priority.
+        let last = APPS - 1;
+        ask_for(last)?;
+        for number in [0, 1, 2, 3, 4, 5, 6, 7, 0, 1] {
+            let before = running()?;
+            ask_for(number)?;
+            let now = running()?;
+            ensure!(
+                now.contains(&last) && now.contains(&number),
+                "{number}: {before:?}, {now:?}"
+            );
+            ensure!(now.len() < 6, "{now:?} do not fit");
+        }
+        // Many at once, some of them much more than others.
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..4)
+                .map(|seed| {
+                    scope.spawn(move || {
+                        let mut random = seed * 7919 + 17u64;
+                        (0..40).try_for_each(|_| {
+                            random = random
+                                .wrapping_mul(6_364_136_223_846_793_005)
+                                .wrapping_add(1_442_695_040_888_963_407);
+                            // The nth comes about 1/n as often as the first.
+                            let uniform = (random >> 11) as f64 / (1u64 << 53) as f64;
+                            let number = ((APPS + 1) as f64).powf(uniform) as usize - 1;
+                            ask_for(number).with_context(|| format!("app {number}"))
+                        })
+                    })
+                })
+                .collect();
+            clients
+                .into_iter()
+                .try_for_each(|client| client.join().expect("it does not panic"))
+        })?;
+        let counts = |name: &String| -> Result<(u64, u64)> {
+            let status: Value = client.get(&format!("/v1/apps/{name}"))?;
+            let count = |key: &str| status["counts"][key].as_u64().context("no count");
+            Ok((count("sleeps_refused")?, count("failures")?))
+        };
+        for name in &names {
+            ensure!(counts(name)? == (0, 0), "{name}: {:?}", counts(name)?);
+        }
+        for name in &names {
+            let _: Value = client.delete(&format!("/v1/apps/{name}"))?;
+        }
+        Ok(())
     });
 }
 

@@ -143,6 +143,7 @@ impl Agent {
 
     /// What there is when this daemon begins.
     fn find(&mut self) -> Result<Next> {
+        self.further.look()?;
         let record = self.node.store.find(self.name())?;
         if let Some(app) = record.filter(App::alive) {
             tracing::info!(app = app.name, "runs: adopted");
@@ -150,7 +151,6 @@ impl Agent {
             self.kind = Some(app.from.as_ref().map_or(Kind::Started, |_| Kind::Woken));
             return Ok(Next::Run(None));
         }
-        self.further.look()?;
         match self.appshot() {
             Some(_) if self.further.count() > 0 => Ok(Next::Wake(Cause::Recovery)),
             Some(path) => {
