@@ -10,15 +10,17 @@
 //! end is stopped instead, and looked at while it can accept nothing:
 //!
 //! ```text
-//!   stop ──> has it accepted anything that is open?      ─ yes ─> let it go on
-//!        ──> is there a moment in which nobody waits?    ─ no ──> let it go on
-//!        ──> kill
+//!   stop ──> has it accepted anything that is open? ── no ──> kill
+//!                            │ yes
+//!                            └──> go on, and accept nothing (libsnap::drain), for a moment
+//!                                        └── all are closed ──> kill
+//!                                        └── they stay ──> let it go on, and try later
 //! ```
 //!
-//! What it has accepted is a descriptor of it by then: accept(2) does not end in between.
-//! Or it is under way from one of its processes to another, and unread there. The second
-//! question is for whom the kernel has woken it for, alone (EPOLLEXCLUSIVE):
-//! nobody else would hear of a connection that it was to take.
+//! What it has accepted is a descriptor of it while it stands still: accept(2) does not end
+//! in between. Or it is under way from one of its processes to another, and unread there.
+//! One that waits with EPOLLEXCLUSIVE has to be found without a connection, and at a moment
+//! in which nobody waits: of whom the kernel has told it alone nobody else would hear.
 
 use crate::budget::Charge;
 use crate::manifest::Manifest;
@@ -26,17 +28,20 @@ use crate::node::Node;
 use crate::sockets::{self, Sockets};
 use crate::status::{InstanceStatus, Kind, State};
 use crate::work::Work;
+use libsnap::drain::{Drain, Shared};
 use libsnap::error::{Error, Kind as ErrorKind, OrFail, Result};
 use libsnap::freeze;
 use libsnap::image::Appshot;
 use libsnap::restore::{Template, Way};
 use libsnap::store::{App, Store, now_unix_ms};
-use libsnap::target::{Instance, Memory, Network, PidMode};
+use libsnap::target::{Instance, Memory, Network, PidMode, Target};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nodekit::reply::on_own_thread;
 use nodekit::{ending, process};
 use serde_json::json;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -47,6 +52,13 @@ const AT_A_TIME: usize = 4;
 const REST: Duration = Duration::from_secs(2);
 /// How long one stands still at most for a moment in which nobody waits.
 const STILL_MAX: Duration = Duration::from_millis(3);
+/// How long one accepts nothing while it does what it has accepted, or is looked at again
+/// and again.
+const PATIENCE: Duration = Duration::from_millis(500);
+const BETWEEN: Duration = Duration::from_millis(5);
+/// After that it is let alone, each time for twice as long.
+const ALONE: Duration = Duration::from_secs(1);
+const ALONE_MAX: Duration = Duration::from_secs(60);
 
 /// One that runs.
 #[derive(Debug)]
@@ -55,6 +67,8 @@ pub struct Further {
     pub work: Work,
     pub charge: Charge,
     since_unix_ms: u64,
+    /// It is not asked to end before, and how long that was put off.
+    alone: Option<(Instant, Duration)>,
 }
 
 /// Those of one app.
@@ -138,6 +152,7 @@ impl Instances {
         self.live.push(Further {
             work: Work::of(&app),
             since_unix_ms: app.started_unix_ms,
+            alone: None,
             charge,
             app,
         });
@@ -224,30 +239,35 @@ impl Instances {
     /// Ends so many of them that nobody needs, the last first. Answers why others stay.
     pub async fn shrink(&mut self, fewer: usize, sockets: &[OwnedFd]) -> Result<Option<String>> {
         let mut left = fewer;
-        let mut why = None;
         for at in (0..self.live.len()).rev() {
-            if left == 0 {
-                break;
+            let one = &mut self.live[at];
+            if left == 0 || one.alone.is_some_and(|(until, _)| Instant::now() < until) {
+                continue;
             }
-            let (store, app) = (self.node.store.clone(), self.live[at].app.clone());
+            let (store, app) = (self.node.store.clone(), one.app.clone());
             let sockets = sockets
                 .iter()
                 .map(OwnedFd::try_clone)
                 .collect::<std::io::Result<Vec<_>>>();
             let sockets = sockets.or_fail(|| "cannot watch the sockets of the app")?;
-            let ended = on_own_thread(move || end_unneeded(&store, &app, &sockets)).await;
-            match ended {
+            let name = app.name.clone();
+            // It may be busy with something else, or have ended just now.
+            let why = match on_own_thread(move || end_unneeded(&store, &app, &sockets)).await {
                 Ok(None) => {
-                    tracing::info!(app = self.live[at].app.name, "is not needed any more: ended");
+                    tracing::info!(app = name, "is not needed any more: ended");
                     self.live.remove(at);
                     left -= 1;
+                    continue;
                 }
-                Ok(Some(needed)) => why = Some(format!("{}: {needed}", self.live[at].app.name)),
-                // It is busy with something else, or has just ended.
-                Err(error) => why = Some(error.to_string()),
-            }
+                Ok(Some(needed)) => format!("{name}: {needed}"),
+                Err(error) => error.to_string(),
+            };
+            let pause = one.alone.map_or(ALONE, |(_, pause)| (pause * 2).min(ALONE_MAX));
+            one.alone = Some((Instant::now() + pause, pause));
+            // The next one later: there may be more to carry meanwhile.
+            return Ok(Some(why));
         }
-        Ok(why)
+        Ok(None)
     }
 
     /// Ends all of them, whatever they do, and those of which only a record is left.
@@ -334,35 +354,92 @@ fn memory_of_clones(appshot: &Path) -> Result<Memory> {
     Ok(if suits { Memory::Shared } else { Memory::Lazy })
 }
 
-/// Ends an instance that nobody needs, or answers what it is needed for.
+/// Ends an instance that nobody needs, or answers what it is needed for. The calling
+/// thread has to end then.
 fn end_unneeded(store: &Store, app: &App, listening: &[OwnedFd]) -> Result<Option<String>> {
-    let needed = |sockets: &Sockets| match (sockets.connections, sockets.unread) {
-        (0, 0) => None,
-        (0, _) => Some("its processes have something to tell each other".to_owned()),
-        (open, _) => Some(format!("connections are open: {open}")),
-    };
-    // Without a stop where that is plain.
-    if let Some(needed) = needed(&Sockets::of(app)?) {
-        return Ok(Some(needed));
-    }
     {
         let _busy = store.try_lock(&app.name)?;
         let target = app.target()?;
         let child = process::open_child(app)?;
-        let frozen = freeze::freeze_with(&target, &[], freeze::waits(&target)?)?;
-        if let Some(needed) = needed(&Sockets::of_stopped(app)?) {
-            return Ok(Some(needed));
+        let why = match Sockets::of(app)?.exclusive {
+            true => kill_at_rest(app, &target, listening)?,
+            false => kill_drained(app, &target, listening)?,
+        };
+        if why.is_some() {
+            return Ok(why);
         }
-        while somebody_waits(listening)? {
-            if frozen.since.elapsed() > STILL_MAX {
-                return Ok(Some("somebody waits to be accepted".to_owned()));
-            }
-        }
-        frozen.kill(&target, || ());
         process::wait(&child, Some(ending::KILL_PATIENCE))?;
     }
     ending::settle(store, app, Some(128 + ending::SIGKILL))?;
     forget(store, &app.name).map(|()| None)
+}
+
+/// Kills it at once where it has no connection, or as soon as it has closed those that it
+/// has, in which time it accepts none.
+fn kill_drained(app: &App, target: &Target, listening: &[OwnedFd]) -> Result<Option<String>> {
+    let frozen = freeze::freeze_with(target, &[], freeze::waits(target)?)?;
+    let Some(why) = needed(&Sockets::of_stopped(app)?) else {
+        frozen.kill(target, || ());
+        return Ok(None);
+    };
+    let shared = listening.iter().map(shared).collect::<std::io::Result<_>>();
+    let mut drain = Drain::begin(frozen, shared.or_fail(|| "cannot tell the sockets of the app")?)?;
+    // Twice: from one process to another nothing is on its way for so long.
+    let mut idle = 0;
+    let drained = drain.until(PATIENCE, || {
+        idle = if needed(&Sockets::of_stopped(app)?).is_none() {
+            idle + 1
+        } else {
+            0
+        };
+        Ok(idle > 1)
+    })?;
+    if !drained {
+        return Ok(Some(why));
+    }
+    process::signal(app, ending::SIGKILL)?;
+    drain.ended(ending::KILL_PATIENCE);
+    Ok(None)
+}
+
+/// Waits for a moment in which it has no connection, and nobody waits for one.
+fn kill_at_rest(app: &App, target: &Target, listening: &[OwnedFd]) -> Result<Option<String>> {
+    let since = Instant::now();
+    loop {
+        let mut why = needed(&Sockets::of(app)?);
+        if why.is_none() {
+            let frozen = freeze::freeze_with(target, &[], freeze::waits(target)?)?;
+            why = needed(&Sockets::of_stopped(app)?);
+            while why.is_none() && somebody_waits(listening)? {
+                let too_long = frozen.since.elapsed() > STILL_MAX;
+                why = too_long.then(|| "somebody waits to be accepted".to_owned());
+            }
+            if why.is_none() {
+                frozen.kill(target, || ());
+                return Ok(None);
+            }
+        }
+        if since.elapsed() > PATIENCE {
+            return Ok(why);
+        }
+        std::thread::sleep(BETWEEN);
+    }
+}
+
+fn needed(sockets: &Sockets) -> Option<String> {
+    match (sockets.connections, sockets.unread) {
+        (0, 0) => None,
+        (0, _) => Some("its processes have something to tell each other".to_owned()),
+        (open, _) => Some(format!("connections are open: {open}")),
+    }
+}
+
+fn shared(socket: &OwnedFd) -> std::io::Result<Shared> {
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+    Ok(Shared {
+        inode: std::fs::File::from(socket.try_clone()?).metadata()?.ino(),
+        blocks: !flags.contains(OFlag::O_NONBLOCK),
+    })
 }
 
 fn somebody_waits(listening: &[OwnedFd]) -> Result<bool> {

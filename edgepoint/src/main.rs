@@ -64,13 +64,15 @@ fn run(cli: &Cli) -> Result<u8> {
     Ok(0)
 }
 
-/// Supervisors of apps and the keeper are our children, and end when they want to.
+/// Supervisors of apps and the keeper are our children, and end when they want to. What
+/// other threads trace reports to those.
 async fn reap() {
     let Ok(mut ended) = signal(SignalKind::child()) else {
         return;
     };
+    let ours = WaitPidFlag::WNOHANG | WaitPidFlag::__WNOTHREAD;
     while ended.recv().await.is_some() {
-        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+        while waitpid(None, Some(ours)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Sockets {
     /// Unix sockets in which something waits to be read, where the app is stopped: it may
     /// be a connection on its way to another process of the app.
     pub unread: usize,
+    /// It waits with EPOLLEXCLUSIVE: of a connection the kernel may tell it alone.
+    pub exclusive: bool,
 }
 
 impl Sockets {
@@ -59,6 +61,9 @@ impl Sockets {
         let process = task::pidfd_open(pid)?;
         for number in proc::numbered(&format!("/proc/{pid}/fd"))? {
             let link = proc::link(pid, &format!("fd/{number}")).unwrap_or_default();
+            if link == "anon_inode:[eventpoll]" {
+                self.exclusive |= is_exclusive(&proc::text(pid, &format!("fdinfo/{number}"))?);
+            }
             if !link.starts_with("socket:") || !seen.insert(link) {
                 continue;
             }
@@ -87,6 +92,14 @@ impl Sockets {
             .filter(|wanted| !here.iter().any(|here| here.covers(wanted)))
             .collect()
     }
+}
+
+/// `tfd:        5 events: 10000019 data: ...`
+fn is_exclusive(fdinfo: &str) -> bool {
+    let events = fdinfo.split("events:").skip(1);
+    let words = events.filter_map(|rest| rest.split_whitespace().next());
+    let mut bits = words.filter_map(|word| u32::from_str_radix(word, 16).ok());
+    bits.any(|bits| bits & libc::EPOLLEXCLUSIVE as u32 != 0)
 }
 
 /// Of a unix socket that has one.

@@ -648,6 +648,61 @@ fn a_node_with_little_memory() {
     });
 }
 
+/// Instances end under clients that ask without a pause: none of them notices.
+fn instances_end_unnoticed(place: &Place, server: &Server<'_>) -> Result<()> {
+    let registry = registry(place)?;
+    let (app, port) = (place.unique(), server.port.context("it has no port")?);
+    let request = server.request.context("no request")?;
+    let rules = "[instances]\nmax = 4\n[capacity]\nconnections = 4\n";
+    let node = Node::deploy(&registry, app, &(manifest(app, server, port)? + rules))?;
+    for round in 0..3 {
+        // Some that are only connected, for there to be more instances.
+        let open: Vec<_> = (0..13)
+            .map(|_| TcpStream::connect(("127.0.0.1", port)))
+            .collect::<std::io::Result<_>>()?;
+        node.instances(4).with_context(|| format!("round {round}"))?;
+        drop(open);
+        let over = AtomicBool::new(false);
+        let asked = std::thread::scope(|scope| {
+            let client = || {
+                let mut asked = 0u64;
+                while !over.load(Ordering::Relaxed) {
+                    request(port).with_context(|| format!("request {asked}"))?;
+                    asked += 1;
+                }
+                anyhow::Ok(asked)
+            };
+            let clients = [scope.spawn(client), scope.spawn(client)];
+            let done = node.instances(1);
+            over.store(true, Ordering::Relaxed);
+            let asked = clients
+                .into_iter()
+                .map(|client| client.join().expect("it does not panic"));
+            let asked = asked.sum::<Result<u64>>()?;
+            done.map(|_| asked)
+        });
+        let asked = asked.with_context(|| format!("round {round}"))?;
+        ensure!(asked > 20, "round {round}: only {asked} requests");
+    }
+    node.reach("asleep")?;
+    request(port)?;
+    node.end()
+}
+
+macro_rules! many {
+    ($name:ident, $server:ident) => {
+        #[test]
+        fn $name() {
+            in_place(stringify!($name), |place| {
+                servers::$server(place, &instances_end_unnoticed)
+            });
+        }
+    };
+}
+many!(many_nginx, nginx);
+many!(many_node, node);
+many!(many_go, go);
+
 fn ask(mut stream: impl Read + Write) -> Result<String> {
     stream.write_all(b"?")?;
     answer(stream)
