@@ -553,7 +553,10 @@ fn instances_outlive_the_daemon() {
         let first = node.status()?["root"].as_i64().context("no root")?;
         kill(Pid::from_raw(i32::try_from(first)?), Signal::SIGKILL)?;
         let back = poll("it to be back", PATIENCE, || {
-            asked_by(4, port, || Ok(std::thread::sleep(Duration::from_millis(200))))?;
+            asked_by(4, port, || {
+                std::thread::sleep(Duration::from_millis(200));
+                Ok(())
+            })?;
             let status = node.status()?;
             Ok((status["last"]["cause"] == "recovery" && status["state"] == "running").then_some(status))
         })?;
@@ -567,11 +570,12 @@ fn instances_outlive_the_daemon() {
 fn a_node_with_little_memory() {
     in_place("a_node_with_little_memory", |place| {
         const APPS: usize = 12;
+        const LIMIT: u64 = 32 << 20;
         let registry = registry(place)?;
         let names: Vec<String> = (0..APPS).map(|number| format!("{}-{number}", place.unique())).collect();
         let _last: Vec<EndOf<'_>> = names.iter().map(|name| EndOf(&registry, name)).collect();
         let _daemons = (registry.daemon("snapd", "")?, registry.daemon("restored", "")?);
-        let edgepointd = registry.daemon_with("edgepointd", &["--memory", "40M"], "")?;
+        let edgepointd = registry.daemon_with("edgepointd", &["--memory", &LIMIT.to_string()], "")?;
         let client = &edgepointd.client;
         let mut ports = Vec::new();
         for (number, name) in names.iter().enumerate() {
@@ -597,6 +601,13 @@ fn a_node_with_little_memory() {
             let runs = |number: &usize| state(&names[*number]).is_some_and(|state| state == "running");
             Ok((0..APPS).filter(runs).collect())
         };
+        let used = || -> Result<u64> {
+            let text = client.text("/metrics")?;
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("appshot_node_memory_bytes{what=\"used\"} "));
+            Ok(line.context("it is not told")?.parse()?)
+        };
         // One after the other: each that is woken sends away who was needed before all
         // others, but for the one of priority.
         let last = APPS - 1;
@@ -604,12 +615,16 @@ fn a_node_with_little_memory() {
         for number in [0, 1, 2, 3, 4, 5, 6, 7, 0, 1] {
             let before = running()?;
             ask_for(number)?;
+            let told: Value = client.get(&format!("/v1/apps/{}?wait=running", names[number]))?;
+            ensure!(told["counts"]["failures"] == 0, "{told}");
             let now = running()?;
             ensure!(
                 now.contains(&last) && now.contains(&number),
                 "{number}: {before:?}, {now:?}"
             );
-            ensure!(now.len() < 6, "{now:?} do not fit");
+            // What an app has shows only when it runs.
+            ensure!(used()? < LIMIT * 5 / 4, "{now:?}: {} of {LIMIT}", used()?);
+            ensure!(now.len() < APPS - 3, "{now:?} do not fit");
         }
         // Many at once, some of them much more than others.
         std::thread::scope(|scope| {
@@ -633,15 +648,31 @@ fn a_node_with_little_memory() {
                 .into_iter()
                 .try_for_each(|client| client.join().expect("it does not panic"))
         })?;
-        let counts = |name: &String| -> Result<(u64, u64)> {
-            let status: Value = client.get(&format!("/v1/apps/{name}"))?;
-            let count = |key: &str| status["counts"][key].as_u64().context("no count");
-            Ok((count("sleeps_refused")?, count("failures")?))
-        };
-        for name in &names {
-            ensure!(counts(name)? == (0, 0), "{name}: {:?}", counts(name)?);
+        // All are needed at once, and not all fit: who does not waits, and is served when
+        // others are done.
+        let mut all: Vec<TcpStream> = ports
+            .iter()
+            .map(|port| TcpStream::connect(("127.0.0.1", *port)))
+            .collect::<std::io::Result<_>>()?;
+        poll("one to wait", PATIENCE, || {
+            let apps: Vec<Value> = client.get("/v1/apps")?;
+            let waits = |app: &&Value| app["why"].as_str().is_some_and(|why| why.contains("waits for memory"));
+            let Some(app) = apps.iter().find(waits).and_then(|app| app["app"].as_str()) else {
+                return Ok(None);
+            };
+            let line = format!("appshot_app_waits_for_memory{{app=\"{app}\",provider=\"local\"}} 1");
+            Ok(client.text("/metrics")?.contains(&line).then_some(()))
+        })?;
+        all.iter_mut().try_for_each(|stream| stream.write_all(b"?"))?;
+        for (number, stream) in all.into_iter().enumerate() {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let told =
+                answer(stream).with_context(|| format!("app {number}: {:?}", client.get::<Value>("/v1/apps")))?;
+            ensure!(told.ends_with(" ?"), "app {number}: {told:?}");
         }
         for name in &names {
+            let status: Value = client.get(&format!("/v1/apps/{name}"))?;
+            ensure!(status["counts"]["failures"] == 0, "{status}");
             let _: Value = client.delete(&format!("/v1/apps/{name}"))?;
         }
         Ok(())
@@ -702,6 +733,44 @@ macro_rules! many {
 many!(many_nginx, nginx);
 many!(many_node, node);
 many!(many_go, go);
+
+/// Some are always there, and work asks for more of them; its owner may have all sleep.
+#[test]
+fn rules_of_instances() {
+    in_place("rules_of_instances", |place| {
+        let registry = registry(place)?;
+        let (app, port) = (place.unique(), appshot_tests::clients::free_port()?);
+        let works = slow(app, port, "").replace("time.sleep(0.1)", "[hash(str(n)) for n in range(600000)]");
+        let rules = "[instances]\nmin = 2\nmax = 3\n[capacity]\ncpu = 30.0\n";
+        let node = Node::deploy(&registry, app, &(works + rules))?;
+        node.instances(2)?;
+        asked_by(2, port, || node.instances(3).map(drop))?;
+        node.instances(2)?;
+        std::thread::sleep(Duration::from_secs(3));
+        ensure!(node.status()?["counts"]["sleeps"] == 0, "{}", node.status()?);
+        let second = node.instances(2)?[1]["root"].as_i64().context("no root")?;
+        kill(Pid::from_raw(i32::try_from(second)?), Signal::SIGKILL)?;
+        poll("another one", PATIENCE, || {
+            let instances = node.instances(2)?;
+            Ok((instances[1]["root"] != second).then_some(()))
+        })?;
+        registry.appshot(&["suspend", app])?;
+        let status = node.status()?;
+        ensure!(
+            status["state"] == "suspended" && status["instances"] == json!([]),
+            "{status}"
+        );
+        registry.appshot(&["resume", app])?;
+        node.instances(2)?;
+        let told = registry.appshot(&["status", app])?;
+        ensure!(told.contains(&format!("{app}.2")) && told.contains("cloned"), "{told}");
+        // Another app cannot be called as one of them.
+        let other = slow(&format!("{app}.3"), port, "");
+        let refused: Result<Value, Error> = node.client().post("/v1/apps", &json!({ "manifest": other }));
+        ensure!(refused.as_ref().is_err_and(|e| e.kind == Kind::Conflict), "{refused:?}");
+        node.end()
+    });
+}
 
 fn ask(mut stream: impl Read + Write) -> Result<String> {
     stream.write_all(b"?")?;

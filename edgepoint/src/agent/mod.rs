@@ -350,7 +350,7 @@ impl Agent {
     /// Takes its snapshot; it goes on where that is refused.
     async fn sleep(&mut self, suspended: bool) -> Result<Next> {
         self.turn(State::FallingAsleep, None);
-        self.measure().await;
+        let had = self.measure().await;
         match self.snapshot(false).await {
             Ok(report) => {
                 tracing::info!(
@@ -359,7 +359,7 @@ impl Agent {
                     bytes = report.memory_bytes,
                     "asleep"
                 );
-                let had = self.charge.take().map(|charge| charge.bytes()).filter(|had| *had > 0);
+                self.charge = None;
                 self.deployment.memory_bytes = had.or(self.deployment.memory_bytes);
                 self.meter().slept();
                 self.prepare();
@@ -377,7 +377,9 @@ impl Agent {
             }
             Err(error) => {
                 tracing::info!(app = self.name(), %error, "goes on");
-                self.node.budget.stays(self.name(), true);
+                // Somebody may have come at that moment.
+                let asked = self.demand.count(&self.node.looks.now()) > 0;
+                self.node.budget.stays(self.name(), !asked);
                 self.meter().refused();
                 self.status.send_modify(|status| status.counts.sleeps_refused += 1);
                 match self.running_app() {
@@ -418,8 +420,8 @@ impl Agent {
         }
     }
 
-    /// Looks what its instances have of the node's memory.
-    async fn measure(&self) {
+    /// Looks what its instances have of the node's memory. Answers what the first has.
+    async fn measure(&self) -> Option<u64> {
         let first = self.running_app().ok();
         let further = self.further.live.iter().map(|one| one.app.clone());
         let apps: Vec<App> = first.into_iter().chain(further).collect();
@@ -429,6 +431,8 @@ impl Agent {
         });
         let measured: Vec<(u64, App)> = measured.await.unwrap_or_default();
         let filled_unix_ms = now_unix_ms().unwrap_or_default().saturating_sub(FILLED_MS);
+        let first = measured.iter().find(|(_, app)| app.name == self.name());
+        let first = first.map(|(bytes, _)| *bytes);
         for (bytes, app) in measured {
             let further = self.further.live.iter().find(|one| one.app.name == app.name);
             let charge = further.map_or(self.charge.as_ref(), |one| Some(&one.charge));
@@ -437,6 +441,7 @@ impl Agent {
             charge.set(if filled { bytes } else { bytes.max(charge.bytes()) });
         }
         self.node.relieve();
+        first
     }
 
     /// Waits until there is room for it; what comes instead where it is told otherwise.
@@ -535,7 +540,10 @@ impl Agent {
                 Some(Order::Suspend | Order::Yield) => {}
                 Some(Order::Resume) => {
                     self.suspended(false)?;
-                    return Ok(Next::Wait);
+                    return Ok(match self.manifest().instances.min {
+                        0 => Next::Wait,
+                        _ => Next::Wake(Cause::Operator),
+                    });
                 }
                 Some(Order::Remove) | None => return Ok(Next::Remove),
             }
