@@ -146,6 +146,11 @@ impl Budget {
         wanted.saturating_sub(self.limit + state.yielding.values().sum::<u64>())
     }
 
+    /// Whether anybody waits for memory.
+    pub fn is_short(&self) -> bool {
+        !self.lock().wanted.is_empty()
+    }
+
     /// What an app has, where it may be asked to sleep.
     pub fn could_yield(&self, app: &str) -> Option<u64> {
         let mut state = self.lock();

@@ -7,11 +7,12 @@ use crate::ledger::{self, Ledger};
 use crate::scenario::{Manner, Moment, Server};
 use crate::verdict::{PATIENCE, note, poll, skip};
 use anyhow::{Context, Result, ensure};
-use libsnap::store::View;
+use libsnap::store::{Store, View};
 use libsnap::target::{Instance, RunOptions, SnapshotReport};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nodekit::client::Client;
+use nodekit::ending;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -46,6 +47,21 @@ impl Daemon {
     }
 }
 
+/// What a `restored` has in waiting: the cgroups.
+pub fn spares(daemon: i32) -> BTreeSet<PathBuf> {
+    let mine = format!(".spare-{daemon}-");
+    let group = libsnap::cgroup::of(&mine).unwrap_or_default();
+    let all = group
+        .parent()
+        .map(fs::read_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flatten();
+    let mine = all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&mine));
+    mine.map(|entry| entry.path()).collect()
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -59,6 +75,18 @@ pub struct Registry {
     pub run: PathBuf,
     pub data: PathBuf,
     programs: PathBuf,
+}
+
+/// A trial that failed leaves none of its apps.
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let apps = Store::open(&self.run, &self.data).and_then(|store| Ok((store.list()?, store)));
+        if let Ok((apps, store)) = apps {
+            for app in apps.iter().filter(|app| app.alive()) {
+                let _ = ending::kill_all(&store, app);
+            }
+        }
+    }
 }
 
 impl Registry {

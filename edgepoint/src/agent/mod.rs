@@ -359,10 +359,10 @@ impl Agent {
                     bytes = report.memory_bytes,
                     "asleep"
                 );
+                self.prepare();
                 self.charge = None;
                 self.deployment.memory_bytes = had.or(self.deployment.memory_bytes);
                 self.meter().slept();
-                self.prepare();
                 self.status.send_modify(|status| status.counts.sleeps += 1);
                 match suspended {
                     true => {
@@ -391,14 +391,13 @@ impl Agent {
     }
 
     async fn snapshot(&self, leave_running: bool) -> Result<SnapshotReport> {
-        let snapd = self.node.snapd.clone();
         let request = json!({
             "target": self.name(),
             "replace": true,
             "leave_running": leave_running,
             "sockets": sockets::numbers(&self.sockets),
         });
-        on_own_thread(move || snapd.post("/v1/snapshots", &request)).await
+        self.node.snapd.post_async("/v1/snapshots", &request).await
     }
 
     /// Has an appshot to make further instances of, where it may have some. It goes on
@@ -474,10 +473,13 @@ impl Agent {
         }
     }
 
-    /// Has its appshot at hand for who comes next. It is no matter where that fails.
+    /// Has its appshot at hand for who comes next, and an instance where memory is not
+    /// short. It is no matter where that fails.
     fn prepare(&self) {
-        let (restored, name) = (self.node.restored.clone(), self.name().to_owned());
-        std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &json!({ "appshot": name })));
+        let restored = self.node.restored.clone();
+        let instance = !self.node.budget.is_short();
+        let request = json!({ "appshot": self.name(), "instance": instance });
+        std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &request));
     }
 
     fn suspended(&mut self, suspended: bool) -> Result<()> {
@@ -518,15 +520,13 @@ impl Agent {
         if let Some(next) = self.room(State::Waking, bytes).await? {
             return Ok(next);
         }
-        let restored = self.node.restored.clone();
         let request = json!({
             "appshot": self.name(),
             "name": self.name(),
             "memory": "lazy",
             "sockets": sockets::numbers(&self.sockets),
         });
-        let woken: Result<Instance> = on_own_thread(move || restored.post("/v1/instances", &request)).await;
-        let woken = woken?;
+        let woken: Instance = self.node.restored.post_async("/v1/instances", &request).await?;
         self.came_up(cause, Kind::Woken, began, woken.phases);
         Ok(Next::Run(None))
     }
