@@ -56,6 +56,8 @@ const STILL_MAX: Duration = Duration::from_millis(3);
 /// and again.
 const PATIENCE: Duration = Duration::from_millis(500);
 const BETWEEN: Duration = Duration::from_millis(5);
+/// What one takes of the processors without a connection is seen over this.
+const QUIET: Duration = Duration::from_millis(100);
 /// After that it is let alone, each time for twice as long.
 const ALONE: Duration = Duration::from_secs(1);
 const ALONE_MAX: Duration = Duration::from_secs(60);
@@ -251,8 +253,11 @@ impl Instances {
                 .collect::<std::io::Result<Vec<_>>>();
             let sockets = sockets.or_fail(|| "cannot watch the sockets of the app")?;
             let name = app.name.clone();
+            let floor = self.manifest.idle.cpu;
+            let works = one.work.last() > floor;
+            let floor = works.then_some(floor);
             // It may be busy with something else, or have ended just now.
-            let why = match on_own_thread(move || end_unneeded(&store, &app, &sockets)).await {
+            let why = match on_own_thread(move || end_unneeded(&store, &app, &sockets, floor)).await {
                 Ok(None) => {
                     tracing::info!(app = name, "is not needed any more: ended");
                     self.live.remove(at);
@@ -354,16 +359,17 @@ fn memory_of_clones(appshot: &Path) -> Result<Memory> {
     Ok(if suits { Memory::Shared } else { Memory::Lazy })
 }
 
-/// Ends an instance that nobody needs, or answers what it is needed for. The calling
-/// thread has to end then.
-fn end_unneeded(store: &Store, app: &App, listening: &[OwnedFd]) -> Result<Option<String>> {
+/// Ends an instance that nobody needs, or answers what it is needed for. One that has
+/// worked lately must take less of a processor than this when it has no connections: else
+/// the work is its own. The calling thread has to end then.
+fn end_unneeded(store: &Store, app: &App, listening: &[OwnedFd], floor: Option<f64>) -> Result<Option<String>> {
     {
         let _busy = store.try_lock(&app.name)?;
         let target = app.target()?;
         let child = process::open_child(app)?;
         let why = match Sockets::of(app)?.exclusive {
             true => kill_at_rest(app, &target, listening)?,
-            false => kill_drained(app, &target, listening)?,
+            false => kill_drained(app, &target, listening, floor)?,
         };
         if why.is_some() {
             return Ok(why);
@@ -376,26 +382,31 @@ fn end_unneeded(store: &Store, app: &App, listening: &[OwnedFd]) -> Result<Optio
 
 /// Kills it at once where it has no connection, or as soon as it has closed those that it
 /// has, in which time it accepts none.
-fn kill_drained(app: &App, target: &Target, listening: &[OwnedFd]) -> Result<Option<String>> {
+fn kill_drained(app: &App, target: &Target, listening: &[OwnedFd], floor: Option<f64>) -> Result<Option<String>> {
     let frozen = freeze::freeze_with(target, &[], freeze::waits(target)?)?;
-    let Some(why) = needed(&Sockets::of_stopped(app)?) else {
+    let mut why = needed(&Sockets::of_stopped(app)?);
+    if why.is_none() && floor.is_none() {
         frozen.kill(target, || ());
         return Ok(None);
-    };
+    }
     let shared = listening.iter().map(shared).collect::<std::io::Result<_>>();
     let mut drain = Drain::begin(frozen, shared.or_fail(|| "cannot tell the sockets of the app")?)?;
     // Twice: from one process to another nothing is on its way for so long.
-    let mut idle = 0;
+    let (mut idle, mut work) = (0, Work::of(app));
     let drained = drain.until(PATIENCE, || {
-        idle = if needed(&Sockets::of_stopped(app)?).is_none() {
-            idle + 1
-        } else {
-            0
-        };
-        Ok(idle > 1)
+        why = needed(&Sockets::of_stopped(app)?);
+        if why.is_some() {
+            (idle, work) = (0, Work::of(app));
+            return Ok(false);
+        }
+        idle += 1;
+        let Some(floor) = floor else { return Ok(idle > 1) };
+        let share = work.share(app, QUIET);
+        why = Some(format!("it works: {share:.1} % of a processor"));
+        Ok(work.looks() > 0 && share <= floor)
     })?;
     if !drained {
-        return Ok(Some(why));
+        return Ok(why);
     }
     process::signal(app, ending::SIGKILL)?;
     drain.ended(ending::KILL_PATIENCE);

@@ -9,6 +9,7 @@ pub struct Work {
     at: Instant,
     cpu_ns: Option<u64>,
     share: f64,
+    looks: u64,
 }
 
 impl Work {
@@ -18,7 +19,18 @@ impl Work {
             at: Instant::now(),
             cpu_ns: group.and_then(|group| libsnap::cgroup::cpu_ns(group).ok()),
             share: 0.0,
+            looks: 0,
         }
+    }
+
+    /// What [`Work::share`] answered last.
+    pub fn last(&self) -> f64 {
+        self.share
+    }
+
+    /// Over how many times it has looked.
+    pub fn looks(&self) -> u64 {
+        self.looks
     }
 
     /// In percent of one processor, over a time that is at least so long; zero where it
@@ -29,6 +41,7 @@ impl Work {
         }
         let now = Work::of(app);
         let before = std::mem::replace(self, now);
+        (self.share, self.looks) = (before.share, before.looks + 1);
         if let (Some(before_ns), Some(now_ns)) = (before.cpu_ns, self.cpu_ns) {
             let passed = self.at.duration_since(before.at).as_nanos().max(1);
             self.share = now_ns.saturating_sub(before_ns) as f64 * 100.0 / passed as f64;
