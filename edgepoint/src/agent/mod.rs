@@ -436,7 +436,7 @@ impl Agent {
             let further = self.further.live.iter().find(|one| one.app.name == app.name);
             let charge = further.map_or(self.charge.as_ref(), |one| Some(&one.charge));
             let Some(charge) = charge else { continue };
-            let filled = app.started_unix_ms < filled_unix_ms;
+            let filled = app.from.is_none() || app.started_unix_ms < filled_unix_ms;
             charge.set(if filled { bytes } else { bytes.max(charge.bytes()) });
         }
         self.node.relieve();
