@@ -2,11 +2,12 @@
 //! have for it. Whoever decides over its instances reads it here, and nowhere else.
 
 use libsnap::sys::diag;
+use nodekit::reply::on_own_thread;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Of one app; its agent, the node and who brings it requests have the same one.
@@ -32,8 +33,10 @@ enum Place {
 
 impl Demand {
     /// It listens at these from now on.
-    pub fn listens(&self, sockets: &[OwnedFd]) {
-        let places = sockets.iter().filter_map(Place::of).collect();
+    pub fn listens(&self, sockets: &[OwnedFd], looks: &Looks) {
+        let places: Vec<Place> = sockets.iter().filter_map(Place::of).collect();
+        let kinds = places.iter().fold(0, |kinds, place| kinds | place.kind());
+        looks.kinds.fetch_or(kinds, Ordering::Relaxed);
         *self.places.lock().unwrap_or_else(PoisonError::into_inner) = places;
     }
 
@@ -63,7 +66,20 @@ impl Demand {
     }
 }
 
+/// What has to be looked at.
+const V4: u8 = 1;
+const V6: u8 = 2;
+const UNIX: u8 = 4;
+
 impl Place {
+    fn kind(&self) -> u8 {
+        match self {
+            Place::Tcp(SocketAddr::V4(_)) => V4,
+            Place::Tcp(SocketAddr::V6(_)) => V6,
+            Place::Unix(_) => UNIX,
+        }
+    }
+
     /// Where a socket is bound.
     fn of(socket: &OwnedFd) -> Option<Place> {
         let name = diag::address(socket, false).ok()?;
@@ -84,12 +100,28 @@ pub struct Open {
 }
 
 impl Open {
-    fn look() -> nix::Result<Open> {
-        const LISTEN: u8 = 10;
+    /// None are there where the kernel does not tell.
+    fn look(kinds: u8) -> Open {
         let mut open = Open::default();
-        for connection in diag::tcp_connections()? {
-            let ends = open.tcp.entry(connection.local.port()).or_default();
-            ends.push(connection.local.ip());
+        if let Err(errno) = open.fill(kinds) {
+            tracing::warn!(%errno, "cannot count connections: `appshot doctor` tells what is missing");
+        }
+        open
+    }
+
+    fn fill(&mut self, kinds: u8) -> nix::Result<()> {
+        const LISTEN: u8 = 10;
+        for (kind, family) in [(V4, libc::AF_INET), (V6, libc::AF_INET6)] {
+            if kinds & kind == 0 {
+                continue;
+            }
+            for connection in diag::tcp_connections(family)? {
+                let ends = self.tcp.entry(connection.local.port()).or_default();
+                ends.push(connection.local.ip());
+            }
+        }
+        if kinds & UNIX == 0 {
+            return Ok(());
         }
         for socket in diag::unix_sockets()?.into_values() {
             // One that nobody has accepted shows in the queue of where it waits.
@@ -99,10 +131,10 @@ impl Open {
                 1
             };
             if !socket.name.is_empty() {
-                *open.unix.entry(socket.name).or_default() += count;
+                *self.unix.entry(socket.name).or_default() += count;
             }
         }
-        Ok(open)
+        Ok(())
     }
 
     fn at(&self, place: &Place) -> usize {
@@ -120,28 +152,40 @@ impl Open {
 /// One look at all connections serves everybody who asks within this.
 const FRESH: Duration = Duration::from_millis(40);
 
-/// Looks at connections. Costs some milliseconds at most.
+/// Looks at connections, of the kinds that apps listen for.
 #[derive(Debug, Default)]
-pub struct Looks(Mutex<Option<(Instant, Arc<Open>)>>);
+pub struct Looks {
+    kinds: AtomicU8,
+    last: Mutex<Option<(Instant, Arc<Open>)>>,
+}
 
 impl Looks {
-    fn lock(&self) -> MutexGuard<'_, Option<(Instant, Arc<Open>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn fresh(&self) -> Option<Arc<Open>> {
+        let (at, open) = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        (at.elapsed() < FRESH).then_some(open)
     }
 
-    /// What is open now. Nothing is where the kernel does not tell.
-    pub fn now(&self) -> Arc<Open> {
-        let mut last = self.lock();
-        if let Some((_, open)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-            return Arc::clone(open);
-        }
-        let open = Open::look().unwrap_or_else(|errno| {
-            tracing::warn!(%errno, "cannot count connections: is there sock_diag for TCP (CONFIG_INET_DIAG)?");
-            Open::default()
-        });
+    fn keep(&self, open: Open) -> Arc<Open> {
         let open = Arc::new(open);
-        *last = Some((Instant::now(), Arc::clone(&open)));
+        let last = (Instant::now(), Arc::clone(&open));
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
         open
+    }
+
+    /// What is open now. Others go on meanwhile.
+    pub async fn look(&self) -> Arc<Open> {
+        if let Some(open) = self.fresh() {
+            return open;
+        }
+        let kinds = self.kinds.load(Ordering::Relaxed);
+        let open = on_own_thread(move || Ok(Open::look(kinds))).await;
+        self.keep(open.unwrap_or_default())
+    }
+
+    /// The same for who cannot wait. Takes some milliseconds at most.
+    pub fn look_now(&self) -> Arc<Open> {
+        let kinds = self.kinds.load(Ordering::Relaxed);
+        self.fresh().unwrap_or_else(|| self.keep(Open::look(kinds)))
     }
 }
 
@@ -158,8 +202,12 @@ mod tests {
         let tcp = TcpListener::bind("[::]:0").unwrap();
         let port = tcp.local_addr().unwrap().port();
         let demand = Demand::default();
-        demand.listens(&[unix.try_clone().unwrap().into(), tcp.try_clone().unwrap().into()]);
-        let count = || demand.count(&Open::look().unwrap());
+        let (sockets, looks) = (
+            [unix.try_clone().unwrap().into(), tcp.try_clone().unwrap().into()],
+            Looks::default(),
+        );
+        demand.listens(&sockets, &looks);
+        let count = || demand.count(&Open::look(looks.kinds.load(Ordering::Relaxed)));
         assert_eq!(count(), 0);
         let first = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let second = UnixStream::connect(dir.path().join("socket")).unwrap();

@@ -230,7 +230,7 @@ impl Node {
         if missing == 0 {
             return;
         }
-        let open = self.looks.now();
+        let open = self.looks.look_now();
         let mut idle: Vec<_> = self
             .lock()
             .values()

@@ -94,7 +94,7 @@ impl Agent {
         demand: Arc<Demand>,
         (status, orders): (watch::Sender<Status>, mpsc::Receiver<Order>),
     ) -> Agent {
-        demand.listens(&sockets);
+        demand.listens(&sockets, &node.looks);
         Agent {
             further: Instances::new(node.clone(), deployment.manifest.clone()),
             node,
@@ -110,6 +110,11 @@ impl Agent {
             failures: 0,
             running: Instant::now(),
         }
+    }
+
+    /// What it has to carry now.
+    async fn load(&self) -> usize {
+        self.demand.count(&*self.node.looks.look().await)
     }
 
     fn manifest(&self) -> &Manifest {
@@ -152,7 +157,12 @@ impl Agent {
             return Ok(Next::Run(None));
         }
         match self.appshot() {
-            Some(_) if self.further.count() > 0 => Ok(Next::Wake(Cause::Recovery)),
+            Some(_) if self.further.count() > 0 => {
+                if self.sockets.is_empty() {
+                    self.hold(Sockets::of(&self.further.live[0].app)?.listening)?;
+                }
+                Ok(Next::Wake(Cause::Recovery))
+            }
             Some(path) => {
                 if self.sockets.is_empty() {
                     // The keeper is gone too, as after a boot.
@@ -171,7 +181,7 @@ impl Agent {
     /// The sockets of the app are these from now on.
     fn hold(&mut self, sockets: Vec<OwnedFd>) -> Result<()> {
         self.node.keeper.keep(self.name(), &sockets)?;
-        self.demand.listens(&sockets);
+        self.demand.listens(&sockets, &self.node.looks);
         self.sockets = sockets;
         Ok(())
     }
@@ -378,7 +388,7 @@ impl Agent {
             Err(error) => {
                 tracing::info!(app = self.name(), %error, "goes on");
                 // Somebody may have come at that moment.
-                let asked = self.demand.count(&self.node.looks.now()) > 0;
+                let asked = self.load().await > 0;
                 self.node.budget.stays(self.name(), !asked);
                 self.meter().refused();
                 self.status.send_modify(|status| status.counts.sleeps_refused += 1);

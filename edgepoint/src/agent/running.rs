@@ -127,7 +127,7 @@ impl Agent {
         if self.running.elapsed() > STEADY {
             self.failures = 0;
         }
-        let open = self.demand.count(&self.node.looks.now());
+        let open = self.load().await;
         let mut why = None;
         if open > 0 {
             seen.needed = Instant::now();
@@ -220,7 +220,7 @@ impl Agent {
 
     /// Others need its memory.
     async fn give_way(&mut self, seen: &Seen) -> Result<Option<Next>> {
-        let open = self.demand.count(&self.node.looks.now());
+        let open = self.load().await;
         if open == 0 && self.further.count() > 0 {
             let all = self.further.count();
             self.further.shrink(all, &self.sockets).await?;
