@@ -11,16 +11,21 @@
 mod agent;
 mod api;
 mod bell;
+mod budget;
+mod demand;
+mod instances;
 mod manifest;
 mod metrics;
 mod node;
 mod proxy;
+mod scale;
 mod sockets;
 mod status;
+mod work;
 
 use clap::Parser;
 use libsnap::error::{OrFail, Result};
-use libsnap::units::parse_span;
+use libsnap::units::{parse_bytes, parse_span};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use node::Node;
 use nodekit::args::EXIT_CODES;
@@ -57,6 +62,10 @@ struct Cli {
     /// How long HTTP requests may go on after a stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_span)]
     http_drain: Duration,
+    /// Memory that all running apps together may have, such as 8G [default: what is available at
+    /// the start, less a tenth of the machine's or 256 MiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -67,7 +76,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<u8> {
     let args = &cli.daemon;
     let store = args.dirs.open()?;
-    let node = Node::new(store, &args.dirs)?;
+    let node = Node::new(store, &args.dirs, cli.memory)?;
     let entry = entry(cli)?;
     daemon::run_beside("edgepointd", args, |stopping| {
         tokio::spawn(reap());
@@ -112,13 +121,15 @@ fn entry(cli: &Cli) -> Result<Option<(Runtime, Entry)>> {
 /// More connections than this are a flood.
 const CLIENTS_MAX: usize = 100_000;
 
-/// Supervisors of apps and the keeper are our children, and end when they want to.
+/// Supervisors of apps and the keeper are our children, and end when they want to. What
+/// other threads trace reports to those.
 async fn reap() {
     let Ok(mut ended) = signal(SignalKind::child()) else {
         return;
     };
+    let ours = WaitPidFlag::WNOHANG | WaitPidFlag::__WNOTHREAD;
     while ended.recv().await.is_some() {
-        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+        while waitpid(None, Some(ours)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
     }
 }
 

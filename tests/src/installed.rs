@@ -147,11 +147,11 @@ impl Registry {
 
     /// One that answers; it dies at the moment that is named.
     pub fn daemon(&self, name: &'static str, die_at: &str) -> Result<Daemon> {
-        self.daemon_with(name, die_at, &[])
+        self.daemon_with(name, &[], die_at)
     }
 
-    /// The same with arguments.
-    pub fn daemon_with(&self, name: &'static str, die_at: &str, arguments: &[&str]) -> Result<Daemon> {
+    /// The same with these arguments.
+    pub fn daemon_with(&self, name: &'static str, arguments: &[&str], die_at: &str) -> Result<Daemon> {
         let child = self
             .command(name)
             .args(arguments)

@@ -68,7 +68,7 @@ impl<'a> Entry<'a> {
         let http = format!("127.0.0.1:{}", self.port);
         let mut arguments = vec!["--http", &http, "--http-drain", "3s"];
         arguments.extend(self.more.iter().map(String::as_str));
-        self.edgepointd = Some(self.registry.daemon_with("edgepointd", "", &arguments)?);
+        self.edgepointd = Some(self.registry.daemon_with("edgepointd", &arguments, "")?);
         Ok(())
     }
 

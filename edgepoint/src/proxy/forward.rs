@@ -7,6 +7,7 @@ use super::replies::{self, Refusal};
 use super::routes::host_of;
 use super::rules::{Network, Protocol};
 use super::serve::Active;
+use super::traffic::One;
 use super::upstream::Lease;
 use super::{App, Proxy, Target, headers, tunnel};
 use crate::status::{State, Status};
@@ -16,7 +17,6 @@ use hyper::http::request::Parts;
 use hyper::http::uri::{Authority, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
 use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -43,29 +43,12 @@ const REFUSES: Duration = Duration::from_secs(2);
 pub struct InFlight {
     _lease: Lease,
     _permit: Option<Permit>,
-    _quiet: Option<Quietly>,
+    _quiet: Option<One>,
     served: Counter,
     _active: Active,
 }
 
 impl Seen for InFlight {}
-
-/// The app has a quiet request as long as this lives.
-#[derive(Debug)]
-struct Quietly(Gauge);
-
-impl Quietly {
-    fn new(open: &Gauge) -> Quietly {
-        open.inc();
-        Quietly(open.clone())
-    }
-}
-
-impl Drop for Quietly {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -191,7 +174,7 @@ impl Forward<'_> {
             true => None,
             false => Some(self.enter().await.map_err(refuse)?),
         };
-        let quietly = quiet.then(|| Quietly::new(&app.traffic.quiet_open));
+        let quietly = quiet.then(|| One::more(&app.traffic.quiet_open));
         self.queued = self.came.began.elapsed();
         let by = Instant::now() + app.timeouts.wake.0;
         let lease = match app.waiting.page && !self.came.running && is_navigation(&request) {

@@ -141,7 +141,7 @@ impl Proxy {
             let Some(listen) = route.target(&manifest.listen) else {
                 continue;
             };
-            let made = || Upstream::new(listen, route.protocol, kept, capacity.requests);
+            let made = || Upstream::new(listen, route.protocol, kept, capacity.requests, traffic.kept.clone());
             let upstream = upstreams
                 .entry((listen.to_string(), route.protocol))
                 .or_insert_with(made);
@@ -189,8 +189,7 @@ impl Proxy {
     }
 
     /// So many instances of the app run.
-    #[expect(dead_code, reason = "who makes several instances tells it here")]
-    pub fn instances(&self, app: &str, count: u32) {
+    pub fn instances(&self, app: &str, count: usize) {
         if let Some(app) = self.apps().get(app) {
             app.gate.instances(count);
         }

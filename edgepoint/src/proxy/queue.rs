@@ -85,8 +85,8 @@ impl Gate {
     }
 
     /// So many instances take requests from now on.
-    pub fn instances(self: &Arc<Gate>, count: u32) {
-        self.lock().instances = u64::from(count.max(1));
+    pub fn instances(self: &Arc<Gate>, count: usize) {
+        self.lock().instances = count.max(1) as u64;
         self.call();
     }
 

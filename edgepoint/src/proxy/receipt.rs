@@ -57,7 +57,7 @@ impl App {
             true => None,
             false => self.activation_since(came).await,
         };
-        let kind = wake.as_ref().map_or("warm", |wake| known(&wake.kind));
+        let kind = wake.as_ref().map_or("warm", |wake| wake.kind.name());
         Receipt {
             kind,
             began: came.began,
@@ -78,10 +78,6 @@ impl App {
             false => self.status.borrow().last.clone(),
         }
     }
-}
-
-fn known(kind: &str) -> &'static str {
-    KINDS.into_iter().find(|known| *known == kind).unwrap_or("woken")
 }
 
 impl Receipt {
@@ -163,7 +159,7 @@ fn token(c: char) -> char {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::Cause;
+    use crate::status::{Cause, Kind};
     use libsnap::target::Phase;
 
     #[test]
@@ -176,7 +172,7 @@ mod tests {
             queue: Duration::from_micros(10),
             wake: Some(Activation {
                 cause: Cause::Request,
-                kind: "woken".to_owned(),
+                kind: Kind::Woken,
                 unix_ms: 0,
                 total_micros: 19_800,
                 phases: vec![Phase {

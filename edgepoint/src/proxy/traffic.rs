@@ -25,6 +25,8 @@ pub struct Traffic {
     /// Connections to a running app for quiet ones, and those that are open.
     pub quiet_connections: Counter,
     pub quiet_open: Gauge,
+    /// Connections that are kept for the next request.
+    pub kept: Gauge,
     /// Turned away: the queue was full, or it took too long.
     pub turned_away: Counter,
     /// Answers that the app has given to the end, or until nobody wanted them.
@@ -64,6 +66,23 @@ impl Traffic {
     }
 }
 
+/// One more as long as this lives.
+#[derive(Debug)]
+pub struct One(Gauge);
+
+impl One {
+    pub fn more(gauge: &Gauge) -> One {
+        gauge.inc();
+        One(gauge.clone())
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// What was seen of an app's traffic at one moment, for who wants to know what has come since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -72,6 +91,16 @@ pub struct Seen {
 }
 
 impl Traffic {
+    /// Requests that wait or are in flight.
+    pub fn wanted(&self) -> usize {
+        usize::try_from(self.in_flight.get() + self.queued.get()).unwrap_or(0)
+    }
+
+    /// Connections that nobody needs.
+    pub fn unneeded(&self) -> usize {
+        usize::try_from(self.quiet_open.get() + self.kept.get()).unwrap_or(0)
+    }
+
     pub fn seen(&self) -> Seen {
         Seen {
             requests: self.requests.get(),
@@ -182,6 +211,7 @@ impl Families {
             quiet: self.quiet.get_or_create_owned(&of),
             quiet_connections: Counter::default(),
             quiet_open: Gauge::default(),
+            kept: Gauge::default(),
             turned_away: self.turned_away.get_or_create_owned(&of),
             served: self.served.get_or_create_owned(&of),
             bytes_in: self.bytes_in.get_or_create_owned(&of),

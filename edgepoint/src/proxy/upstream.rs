@@ -8,11 +8,13 @@
 
 use super::body::Sent;
 use super::rules::Protocol;
+use super::traffic::One;
 use crate::manifest::Listen;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use prometheus_client::metrics::gauge::Gauge;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -45,6 +47,7 @@ pub struct Upstream {
     idle: Duration,
     /// Requests over one connection at a time.
     streams: usize,
+    count: Gauge,
     kept: Mutex<Kept>,
     /// One at a time makes a connection that many use.
     making: tokio::sync::Mutex<()>,
@@ -64,6 +67,7 @@ struct Free {
     sender: http1::SendRequest<Sent>,
     made: Instant,
     since: Instant,
+    _counts: One,
 }
 
 #[derive(Debug)]
@@ -101,8 +105,15 @@ pub struct Unanswered {
 }
 
 impl Upstream {
-    /// `requests` of one connection at a time, where that matters.
-    pub fn new(listen: &Listen, protocol: Protocol, idle: Duration, requests: Option<u32>) -> Arc<Upstream> {
+    /// `requests` of one connection at a time, where that matters; `count` is of those that
+    /// are kept.
+    pub fn new(
+        listen: &Listen,
+        protocol: Protocol,
+        idle: Duration,
+        requests: Option<u32>,
+        count: Gauge,
+    ) -> Arc<Upstream> {
         let place = match (&listen.tcp, &listen.unix) {
             (Some(tcp), _) => Place::Tcp(SocketAddr::new(near(tcp.ip()), tcp.port())),
             (None, unix) => Place::Unix(unix.clone().unwrap_or_default()),
@@ -113,6 +124,7 @@ impl Upstream {
             protocol,
             idle,
             streams: streams.unwrap_or(STREAMS_MAX).clamp(1, STREAMS_MAX),
+            count,
             kept: Mutex::default(),
             making: tokio::sync::Mutex::default(),
         })
@@ -213,7 +225,12 @@ impl Upstream {
 
     fn keep(self: &Arc<Upstream>, sender: http1::SendRequest<Sent>, made: Instant) {
         let since = Instant::now();
-        self.lock().free.push_back(Free { sender, made, since });
+        self.lock().free.push_back(Free {
+            sender,
+            made,
+            since,
+            _counts: One::more(&self.count),
+        });
         self.watch();
     }
 
