@@ -1,6 +1,7 @@
 // What a dispatcher has behind it: a server with an answer for every trial.
 // node dispatch.js ADDRESS:PORT|PATH [TEXT]
 const http = require("http");
+const os = require("os");
 const [, , place, said] = process.argv;
 let count = 0, busy = 0, peak = 0, aborted = 0;
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -24,6 +25,9 @@ const server = http.createServer(async (req, res) => {
       return res.end(String(peak));
     case "/aborted":
       return res.end(String(aborted));
+    case "/host": // Meanwhile it does nothing else, and accepts nobody.
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, number("ms"));
+      return res.end(os.hostname());
     case "/slow":
       await sleep(number("ms"));
       return res.end("slow");

@@ -15,10 +15,12 @@ use nodekit::client::Client;
 use nodekit::local::connect;
 use serde_json::{Value, json};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A node with an HTTP entry, and apps.
@@ -471,6 +473,66 @@ fn capacity_and_queue() {
             let aborted: u32 = entry.get("shop.example", "/aborted")?.body.parse()?;
             Ok((aborted >= 2).then_some(()))
         })?;
+        entry.end()
+    });
+}
+
+/// Requests over the entry make instances, each of which gets its part; they go again, and
+/// nobody who asks on notices.
+#[test]
+fn instances_share_the_requests() {
+    in_place("instances_share_the_requests", |place| {
+        let entry = Entry::new(place)?;
+        let more = format!("{SHOP}[instances]\nmax = 3\n[capacity]\nrequests = 2\n");
+        entry.deploy("shop", &node(&local()?, "", &more)?)?;
+        entry.reach("shop", "asleep")?;
+        let (port, stop) = (entry.port, AtomicBool::new(false));
+        let instances = || -> Result<usize> {
+            let status = entry.status("shop")?;
+            let all = status["instances"].as_array().context("no instances")?;
+            Ok(all.iter().filter(|one| one["state"] == "running").count())
+        };
+        let hosts = std::thread::scope(|scope| {
+            let stop = &stop;
+            let asked: Vec<_> = (0..6)
+                .map(|_| {
+                    scope.spawn(move || {
+                        let (mut client, mut hosts) = (Kept::new(port)?, BTreeSet::new());
+                        while !stop.load(Ordering::Relaxed) {
+                            let (status, host) = client.ask("GET", "shop.example", "/host?ms=50")?;
+                            ensure!(status == 200, "{status}: {host}");
+                            hosts.insert(host);
+                        }
+                        Ok(hosts)
+                    })
+                })
+                .collect();
+            let grown = poll("three instances", PATIENCE, || Ok((instances()? == 3).then_some(())));
+            let spread = grown.and_then(|()| {
+                let begin = Instant::now();
+                poll("no more to wait", PATIENCE, || {
+                    let waited = entry.traffic("shop")?["queued"] == 0;
+                    Ok((waited && begin.elapsed() > Duration::from_secs(3)).then_some(()))
+                })
+            });
+            stop.store(true, Ordering::Relaxed);
+            let mut hosts = BTreeSet::new();
+            for one in asked {
+                hosts.extend(one.join().expect("it does not panic")?);
+            }
+            spread.map(|()| hosts)
+        })?;
+        ensure!(hosts.len() == 3, "not all of them were asked: {hosts:?}");
+        // One who asks on, slowly, is served by whoever is left.
+        let mut client = Kept::new(port)?;
+        poll("the further ones to go", PATIENCE, || {
+            let told = client.ask("GET", "shop.example", "/host?ms=0")?;
+            ensure!(told.0 == 200, "{told:?}");
+            std::thread::sleep(Duration::from_millis(50));
+            Ok((instances()? == 1).then_some(()))
+        })?;
+        entry.reach("shop", "asleep")?;
+        ensure!(entry.get("shop.example", "/host")?.kind() == "woken");
         entry.end()
     });
 }

@@ -215,6 +215,8 @@ impl Agent {
         }
         self.further.give_up();
         if wanted.most < count && slow {
+            // What the HTTP entry keeps would hold them for ever.
+            self.node.proxy.release(self.name(), false);
             return self.further.shrink(count - wanted.most, &self.sockets).await;
         }
         if open == 0 && slow {

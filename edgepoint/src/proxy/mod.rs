@@ -190,8 +190,10 @@ impl Proxy {
 
     /// So many instances of the app run.
     pub fn instances(&self, app: &str, count: usize) {
-        if let Some(app) = self.apps().get(app) {
-            app.gate.instances(count);
+        if let Some(app) = self.apps().get(app)
+            && app.gate.instances(count)
+        {
+            app.upstreams.iter().for_each(|upstream| upstream.release());
         }
     }
 

@@ -84,10 +84,12 @@ impl Gate {
             .map_or(u64::MAX, |one| u64::from(one).saturating_mul(state.instances))
     }
 
-    /// So many instances take requests from now on.
-    pub fn instances(self: &Arc<Gate>, count: usize) {
-        self.lock().instances = count.max(1) as u64;
+    /// So many instances take requests from now on. Answers whether that is new.
+    pub fn instances(self: &Arc<Gate>, count: usize) -> bool {
+        let count = count.max(1) as u64;
+        let before = std::mem::replace(&mut self.lock().instances, count);
         self.call();
+        before != count
     }
 
     /// Waits for its turn.

@@ -3,8 +3,8 @@
 //! An open connection keeps an app awake, so one that nobody uses is closed soon, long
 //! before the app would be put to sleep: none lives through a sleep. One that is used all the
 //! time is closed after a while, too: it leads to one instance for ever, and who accepts the
-//! next one may be another. So an instance that is to end comes to its end, and a new one
-//! gets its share.
+//! next one may be another. So an instance that is to end comes to its end. When there are
+//! more instances, or fewer, all are made anew at once.
 
 use super::body::Sent;
 use super::rules::Protocol;
@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -47,6 +47,8 @@ pub struct Upstream {
     idle: Duration,
     /// Requests over one connection at a time.
     streams: usize,
+    /// Connections of an earlier one are not kept.
+    age: AtomicU64,
     count: Gauge,
     kept: Mutex<Kept>,
     /// One at a time makes a connection that many use.
@@ -62,10 +64,17 @@ struct Kept {
     watched: bool,
 }
 
+/// When a connection was made.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    at: Instant,
+    age: u64,
+}
+
 #[derive(Debug)]
 struct Free {
     sender: http1::SendRequest<Sent>,
-    made: Instant,
+    made: Made,
     since: Instant,
     _counts: One,
 }
@@ -73,7 +82,7 @@ struct Free {
 #[derive(Debug)]
 struct Shared {
     sender: http2::SendRequest<Sent>,
-    made: Instant,
+    made: Made,
     streams: AtomicUsize,
     since: Mutex<Instant>,
 }
@@ -86,7 +95,7 @@ pub struct Lease {
     /// It has served before.
     pub used: bool,
     keep: bool,
-    made: Instant,
+    made: Made,
     sender: Option<Sender>,
 }
 
@@ -124,6 +133,7 @@ impl Upstream {
             protocol,
             idle,
             streams: streams.unwrap_or(STREAMS_MAX).clamp(1, STREAMS_MAX),
+            age: AtomicU64::new(0),
             count,
             kept: Mutex::default(),
             making: tokio::sync::Mutex::default(),
@@ -152,7 +162,8 @@ impl Upstream {
                 if !fresh && let Some(free) = self.free() {
                     return Ok(lease(true, free.made, Sender::Own(free.sender)));
                 }
-                Ok(lease(false, Instant::now(), Sender::Own(self.dial_one().await?)))
+                let made = self.now();
+                Ok(lease(false, made, Sender::Own(self.dial_one().await?)))
             }
             Protocol::H2c => {
                 let _making = self.making.lock().await;
@@ -176,7 +187,7 @@ impl Upstream {
             home: Arc::downgrade(self),
             used: false,
             keep: false,
-            made: Instant::now(),
+            made: self.now(),
             sender: Some(sender),
         })
     }
@@ -184,7 +195,7 @@ impl Upstream {
     fn free(&self) -> Option<Free> {
         let mut kept = self.lock();
         while let Some(free) = kept.free.pop_back() {
-            if free.sender.is_ready() && free.made.elapsed() < LIFE {
+            if free.sender.is_ready() && self.serves_on(free.made) {
                 return Some(free);
             }
         }
@@ -195,7 +206,7 @@ impl Upstream {
         let mut kept = self.lock();
         kept.shared.retain(|shared| !shared.sender.is_closed());
         let room = |shared: &&Arc<Shared>| {
-            shared.streams.load(Ordering::Relaxed) < self.streams && shared.made.elapsed() < LIFE
+            shared.streams.load(Ordering::Relaxed) < self.streams && self.serves_on(shared.made)
         };
         let shared = kept.shared.iter().find(room)?;
         shared.streams.fetch_add(1, Ordering::Relaxed);
@@ -211,19 +222,20 @@ impl Upstream {
 
     /// For one request so far.
     async fn dial_shared(&self) -> io::Result<Arc<Shared>> {
+        let made = self.now();
         let sender = match &self.place {
             Place::Tcp(address) => speak_shared(tcp(address).await?).await?,
             Place::Unix(path) => speak_shared(UnixStream::connect(path).await?).await?,
         };
         Ok(Arc::new(Shared {
             sender,
-            made: Instant::now(),
+            made,
             streams: AtomicUsize::new(1),
             since: Mutex::new(Instant::now()),
         }))
     }
 
-    fn keep(self: &Arc<Upstream>, sender: http1::SendRequest<Sent>, made: Instant) {
+    fn keep(self: &Arc<Upstream>, sender: http1::SendRequest<Sent>, made: Made) {
         let since = Instant::now();
         self.lock().free.push_back(Free {
             sender,
@@ -255,7 +267,7 @@ impl Upstream {
     fn close(&self, unused: Duration) -> bool {
         let mut kept = self.lock();
         kept.free
-            .retain(|free| free.since.elapsed() < unused && free.made.elapsed() < LIFE);
+            .retain(|free| free.since.elapsed() < unused && self.serves_on(free.made));
         kept.shared.retain(|shared| {
             let since = *shared.since.lock().unwrap_or_else(PoisonError::into_inner);
             let used = shared.streams.load(Ordering::Relaxed) > 0 || since.elapsed() < unused;
@@ -265,8 +277,20 @@ impl Upstream {
         !kept.watched
     }
 
-    /// Closes all that nobody uses.
+    fn now(&self) -> Made {
+        Made {
+            at: Instant::now(),
+            age: self.age.load(Ordering::Relaxed),
+        }
+    }
+
+    fn serves_on(&self, made: Made) -> bool {
+        made.age == self.age.load(Ordering::Relaxed) && made.at.elapsed() < LIFE
+    }
+
+    /// Closes all that nobody uses, and others as soon as nobody does.
     pub fn release(&self) {
+        self.age.fetch_add(1, Ordering::Relaxed);
         let mut kept = self.lock();
         kept.free.clear();
         kept.shared.retain(|shared| shared.streams.load(Ordering::Relaxed) > 0);
@@ -332,7 +356,7 @@ impl Drop for Lease {
             Some(Sender::Own(mut sender)) => {
                 let Some(home) = self.home.upgrade() else { return };
                 let made = self.made;
-                if sender.is_closed() || made.elapsed() > LIFE {
+                if sender.is_closed() || !home.serves_on(made) {
                     return;
                 }
                 if sender.is_ready() {
