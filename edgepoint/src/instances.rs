@@ -238,6 +238,11 @@ impl Instances {
         }
     }
 
+    /// Those that were let alone for a while are asked again.
+    pub fn hurry(&mut self) {
+        self.live.iter_mut().for_each(|one| one.alone = None);
+    }
+
     /// Ends so many of them that nobody needs, the last first. Answers why others stay.
     pub async fn shrink(&mut self, fewer: usize, sockets: &[OwnedFd]) -> Result<Option<String>> {
         let mut left = fewer;

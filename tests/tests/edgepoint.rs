@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use appshot_tests::app::Place;
 use appshot_tests::installed::{Daemon, Registry};
-use appshot_tests::scenario::Server;
+use appshot_tests::scenario::{Server, cycles};
 use appshot_tests::servers;
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, poll};
@@ -692,7 +692,7 @@ fn instances_end_unnoticed(place: &Place, server: &Server<'_>) -> Result<()> {
     let request = server.request.context("no request")?;
     let rules = "[instances]\nmax = 4\n[capacity]\nconnections = 4\n";
     let node = Node::deploy(&registry, app, &(manifest(app, server, port)? + rules))?;
-    for round in 0..3 {
+    for round in 0..cycles() {
         // Some that are only connected, for there to be more instances.
         let open: Vec<_> = (0..13)
             .map(|_| TcpStream::connect(("127.0.0.1", port)))
