@@ -231,6 +231,15 @@ pub fn before(target: &Target) -> Result<Before> {
     Ok(before)
 }
 
+/// The same for who keeps no journal: no thread comes before others then, for nobody
+/// could tell what it had.
+pub fn before_unnoted(target: &Target) -> Result<Before> {
+    Ok(Before {
+        turns: HashMap::new(),
+        ..before(target)?
+    })
+}
+
 /// A frozen cgroup; dropped, it is thawed.
 struct Hold(PathBuf);
 
@@ -692,21 +701,7 @@ impl Frozen {
 
     fn release(&mut self) {
         self.armed = false;
-        for thread in self.processes.iter().flat_map(|p| &p.threads) {
-            if thread.wait.is_none() {
-                continue;
-            }
-            // Made again, it ends when it would have ended.
-            let passed = (clocks::monotonic_ns() - self.at.monotonic_ns) as u64;
-            let left_ns = thread.left_ns.map(|left| left.saturating_sub(passed).max(1));
-            if let Some(left) = left_ns {
-                process::write_time_out(thread.tid, &thread.regs, left).ok();
-                let regs = process::with_time_out(thread.regs, left);
-                if regs != thread.regs {
-                    ptrace::set_regs(thread.tid, &regs).ok();
-                }
-            }
-        }
+        self.give_time_back();
         let mut ended = Vec::new();
         for process in &self.processes {
             for thread in &process.threads {
@@ -720,13 +715,7 @@ impl Frozen {
                 }
             }
         }
-        // For a later snapshot.
-        self.stood = self.since.elapsed();
-        if let Some(root) = self.processes.first() {
-            let threads = self.processes.iter().flat_map(|p| &p.threads);
-            let waits = threads.filter_map(|thread| thread.wait.map(|wait| (thread.tid, wait.call, wait.end_ns)));
-            timed::note(root.pid, &waits.collect::<Vec<_>>());
-        }
+        self.note_waits();
         // Killed from outside meanwhile: a process ends once its tracer has heard
         // of all its threads, the main one last.
         for (pid, tid) in ended.into_iter().rev() {
@@ -734,6 +723,51 @@ impl Frozen {
                 await_end(tid);
             }
         }
+    }
+
+    /// Waits that are made again end when they would have ended.
+    fn give_time_back(&self) {
+        for thread in self.processes.iter().flat_map(|p| &p.threads) {
+            if thread.wait.is_none() {
+                continue;
+            }
+            let passed = (clocks::monotonic_ns() - self.at.monotonic_ns) as u64;
+            let left_ns = thread.left_ns.map(|left| left.saturating_sub(passed).max(1));
+            if let Some(left) = left_ns {
+                process::write_time_out(thread.tid, &thread.regs, left).ok();
+                let regs = process::with_time_out(thread.regs, left);
+                if regs != thread.regs {
+                    ptrace::set_regs(thread.tid, &regs).ok();
+                }
+            }
+        }
+    }
+
+    /// For a later snapshot.
+    fn note_waits(&mut self) {
+        self.stood = self.since.elapsed();
+        if let Some(root) = self.processes.first() {
+            let threads = self.processes.iter().flat_map(|p| &p.threads);
+            let waits = threads.filter_map(|thread| thread.wait.map(|wait| (thread.tid, wait.call, wait.end_ns)));
+            timed::note(root.pid, &waits.collect::<Vec<_>>());
+        }
+    }
+
+    /// Lets the app go on, traced with these options: each thread to its next system
+    /// call. The kernel lets go of them when this thread ends.
+    pub fn to_calls(mut self, options: i32) -> Vec<HostPid> {
+        self.armed = false;
+        self.give_time_back();
+        let tids: Vec<HostPid> = self.processes.iter().flat_map(|p| &p.threads).map(|t| t.tid).collect();
+        for tid in &tids {
+            // One that was killed meanwhile is heard of later.
+            let sent = ptrace::set_options(*tid, options).and_then(|()| ptrace::to_syscall(*tid, 0));
+            if let Err(errno) = sent.or_else(|errno| if errno == Errno::ESRCH { Ok(()) } else { Err(errno) }) {
+                tracing::error!(tid = tid.0, %errno, "cannot go on to a system call");
+            }
+        }
+        self.note_waits();
+        tids
     }
 
     /// Ends the app: every process is killed while it stands still, so none

@@ -147,8 +147,14 @@ impl Registry {
 
     /// One that answers; it dies at the moment that is named.
     pub fn daemon(&self, name: &'static str, die_at: &str) -> Result<Daemon> {
+        self.daemon_with(name, &[], die_at)
+    }
+
+    /// The same with these arguments.
+    pub fn daemon_with(&self, name: &'static str, arguments: &[&str], die_at: &str) -> Result<Daemon> {
         let child = self
             .command(name)
+            .args(arguments)
             .env("APPSHOT_DIE_AT", die_at)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
