@@ -238,6 +238,11 @@ impl Instances {
         }
     }
 
+    /// Those that were let alone for a while are asked again.
+    pub fn hurry(&mut self) {
+        self.live.iter_mut().for_each(|one| one.alone = None);
+    }
+
     /// Ends so many of them that nobody needs, the last first. Answers why others stay.
     pub async fn shrink(&mut self, fewer: usize, sockets: &[OwnedFd]) -> Result<Option<String>> {
         let mut left = fewer;
@@ -383,7 +388,7 @@ fn end_unneeded(store: &Store, app: &App, listening: &[OwnedFd], floor: Option<f
 /// Kills it at once where it has no connection, or as soon as it has closed those that it
 /// has, in which time it accepts none.
 fn kill_drained(app: &App, target: &Target, listening: &[OwnedFd], floor: Option<f64>) -> Result<Option<String>> {
-    let frozen = freeze::freeze_with(target, &[], freeze::waits(target)?)?;
+    let frozen = freeze::freeze_with(target, &[], freeze::before_unnoted(target)?)?;
     let mut why = needed(&Sockets::of_stopped(app)?);
     if why.is_none() && floor.is_none() {
         frozen.kill(target, || ());
@@ -419,7 +424,7 @@ fn kill_at_rest(app: &App, target: &Target, listening: &[OwnedFd]) -> Result<Opt
     loop {
         let mut why = needed(&Sockets::of(app)?);
         if why.is_none() {
-            let frozen = freeze::freeze_with(target, &[], freeze::waits(target)?)?;
+            let frozen = freeze::freeze_with(target, &[], freeze::before_unnoted(target)?)?;
             why = needed(&Sockets::of_stopped(app)?);
             while why.is_none() && somebody_waits(listening)? {
                 let too_long = frozen.since.elapsed() > STILL_MAX;

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use appshot_tests::app::Place;
 use appshot_tests::installed::{Daemon, Registry};
-use appshot_tests::scenario::Server;
+use appshot_tests::scenario::{Server, cycles};
 use appshot_tests::servers;
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, poll};
@@ -546,18 +546,23 @@ fn instances_outlive_the_daemon() {
             ensure!(known()?.len() == 1, "{:?}", known()?);
         }
         // One that ends is replaced when it is needed.
-        asked_by(8, port, || node.instances(4).map(drop))?;
+        asked_by(8, port, || node.instances(4).map(drop)).context("one more time")?;
         let second = node.instances(4)?[1]["root"].as_i64().context("no root")?;
         kill(Pid::from_raw(i32::try_from(second)?), Signal::SIGKILL)?;
         node.instances(3)?;
         // The first comes back while the others go on.
         let first = node.status()?["root"].as_i64().context("no root")?;
         kill(Pid::from_raw(i32::try_from(first)?), Signal::SIGKILL)?;
+        // Who comes before it is gone may be accepted by it still.
+        poll("its end", PATIENCE, || {
+            Ok((node.status()?["root"] != first).then_some(()))
+        })?;
         let back = poll("it to be back", PATIENCE, || {
             asked_by(4, port, || {
                 std::thread::sleep(Duration::from_millis(200));
                 Ok(())
-            })?;
+            })
+            .context("without the first")?;
             let status = node.status()?;
             Ok((status["last"]["cause"] == "recovery" && status["state"] == "running").then_some(status))
         })?;
@@ -687,7 +692,7 @@ fn instances_end_unnoticed(place: &Place, server: &Server<'_>) -> Result<()> {
     let request = server.request.context("no request")?;
     let rules = "[instances]\nmax = 4\n[capacity]\nconnections = 4\n";
     let node = Node::deploy(&registry, app, &(manifest(app, server, port)? + rules))?;
-    for round in 0..3 {
+    for round in 0..cycles() {
         // Some that are only connected, for there to be more instances.
         let open: Vec<_> = (0..13)
             .map(|_| TcpStream::connect(("127.0.0.1", port)))

@@ -3,6 +3,7 @@
 //! What takes long runs on threads of its own; orders are taken up in the states that
 //! last.
 
+mod memory;
 mod running;
 
 use crate::bell::Bell;
@@ -36,8 +37,6 @@ const LET_GO: Duration = Duration::from_secs(5);
 /// Before a failed one is tried again; doubled each time.
 const BACK_OFF: Duration = Duration::from_secs(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
-/// All memory of one that was restored is there by then.
-const FILLED_MS: u64 = 10_000;
 
 /// What an app's owner wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,8 +279,8 @@ impl Agent {
         match self.listens(&started.app, began).await {
             Ok(sockets) => {
                 self.hold(sockets)?;
-                self.copy().await;
                 self.came_up(Cause::Deploy, Kind::Started, began, started.instance.phases);
+                self.copy().await;
                 Ok(Next::Run(None))
             }
             Err(error) => {
@@ -345,6 +344,7 @@ impl Agent {
     /// It was put to sleep by somebody else, or has ended by itself.
     async fn ended(&mut self) -> Result<Next> {
         self.charge = None;
+        self.further.give_up();
         let (store, name) = (self.node.store.clone(), self.name().to_owned());
         let record = on_own_thread(move || {
             // Who has ended it notes how, holding the lock.
@@ -433,60 +433,6 @@ impl Agent {
                 tracing::info!(app = self.name(), %error, "has no appshot for further instances yet");
                 false
             }
-        }
-    }
-
-    /// Looks what its instances have of the node's memory. Answers what the first has.
-    async fn measure(&self) -> Option<u64> {
-        let first = self.running_app().ok();
-        let further = self.further.live.iter().map(|one| one.app.clone());
-        let apps: Vec<App> = first.into_iter().chain(further).collect();
-        let measured = on_own_thread(move || {
-            let measured = apps.into_iter().filter_map(|app| Some((budget::of(&app)?, app)));
-            Ok(measured.collect())
-        });
-        let measured: Vec<(u64, App)> = measured.await.unwrap_or_default();
-        let filled_unix_ms = now_unix_ms().unwrap_or_default().saturating_sub(FILLED_MS);
-        let first = measured.iter().find(|(_, app)| app.name == self.name());
-        let first = first.map(|(bytes, _)| *bytes);
-        for (bytes, app) in measured {
-            let further = self.further.live.iter().find(|one| one.app.name == app.name);
-            let charge = further.map_or(self.charge.as_ref(), |one| Some(&one.charge));
-            let Some(charge) = charge else { continue };
-            let filled = app.from.is_none() || app.started_unix_ms < filled_unix_ms;
-            charge.set(if filled { bytes } else { bytes.max(charge.bytes()) });
-        }
-        self.node.relieve();
-        first
-    }
-
-    /// Waits until there is room for it; what comes instead where it is told otherwise.
-    async fn room(&mut self, state: State, bytes: u64) -> Result<Option<Next>> {
-        loop {
-            if let Some(charge) = self.node.room(self.name(), self.name(), bytes)? {
-                self.charge = Some(charge);
-                self.meter().waits(false);
-                return Ok(None);
-            }
-            self.meter().waits(true);
-            self.turn(
-                state,
-                Some(format!("waits for memory: {}", self.node.budget.told(bytes))),
-            );
-            let next = tokio::select! {
-                () = self.node.budget.changed() => continue,
-                order = self.orders.recv() => match order {
-                    Some(Order::Remove) | None => Next::Remove,
-                    Some(Order::Suspend) if state == State::Waking => {
-                        self.suspended(true)?;
-                        Next::Suspended
-                    }
-                    Some(_) => continue,
-                },
-            };
-            self.node.budget.give_up(self.name());
-            self.meter().waits(false);
-            return Ok(Some(next));
         }
     }
 

@@ -80,7 +80,10 @@ impl Agent {
                 _ = child.readable() => return self.ended().await,
                 order = self.orders.recv() => match order {
                     Some(Order::Suspend) if self.further.count() == 0 => return Ok(Next::Sleep { suspended: true }),
-                    Some(Order::Suspend) => (seen.leaving, seen.next) = (true, Instant::now()),
+                    Some(Order::Suspend) => {
+                        self.further.hurry();
+                        (seen.leaving, seen.next) = (true, Instant::now());
+                    }
                     Some(Order::Resume) => seen.leaving = false,
                     Some(Order::Yield) => if let Some(next) = self.give_way(&seen).await? {
                         return Ok(next);
