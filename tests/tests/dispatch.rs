@@ -507,6 +507,8 @@ fn instances_share_the_requests() {
                     })
                 })
                 .collect();
+            // Who waits while they come up is told so.
+            let late = scope.spawn(move || get(port, "shop.example", "/host?ms=50", ""));
             let grown = poll("three instances", PATIENCE, || Ok((instances()? == 3).then_some(())));
             let spread = grown.and_then(|()| {
                 let begin = Instant::now();
@@ -516,6 +518,8 @@ fn instances_share_the_requests() {
                 })
             });
             stop.store(true, Ordering::Relaxed);
+            let late = late.join().expect("it does not panic")?;
+            ensure!(["warm", "woken", "cloned"].contains(&&*late.kind()), "{late:?}");
             let mut hosts = BTreeSet::new();
             for one in asked {
                 hosts.extend(one.join().expect("it does not panic")?);

@@ -183,7 +183,8 @@ impl Forward<'_> {
         };
         let outgoing = self.outgoing(request);
         let answered = self.ask(outgoing, lease, quiet, by).await.map_err(refuse)?;
-        let receipt = app.receipt(self.came, self.queued).await;
+        let waited = permit.as_ref().is_some_and(|permit| permit.waited);
+        let receipt = app.receipt(self.came, self.queued, waited).await;
         let in_flight = InFlight {
             _lease: answered.lease,
             _permit: permit,

@@ -53,11 +53,15 @@ struct Waiter {
 
 /// One request may be in flight as long as this lives.
 #[derive(Debug)]
-pub struct Permit(Arc<Gate>);
+pub struct Permit {
+    gate: Arc<Gate>,
+    /// Somebody had to go first.
+    pub waited: bool,
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.leave();
+        self.gate.leave();
     }
 }
 
@@ -99,7 +103,7 @@ impl Gate {
         let number = {
             let mut state = self.lock();
             if state.waiting == 0 && state.in_flight < self.limit(&state) {
-                return Ok(self.admit(&mut state));
+                return Ok(self.admit(&mut state, false));
             }
             let number = state.join(client, call, self.queue).ok_or(Full::Queue)?;
             self.tell(&state);
@@ -118,10 +122,13 @@ impl Gate {
         }
     }
 
-    fn admit(self: &Arc<Gate>, state: &mut State) -> Permit {
+    fn admit(self: &Arc<Gate>, state: &mut State, waited: bool) -> Permit {
         state.in_flight += 1;
         self.tell(state);
-        Permit(self.clone())
+        Permit {
+            gate: self.clone(),
+            waited,
+        }
     }
 
     fn tell(&self, state: &State) {
@@ -149,7 +156,7 @@ impl Gate {
                     return;
                 }
                 let Some(waiter) = state.turn() else { return };
-                (waiter.call, self.admit(&mut state))
+                (waiter.call, self.admit(&mut state, true))
             };
             // Who has given up meanwhile gives the permit back, after the lock was let go.
             let (call, permit) = called;

@@ -12,7 +12,8 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-/// `warm`: it ran. `none`: no app has answered.
+/// `warm`: it ran. `cloned`: it waited, and a further instance came up meanwhile. `none`: no
+/// app has answered.
 pub const KINDS: [&str; 5] = ["warm", "woken", "started", "cloned", "none"];
 
 /// An app may answer a moment before it is told that it runs.
@@ -26,6 +27,7 @@ pub struct Moment {
     pub began: Instant,
     pub running: bool,
     ups: u64,
+    clones: u64,
     sleeps: u64,
 }
 
@@ -45,19 +47,24 @@ impl App {
             began,
             running: status.state == State::Running,
             ups: status.counts.starts + status.counts.wakes,
+            clones: status.counts.clones,
             sleeps: status.counts.sleeps,
         }
     }
 
     /// The receipt of a request that came at that moment and is being answered by the app.
-    pub async fn receipt(&self, came: Moment, queue: Duration) -> Receipt {
-        let total = came.began.elapsed();
-        let warm = came.running && came.sleeps == self.moment(came.began).sleeps;
+    pub async fn receipt(&self, came: Moment, queue: Duration, waited: bool) -> Receipt {
+        let (total, now) = (came.began.elapsed(), self.moment(came.began));
+        let warm = came.running && came.sleeps == now.sleeps;
+        let ran = match waited && now.clones > came.clones {
+            true => "cloned",
+            false => "warm",
+        };
         let wake = match warm {
             true => None,
             false => self.activation_since(came).await,
         };
-        let kind = wake.as_ref().map_or("warm", |wake| wake.kind.name());
+        let kind = wake.as_ref().map_or(ran, |wake| wake.kind.name());
         Receipt {
             kind,
             began: came.began,
