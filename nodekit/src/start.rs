@@ -266,9 +266,8 @@ impl Start {
     /// A dead instance of this name may have left its cgroup, when its
     /// supervisor was killed or has not come to it yet.
     fn make_room(&self) -> Result<()> {
-        let cgroup = self.store.vacant(&self.name)?.and_then(|app| app.cgroup);
-        match cgroup.filter(|path| path.exists()) {
-            Some(cgroup) => libsnap::cgroup::destroy(&cgroup),
+        match self.store.vacant(&self.name)? {
+            Some(app) => self.store.clear_cgroup(&app),
             None => Ok(()),
         }
     }
