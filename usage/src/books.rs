@@ -1,0 +1,217 @@
+//! What each account has counted: the ledger, read into memory.
+//!
+//! Of an account and an hour only the highest counters are kept. What was used in an hour
+//! is what they are higher by than all before: no order of the records, and none that is
+//! read twice, changes that, and what is lost in between shows up later, once.
+
+use crate::read::{Reached, no_ledger, read};
+use crate::record::{Account, Body, Counters, Record, State};
+use libsnap::error::Result;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Hours since the Unix epoch.
+pub type Hour = u64;
+
+pub const HOUR_MS: u64 = 3_600_000;
+
+pub fn hour_of(unix_ms: u64) -> Hour {
+    unix_ms / HOUR_MS
+}
+
+/// One account.
+#[derive(Clone, Debug, Default)]
+pub struct Book {
+    /// Absent as long as only its use was read.
+    pub account: Option<Account>,
+    pub counters: Counters,
+    pub state: Option<State>,
+    pub ended: bool,
+    hours: BTreeMap<Hour, Counters>,
+    /// Gaps by hour: how many, and the first reason.
+    pub gaps: BTreeMap<Hour, (u64, String)>,
+}
+
+impl Book {
+    /// What was used in each hour, by hour; hours without anything are left out.
+    pub fn uses(&self) -> impl Iterator<Item = (Hour, Counters)> {
+        let mut before = Counters::default();
+        self.hours.iter().filter_map(move |(hour, counters)| {
+            let mut now = before;
+            now.raise(counters);
+            let used = now.since(&before);
+            before = now;
+            (used != Counters::default()).then_some((*hour, used))
+        })
+    }
+
+    pub fn total(&self) -> Counters {
+        let mut total = Counters::default();
+        self.hours.values().for_each(|counters| total.raise(counters));
+        total
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Books {
+    accounts: BTreeMap<String, Book>,
+    by_hour: bool,
+}
+
+impl Books {
+    /// For the bill.
+    pub fn by_hour() -> Books {
+        Books {
+            accounts: BTreeMap::new(),
+            by_hour: true,
+        }
+    }
+
+    /// All of the ledger below `usage`, for the bill.
+    pub fn read(usage: &Path) -> Result<(Books, Reached)> {
+        let mut books = Books::by_hour();
+        let reached = read(usage, 1, &mut |entry| {
+            books.take(&entry.record);
+            Ok(())
+        })?;
+        match reached.records {
+            0 => Err(no_ledger(usage)),
+            _ => Ok((books, reached)),
+        }
+    }
+
+    /// For the meter: only what is now, and only of what has not ended.
+    pub fn open() -> Books {
+        Books {
+            by_hour: false,
+            ..Books::by_hour()
+        }
+    }
+
+    pub fn take(&mut self, record: &Record) {
+        self.note(record.unix_ms, &record.body);
+    }
+
+    pub fn note(&mut self, unix_ms: u64, body: &Body) {
+        match body {
+            Body::Account(account) => {
+                let book = self.count(unix_ms, &account.id, &account.counters, account.state);
+                book.account.get_or_insert_with(|| (**account).clone());
+            }
+            Body::Use(used) => {
+                self.count(unix_ms, &used.id, &used.counters, used.state);
+            }
+            Body::End(end) if self.by_hour => {
+                let book = self.count(unix_ms, &end.id, &end.counters, end.state);
+                book.ended = true;
+            }
+            Body::End(end) => drop(self.accounts.remove(&end.id)),
+            Body::Gap(gap) if self.by_hour => {
+                if let Some(id) = &gap.id {
+                    let gaps = &mut self.accounts.entry(id.clone()).or_default().gaps;
+                    let seen = gaps.entry(hour_of(unix_ms)).or_insert_with(|| (0, gap.reason.clone()));
+                    seen.0 += 1;
+                }
+            }
+            Body::Gap(_) | Body::Head(_) | Body::Start(_) | Body::Node(_) | Body::Checkpoint(_) => {}
+        }
+    }
+
+    fn count(&mut self, unix_ms: u64, id: &str, counters: &Counters, state: State) -> &mut Book {
+        let by_hour = self.by_hour;
+        let book = self.accounts.entry(id.to_owned()).or_default();
+        book.counters.raise(counters);
+        book.state = Some(state);
+        if by_hour {
+            book.hours.entry(hour_of(unix_ms)).or_default().raise(counters);
+        }
+        book
+    }
+
+    pub fn get(&self, id: &str) -> Option<&Book> {
+        self.accounts.get(id)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Book)> {
+        self.accounts.iter()
+    }
+
+    /// All that have not ended, as they are now.
+    pub fn accounts(&self) -> Vec<Account> {
+        let open = self.accounts.values().filter(|book| !book.ended);
+        open.filter_map(|book| {
+            let account = book.account.clone()?;
+            Some(Account {
+                state: book.state.unwrap_or(account.state),
+                counters: book.counters,
+                ..account
+            })
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Use, VERSION};
+    use proptest::prelude::*;
+
+    fn used(hour: u64, cpu_ns: u64) -> Record {
+        Record {
+            v: VERSION,
+            seq: 0,
+            boot_ns: 0,
+            unix_ms: hour * HOUR_MS + 5,
+            body: Body::Use(Use {
+                id: "a".to_owned(),
+                state: State::Running,
+                counters: Counters {
+                    cpu_ns,
+                    ..Counters::default()
+                },
+            }),
+        }
+    }
+
+    fn of(records: &[Record]) -> Vec<(Hour, u64)> {
+        let mut books = Books::by_hour();
+        records.iter().for_each(|record| books.take(record));
+        let book = books.get("a").unwrap();
+        book.uses().map(|(hour, used)| (hour, used.cpu_ns)).collect()
+    }
+
+    #[test]
+    fn an_hour_is_what_it_is_higher_by() {
+        let records = [used(1, 10), used(1, 30), used(3, 30), used(4, 31)];
+        assert_eq!(of(&records), [(1, 30), (4, 1)]);
+    }
+
+    #[test]
+    fn what_falls_is_never_counted() {
+        assert_eq!(of(&[used(1, 10), used(2, 4), used(3, 12)]), [(1, 10), (3, 2)]);
+        // The clock was set back: the sum stays.
+        assert_eq!(of(&[used(5, 10), used(2, 14), used(6, 15)]), [(2, 14), (6, 1)]);
+    }
+
+    proptest! {
+        #[test]
+        fn neither_order_nor_doubles_matter(
+            mut records in proptest::collection::vec((0u64..5, 0u64..1000), 1..40),
+            seed in any::<u64>(),
+        ) {
+            let all: Vec<Record> = records.iter().map(|(hour, cpu)| used(*hour, *cpu)).collect();
+            let before = of(&all);
+            let highest = records.iter().map(|(_, cpu)| *cpu).max().unwrap_or_default();
+            prop_assert_eq!(before.iter().map(|(_, cpu)| cpu).sum::<u64>(), highest);
+            records.extend_from_within(..records.len() / 2);
+            let mut state = seed | 1;
+            for index in (1..records.len()).rev() {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                records.swap(index, usize::try_from(state >> 33).unwrap() % (index + 1));
+            }
+            let all: Vec<Record> = records.iter().map(|(hour, cpu)| used(*hour, *cpu)).collect();
+            prop_assert_eq!(of(&all), before);
+        }
+    }
+}
