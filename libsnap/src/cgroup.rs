@@ -276,6 +276,14 @@ fn sum_of(text: &str, key: &str) -> u64 {
 }
 
 fn memory_bytes(group: &Path) -> Option<u64> {
+    if let Some(charged) = charged_bytes(group) {
+        return Some(charged);
+    }
+    processes(group).ok()?.into_iter().map(pss_bytes).sum()
+}
+
+/// The memory that the group is charged with, where the host tells it.
+pub fn charged_bytes(group: &Path) -> Option<u64> {
     let name = group.file_name()?;
     let v1 = v1("memory").map(|base| base.join(PARENT).join(name).join("memory.usage_in_bytes"));
     for file in [Some(group.join("memory.current")), v1].into_iter().flatten() {
@@ -283,10 +291,11 @@ fn memory_bytes(group: &Path) -> Option<u64> {
             return text.trim().parse().ok();
         }
     }
-    processes(group).ok()?.into_iter().map(pss_bytes).sum()
+    None
 }
 
-fn pss_bytes(pid: HostPid) -> Option<u64> {
+/// The proportional set size of a process: of a page that several have, its share.
+pub fn pss_bytes(pid: HostPid) -> Option<u64> {
     let rollup = crate::proc::Fields::new(crate::proc::text(pid, "smaps_rollup").ok()?);
     u64::try_from(rollup.number("Pss")?).ok().map(|kb| kb * 1024)
 }

@@ -1,7 +1,9 @@
-//! `perfd`: what each app uses.
+//! `perfd`: what each app uses, and has used.
 #![forbid(unsafe_code)]
 
+mod exports;
 mod meter;
+mod metering;
 
 use axum::extract::State;
 use axum::routing::get;
@@ -10,14 +12,16 @@ use clap::Parser;
 use libsnap::error::Result;
 use libsnap::store::Store;
 use meter::Meter;
+use metering::Metering;
 use nodekit::args::{EXIT_CODES, Output};
 use nodekit::daemon::{self, DaemonArgs};
 use nodekit::reply::{self, Reply};
-use nodekit::{out, program};
+use nodekit::{log, out, program};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Shows the CPU time and memory of each app, once, again and again, or over a Unix socket
+/// Shows the CPU time and memory of each app, once or again and again; as a daemon it keeps
+/// the usage ledger that bills are made of
 #[derive(Debug, Parser)]
 #[command(name = "perfd", version, after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
@@ -28,7 +32,7 @@ struct Cli {
     /// Show the list again every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     watch: Option<u64>,
-    /// Serve as a daemon
+    /// Serve as a daemon, and meter
     #[arg(long, conflicts_with_all = ["watch", "output"])]
     serve: bool,
 }
@@ -40,7 +44,10 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<u8> {
     let store = cli.daemon.dirs.open()?;
     if cli.serve {
+        log::init(cli.daemon.log_format);
+        let metering = Metering::begin(&store)?;
         daemon::run("perfd", &cli.daemon, |_| router(store))?;
+        drop(metering);
         return Ok(0);
     }
     loop {
@@ -53,7 +60,9 @@ fn run(cli: &Cli) -> Result<u8> {
 }
 
 fn router(store: Store) -> Router {
-    let routes = Router::new().route("/v1/usage", get(usage));
+    let routes = Router::new()
+        .route("/v1/usage", get(usage))
+        .route("/v1/usage/export", get(exports::export));
     reply::complete(routes, "perfd", include_str!("../openapi.json")).with_state(store)
 }
 

@@ -11,7 +11,7 @@ use crate::record::{AccountKind, Source, hex};
 use libsnap::error::{OrFail, Result};
 use rust_decimal::Decimal;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
 
@@ -113,12 +113,12 @@ pub fn write(books: &Books, wanted: &Wanted<'_>, format: Format, out: &mut dyn W
     bill::rows(books, wanted, &mut |row| {
         summary.add(row);
         if format == Format::CloudEvents {
-            return json_line(out, &cloud_event(row, wanted.node));
+            return writeln!(out, "{}", cloud_event(row, wanted.node)).or_fail(what);
         }
         let fields = fields(row, wanted.node, &prev);
         match format {
             Format::Csv => csv_line(out, &fields)?,
-            _ => json_line(out, &object(&fields))?,
+            _ => json_row(out, &fields)?,
         }
         let [.., hash] = fields;
         prev = hash;
@@ -136,23 +136,19 @@ fn csv_line<T: AsRef<[u8]>>(out: &mut dyn Write, fields: &[T]) -> Result<()> {
     out.write_all(&line).or_fail(what)
 }
 
-fn json_line(out: &mut dyn Write, value: &Value) -> Result<()> {
-    writeln!(out, "{value}").or_fail(|| "cannot write the export")
-}
-
-/// A field without a value is null.
-fn object(fields: &[String; 46]) -> Value {
-    let value = |name: &str, field: &String| match (name, field.is_empty()) {
-        (_, true) => Value::Null,
-        ("Tags", _) => serde_json::from_str(field).unwrap_or_default(),
-        _ => Value::String(field.clone()),
-    };
-    let named = COLUMNS.iter().zip(fields);
-    Value::Object(
-        named
-            .map(|(name, field)| ((*name).to_owned(), value(name, field)))
-            .collect::<Map<_, _>>(),
-    )
+/// A field without a value is null. The columns keep their order.
+fn json_row(out: &mut dyn Write, fields: &[String; 46]) -> Result<()> {
+    let mut line = String::with_capacity(2048);
+    for (name, field) in COLUMNS.iter().zip(fields) {
+        line.push(if line.is_empty() { '{' } else { ',' });
+        let value = match (*name, field.is_empty()) {
+            (_, true) => "null".to_owned(),
+            ("Tags", _) => field.clone(),
+            _ => Value::from(field.as_str()).to_string(),
+        };
+        line += &format!("\"{name}\":{value}");
+    }
+    writeln!(out, "{line}}}").or_fail(|| "cannot write the export")
 }
 
 fn fields(row: &Row<'_>, node: &str, prev: &str) -> [String; 46] {

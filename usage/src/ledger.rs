@@ -14,7 +14,7 @@ use ed25519_dalek::{Signer, SigningKey};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::identity::{random, uuid};
 use libsnap::store::{Lock, directory, sync_parent};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -40,6 +40,8 @@ pub struct Ledger {
     seq: u64,
     waiting: Vec<(Moment, Body)>,
     books: Books,
+    /// Accounts that have ended lately.
+    ended: HashSet<String>,
     segment_bytes: u64,
     _only: Lock,
 }
@@ -67,8 +69,8 @@ impl Ledger {
         })?;
         let node = named(usage)?;
         let key = key(usage)?;
-        let mut books = Books::open();
-        let Some((segment, reached)) = last(usage, &mut books)? else {
+        let (mut books, mut ended) = (Books::open(), HashSet::new());
+        let Some((segment, reached)) = last(usage, &mut books, &mut ended)? else {
             let ledger = Ledger::first(usage, node, boot_id, key, now, only)?;
             return Ok((ledger, Found::default()));
         };
@@ -106,6 +108,7 @@ impl Ledger {
             seq: reached.next_seq,
             waiting: Vec::new(),
             books,
+            ended,
             segment_bytes: SEGMENT_BYTES,
             _only: only,
         };
@@ -125,6 +128,7 @@ impl Ledger {
             seq: 0,
             waiting: Vec::new(),
             books: Books::open(),
+            ended: HashSet::new(),
             segment_bytes: SEGMENT_BYTES,
             _only: only,
         };
@@ -154,8 +158,22 @@ impl Ledger {
 
     /// To be written with the next [`Ledger::sync`].
     pub fn append(&mut self, at: Moment, body: Body) {
+        if let Body::End(end) = &body {
+            self.ended.insert(end.id.clone());
+        }
         self.books.note(at.unix_ms, &body);
         self.waiting.push((at, body));
+    }
+
+    /// Whether an account has ended since [`Ledger::forget_ended`], or shortly before the
+    /// ledger was opened.
+    pub fn has_ended(&self, id: &str) -> bool {
+        self.ended.contains(id)
+    }
+
+    /// Nobody will tell of them any more.
+    pub fn forget_ended(&mut self) {
+        self.ended.clear();
     }
 
     /// Signs what stands then.
@@ -290,12 +308,16 @@ impl Ledger {
     }
 }
 
-/// The last segment with a whole record, read.
-fn last(usage: &Path, books: &mut Books) -> Result<Option<(u64, read::Reached)>> {
+/// The last segment, read, and who has ended in it and in the one before.
+fn last(usage: &Path, books: &mut Books, ended: &mut HashSet<String>) -> Result<Option<(u64, read::Reached)>> {
     let Some(number) = segments(usage)?.pop() else {
         return Ok(None);
     };
-    let reached = read::read(usage, number, &mut |entry: &Entry| {
+    let from = number.saturating_sub(1).max(1);
+    let reached = read::read(usage, from, &mut |entry: &Entry| {
+        if let Body::End(end) = &entry.record.body {
+            ended.insert(end.id.clone());
+        }
         books.take(&entry.record);
         Ok(())
     })?;

@@ -132,12 +132,12 @@ fn segment(
         let length = (&mut file).take(limit).read_until(b'\n', &mut bytes).or_fail(what)?;
         if length == 0 {
             return match place.line {
-                1 if !is_last => Err(damaged(place, "the segment is empty")),
+                1 => Err(damaged(place, "the segment has no head")),
                 _ => Ok(()),
             };
         }
         if bytes.pop() != Some(b'\n') {
-            if is_last && length <= LINE_BYTES_MAX {
+            if is_last && length <= LINE_BYTES_MAX && place.line > 1 {
                 reached.torn_bytes = length as u64;
                 return Ok(());
             }

@@ -148,7 +148,7 @@ fn bad_ledgers_are_refused_with_the_reason() {
         (
             "zeroes",
             |dir| fs::write(segment_path(dir, 1), [0; 4096]).unwrap(),
-            "no head",
+            "cut off",
         ),
         (
             "a long line",
