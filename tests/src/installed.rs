@@ -119,8 +119,10 @@ impl Registry {
 
     /// One that answers; it dies at the moment that is named.
     pub fn daemon(&self, name: &'static str, die_at: &str) -> Result<Daemon> {
+        let serve: &[&str] = if name == "perfd" { &["--serve"] } else { &[] };
         let child = self
             .command(name)
+            .args(serve)
             .env("APPSHOT_DIE_AT", die_at)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
