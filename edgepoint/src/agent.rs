@@ -379,10 +379,11 @@ impl Agent {
         }
     }
 
-    /// Has its appshot at hand for who comes next. It is no matter where that fails.
+    /// Has its appshot at hand for who comes next, and an instance. It is no matter where that fails.
     fn prepare(&self) {
-        let (restored, name) = (self.node.restored.clone(), self.name().to_owned());
-        std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &json!({ "appshot": name })));
+        let restored = self.node.restored.clone();
+        let request = json!({ "appshot": self.name(), "instance": true });
+        std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &request));
     }
 
     fn suspended(&mut self, suspended: bool) -> Result<()> {

@@ -91,7 +91,7 @@ impl Store {
             run_dir: files::absolute(run_dir)?,
             data_dir: files::absolute(data_dir)?,
         };
-        for dir in [store.run_dir.join("apps"), store.run_dir.join("locks")] {
+        for dir in [store.run_dir.join("apps"), store.locks_dir()] {
             files::directory(&dir, 0o700)?;
         }
         boot::sweep(&store.run_dir)?;
@@ -102,10 +102,15 @@ impl Store {
     }
 
     /// Finishes or undoes what processes of ours that were killed have left: apps
-    /// in the middle of a snapshot, appshots half-written or half-removed.
+    /// in the middle of a snapshot, appshots half-written or half-removed, files of locks.
     pub fn recover(&self) -> Result<()> {
         self.sweep();
-        crate::journal::replay(self)
+        crate::journal::replay(self)?;
+        files::sweep_locks(&self.locks_dir())
+    }
+
+    fn locks_dir(&self) -> PathBuf {
+        self.run_dir.join("locks")
     }
 
     pub fn run_dir(&self) -> &Path {
@@ -131,7 +136,7 @@ impl Store {
     }
 
     fn lock_path(&self, name: &str, what: &str) -> PathBuf {
-        self.run_dir.join("locks").join(format!("{name}.{what}"))
+        self.locks_dir().join(format!("{name}.{what}"))
     }
 
     /// All apps with a record, by name.

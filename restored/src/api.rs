@@ -1,6 +1,7 @@
 //! What `restored` answers; `openapi.json` describes it.
 
 use crate::instances::Instances;
+use crate::pool::Waiting;
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -20,7 +21,7 @@ pub fn router(instances: Instances) -> Router {
     let routes = Router::new()
         .route("/v1/instances", post(create).get(list))
         .route("/v1/clones", post(clone))
-        .route("/v1/prepare", post(prepare))
+        .route("/v1/prepare", post(prepare).get(prepared))
         .route("/v1/instances/{name}", get(show).delete(remove))
         .route("/v1/instances/{name}/revert", post(revert));
     reply::complete(routes, "restored", include_str!("../openapi.json")).with_state(instances)
@@ -204,12 +205,15 @@ struct PrepareRequest {
     appshot: String,
     #[serde(default = "lazy")]
     memory: Memory,
+    /// An instance waits, too, for who restores it as this says and as is usual.
+    #[serde(default)]
+    instance: bool,
 }
 
 /// Reads and verifies now what the next restore would have to.
 async fn prepare(State(instances): State<Instances>, Body(request): Body<PrepareRequest>) -> Reply<Prepared> {
     let path = instances.store.resolve_appshot(&request.appshot)?;
-    on_own_thread(move || instances.prepare(&path, request.memory)).await?;
+    on_own_thread(move || instances.prepare(&path, request.memory, request.instance)).await?;
     Ok(Json(Prepared {
         appshot: request.appshot,
     }))
@@ -218,6 +222,10 @@ async fn prepare(State(instances): State<Instances>, Body(request): Body<Prepare
 #[derive(Debug, Serialize)]
 struct Prepared {
     appshot: String,
+}
+
+async fn prepared(State(instances): State<Instances>) -> Json<Vec<Waiting>> {
+    Json(instances.prepared())
 }
 
 async fn list(State(instances): State<Instances>) -> Reply<Vec<View>> {

@@ -1,13 +1,13 @@
 //! The instances that this daemon has brought up.
 
-use crate::pool::{Busy, Kind, Pool, Watch};
+use crate::pool::{Busy, Kind, Pool, Waiting, Watch};
 use crate::reverts::{Reverts, Tried};
 use crate::shelf::Shelf;
 use libsnap::error::{Error, Result};
 use libsnap::restore::opened::Opened;
 use libsnap::restore::{Prepared, Way};
 use libsnap::store::{App, State, Store, View};
-use libsnap::target::{Instance, Manner, Memory, RevertReport};
+use libsnap::target::{Instance, Manner, Memory, RestoreOptions, RevertReport};
 use nodekit::daemon::Stopping;
 use nodekit::reply::on_own_thread;
 use nodekit::start::{Ready, Start, What};
@@ -61,13 +61,27 @@ impl Instances {
         Ok(self.app(name)?.view(&self.store))
     }
 
-    /// Has an appshot at hand, as long as others are not wanted more.
-    pub fn prepare(&self, path: &Path, memory: Memory) -> Result<()> {
-        match self.shelf.get(path, memory) {
-            Some(_) => Ok(()),
+    /// Has an appshot at hand, and an instance of it where one is wanted, as long as others
+    /// are not wanted more.
+    pub fn prepare(&self, path: &Path, memory: Memory, instance: bool) -> Result<()> {
+        if self.shelf.get(path, memory).is_none() {
             // That tells why.
-            None => Opened::open(path).map(drop),
+            return Opened::open(path).map(drop);
         }
+        if instance {
+            let appshot = path.to_owned();
+            let way = Way::of(&RestoreOptions {
+                memory,
+                ..RestoreOptions::default()
+            });
+            self.pool.park(Kind { appshot, way });
+        }
+        Ok(())
+    }
+
+    /// What waits to be asked for.
+    pub fn prepared(&self) -> Vec<Waiting> {
+        self.pool.waiting()
     }
 
     /// Restores on a thread that stays until the instance ends: ptrace is bound

@@ -31,15 +31,20 @@ const SETTLING: Duration = Duration::from_secs(60);
 struct Cli {
     #[command(flatten)]
     daemon: DaemonArgs,
+    /// Of so many apps that sleep, those that fell asleep last, one instance each waits
+    /// with its memory in place
+    #[arg(long, value_name = "COUNT", default_value_t = pool::PARKED)]
+    parked: usize,
 }
 
 fn main() -> ExitCode {
-    program::main("restored", |cli: Cli| run(&cli.daemon))
+    program::main("restored", |cli: Cli| run(&cli))
 }
 
 /// What a killed predecessor left behind is followed from the socket's first
 /// moment: only its owner may do so.
-fn run(args: &DaemonArgs) -> Result<u8> {
+fn run(cli: &Cli) -> Result<u8> {
+    let args = &cli.daemon;
     let store = args.dirs.open()?;
     let watcher = Watcher::start()?;
     let mut waiting = None;
@@ -48,7 +53,7 @@ fn run(args: &DaemonArgs) -> Result<u8> {
             tracing::warn!(%error, "cannot look for apps without a supervisor");
         }
         let shelf = Shelf::default();
-        let pool = waiting.insert(Pool::new(store.clone(), shelf.clone(), watcher));
+        let pool = waiting.insert(Pool::new(store.clone(), shelf.clone(), watcher, cli.parked));
         api::router(Instances::new(store, stopping, pool.clone(), shelf))
     });
     if let Some(pool) = waiting {

@@ -10,7 +10,8 @@
 //! There are as many husks as were lately wanted at once, and as many prepared instances
 //! of each appshot: twice as many each time that one was missing, half as many after a
 //! time in which half would have done. An appshot that nobody has asked for lately has
-//! none. When this process is killed they die with it, and their journals tell the next
+//! none, but for one that somebody wants parked: that waits for its first request however
+//! late it comes, as long as not too many were parked after it. When this process is killed they die with it, and their journals tell the next
 //! program which cgroups to remove.
 
 use crate::shelf::Shelf;
@@ -22,8 +23,9 @@ use libsnap::restore::Way;
 use libsnap::restore::eager;
 use libsnap::restore::spare::Spare;
 use libsnap::store::Store;
-use libsnap::target::PidMode;
+use libsnap::target::{Memory, PidMode};
 use nodekit::start::Ready;
+use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -35,6 +37,8 @@ const HUSKS_MAX: usize = 64;
 /// Prepared instances of one appshot, and of all.
 const PREPARED_MAX: usize = 8;
 const ALL_PREPARED_MAX: usize = 32;
+/// Appshots of which one is parked, unless told otherwise.
+pub const PARKED: usize = 24;
 /// A moment is quiet when no restore has gone on for this long.
 const QUIET: Duration = Duration::from_millis(2);
 /// Where no moment is quiet, the next one is made after this.
@@ -82,8 +86,21 @@ struct Row {
     members: usize,
     /// When it was asked for last.
     asked: Instant,
+    /// One waits until it is asked for.
+    parked: bool,
     /// None is made before.
     rests_until: Instant,
+}
+
+/// Instances that wait until one like them is asked for.
+#[derive(Debug, Serialize)]
+pub struct Waiting {
+    appshot: PathBuf,
+    memory: Memory,
+    /// The first request takes it, however late it comes.
+    parked: bool,
+    wanted: usize,
+    ready: usize,
 }
 
 /// What waits. Clones are the same pool.
@@ -95,6 +112,8 @@ struct Shared {
     store: Store,
     shelf: Shelf,
     templates: Templates,
+    /// Appshots of which one is parked, at most.
+    parked_max: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -147,6 +166,7 @@ impl Row {
             fewest: 0,
             members: 0,
             asked: now,
+            parked: false,
             rests_until: now,
         }
     }
@@ -176,11 +196,39 @@ impl State {
         row.asked = Instant::now();
         row.fewest = row.fewest.min(left);
         let (least, most) = row.bounds();
+        let parked = std::mem::take(&mut row.parked);
         match member {
+            // What it became of is going to be another one.
+            Some(_) if parked => (row.wanted, row.members) = (row.wanted - 1, row.members - 1),
             Some(_) => row.members -= 1,
             None => row.wanted = (row.wanted * 2).clamp(least, most),
         }
         member
+    }
+
+    /// Has one of this kind wait, in the place of the ones that were parked first where
+    /// there are more than `most`. What waited of it may be of an appshot that was replaced.
+    fn park(&mut self, kind: Kind, most: usize) {
+        self.forget(&kind);
+        let known = self.rows.iter().position(|row| row.kind.as_ref() == Some(&kind));
+        let members = known.map_or(0, |at| self.rows.remove(at).members);
+        self.rows.push(Row {
+            members,
+            parked: true,
+            ..Row::new(Some(kind), 1)
+        });
+        let parked = self.rows.iter().filter(|row| row.parked);
+        let too_many = parked.clone().count().saturating_sub(most);
+        let first: Vec<Kind> = parked.filter_map(|row| row.kind.clone()).take(too_many).collect();
+        first.iter().for_each(|kind| self.forget(kind));
+    }
+
+    /// Nothing of this kind waits any more.
+    fn forget(&mut self, kind: &Kind) {
+        self.ready.retain(|member| member.kind.as_ref() != Some(kind));
+        if let Some(row) = self.rows.iter_mut().find(|row| row.kind.as_ref() == Some(kind)) {
+            (row.wanted, row.parked) = (0, false);
+        }
     }
 
     /// The row that lacks a member.
@@ -197,8 +245,10 @@ impl State {
     fn shrink(&mut self) {
         for row in &mut self.rows {
             let (least, _) = row.bounds();
-            if row.kind.is_some() && row.asked.elapsed() > IDLE {
-                row.wanted = 0;
+            let is_there = |kind: &Kind| row.parked && kind.appshot.exists();
+            let lasts = |kind: &Kind| row.wanted > 0 && (row.asked.elapsed() <= IDLE || is_there(kind));
+            if row.kind.as_ref().is_some_and(|kind| !lasts(kind)) {
+                (row.wanted, row.parked) = (0, false);
             } else if row.fewest * 2 >= row.wanted {
                 row.wanted = (row.wanted / 2).max(least);
             }
@@ -232,7 +282,7 @@ fn watch(watch: Option<Watch>) {
 }
 
 impl Pool {
-    pub fn new(store: Store, shelf: Shelf, watcher: Watcher) -> Pool {
+    pub fn new(store: Store, shelf: Shelf, watcher: Watcher, parked_max: usize) -> Pool {
         let state = State {
             ready: Vec::new(),
             rows: vec![Row::new(None, HUSKS_MIN)],
@@ -244,6 +294,7 @@ impl Pool {
             templates: Templates::new(store.clone(), shelf.clone(), watcher),
             store,
             shelf,
+            parked_max: parked_max.min(ALL_PREPARED_MAX),
             state: Mutex::new(state),
             changed: Condvar::new(),
         }));
@@ -281,6 +332,26 @@ impl Pool {
                 std::thread::spawn(move || watch(job(Ready::default(), busy)));
             }
         }
+    }
+
+    /// Has an instance of this kind wait for its first request, in a quiet moment.
+    pub fn park(&self, kind: Kind) {
+        self.0.lock().park(kind, self.0.parked_max);
+        self.0.changed.notify_all();
+    }
+
+    /// What waits of which appshot.
+    pub fn waiting(&self) -> Vec<Waiting> {
+        let state = self.0.lock();
+        let kinds = state.rows.iter().filter_map(|row| Some((row, row.kind.as_ref()?)));
+        let told = kinds.map(|(row, kind)| Waiting {
+            appshot: kind.appshot.clone(),
+            memory: kind.way.memory,
+            parked: row.parked,
+            wanted: row.wanted,
+            ready: state.ready.iter().filter(|member| member.kind == row.kind).count(),
+        });
+        told.collect()
     }
 
     /// Undoes what waits, and makes no more.
@@ -369,5 +440,70 @@ impl Pool {
             Some((kind, from)) => Ready::prepared(store, from, kind.way)?.warmed(),
             None => Ready::spare(store),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libsnap::target::RestoreOptions;
+
+    fn kind(name: &str) -> Kind {
+        Kind {
+            appshot: PathBuf::from(name),
+            way: Way::of(&RestoreOptions::default()),
+        }
+    }
+
+    fn wanted(state: &State) -> Vec<(&str, usize)> {
+        let named = state
+            .rows
+            .iter()
+            .filter_map(|row| Some((row.kind.as_ref()?, row.wanted)));
+        named
+            .map(|(kind, wanted)| (kind.appshot.to_str().unwrap(), wanted))
+            .collect()
+    }
+
+    #[test]
+    fn those_that_were_parked_last_stay() {
+        let mut state = State {
+            ready: Vec::new(),
+            rows: vec![Row::new(None, HUSKS_MIN)],
+            making: false,
+            busy: 0,
+            ending: false,
+        };
+        for name in ["/a", "/b", "/a", "/c"] {
+            state.park(kind(name), 2);
+        }
+        assert_eq!(wanted(&state), [("/b", 0), ("/a", 1), ("/c", 1)]);
+        state.shrink();
+        assert_eq!(wanted(&state), [("/a", 1), ("/c", 1)]);
+        state.park(kind("/a"), 0);
+        assert_eq!(wanted(&state), [("/c", 0), ("/a", 0)]);
+    }
+
+    #[test]
+    fn who_is_asked_for_is_parked_no_more() {
+        let mut state = State {
+            ready: Vec::new(),
+            rows: vec![Row::new(None, HUSKS_MIN)],
+            making: false,
+            busy: 0,
+            ending: false,
+        };
+        state.park(kind("/a"), 2);
+        state.rows[1].members = 1;
+        state.ready.push(Member {
+            kind: Some(kind("/a")),
+            thread: None,
+            jobs: channel().0,
+        });
+        assert!(state.take(Some(&kind("/a"))).is_some());
+        assert_eq!(wanted(&state), [("/a", 0)]);
+        // Who found nothing has one made for the next.
+        assert!(state.take(Some(&kind("/a"))).is_none());
+        assert_eq!(wanted(&state), [("/a", 1)]);
     }
 }

@@ -46,6 +46,21 @@ impl Daemon {
     }
 }
 
+/// What a `restored` has in waiting: the cgroups.
+pub fn spares(daemon: i32) -> BTreeSet<PathBuf> {
+    let mine = format!(".spare-{daemon}-");
+    let group = libsnap::cgroup::of(&mine).unwrap_or_default();
+    let all = group
+        .parent()
+        .map(fs::read_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flatten();
+    let mine = all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&mine));
+    mine.map(|entry| entry.path()).collect()
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();

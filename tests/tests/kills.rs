@@ -9,7 +9,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use appshot_tests::app::Place;
-use appshot_tests::installed::{self, Daemon};
+use appshot_tests::installed::{self, Daemon, spares};
 use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, tree};
 use appshot_tests::programs;
 use appshot_tests::trial::in_place;
@@ -608,21 +608,6 @@ fn waits(path: &Path) -> bool {
     path.parent().is_some_and(|dir| dir.ends_with("journal"))
         && of_spare()
         && owner().is_some_and(|pid| Path::new("/proc").join(pid).exists())
-}
-
-/// Its husks in waiting: their cgroups.
-fn spares(daemon: i32) -> BTreeSet<PathBuf> {
-    let mine = format!(".spare-{daemon}-");
-    let group = libsnap::cgroup::of(&mine).unwrap_or_default();
-    let all = group
-        .parent()
-        .map(fs::read_dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .flatten();
-    let mine = all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&mine));
-    mine.map(|entry| entry.path()).collect()
 }
 
 /// Until it has as many as it keeps ready at least, or has ended.

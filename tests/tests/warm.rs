@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use appshot_tests::app::Place;
-use appshot_tests::installed::{Daemon, Registry};
+use appshot_tests::installed::{Daemon, Registry, spares};
 use appshot_tests::programs;
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, poll};
@@ -87,6 +87,61 @@ fn many_at_once() {
         }
         daemon.stop()
     });
+}
+
+/// An instance that waits for its first request is what that gets; one of an appshot that
+/// was replaced meanwhile, or is gone, is not.
+#[test]
+fn parked() {
+    in_place("parked", |place| {
+        let registry = Registry::new(place)?;
+        let name = place.unique();
+        let mut daemon = registry.daemon("restored", "")?;
+        let park = |daemon: &Daemon| -> Result<()> {
+            let _: Value = daemon
+                .client
+                .post("/v1/prepare", &json!({ "appshot": name, "instance": true }))?;
+            poll("an instance to wait", PATIENCE, || Ok(waits(daemon)?.then_some(())))
+        };
+        let passes = |daemon: &Daemon, was_ready: bool, what: &str| -> Result<()> {
+            let restored = restore(daemon, name, name)?;
+            let made_now = restored.phases.iter().any(|phase| phase.name == "memory");
+            ensure!(made_now != was_ready, "{what}: {:?}", restored.phases);
+            fs::write(place.path(&format!("{name}-go")), "")?;
+            let code = exit_code(daemon, name)?;
+            ensure!(code == 0, "{what} ended with {code}");
+            Ok(fs::remove_file(place.path(&format!("{name}-go")))?)
+        };
+        asleep(&registry, place, name, "pipes")?;
+        let unknown: Result<Value, Error> = daemon
+            .client
+            .post("/v1/prepare", &json!({ "appshot": "nobody", "instance": true }));
+        ensure!(unknown.is_err_and(|error| error.kind == Kind::NotFound));
+        park(&daemon)?;
+        passes(&daemon, true, "parked")?;
+        // Asked for once, it is not made again for long.
+        passes(&daemon, false, "after that")?;
+        // Another appshot of that name.
+        park(&daemon)?;
+        asleep(&registry, place, name, "eventfd")?;
+        passes(&daemon, false, "replaced")?;
+        // One that waits goes with the daemon.
+        daemon = {
+            park(&daemon)?;
+            let pid = daemon.pid();
+            daemon.stop()?;
+            ensure!(spares(pid).is_empty(), "{:?}", spares(pid));
+            registry.daemon("restored", "")?
+        };
+        passes(&daemon, false, "begun again")?;
+        daemon.stop()
+    });
+}
+
+/// Whether an instance waits.
+fn waits(daemon: &Daemon) -> Result<bool> {
+    let all: Vec<Value> = daemon.client.get("/v1/prepare")?;
+    Ok(all.iter().any(|row| row["ready"] == 1 && row["parked"] == true))
 }
 
 /// What a clone says of itself each time it is asked to, by a file.

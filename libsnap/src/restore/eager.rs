@@ -10,17 +10,21 @@ use crate::ids::HostPid;
 use crate::sys::task::{self, SchedAttr};
 
 const SCHED_FIFO: u32 = 1;
+/// SCHED_FLAG_RESET_ON_FORK.
+const RESET_ON_FORK: u64 = 1;
 
-fn first() -> SchedAttr {
+fn first(flags: u64) -> SchedAttr {
     SchedAttr {
         size: 48,
         policy: SCHED_FIFO,
+        flags,
         priority: 1,
         ..SchedAttr::default()
     }
 }
 
-/// Dropped, by the same thread, it is an ordinary one again.
+/// Dropped, by the same thread, it is an ordinary one again. Threads that it starts are
+/// ordinary ones, but for the processor (see [`at_large`]).
 #[derive(Debug)]
 pub struct Eager {
     thread: HostPid,
@@ -36,7 +40,7 @@ impl Eager {
             ordinary: task::sched_getattr(thread).ok()?,
             affinity: task::sched_getaffinity(thread).ok()?,
         };
-        task::sched_setattr(thread, &first()).ok()?;
+        task::sched_setattr(thread, &first(RESET_ON_FORK)).ok()?;
         Some(eager)
     }
 
@@ -62,7 +66,7 @@ impl Drop for Eager {
 
 /// Has a task come before all ordinary ones until it gives itself what it had.
 pub fn hurry(task: HostPid) {
-    task::sched_setattr(task, &first()).ok();
+    task::sched_setattr(task, &first(0)).ok();
 }
 
 /// Has a task run on the processor of the caller, and nowhere else.
@@ -71,5 +75,14 @@ pub fn bring_here(task: HostPid) {
         let mut only = vec![0; here / 64 + 1];
         only[here / 64] = 1 << (here % 64);
         task::sched_setaffinity(task, &only).ok();
+    }
+}
+
+/// The calling thread may run wherever the program may: whoever started it may have been
+/// kept on one processor, which it outlives.
+pub fn at_large() {
+    let program = HostPid(std::process::id() as i32);
+    if let Ok(all) = task::sched_getaffinity(program) {
+        task::sched_setaffinity(HostPid(0), &all).ok();
     }
 }

@@ -371,6 +371,7 @@ impl Worker {
         let begun = Arc::clone(&task);
         let go = move || {
             let own = HostPid(nix::unistd::gettid().as_raw());
+            eager::at_large();
             work.ordinary = task::sched_getattr(own).ok().map(|ordinary| (own, ordinary));
             begun.get_or_init(|| own);
             work.go();

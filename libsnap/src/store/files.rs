@@ -134,6 +134,14 @@ impl Drop for Lock {
     }
 }
 
+/// Removes the files of holders that were killed.
+pub(super) fn sweep_locks(dir: &Path) -> Result<()> {
+    for name in stems(dir, "")? {
+        drop(Lock::try_take(&dir.join(name))?);
+    }
+    Ok(())
+}
+
 fn lock(path: &Path, how: FlockArg) -> Result<Option<Lock>> {
     let what = || format!("cannot lock {}", path.display());
     loop {
