@@ -365,6 +365,8 @@ pub enum Usage {
     ///
     /// CSV and JSON have the columns of FOCUS 1.4; JSON is one object a line.
     Export(UsageExport),
+    /// Write the bill for people: one page of HTML with a chart of demand and charge
+    Statement(UsageStatement),
     /// Verify the ledger: its chain, signatures and counters, and the node's own counters
     /// against what was billed
     Verify(UsageVerify),
@@ -422,6 +424,15 @@ pub struct UsageExport {
     /// How the rows are written
     #[arg(long, value_enum, default_value_t)]
     pub format: ExportFormat,
+    /// The new file; - is stdout [default: -]
+    #[arg(short = 'o', long = "output", value_name = "FILE|-")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct UsageStatement {
+    #[command(flatten)]
+    pub billed: Billed,
     /// The new file; - is stdout [default: -]
     #[arg(short = 'o', long = "output", value_name = "FILE|-")]
     pub output: Option<PathBuf>,

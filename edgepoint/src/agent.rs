@@ -203,7 +203,9 @@ impl Agent {
         self.turn(State::Starting, None);
         let began = Instant::now();
         let start = Start::run(self.node.store.clone(), self.manifest().run_options()?);
-        let start = start.hooked(self.manifest().hooks.clone())?;
+        let start = start
+            .hooked(self.manifest().hooks.clone())?
+            .caused(Some(Cause::Deploy.name().to_owned()))?;
         let started = on_own_thread(move || detach::spawn(start)).await?;
         self.turn(State::Starting, None);
         match self.listens(&started.app, began).await {
@@ -417,6 +419,7 @@ impl Agent {
             "appshot": self.name(),
             "name": self.name(),
             "memory": "lazy",
+            "cause": cause.name(),
             "sockets": sockets::numbers(&self.sockets),
         });
         let woken: Result<Instance> = on_own_thread(move || restored.post("/v1/instances", &request)).await;

@@ -489,6 +489,13 @@ fn the_bill_of_a_node_is_read_by_others() {
             String::from_utf8_lossy(&valid.stderr)
         );
         perfd.stop()?;
+        let causes: Vec<Value> = loads
+            .records()?
+            .iter()
+            .map(|record| record["body"]["account"]["cause"].clone())
+            .filter(|cause| !cause.is_null())
+            .collect();
+        ensure!(causes == ["deploy", "request", "request"], "{causes:?}");
         let accounts = loads.counted()?;
         let restores: u128 = accounts.iter().map(|counted| counted.get("restores")).sum();
         ensure!(restores == 2, "{accounts:?}");

@@ -23,4 +23,5 @@ pub mod money;
 pub mod period;
 pub mod read;
 pub mod record;
+pub mod statement;
 pub mod verify;

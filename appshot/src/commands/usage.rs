@@ -15,12 +15,14 @@ use usage::books::Books;
 use usage::card::{Cards, NONE};
 use usage::export::{self, Summary};
 use usage::period::Period;
+use usage::statement;
 use usage::verify::{Report, verify};
 
 pub fn usage(store: &Store, command: &cli::Usage, quiet: bool) -> Result<u8> {
     match command {
         cli::Usage::Show(args) => show(store, args),
         cli::Usage::Export(args) => export(store, args, quiet),
+        cli::Usage::Statement(args) => statement(store, args),
         cli::Usage::Verify(args) => verify_all(store, args),
     }
 }
@@ -69,14 +71,30 @@ fn export(store: &Store, args: &cli::UsageExport, quiet: bool) -> Result<u8> {
     let bill = Bill::open(store, &args.billed)?;
     let wanted = bill.wanted(&args.billed);
     let format = args.format.into();
-    let summary = match &args.output {
-        Some(path) if path.as_os_str() != "-" => to_file(path, |out| export::write(&bill.books, &wanted, format, out))?,
-        _ => export::write(&bill.books, &wanted, format, &mut BufWriter::new(out::Stream::stdout()))?,
-    };
+    let summary = to(args.output.as_deref(), |out| {
+        export::write(&bill.books, &wanted, format, out)
+    })?;
     if !quiet {
         eprintln!("{}", told(&summary));
     }
     Ok(0)
+}
+
+fn statement(store: &Store, args: &cli::UsageStatement) -> Result<u8> {
+    let bill = Bill::open(store, &args.billed)?;
+    let (wanted, now) = (bill.wanted(&args.billed), now_unix_ms()?);
+    to(args.output.as_deref(), |out| {
+        statement::write(&bill.books, &wanted, now, out)
+    })?;
+    Ok(0)
+}
+
+/// To this file, or to stdout.
+fn to<T>(path: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+    match path.filter(|path| path.as_os_str() != "-") {
+        Some(path) => to_file(path, write),
+        None => write(&mut BufWriter::new(out::Stream::stdout())),
+    }
 }
 
 /// Visible once it is whole.

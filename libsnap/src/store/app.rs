@@ -36,6 +36,9 @@ pub struct App {
     pub exit: Option<i32>,
     /// The appshot that a halting snapshot left behind.
     pub appshot: Option<PathBuf>,
+    /// Why it was brought up, where that was said: `request`, `operator`, `recovery` ...
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cause: Option<String>,
     /// What its owner wants it to be told.
     #[serde(skip_serializing_if = "Hooks::are_none", default)]
     pub hooks: Hooks,
@@ -84,6 +87,7 @@ impl App {
             supervisor: i32::try_from(std::process::id()).ok().map(HostPid),
             exit: None,
             appshot: None,
+            cause: None,
             hooks: Hooks::default(),
         })
     }

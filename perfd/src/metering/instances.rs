@@ -287,7 +287,7 @@ fn account(app: &App, store: &Store, owners: &Owners, boot_id: &str, counters: C
         began_boot_ns: app.started_boot_ns,
         began_unix_ms: app.started_unix_ms,
         source: source(app.cgroup.as_deref()),
-        cause: None,
+        cause: app.cause.clone(),
         state: State::Running,
         counters,
     }
