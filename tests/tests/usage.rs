@@ -25,6 +25,7 @@ memory_gib_second = "0.0000025"
 storage_gib_second = "0.00000004"
 restore = "0.00001"
 request = "0.0000002"
+sent_gib = "0.02"
 [free]
 core_second = "0.5"
 [minimum]
@@ -152,7 +153,7 @@ impl Loads {
         for (number, record) in self.records()?.into_iter().enumerate() {
             for kind in ["account", "use", "end"] {
                 let body = &record["body"][kind];
-                let Some(id) = body["id"].as_str().filter(|id| !id.starts_with("store:")) else {
+                let Some(id) = body["id"].as_str().filter(|id| !id.contains(':')) else {
                     continue;
                 };
                 let counted = all.entry(id.to_owned()).or_insert_with(|| Counted {
@@ -363,6 +364,57 @@ fn nothing_is_lost_while_nobody_meters() {
         );
         let report = loads.verify()?;
         ensure!(report["gaps"].as_u64() >= Some(2), "{report}");
+        loads.recompute()
+    });
+}
+
+/// As after a loss of power: nothing of the run directory is there, and the last record
+/// is torn.
+#[test]
+fn after_a_crash_of_the_machine_little_is_lost() {
+    in_place("after_a_crash_of_the_machine_little_is_lost", |place| {
+        let loads = Loads::new(place)?;
+        let name = &loads.name;
+        let mut perfd = loads.perfd()?;
+        loads.start(name, 100, 1000)?;
+        loads.burn(name, 2)?;
+        std::thread::sleep(Duration::from_millis(700));
+        perfd.child.kill()?;
+        perfd.child.wait()?;
+        // What it used is known to us, and to nobody else.
+        let used = loads.end(name)?;
+        std::fs::remove_dir_all(&loads.registry.run)?;
+        let segment = loads.usage_dir().join("ledger/00000001.ledger");
+        let whole = std::fs::read(&segment)?;
+        std::fs::write(&segment, &whole[..whole.len() - 40])?;
+
+        let perfd = loads.perfd()?;
+        poll("the account to be closed", PATIENCE, || {
+            let counted = loads.counted()?;
+            Ok(counted.iter().all(|counted| counted.ended).then_some(()))
+        })?;
+        perfd.stop()?;
+        let counted = loads.counted()?;
+        ensure!(counted.len() == 1, "{counted:?}");
+        let second = 1_000_000_000;
+        let cpu = counted[0].get("cpu_ns");
+        // The last record that was whole may be two seconds old by now.
+        ensure!(
+            cpu <= u128::from(used.cpu_ns + INIT_NS) && cpu + 2 * second >= used.cpu_ns.into(),
+            "{cpu} ns counted, {} ns used",
+            used.cpu_ns
+        );
+        let (memory, held) = (counted[0].get("memory_byte_ns"), used.byte_ns());
+        ensure!(
+            memory <= held + (1 << 20) * u128::from(used.ended_ns - used.began_ns),
+            "{memory}, {held}"
+        );
+        ensure!(memory + 3 * second * u128::from(used.bytes) >= held, "{memory}, {held}");
+        let report = loads.verify()?;
+        ensure!(
+            report["gaps"].as_u64() >= Some(2),
+            "the cut and the loss are told: {report}"
+        );
         loads.recompute()
     });
 }

@@ -85,6 +85,7 @@ METERS = [
     ("storage_gib_second", "stored_byte_ns", GIB_SECOND),
     ("restore", "restores", 1),
     ("request", "requests", 1),
+    ("sent_gib", "sent_bytes", 1 << 30),
 ]
 
 

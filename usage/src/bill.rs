@@ -23,18 +23,21 @@ pub enum Meter {
     Restores,
     #[serde(rename = "request")]
     Requests,
+    #[serde(rename = "sent_gib")]
+    Sent,
 }
 
 const SECOND: u128 = 1_000_000_000;
 const GIB_SECOND: u128 = (1 << 30) * SECOND;
 
 impl Meter {
-    pub const ALL: [Meter; 5] = [
+    pub const ALL: [Meter; 6] = [
         Meter::Core,
         Meter::Memory,
         Meter::Storage,
         Meter::Restores,
         Meter::Requests,
+        Meter::Sent,
     ];
 
     /// As rate cards call it.
@@ -45,6 +48,7 @@ impl Meter {
             Meter::Storage => "storage_gib_second",
             Meter::Restores => "restore",
             Meter::Requests => "request",
+            Meter::Sent => "sent_gib",
         }
     }
 
@@ -54,6 +58,7 @@ impl Meter {
             Meter::Memory | Meter::Storage => "GiB-Seconds",
             Meter::Restores => "Restores",
             Meter::Requests => "Requests",
+            Meter::Sent => "GiB",
         }
     }
 
@@ -64,6 +69,7 @@ impl Meter {
             Meter::Memory | Meter::Storage => "Byte-Nanoseconds",
             Meter::Restores => "Restores",
             Meter::Requests => "Requests",
+            Meter::Sent => "Bytes",
         }
     }
 
@@ -73,6 +79,7 @@ impl Meter {
             Meter::Core => SECOND,
             Meter::Memory | Meter::Storage => GIB_SECOND,
             Meter::Restores | Meter::Requests => 1,
+            Meter::Sent => 1 << 30,
         }
     }
 
@@ -83,6 +90,7 @@ impl Meter {
             Meter::Storage => counters.stored_byte_ns,
             Meter::Restores => counters.restores.into(),
             Meter::Requests => counters.requests.into(),
+            Meter::Sent => counters.sent_bytes.into(),
         }
     }
 
@@ -93,6 +101,7 @@ impl Meter {
             Meter::Storage => "Appshots stored",
             Meter::Restores => "Restore of an instance",
             Meter::Requests => "Requests served",
+            Meter::Sent => "Answers sent",
         }
     }
 }
@@ -300,9 +309,8 @@ fn row<'a>(wanted: &Wanted<'a>, part: &Part<'a>, meter: Meter, which: &str) -> R
 }
 
 impl Row<'_> {
-    /// Of which kind of service.
-    pub fn is_storage(&self) -> bool {
-        self.account.kind == AccountKind::Store
+    pub fn is_of_instance(&self) -> bool {
+        matches!(self.account.kind, AccountKind::Started | AccountKind::Restored)
     }
 }
 

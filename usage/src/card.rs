@@ -13,6 +13,7 @@
 //! storage_gib_second = "0.00000004"
 //! restore = "0.00001"
 //! request = "0.0000002"
+//! sent_gib = "0.02"
 //!
 //! [minimum]                             # what a row with less is billed for
 //! [free]                                # of each provider and month

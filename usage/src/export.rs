@@ -163,9 +163,10 @@ fn fields(row: &Row<'_>, node: &str, prev: &str) -> [String; 46] {
     if let Some(cause) = &account.cause {
         tags["cause"] = json!(cause);
     }
-    let (category, subcategory, kind) = match row.is_storage() {
-        true => ("Storage", "Object Storage", "Appshots"),
-        false => ("Compute", "Serverless Compute", "Instance"),
+    let (category, subcategory, kind) = match account.kind {
+        AccountKind::Store => ("Storage", "Object Storage", "Appshots"),
+        AccountKind::Traffic => ("Networking", "Application Networking", "Requests"),
+        AccountKind::Started | AccountKind::Restored => ("Compute", "Serverless Compute", "Instance"),
     };
     let mut fields = COLUMNS.map(|column| match column {
         "BilledCost" | "EffectiveCost" => row.cost.to_string(),
@@ -225,6 +226,7 @@ fn source(source: Source) -> &'static str {
         Source::CgroupV1 => "cgroup-v1",
         Source::Proc => "proc",
         Source::Files => "files",
+        Source::Dispatcher => "dispatcher",
     }
 }
 

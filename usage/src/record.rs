@@ -90,11 +90,11 @@ pub struct Start {
     pub cut_bytes: u64,
 }
 
-/// What is metered together: one instance of an app, or an app's appshots.
+/// What is metered together: one instance of an app, its appshots, its traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Account {
-    /// UUID of the instance; `store:PROVIDER:APP` of appshots.
+    /// UUID of the instance; `store:PROVIDER:APP` of appshots, `traffic:PROVIDER:APP`.
     pub id: String,
     pub app: String,
     pub provider: String,
@@ -123,6 +123,8 @@ pub enum AccountKind {
     Restored,
     /// The appshots of an app.
     Store,
+    /// What came to an app over HTTP.
+    Traffic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +136,8 @@ pub enum Source {
     Proc,
     /// Sizes of files.
     Files,
+    /// The HTTP entry of the node.
+    Dispatcher,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,7 +257,11 @@ counters! {
     /// Snapshots that were seen in the store.
     snapshots: u64,
     restores: u64,
+    /// Answers that were given to the end.
     requests: u64,
+    /// Of bodies.
+    received_bytes: u64,
+    sent_bytes: u64,
 }
 
 pub type Hash = [u8; 32];

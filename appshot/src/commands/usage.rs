@@ -142,6 +142,7 @@ struct Shown {
     memory_byte_ns: u128,
     stored_byte_ns: u128,
     requests: u128,
+    sent_bytes: u128,
     gaps: u64,
     cost: Decimal,
     currency: Option<String>,
@@ -162,6 +163,7 @@ fn show(store: &Store, args: &cli::UsageShow) -> Result<u8> {
             Meter::Storage => &mut shown.stored_byte_ns,
             Meter::Restores => &mut shown.restores,
             Meter::Requests => &mut shown.requests,
+            Meter::Sent => &mut shown.sent_bytes,
         };
         *sum += row.count;
         shown.gaps += u64::from(row.quality == usage::bill::Quality::Gap);
@@ -169,7 +171,7 @@ fn show(store: &Store, args: &cli::UsageShow) -> Result<u8> {
         if row.card != NONE {
             shown.currency = Some(row.currency.to_owned());
         }
-        if !row.is_storage() {
+        if row.is_of_instance() {
             shown.accounts.insert(account.id.clone());
         }
         Ok(())
@@ -218,6 +220,7 @@ fn row(shown: &Shown) -> Vec<String> {
         format!("{} s", quantity(shown.cpu_ns, Meter::Core)),
         format!("{} GiB s", quantity(shown.memory_byte_ns, Meter::Memory)),
         format!("{} GiB s", quantity(shown.stored_byte_ns, Meter::Storage)),
+        shown.requests.to_string(),
         shown.gaps.to_string(),
         cost,
     ]

@@ -131,7 +131,7 @@ impl Instances {
     /// while the meter was down, or the machine did.
     fn miss(&mut self, ledger: &Ledger, at: Moment) {
         for account in ledger.books().accounts() {
-            if account.kind != AccountKind::Store && !self.live.contains_key(&account.id) {
+            if is_instance(account.kind) && !self.live.contains_key(&account.id) {
                 self.missed.entry(account.id).or_insert(at.boot_ns);
             }
         }
@@ -194,6 +194,10 @@ impl Instances {
         let boot_ns = at.boot_ns;
         ledger.append(Moment { boot_ns, unix_ms }, Body::End(end));
     }
+}
+
+fn is_instance(kind: AccountKind) -> bool {
+    matches!(kind, AccountKind::Started | AccountKind::Restored)
 }
 
 fn lose(id: &str, counters: Counters, ledger: &mut Ledger, at: Moment) {

@@ -5,6 +5,7 @@
 //!   cgroups ───each second──> counters, memory ──> ledger.append
 //!   RUN_DIR/usage ──────────> last counters of what has ended ──> ledger.append
 //!   store ──each 10 s───────> bytes of appshots           │
+//!   edgepointd ─each second─> requests, bytes             │
 //!   /proc ──each minute─────> the node's own side         └─> sync, then the readings go
 //! ```
 //!
@@ -16,6 +17,7 @@ mod memory;
 mod node;
 mod owners;
 mod storage;
+mod traffic;
 
 use instances::Instances;
 use libsnap::clocks::boottime_ns;
@@ -30,6 +32,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
 use std::thread::JoinHandle;
 use storage::Storage;
+use traffic::Traffic;
 use usage::books::HOUR_MS;
 use usage::ledger::Ledger;
 use usage::record::{Body, Gap, Moment, Start};
@@ -71,11 +74,25 @@ impl Metering {
             inotify.add_watch(&dir, moved).or_fail(what)?;
         }
         meter.tick(true);
-        let thread = std::thread::spawn(move || meter.live(&inotify, &stopped));
+        let thread = std::thread::spawn(move || {
+            let _alone = Alone;
+            meter.live(&inotify, &stopped);
+        });
         Ok(Metering {
             stop: Some(stop),
             thread: Some(thread),
         })
+    }
+}
+
+/// A daemon that serves and does not meter is worse than one that is started again.
+struct Alone;
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::exit(1);
+        }
     }
 }
 
@@ -93,6 +110,7 @@ struct Meter {
     ledger: Ledger,
     instances: Instances,
     storage: Storage,
+    traffic: Traffic,
     node: Node,
     /// When these are due, on CLOCK_BOOTTIME.
     list_at: u64,
@@ -130,6 +148,7 @@ impl Meter {
             store: store.clone(),
             instances: Instances::new(at),
             storage: Storage::default(),
+            traffic: Traffic::default(),
             node: Node::new(at),
             ledger,
             list_at: 0,
@@ -194,6 +213,7 @@ impl Meter {
             self.storage_at = at.boot_ns + STORAGE_NS;
             self.storage.look(&self.store, &owners, &mut self.ledger, at)?;
         }
+        self.traffic.look(&self.store, &owners, &mut self.ledger, at);
         if at.boot_ns >= self.node_at {
             self.node_at = at.boot_ns + NODE_NS;
             let look = self.node.look(self.instances.tenants_ns())?;

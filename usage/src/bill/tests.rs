@@ -16,6 +16,7 @@ memory_gib_second = "0"
 storage_gib_second = "0"
 restore = "0.5"
 request = "0"
+sent_gib = "0.02"
 [free]
 core_second = "2"
 [minimum]

@@ -13,6 +13,7 @@ memory_gib_second = "0.0000025"
 storage_gib_second = "0.00000004"
 restore = "0.00001"
 request = "0.0000002"
+sent_gib = "0.02"
 
 [free]
 core_second = "1.5"
@@ -51,7 +52,7 @@ fn bad_ones_are_refused_with_the_reason() {
             "no amount",
         ),
         (&GOOD.replace("\"0.000024\"", "\"\""), "no amount"),
-        (&GOOD.replace("request = ", "# "), "request is missing"),
+        (&GOOD.replace("sent_gib = ", "# "), "sent_gib is missing"),
         (&GOOD.replace("request = ", "reqest = "), "unknown variant"),
         (&GOOD.replace("EUR", "euro"), "no code"),
         (&GOOD.replace("standard-2026", "none"), "name of a card"),

@@ -14,6 +14,7 @@ memory_gib_second = "0.0000025"
 storage_gib_second = "0"
 restore = "0.001"
 request = "0"
+sent_gib = "0.02"
 "#;
 
 /// 2026-11-29T00:00:00Z
