@@ -4,8 +4,10 @@
 mod exports;
 mod meter;
 mod metering;
+mod metrics;
 
 use axum::extract::State;
+use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
 use clap::Parser;
@@ -13,9 +15,10 @@ use libsnap::error::Result;
 use libsnap::store::Store;
 use meter::Meter;
 use metering::Metering;
+use metrics::Board;
 use nodekit::args::{EXIT_CODES, Output};
 use nodekit::daemon::{self, DaemonArgs};
-use nodekit::reply::{self, Reply};
+use nodekit::reply::{self, Failure, Reply};
 use nodekit::{log, out, program};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -45,8 +48,9 @@ fn run(cli: &Cli) -> Result<u8> {
     let store = cli.daemon.dirs.open()?;
     if cli.serve {
         log::init(cli.daemon.log_format);
-        let metering = Metering::begin(&store)?;
-        daemon::run("perfd", &cli.daemon, |_| router(store))?;
+        let board = Board::default();
+        let metering = Metering::begin(&store, board.clone())?;
+        daemon::run("perfd", &cli.daemon, |_| router(store, board))?;
         drop(metering);
         return Ok(0);
     }
@@ -59,11 +63,16 @@ fn run(cli: &Cli) -> Result<u8> {
     }
 }
 
-fn router(store: Store) -> Router {
+fn router(store: Store, board: Board) -> Router {
     let routes = Router::new()
         .route("/v1/usage", get(usage))
-        .route("/v1/usage/export", get(exports::export));
+        .route("/v1/usage/export", get(exports::export))
+        .route("/metrics", get(move || metrics(board.clone())));
     reply::complete(routes, "perfd", include_str!("../openapi.json")).with_state(store)
+}
+
+async fn metrics(board: Board) -> Result<impl IntoResponse, Failure> {
+    Ok(([("content-type", metrics::CONTENT_TYPE)], board.text()?))
 }
 
 async fn usage(State(store): State<Store>) -> Reply<Vec<Meter>> {

@@ -471,8 +471,8 @@ fn killed_at_any_time_it_counts_once() {
             let unseen = of.get("unseen_ns") * u128::from(own.bytes + (1 << 20));
             let base = (2 << 20) * u128::from(own.ended_ns - own.began_ns);
             ensure!(told <= held + base, "{}: {told} counted, {held} held", of.name);
-            // Looks begin 10 ms apart, and a begin is half seen.
-            let begins = 40_000_000 * u128::from(own.bytes);
+            // A begin that is found a quarter of a second later is half counted.
+            let begins = 150_000_000 * u128::from(own.bytes);
             ensure!(
                 told + unseen + begins >= held,
                 "{}: {told} counted, {held} held, {} ns unseen in {lasted:?}",

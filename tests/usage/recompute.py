@@ -8,6 +8,7 @@ cumulative counters, exact fractions, half to even. Fails with the first differe
 
 import csv
 import json
+import subprocess
 import sys
 import tomllib
 from datetime import datetime, timezone
@@ -92,8 +93,12 @@ METERS = [
 def ledger(usage):
     """All records, their chain verified."""
     prev, seq = bytes(32), 0
-    for path in sorted((usage / "ledger").glob("*.ledger")):
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    for path in sorted((usage / "ledger").glob("0*.ledger*")):
+        if path.suffix == ".zst":
+            text = subprocess.run(["zstd", "-dc", path], capture_output=True, check=True).stdout
+        else:
+            text = path.read_bytes()
+        for number, line in enumerate(text.splitlines(keepends=True), 1):
             if not line.endswith(b"\n"):
                 return
             covered, _, digits = line.rstrip(b"\n").rpartition(b',"hash":"')

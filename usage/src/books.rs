@@ -56,6 +56,9 @@ impl Book {
 pub struct Books {
     accounts: BTreeMap<String, Book>,
     by_hour: bool,
+    /// By provider and app.
+    totals: BTreeMap<(String, String), Counters>,
+    gaps: u64,
 }
 
 impl Books {
@@ -64,6 +67,8 @@ impl Books {
         Books {
             accounts: BTreeMap::new(),
             by_hour: true,
+            totals: BTreeMap::new(),
+            gaps: 0,
         }
     }
 
@@ -93,10 +98,12 @@ impl Books {
     }
 
     pub fn note(&mut self, unix_ms: u64, body: &Body) {
+        self.gaps += u64::from(matches!(body, Body::Gap(_)));
         match body {
             Body::Account(account) => {
-                let book = self.count(unix_ms, &account.id, &account.counters, account.state);
+                let book = self.accounts.entry(account.id.clone()).or_default();
                 book.account.get_or_insert_with(|| (**account).clone());
+                self.count(unix_ms, &account.id, &account.counters, account.state);
             }
             Body::Use(used) => {
                 self.count(unix_ms, &used.id, &used.counters, used.state);
@@ -105,7 +112,10 @@ impl Books {
                 let book = self.count(unix_ms, &end.id, &end.counters, end.state);
                 book.ended = true;
             }
-            Body::End(end) => drop(self.accounts.remove(&end.id)),
+            Body::End(end) => {
+                self.count(unix_ms, &end.id, &end.counters, end.state);
+                self.accounts.remove(&end.id);
+            }
             Body::Gap(gap) if self.by_hour => {
                 if let Some(id) = &gap.id {
                     let gaps = &mut self.accounts.entry(id.clone()).or_default().gaps;
@@ -120,12 +130,34 @@ impl Books {
     fn count(&mut self, unix_ms: u64, id: &str, counters: &Counters, state: State) -> &mut Book {
         let by_hour = self.by_hour;
         let book = self.accounts.entry(id.to_owned()).or_default();
+        if let Some(account) = book.account.as_ref().filter(|_| !by_hour) {
+            let key = (account.provider.clone(), account.app.clone());
+            let more = counters.since(&book.counters);
+            self.totals.entry(key).or_default().add(&more);
+        }
         book.counters.raise(counters);
         book.state = Some(state);
         if by_hour {
             book.hours.entry(hour_of(unix_ms)).or_default().raise(counters);
         }
         book
+    }
+
+    /// By provider and app, what was counted since [`Books::begin`]. Sums of peaks have no
+    /// meaning.
+    pub fn totals(&self) -> &BTreeMap<(String, String), Counters> {
+        &self.totals
+    }
+
+    /// Begins to count for [`Books::totals`] and [`Books::gaps`].
+    pub fn begin(&mut self) {
+        self.totals.clear();
+        self.gaps = 0;
+    }
+
+    /// How many gaps were told since then.
+    pub fn gaps(&self) -> u64 {
+        self.gaps
     }
 
     pub fn get(&self, id: &str) -> Option<&Book> {

@@ -74,6 +74,7 @@ impl Ledger {
             let ledger = Ledger::first(usage, node, boot_id, key, now, only)?;
             return Ok((ledger, Found::default()));
         };
+        books.begin();
         if reached.node.as_ref() != Some(&node) {
             return Err(
                 Error::failed(format!("the ledger in {} is another node's", usage.display()))
@@ -83,6 +84,9 @@ impl Ledger {
                     ))
                     .fix("move it elsewhere, or bring its own files `node` and `key` back"),
             );
+        }
+        for closed in segments(usage)?.into_iter().filter(|number| *number < segment) {
+            pack(usage, closed)?;
         }
         let path = segment_path(usage, segment);
         let what = || format!("cannot open {}", path.display());
@@ -304,8 +308,37 @@ impl Ledger {
         // From now on it is there, and nothing may be appended to the one before.
         (self.file, self.segment) = (file, number);
         (self.length, self.hash, self.seq) = (bytes.len() as u64, hash, seq);
-        sync_parent(&path).or_fail(what)
+        sync_parent(&path).or_fail(what)?;
+        match number {
+            1 => Ok(()),
+            _ => pack(&self.usage, number - 1),
+        }
     }
+}
+
+/// Compresses a segment that is complete; it is there all the time, whole.
+fn pack(usage: &Path, number: u64) -> Result<()> {
+    let (plain, packed) = (segment_path(usage, number), read::packed_path(usage, number));
+    if !plain.exists() {
+        return Ok(());
+    }
+    let what = || format!("cannot pack {}", plain.display());
+    // One that is there is whole: it has got its name last.
+    if !packed.exists() {
+        let temporary = packed.with_file_name(".packed");
+        let mut file = private(&temporary).or_fail(what)?;
+        let mut from = File::open(&plain).or_fail(what)?;
+        let mut encoder = zstd::Encoder::new(&mut file, 0).or_fail(what)?;
+        encoder
+            .include_checksum(true)
+            .and_then(|()| std::io::copy(&mut from, &mut encoder))
+            .and_then(|_| encoder.finish().map(drop))
+            .and_then(|()| file.sync_all())
+            .and_then(|()| std::fs::rename(&temporary, &packed))
+            .and_then(|()| sync_parent(&packed))
+            .or_fail(what)?;
+    }
+    std::fs::remove_file(&plain).or_fail(what)
 }
 
 /// The last segment, read, and who has ended in it and in the one before.

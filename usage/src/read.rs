@@ -8,6 +8,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 pub const SUFFIX: &str = ".ledger";
+/// Of a segment that is complete, compressed by zstd.
+pub const PACKED: &str = ".ledger.zst";
 pub const DIRECTORY: &str = "ledger";
 
 /// Where something stands: `00000001.ledger, line 3`.
@@ -57,6 +59,10 @@ pub fn segment_path(usage: &Path, number: u64) -> PathBuf {
     usage.join(DIRECTORY).join(format!("{number:08}{SUFFIX}"))
 }
 
+pub fn packed_path(usage: &Path, number: u64) -> PathBuf {
+    usage.join(DIRECTORY).join(format!("{number:08}{PACKED}"))
+}
+
 /// The numbers of all segments: they must follow one another.
 pub fn segments(usage: &Path) -> Result<Vec<u64>> {
     let dir = usage.join(DIRECTORY);
@@ -64,14 +70,20 @@ pub fn segments(usage: &Path) -> Result<Vec<u64>> {
         return Ok(Vec::new());
     }
     let mut numbers = Vec::new();
-    for stem in stems(&dir, SUFFIX)? {
-        let foreign = || Error::failed(format!("{stem}{SUFFIX} is no segment of a ledger")).fix("move it elsewhere");
-        let number: u64 = stem.parse().map_err(|_| foreign())?;
-        if segment_path(usage, number) != dir.join(format!("{stem}{SUFFIX}")) {
-            return Err(foreign());
+    for suffix in [SUFFIX, PACKED] {
+        for stem in stems(&dir, suffix)? {
+            let named = format!("{stem}{suffix}");
+            let foreign = || Error::failed(format!("{named} is no segment of a ledger")).fix("move it elsewhere");
+            let number: u64 = stem.parse().map_err(|_| foreign())?;
+            if named != format!("{number:08}{suffix}") {
+                return Err(foreign());
+            }
+            numbers.push(number);
         }
-        numbers.push(number);
     }
+    numbers.sort_unstable();
+    // One that was just being packed is there twice.
+    numbers.dedup();
     for pair in numbers.windows(2) {
         if pair[1] != pair[0] + 1 {
             return Err(damaged(
@@ -114,9 +126,7 @@ fn segment(
     reached: &mut Reached,
     take: &mut dyn FnMut(&Entry) -> Result<()>,
 ) -> Result<()> {
-    let path = segment_path(usage, number);
-    let what = || format!("cannot read {}", path.display());
-    let mut file = BufReader::with_capacity(1 << 20, File::open(&path).or_fail(what)?);
+    let mut file = open(usage, number)?;
     let mut place = Place {
         segment: number,
         line: 1,
@@ -129,7 +139,9 @@ fn segment(
         reached.end = place;
         bytes.clear();
         let limit = LINE_BYTES_MAX as u64 + 1;
-        let length = (&mut file).take(limit).read_until(b'\n', &mut bytes).or_fail(what)?;
+        let length = (&mut file).take(limit).read_until(b'\n', &mut bytes);
+        // Also what cannot be unpacked.
+        let length = length.map_err(|error| damaged(place, error))?;
         if length == 0 {
             return match place.line {
                 1 => Err(damaged(place, "the segment has no head")),
@@ -158,6 +170,17 @@ fn segment(
         place.offset += length as u64;
         take(&entry)?;
     }
+}
+
+fn open(usage: &Path, number: u64) -> Result<Box<dyn BufRead>> {
+    let (path, packed) = (segment_path(usage, number), packed_path(usage, number));
+    if path.exists() || !packed.exists() {
+        let file = File::open(&path).or_fail(|| format!("cannot read {}", path.display()))?;
+        return Ok(Box::new(BufReader::with_capacity(1 << 20, file)));
+    }
+    let what = || format!("cannot read {}", packed.display());
+    let unpacked = zstd::Decoder::new(File::open(&packed).or_fail(what)?).or_fail(what)?;
+    Ok(Box::new(BufReader::with_capacity(1 << 20, unpacked)))
 }
 
 /// Whether the line may stand where it does.

@@ -5,7 +5,8 @@
 //!   node                     name of this node, made at the first start
 //!   key                      ed25519, 32 bytes, 0600: signs checkpoints
 //!   lock                     held by the one that writes
-//!   ledger/00000001.ledger   segments: lines of JSON, appended to and never changed
+//!   ledger/00000002.ledger   segments: lines of JSON, appended to and never changed
+//!   ledger/00000001.ledger.zst   one that is complete, compressed
 //!
 //! {"v":1,"seq":7,"boot_ns":..,"unix_ms":..,"body":{"use":{..}},"hash":"<64 hex digits>"}\n
 //! └───────────────────── covered ─────────────────────────┘
@@ -226,6 +227,11 @@ macro_rules! counters {
             #[must_use]
             pub fn since(&self, before: &Counters) -> Counters {
                 Counters { $($name: self.$name.saturating_sub(before.$name),)* }
+            }
+
+            /// Each by as much as `more` says.
+            pub fn add(&mut self, more: &Counters) {
+                $(self.$name = self.$name.saturating_add(more.$name);)*
             }
 
             /// Whether none is lower than in `before`.

@@ -11,8 +11,9 @@ use std::path::Path;
 use usage::ledger::Ledger;
 use usage::record::{Account, AccountKind, Body, Counters, End, Gap, Moment, Source, State, Use};
 
-/// An instance that was found so late had a past that nobody has seen.
-const LATE_NS: u64 = SECOND_NS;
+/// An instance that was found so late had a past that nobody has seen. What is found sooner
+/// is taken to have got its memory evenly until then.
+const LATE_NS: u64 = SECOND_NS / 4;
 /// How long a last reading is waited for when the cgroup is gone.
 const PATIENCE_NS: u64 = 5 * SECOND_NS;
 

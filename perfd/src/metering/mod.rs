@@ -19,6 +19,7 @@ mod owners;
 mod storage;
 mod traffic;
 
+use crate::metrics::Board;
 use instances::Instances;
 use libsnap::clocks::boottime_ns;
 use libsnap::error::{OrFail, Result};
@@ -63,9 +64,9 @@ pub struct Metering {
 
 impl Metering {
     /// Opens the ledger, and begins.
-    pub fn begin(store: &Store) -> Result<Metering> {
+    pub fn begin(store: &Store, board: Board) -> Result<Metering> {
         let what = || "cannot begin to meter";
-        let mut meter = Meter::open(store)?;
+        let mut meter = Meter::open(store, board)?;
         let (stopped, stop) = pipe2(OFlag::O_CLOEXEC).or_fail(what)?;
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).or_fail(what)?;
         let moved = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE;
@@ -108,6 +109,7 @@ impl Drop for Metering {
 struct Meter {
     store: Store,
     ledger: Ledger,
+    board: Board,
     instances: Instances,
     storage: Storage,
     traffic: Traffic,
@@ -119,7 +121,7 @@ struct Meter {
 }
 
 impl Meter {
-    fn open(store: &Store) -> Result<Meter> {
+    fn open(store: &Store, board: Board) -> Result<Meter> {
         let (at, boot) = (now()?, boot_id()?);
         directory(&store.usage_dir(), 0o700)?;
         let (mut ledger, found) = Ledger::open(&store.usage_dir(), &boot, at)?;
@@ -151,6 +153,7 @@ impl Meter {
             traffic: Traffic::default(),
             node: Node::new(at),
             ledger,
+            board,
             list_at: 0,
             storage_at: 0,
             node_at: 0,
@@ -218,9 +221,11 @@ impl Meter {
             self.node_at = at.boot_ns + NODE_NS;
             let look = self.node.look(self.instances.tenants_ns())?;
             self.ledger.append(at, Body::Node(look));
+            self.board.show_node(look);
             self.ledger.checkpoint(at);
         }
         self.instances.tell(&mut self.ledger, at);
+        self.board.show(self.ledger.books());
         self.ledger.sync(at)?;
         // They stand in the ledger now.
         taken

@@ -82,12 +82,35 @@ fn segments_follow_one_another_and_carry_what_is_open() {
     // The last one alone is enough to go on.
     let (ledger, _) = open(dir.path());
     assert_eq!(ledger.books().get("a").unwrap().counters.cpu_ns, 40);
+    // All that are complete are packed; one of which only the end is missing, too.
+    let last = *numbers.last().unwrap();
+    for number in &numbers {
+        assert_eq!(segment_path(dir.path(), *number).exists(), *number == last);
+    }
+    let packed = read::packed_path(dir.path(), 2);
+    let text = zstd::decode_all(fs::File::open(&packed).unwrap()).unwrap();
+    fs::write(segment_path(dir.path(), 2), text).unwrap();
+    drop(ledger);
+    drop(open(dir.path()));
+    assert!(!segment_path(dir.path(), 2).exists());
+    assert_eq!(segments(dir.path()).unwrap(), numbers);
+    // A changed byte is seen there as well.
+    let whole = fs::read(&packed).unwrap();
+    for at in (0..whole.len()).step_by(17) {
+        let mut changed = whole.clone();
+        changed[at] ^= 4;
+        fs::write(&packed, &changed).unwrap();
+        let error = records(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("00000002"), "byte {at}: {error}");
+    }
+    fs::write(&packed, &whole).unwrap();
+    records(dir.path()).unwrap();
     // One that is missing is told, and so is one that another follows.
-    let second = segment_path(dir.path(), 2);
+    let second = packed;
     let aside = dir.path().join("aside");
     fs::rename(&second, &aside).unwrap();
     assert!(records(dir.path()).unwrap_err().to_string().contains("missing"));
-    fs::copy(segment_path(dir.path(), 3), &second).unwrap();
+    fs::copy(read::packed_path(dir.path(), 3), &second).unwrap();
     assert!(records(dir.path()).is_err());
 }
 
