@@ -288,7 +288,7 @@ impl Start {
     /// supervisor was killed or has not come to it yet.
     fn make_room(&self) -> Result<()> {
         match self.store.vacant(&self.name)? {
-            Some(app) => self.store.clear_cgroup(&app),
+            Some(app) => self.store.clear_cgroup(&app, libsnap::clocks::boottime_ns()),
             None => Ok(()),
         }
     }

@@ -4,9 +4,10 @@
  *
  * Holds MIB of touched memory from its begin on. Burns MILLIS of processor time at once,
  * and again at each SIGUSR1. At SIGTERM it writes DIR/INSTANCE.used: processor time as
- * getrusage tells it, bytes held, and when they were there (CLOCK_BOOTTIME, nanoseconds).
+ * getrusage tells it, bytes held, these times how long (CLOCK_BOOTTIME, nanoseconds), for how
+ * long at most, and how long it took until they were there.
  * INSTANCE is what /run/appshot-instance/name says. After each burn it makes
- * DIR/INSTANCE.burnt-COUNT.
+ * DIR/INSTANCE.burnt-COUNT. Bytes held times nanoseconds are summed up by the megabyte.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -75,8 +76,13 @@ int main(int argc, char **argv)
 
     long long began = now();
     char *held = bytes ? mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : 0;
-    for (size_t at = 0; at < bytes; at += 4096)
+    /* Since when each megabyte is there, all together. */
+    __int128 since = 0;
+    for (size_t at = 0; at < bytes; at += 4096) {
         held[at] = (char)(at >> 12) | 1;
+        if ((at & ((1 << 20) - 1)) == 0)
+            since += now();
+    }
     long long touched = now();
     for (int count = 1, signal = SIGUSR1; signal == SIGUSR1; count++) {
         char what[32];
@@ -86,7 +92,12 @@ int main(int argc, char **argv)
         sigwait(&set, &signal);
     }
     FILE *f = file(argv[1], "used");
-    fprintf(f, "%lld %zu %lld %lld %lld\n", used(), bytes, began, touched, now());
+    /* Decimal, in two halves: 128 bits have no format. */
+    long long end = now();
+    unsigned __int128 held_for = (unsigned __int128)((__int128)(bytes >> 20) * end - since) << 20;
+    unsigned long long ten18 = 1000000000000000000ULL;
+    fprintf(f, "%lld %zu %llu%018llu %lld %lld\n", used(), bytes, (unsigned long long)(held_for / ten18),
+            (unsigned long long)(held_for % ten18), end - began, touched - began);
     fclose(f);
     return 0;
 }

@@ -24,7 +24,7 @@ const VERSION: u32 = 1;
 pub struct Reading {
     pub version: u32,
     pub boot_id: String,
-    /// CLOCK_BOOTTIME of that boot.
+    /// When it ended: CLOCK_BOOTTIME of that boot, and the calendar.
     pub boot_ns: u64,
     pub unix_ms: u64,
     /// Its record, with how it ended.
@@ -43,29 +43,30 @@ impl Store {
         self.run_dir().join("usage")
     }
 
-    /// Removes the cgroup of an app that has ended, if it is still there, and leaves its
-    /// last counters. What is left in it is killed.
-    pub fn clear_cgroup(&self, app: &App) -> Result<()> {
+    /// Removes the cgroup of an app that has ended, at `ended_ns` of CLOCK_BOOTTIME, if it is
+    /// still there, and leaves its last counters. What is left in it is killed.
+    pub fn clear_cgroup(&self, app: &App, ended_ns: u64) -> Result<()> {
         let Some(cgroup) = app.cgroup.as_deref().filter(|path| path.exists()) else {
             return Ok(());
         };
         if !app.instance.is_empty() && self.usage_dir().exists() {
             // What still runs is counted, too.
             cgroup::kill(cgroup);
-            if let Err(error) = self.leave_reading(app, cgroup) {
+            if let Err(error) = self.leave_reading(app, cgroup, ended_ns) {
                 tracing::warn!(app = app.name, %error, "its last use is not told");
             }
         }
         cgroup::destroy(cgroup)
     }
 
-    fn leave_reading(&self, app: &App, cgroup: &Path) -> Result<()> {
+    fn leave_reading(&self, app: &App, cgroup: &Path, ended_ns: u64) -> Result<()> {
         let failed = |e| Error::failed(format!("cannot read the counters of {}", cgroup.display())).because(e);
+        let since_ms = clocks::boottime_ns().saturating_sub(ended_ns) / 1_000_000;
         let reading = Reading {
             version: VERSION,
             boot_id: boot::id()?,
-            boot_ns: clocks::boottime_ns(),
-            unix_ms: now_unix_ms()?,
+            boot_ns: ended_ns,
+            unix_ms: now_unix_ms()?.saturating_sub(since_ms),
             app: app.clone(),
             counters: cgroup::counters(cgroup).map_err(failed)?,
         };
