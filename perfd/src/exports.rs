@@ -51,8 +51,9 @@ pub async fn export(State(store): State<Store>, Query(asked): Query<Asked>) -> s
     };
     let period = period.begun(now)?;
     let usage = store.usage_dir();
+    let month = period.month().clone();
     let ready = on_own_thread(move || {
-        let (books, reached) = Books::read(&usage)?;
+        let (books, reached) = Books::read(&usage, &month)?;
         let cards = Cards::of(&usage)?;
         Ok((books, reached.node.unwrap_or_default(), cards))
     });

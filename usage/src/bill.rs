@@ -216,7 +216,10 @@ fn parts<'a>(books: &'a Books, wanted: &Wanted<'_>) -> Result<Vec<Part<'a>>> {
         }));
     }
     if let Some(provider) = wanted.provider.filter(|provider| !known.contains(provider)) {
-        let error = Error::new(Kind::NotFound, format!("there is no usage of a provider {provider:?}"));
+        let error = Error::new(
+            Kind::NotFound,
+            format!("there is no usage of a provider {provider:?} in this month"),
+        );
         return Err(match libsnap::store::closest(provider, known.into_iter()) {
             Some(near) => error.fix(format!("did you mean {near:?}?")),
             None => error.fix("`appshot usage show` lists the apps and their providers"),

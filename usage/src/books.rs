@@ -8,6 +8,7 @@ use crate::read::{Reached, no_ledger, read};
 use crate::record::{Account, Body, Counters, Record, State};
 use libsnap::error::Result;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 /// Hours since the Unix epoch.
@@ -27,7 +28,8 @@ pub struct Book {
     pub counters: Counters,
     pub state: Option<State>,
     pub ended: bool,
-    hours: BTreeMap<Hour, Counters>,
+    /// By hour, the highest; most accounts have one.
+    hours: Vec<(Hour, Counters)>,
     /// Gaps by hour: how many, and the first reason.
     pub gaps: BTreeMap<Hour, (u64, String)>,
 }
@@ -47,8 +49,21 @@ impl Book {
 
     pub fn total(&self) -> Counters {
         let mut total = Counters::default();
-        self.hours.values().for_each(|counters| total.raise(counters));
+        self.hours.iter().for_each(|(_, counters)| total.raise(counters));
         total
+    }
+
+    fn raise(&mut self, hour: Hour, counters: &Counters) {
+        let place = self.hours.binary_search_by_key(&hour, |(hour, _)| *hour);
+        match place {
+            Ok(index) => self.hours[index].1.raise(counters),
+            Err(index) => {
+                if self.hours.is_empty() {
+                    self.hours.reserve_exact(1);
+                }
+                self.hours.insert(index, (hour, *counters));
+            }
+        }
     }
 }
 
@@ -56,6 +71,8 @@ impl Book {
 pub struct Books {
     accounts: BTreeMap<String, Book>,
     by_hour: bool,
+    /// Hours that are of interest; what was before is kept as one, what comes after is not.
+    hours: Range<Hour>,
     /// By provider and app.
     totals: BTreeMap<(String, String), Counters>,
     gaps: u64,
@@ -67,14 +84,17 @@ impl Books {
         Books {
             accounts: BTreeMap::new(),
             by_hour: true,
+            hours: 0..Hour::MAX,
             totals: BTreeMap::new(),
             gaps: 0,
         }
     }
 
-    /// All of the ledger below `usage`, for the bill.
-    pub fn read(usage: &Path) -> Result<(Books, Reached)> {
+    /// All of the ledger below `usage`, for a bill of these hours. Takes memory for the
+    /// accounts and hours that are in them.
+    pub fn read(usage: &Path, hours: &Range<Hour>) -> Result<(Books, Reached)> {
         let mut books = Books::by_hour();
+        books.hours = hours.clone();
         let reached = read(usage, 1, &mut |entry| {
             books.take(&entry.record);
             Ok(())
@@ -109,15 +129,20 @@ impl Books {
                 self.count(unix_ms, &used.id, &used.counters, used.state);
             }
             Body::End(end) if self.by_hour => {
+                let start = self.hours.start;
                 let book = self.count(unix_ms, &end.id, &end.counters, end.state);
                 book.ended = true;
+                // It is of no interest any more.
+                if book.hours.last().is_none_or(|(hour, _)| *hour < start) {
+                    self.accounts.remove(&end.id);
+                }
             }
             Body::End(end) => {
                 self.count(unix_ms, &end.id, &end.counters, end.state);
                 self.accounts.remove(&end.id);
             }
             Body::Gap(gap) if self.by_hour => {
-                if let Some(id) = &gap.id {
+                if let Some(id) = gap.id.as_ref().filter(|_| self.hours.contains(&hour_of(unix_ms))) {
                     let gaps = &mut self.accounts.entry(id.clone()).or_default().gaps;
                     let seen = gaps.entry(hour_of(unix_ms)).or_insert_with(|| (0, gap.reason.clone()));
                     seen.0 += 1;
@@ -129,6 +154,8 @@ impl Books {
 
     fn count(&mut self, unix_ms: u64, id: &str, counters: &Counters, state: State) -> &mut Book {
         let by_hour = self.by_hour;
+        let hour = hour_of(unix_ms).max(self.hours.start.saturating_sub(1));
+        let is_over = hour >= self.hours.end;
         let book = self.accounts.entry(id.to_owned()).or_default();
         if let Some(account) = book.account.as_ref().filter(|_| !by_hour) {
             let key = (account.provider.clone(), account.app.clone());
@@ -137,8 +164,8 @@ impl Books {
         }
         book.counters.raise(counters);
         book.state = Some(state);
-        if by_hour {
-            book.hours.entry(hour_of(unix_ms)).or_default().raise(counters);
+        if by_hour && !is_over {
+            book.raise(hour, counters);
         }
         book
     }
@@ -224,6 +251,18 @@ mod tests {
         assert_eq!(of(&[used(1, 10), used(2, 4), used(3, 12)]), [(1, 10), (3, 2)]);
         // The clock was set back: the sum stays.
         assert_eq!(of(&[used(5, 10), used(2, 14), used(6, 15)]), [(2, 14), (6, 1)]);
+    }
+
+    #[test]
+    fn a_bill_of_some_hours_is_a_part_of_all() {
+        let records: Vec<Record> = (1..9).map(|hour| used(hour, hour * 10)).collect();
+        let mut books = Books::by_hour();
+        books.hours = 4..6;
+        records.iter().for_each(|record| books.take(record));
+        let book = books.get("a").unwrap();
+        let told: Vec<(Hour, u64)> = book.uses().map(|(hour, used)| (hour, used.cpu_ns)).collect();
+        assert_eq!(told, [(3, 30), (4, 10), (5, 10)]);
+        assert_eq!(book.hours.len(), 3);
     }
 
     proptest! {

@@ -1,6 +1,5 @@
 //! All of the ledger, held against itself.
 
-use crate::books::Books;
 use crate::ledger::SIGNED;
 use crate::read::{Entry, Reached, damaged, no_ledger, read};
 use crate::record::{Body, Counters, Head, Node, State, unhex};
@@ -52,13 +51,9 @@ struct Verifier {
 
 /// Verifies chain, numbers, signatures, counters and the double entry of the ledger below
 /// `usage`; fails at the first bad record, naming it.
-pub fn verify(usage: &Path) -> Result<(Report, Books)> {
+pub fn verify(usage: &Path) -> Result<Report> {
     let mut verifier = Verifier::default();
-    let mut books = Books::by_hour();
-    let reached = read(usage, 1, &mut |entry| {
-        books.take(&entry.record);
-        verifier.take(entry)
-    })?;
+    let reached = read(usage, 1, &mut |entry| verifier.take(entry))?;
     let Reached {
         segments,
         records,
@@ -78,7 +73,7 @@ pub fn verify(usage: &Path) -> Result<(Report, Books)> {
         accounts,
         ..verifier.report
     };
-    Ok((report, books))
+    Ok(report)
 }
 
 impl Verifier {

@@ -44,7 +44,7 @@ impl Bill {
             None => Period::of(now)?,
         };
         let period = period.begun(now)?;
-        let (books, reached) = Books::read(&usage)?;
+        let (books, reached) = Books::read(&usage, period.month())?;
         let cards = match args.rates.is_empty() {
             true => Cards::of(&usage)?,
             false => Cards::read(&args.rates)?,
@@ -227,7 +227,7 @@ fn row(shown: &Shown) -> Vec<String> {
 }
 
 fn verify_all(store: &Store, args: &cli::UsageVerify) -> Result<u8> {
-    let (report, _) = verify(&store.usage_dir())?;
+    let report = verify(&store.usage_dir())?;
     out::show(args.output.format, &report, sentences)?;
     match report.imbalances.first() {
         None => Ok(0),
