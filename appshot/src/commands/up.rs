@@ -21,7 +21,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// In the order in which they are started.
-const DAEMONS: [&str; 3] = ["snapd", "restored", "edgepointd"];
+const DAEMONS: [&str; 4] = ["snapd", "restored", "perfd", "edgepointd"];
 const BEGINS: Duration = Duration::from_secs(10);
 const ENDS: Duration = Duration::from_secs(70);
 const LOOK: Duration = Duration::from_millis(100);
@@ -49,6 +49,7 @@ pub fn up(dirs: &Dirs, args: &cli::Up) -> Result<u8> {
         }
         let arguments = match name {
             "edgepointd" => args.http.iter().map(|at| format!("--http={at}")).collect(),
+            "perfd" => vec!["--serve".to_owned()],
             _ => Vec::new(),
         };
         daemons.push(Daemon::start(dirs, name, arguments)?);
