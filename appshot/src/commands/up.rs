@@ -49,7 +49,6 @@ pub fn up(dirs: &Dirs, args: &cli::Up) -> Result<u8> {
         }
         let arguments = match name {
             "edgepointd" => args.http.iter().map(|at| format!("--http={at}")).collect(),
-            "perfd" => vec!["--serve".to_owned()],
             _ => Vec::new(),
         };
         daemons.push(Daemon::start(dirs, name, arguments)?);
@@ -151,6 +150,9 @@ fn spawn(dirs: &Dirs, name: &str, arguments: &[String]) -> Result<Child> {
         .arg("--data-dir")
         .arg(&dirs.data_dir)
         .args(arguments);
+    if name == "perfd" {
+        command.arg("--serve");
+    }
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.stderr(file.or_fail(what)?).spawn();
     child.map_err(|error| {
