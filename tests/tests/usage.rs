@@ -543,6 +543,25 @@ fn the_bill_of_a_node_is_read_by_others() {
             .filter(|cause| !cause.is_null())
             .collect();
         ensure!(causes == ["deploy", "request", "request"], "{causes:?}");
+        let events = registry.appshot(&["usage", "events", "--app", name])?;
+        ensure!(events.matches("restored: request").count() == 2, "{events}");
+        ensure!(events.matches("asleep, after").count() >= 2, "{events}");
+        let card = loads.dir.join("card.toml").display().to_string();
+        std::fs::write(&card, CARD)?;
+        let statement = registry.appshot(&["usage", "statement", "--provider", "acme", "--rates", &card])?;
+        ensure!(
+            statement.contains("Usage of acme") && statement.contains("<td>request</td><td>2</td>"),
+            "{statement}"
+        );
+        let json = registry.appshot(&["usage", "export", "--rates", &card, "--format", "json"])?;
+        let row: Value = serde_json::from_str(json.lines().next().context("no row")?)?;
+        let id = row["x_EventId"].as_str().context("no id")?;
+        let told: Value =
+            serde_json::from_str(&registry.appshot(&["usage", "explain", id, "--rates", &card, "-o", "json"])?)?;
+        ensure!(
+            told["cost"] == row["BilledCost"] && told["after_record"].is_string(),
+            "{told}"
+        );
         let accounts = loads.counted()?;
         let restores: u128 = accounts.iter().map(|counted| counted.get("restores")).sum();
         ensure!(restores == 2, "{accounts:?}");

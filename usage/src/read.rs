@@ -243,6 +243,7 @@ pub fn damaged(place: Place, because: impl std::fmt::Display) -> Error {
         .fix("get this segment from a copy; `appshot usage verify` names the first bad record")
 }
 
-pub(crate) fn no_ledger(usage: &Path) -> Error {
+/// "There is no ledger."
+pub fn no_ledger(usage: &Path) -> Error {
     Error::new(Kind::NotFound, format!("there is no ledger in {}", usage.display())).fix("`perfd --serve` keeps one")
 }

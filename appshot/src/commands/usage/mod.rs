@@ -1,5 +1,7 @@
 //! `usage`: the ledger of this node, and the bill that is made of it.
 
+mod events;
+
 use crate::cli;
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{Store, now_unix_ms};
@@ -23,6 +25,8 @@ pub fn usage(store: &Store, command: &cli::Usage, quiet: bool) -> Result<u8> {
         cli::Usage::Show(args) => show(store, args),
         cli::Usage::Export(args) => export(store, args, quiet),
         cli::Usage::Statement(args) => statement(store, args),
+        cli::Usage::Events(args) => events::events(store, args),
+        cli::Usage::Explain(args) => events::explain(store, args),
         cli::Usage::Verify(args) => verify_all(store, args),
     }
 }
