@@ -52,7 +52,7 @@ async fn deploy(Extract(node): Extract<Node>, Body(request): Body<Deploy>) -> Re
 }
 
 async fn metrics(Extract(node): Extract<Node>) -> impl IntoResponse {
-    ([("content-type", CONTENT_TYPE)], node.metrics.text())
+    ([("content-type", CONTENT_TYPE)], node.metrics.text(&node.budget))
 }
 
 async fn list(Extract(node): Extract<Node>) -> Json<Vec<Status>> {

@@ -11,14 +11,20 @@
 mod agent;
 mod api;
 mod bell;
+mod budget;
+mod demand;
+mod instances;
 mod manifest;
 mod metrics;
 mod node;
+mod scale;
 mod sockets;
 mod status;
+mod work;
 
 use clap::Parser;
 use libsnap::error::Result;
+use libsnap::units::parse_bytes;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use node::Node;
 use nodekit::args::EXIT_CODES;
@@ -33,16 +39,21 @@ use tokio::signal::unix::{SignalKind, signal};
 struct Cli {
     #[command(flatten)]
     daemon: DaemonArgs,
+    /// Memory that all running apps together may have, such as 8G [default: what is available at
+    /// the start, less a tenth of the machine's or 256 MiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory: Option<u64>,
 }
 
 fn main() -> ExitCode {
-    program::main("edgepointd", |cli: Cli| run(&cli.daemon))
+    program::main("edgepointd", |cli: Cli| run(&cli))
 }
 
 /// Apps that run go on when it stops; it takes them up again.
-fn run(args: &DaemonArgs) -> Result<u8> {
+fn run(cli: &Cli) -> Result<u8> {
+    let args = &cli.daemon;
     let store = args.dirs.open()?;
-    let node = Node::new(store, &args.dirs)?;
+    let node = Node::new(store, &args.dirs, cli.memory)?;
     daemon::run("edgepointd", args, |_| {
         tokio::spawn(reap());
         if let Err(error) = node.take_up() {
@@ -53,13 +64,15 @@ fn run(args: &DaemonArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// Supervisors of apps and the keeper are our children, and end when they want to.
+/// Supervisors of apps and the keeper are our children, and end when they want to. What
+/// other threads trace reports to those.
 async fn reap() {
     let Ok(mut ended) = signal(SignalKind::child()) else {
         return;
     };
+    let ours = WaitPidFlag::WNOHANG | WaitPidFlag::__WNOTHREAD;
     while ended.recv().await.is_some() {
-        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+        while waitpid(None, Some(ours)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
     }
 }
 

@@ -15,6 +15,12 @@
 //!
 //! [idle]
 //! timeout = "30s"
+//!
+//! [instances]
+//! max = 4
+//!
+//! [capacity]
+//! connections = 20
 //! ```
 
 use libsnap::error::{Error, Kind, Result};
@@ -39,6 +45,9 @@ pub struct Manifest {
     /// Who owns it.
     #[serde(default = "local")]
     pub provider: String,
+    /// Where memory is short, apps of less come to sleep first; from -100 to 100.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub priority: i32,
     pub start: Command,
     /// Where it takes requests; each wakes it.
     pub listen: Vec<Listen>,
@@ -46,9 +55,17 @@ pub struct Manifest {
     pub ready: Ready,
     #[serde(default)]
     pub idle: Idle,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub instances: Instances,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub capacity: Capacity,
     /// What the app is told before a snapshot and after a restore.
     #[serde(default, skip_serializing_if = "Hooks::are_none")]
     pub hooks: Hooks,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn local() -> String {
@@ -111,6 +128,33 @@ pub struct Idle {
     pub cpu: f64,
 }
 
+/// How many instances there may be at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Instances {
+    /// With one or more the app never sleeps.
+    pub min: usize,
+    pub max: usize,
+}
+
+impl Default for Instances {
+    fn default() -> Instances {
+        Instances { min: 0, max: 1 }
+    }
+}
+
+/// What one instance may carry. Where there is more, another one is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Capacity {
+    /// Connections, open and waiting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<usize>,
+    /// CPU time, in percent of one processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<f64>,
+}
+
 fn patience() -> Span {
     Span(Duration::from_secs(30))
 }
@@ -152,6 +196,10 @@ impl From<Span> for String {
         units::span(span.0)
     }
 }
+
+/// More instances of one app than a node is meant for.
+pub const INSTANCES_MAX: usize = 100;
+const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 
 /// The shortest time after which an app sleeps.
 const IDLE_MIN: Duration = Duration::from_secs(1);
@@ -217,7 +265,56 @@ impl Manifest {
                 "a number of percent, such as 2.0",
             );
         }
+        if !PRIORITIES.contains(&self.priority) {
+            return wrong("priority is out of bounds", "a number from -100 to 100");
+        }
+        self.counts()?;
         self.user().map(drop)
+    }
+
+    fn counts(&self) -> Result<()> {
+        let wrong = |because: &str, fix: &str| Err(nonsense(&self.app, because).fix(fix));
+        let Instances { min, max } = self.instances;
+        if !(1..=INSTANCES_MAX).contains(&max) {
+            return wrong("instances.max is out of bounds", "a number from 1 to 100");
+        }
+        if min > max {
+            return wrong("instances.min is more than instances.max", "max = min at least");
+        }
+        if self.capacity.connections == Some(0) {
+            return wrong("an instance that may carry no connection is of no use", "1 at least");
+        }
+        if self.capacity.cpu.is_some_and(|cpu| !(1.0..=10_000.0).contains(&cpu)) {
+            return wrong(
+                "capacity.cpu is no share of a processor",
+                "a number of percent, such as 80.0",
+            );
+        }
+        if max > 1 && min < max && is_default(&self.capacity) {
+            return wrong(
+                "nothing says when further instances are needed",
+                "[capacity] with connections = N, or cpu = PERCENT",
+            );
+        }
+        validate(&self.instance_name(max)).map_err(|_| {
+            nonsense(&self.app, "the name is too long for its instances")
+                .fix("they are called NAME.2, NAME.3 and so on")
+        })
+    }
+
+    /// What the instance of this number is called. The first has the name of the app.
+    pub fn instance_name(&self, number: usize) -> String {
+        match number {
+            1 => self.app.clone(),
+            _ => format!("{}.{number}", self.app),
+        }
+    }
+
+    /// Whether an instance of this app may be called so.
+    pub fn has_instance(&self, name: &str) -> bool {
+        let number = name.strip_prefix(&self.app).and_then(|rest| rest.strip_prefix('.'));
+        let number = number.and_then(|number| number.parse().ok());
+        number.is_some_and(|number| (2..=self.instances.max).contains(&number) && self.instance_name(number) == name)
     }
 
     /// How the app is run for the first time.
@@ -296,6 +393,12 @@ unix = "/run/web.sock"
 [idle]
 timeout = "5s"
 cpu = 1.5
+
+[instances]
+max = 4
+
+[capacity]
+connections = 20
 "#;
 
     #[test]
@@ -304,6 +407,10 @@ cpu = 1.5
         assert_eq!(manifest.app, "web");
         assert_eq!(manifest.listen.len(), 2);
         assert_eq!(manifest.idle.timeout.0, Duration::from_secs(5));
+        assert!(manifest.has_instance("web.2") && manifest.has_instance("web.4"));
+        for other in ["web", "web.", "web.1", "web.5", "web.02", "web.2.2", "webs.2"] {
+            assert!(!manifest.has_instance(other), "{other}");
+        }
         let options = manifest.run_options().unwrap();
         assert_eq!((options.uid, options.gid), (Some(0), Some(0)));
         let again = toml::to_string(&manifest).unwrap();
@@ -344,6 +451,22 @@ cpu = 1.5
             ("unix = \"/run/web.sock\"", "unix = \"web.sock\"", "relative"),
             ("unix = \"/run/web.sock\"", "tcp = \"0.0.0.0:8080\"", "twice"),
             ("[idle]", "[idle", "line 17"),
+            ("max = 4", "max = 0", "from 1 to 100"),
+            ("max = 4", "max = 101", "from 1 to 100"),
+            ("max = 4", "max = -1", "line 22"),
+            ("max = 4", "min = 5\nmax = 4", "min is more"),
+            ("max = 4", "maxx = 4", "did you mean max?"),
+            ("connections = 20", "connections = 0", "no connection"),
+            ("connections = 20", "conections = 20", "did you mean connections?"),
+            ("connections = 20", "cpu = 0.0", "percent"),
+            ("connections = 20", "cpu = inf", "percent"),
+            ("connections = 20", "", "nothing says when"),
+            ("provider = \"acme\"", "priority = 101", "from -100 to 100"),
+            (
+                "app = \"web\"",
+                "app = \"a2345678901234567890123456789012345678901234567890123456789012\"",
+                "too long for its instances",
+            ),
         ];
         for (part, instead, told) in cases {
             let error = Manifest::parse(&WHOLE.replacen(part, instead, 1)).unwrap_err();

@@ -1,5 +1,6 @@
 //! What Prometheus may scrape (OpenMetrics): `GET /metrics`. Apps that sleep are there, too.
 
+use crate::budget::Budget;
 use crate::status::{Activation, State};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -22,11 +23,16 @@ struct Of {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Memory {
+    what: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct By {
     app: String,
     provider: String,
     cause: &'static str,
-    kind: String,
+    kind: &'static str,
 }
 
 type Seconds = Family<By, Histogram, fn() -> Histogram>;
@@ -41,6 +47,9 @@ fn seconds() -> Histogram {
 pub struct Metrics {
     registry: Registry,
     state: Family<InState, Gauge>,
+    instances: Family<Of, Gauge>,
+    waits: Family<Of, Gauge>,
+    memory: Family<Memory, Gauge>,
     up: Seconds,
     sleeps: Family<Of, Counter>,
     refused: Family<Of, Counter>,
@@ -52,6 +61,9 @@ impl Default for Metrics {
         let metrics = Metrics {
             registry: Registry::with_prefix("appshot"),
             state: Family::default(),
+            instances: Family::default(),
+            waits: Family::default(),
+            memory: Family::default(),
             up: Family::new_with_constructor(seconds),
             sleeps: Family::default(),
             refused: Family::default(),
@@ -60,12 +72,27 @@ impl Default for Metrics {
         let Metrics {
             mut registry,
             state,
+            instances,
+            waits,
+            memory,
             up,
             sleeps,
             refused,
             failures,
         } = metrics;
         registry.register("app_state", "1 for the state that an app is in", state.clone());
+        registry.register("app_instances", "Instances of an app that run", instances.clone());
+        registry.register(
+            "app_waits_for_memory",
+            "1 while an app cannot be brought up, or grow, for want of memory on the node",
+            waits.clone(),
+        );
+        registry.register_with_unit(
+            "node_memory",
+            "What all instances together may have (limit), and have (used)",
+            Unit::Bytes,
+            memory.clone(),
+        );
         registry.register_with_unit(
             "activation",
             "From the decision to bring an app up until it runs",
@@ -86,6 +113,9 @@ impl Default for Metrics {
         Metrics {
             registry,
             state,
+            instances,
+            waits,
+            memory,
             up,
             sleeps,
             refused,
@@ -128,7 +158,7 @@ impl Meter<'_> {
             app: self.app.to_owned(),
             provider: self.provider.to_owned(),
             cause: activation.cause.name(),
-            kind: activation.kind.clone(),
+            kind: activation.kind.name(),
         };
         let seconds = activation.total_micros as f64 / 1e6;
         self.metrics.up.get_or_create(&by).observe(seconds);
@@ -146,8 +176,19 @@ impl Meter<'_> {
         self.metrics.failures.get_or_create(&self.of()).inc();
     }
 
+    pub fn instances(self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.instances.get_or_create(&self.of()).set(count);
+    }
+
+    pub fn waits(self, waits: bool) {
+        self.metrics.waits.get_or_create(&self.of()).set(waits.into());
+    }
+
     /// It is deployed no more.
     pub fn gone(self) {
+        self.metrics.instances.remove(&self.of());
+        self.metrics.waits.remove(&self.of());
         for state in State::ALL {
             self.metrics.state.remove(&self.in_state(state));
         }
@@ -155,7 +196,11 @@ impl Meter<'_> {
 }
 
 impl Metrics {
-    pub fn text(&self) -> String {
+    pub fn text(&self, budget: &Budget) -> String {
+        for (what, bytes) in [("limit", budget.limit()), ("used", budget.used())] {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.memory.get_or_create(&Memory { what }).set(bytes);
+        }
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = text::encode(&mut text, &self.registry);

@@ -1,11 +1,13 @@
 //! The apps that are deployed on this node: their agents, and their files.
 
 use crate::agent::{Agent, Order};
+use crate::budget::{self, Budget, Charge};
+use crate::demand::{Demand, Looks};
 use crate::manifest::Manifest;
 use crate::metrics::Metrics;
 use crate::status::{Counts, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
-use libsnap::store::{self, Store, closest, now_unix_ms};
+use libsnap::store::{self, App, Store, closest, now_unix_ms};
 use nodekit::args::Dirs;
 use nodekit::client::Client;
 use nodekit::keeper::Keeper;
@@ -29,6 +31,9 @@ pub struct Deployment {
     /// Its owner wants it to sleep.
     #[serde(default)]
     pub suspended: bool,
+    /// What it had when it fell asleep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
 }
 
 /// Clones are the same node.
@@ -40,6 +45,8 @@ pub struct Node {
     /// Has the sockets of the apps when this daemon is not there.
     pub keeper: Keeper,
     pub metrics: Arc<Metrics>,
+    pub budget: Arc<Budget>,
+    pub looks: Arc<Looks>,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
 }
 
@@ -49,21 +56,28 @@ struct Handle {
     manifest: Manifest,
     status: watch::Receiver<Status>,
     orders: mpsc::Sender<Order>,
+    demand: Arc<Demand>,
 }
 
 const SUFFIX: &str = ".json";
 
 impl Node {
-    pub fn new(store: Store, dirs: &Dirs) -> Result<Node> {
-        let node = Node {
+    /// All apps together may have so many bytes of memory.
+    pub fn new(store: Store, dirs: &Dirs, memory: Option<u64>) -> Result<Node> {
+        let mut node = Node {
             store,
             snapd: Client::new(dirs.socket(None, "snapd")),
             restored: Client::new(dirs.socket(None, "restored")),
             keeper: Keeper::new(dirs.run_dir.join("edgepoint-keeper.sock")),
             metrics: Arc::default(),
+            budget: Budget::new(0),
+            looks: Arc::default(),
             apps: Arc::default(),
         };
         store::directory(&node.directory(), 0o700)?;
+        let limit = memory.map_or_else(|| node.memory_by_default(), Ok)?;
+        node.budget = Budget::new(limit);
+        tracing::info!(limit, "bytes of memory for all apps together");
         Ok(node)
     }
 
@@ -77,6 +91,17 @@ impl Node {
 
     fn path(&self, app: &str) -> PathBuf {
         self.directory().join(format!("{app}{SUFFIX}"))
+    }
+
+    /// What apps have that run already is theirs.
+    fn memory_by_default(&self) -> Result<u64> {
+        let deployed = store::stems(&self.directory(), SUFFIX)?;
+        let running = self.store.list()?.into_iter().filter(App::alive);
+        let ours = running.filter(|app| {
+            let first = app.name.rsplit_once('.').map_or("", |(first, _)| first);
+            deployed.iter().any(|name| *name == app.name || name == first)
+        });
+        Ok(budget::by_default(ours.filter_map(|app| budget::of(&app)).sum()))
     }
 
     /// Begins with what was deployed before. Within a runtime.
@@ -105,6 +130,11 @@ impl Node {
         synced.or_fail(|| format!("cannot write {}", path.display()))
     }
 
+    /// Writes down what may be lost: it helps to know it.
+    pub fn note(&self, deployment: &Deployment) -> Result<()> {
+        store::write_json(&self.path(&deployment.manifest.app), deployment)
+    }
+
     pub fn forget(&self, app: &str) -> Result<()> {
         store::remove_file(&self.path(app))?;
         self.lock().remove(app);
@@ -125,6 +155,18 @@ impl Node {
                     .fix(format!("remove it first: `appshot remove {}`", manifest.app))),
             };
         }
+        if let Some(other) = self
+            .lock()
+            .values()
+            .map(|handle| &handle.manifest)
+            .find(|other| other.has_instance(&manifest.app) || manifest.has_instance(&other.app))
+        {
+            return Err(taken(&format!(
+                "instances of it and of app {} would have the same names",
+                other.app
+            ))
+            .fix("name it otherwise"));
+        }
         if self.store.find(&manifest.app)?.is_some() || self.store.appshot_path(&manifest.app).exists() {
             return Err(
                 taken("an app or an appshot of this name is there, which was not deployed").fix(format!(
@@ -137,6 +179,7 @@ impl Node {
             manifest,
             deployed_unix_ms: now_unix_ms()?,
             suspended: false,
+            memory_bytes: None,
         };
         self.save(&deployment)?;
         Ok(self.begin(deployment, Vec::new()))
@@ -152,18 +195,64 @@ impl Node {
             why: None,
             listen: manifest.listen.iter().map(ToString::to_string).collect(),
             root: None,
+            instances: Vec::new(),
             counts: Counts::default(),
             last: None,
         });
         let (orders, ordered) = mpsc::channel(ORDERS);
+        let demand = Arc::<Demand>::default();
         let handle = Handle {
+            demand: Arc::clone(&demand),
             manifest: manifest.clone(),
             status: told.clone(),
             orders,
         };
         self.lock().insert(manifest.app, handle);
-        tokio::spawn(Agent::new(self.clone(), deployment, sockets, (status, ordered)).live());
+        tokio::spawn(Agent::new(self.clone(), deployment, sockets, demand, (status, ordered)).live());
         told
+    }
+
+    /// Room for an instance that is to come and will have so much memory. Where there is
+    /// none it waits from now on, idle apps are asked to sleep, and it may ask again.
+    pub fn room(&self, app: &str, instance: &str, bytes: u64) -> Result<Option<Charge>> {
+        let charge = self.budget.take(app, instance, bytes)?;
+        if charge.is_none() {
+            self.relieve();
+        }
+        Ok(charge)
+    }
+
+    /// Asks apps to sleep to which nobody is connected, until who waits for memory will
+    /// have it: those of the lowest priority first, and of these the one that was needed
+    /// least recently.
+    pub fn relieve(&self) {
+        let mut missing = self.budget.missing();
+        if missing == 0 {
+            return;
+        }
+        let open = self.looks.look_now();
+        let mut idle: Vec<_> = self
+            .lock()
+            .values()
+            .filter(|handle| handle.manifest.instances.min == 0 && handle.status.borrow().state == State::Running)
+            .filter(|handle| handle.demand.count(&open) == 0)
+            .map(|handle| (handle.manifest.priority, handle.demand.needed_unix_ms(), handle.clone()))
+            .collect();
+        idle.sort_by_key(|(priority, needed, _)| (*priority, *needed));
+        for (_, _, handle) in idle {
+            if missing == 0 {
+                break;
+            }
+            let app = &handle.manifest.app;
+            let Some(bytes) = self.budget.could_yield(app) else {
+                continue;
+            };
+            if handle.orders.try_send(Order::Yield).is_ok() {
+                tracing::info!(app, bytes, "asked to sleep: its memory is wanted");
+                self.budget.yields(app, bytes);
+                missing = missing.saturating_sub(bytes);
+            }
+        }
     }
 
     pub fn all(&self) -> Vec<Status> {
@@ -197,7 +286,7 @@ impl Node {
         let reached = |status: &Status| match order {
             Order::Suspend => [State::Suspended, State::Failed].contains(&status.state),
             Order::Resume => !matches!(status.state, State::Suspended | State::Failed),
-            Order::Remove => false,
+            Order::Remove | Order::Yield => false,
         };
         let waited = tokio::time::timeout(ORDER_PATIENCE, status.wait_for(reached)).await;
         let in_time = waited.is_ok();

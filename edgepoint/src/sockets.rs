@@ -17,25 +17,53 @@ use std::os::unix::ffi::OsStrExt;
 #[derive(Debug, Default)]
 pub struct Sockets {
     pub listening: Vec<OwnedFd>,
-    /// Of the internet, to others or from them.
+    /// Of the internet, to others or from them, and those that were accepted at a path.
     pub connections: usize,
+    /// Unix sockets in which something waits to be read, where the app is stopped: it may
+    /// be a connection on its way to another process of the app.
+    pub unread: usize,
+    /// It waits with EPOLLEXCLUSIVE: of a connection the kernel may tell it alone.
+    pub exclusive: bool,
 }
 
 impl Sockets {
     pub fn of(app: &App) -> Result<Sockets> {
-        let mut found = Sockets::default();
+        Sockets::look(app, false)
+    }
+
+    /// Of an app that stands still.
+    pub fn of_stopped(app: &App) -> Result<Sockets> {
+        Sockets::look(app, true)
+    }
+
+    fn look(app: &App, stopped: bool) -> Result<Sockets> {
+        let (mut found, mut unix) = (Sockets::default(), Vec::new());
         let mut seen = HashSet::new();
         for pid in freeze::members(&app.target()?)? {
             // It may just have ended.
-            let _ = found.add(pid, &mut seen);
+            let _ = found.add(pid, &mut seen, &mut unix);
+        }
+        // An accepted one has the name of where it was.
+        let places: Vec<Vec<u8>> = found.listening.iter().filter_map(name).collect();
+        let accepted = unix.iter().filter_map(name).filter(|name| places.contains(name));
+        found.connections += accepted.count();
+        if stopped {
+            let unread = |socket: &&OwnedFd| {
+                let first = diag::peek_message(*socket, 1).ok().flatten();
+                first.is_some_and(|first| first.control || !first.data.is_empty())
+            };
+            found.unread = unix.iter().filter(unread).count();
         }
         Ok(found)
     }
 
-    fn add(&mut self, pid: HostPid, seen: &mut HashSet<String>) -> std::io::Result<()> {
+    fn add(&mut self, pid: HostPid, seen: &mut HashSet<String>, unix: &mut Vec<OwnedFd>) -> std::io::Result<()> {
         let process = task::pidfd_open(pid)?;
         for number in proc::numbered(&format!("/proc/{pid}/fd"))? {
             let link = proc::link(pid, &format!("fd/{number}")).unwrap_or_default();
+            if link == "anon_inode:[eventpoll]" {
+                self.exclusive |= is_exclusive(&proc::text(pid, &format!("fdinfo/{number}"))?);
+            }
             if !link.starts_with("socket:") || !seen.insert(link) {
                 continue;
             }
@@ -43,11 +71,14 @@ impl Sockets {
                 continue;
             };
             let option = |name| diag::getsockopt_i32(&socket, libc::SOL_SOCKET, name).unwrap_or(-1);
-            let internet = [libc::AF_INET, libc::AF_INET6].contains(&option(libc::SO_DOMAIN));
-            if option(libc::SO_ACCEPTCONN) == 1 {
-                self.listening.push(socket);
-            } else if internet && option(libc::SO_TYPE) == libc::SOCK_STREAM && diag::address(&socket, true).is_ok() {
-                self.connections += 1;
+            let stream = option(libc::SO_TYPE) == libc::SOCK_STREAM;
+            match option(libc::SO_DOMAIN) {
+                _ if option(libc::SO_ACCEPTCONN) == 1 => self.listening.push(socket),
+                libc::AF_INET | libc::AF_INET6 if stream && diag::address(&socket, true).is_ok() => {
+                    self.connections += 1;
+                }
+                libc::AF_UNIX if stream => unix.push(socket),
+                _ => {}
             }
         }
         Ok(())
@@ -61,6 +92,22 @@ impl Sockets {
             .filter(|wanted| !here.iter().any(|here| here.covers(wanted)))
             .collect()
     }
+}
+
+/// `tfd:        5 events: 10000019 data: ...`
+fn is_exclusive(fdinfo: &str) -> bool {
+    let events = fdinfo.split("events:").skip(1);
+    let words = events.filter_map(|rest| rest.split_whitespace().next());
+    let mut bits = words.filter_map(|word| u32::from_str_radix(word, 16).ok());
+    bits.any(|bits| bits & libc::EPOLLEXCLUSIVE as u32 != 0)
+}
+
+/// Of a unix socket that has one.
+fn name(socket: &OwnedFd) -> Option<Vec<u8>> {
+    let name = diag::address(socket, false).ok()?;
+    name.starts_with(&1u16.to_le_bytes())
+        .then_some(name)
+        .filter(|name| name.len() > 2)
 }
 
 /// Where a socket listens.

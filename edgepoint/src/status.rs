@@ -12,6 +12,17 @@
 //!    failed <──────────────┴───────────────────  suspended ───resume────┘
 //!      └── after a while: waking where it has an appshot, else starting
 //! ```
+//!
+//! While it runs it may have further instances, beside the first one, which alone sleeps:
+//!
+//! ```text
+//!            more than there are may carry
+//!   (none) ───────────────────────────────> waking ──> running ──┬── nobody needs it ──> (none)
+//!                                             └── it fails ──────┴── it ends
+//! ```
+//!
+//! The app falls asleep once there is none of them. What wakes, starts or is made waits in
+//! that state until the node has room for it.
 
 use libsnap::ids::HostPid;
 use libsnap::target::Phase;
@@ -74,6 +85,8 @@ pub enum Cause {
     Operator,
     /// It had ended without being told to.
     Recovery,
+    /// There was more to carry than its instances may.
+    ScaleOut,
 }
 
 impl Cause {
@@ -83,6 +96,29 @@ impl Cause {
             Cause::Request => "request",
             Cause::Operator => "operator",
             Cause::Recovery => "recovery",
+            Cause::ScaleOut => "scale-out",
+        }
+    }
+}
+
+/// How an instance came up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// By its command.
+    Started,
+    /// Restored after a sleep.
+    Woken,
+    /// As a further instance, of an appshot.
+    Cloned,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Started => "started",
+            Kind::Woken => "woken",
+            Kind::Cloned => "cloned",
         }
     }
 }
@@ -91,8 +127,7 @@ impl Cause {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Activation {
     pub cause: Cause,
-    /// `started` or `woken`.
-    pub kind: String,
+    pub kind: Kind,
     pub unix_ms: u64,
     /// From the moment at which that was decided until it ran.
     pub total_micros: u64,
@@ -104,10 +139,23 @@ pub struct Activation {
 pub struct Counts {
     pub starts: u64,
     pub wakes: u64,
+    pub clones: u64,
     pub sleeps: u64,
     /// Snapshots that were refused or failed: it went on.
     pub sleeps_refused: u64,
     pub failures: u64,
+}
+
+/// One instance of an app as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// The first is called as the app is.
+    pub name: String,
+    pub root: Option<HostPid>,
+    pub state: State,
+    pub since_unix_ms: u64,
+    /// Unknown as long as it does not run.
+    pub kind: Option<Kind>,
 }
 
 /// An app as it is shown.
@@ -120,7 +168,10 @@ pub struct Status {
     /// What keeps it in this state.
     pub why: Option<String>,
     pub listen: Vec<String>,
+    /// Of its first instance.
     pub root: Option<HostPid>,
+    /// Those that run, come or go, the first one first.
+    pub instances: Vec<InstanceStatus>,
     pub counts: Counts,
     pub last: Option<Activation>,
 }

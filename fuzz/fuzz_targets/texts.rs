@@ -4,7 +4,6 @@
 use libfuzzer_sys::fuzz_target;
 use libsnap::proc::{Fields, parse_mappings, parse_stat};
 use libsnap::sys::diag;
-use std::collections::HashMap;
 
 fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(bytes);
@@ -17,5 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = (fields.number(key), fields.octal(key), fields.hex(key), fields.innermost(key));
         let _ = fields.all(key).count();
     }
-    let _ = diag::messages(bytes, &mut HashMap::new());
+    let _ = diag::messages(bytes, &mut |body| {
+        let _ = (diag::unix_message(body), diag::tcp_message(body));
+    });
 });

@@ -655,7 +655,7 @@ pub fn call_through(tid: HostPid, regs: &Regs, gate: Gate, number: i64, args: [u
     let failed = || format!("cannot make a system call in pid {tid}");
     for set in [enter, call] {
         ptrace::set_regs(tid, &set).or_fail(failed)?;
-        ptrace::to_syscall(tid).or_fail(failed)?;
+        ptrace::to_syscall(tid, 0).or_fail(failed)?;
         await_syscall_stop(tid)?;
     }
     let after = ptrace::get_regs(tid).or_fail(failed)?;
@@ -722,7 +722,7 @@ pub fn await_syscall_stop(tid: HostPid) -> Result<()> {
     loop {
         match ptrace::wait(tid, true).or_fail(failed)? {
             Some(Stop::Syscall) => return Ok(()),
-            Some(Stop::Trap | Stop::Group(_) | Stop::Event(_)) => ptrace::to_syscall(tid).or_fail(failed)?,
+            Some(Stop::Trap | Stop::Group(_) | Stop::Event(_)) => ptrace::to_syscall(tid, 0).or_fail(failed)?,
             _ => return Err(Error::failed(format!("pid {tid} ended in the middle of a system call"))),
         }
     }

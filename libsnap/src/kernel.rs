@@ -184,6 +184,13 @@ pub fn features() -> Vec<Feature> {
             "pairing unix sockets",
             "CONFIG_UNIX_DIAG",
         ),
+        feature(
+            "inet_diag",
+            crate::sys::diag::tcp_connections(libc::AF_INET).is_ok(),
+            false,
+            "counting connections of deployed apps: who needs further instances, and who may give its memory away",
+            "CONFIG_INET_DIAG, CONFIG_INET_TCP_DIAG",
+        ),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! The appshot engine: freezes process trees into appshots and brings them back.
 pub mod cgroup;
 pub mod clocks;
+pub mod drain;
 pub mod error;
 pub mod executor;
 pub mod files;

@@ -1,4 +1,4 @@
-//! Asks a daemon over its Unix socket, blocking.
+//! Asks a daemon over its Unix socket, blocking or within a runtime.
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -50,6 +50,14 @@ impl Client {
         self.ask(Method::POST, path, Bytes::from(body))
     }
 
+    /// [`Client::post`] by a task.
+    pub async fn post_async<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        let body = serde_json::to_vec(body).or_fail(|| "cannot write the request")?;
+        let request = request(Method::POST, path, Bytes::from(body))?;
+        let (status, answer) = exchange(&self.socket, request).await?;
+        understand(status, &answer)
+    }
+
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
         let (status, answer) = self.exchange(method, path, body)?;
         understand(status, &answer)
@@ -60,15 +68,18 @@ impl Client {
             .enable_all()
             .build()
             .or_fail(|| "cannot start the client")?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "localhost")
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .or_fail(|| format!("cannot ask for {path}"))?;
-        runtime.block_on(exchange(&self.socket, request))
+        runtime.block_on(exchange(&self.socket, request(method, path, body)?))
     }
+}
+
+fn request(method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .body(Full::new(body))
+        .or_fail(|| format!("cannot ask for {path}"))
 }
 
 async fn exchange(socket: &Path, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {

@@ -7,11 +7,12 @@ use crate::ledger::{self, Ledger};
 use crate::scenario::{Manner, Moment, Server};
 use crate::verdict::{PATIENCE, note, poll, skip};
 use anyhow::{Context, Result, ensure};
-use libsnap::store::View;
+use libsnap::store::{Store, View};
 use libsnap::target::{Instance, RunOptions, SnapshotReport};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nodekit::client::Client;
+use nodekit::ending;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -76,6 +77,18 @@ pub struct Registry {
     programs: PathBuf,
 }
 
+/// A trial that failed leaves none of its apps.
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let apps = Store::open(&self.run, &self.data).and_then(|store| Ok((store.list()?, store)));
+        if let Ok((apps, store)) = apps {
+            for app in apps.iter().filter(|app| app.alive()) {
+                let _ = ending::kill_all(&store, app);
+            }
+        }
+    }
+}
+
 impl Registry {
     pub fn new(place: &Place) -> Result<Registry> {
         let exe = std::env::current_exe()?;
@@ -135,9 +148,14 @@ impl Registry {
     /// One that answers; it dies at the moment that is named.
     pub fn daemon(&self, name: &'static str, die_at: &str) -> Result<Daemon> {
         let serve: &[&str] = if name == "perfd" { &["--serve"] } else { &[] };
+        self.daemon_with(name, serve, die_at)
+    }
+
+    /// The same with these arguments.
+    pub fn daemon_with(&self, name: &'static str, arguments: &[&str], die_at: &str) -> Result<Daemon> {
         let child = self
             .command(name)
-            .args(serve)
+            .args(arguments)
             .env("APPSHOT_DIE_AT", die_at)
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use appshot_tests::app::Place;
 use appshot_tests::installed::{Daemon, Registry};
-use appshot_tests::scenario::Server;
+use appshot_tests::scenario::{Server, cycles};
 use appshot_tests::servers;
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, poll};
@@ -13,11 +13,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nodekit::client::Client;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A node with one app, and the daemons that it takes.
@@ -390,6 +393,388 @@ fn sockets_of_both_kinds() {
             "somebody listens"
         );
         Ok(())
+    });
+}
+
+/// One connection after the other, each for a while; it tells by which host name.
+const SLOW: &str = r#"
+import socket, sys, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=128)
+while True:
+    peer, _ = server.accept()
+    with peer:
+        asked = peer.recv(100)
+        time.sleep(0.1)
+        peer.sendall(b"%s %s" % (socket.gethostname().encode(), asked))
+"#;
+
+fn slow(app: &str, port: u16, more: &str) -> String {
+    format!(
+        "app = {app:?}\n{more}\n[start]\ncommand = [\"/usr/bin/python3\", \"-c\", '''{SLOW}''', \"{port}\"]\n\
+         [[listen]]\ntcp = \"127.0.0.1:{port}\"\n[idle]\ntimeout = \"2s\"\ncpu = 50.0\n"
+    )
+}
+
+/// So many clients that ask again and again, each over a new connection, as long as it
+/// takes. Answers by whom they were answered, too.
+fn asked_by<T>(clients: usize, port: u16, until: impl FnOnce() -> Result<T>) -> Result<(BTreeSet<String>, T)> {
+    let over = AtomicBool::new(false);
+    let client = || -> Result<BTreeSet<String>> {
+        let mut hosts = BTreeSet::new();
+        while !over.load(Ordering::Relaxed) {
+            let stream = TcpStream::connect(("127.0.0.1", port))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let told = ask(stream)?;
+            let host = told
+                .strip_suffix(" ?")
+                .with_context(|| format!("no answer: {told:?}"))?;
+            hosts.insert(host.to_owned());
+        }
+        Ok(hosts)
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
+        let done = until();
+        over.store(true, Ordering::Relaxed);
+        let mut hosts = BTreeSet::new();
+        for client in clients {
+            hosts.append(&mut client.join().expect("it does not panic")?);
+        }
+        done.map(|done| (hosts, done))
+    })
+}
+
+impl Node<'_> {
+    /// Waits until so many instances run, and no others come.
+    fn instances(&self, count: usize) -> Result<Vec<Value>> {
+        poll(&format!("{count} instances"), PATIENCE, || {
+            let status = self.status()?;
+            let instances = status["instances"].as_array().context("no instances")?;
+            let all_run = instances.iter().all(|one| one["state"] == "running");
+            Ok((all_run && instances.len() == count).then(|| instances.clone()))
+        })
+        .with_context(|| format!("{:?}", self.status()))
+    }
+}
+
+/// Instances follow how many ask at once, and nobody who asks notices.
+#[test]
+fn instances_follow_their_clients() {
+    in_place("instances_follow_their_clients", |place| {
+        let registry = registry(place)?;
+        let (app, port) = (place.unique(), appshot_tests::clients::free_port()?);
+        let rules = "[instances]\nmax = 4\n[capacity]\nconnections = 2\n";
+        let node = Node::deploy(&registry, app, &(slow(app, port, "") + rules))?;
+        let names = |count: usize| -> Vec<String> {
+            let further = (2..=count).map(|number| format!("{app}.{number}"));
+            std::iter::once(app.to_owned()).chain(further).collect()
+        };
+        for round in 0..2 {
+            let (one, ()) = asked_by(1, port, || node.instances(1).map(drop))?;
+            ensure!(one.len() == 1, "round {round}: {one:?}");
+            let (many, ()) = asked_by(8, port, || {
+                let instances = node.instances(4)?;
+                let told: Vec<&str> = instances.iter().filter_map(|one| one["name"].as_str()).collect();
+                ensure!(told == names(4), "round {round}: {told:?}");
+                let mut further = instances.iter().skip(1);
+                let cloned = further.all(|one| one["kind"] == "cloned" && one["root"].is_i64());
+                ensure!(cloned, "round {round}: {instances:?}");
+                let known = registry.appshot(&["ps"])?;
+                ensure!(names(4).iter().all(|name| known.contains(name)), "{known}");
+                std::thread::sleep(Duration::from_secs(1));
+                Ok(())
+            })?;
+            ensure!(many.len() == 4, "round {round}: {many:?}");
+            // As many as one may carry: without a pause each instance has one of them.
+            asked_by(2, port, || node.instances(1).map(drop)).with_context(|| format!("round {round}"))?;
+            let known = registry.appshot(&["ps"])?;
+            ensure!(!known.contains(&format!("{app}.")), "{known}");
+            node.reach("asleep")?;
+        }
+        let text = node.client().text("/metrics")?;
+        let mut counts = text.lines().filter(|line| line.contains("activation_seconds_count"));
+        let clones = counts.find(|line| line.contains("cause=\"scale-out\",kind=\"cloned\""));
+        ensure!(clones.is_some_and(|line| line.ends_with(" 6")), "{text}");
+        node.end()
+    });
+}
+
+/// Killed in the middle of making and ending instances, the daemon leaves none that the
+/// next one does not know, and makes none twice.
+#[test]
+fn instances_outlive_the_daemon() {
+    in_place("instances_outlive_the_daemon", |place| {
+        let registry = registry(place)?;
+        let (app, port) = (place.unique(), appshot_tests::clients::free_port()?);
+        let rules = "[instances]\nmax = 4\n[capacity]\nconnections = 2\n";
+        let mut node = Node::deploy(&registry, app, &(slow(app, port, "") + rules))?;
+        let roots = |instances: &[Value]| -> BTreeSet<i64> {
+            instances.iter().filter_map(|one| one["root"].as_i64()).collect()
+        };
+        // What the registry knows of processes of this app.
+        let known = || -> Result<BTreeSet<i64>> {
+            let views: Vec<Value> = serde_json::from_str(&registry.appshot(&["ps", "-o", "json"])?)?;
+            let alive = views.iter().filter(|view| view["state"] == "running");
+            Ok(alive.filter_map(|view| view["root"].as_i64()).collect())
+        };
+        for millis in [30, 80, 130, 180, 230] {
+            (_, node) = asked_by(8, port, || {
+                std::thread::sleep(Duration::from_millis(millis));
+                let again = node.begin_again(|| Ok(()))?;
+                let instances = again.instances(4)?;
+                ensure!(
+                    known()? == roots(&instances),
+                    "{millis} ms: {:?}, {instances:?}",
+                    known()?
+                );
+                Ok(again)
+            })
+            .with_context(|| format!("{millis} ms"))?;
+            // And while they go.
+            (_, node) = asked_by(1, port, || {
+                poll("the first to go", PATIENCE, || {
+                    let left = node.status()?["instances"].as_array().map_or(0, Vec::len);
+                    Ok((left < 4).then_some(()))
+                })?;
+                let before = known()?;
+                let again = node.begin_again(|| Ok(()))?;
+                again.instances(1)?;
+                ensure!(known()?.is_subset(&before), "{millis} ms: {:?}, {before:?}", known()?);
+                Ok(again)
+            })
+            .with_context(|| format!("{millis} ms, going"))?;
+            ensure!(known()?.len() == 1, "{:?}", known()?);
+        }
+        // One that ends is replaced when it is needed.
+        asked_by(8, port, || node.instances(4).map(drop)).context("one more time")?;
+        let second = node.instances(4)?[1]["root"].as_i64().context("no root")?;
+        kill(Pid::from_raw(i32::try_from(second)?), Signal::SIGKILL)?;
+        node.instances(3)?;
+        // The first comes back while the others go on.
+        let first = node.status()?["root"].as_i64().context("no root")?;
+        kill(Pid::from_raw(i32::try_from(first)?), Signal::SIGKILL)?;
+        // Who comes before it is gone may be accepted by it still.
+        poll("its end", PATIENCE, || {
+            Ok((node.status()?["root"] != first).then_some(()))
+        })?;
+        let back = poll("it to be back", PATIENCE, || {
+            asked_by(4, port, || {
+                std::thread::sleep(Duration::from_millis(200));
+                Ok(())
+            })
+            .context("without the first")?;
+            let status = node.status()?;
+            Ok((status["last"]["cause"] == "recovery" && status["state"] == "running").then_some(status))
+        })?;
+        ensure!(back["root"] != first, "{back}");
+        node.end()
+    });
+}
+
+/// Many more apps than fit: who needs one gets it, and those go that nobody needs.
+#[test]
+fn a_node_with_little_memory() {
+    in_place("a_node_with_little_memory", |place| {
+        const APPS: usize = 12;
+        const LIMIT: u64 = 32 << 20;
+        let registry = registry(place)?;
+        let names: Vec<String> = (0..APPS).map(|number| format!("{}-{number}", place.unique())).collect();
+        let _last: Vec<EndOf<'_>> = names.iter().map(|name| EndOf(&registry, name)).collect();
+        let _daemons = (registry.daemon("snapd", "")?, registry.daemon("restored", "")?);
+        let edgepointd = registry.daemon_with("edgepointd", &["--memory", &LIMIT.to_string()], "")?;
+        let client = &edgepointd.client;
+        let mut ports = Vec::new();
+        for (number, name) in names.iter().enumerate() {
+            let port = appshot_tests::clients::free_port()?;
+            // The last is worth more than all others.
+            let more = if number + 1 == APPS { "priority = 1" } else { "" };
+            let manifest = slow(name, port, more).replace("timeout = \"2s\"", "timeout = \"10m\"");
+            let _: Value = client.post("/v1/apps", &json!({ "manifest": manifest }))?;
+            let up: Value = client.get(&format!("/v1/apps/{name}?wait=running&timeout=60"))?;
+            ensure!(up["counts"]["starts"] == 1, "{up}");
+            ports.push(port);
+        }
+        let ask_for = |number: usize| -> Result<()> {
+            let stream = TcpStream::connect(("127.0.0.1", ports[number]))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let told = ask(stream)?;
+            ensure!(told.ends_with(" ?"), "no answer: {told:?}");
+            Ok(())
+        };
+        let running = || -> Result<Vec<usize>> {
+            let all: Vec<Value> = client.get("/v1/apps")?;
+            let state = |name: &String| all.iter().find(|app| app["app"] == **name).map(|app| &app["state"]);
+            let runs = |number: &usize| state(&names[*number]).is_some_and(|state| state == "running");
+            Ok((0..APPS).filter(runs).collect())
+        };
+        let used = || -> Result<u64> {
+            let text = client.text("/metrics")?;
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("appshot_node_memory_bytes{what=\"used\"} "));
+            Ok(line.context("it is not told")?.parse()?)
+        };
+        // One after the other: each that is woken sends away who was needed before all
+        // others, but for the one of priority.
+        let last = APPS - 1;
+        ask_for(last)?;
+        for number in [0, 1, 2, 3, 4, 5, 6, 7, 0, 1] {
+            let before = running()?;
+            ask_for(number)?;
+            let told: Value = client.get(&format!("/v1/apps/{}?wait=running", names[number]))?;
+            ensure!(told["counts"]["failures"] == 0, "{told}");
+            let now = running()?;
+            ensure!(
+                now.contains(&last) && now.contains(&number),
+                "{number}: {before:?}, {now:?}"
+            );
+            // What an app has shows only when it runs.
+            ensure!(used()? < LIMIT * 5 / 4, "{now:?}: {} of {LIMIT}", used()?);
+            ensure!(now.len() < APPS - 3, "{now:?} do not fit");
+        }
+        // Many at once, some of them much more than others.
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..4)
+                .map(|seed| {
+                    scope.spawn(move || {
+                        let mut random = seed * 7919 + 17u64;
+                        (0..40).try_for_each(|_| {
+                            random = random
+                                .wrapping_mul(6_364_136_223_846_793_005)
+                                .wrapping_add(1_442_695_040_888_963_407);
+                            // The nth comes about 1/n as often as the first.
+                            let uniform = (random >> 11) as f64 / (1u64 << 53) as f64;
+                            let number = ((APPS + 1) as f64).powf(uniform) as usize - 1;
+                            ask_for(number).with_context(|| format!("app {number}"))
+                        })
+                    })
+                })
+                .collect();
+            clients
+                .into_iter()
+                .try_for_each(|client| client.join().expect("it does not panic"))
+        })?;
+        // All are needed at once, and not all fit: who does not waits, and is served when
+        // others are done.
+        let mut all: Vec<TcpStream> = ports
+            .iter()
+            .map(|port| TcpStream::connect(("127.0.0.1", *port)))
+            .collect::<std::io::Result<_>>()?;
+        poll("one to wait", PATIENCE, || {
+            let apps: Vec<Value> = client.get("/v1/apps")?;
+            let waits = |app: &&Value| app["why"].as_str().is_some_and(|why| why.contains("waits for memory"));
+            let Some(app) = apps.iter().find(waits).and_then(|app| app["app"].as_str()) else {
+                return Ok(None);
+            };
+            let line = format!("appshot_app_waits_for_memory{{app=\"{app}\",provider=\"local\"}} 1");
+            Ok(client.text("/metrics")?.contains(&line).then_some(()))
+        })?;
+        all.iter_mut().try_for_each(|stream| stream.write_all(b"?"))?;
+        for (number, stream) in all.into_iter().enumerate() {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let told =
+                answer(stream).with_context(|| format!("app {number}: {:?}", client.get::<Value>("/v1/apps")))?;
+            ensure!(told.ends_with(" ?"), "app {number}: {told:?}");
+        }
+        for name in &names {
+            let status: Value = client.get(&format!("/v1/apps/{name}"))?;
+            ensure!(status["counts"]["failures"] == 0, "{status}");
+            let _: Value = client.delete(&format!("/v1/apps/{name}"))?;
+        }
+        Ok(())
+    });
+}
+
+/// Instances end under clients that ask without a pause: none of them notices.
+fn instances_end_unnoticed(place: &Place, server: &Server<'_>) -> Result<()> {
+    let registry = registry(place)?;
+    let (app, port) = (place.unique(), server.port.context("it has no port")?);
+    let request = server.request.context("no request")?;
+    let rules = "[instances]\nmax = 4\n[capacity]\nconnections = 4\n";
+    let node = Node::deploy(&registry, app, &(manifest(app, server, port)? + rules))?;
+    for round in 0..cycles() {
+        // Some that are only connected, for there to be more instances.
+        let open: Vec<_> = (0..13)
+            .map(|_| TcpStream::connect(("127.0.0.1", port)))
+            .collect::<std::io::Result<_>>()?;
+        node.instances(4).with_context(|| format!("round {round}"))?;
+        drop(open);
+        let over = AtomicBool::new(false);
+        let asked = std::thread::scope(|scope| {
+            let client = || {
+                let mut asked = 0u64;
+                while !over.load(Ordering::Relaxed) {
+                    request(port).with_context(|| format!("request {asked}"))?;
+                    asked += 1;
+                }
+                anyhow::Ok(asked)
+            };
+            let clients = [scope.spawn(client), scope.spawn(client)];
+            let done = node.instances(1);
+            over.store(true, Ordering::Relaxed);
+            let asked = clients
+                .into_iter()
+                .map(|client| client.join().expect("it does not panic"));
+            let asked = asked.sum::<Result<u64>>()?;
+            done.map(|_| asked)
+        });
+        let asked = asked.with_context(|| format!("round {round}"))?;
+        ensure!(asked > 20, "round {round}: only {asked} requests");
+    }
+    node.reach("asleep")?;
+    request(port)?;
+    node.end()
+}
+
+macro_rules! many {
+    ($name:ident, $server:ident) => {
+        #[test]
+        fn $name() {
+            in_place(stringify!($name), |place| {
+                servers::$server(place, &instances_end_unnoticed)
+            });
+        }
+    };
+}
+many!(many_nginx, nginx);
+many!(many_node, node);
+many!(many_go, go);
+
+/// Some are always there, and work asks for more of them; its owner may have all sleep.
+#[test]
+fn rules_of_instances() {
+    in_place("rules_of_instances", |place| {
+        let registry = registry(place)?;
+        let (app, port) = (place.unique(), appshot_tests::clients::free_port()?);
+        let works = slow(app, port, "").replace("time.sleep(0.1)", "[hash(str(n)) for n in range(600000)]");
+        let rules = "[instances]\nmin = 2\nmax = 3\n[capacity]\ncpu = 30.0\n";
+        let node = Node::deploy(&registry, app, &(works + rules))?;
+        node.instances(2)?;
+        asked_by(2, port, || node.instances(3).map(drop))?;
+        node.instances(2)?;
+        std::thread::sleep(Duration::from_secs(3));
+        ensure!(node.status()?["counts"]["sleeps"] == 0, "{}", node.status()?);
+        let second = node.instances(2)?[1]["root"].as_i64().context("no root")?;
+        kill(Pid::from_raw(i32::try_from(second)?), Signal::SIGKILL)?;
+        poll("another one", PATIENCE, || {
+            let instances = node.instances(2)?;
+            Ok((instances[1]["root"] != second).then_some(()))
+        })?;
+        registry.appshot(&["suspend", app])?;
+        let status = node.status()?;
+        ensure!(
+            status["state"] == "suspended" && status["instances"] == json!([]),
+            "{status}"
+        );
+        registry.appshot(&["resume", app])?;
+        node.instances(2)?;
+        let told = registry.appshot(&["status", app])?;
+        ensure!(told.contains(&format!("{app}.2")) && told.contains("cloned"), "{told}");
+        // Another app cannot be called as one of them.
+        let other = slow(&format!("{app}.3"), port, "");
+        let refused: Result<Value, Error> = node.client().post("/v1/apps", &json!({ "manifest": other }));
+        ensure!(refused.as_ref().is_err_and(|e| e.kind == Kind::Conflict), "{refused:?}");
+        node.end()
     });
 }
 

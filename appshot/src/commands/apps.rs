@@ -66,7 +66,16 @@ pub fn apps(dirs: &Dirs, args: &cli::Apps) -> Result<u8> {
     out::show(args.edgepoint.output.format, &apps, |apps| {
         let rows: Vec<Vec<String>> = apps.iter().map(|app| row(app, now)).collect();
         out::table(
-            &["APP", "PROVIDER", "STATE", "FOR", "WAKES", "LAST WAKE", "LISTENS"],
+            &[
+                "APP",
+                "PROVIDER",
+                "STATE",
+                "FOR",
+                "INSTANCES",
+                "WAKES",
+                "LAST WAKE",
+                "LISTENS",
+            ],
             &rows,
         )
     })?;
@@ -81,6 +90,10 @@ fn row(status: &Value, now_unix_ms: u64) -> Vec<String> {
         text(status, "provider").to_owned(),
         text(status, "state").to_owned(),
         out::age(since, now_unix_ms),
+        instances(status)
+            .filter(|one| one["root"].is_number())
+            .count()
+            .to_string(),
         status["counts"]["wakes"].to_string(),
         last.unwrap_or_else(|| "-".to_owned()),
         listens(status),
@@ -148,7 +161,29 @@ fn sentence(status: &Value) -> String {
     if let Some(why) = status["why"].as_str() {
         told += &format!("\n  why  {why}");
     }
-    told
+    if instances(status).nth(1).is_some() {
+        let now = now_unix_ms().unwrap_or_default();
+        let rows: Vec<Vec<String>> = instances(status).map(|one| instance(one, now)).collect();
+        told += &format!("\n{}", out::table(&["INSTANCE", "STATE", "FOR", "PID", "KIND"], &rows));
+    }
+    told.trim_end().to_owned()
+}
+
+fn instances(status: &Value) -> impl Iterator<Item = &Value> {
+    status["instances"].as_array().into_iter().flatten()
+}
+
+fn instance(one: &Value, now_unix_ms: u64) -> Vec<String> {
+    let since = one["since_unix_ms"].as_u64().unwrap_or_default();
+    vec![
+        text(one, "name").to_owned(),
+        text(one, "state").to_owned(),
+        out::age(since, now_unix_ms),
+        one["root"]
+            .as_i64()
+            .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+        text(one, "kind").to_owned(),
+    ]
 }
 
 fn listens(status: &Value) -> String {

@@ -747,7 +747,7 @@ impl Standing<'_> {
         for ((tid, wait), place) in started.iter().zip(places) {
             let regs = executor::call_registers(self.regs, self.gate, wait.call, wait.args(place));
             ptrace::set_regs(*tid, &regs).or_fail(|| unwaited(*tid))?;
-            ptrace::to_syscall(*tid).or_fail(|| unwaited(*tid))?;
+            ptrace::to_syscall(*tid, 0).or_fail(|| unwaited(*tid))?;
         }
         Ok(started)
     }

@@ -108,8 +108,8 @@ pub fn cont(pid: HostPid, signal: i32) -> Sys<()> {
 }
 
 /// Goes on to the next entry to or exit from a system call.
-pub fn to_syscall(pid: HostPid) -> Sys<()> {
-    request(libc::PTRACE_SYSCALL, pid, 0, null_mut()).map(drop)
+pub fn to_syscall(pid: HostPid, signal: i32) -> Sys<()> {
+    request(libc::PTRACE_SYSCALL, pid, 0, number(signal as usize)).map(drop)
 }
 
 pub fn single_step(pid: HostPid) -> Sys<()> {

@@ -3,34 +3,38 @@
 //! What takes long runs on threads of its own; orders are taken up in the states that
 //! last.
 
-use crate::bell::{Bell, readable};
+mod memory;
+mod running;
+
+use crate::bell::Bell;
+use crate::budget::{self, Charge};
+use crate::demand::Demand;
+use crate::instances::Instances;
 use crate::manifest::Manifest;
 use crate::metrics::Meter;
 use crate::node::{Deployment, Node};
+use crate::scale::Scale;
 use crate::sockets::{self, Sockets};
-use crate::status::{Activation, Cause, State, Status};
-use libsnap::error::{Error, Kind, OrFail, Result};
+use crate::status::{Activation, Cause, InstanceStatus, Kind, State, Status};
+use libsnap::error::{Error, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
 use libsnap::store::{App, State as AppState, now_unix_ms};
 use libsnap::target::{Instance, Phase, SnapshotReport};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
-use nodekit::{detach, ending, process};
+use nodekit::{detach, ending};
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
-/// How often a running app is looked at, at most.
-const LOOK: Duration = Duration::from_secs(1);
 /// How often one that starts is.
 const LISTENS_YET: Duration = Duration::from_millis(10);
 /// Before a failed one is tried again; doubled each time.
 const BACK_OFF: Duration = Duration::from_secs(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
-/// An app that ran for so long has not failed just now.
-const STEADY: Duration = Duration::from_secs(10);
 
 /// What an app's owner wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub enum Order {
     Suspend,
     Resume,
     Remove,
+    /// Of the node: asleep now where nobody is connected to it, as others need its memory.
+    Yield,
 }
 
 /// What comes next.
@@ -65,6 +71,14 @@ pub struct Agent {
     orders: mpsc::Receiver<Order>,
     /// Held as long as the app is deployed.
     sockets: Vec<OwnedFd>,
+    demand: Arc<Demand>,
+    further: Instances,
+    scale: Scale,
+    /// How the first instance came up, and what it is charged with; none while it sleeps.
+    kind: Option<Kind>,
+    charge: Option<Charge>,
+    /// When no appshot could be taken of it while it went on.
+    copy_refused: Option<Instant>,
     /// Failures one after the other.
     failures: u32,
     /// Since when it runs.
@@ -76,17 +90,30 @@ impl Agent {
         node: Node,
         deployment: Deployment,
         sockets: Vec<OwnedFd>,
+        demand: Arc<Demand>,
         (status, orders): (watch::Sender<Status>, mpsc::Receiver<Order>),
     ) -> Agent {
+        demand.listens(&sockets, &node.looks);
         Agent {
+            further: Instances::new(node.clone(), deployment.manifest.clone()),
             node,
             deployment,
             status,
             orders,
             sockets,
+            demand,
+            scale: Scale::default(),
+            kind: None,
+            charge: None,
+            copy_refused: None,
             failures: 0,
             running: Instant::now(),
         }
+    }
+
+    /// What it has to carry now.
+    async fn load(&self) -> usize {
+        self.demand.count(&*self.node.looks.look().await)
     }
 
     fn manifest(&self) -> &Manifest {
@@ -120,13 +147,21 @@ impl Agent {
 
     /// What there is when this daemon begins.
     fn find(&mut self) -> Result<Next> {
+        self.further.look()?;
         let record = self.node.store.find(self.name())?;
         if let Some(app) = record.filter(App::alive) {
             tracing::info!(app = app.name, "runs: adopted");
             self.hold(Sockets::of(&app)?.listening)?;
+            self.kind = Some(app.from.as_ref().map_or(Kind::Started, |_| Kind::Woken));
             return Ok(Next::Run(None));
         }
         match self.appshot() {
+            Some(_) if self.further.count() > 0 => {
+                if self.sockets.is_empty() {
+                    self.hold(Sockets::of(&self.further.live[0].app)?.listening)?;
+                }
+                Ok(Next::Wake(Cause::Recovery))
+            }
             Some(path) => {
                 if self.sockets.is_empty() {
                     // The keeper is gone too, as after a boot.
@@ -145,6 +180,7 @@ impl Agent {
     /// The sockets of the app are these from now on.
     fn hold(&mut self, sockets: Vec<OwnedFd>) -> Result<()> {
         self.node.keeper.keep(self.name(), &sockets)?;
+        self.demand.listens(&sockets, &self.node.looks);
         self.sockets = sockets;
         Ok(())
     }
@@ -164,7 +200,6 @@ impl Agent {
 
     fn turn(&self, state: State, why: Option<String>) {
         let now = now_unix_ms().unwrap_or_default();
-        let root = self.running_app().ok().map(|app| app.root);
         self.meter().turn(self.status.borrow().state, state);
         self.status.send_modify(|status| {
             if status.state != state {
@@ -177,7 +212,33 @@ impl Agent {
                 );
                 status.since_unix_ms = now;
             }
-            (status.state, status.why, status.root) = (state, why, root);
+            (status.state, status.why) = (state, why);
+        });
+        self.show();
+    }
+
+    /// Tells of its instances what there is to tell.
+    fn show(&self) {
+        let root = self.running_app().ok().map(|app| app.root);
+        let (state, since_unix_ms) = {
+            let status = self.status.borrow();
+            (status.state, status.since_unix_ms)
+        };
+        let has_one = root.is_some() || [State::Starting, State::Waking].contains(&state);
+        let first = has_one.then(|| InstanceStatus {
+            name: self.name().to_owned(),
+            root,
+            state,
+            since_unix_ms,
+            kind: self.kind.filter(|_| root.is_some()),
+        });
+        let instances: Vec<_> = first.into_iter().chain(self.further.statuses()).collect();
+        self.meter()
+            .instances(instances.iter().filter(|one| one.root.is_some()).count());
+        self.status.send_if_modified(|status| {
+            let differs = (status.root, &status.instances) != (root, &instances);
+            (status.root, status.instances) = (root, instances);
+            differs
         });
     }
 
@@ -201,6 +262,9 @@ impl Agent {
     /// Runs its command, and waits until it listens where it is to.
     async fn start(&mut self) -> Result<Next> {
         self.turn(State::Starting, None);
+        if let Some(next) = self.room(State::Starting, budget::UNKNOWN_BYTES).await? {
+            return Ok(next);
+        }
         let began = Instant::now();
         let start = Start::run(self.node.store.clone(), self.manifest().run_options()?);
         let start = start
@@ -211,7 +275,8 @@ impl Agent {
         match self.listens(&started.app, began).await {
             Ok(sockets) => {
                 self.hold(sockets)?;
-                self.came_up(Cause::Deploy, "started", began, started.instance.phases);
+                self.came_up(Cause::Deploy, Kind::Started, began, started.instance.phases);
+                self.copy().await;
                 Ok(Next::Run(None))
             }
             Err(error) => {
@@ -245,86 +310,37 @@ impl Agent {
         }
     }
 
-    fn came_up(&mut self, cause: Cause, kind: &str, began: Instant, phases: Vec<Phase>) {
-        self.running = Instant::now();
-        let total_micros = micros(began);
-        tracing::info!(app = self.name(), ?cause, kind, total_micros, "up");
-        let activation = Activation {
-            cause,
-            kind: kind.to_owned(),
-            unix_ms: now_unix_ms().unwrap_or_default(),
-            total_micros,
-            phases,
-        };
-        self.meter().came_up(&activation);
+    fn came_up(&mut self, cause: Cause, kind: Kind, began: Instant, phases: Vec<Phase>) {
+        self.demand.needed();
+        (self.running, self.kind) = (Instant::now(), Some(kind));
+        let activation = self.activation(cause, kind, began, phases);
         self.status.send_modify(|status| {
             match kind {
-                "started" => status.counts.starts += 1,
+                Kind::Started => status.counts.starts += 1,
                 _ => status.counts.wakes += 1,
             }
             status.last = Some(activation);
         });
     }
 
-    /// Until nobody needs it.
-    async fn watch(&mut self, why: Option<String>) -> Result<Next> {
-        self.turn(State::Running, why);
-        let Ok(app) = self.running_app() else {
-            return self.ended().await;
+    fn activation(&self, cause: Cause, kind: Kind, began: Instant, phases: Vec<Phase>) -> Activation {
+        let total_micros = micros(began);
+        tracing::info!(app = self.name(), ?cause, kind = kind.name(), total_micros, "up");
+        let activation = Activation {
+            cause,
+            kind,
+            unix_ms: now_unix_ms().unwrap_or_default(),
+            total_micros,
+            phases,
         };
-        let Ok(child) = process::open_child(&app) else {
-            return self.ended().await;
-        };
-        let child = readable(child).or_fail(|| "cannot watch the app")?;
-        let idle = self.manifest().idle.clone();
-        let bell = Bell::new(&self.sockets)?;
-        let mut look = tokio::time::interval(LOOK.min(idle.timeout.0 / 4));
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut needed, mut armed) = (Instant::now(), false);
-        let mut worked = Work::of(&app);
-        loop {
-            tokio::select! {
-                _ = child.readable() => return self.ended().await,
-                order = self.orders.recv() => match order {
-                    Some(Order::Suspend) => return Ok(Next::Sleep { suspended: true }),
-                    Some(Order::Resume) => {}
-                    Some(Order::Remove) | None => return Ok(Next::Remove),
-                },
-                rung = bell.rung(), if armed => {
-                    rung?;
-                    (needed, armed) = (Instant::now(), false);
-                    self.why("somebody came just now".to_owned());
-                }
-                _ = look.tick() => {
-                    if self.running.elapsed() > STEADY {
-                        self.failures = 0;
-                    }
-                    if !armed {
-                        bell.arm(&self.sockets)?;
-                        armed = true;
-                    }
-                    let share = worked.share(&app);
-                    if share > idle.cpu {
-                        needed = Instant::now();
-                        self.why(format!("it works: {share:.1} % of a processor"));
-                    }
-                    if needed.elapsed() < idle.timeout.0 {
-                        continue;
-                    }
-                    match Sockets::of(&app)?.connections {
-                        0 => return Ok(Next::Sleep { suspended: false }),
-                        open => {
-                            needed = Instant::now();
-                            self.why(format!("connections are open: {open}"));
-                        }
-                    }
-                }
-            }
-        }
+        self.meter().came_up(&activation);
+        activation
     }
 
     /// It was put to sleep by somebody else, or has ended by itself.
-    async fn ended(&self) -> Result<Next> {
+    async fn ended(&mut self) -> Result<Next> {
+        self.charge = None;
+        self.further.give_up();
         let (store, name) = (self.node.store.clone(), self.name().to_owned());
         let record = on_own_thread(move || {
             // Who has ended it notes how, holding the lock.
@@ -333,7 +349,10 @@ impl Agent {
         })
         .await?;
         if record.as_ref().is_some_and(|app| app.state() == AppState::Asleep) {
-            return Ok(Next::Wait);
+            return Ok(match self.further.count() {
+                0 => Next::Wait,
+                _ => Next::Wake(Cause::Recovery),
+            });
         }
         let exit = record.and_then(|app| app.exit);
         let how = exit.map_or(String::new(), |code| format!(" with {code}"));
@@ -343,14 +362,8 @@ impl Agent {
     /// Takes its snapshot; it goes on where that is refused.
     async fn sleep(&mut self, suspended: bool) -> Result<Next> {
         self.turn(State::FallingAsleep, None);
-        let snapd = self.node.snapd.clone();
-        let request = json!({
-            "target": self.name(),
-            "replace": true,
-            "sockets": sockets::numbers(&self.sockets),
-        });
-        let taken: Result<SnapshotReport> = on_own_thread(move || snapd.post("/v1/snapshots", &request)).await;
-        match taken {
+        let had = self.measure().await;
+        match self.snapshot(false).await {
             Ok(report) => {
                 tracing::info!(
                     app = self.name(),
@@ -358,19 +371,27 @@ impl Agent {
                     bytes = report.memory_bytes,
                     "asleep"
                 );
-                self.meter().slept();
                 self.prepare();
+                self.charge = None;
+                self.deployment.memory_bytes = had.or(self.deployment.memory_bytes);
+                self.meter().slept();
                 self.status.send_modify(|status| status.counts.sleeps += 1);
                 match suspended {
                     true => {
                         self.suspended(true)?;
                         Ok(Next::Suspended)
                     }
-                    false => Ok(Next::Wait),
+                    false => {
+                        self.node.note(&self.deployment)?;
+                        Ok(Next::Wait)
+                    }
                 }
             }
             Err(error) => {
                 tracing::info!(app = self.name(), %error, "goes on");
+                // Somebody may have come at that moment.
+                let asked = self.load().await > 0;
+                self.node.budget.stays(self.name(), !asked);
                 self.meter().refused();
                 self.status.send_modify(|status| status.counts.sleeps_refused += 1);
                 match self.running_app() {
@@ -381,10 +402,41 @@ impl Agent {
         }
     }
 
-    /// Has its appshot at hand for who comes next, and an instance. It is no matter where that fails.
+    async fn snapshot(&self, leave_running: bool) -> Result<SnapshotReport> {
+        let request = json!({
+            "target": self.name(),
+            "replace": true,
+            "leave_running": leave_running,
+            "sockets": sockets::numbers(&self.sockets),
+        });
+        self.node.snapd.post_async("/v1/snapshots", &request).await
+    }
+
+    /// Has an appshot to make further instances of, where it may have some. It goes on
+    /// where that is refused, and is asked for one again later.
+    async fn copy(&mut self) -> bool {
+        if self.manifest().instances.max == 1 || self.appshot().is_some() {
+            return true;
+        }
+        if self.copy_refused.is_some_and(|at| at.elapsed() < BACK_OFF_MAX) {
+            return false;
+        }
+        match self.snapshot(true).await {
+            Ok(_) => true,
+            Err(error) => {
+                self.copy_refused = Some(Instant::now());
+                tracing::info!(app = self.name(), %error, "has no appshot for further instances yet");
+                false
+            }
+        }
+    }
+
+    /// Has its appshot at hand for who comes next, and an instance where memory is not
+    /// short. It is no matter where that fails.
     fn prepare(&self) {
         let restored = self.node.restored.clone();
-        let request = json!({ "appshot": self.name(), "instance": true });
+        let instance = !self.node.budget.is_short();
+        let request = json!({ "appshot": self.name(), "instance": instance });
         std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &request));
     }
 
@@ -395,26 +447,37 @@ impl Agent {
 
     /// Until somebody comes.
     async fn wait(&mut self) -> Result<Next> {
+        self.charge = None;
         self.turn(State::Asleep, None);
+        if self.manifest().instances.min > 0 {
+            return Ok(Next::Wake(Cause::Recovery));
+        }
         let bell = Bell::new(&self.sockets)?;
         bell.arm(&self.sockets)?;
-        tokio::select! {
-            rung = bell.rung() => rung.map(|()| Next::Wake(Cause::Request)),
-            order = self.orders.recv() => Ok(match order {
-                Some(Order::Suspend) => {
-                    self.suspended(true)?;
-                    Next::Suspended
-                }
-                Some(Order::Resume) => Next::Wake(Cause::Operator),
-                Some(Order::Remove) | None => Next::Remove,
-            }),
+        loop {
+            tokio::select! {
+                rung = bell.rung() => return rung.map(|()| Next::Wake(Cause::Request)),
+                order = self.orders.recv() => match order {
+                    Some(Order::Suspend) => {
+                        self.suspended(true)?;
+                        return Ok(Next::Suspended);
+                    }
+                    Some(Order::Resume) => return Ok(Next::Wake(Cause::Operator)),
+                    Some(Order::Yield) => {}
+                    Some(Order::Remove) | None => return Ok(Next::Remove),
+                },
+            }
         }
     }
 
     async fn wake(&mut self, cause: Cause) -> Result<Next> {
         self.turn(State::Waking, None);
         let began = Instant::now();
-        let restored = self.node.restored.clone();
+        self.demand.needed();
+        let bytes = self.deployment.memory_bytes.unwrap_or(budget::UNKNOWN_BYTES);
+        if let Some(next) = self.room(State::Waking, bytes).await? {
+            return Ok(next);
+        }
         let request = json!({
             "appshot": self.name(),
             "name": self.name(),
@@ -422,21 +485,24 @@ impl Agent {
             "cause": cause.name(),
             "sockets": sockets::numbers(&self.sockets),
         });
-        let woken: Result<Instance> = on_own_thread(move || restored.post("/v1/instances", &request)).await;
-        let woken = woken?;
-        self.came_up(cause, "woken", began, woken.phases);
+        let woken: Instance = self.node.restored.post_async("/v1/instances", &request).await?;
+        self.came_up(cause, Kind::Woken, began, woken.phases);
         Ok(Next::Run(None))
     }
 
     /// Until it is resumed.
     async fn rest(&mut self) -> Result<Next> {
+        self.charge = None;
         self.turn(State::Suspended, None);
         loop {
             match self.orders.recv().await {
-                Some(Order::Suspend) => {}
+                Some(Order::Suspend | Order::Yield) => {}
                 Some(Order::Resume) => {
                     self.suspended(false)?;
-                    return Ok(Next::Wait);
+                    return Ok(match self.manifest().instances.min {
+                        0 => Next::Wait,
+                        _ => Next::Wake(Cause::Operator),
+                    });
                 }
                 Some(Order::Remove) | None => return Ok(Next::Remove),
             }
@@ -446,6 +512,9 @@ impl Agent {
     /// Tries again after a while.
     async fn back_off(&mut self, error: &Error) -> Result<Next> {
         tracing::warn!(app = self.name(), kind = ?error.kind, %error, "failed");
+        if self.running_app().is_err() {
+            self.charge = None;
+        }
         self.meter().failed();
         self.status.send_modify(|status| status.counts.failures += 1);
         self.turn(State::Failed, Some(error.to_string()));
@@ -455,7 +524,7 @@ impl Agent {
             () = tokio::time::sleep(pause.min(BACK_OFF_MAX)) => {}
             order = self.orders.recv() => match order {
                 Some(Order::Remove) | None => return Ok(Next::Remove),
-                Some(Order::Suspend | Order::Resume) => {}
+                Some(Order::Suspend | Order::Resume | Order::Yield) => {}
             },
         }
         Ok(match (self.running_app(), self.appshot()) {
@@ -469,6 +538,8 @@ impl Agent {
     async fn remove(&mut self) -> Result<()> {
         self.turn(State::Removing, None);
         self.sockets.clear();
+        self.charge = None;
+        self.further.remove().await?;
         let (node, name) = (self.node.clone(), self.name().to_owned());
         on_own_thread(move || {
             if let Some(app) = node.store.find(&name)? {
@@ -480,7 +551,7 @@ impl Agent {
                 node.store.remove_log(&name)?;
             }
             match node.store.remove_appshot(&name) {
-                Err(error) if error.kind != Kind::NotFound => return Err(error),
+                Err(error) if error.kind != libsnap::error::Kind::NotFound => return Err(error),
                 _ => node.keeper.forget(&name)?,
             }
             node.forget(&name)
@@ -491,31 +562,4 @@ impl Agent {
 
 fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
-}
-
-/// What an app takes of a processor.
-struct Work {
-    at: Instant,
-    cpu_ns: Option<u64>,
-}
-
-impl Work {
-    fn of(app: &App) -> Work {
-        let group = app.cgroup.as_deref();
-        Work {
-            at: Instant::now(),
-            cpu_ns: group.and_then(|group| libsnap::cgroup::cpu_ns(group).ok()),
-        }
-    }
-
-    /// Since the last look, in percent of one; none where that is not known.
-    fn share(&mut self, app: &App) -> f64 {
-        let now = Work::of(app);
-        let before = std::mem::replace(self, now);
-        let (Some(before_ns), Some(now_ns)) = (before.cpu_ns, self.cpu_ns) else {
-            return 0.0;
-        };
-        let passed = self.at.duration_since(before.at).as_nanos().max(1);
-        now_ns.saturating_sub(before_ns) as f64 * 100.0 / passed as f64
-    }
 }

@@ -1,0 +1,109 @@
+//! How many instances of an app there should be.
+//!
+//! ```text
+//!   load ──mean over SHORT──> wanted now ──more than there are──> further ones at once
+//!                                 └──most of it in the stable window──less──> some end
+//! ```
+//!
+//! What comes in a burst is answered by the short window, and what went up so comes down
+//! only when all of a stable window could do with less.
+
+use crate::manifest::{Capacity, Instances};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Over this the load is averaged; one look after a quiet time decides alone.
+const SHORT: Duration = Duration::from_millis(300);
+
+#[derive(Debug, Default)]
+pub struct Scale {
+    loads: VecDeque<(Instant, usize)>,
+    /// Falling: whoever is followed by a larger one decides nothing any more.
+    wanted: VecDeque<(Instant, usize)>,
+}
+
+/// What an app has to carry.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Connections and requests.
+    pub open: usize,
+    /// CPU time of all instances, in percent of one processor.
+    pub share: f64,
+}
+
+/// How many instances there should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub least: usize,
+    pub most: usize,
+}
+
+impl Scale {
+    pub fn look(
+        &mut self,
+        now: Instant,
+        load: Load,
+        bounds: Instances,
+        capacity: Capacity,
+        stable: Duration,
+    ) -> Wanted {
+        self.loads.push_back((now, load.open));
+        forget(&mut self.loads, now, SHORT);
+        let total: usize = self.loads.iter().map(|(_, open)| open).sum();
+        let by_connections = capacity
+            .connections
+            .map_or(0, |each| total.div_ceil(self.loads.len() * each.max(1)));
+        let by_cpu = capacity.cpu.map_or(0, |each| count(load.share / each));
+        let least = by_connections.max(by_cpu).clamp(bounds.min.max(1), bounds.max);
+        self.wanted.retain(|(_, wanted)| *wanted > least);
+        self.wanted.push_back((now, least));
+        forget(&mut self.wanted, now, stable);
+        let most = self.wanted.front().map_or(least, |(_, wanted)| *wanted);
+        Wanted { least, most }
+    }
+}
+
+fn forget(window: &mut VecDeque<(Instant, usize)>, now: Instant, length: Duration) {
+    window.retain(|(at, _)| now - *at < length);
+}
+
+fn count(share: f64) -> usize {
+    let whole = share.ceil().clamp(0.0, 1e6);
+    // Between these it is a whole number.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let count = whole as usize;
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_goes_up_at_once_and_down_in_time() {
+        let (mut scale, begin) = (Scale::default(), Instant::now());
+        let bounds = Instances { min: 0, max: 8 };
+        let capacity = Capacity {
+            connections: Some(10),
+            cpu: Some(80.0),
+        };
+        let mut look = |millis: u64, open: usize, share: f64| {
+            let now = begin + Duration::from_millis(millis);
+            let wanted = scale.look(now, Load { open, share }, bounds, capacity, Duration::from_secs(2));
+            (wanted.least, wanted.most)
+        };
+        assert_eq!(look(0, 0, 0.0), (1, 1));
+        assert_eq!(look(1000, 10, 0.0), (1, 1), "as many as it may carry");
+        assert_eq!(look(1100, 70, 0.0), (4, 4), "the mean of two looks");
+        assert_eq!(look(1200, 70, 0.0), (5, 5));
+        assert_eq!(look(1350, 70, 0.0), (7, 7));
+        assert_eq!(look(1400, 0, 0.0), (5, 7));
+        assert_eq!(look(2000, 0, 0.0), (1, 7), "the window remembers");
+        assert_eq!(look(3340, 0, 0.0), (1, 7));
+        assert_eq!(look(3380, 0, 0.0), (1, 5), "until what was wanted lies back");
+        assert_eq!(look(4100, 0, 0.0), (1, 1));
+        assert_eq!(look(5000, 0, 161.0), (3, 3), "work counts, too");
+        assert_eq!(look(5500, 900, 0.0), (8, 8), "no more than there may be");
+        assert_eq!(look(9000, 0, f64::NAN), (1, 1));
+    }
+}
