@@ -47,6 +47,8 @@ pub struct Reached {
     pub segments: u64,
     pub records: u64,
     pub node: Option<String>,
+    /// The public key that its checkpoints are signed for, in hexadecimal.
+    pub key: String,
     pub hash: Hash,
     pub next_seq: u64,
     /// The end of the last whole line.
@@ -224,6 +226,7 @@ fn begins(head: &Head, place: Place, is_first: bool, reached: &mut Reached) -> R
         ));
     }
     reached.node = Some(head.node.clone());
+    reached.key.clone_from(&head.key);
     let prev = unhex(&head.prev).ok_or_else(|| damaged(place, "it names no segment before it"))?;
     if !is_first && prev != reached.hash {
         return Err(damaged(
