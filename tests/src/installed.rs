@@ -147,14 +147,15 @@ impl Registry {
 
     /// One that answers; it dies at the moment that is named.
     pub fn daemon(&self, name: &'static str, die_at: &str) -> Result<Daemon> {
-        let serve: &[&str] = if name == "perfd" { &["--serve"] } else { &[] };
-        self.daemon_with(name, serve, die_at)
+        self.daemon_with(name, &[], die_at)
     }
 
     /// The same with these arguments.
     pub fn daemon_with(&self, name: &'static str, arguments: &[&str], die_at: &str) -> Result<Daemon> {
+        let serve: &[&str] = if name == "perfd" { &["--serve"] } else { &[] };
         let child = self
             .command(name)
+            .args(serve)
             .args(arguments)
             .env("APPSHOT_DIE_AT", die_at)
             .stdout(Stdio::null())
