@@ -573,6 +573,59 @@ fn the_bill_of_a_node_is_read_by_others() {
     });
 }
 
+#[test]
+fn further_instances_are_of_their_app() {
+    in_place("further_instances_are_of_their_app", |place| {
+        let loads = Loads::new(place)?;
+        let python = need_program(&["python3"])?;
+        let perfd = loads.perfd()?;
+        let _snapd = loads.registry.daemon("snapd", "")?;
+        let _restored = loads.registry.daemon("restored", "")?;
+        let edgepointd = loads.registry.daemon("edgepointd", "")?;
+        let (name, port) = (&loads.name, free_port()?);
+        let manifest = format!(
+            "app = {name:?}\nprovider = \"acme\"\n[start]\ncommand = [{:?}, \"-m\", \"http.server\", \"{port}\"]\n\
+             [[listen]]\ntcp = \"0.0.0.0:{port}\"\n[instances]\nmin = 2\nmax = 2\n[capacity]\nconnections = 9\n",
+            python.display().to_string(),
+        );
+        let _: Value = edgepointd.client.post("/v1/apps", &json!({ "manifest": manifest }))?;
+        poll("two instances", PATIENCE, || {
+            let status: Value = edgepointd.client.get(&format!("/v1/apps/{name}"))?;
+            let running = |one: &&Value| one["state"] == "running";
+            let count = status["instances"]
+                .as_array()
+                .context("no instances")?
+                .iter()
+                .filter(running)
+                .count();
+            Ok((count == 2).then_some(()))
+        })?;
+        let _: Value = edgepointd.client.delete(&format!("/v1/apps/{name}"))?;
+        loads.settled()?;
+        perfd.stop()?;
+        let accounts: Vec<Value> = loads
+            .records()?
+            .iter()
+            .map(|record| record["body"]["account"].clone())
+            .filter(|account| account["kind"] == "started" || account["kind"] == "restored")
+            .collect();
+        let of = |key: &str| accounts.iter().map(|account| account[key].clone()).collect::<Vec<_>>();
+        ensure!(
+            of("app") == [name.as_str(); 2] && of("provider") == ["acme"; 2],
+            "{accounts:?}"
+        );
+        ensure!(of("name") == [name.clone(), format!("{name}.2")], "{accounts:?}");
+        ensure!(of("cause") == ["deploy", "scale-out"], "{accounts:?}");
+        ensure!(
+            loads.counted()?.iter().all(|counted| counted.ended),
+            "{:?}",
+            loads.counted()?
+        );
+        loads.verify()?;
+        loads.recompute()
+    });
+}
+
 /// From the package focus-data-toolkit, in the path or where `tests/setup.sh` puts it.
 fn focus_toolkit() -> Result<PathBuf> {
     let installed = Path::new("/opt/appshot-tests/bin/focus-toolkit");
