@@ -626,6 +626,53 @@ fn further_instances_are_of_their_app() {
     });
 }
 
+#[test]
+fn requests_over_http_are_billed() {
+    in_place("requests_over_http_are_billed", |place| {
+        let loads = Loads::new(place)?;
+        let python = need_program(&["python3"])?;
+        let perfd = loads.perfd()?;
+        let _snapd = loads.registry.daemon("snapd", "")?;
+        let _restored = loads.registry.daemon("restored", "")?;
+        let (name, port, entry) = (&loads.name, free_port()?, free_port()?);
+        let listens = format!("127.0.0.1:{entry}");
+        let edgepointd = loads.registry.daemon_with("edgepointd", &["--http", &listens], "")?;
+        let files = place.path("files");
+        std::fs::create_dir(&files)?;
+        std::fs::write(files.join("x"), vec![b'x'; 10_000])?;
+        let manifest = format!(
+            "app = {name:?}\nprovider = \"acme\"\n[start]\ncommand = [{:?}, \"-m\", \"http.server\", \"{port}\", \
+             \"--directory\", {:?}]\n[[listen]]\ntcp = \"127.0.0.1:{port}\"\n[[route]]\nhost = \"localhost\"\n",
+            python.display().to_string(),
+            files.display().to_string(),
+        );
+        let _: Value = edgepointd.client.post("/v1/apps", &json!({ "manifest": manifest }))?;
+        let _: Value = edgepointd
+            .client
+            .get(&format!("/v1/apps/{name}?wait=running&timeout=60"))?;
+        for _ in 0..7 {
+            ensure!(http_get(entry, "/x")?.len() == 10_000, "another answer");
+        }
+        let traffic = || -> Result<Value> {
+            let records = loads.records()?;
+            let of = |record: &Value| record["body"]["use"]["id"] == format!("traffic:acme:{name}");
+            let last = records.into_iter().rfind(of);
+            Ok(last.map_or(Value::Null, |record| record["body"]["use"]["counters"].clone()))
+        };
+        poll("seven requests in the ledger", PATIENCE, || {
+            Ok((traffic()?["requests"] == 7).then_some(()))
+        })?;
+        let sent = traffic()?["sent_bytes"].as_u64().unwrap_or_default();
+        ensure!((70_000..71_000).contains(&sent), "{sent} bytes of 70000");
+        let _: Value = edgepointd.client.delete(&format!("/v1/apps/{name}"))?;
+        loads.settled()?;
+        perfd.stop()?;
+        ensure!(traffic()?["requests"] == 7, "{}", traffic()?);
+        loads.verify()?;
+        loads.recompute()
+    });
+}
+
 /// From the package focus-data-toolkit, in the path or where `tests/setup.sh` puts it.
 fn focus_toolkit() -> Result<PathBuf> {
     let installed = Path::new("/opt/appshot-tests/bin/focus-toolkit");
