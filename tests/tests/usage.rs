@@ -548,6 +548,15 @@ fn the_bill_of_a_node_is_read_by_others() {
         ensure!(events.matches("asleep, after").count() >= 2, "{events}");
         let card = loads.dir.join("card.toml").display().to_string();
         std::fs::write(&card, CARD)?;
+        let shown = registry.appshot(&["usage", "show", "--provider", "acme", "--rates", &card])?;
+        ensure!(
+            shown
+                .lines()
+                .next()
+                .is_some_and(|head| head.ends_with("REQUESTS  GAPS  COST")),
+            "{shown}"
+        );
+        ensure!(shown.lines().skip(1).all(|row| row.ends_with("EUR")), "{shown}");
         let statement = registry.appshot(&["usage", "statement", "--provider", "acme", "--rates", &card])?;
         ensure!(
             statement.contains("Usage of acme") && statement.contains("<td>request</td><td>2</td>"),

@@ -197,6 +197,7 @@ fn show(store: &Store, args: &cli::UsageShow) -> Result<u8> {
         "CPU",
         "MEMORY",
         "STORED",
+        "REQUESTS",
         "GAPS",
         "COST",
     ];
@@ -240,21 +241,20 @@ fn verify_all(store: &Store, args: &cli::UsageVerify) -> Result<u8> {
 }
 
 fn sentences(report: &Report) -> String {
-    let part = |ns: u64| match report.node_ns {
-        0 => "-".to_owned(),
-        all => format!("{:.2} %", ns as f64 * 100.0 / all as f64),
-    };
+    let part = |ns: u64| format!("{:.2} %", ns as f64 * 100.0 / report.node_ns as f64);
     let mut text = format!(
         "the ledger is whole: {} records in {} segments, {} accounts, {} signatures\n",
         report.records, report.segments, report.accounts, report.checkpoints
     );
-    text += &format!(
-        "of the node's time, apps had {}, the platform {}, others {}, and {} was idle\n",
-        part(report.tenants_ns),
-        part(report.platform_ns),
-        part(report.others_ns),
-        part(report.idle_ns)
-    );
+    if report.node_ns > 0 {
+        text += &format!(
+            "of the node's time, apps had {}, the platform {}, others {}, and {} was idle\n",
+            part(report.tenants_ns),
+            part(report.platform_ns),
+            part(report.others_ns),
+            part(report.idle_ns)
+        );
+    }
     if report.unsigned > 0 {
         text += &format!("{} records are newer than the last signature\n", report.unsigned);
     }
