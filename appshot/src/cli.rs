@@ -371,6 +371,10 @@ pub enum Usage {
     Export(UsageExport),
     /// Write the bill for people: one page of HTML with a chart of demand and charge
     Statement(UsageStatement),
+    /// List when instances began and ended, and why, and what was not metered
+    Events(UsageEvents),
+    /// Tell where a row of the bill comes from: records, counters, price
+    Explain(UsageExplain),
     /// Verify the ledger: its chain, signatures and counters, and the node's own counters
     /// against what was billed
     Verify(UsageVerify),
@@ -440,6 +444,26 @@ pub struct UsageStatement {
     /// The new file; - is stdout [default: -]
     #[arg(short = 'o', long = "output", value_name = "FILE|-")]
     pub output: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct UsageEvents {
+    /// Only of this app
+    #[arg(long, value_name = "APP")]
+    pub app: Option<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct UsageExplain {
+    /// Its x_EventId, or the first digits of it
+    #[arg(value_name = "ID")]
+    pub event: String,
+    #[command(flatten)]
+    pub billed: Billed,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]

@@ -26,7 +26,7 @@ use crate::budget::Charge;
 use crate::manifest::Manifest;
 use crate::node::Node;
 use crate::sockets::{self, Sockets};
-use crate::status::{InstanceStatus, Kind, State};
+use crate::status::{Cause, InstanceStatus, Kind, State};
 use crate::work::Work;
 use libsnap::drain::{Drain, Shared};
 use libsnap::error::{Error, Kind as ErrorKind, OrFail, Result};
@@ -339,6 +339,7 @@ fn make(node: &Node, app: &str, name: &str, sockets: &[i32]) -> Result<Instance>
         "name": name,
         "memory": memory_of_clones(&node.store.appshot_path(app))?,
         "identity": { "renewed": true },
+        "cause": Cause::ScaleOut.name(),
         "sockets": sockets,
     });
     match node.restored.post("/v1/instances", &request) {

@@ -543,12 +543,140 @@ fn the_bill_of_a_node_is_read_by_others() {
             .filter(|cause| !cause.is_null())
             .collect();
         ensure!(causes == ["deploy", "request", "request"], "{causes:?}");
+        let events = registry.appshot(&["usage", "events", "--app", name])?;
+        ensure!(events.matches("restored: request").count() == 2, "{events}");
+        ensure!(events.matches("asleep, after").count() >= 2, "{events}");
+        let card = loads.dir.join("card.toml").display().to_string();
+        std::fs::write(&card, CARD)?;
+        let shown = registry.appshot(&["usage", "show", "--provider", "acme", "--rates", &card])?;
+        ensure!(
+            shown
+                .lines()
+                .next()
+                .is_some_and(|head| head.ends_with("REQUESTS  GAPS  COST")),
+            "{shown}"
+        );
+        ensure!(shown.lines().skip(1).all(|row| row.ends_with("EUR")), "{shown}");
+        let statement = registry.appshot(&["usage", "statement", "--provider", "acme", "--rates", &card])?;
+        ensure!(
+            statement.contains("Usage of acme") && statement.contains("<td>request</td><td>2</td>"),
+            "{statement}"
+        );
+        let json = registry.appshot(&["usage", "export", "--rates", &card, "--format", "json"])?;
+        let row: Value = serde_json::from_str(json.lines().next().context("no row")?)?;
+        let id = row["x_EventId"].as_str().context("no id")?;
+        let told: Value =
+            serde_json::from_str(&registry.appshot(&["usage", "explain", id, "--rates", &card, "-o", "json"])?)?;
+        ensure!(
+            told["cost"] == row["BilledCost"] && told["after_record"].is_string(),
+            "{told}"
+        );
         let accounts = loads.counted()?;
         let restores: u128 = accounts.iter().map(|counted| counted.get("restores")).sum();
         ensure!(restores == 2, "{accounts:?}");
         let shown: Value = serde_json::from_str(&registry.appshot(&["usage", "show", "-o", "json"])?)?;
         ensure!(shown[0]["provider"] == "acme" && shown[0]["instances"] == 3, "{shown}");
         ensure!(shown[0]["currency"].is_null() && shown[0]["cost"] == "0", "{shown}");
+        loads.verify()?;
+        loads.recompute()
+    });
+}
+
+#[test]
+fn further_instances_are_of_their_app() {
+    in_place("further_instances_are_of_their_app", |place| {
+        let loads = Loads::new(place)?;
+        let python = need_program(&["python3"])?;
+        let perfd = loads.perfd()?;
+        let _snapd = loads.registry.daemon("snapd", "")?;
+        let _restored = loads.registry.daemon("restored", "")?;
+        let edgepointd = loads.registry.daemon("edgepointd", "")?;
+        let (name, port) = (&loads.name, free_port()?);
+        let manifest = format!(
+            "app = {name:?}\nprovider = \"acme\"\n[start]\ncommand = [{:?}, \"-m\", \"http.server\", \"{port}\"]\n\
+             [[listen]]\ntcp = \"0.0.0.0:{port}\"\n[instances]\nmin = 2\nmax = 2\n[capacity]\nconnections = 9\n",
+            python.display().to_string(),
+        );
+        let _: Value = edgepointd.client.post("/v1/apps", &json!({ "manifest": manifest }))?;
+        poll("two instances", PATIENCE, || {
+            let status: Value = edgepointd.client.get(&format!("/v1/apps/{name}"))?;
+            let running = |one: &&Value| one["state"] == "running";
+            let count = status["instances"]
+                .as_array()
+                .context("no instances")?
+                .iter()
+                .filter(running)
+                .count();
+            Ok((count == 2).then_some(()))
+        })?;
+        let _: Value = edgepointd.client.delete(&format!("/v1/apps/{name}"))?;
+        loads.settled()?;
+        perfd.stop()?;
+        let accounts: Vec<Value> = loads
+            .records()?
+            .iter()
+            .map(|record| record["body"]["account"].clone())
+            .filter(|account| account["kind"] == "started" || account["kind"] == "restored")
+            .collect();
+        let of = |key: &str| accounts.iter().map(|account| account[key].clone()).collect::<Vec<_>>();
+        ensure!(
+            of("app") == [name.as_str(); 2] && of("provider") == ["acme"; 2],
+            "{accounts:?}"
+        );
+        ensure!(of("name") == [name.clone(), format!("{name}.2")], "{accounts:?}");
+        ensure!(of("cause") == ["deploy", "scale-out"], "{accounts:?}");
+        ensure!(
+            loads.counted()?.iter().all(|counted| counted.ended),
+            "{:?}",
+            loads.counted()?
+        );
+        loads.verify()?;
+        loads.recompute()
+    });
+}
+
+#[test]
+fn requests_over_http_are_billed() {
+    in_place("requests_over_http_are_billed", |place| {
+        let loads = Loads::new(place)?;
+        let python = need_program(&["python3"])?;
+        let perfd = loads.perfd()?;
+        let _snapd = loads.registry.daemon("snapd", "")?;
+        let _restored = loads.registry.daemon("restored", "")?;
+        let (name, port, entry) = (&loads.name, free_port()?, free_port()?);
+        let listens = format!("127.0.0.1:{entry}");
+        let edgepointd = loads.registry.daemon_with("edgepointd", &["--http", &listens], "")?;
+        let files = place.path("files");
+        std::fs::create_dir(&files)?;
+        std::fs::write(files.join("x"), vec![b'x'; 10_000])?;
+        let manifest = format!(
+            "app = {name:?}\nprovider = \"acme\"\n[start]\ncommand = [{:?}, \"-m\", \"http.server\", \"{port}\", \
+             \"--directory\", {:?}]\n[[listen]]\ntcp = \"127.0.0.1:{port}\"\n[[route]]\nhost = \"localhost\"\n",
+            python.display().to_string(),
+            files.display().to_string(),
+        );
+        let _: Value = edgepointd.client.post("/v1/apps", &json!({ "manifest": manifest }))?;
+        let _: Value = edgepointd
+            .client
+            .get(&format!("/v1/apps/{name}?wait=running&timeout=60"))?;
+        for _ in 0..7 {
+            ensure!(http_get(entry, "/x")?.len() == 10_000, "another answer");
+        }
+        let traffic = || -> Result<Value> {
+            let records = loads.records()?;
+            let of = |record: &Value| record["body"]["use"]["id"] == format!("traffic:acme:{name}");
+            let last = records.into_iter().rfind(of);
+            Ok(last.map_or(Value::Null, |record| record["body"]["use"]["counters"].clone()))
+        };
+        poll("seven requests in the ledger", PATIENCE, || {
+            Ok((traffic()?["requests"] == 7).then_some(()))
+        })?;
+        let sent = traffic()?["sent_bytes"].as_u64().unwrap_or_default();
+        ensure!((70_000..71_000).contains(&sent), "{sent} bytes of 70000");
+        let _: Value = edgepointd.client.delete(&format!("/v1/apps/{name}"))?;
+        loads.settled()?;
+        perfd.stop()?;
+        ensure!(traffic()?["requests"] == 7, "{}", traffic()?);
         loads.verify()?;
         loads.recompute()
     });

@@ -85,6 +85,13 @@ impl Ledger {
                     .fix("move it elsewhere, or bring its own files `node` and `key` back"),
             );
         }
+        if reached.key != hex(key.verifying_key().as_bytes()) {
+            return Err(
+                Error::failed(format!("the ledger in {} is signed with another key", usage.display()))
+                    .because("the file `key` is not the one that it was begun with")
+                    .fix("bring that file back, or move the ledger elsewhere"),
+            );
+        }
         for closed in segments(usage)?.into_iter().filter(|number| *number < segment) {
             pack(usage, closed)?;
         }

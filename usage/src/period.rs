@@ -85,6 +85,13 @@ pub fn instant(hour: Hour) -> String {
     at.map_or_else(|| format!("hour {hour}"), |at| at.to_string())
 }
 
+/// `2026-11-29T05:00:07Z`
+pub fn second(unix_ms: u64) -> String {
+    let second = i64::try_from(unix_ms / 1000).ok();
+    let at = second.and_then(|second| Timestamp::from_second(second).ok());
+    at.map_or_else(|| format!("{unix_ms} ms"), |at| at.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -47,6 +47,8 @@ pub struct Reached {
     pub segments: u64,
     pub records: u64,
     pub node: Option<String>,
+    /// The public key that its checkpoints are signed for, in hexadecimal.
+    pub key: String,
     pub hash: Hash,
     pub next_seq: u64,
     /// The end of the last whole line.
@@ -224,6 +226,7 @@ fn begins(head: &Head, place: Place, is_first: bool, reached: &mut Reached) -> R
         ));
     }
     reached.node = Some(head.node.clone());
+    reached.key.clone_from(&head.key);
     let prev = unhex(&head.prev).ok_or_else(|| damaged(place, "it names no segment before it"))?;
     if !is_first && prev != reached.hash {
         return Err(damaged(
@@ -243,6 +246,7 @@ pub fn damaged(place: Place, because: impl std::fmt::Display) -> Error {
         .fix("get this segment from a copy; `appshot usage verify` names the first bad record")
 }
 
-pub(crate) fn no_ledger(usage: &Path) -> Error {
+/// "There is no ledger."
+pub fn no_ledger(usage: &Path) -> Error {
     Error::new(Kind::NotFound, format!("there is no ledger in {}", usage.display())).fix("`perfd --serve` keeps one")
 }

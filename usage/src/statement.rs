@@ -8,7 +8,7 @@ use crate::bill::{Meter, Quality, Row, Wanted, rows};
 use crate::books::{Books, Hour};
 use crate::card::NONE;
 use crate::money;
-use crate::period::instant;
+use crate::period::{instant, second};
 use libsnap::error::{OrFail, Result};
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
@@ -339,12 +339,6 @@ fn notes(sums: &Sums) -> String {
     notes += "<li>Each row of an hour, instance and meter is rounded once, half to even. <code>appshot usage export</code> \
               has all of them, and <code>appshot usage verify</code> verifies the ledger that they come from.</li>\n</ul>\n";
     notes
-}
-
-fn second(unix_ms: u64) -> String {
-    let second = i64::try_from(unix_ms / 1000).ok();
-    let at = second.and_then(|second| jiff::Timestamp::from_second(second).ok());
-    at.map_or_else(String::new, |at| at.to_string())
 }
 
 /// Names come from others.

@@ -118,6 +118,7 @@ struct Meter {
     list_at: u64,
     storage_at: u64,
     node_at: u64,
+    is_ending: bool,
 }
 
 impl Meter {
@@ -157,6 +158,7 @@ impl Meter {
             list_at: 0,
             storage_at: 0,
             node_at: 0,
+            is_ending: false,
         })
     }
 
@@ -170,8 +172,8 @@ impl Meter {
             }
             self.tick(woken == Woken::Change);
         }
-        self.list_at = 0;
-        self.node_at = 0;
+        (self.list_at, self.storage_at, self.node_at) = (0, 0, 0);
+        self.is_ending = true;
         self.tick(true);
     }
 
@@ -214,7 +216,8 @@ impl Meter {
         self.list_at = at.boot_ns + LOOK_NS;
         if at.boot_ns >= self.storage_at || is_new_hour {
             self.storage_at = at.boot_ns + STORAGE_NS;
-            self.storage.look(&self.store, &owners, &mut self.ledger, at)?;
+            let all = is_new_hour || self.is_ending;
+            self.storage.look(&self.store, &owners, &mut self.ledger, at, all)?;
         }
         self.traffic.look(&self.store, &owners, &mut self.ledger, at);
         if at.boot_ns >= self.node_at {

@@ -10,6 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use usage::ledger::Ledger;
 use usage::record::{Account, AccountKind, Body, Counters, Moment, Source, State, Use};
 
+/// What does not change is told so often.
+const TELL_NS: u64 = 6 * STORAGE_NS;
+
 /// By provider and app.
 type Key = (String, String);
 
@@ -17,12 +20,15 @@ type Key = (String, String);
 pub struct Storage {
     at_ns: u64,
     bytes: BTreeMap<Key, u64>,
+    /// What was counted, and when the ledger was told.
+    counted: BTreeMap<Key, (Counters, u64)>,
     /// Appshots by name, with what a new one differs in; nothing before the first look.
     seen: Option<BTreeMap<String, u64>>,
 }
 
 impl Storage {
-    pub fn look(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment) -> Result<()> {
+    /// Tells the ledger what has changed, each minute what has not; now where `all`.
+    pub fn look(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment, all: bool) -> Result<()> {
         let mut bytes: BTreeMap<Key, u64> = BTreeMap::new();
         let mut seen = BTreeMap::new();
         let mut snapshots: BTreeMap<Key, u64> = BTreeMap::new();
@@ -50,11 +56,12 @@ impl Storage {
         let keys: BTreeSet<Key> = bytes.keys().chain(self.bytes.keys()).cloned().collect();
         for key in keys {
             let id = format!("store:{}:{}", key.0, key.1);
-            let mut counters = ledger.books().get(&id).map(|book| book.counters);
-            if counters.is_none() {
+            let known = ledger.books().get(&id).map(|book| book.counters);
+            if known.is_none() {
                 ledger.append(at, Body::Account(Box::new(account(&id, &key, ledger.boot_id(), at))));
             }
-            let counters = counters.get_or_insert_default();
+            let since_told = (known.unwrap_or_default(), 0);
+            let (counters, told_ns) = self.counted.entry(key.clone()).or_insert(since_told);
             let size = |of: &BTreeMap<Key, u64>| u128::from(of.get(&key).copied().unwrap_or_default());
             match is_known {
                 true => counters.stored_byte_ns += (size(&self.bytes) + size(&bytes)) * u128::from(passed) / 2,
@@ -64,6 +71,11 @@ impl Storage {
                 counters.asleep_ns += passed;
             }
             counters.snapshots += snapshots.get(&key).copied().unwrap_or_default();
+            let is_other = bytes.get(&key) != self.bytes.get(&key) || snapshots.contains_key(&key);
+            if !(all || is_other || at.boot_ns.saturating_sub(*told_ns) >= TELL_NS) {
+                continue;
+            }
+            *told_ns = at.boot_ns;
             let state = if asleep.contains(&key) {
                 State::Asleep
             } else {

@@ -1,7 +1,7 @@
 //! Requests and bytes of apps, as the node's HTTP entry counts them.
 //!
-//! `edgepointd` counts from its own begin. What it counted while nobody asked it is not
-//! taken in when the meter begins; where its counts are lower than before, it has begun
+//! `edgepointd` counts from its own begin. What it had counted before the meter began is not
+//! taken in; where its counts are lower than before, it has begun
 //! anew.
 
 use super::owners::Owners;
@@ -32,6 +32,8 @@ impl Traffic {
     pub fn look(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment) {
         let socket = store.run_dir().join("edgepointd.sock");
         if !socket.exists() {
+            // Who comes later begins with nothing.
+            self.last.get_or_insert_default();
             return;
         }
         let told: Vec<Told> = match Client::new(socket).get("/v1/traffic") {

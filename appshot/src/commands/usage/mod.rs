@@ -1,5 +1,7 @@
 //! `usage`: the ledger of this node, and the bill that is made of it.
 
+mod events;
+
 use crate::cli;
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{Store, now_unix_ms};
@@ -23,6 +25,8 @@ pub fn usage(store: &Store, command: &cli::Usage, quiet: bool) -> Result<u8> {
         cli::Usage::Show(args) => show(store, args),
         cli::Usage::Export(args) => export(store, args, quiet),
         cli::Usage::Statement(args) => statement(store, args),
+        cli::Usage::Events(args) => events::events(store, args),
+        cli::Usage::Explain(args) => events::explain(store, args),
         cli::Usage::Verify(args) => verify_all(store, args),
     }
 }
@@ -193,6 +197,7 @@ fn show(store: &Store, args: &cli::UsageShow) -> Result<u8> {
         "CPU",
         "MEMORY",
         "STORED",
+        "REQUESTS",
         "GAPS",
         "COST",
     ];
@@ -236,21 +241,20 @@ fn verify_all(store: &Store, args: &cli::UsageVerify) -> Result<u8> {
 }
 
 fn sentences(report: &Report) -> String {
-    let part = |ns: u64| match report.node_ns {
-        0 => "-".to_owned(),
-        all => format!("{:.2} %", ns as f64 * 100.0 / all as f64),
-    };
+    let part = |ns: u64| format!("{:.2} %", ns as f64 * 100.0 / report.node_ns as f64);
     let mut text = format!(
         "the ledger is whole: {} records in {} segments, {} accounts, {} signatures\n",
         report.records, report.segments, report.accounts, report.checkpoints
     );
-    text += &format!(
-        "of the node's time, apps had {}, the platform {}, others {}, and {} was idle\n",
-        part(report.tenants_ns),
-        part(report.platform_ns),
-        part(report.others_ns),
-        part(report.idle_ns)
-    );
+    if report.node_ns > 0 {
+        text += &format!(
+            "of the node's time, apps had {}, the platform {}, others {}, and {} was idle\n",
+            part(report.tenants_ns),
+            part(report.platform_ns),
+            part(report.others_ns),
+            part(report.idle_ns)
+        );
+    }
     if report.unsigned > 0 {
         text += &format!("{} records are newer than the last signature\n", report.unsigned);
     }
