@@ -101,20 +101,20 @@ fn harmless(text: &str, lines: bool) -> String {
         .collect()
 }
 
-/// Columns as wide as their widest cell, two blanks between them.
+/// Columns as wide as their widest cell, two blanks between them. A cell beyond the head
+/// stands in a column without one.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let clean = |row: &Vec<String>| row.iter().map(|cell| harmless(cell, false)).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(clean).collect();
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([head[column].len()]).max().unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
-    std::iter::once(&head)
-        .chain(&rows)
-        .map(|row| line(row, &widths))
-        .collect()
+    let all = || std::iter::once(&head).chain(&rows);
+    let columns = all().map(Vec::len).max().unwrap_or_default();
+    let width = |column: usize| {
+        let cells = all().filter_map(|row| Some(row.get(column)?.chars().count()));
+        cells.max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    all().map(|row| line(row, &widths)).collect()
 }
 
 fn line(row: &[String], widths: &[usize]) -> String {
