@@ -65,6 +65,9 @@ pub struct FrozenThread {
     /// one: the kernel clears it when other code runs.
     pub rseq_section: Option<(u64, u64)>,
     pub turn: Turn,
+    /// It has come before all others since it was to stop.
+    #[serde(default)]
+    pub hurried: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -159,22 +162,29 @@ pub fn group_of(target: &Target) -> Option<&Path> {
     }
 }
 
-/// What the threads of an app wait in, by their number.
-pub type Waits = HashMap<HostPid, Wait>;
+/// What threads of an app have before any is stopped, by their number: later nobody could
+/// tell.
+#[derive(Clone, Debug, Default)]
+pub struct Before {
+    /// What they wait in.
+    pub waits: HashMap<HostPid, Wait>,
+    /// When they get a processor.
+    pub turns: HashMap<HostPid, Turn>,
+}
 
 /// Stops every thread of the target. On failure everything runs as before. What is read
 /// of its processes from then on stays the same ([`Still`]).
-pub fn freeze(target: &Target, waits: Waits) -> Result<(Frozen, Still)> {
-    freeze_all(target, &[], waits)
+pub fn freeze(target: &Target, before: Before) -> Result<(Frozen, Still)> {
+    freeze_all(target, &[], before)
 }
 
 /// The same, to change them; these processes belong to it too, wherever they stand in
 /// the tree.
-pub fn freeze_with(target: &Target, also: &[HostPid], waits: Waits) -> Result<Frozen> {
-    freeze_all(target, also, waits).map(|(frozen, _)| frozen)
+pub fn freeze_with(target: &Target, also: &[HostPid], before: Before) -> Result<Frozen> {
+    freeze_all(target, also, before).map(|(frozen, _)| frozen)
 }
 
-fn freeze_all(target: &Target, also: &[HostPid], waits: Waits) -> Result<(Frozen, Still)> {
+fn freeze_all(target: &Target, also: &[HostPid], before: Before) -> Result<(Frozen, Still)> {
     let listed = members(target)?;
     let threads = running(&listed);
     let (at, pending) = timers::begin(&listed);
@@ -182,7 +192,7 @@ fn freeze_all(target: &Target, also: &[HostPid], waits: Waits) -> Result<(Frozen
     // Dropped last: what was let go on a failure goes on at once.
     let _hold = group_of(target).map(Hold::new).transpose()?;
     let mut seized = Seized::default();
-    (seized.waits, seized.at, seized.pending) = (waits, at, pending);
+    (seized.before, seized.at, seized.pending) = (before, at, pending);
     if let Err(error) = seized.all(target, also, &threads, since) {
         if group_of(target).is_some() {
             seized.rest(target, also);
@@ -206,15 +216,19 @@ fn running(pids: &[HostPid]) -> Vec<(HostPid, HostPid)> {
     live.flat_map(threads).collect()
 }
 
-/// Time-outs of all threads; asked before the first stop makes any of them run.
-pub fn waits(target: &Target) -> Result<Waits> {
+/// Asked before the first stop makes any of them run.
+pub fn before(target: &Target) -> Result<Before> {
     timed::prune();
     looked::prune();
     let mut clocks = SchedClocks::default();
-    let tids = members(target)?
-        .into_iter()
-        .flat_map(|pid| proc::threads(pid).unwrap_or_default());
-    Ok(tids.filter_map(|tid| Some((tid, clocks.look(tid)?))).collect())
+    let mut before = Before::default();
+    for pid in members(target)? {
+        for tid in proc::threads(pid).unwrap_or_default() {
+            before.waits.extend(clocks.look(tid).map(|wait| (tid, wait)));
+            before.turns.extend(Turn::of(tid).ok().map(|turn| (tid, turn)));
+        }
+    }
+    Ok(before)
 }
 
 /// A frozen cgroup; dropped, it is thawed.
@@ -270,7 +284,9 @@ struct Seized {
     known: HashSet<HostPid>,
     /// Seized, then killed before they stopped.
     dead: Vec<(HostPid, HostPid)>,
-    waits: Waits,
+    before: Before,
+    /// Those that come before all others, to come to their stop.
+    hurried: HashSet<HostPid>,
     at: Reading,
     pending: HashMap<HostPid, u64>,
     /// Processes stopped by job control, and the signal.
@@ -356,7 +372,7 @@ impl Seized {
     /// Waits until all seized threads are in their stop.
     fn wait(&mut self, since: Instant) -> Result<()> {
         while let Some((pid, tid)) = self.waiting.pop() {
-            match wait_stopped(tid, since)? {
+            match self.wait_stopped(tid, since)? {
                 Stopped::Yes => {}
                 Stopped::Before(signal) => {
                     self.stopped.insert(pid, signal);
@@ -369,6 +385,45 @@ impl Seized {
             }
         }
         Ok(())
+    }
+
+    /// Waits for the stop of one seized and interrupted thread. A signal that was
+    /// being delivered is delivered, then the stop follows. One that waits for its turn of
+    /// a processor does so no more.
+    fn wait_stopped(&mut self, tid: HostPid, since: Instant) -> Result<Stopped> {
+        let mut rounds = 0u32;
+        loop {
+            match ptrace::wait(tid, false) {
+                Ok(Some(Stop::Trap)) => return Ok(Stopped::Yes),
+                Ok(Some(Stop::Group(signal))) => return Ok(Stopped::Before(signal)),
+                Ok(Some(Stop::Signal(signal))) => {
+                    ptrace::cont(tid, signal).or_fail(|| format!("cannot pass signal {signal} on to task {tid}"))?;
+                }
+                Ok(Some(Stop::Event(_) | Stop::Syscall)) => {
+                    ptrace::cont(tid, 0).or_fail(|| format!("cannot resume task {tid}"))?;
+                }
+                Ok(Some(Stop::Exited(_) | Stop::Killed(_))) | Err(Errno::ECHILD) => return Ok(Stopped::Gone),
+                Ok(None) if rounds > SOON && ptrace::is_dead(tid) => return Ok(Stopped::Dead),
+                Ok(None) if since.elapsed() > BUDGET => return Err(does_not_stop(tid)),
+                Ok(None) => {
+                    if rounds == SOON {
+                        self.hurry(tid);
+                    }
+                    ptrace::pause(&mut rounds);
+                }
+                Err(errno) => {
+                    return Err(Error::failed(format!("cannot wait for task {tid}")).because(errno));
+                }
+            }
+        }
+    }
+
+    /// Has the thread come before all ordinary ones, where the journal has what it had.
+    fn hurry(&mut self, tid: HostPid) {
+        if let Some(turn) = self.before.turns.get(&tid).filter(|turn| Turn::of(tid) == Ok(**turn)) {
+            turn.first_of_all(tid);
+            self.hurried.insert(tid);
+        }
     }
 
     fn forget(&mut self, pid: HostPid, tid: HostPid) {
@@ -384,7 +439,20 @@ impl Seized {
         for pid in order {
             let tids = self.threads.iter().filter(|(p, _)| *p == pid).map(|(_, t)| *t);
             let mut threads = tids
-                .map(|tid| inspect(tid, self.waits.get(&tid), &self.at))
+                .map(|tid| {
+                    let thread = inspect(tid, self.before.waits.get(&tid), &self.at)?;
+                    Ok(match self.before.turns.get(&tid) {
+                        Some(turn) if self.hurried.contains(&tid) && thread.turn.is_first() => {
+                            let turn = *turn;
+                            FrozenThread {
+                                turn,
+                                hurried: true,
+                                ..thread
+                            }
+                        }
+                        _ => thread,
+                    })
+                })
                 .collect::<Result<Vec<_>>>()?;
             threads.sort_by_key(|thread| thread.tid != pid);
             let vpid = threads[0].vtid;
@@ -419,7 +487,10 @@ impl Drop for Seized {
         self.threads.sort_by_key(|(pid, tid)| pid == tid);
         let since = Instant::now();
         for (pid, tid) in &self.threads {
-            let wait = self.waits.get(tid);
+            let wait = self.before.waits.get(tid);
+            if let Some(turn) = self.before.turns.get(tid).filter(|_| self.hurried.contains(tid)) {
+                turn.give_back(*tid);
+            }
             set_right(*tid, wait, clocks::monotonic_ns()).ok();
             if !matches!(ptrace::detach(*tid, 0), Err(Errno::ESRCH)) {
                 continue;
@@ -501,6 +572,9 @@ fn ends_soon(tid: HostPid) -> bool {
     })
 }
 
+/// Looks within which most threads are in their stop.
+const SOON: u32 = 50;
+
 enum Stopped {
     Yes,
     /// By job control, with this signal.
@@ -508,31 +582,6 @@ enum Stopped {
     Gone,
     /// Ended, to be reaped after its other threads.
     Dead,
-}
-
-/// Waits for the stop of one seized and interrupted thread. A signal that was
-/// being delivered is delivered, then the stop follows.
-fn wait_stopped(tid: HostPid, since: Instant) -> Result<Stopped> {
-    let mut rounds = 0u32;
-    loop {
-        match ptrace::wait(tid, false) {
-            Ok(Some(Stop::Trap)) => return Ok(Stopped::Yes),
-            Ok(Some(Stop::Group(signal))) => return Ok(Stopped::Before(signal)),
-            Ok(Some(Stop::Signal(signal))) => {
-                ptrace::cont(tid, signal).or_fail(|| format!("cannot pass signal {signal} on to task {tid}"))?;
-            }
-            Ok(Some(Stop::Event(_) | Stop::Syscall)) => {
-                ptrace::cont(tid, 0).or_fail(|| format!("cannot resume task {tid}"))?;
-            }
-            Ok(Some(Stop::Exited(_) | Stop::Killed(_))) | Err(Errno::ECHILD) => return Ok(Stopped::Gone),
-            Ok(None) if rounds > 50 && ptrace::is_dead(tid) => return Ok(Stopped::Dead),
-            Ok(None) if since.elapsed() > BUDGET => return Err(does_not_stop(tid)),
-            Ok(None) => ptrace::pause(&mut rounds),
-            Err(errno) => {
-                return Err(Error::failed(format!("cannot wait for task {tid}")).because(errno));
-            }
-        }
-    }
 }
 
 fn inspect(tid: HostPid, wait: Option<&Wait>, at: &Reading) -> Result<FrozenThread> {
@@ -546,6 +595,7 @@ fn inspect(tid: HostPid, wait: Option<&Wait>, at: &Reading) -> Result<FrozenThre
         sigmask: ptrace::get_sigmask(tid).or_fail(failed)?,
         rseq_section: rseq_section(tid, &regs),
         turn: Turn::of(tid).or_fail(failed)?,
+        hurried: false,
         wait,
         left_ns,
         regs,
@@ -609,7 +659,9 @@ impl FrozenThread {
     /// Readies the thread to run foreign code.
     pub fn prepare(&self) -> Result<()> {
         ptrace::set_sigmask(self.tid, HELD).or_fail(|| format!("cannot block the signals of task {}", self.tid))?;
-        self.turn.first_of_all(self.tid);
+        if !self.hurried {
+            self.turn.first_of_all(self.tid);
+        }
         Ok(())
     }
 
@@ -644,6 +696,9 @@ impl Frozen {
         let mut ended = Vec::new();
         for process in &self.processes {
             for thread in &process.threads {
+                if thread.hurried {
+                    thread.turn.give_back(thread.tid);
+                }
                 match ptrace::detach(thread.tid, 0) {
                     Ok(()) => {}
                     Err(Errno::ESRCH) => ended.push((process.pid, thread.tid)),

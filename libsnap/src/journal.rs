@@ -5,6 +5,7 @@
 //!   RUN_DIR/journal/PID-START-N     one file a snapshot, locked (flock) by its owner
 //!     {"begin":{..}}     the app, the appshot         before anything is touched
 //!     {"waits":{..}}     time-outs of its threads     before the cgroup is frozen (by rescuers too)
+//!     {"turns":{..}}     when they get a processor    before any is stopped
 //!     {"enter":[..]}     registers, masks, places     before any register changes
 //!     "left"             all that was entered is as it was, and goes on
 //!     "end"              the app ends now             before its first process is killed
@@ -37,7 +38,7 @@
 use crate::cgroup;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Executor, Gate};
-use crate::freeze::{self, Frozen, FrozenProcess, FrozenThread, HELD, Waits};
+use crate::freeze::{self, Before, Frozen, FrozenProcess, FrozenThread, HELD};
 use crate::ids::HostPid;
 use crate::image;
 use crate::participants;
@@ -50,6 +51,7 @@ use crate::sys::ptrace::reg;
 use crate::sys::task;
 use crate::target::Target;
 use crate::timed::Wait;
+use crate::urgent::Turn;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -71,6 +73,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 enum Line {
     Begin { target: Target, dest: PathBuf },
     Waits(Vec<(HostPid, Wait)>),
+    Turns(Vec<(HostPid, Turn)>),
     Enter(Vec<Entered>),
     Left,
     End,
@@ -189,9 +192,12 @@ impl Journal {
     }
 
     /// Notes what the threads wait in: a frozen cgroup makes some of these calls
-    /// fail, and later nobody could tell how much time they had left.
-    pub fn waits(&mut self, waits: &Waits) -> Result<()> {
-        let waits = waits.iter().map(|(tid, wait)| (*tid, *wait)).collect();
+    /// fail, and later nobody could tell how much time they had left. And when they get a
+    /// processor: those that are to stop may come first for it.
+    pub fn before(&mut self, before: &Before) -> Result<()> {
+        let waits = before.waits.iter().map(|(tid, wait)| (*tid, *wait)).collect();
+        let turns = before.turns.iter().map(|(tid, turn)| (*tid, *turn)).collect();
+        self.write(&Line::Turns(turns))?;
         self.write(&Line::Waits(waits))
     }
 
@@ -360,7 +366,7 @@ fn end_spare(store: &Store, cgroup: &Path) -> Result<()> {
 #[derive(Debug, Default)]
 struct Left {
     begin: Option<(Target, PathBuf)>,
-    waits: Waits,
+    before: Before,
     entered: Vec<Entered>,
     ended: bool,
     birth: Option<String>,
@@ -376,7 +382,8 @@ impl Left {
         for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
             match serde_json::from_str(line) {
                 Ok(Line::Begin { target, dest }) => left.begin = Some((target, dest)),
-                Ok(Line::Waits(waits)) => left.waits = waits.into_iter().collect(),
+                Ok(Line::Waits(waits)) => left.before.waits = waits.into_iter().collect(),
+                Ok(Line::Turns(turns)) => left.before.turns = turns.into_iter().collect(),
                 Ok(Line::Enter(entered)) => left.entered.extend(entered),
                 Ok(Line::Left) => left.entered.clear(),
                 Ok(Line::End) => left.ended = true,
@@ -430,6 +437,9 @@ impl Left {
 
     /// Stops the app, gives every thread what it had, and lets it go.
     fn let_go(mut self, target: &Target, journal: &mut Journal) -> Result<&'static str> {
+        for (tid, turn) in &self.before.turns {
+            turn.give_back(*tid);
+        }
         let Some(mut frozen) = self.stop(target, journal)? else {
             return Ok("the app is gone");
         };
@@ -456,10 +466,10 @@ impl Left {
             // Where it is held still, only the journal knows: by its owner, or by a
             // rescuer that was killed.
             if !group.is_some_and(cgroup::is_held) {
-                self.waits = freeze::waits(target)?;
-                journal.waits(&self.waits)?;
+                self.before = freeze::before(target)?;
+                journal.before(&self.before)?;
             }
-            match freeze::freeze_with(target, &also, self.waits.clone()) {
+            match freeze::freeze_with(target, &also, self.before.clone()) {
                 Ok(frozen) if frozen.processes.is_empty() => return Ok(None),
                 Ok(frozen) => return Ok(Some(frozen)),
                 Err(error) if begun.elapsed() > PATIENCE => return Err(error),

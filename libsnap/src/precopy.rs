@@ -66,6 +66,8 @@ const O_DIRECT: u32 = libc::O_DIRECT as u32;
 pub struct Precopy {
     processes: Vec<Watched>,
     begun: Instant,
+    /// What was copied in the last round.
+    last_bytes: u64,
 }
 
 /// A process whose writes are noted.
@@ -162,11 +164,11 @@ impl Precopy {
         if chosen.is_empty() {
             return Ok(None);
         }
-        let waits = freeze::waits(target)?;
-        journal.waits(&waits)?;
+        let before = freeze::before(target)?;
+        journal.before(&before)?;
         // N.B. Nothing but two calls a process happens in this stop.
         let (urgent, ()) = Urgent::begin(survey::root(target), || ());
-        let frozen = freeze::freeze_with(target, &[], waits)?;
+        let frozen = freeze::freeze_with(target, &[], before)?;
         let planted = plant_all(&frozen, &chosen, journal);
         let is_tree = frozen.processes.len() > 1;
         journal.left()?;
@@ -177,7 +179,12 @@ impl Precopy {
         for planted in planted? {
             processes.extend(planted.watched(writer, is_tree)?);
         }
-        Ok((!processes.is_empty()).then_some((Precopy { processes, begun }, took)))
+        let precopy = Precopy {
+            processes,
+            begun,
+            last_bytes: 0,
+        };
+        Ok((!precopy.processes.is_empty()).then_some((precopy, took)))
     }
 
     /// Copies all that is watched into the appshot.
@@ -192,22 +199,34 @@ impl Precopy {
     }
 
     /// Copies what was written meanwhile, again and again, until it is little or does
-    /// not get less. Answers how much is to be expected in the stop.
-    pub fn again(&mut self, go_on: &dyn Fn() -> Result<()>) -> Result<u64> {
+    /// not get less.
+    pub fn again(&mut self, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
         let mut before = u64::MAX;
         for round in 0..ROUNDS_MAX {
             go_on()?;
-            let mut bytes = 0;
-            for process in &mut self.processes {
-                bytes += process.again()?;
+            self.once()?;
+            tracing::debug!(round, bytes = self.last_bytes, "copied again");
+            let is_little = self.last_bytes <= LITTLE;
+            if is_little || self.last_bytes > before / 4 * 3 || self.begun.elapsed() > TIME_MAX {
+                break;
             }
-            tracing::debug!(round, bytes, "copied again");
-            if bytes <= LITTLE || bytes > before / 4 * 3 || self.begun.elapsed() > TIME_MAX {
-                return Ok(bytes);
-            }
-            before = bytes;
+            before = self.last_bytes;
         }
-        Ok(before)
+        Ok(())
+    }
+
+    /// One such round.
+    pub fn once(&mut self) -> Result<()> {
+        self.last_bytes = 0;
+        for process in &mut self.processes {
+            self.last_bytes += process.again()?;
+        }
+        Ok(())
+    }
+
+    /// What may have to be copied in the stop.
+    pub fn expected_bytes(&self) -> u64 {
+        2 * self.last_bytes
     }
 
     /// Puts all copies into the appshot, on disk, and reads them back: what stands still

@@ -233,7 +233,7 @@ fn stop(
         cancelled,
     } = request;
     let expected = match &precopy {
-        Some(_) => SPARE,
+        Some(precopy) => precopy.expected_bytes(),
         None if options.leave_running => precopy::anonymous_bytes(&freeze::members(target)?),
         None => 0,
     };
@@ -243,21 +243,25 @@ fn stop(
         stock,
         ..Ahead::look(target)?
     };
-    let (urgent, waits) = Urgent::begin(survey::root(target), || {
+    let (urgent, prepared) = Urgent::begin(survey::root(target), || {
         // An app that is to be halted is not waited for.
         if options.leave_running {
             rehearse(target, options, &ahead, seen.as_deref().filter(|_| precopy.is_none()));
         }
+        let again = precopy.as_mut().map(|precopy| precopy.again(&|| go_on(cancelled)));
+        again.unwrap_or(Ok(()))
+    });
+    let before = prepared.and_then(|()| {
         // As late as can be: what runs goes on writing, and from one wait to another.
         if let Some(precopy) = &mut precopy {
-            precopy.again(&|| go_on(cancelled))?;
+            precopy.once()?;
         }
-        let waits = freeze::waits(target)?;
-        journal.waits(&waits)?;
-        Ok::<_, Error>(waits)
+        let before = freeze::before(target)?;
+        journal.before(&before)?;
+        Ok(before)
     });
-    let waits = waits.map_err(|e| told(e, subject))?;
-    let (frozen, _still) = freeze::freeze(target, waits).map_err(|e| told(e, subject))?;
+    let before = before.map_err(|e| told(e, subject))?;
+    let (frozen, _still) = freeze::freeze(target, before).map_err(|e| told(e, subject))?;
     let taken = take(&frozen, request, ahead, precopy.as_deref(), seen, journal, steps)
         .map_err(|e| told(e, subject).state("the app was let go and is running as before"))?;
     Ok((frozen, taken, urgent))

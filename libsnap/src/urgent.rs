@@ -239,7 +239,8 @@ impl Turn {
 
     /// Undoes it.
     pub fn give_back(&self, tid: HostPid) {
-        if self.is_ordinary() && task::sched_getattr(tid).is_ok_and(|now| is_ours(&now)) {
+        if self.is_ordinary() && task::sched_getattr(tid).is_ok_and(|now| is_ours(now.policy, now.flags, now.priority))
+        {
             let attr = SchedAttr {
                 size: 48,
                 policy: self.policy,
@@ -257,6 +258,11 @@ impl Turn {
         }
     }
 
+    /// Whether it comes from [`Turn::first_of_all`].
+    pub fn is_first(&self) -> bool {
+        is_ours(self.policy, self.flags, self.priority)
+    }
+
     fn is_ordinary(&self) -> bool {
         [SCHED_OTHER, SCHED_BATCH, SCHED_IDLE].contains(&self.policy)
     }
@@ -267,9 +273,9 @@ impl Turn {
     }
 }
 
-fn is_ours(now: &SchedAttr) -> bool {
+fn is_ours(policy: u32, flags: u64, priority: u32) -> bool {
     let first = Turn::first();
-    (now.policy, now.flags, now.priority) == (first.policy, first.flags, first.priority)
+    (policy, flags, priority) == (first.policy, first.flags, first.priority)
 }
 
 #[cfg(test)]

@@ -111,8 +111,8 @@ enum How {
     /// Memory of so many copies of 100 MB.
     Copies(usize),
     Revert,
-    /// An app that sleeps on a node.
-    Wake(&'static str),
+    /// An app that sleeps on a node; whether an instance of it is parked.
+    Wake(&'static str, bool),
 }
 
 /// A row that can be measured.
@@ -363,38 +363,52 @@ fn specs() -> Vec<Spec> {
         ),
         spec(
             "wake-python",
-            "python http.server asleep on a node: a client comes -> its first answer",
+            "python http.server asleep on a node, parked: a client comes -> its first answer",
             "ms",
-            How::Wake("python"),
+            How::Wake("python", true),
             &[MedianAtMost(5.0)],
         ),
         spec(
             "wake-node",
-            "node asleep on a node: a client comes -> its first answer",
+            "node asleep on a node, parked: a client comes -> its first answer",
             "ms",
-            How::Wake("node"),
+            How::Wake("node", true),
             &[MedianAtMost(5.0)],
         ),
         spec(
             "wake-nginx",
-            "nginx asleep on a node: a client comes -> its first answer",
+            "nginx asleep on a node, parked: a client comes -> its first answer",
             "ms",
-            How::Wake("nginx"),
+            How::Wake("nginx", true),
             &[MedianAtMost(5.0)],
         ),
         spec(
             "wake-java",
-            "java asleep on a node: a client comes -> its first answer",
+            "java asleep on a node, parked: a client comes -> its first answer",
             "ms",
-            How::Wake("java"),
+            How::Wake("java", true),
             &[MedianAtMost(10.0)],
         ),
         spec(
             "wake-redis-1gb",
-            "redis 1 GB asleep on a node: a client comes -> its first answer",
+            "redis 1 GB asleep on a node, parked: a client comes -> its first answer",
             "ms",
-            How::Wake("redis-1gb"),
+            How::Wake("redis-1gb", true),
             &[MedianAtMost(10.0)],
+        ),
+        spec(
+            "wake-python-unparked",
+            "python http.server asleep on a node, not parked: a client comes -> its first answer",
+            "ms",
+            How::Wake("python", false),
+            &[],
+        ),
+        spec(
+            "wake-redis-1gb-unparked",
+            "redis 1 GB asleep on a node, not parked: a client comes -> its first answer",
+            "ms",
+            How::Wake("redis-1gb", false),
+            &[],
         ),
         spec(
             "verify",
@@ -535,7 +549,7 @@ fn measured(lab: &Lab<'_>, spec: &Spec) -> Row {
         How::ClonesUp(n) => clones::up(lab, n, &mut row),
         How::CloneMemory(n) => clones::memory(lab, n, &mut row),
         How::Revert => clones::revert(lab, &mut row),
-        How::Wake(workload) => wake::measure(lab, workload, &mut row),
+        How::Wake(workload, parked) => wake::measure(lab, workload, parked, &mut row),
     };
     if let Err(error) = result {
         row.missing(Column::Ours, format!("{error:#}"));

@@ -26,7 +26,7 @@ struct Node {
 }
 
 impl Node {
-    fn new(dir: &Path) -> Result<Node> {
+    fn new(dir: &Path, parked: bool) -> Result<Node> {
         let mut node = Node {
             dir: dir.to_owned(),
             daemons: Vec::new(),
@@ -37,6 +37,9 @@ impl Node {
             let mut command = Command::new(&binary);
             command.arg("--run-dir").arg(dir.join("run"));
             command.arg("--data-dir").arg(dir.join("data"));
+            if name == "restored" && !parked {
+                command.args(["--parked", "0"]);
+            }
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
             let child = command.spawn();
             node.daemons
@@ -56,6 +59,14 @@ impl Node {
         let log = std::fs::read_to_string(self.dir.join(format!("data/logs/{APP}.log"))).unwrap_or_default();
         ensure!(status["state"] == state, "it is not {state}: {status}: {log}");
         Ok(())
+    }
+
+    /// Waits until an instance of the app waits for who comes.
+    fn is_parked(&self) -> Result<()> {
+        until("a parked instance", || {
+            let waiting: Vec<Value> = self.client("restored").get("/v1/prepare")?;
+            Ok(waiting.iter().any(|row| row["parked"] == true && row["ready"] == 1))
+        })
     }
 
     fn end(mut self) -> Result<()> {
@@ -109,10 +120,10 @@ fn manifest(app: &dyn App) -> Result<String> {
     ))
 }
 
-pub fn measure(lab: &Lab<'_>, workload: &str, row: &mut Row) -> Result<()> {
+pub fn measure(lab: &Lab<'_>, workload: &str, parked: bool, row: &mut Row) -> Result<()> {
     let scratch = lab.scratch()?;
     let app = lab.workload(workload)?.prepare(lab.place)?;
-    let node = Node::new(scratch.path())?;
+    let node = Node::new(scratch.path(), parked)?;
     let _: Value = node
         .client("edgepointd")
         .post("/v1/apps", &json!({ "manifest": manifest(&*app)? }))?;
@@ -121,6 +132,9 @@ pub fn measure(lab: &Lab<'_>, workload: &str, row: &mut Row) -> Result<()> {
     app.fill()?;
     for _ in 0..lab.runs {
         node.reach("asleep")?;
+        if parked {
+            node.is_parked()?;
+        }
         let begin_ns = now_ns();
         app.answers()?;
         row.push(Column::Ours, Ok(millis_between(begin_ns, now_ns())));
