@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 seconds=${1:-600}
 [ $# = 0 ] || shift
-targets=${*:-manifest core notes packed vdso texts requests terminal}
+targets=${*:-manifest core notes packed vdso texts requests terminal ledger}
 
 cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
 cargo run -q -p appshot-tests --example seeds -- fuzz/corpus
@@ -16,7 +16,7 @@ export RUSTC_BOOTSTRAP=1
 for target in $targets; do
     echo "== $target"
     dictionary=
-    case $target in manifest | requests) dictionary=-dict=fuzz/json.dict ;; esac
+    case $target in manifest | requests | ledger) dictionary=-dict=fuzz/json.dict ;; esac
     nice -n 19 cargo fuzz run "$target" -- -max_len=65536 -rss_limit_mb=4096 -timeout=20 \
         -max_total_time="$seconds" -print_final_stats=1 $dictionary
 done

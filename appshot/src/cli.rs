@@ -1,6 +1,6 @@
 //! What a person may type.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use libsnap::target::{Hooks, SnapshotOptions, signal_number};
 use nodekit::args::{
@@ -8,6 +8,8 @@ use nodekit::args::{
 };
 use std::path::PathBuf;
 use std::time::Duration;
+use usage::export::Format;
+use usage::period::Period;
 
 /// Freezes process trees into appshots and brings them back
 #[derive(Debug, Parser)]
@@ -63,6 +65,9 @@ pub enum Command {
     /// Look after the store: list, verify, make room, send appshots elsewhere
     #[command(subcommand)]
     Store(Store),
+    /// Tell what apps have used, and make the bill of it
+    #[command(subcommand)]
+    Usage(Usage),
     /// Write an appshot anew so that it needs no parent
     Flatten(Flatten),
     /// Tell what the kernel offers and what is missing
@@ -352,6 +357,93 @@ pub enum Store {
     Import(StoreImport),
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Usage {
+    /// List what each app has used in a month, and what that costs
+    Show(UsageShow),
+    /// Write the bill: a row for each hour, instance and meter
+    ///
+    /// CSV and JSON have the columns of FOCUS 1.4; JSON is one object a line.
+    Export(UsageExport),
+    /// Write the bill for people: one page of HTML with a chart of demand and charge
+    Statement(UsageStatement),
+    /// Verify the ledger: its chain, signatures and counters, and the node's own counters
+    /// against what was billed
+    Verify(UsageVerify),
+}
+
+/// What is billed, and how.
+#[derive(Args, Debug)]
+pub struct Billed {
+    /// Only of this provider
+    #[arg(long, value_name = "PROVIDER")]
+    pub provider: Option<String>,
+    /// A month such as 2026-11, or a day of it such as 2026-11-29, in UTC [default: this month]
+    #[arg(long, value_name = "PERIOD")]
+    pub period: Option<Period>,
+    /// A rate card; more than once for several [default: usage/rates/*.toml in the data
+    /// directory]
+    #[arg(long, value_name = "FILE")]
+    pub rates: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct UsageShow {
+    #[command(flatten)]
+    pub billed: Billed,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// Comma-separated values with a header
+    #[default]
+    Csv,
+    /// The same rows as JSON, one a line
+    Json,
+    /// Usage without costs as CloudEvents 1.0, one a line
+    #[value(name = "cloudevents")]
+    CloudEvents,
+}
+
+impl From<ExportFormat> for Format {
+    fn from(format: ExportFormat) -> Format {
+        match format {
+            ExportFormat::Csv => Format::Csv,
+            ExportFormat::Json => Format::Json,
+            ExportFormat::CloudEvents => Format::CloudEvents,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct UsageExport {
+    #[command(flatten)]
+    pub billed: Billed,
+    /// How the rows are written
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ExportFormat,
+    /// The new file; - is stdout [default: -]
+    #[arg(short = 'o', long = "output", value_name = "FILE|-")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct UsageStatement {
+    #[command(flatten)]
+    pub billed: Billed,
+    /// The new file; - is stdout [default: -]
+    #[arg(short = 'o', long = "output", value_name = "FILE|-")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct UsageVerify {
+    #[command(flatten)]
+    pub output: Output,
+}
+
 #[derive(Args, Debug)]
 pub struct Flatten {
     /// Name of an appshot in the store, or its path
@@ -592,6 +684,8 @@ mod tests {
             &["store", "gc", "--older-than", "7"],
             &["store", "export", "web", "--level", "20"],
             &["store", "import", "x", "--to", "y", "--name", "z"],
+            &["usage", "export", "--period", "2026-13"],
+            &["usage", "export", "--format", "xls"],
         ] {
             assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
         }

@@ -30,7 +30,7 @@ use crate::status::{InstanceStatus, Kind, State};
 use crate::work::Work;
 use libsnap::drain::{Drain, Shared};
 use libsnap::error::{Error, Kind as ErrorKind, OrFail, Result};
-use libsnap::freeze::{self, Before, Frozen};
+use libsnap::freeze;
 use libsnap::image::Appshot;
 use libsnap::restore::{Template, Way};
 use libsnap::store::{App, Store, now_unix_ms};
@@ -40,7 +40,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nodekit::reply::on_own_thread;
 use nodekit::{ending, process};
 use serde_json::json;
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -386,7 +385,7 @@ fn end_unneeded(store: &Store, app: &App, listening: &[OwnedFd], floor: Option<f
 /// Kills it at once where it has no connection, or as soon as it has closed those that it
 /// has, in which time it accepts none.
 fn kill_drained(app: &App, target: &Target, listening: &[OwnedFd], floor: Option<f64>) -> Result<Option<String>> {
-    let frozen = stop(target)?;
+    let frozen = freeze::freeze_with(target, &[], freeze::before_unnoted(target)?)?;
     let mut why = needed(&Sockets::of_stopped(app)?);
     if why.is_none() && floor.is_none() {
         frozen.kill(target, || ());
@@ -416,22 +415,13 @@ fn kill_drained(app: &App, target: &Target, listening: &[OwnedFd], floor: Option
     Ok(None)
 }
 
-/// Nobody is hurried: no journal would tell what its turn was, should we be killed.
-fn stop(target: &Target) -> Result<Frozen> {
-    let before = Before {
-        turns: HashMap::new(),
-        ..freeze::before(target)?
-    };
-    freeze::freeze_with(target, &[], before)
-}
-
 /// Waits for a moment in which it has no connection, and nobody waits for one.
 fn kill_at_rest(app: &App, target: &Target, listening: &[OwnedFd]) -> Result<Option<String>> {
     let since = Instant::now();
     loop {
         let mut why = needed(&Sockets::of(app)?);
         if why.is_none() {
-            let frozen = stop(target)?;
+            let frozen = freeze::freeze_with(target, &[], freeze::before_unnoted(target)?)?;
             why = needed(&Sockets::of_stopped(app)?);
             while why.is_none() && somebody_waits(listening)? {
                 let too_long = frozen.since.elapsed() > STILL_MAX;

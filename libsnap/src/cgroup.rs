@@ -7,6 +7,7 @@
 
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::HostPid;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -92,7 +93,13 @@ pub fn create(name: &str) -> Result<Option<PathBuf>> {
     fs::create_dir_all(group.parent().unwrap_or(&group)).or_fail(failed)?;
     match fs::create_dir(&group) {
         Ok(()) => Ok(Some(group)),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists && processes(&group)?.is_empty() => Ok(Some(group)),
+        // Its counters are another instance's.
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && processes(&group)?.is_empty() => {
+            fs::remove_dir(&group)
+                .and_then(|()| fs::create_dir(&group))
+                .or_fail(failed)?;
+            Ok(Some(group))
+        }
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {
             Err(Error::new(Kind::Conflict, format!("an app named {name} is running"))
                 .because(format!("the cgroup {} holds processes", group.display()))
@@ -153,7 +160,7 @@ pub fn destroy(group: &Path) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(5);
     freeze(group, false).ok();
     while group.exists() {
-        kill_all(group);
+        kill(group);
         match fs::remove_dir(group) {
             Ok(()) => break,
             Err(e) if e.kind() == ErrorKind::NotFound => break,
@@ -171,7 +178,8 @@ pub fn destroy(group: &Path) -> Result<()> {
     Ok(())
 }
 
-fn kill_all(group: &Path) {
+/// Kills every process of the group, and does not wait for their ends.
+pub fn kill(group: &Path) {
     if fs::write(group.join("cgroup.kill"), "1").is_err() {
         for pid in processes(group).unwrap_or_default() {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL).ok();
@@ -195,21 +203,87 @@ pub fn usage(group: &Path) -> Result<Usage> {
     })
 }
 
+/// What a group has counted since it was made. What the host does not tell is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counters {
+    /// CPU time of all that was ever in it.
+    pub cpu_ns: u64,
+    /// Of this, in programs and in the kernel.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub user_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub system_ns: Option<u64>,
+    /// The most memory that it was charged with at once.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub memory_peak: Option<u64>,
+    /// Moved from and to block devices.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub read_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub written_bytes: Option<u64>,
+}
+
+/// All counters of the group.
+pub fn counters(group: &Path) -> std::io::Result<Counters> {
+    let Ok(text) = fs::read_to_string(group.join("cpu.stat")) else {
+        let cpu_ns = cpu_ns_v1(group)?;
+        return Ok(Counters {
+            cpu_ns,
+            ..Counters::default()
+        });
+    };
+    let number = |file: &str| fs::read_to_string(group.join(file)).ok()?.trim().parse().ok();
+    let io = fs::read_to_string(group.join("io.stat")).ok();
+    let moved = |key: &str| io.as_deref().map(|io| sum_of(io, key));
+    let micros = |key: &str| Some(field(&text, key)? * 1000);
+    Ok(Counters {
+        cpu_ns: micros("usage_usec ").unwrap_or_default(),
+        user_ns: micros("user_usec "),
+        system_ns: micros("system_usec "),
+        memory_peak: number("memory.peak"),
+        read_bytes: moved("rbytes="),
+        written_bytes: moved("wbytes="),
+    })
+}
+
 /// CPU time of all that was ever in the group, since it was made.
 pub fn cpu_ns(group: &Path) -> std::io::Result<u64> {
-    if let Ok(text) = fs::read_to_string(group.join("cpu.stat")) {
-        let micros = text
-            .lines()
-            .find_map(|line| line.strip_prefix("usage_usec ")?.parse::<u64>().ok());
-        return Ok(micros.unwrap_or(0) * 1000);
+    match fs::read_to_string(group.join("cpu.stat")) {
+        Ok(text) => Ok(field(&text, "usage_usec ").unwrap_or(0) * 1000),
+        Err(_) => cpu_ns_v1(group),
     }
+}
+
+fn cpu_ns_v1(group: &Path) -> std::io::Result<u64> {
     let name = group.file_name().unwrap_or_default();
     let base = v1("cpuacct").ok_or(ErrorKind::Unsupported)?;
     let text = fs::read_to_string(base.join(PARENT).join(name).join("cpuacct.usage"))?;
     Ok(text.trim().parse().unwrap_or(0))
 }
 
+/// The number after `key`, which begins a line.
+fn field(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.parse().ok())
+}
+
+/// The numbers after all `key`s of `io.stat`, together.
+fn sum_of(text: &str, key: &str) -> u64 {
+    let words = text.split_ascii_whitespace();
+    words
+        .filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok())
+        .sum()
+}
+
 fn memory_bytes(group: &Path) -> Option<u64> {
+    if let Some(charged) = charged_bytes(group) {
+        return Some(charged);
+    }
+    processes(group).ok()?.into_iter().map(pss_bytes).sum()
+}
+
+/// The memory that the group is charged with, where the host tells it.
+pub fn charged_bytes(group: &Path) -> Option<u64> {
     let name = group.file_name()?;
     let v1 = v1("memory").map(|base| base.join(PARENT).join(name).join("memory.usage_in_bytes"));
     for file in [Some(group.join("memory.current")), v1].into_iter().flatten() {
@@ -217,10 +291,11 @@ fn memory_bytes(group: &Path) -> Option<u64> {
             return text.trim().parse().ok();
         }
     }
-    processes(group).ok()?.into_iter().map(pss_bytes).sum()
+    None
 }
 
-fn pss_bytes(pid: HostPid) -> Option<u64> {
+/// The proportional set size of a process: of a page that several have, its share.
+pub fn pss_bytes(pid: HostPid) -> Option<u64> {
     let rollup = crate::proc::Fields::new(crate::proc::text(pid, "smaps_rollup").ok()?);
     u64::try_from(rollup.number("Pss")?).ok().map(|kb| kb * 1024)
 }
@@ -238,5 +313,14 @@ mod tests {
         assert_eq!(found.v2, Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(found.v1.len(), 2);
         assert_eq!(parse_mounts("proc /proc proc rw 0 0").v2, None);
+    }
+
+    #[test]
+    fn counters_are_found_in_their_lines() {
+        let stat = "usage_usec 3000\nuser_usec 1000\nsystem_usec 2000\nnice_usec 7\n";
+        assert_eq!(field(stat, "user_usec "), Some(1000));
+        assert_eq!(field(stat, "burst_usec "), None);
+        let io = "8:0 rbytes=10 wbytes=1 rios=3\n8:16 rbytes=5 wbytes=0\n";
+        assert_eq!((sum_of(io, "rbytes="), sum_of(io, "wbytes=")), (15, 1));
     }
 }

@@ -40,6 +40,11 @@ pub fn monotonic_ns() -> i64 {
     clock(ClockId::CLOCK_MONOTONIC)
 }
 
+/// CLOCK_BOOTTIME: goes on while the machine is suspended, and nobody sets it.
+pub fn boottime_ns() -> u64 {
+    u64::try_from(clock(ClockId::CLOCK_BOOTTIME)).unwrap_or_default()
+}
+
 impl Reading {
     pub fn now() -> Reading {
         let read = || {

@@ -60,7 +60,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// A random UUID (version 4, RFC 9562).
-fn uuid() -> Result<String> {
+pub fn uuid() -> Result<String> {
     let mut bytes: [u8; 16] = random()?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;

@@ -6,10 +6,12 @@
 //!   apps/NAME.json                  one record an app
 //!   locks/NAME.op                   held while a snapshot or restore of NAME goes on
 //!   locks/NAME.record               held for one change of the record
+//!   usage/INSTANCE.json             the last counters of one that has ended
 //! DATA_DIR (/var/lib/appshot)       stays
 //!   appshots/NAME.appshot           sealed appshots: directories, or packed
 //!   appshots/.NAME.appshot.next     a sealed successor, not yet in its place
 //!   logs/NAME.log                   output of detached apps
+//!   usage/                          what `perfd` keeps; where it is there, apps are metered
 //!   quota                           bytes that all appshots may take together
 //! ```
 //!
@@ -26,15 +28,18 @@ mod inventory;
 mod names;
 mod packing;
 mod quota;
+mod readings;
 mod view;
 
 pub use app::{App, State, start_time};
 pub use appshots::{AppshotEntry, SUFFIX, nobody_needs};
+pub use boot::id as boot_id;
 pub use collect::{Collected, Judged, Leftover, Rules};
 pub use files::{Lock, absolute, directory, read_json, remove as remove_file, stems, sync_parent, write_json};
 pub use inventory::{Need, Stored};
 pub use names::{closest, from_command, validate};
 pub use quota::Room;
+pub use readings::Reading;
 pub use view::View;
 
 use crate::error::{Error, Kind, OrFail, Result};

@@ -51,6 +51,33 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Stdout for what is long. A reader that has seen enough ends the program, as with
+/// [`print`].
+#[derive(Debug)]
+pub struct Stream(std::io::StdoutLock<'static>);
+
+impl Stream {
+    pub fn stdout() -> Stream {
+        Stream(std::io::stdout().lock())
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+            written => written,
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self.0.flush() {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+            flushed => flushed,
+        }
+    }
+}
+
 /// Prints `value` as JSON, or the text made of it for people.
 pub fn show<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
     match format {

@@ -1,7 +1,7 @@
 //! Bringing an app up: a new command, or an appshot.
 
 use crate::hooks;
-use libsnap::error::{OrFail, Refusal, Result};
+use libsnap::error::{Error, Kind, OrFail, Refusal, Result};
 use libsnap::image::records::Manifest;
 use libsnap::image::{Appshot, MANIFEST};
 use libsnap::journal::Journal;
@@ -18,6 +18,8 @@ use std::time::Instant;
 /// The phase before those of the engine.
 pub const UNPACK: &str = "unpack";
 
+const CAUSE_BYTES_MAX: usize = 32;
+
 /// A request to bring an app up. The process that goes through with it becomes
 /// the app's parent and must supervise it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +30,9 @@ pub struct Start {
     /// What the app is told, remembered in its record.
     #[serde(default)]
     pub hooks: Hooks,
+    /// Why the app is brought up, for whoever reads its record.
+    #[serde(default)]
+    pub cause: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -122,6 +127,7 @@ impl Start {
             name: options.name.clone(),
             what: What::Run(options),
             hooks: Hooks::default(),
+            cause: None,
         }
     }
 
@@ -144,6 +150,7 @@ impl Start {
             name,
             what,
             hooks,
+            cause: None,
         })
     }
 
@@ -152,6 +159,20 @@ impl Start {
         let mut named = hooks.before_snapshot.iter().chain(&hooks.after_restore);
         named.try_for_each(hooks::sensible)?;
         self.hooks = hooks.or(&self.hooks);
+        Ok(self)
+    }
+
+    /// The same request with why it is made, one word.
+    pub fn caused(mut self, cause: Option<String>) -> Result<Start> {
+        let is_word = |cause: &String| {
+            (1..=CAUSE_BYTES_MAX).contains(&cause.len())
+                && cause.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+        };
+        if let Some(wrong) = cause.as_ref().filter(|cause| !is_word(cause)) {
+            return Err(Error::new(Kind::Usage, format!("{wrong:?} is no cause"))
+                .because("it is one word of lower-case letters, such as request"));
+        }
+        self.cause = cause;
         Ok(self)
     }
 
@@ -266,9 +287,8 @@ impl Start {
     /// A dead instance of this name may have left its cgroup, when its
     /// supervisor was killed or has not come to it yet.
     fn make_room(&self) -> Result<()> {
-        let cgroup = self.store.vacant(&self.name)?.and_then(|app| app.cgroup);
-        match cgroup.filter(|path| path.exists()) {
-            Some(cgroup) => libsnap::cgroup::destroy(&cgroup),
+        match self.store.vacant(&self.name)? {
+            Some(app) => self.store.clear_cgroup(&app, libsnap::clocks::boottime_ns()),
             None => Ok(()),
         }
     }
@@ -293,6 +313,7 @@ impl Start {
         let mut app = App::of_instance(instance, self.command(instance))?;
         app.name.clone_from(&self.name);
         app.log = log;
+        app.cause.clone_from(&self.cause);
         app.hooks = Hooks {
             none: false,
             ..self.hooks.clone()

@@ -69,11 +69,11 @@ fn wait_child(app: &App) -> Result<i32> {
 /// the lock: its end is waited for. Where a later instance has taken the name
 /// over, it has taken the cgroup over too.
 pub fn finish(store: &Store, app: &App, code: Option<i32>) -> Result<Option<State>> {
+    let ended_ns = libsnap::clocks::boottime_ns();
     let _busy = store.wait_lock(&app.name)?;
     let record = store.update(app, |app| app.exit = code)?;
-    if record.is_some()
-        && let Some(cgroup) = app.cgroup.as_deref().filter(|path| path.exists())
-        && let Err(error) = libsnap::cgroup::destroy(cgroup)
+    if let Some(record) = &record
+        && let Err(error) = store.clear_cgroup(record, ended_ns)
     {
         tracing::warn!(app = app.name, %error, "the cgroup stays behind");
     }

@@ -1,23 +1,30 @@
-//! `perfd`: what each app uses.
+//! `perfd`: what each app uses, and has used.
 #![forbid(unsafe_code)]
 
+mod exports;
 mod meter;
+mod metering;
+mod metrics;
 
 use axum::extract::State;
+use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
 use clap::Parser;
 use libsnap::error::Result;
 use libsnap::store::Store;
 use meter::Meter;
+use metering::Metering;
+use metrics::Board;
 use nodekit::args::{EXIT_CODES, Output};
 use nodekit::daemon::{self, DaemonArgs};
-use nodekit::reply::{self, Reply};
-use nodekit::{out, program};
+use nodekit::reply::{self, Failure, Reply};
+use nodekit::{log, out, program};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Shows the CPU time and memory of each app, once, again and again, or over a Unix socket
+/// Shows the CPU time and memory of each app, once or again and again; as a daemon it keeps
+/// the usage ledger that bills are made of
 #[derive(Debug, Parser)]
 #[command(name = "perfd", version, after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
@@ -28,7 +35,7 @@ struct Cli {
     /// Show the list again every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     watch: Option<u64>,
-    /// Serve as a daemon
+    /// Serve as a daemon, and meter
     #[arg(long, conflicts_with_all = ["watch", "output"])]
     serve: bool,
 }
@@ -40,7 +47,11 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<u8> {
     let store = cli.daemon.dirs.open()?;
     if cli.serve {
-        daemon::run("perfd", &cli.daemon, |_| router(store))?;
+        log::init(cli.daemon.log_format);
+        let board = Board::default();
+        let metering = Metering::begin(&store, board.clone())?;
+        daemon::run("perfd", &cli.daemon, |_| router(store, board))?;
+        drop(metering);
         return Ok(0);
     }
     loop {
@@ -52,9 +63,16 @@ fn run(cli: &Cli) -> Result<u8> {
     }
 }
 
-fn router(store: Store) -> Router {
-    let routes = Router::new().route("/v1/usage", get(usage));
+fn router(store: Store, board: Board) -> Router {
+    let routes = Router::new()
+        .route("/v1/usage", get(usage))
+        .route("/v1/usage/export", get(exports::export))
+        .route("/metrics", get(move || metrics(board.clone())));
     reply::complete(routes, "perfd", include_str!("../openapi.json")).with_state(store)
+}
+
+async fn metrics(board: Board) -> Result<impl IntoResponse, Failure> {
+    Ok(([("content-type", metrics::CONTENT_TYPE)], board.text()?))
 }
 
 async fn usage(State(store): State<Store>) -> Reply<Vec<Meter>> {

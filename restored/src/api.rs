@@ -52,6 +52,8 @@ struct InstanceRequest {
     /// It can be reverted in place, and shares what it does not touch with the appshot.
     #[serde(default)]
     revertible: bool,
+    /// Why it is wanted, one word; kept in the record for who meters.
+    cause: Option<String>,
 }
 
 fn lazy() -> Memory {
@@ -77,7 +79,9 @@ impl InstanceRequest {
             return Err(Error::new(Kind::Usage, format!("path {} is relative", self.appshot))
                 .because("the daemon's working directory is not yours"));
         }
-        Start::restore(instances.store.clone(), &self.appshot, options)?.hooked(self.hooks)
+        Start::restore(instances.store.clone(), &self.appshot, options)?
+            .hooked(self.hooks)?
+            .caused(self.cause)
     }
 }
 
@@ -119,6 +123,8 @@ struct CloneRequest {
     /// Each can be reverted in place.
     #[serde(default)]
     revertible: bool,
+    /// Why it is wanted, one word; kept in the record for who meters.
+    cause: Option<String>,
 }
 
 /// Two cannot have the same port.
@@ -155,6 +161,7 @@ impl CloneRequest {
             hooks: self.hooks,
             sockets: self.sockets,
             revertible: self.revertible,
+            cause: self.cause,
         };
         let first = request.start(instances, peer)?;
         if self.strict {

@@ -152,8 +152,10 @@ impl Registry {
 
     /// The same with these arguments.
     pub fn daemon_with(&self, name: &'static str, arguments: &[&str], die_at: &str) -> Result<Daemon> {
+        let serve: &[&str] = if name == "perfd" { &["--serve"] } else { &[] };
         let child = self
             .command(name)
+            .args(serve)
             .args(arguments)
             .env("APPSHOT_DIE_AT", die_at)
             .stdout(Stdio::null())

@@ -88,7 +88,7 @@ fn drains(python: PathBuf, program: &str, blocks: bool) -> Result<()> {
     std::thread::scope(|scope| {
         let tried = scope.spawn(|| -> Result<()> {
             let target = Target::Pid(HostPid(server.0.id().cast_signed()));
-            let frozen = freeze::freeze_with(&target, &[], freeze::before(&target)?)?;
+            let frozen = freeze::freeze_with(&target, &[], freeze::before_unnoted(&target)?)?;
             let mut drain = Drain::begin(frozen, vec![Shared { inode, blocks }])?;
             let mut round = 0;
             let met = drain.until(PATIENCE, || {

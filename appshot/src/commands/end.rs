@@ -1,6 +1,7 @@
 //! `kill` and `rm`.
 
 use crate::cli;
+use libsnap::clocks::boottime_ns;
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{State, Store};
 use nodekit::{ending, process};
@@ -36,10 +37,8 @@ pub fn rm(store: &Store, args: &cli::Rm) -> Result<u8> {
 }
 
 fn forget(store: &Store, name: &str, appshot: bool) -> Result<u8> {
-    if let Some(cgroup) = store.find(name)?.and_then(|app| app.cgroup)
-        && cgroup.exists()
-    {
-        libsnap::cgroup::destroy(&cgroup)?;
+    if let Some(app) = store.find(name)? {
+        store.clear_cgroup(&app, boottime_ns())?;
     }
     if appshot && store.appshot_path(name).exists() {
         store.remove_appshot(name)?;

@@ -14,3 +14,4 @@ pub mod run;
 pub mod snapshot;
 pub mod store;
 pub mod up;
+pub mod usage;

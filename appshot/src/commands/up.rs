@@ -21,7 +21,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// In the order in which they are started.
-const DAEMONS: [&str; 3] = ["snapd", "restored", "edgepointd"];
+const DAEMONS: [&str; 4] = ["snapd", "restored", "perfd", "edgepointd"];
 const BEGINS: Duration = Duration::from_secs(10);
 const ENDS: Duration = Duration::from_secs(70);
 const LOOK: Duration = Duration::from_millis(100);
@@ -143,6 +143,9 @@ fn spawn(dirs: &Dirs, name: &str) -> Result<Child> {
         .arg(&dirs.run_dir)
         .arg("--data-dir")
         .arg(&dirs.data_dir);
+    if name == "perfd" {
+        command.arg("--serve");
+    }
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.stderr(file.or_fail(what)?).spawn();
     child.map_err(|error| {

@@ -267,7 +267,9 @@ impl Agent {
         }
         let began = Instant::now();
         let start = Start::run(self.node.store.clone(), self.manifest().run_options()?);
-        let start = start.hooked(self.manifest().hooks.clone())?;
+        let start = start
+            .hooked(self.manifest().hooks.clone())?
+            .caused(Some(Cause::Deploy.name().to_owned()))?;
         let started = on_own_thread(move || detach::spawn(start)).await?;
         self.turn(State::Starting, None);
         match self.listens(&started.app, began).await {
@@ -480,6 +482,7 @@ impl Agent {
             "appshot": self.name(),
             "name": self.name(),
             "memory": "lazy",
+            "cause": cause.name(),
             "sockets": sockets::numbers(&self.sockets),
         });
         let woken: Instance = self.node.restored.post_async("/v1/instances", &request).await?;

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 #[serde(deny_unknown_fields)]
 pub struct App {
     pub name: String,
+    /// A UUID that no other start, restore or clone has; empty in records of older versions.
+    #[serde(default)]
+    pub instance: String,
     /// The app's first process.
     pub root: HostPid,
     /// Field 22 of /proc/PID/stat: a number that is given out again is recognised.
@@ -21,6 +24,9 @@ pub struct App {
     pub cgroup: Option<PathBuf>,
     pub command: Vec<String>,
     pub started_unix_ms: u64,
+    /// The same moment on CLOCK_BOOTTIME.
+    #[serde(default)]
+    pub started_boot_ns: u64,
     pub log: Option<PathBuf>,
     /// The appshot it was restored from.
     pub from: Option<PathBuf>,
@@ -30,6 +36,9 @@ pub struct App {
     pub exit: Option<i32>,
     /// The appshot that a halting snapshot left behind.
     pub appshot: Option<PathBuf>,
+    /// Why it was brought up, where that was said: `request`, `operator`, `recovery` ...
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cause: Option<String>,
     /// What its owner wants it to be told.
     #[serde(skip_serializing_if = "Hooks::are_none", default)]
     pub hooks: Hooks,
@@ -63,6 +72,7 @@ impl App {
     pub fn of_instance(instance: &Instance, command: Vec<String>) -> Result<App> {
         Ok(App {
             name: instance.name.clone(),
+            instance: crate::identity::uuid()?,
             root: instance.root,
             // An app may end at once: then no process has this start time any more.
             root_start_time: start_time(instance.root).unwrap_or_default(),
@@ -71,11 +81,13 @@ impl App {
             cgroup: instance.cgroup.clone(),
             command,
             started_unix_ms: super::now_unix_ms()?,
+            started_boot_ns: crate::clocks::boottime_ns(),
             log: None,
             from: None,
             supervisor: i32::try_from(std::process::id()).ok().map(HostPid),
             exit: None,
             appshot: None,
+            cause: None,
             hooks: Hooks::default(),
         })
     }

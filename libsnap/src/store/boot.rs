@@ -10,6 +10,12 @@ use std::path::Path;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// The kernel's name of this boot.
+pub fn id() -> Result<String> {
+    let text = std::fs::read_to_string(BOOT_ID).or_fail(|| format!("cannot read {BOOT_ID}"))?;
+    Ok(text.trim_end().to_owned())
+}
+
 /// Removes what another boot left in the run directory.
 pub fn sweep(run_dir: &Path) -> Result<()> {
     let now = std::fs::read(BOOT_ID).or_fail(|| format!("cannot read {BOOT_ID}"))?;

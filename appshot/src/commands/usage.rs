@@ -1,0 +1,267 @@
+//! `usage`: the ledger of this node, and the bill that is made of it.
+
+use crate::cli;
+use libsnap::error::{Error, Kind, OrFail, Result};
+use libsnap::store::{Store, now_unix_ms};
+use nodekit::out;
+use rust_decimal::Decimal;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use usage::bill::{Meter, Wanted, rows};
+use usage::books::Books;
+use usage::card::{Cards, NONE};
+use usage::export::{self, Summary};
+use usage::period::Period;
+use usage::statement;
+use usage::verify::{Report, verify};
+
+pub fn usage(store: &Store, command: &cli::Usage, quiet: bool) -> Result<u8> {
+    match command {
+        cli::Usage::Show(args) => show(store, args),
+        cli::Usage::Export(args) => export(store, args, quiet),
+        cli::Usage::Statement(args) => statement(store, args),
+        cli::Usage::Verify(args) => verify_all(store, args),
+    }
+}
+
+/// The ledger, and how it is to be rated.
+struct Bill {
+    books: Books,
+    node: String,
+    cards: Cards,
+    period: Period,
+}
+
+impl Bill {
+    fn open(store: &Store, args: &cli::Billed) -> Result<Bill> {
+        let usage = store.usage_dir();
+        let now = now_unix_ms()?;
+        let period = match &args.period {
+            Some(period) => period.clone(),
+            None => Period::of(now)?,
+        };
+        let period = period.begun(now)?;
+        let (books, reached) = Books::read(&usage, period.month())?;
+        let cards = match args.rates.is_empty() {
+            true => Cards::of(&usage)?,
+            false => Cards::read(&args.rates)?,
+        };
+        Ok(Bill {
+            books,
+            node: reached.node.unwrap_or_default(),
+            cards,
+            period,
+        })
+    }
+
+    fn wanted<'a>(&'a self, args: &'a cli::Billed) -> Wanted<'a> {
+        Wanted {
+            node: &self.node,
+            provider: args.provider.as_deref(),
+            period: &self.period,
+            cards: &self.cards,
+        }
+    }
+}
+
+fn export(store: &Store, args: &cli::UsageExport, quiet: bool) -> Result<u8> {
+    let bill = Bill::open(store, &args.billed)?;
+    let wanted = bill.wanted(&args.billed);
+    let format = args.format.into();
+    let summary = to(args.output.as_deref(), |out| {
+        export::write(&bill.books, &wanted, format, out)
+    })?;
+    if !quiet {
+        eprintln!("{}", told(&summary));
+    }
+    Ok(0)
+}
+
+fn statement(store: &Store, args: &cli::UsageStatement) -> Result<u8> {
+    let bill = Bill::open(store, &args.billed)?;
+    let (wanted, now) = (bill.wanted(&args.billed), now_unix_ms()?);
+    to(args.output.as_deref(), |out| {
+        statement::write(&bill.books, &wanted, now, out)
+    })?;
+    Ok(0)
+}
+
+/// To this file, or to stdout.
+fn to<T>(path: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+    match path.filter(|path| path.as_os_str() != "-") {
+        Some(path) => to_file(path, write),
+        None => write(&mut BufWriter::new(out::Stream::stdout())),
+    }
+}
+
+/// Visible once it is whole.
+fn to_file<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+    let what = || format!("cannot write {}", path.display());
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = Path::new(&temporary);
+    let finished = (|| {
+        let mut out = BufWriter::new(File::create(temporary).or_fail(what)?);
+        let written = write(&mut out)?;
+        let file = out.into_inner().or_fail(what)?;
+        file.sync_all().or_fail(what)?;
+        std::fs::rename(temporary, path).or_fail(what)?;
+        Ok(written)
+    })();
+    finished.inspect_err(|_| drop(std::fs::remove_file(temporary)))
+}
+
+/// `12 rows, 0.123456 EUR`
+fn told(summary: &Summary) -> String {
+    let rows = usize::try_from(summary.rows).unwrap_or(usize::MAX);
+    let mut told = out::count(rows, "row", "rows");
+    for (currency, cost) in summary.cost.iter().filter(|(_, cost)| !cost.is_zero()) {
+        told += &format!(", {cost} {currency}");
+    }
+    if summary.without_card > 0 {
+        told += &format!("; {} without a rate card cost nothing", summary.without_card);
+    }
+    if summary.gaps > 0 {
+        told += &format!("; {} tell of gaps", summary.gaps);
+    }
+    told
+}
+
+/// What one app has used.
+#[derive(Debug, Default, Serialize)]
+struct Shown {
+    provider: String,
+    app: String,
+    instances: usize,
+    restores: u128,
+    cpu_ns: u128,
+    /// Bytes held, times nanoseconds.
+    memory_byte_ns: u128,
+    stored_byte_ns: u128,
+    requests: u128,
+    sent_bytes: u128,
+    gaps: u64,
+    cost: Decimal,
+    currency: Option<String>,
+    #[serde(skip)]
+    accounts: BTreeSet<String>,
+}
+
+fn show(store: &Store, args: &cli::UsageShow) -> Result<u8> {
+    let bill = Bill::open(store, &args.billed)?;
+    let mut apps: BTreeMap<(String, String), Shown> = BTreeMap::new();
+    rows(&bill.books, &bill.wanted(&args.billed), &mut |row| {
+        let account = row.account;
+        let key = (account.provider.clone(), account.app.clone());
+        let shown = apps.entry(key).or_default();
+        let sum = match row.meter {
+            Meter::Core => &mut shown.cpu_ns,
+            Meter::Memory => &mut shown.memory_byte_ns,
+            Meter::Storage => &mut shown.stored_byte_ns,
+            Meter::Restores => &mut shown.restores,
+            Meter::Requests => &mut shown.requests,
+            Meter::Sent => &mut shown.sent_bytes,
+        };
+        *sum += row.count;
+        shown.gaps += u64::from(row.quality == usage::bill::Quality::Gap);
+        shown.cost += row.cost;
+        if row.card != NONE {
+            shown.currency = Some(row.currency.to_owned());
+        }
+        if row.is_of_instance() {
+            shown.accounts.insert(account.id.clone());
+        }
+        Ok(())
+    })?;
+    let apps: Vec<Shown> = apps
+        .into_iter()
+        .map(|((provider, app), shown)| Shown {
+            provider,
+            app,
+            instances: shown.accounts.len(),
+            ..shown
+        })
+        .collect();
+    let head = [
+        "APP",
+        "PROVIDER",
+        "INSTANCES",
+        "RESTORES",
+        "CPU",
+        "MEMORY",
+        "STORED",
+        "GAPS",
+        "COST",
+    ];
+    out::show(args.output.format, &apps, |apps| {
+        let rows: Vec<Vec<String>> = apps.iter().map(row).collect();
+        out::table(&head, &rows)
+    })?;
+    Ok(0)
+}
+
+fn row(shown: &Shown) -> Vec<String> {
+    let quantity = |count, meter: Meter| {
+        let exact = usage::money::quantity(count, meter.per_unit());
+        exact.map_or_else(|_| "-".to_owned(), |quantity| quantity.round_dp(3).to_string())
+    };
+    let cost = match &shown.currency {
+        Some(currency) => format!("{} {currency}", shown.cost),
+        None => "no rate card".to_owned(),
+    };
+    vec![
+        shown.app.clone(),
+        shown.provider.clone(),
+        shown.instances.to_string(),
+        shown.restores.to_string(),
+        format!("{} s", quantity(shown.cpu_ns, Meter::Core)),
+        format!("{} GiB s", quantity(shown.memory_byte_ns, Meter::Memory)),
+        format!("{} GiB s", quantity(shown.stored_byte_ns, Meter::Storage)),
+        shown.requests.to_string(),
+        shown.gaps.to_string(),
+        cost,
+    ]
+}
+
+fn verify_all(store: &Store, args: &cli::UsageVerify) -> Result<u8> {
+    let report = verify(&store.usage_dir())?;
+    out::show(args.output.format, &report, sentences)?;
+    match report.imbalances.first() {
+        None => Ok(0),
+        Some(first) => Err(Error::new(Kind::Failed, "the two sides of the books do not agree").because(first)),
+    }
+}
+
+fn sentences(report: &Report) -> String {
+    let part = |ns: u64| match report.node_ns {
+        0 => "-".to_owned(),
+        all => format!("{:.2} %", ns as f64 * 100.0 / all as f64),
+    };
+    let mut text = format!(
+        "the ledger is whole: {} records in {} segments, {} accounts, {} signatures\n",
+        report.records, report.segments, report.accounts, report.checkpoints
+    );
+    text += &format!(
+        "of the node's time, apps had {}, the platform {}, others {}, and {} was idle\n",
+        part(report.tenants_ns),
+        part(report.platform_ns),
+        part(report.others_ns),
+        part(report.idle_ns)
+    );
+    if report.unsigned > 0 {
+        text += &format!("{} records are newer than the last signature\n", report.unsigned);
+    }
+    if report.torn_bytes > 0 {
+        text += &format!(
+            "{} bytes of a last record are not whole: it is being written, or torn\n",
+            report.torn_bytes
+        );
+    }
+    if let Some(first) = &report.first_gap {
+        text += &format!("{} gaps; the first at {first}\n", report.gaps);
+    }
+    text
+}

@@ -1,0 +1,361 @@
+//! The instances that are metered, from their begin to their last reading.
+
+use super::memory::Memory;
+use super::owners::Owners;
+use super::{FIRST_NS, LOOK_NS, SECOND_NS};
+use libsnap::cgroup;
+use libsnap::error::Result;
+use libsnap::store::{App, Reading, State as AppState, Store};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use usage::ledger::Ledger;
+use usage::record::{Account, AccountKind, Body, Counters, End, Gap, Moment, Source, State, Use};
+
+/// An instance that was found so late had a past that nobody has seen. What is found sooner
+/// is taken to have got its memory evenly until then.
+const LATE_NS: u64 = SECOND_NS / 4;
+/// How long a last reading is waited for when the cgroup is gone.
+const PATIENCE_NS: u64 = 5 * SECOND_NS;
+
+#[derive(Debug)]
+pub struct Instances {
+    live: BTreeMap<String, Live>,
+    /// Open in the ledger, and not there; since when.
+    missed: BTreeMap<String, u64>,
+    /// When the meter began; what began later began with nothing.
+    began_ns: u64,
+    tenants_ns: u64,
+}
+
+#[derive(Debug)]
+struct Live {
+    app: App,
+    counters: Counters,
+    /// As the ledger has them.
+    told: Counters,
+    state: State,
+    memory: Memory,
+    look_at: u64,
+    pause_ns: u64,
+    /// Of its CPU time, what is in the sum over all.
+    summed_ns: u64,
+    /// Since when it is not alive any more.
+    gone_since: Option<u64>,
+}
+
+impl Instances {
+    pub fn new(began: Moment) -> Instances {
+        Instances {
+            live: BTreeMap::new(),
+            missed: BTreeMap::new(),
+            began_ns: began.boot_ns,
+            tenants_ns: 0,
+        }
+    }
+
+    /// CPU time that all of them used since the meter began.
+    pub fn tenants_ns(&self) -> u64 {
+        self.tenants_ns
+    }
+
+    /// When the next one is to be looked at.
+    pub fn due(&self) -> u64 {
+        let due = self.live.values().filter(|live| live.gone_since.is_none());
+        due.map(|live| live.look_at).min().unwrap_or(u64::MAX)
+    }
+
+    /// Takes up instances that are new.
+    pub fn follow(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment) -> Result<()> {
+        let apps = store.list()?;
+        for app in &apps {
+            if app.instance.is_empty() || self.live.contains_key(&app.instance) || !app.alive() {
+                continue;
+            }
+            let live = open(app, store, owners, ledger, at, self.began_ns);
+            self.live.insert(app.instance.clone(), live);
+        }
+        let alive: BTreeSet<&String> = apps.iter().filter(|app| app.alive()).map(|app| &app.instance).collect();
+        for (id, live) in &mut self.live {
+            if !alive.contains(id) {
+                live.gone_since.get_or_insert(at.boot_ns);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at those that are due, or at all.
+    pub fn look(&mut self, at: Moment, all: bool) {
+        let there = self.live.values_mut().filter(|live| live.gone_since.is_none());
+        for live in there.filter(|live| all || live.look_at <= at.boot_ns) {
+            self.tenants_ns += live.look();
+        }
+    }
+
+    /// Writes down what has changed.
+    pub fn tell(&mut self, ledger: &mut Ledger, at: Moment) {
+        for (id, live) in &mut self.live {
+            if live.counters != live.told {
+                live.told = live.counters;
+                ledger.append(
+                    at,
+                    Body::Use(Use {
+                        id: id.clone(),
+                        state: live.state,
+                        counters: live.counters,
+                    }),
+                );
+            }
+        }
+    }
+
+    /// Closes the accounts of those that have ended, by their last readings; answers the
+    /// readings, to be removed once the ledger is on the disk.
+    pub fn end(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment) -> Result<Vec<Reading>> {
+        self.miss(ledger, at);
+        // Looked at before the readings: who removes a cgroup has left one by then.
+        let lost: Vec<String> = self.lost(at);
+        let readings = store.readings()?;
+        for reading in &readings {
+            self.settle(reading, store, owners, ledger, at);
+        }
+        for id in lost {
+            self.live.remove(&id);
+            self.missed.remove(&id);
+            if let Some(counters) = ledger.books().get(&id).map(|book| book.counters) {
+                lose(&id, counters, ledger, at);
+            }
+        }
+        Ok(readings)
+    }
+
+    /// Notes accounts that the ledger has open, of instances that are not there: they ended
+    /// while the meter was down, or the machine did.
+    fn miss(&mut self, ledger: &Ledger, at: Moment) {
+        for account in ledger.books().accounts() {
+            if is_instance(account.kind) && !self.live.contains_key(&account.id) {
+                self.missed.entry(account.id).or_insert(at.boot_ns);
+            }
+        }
+    }
+
+    /// Of those that are gone, the ones whose last readings were waited for long enough.
+    fn lost(&self, at: Moment) -> Vec<String> {
+        let is_over = |since: u64| at.boot_ns.saturating_sub(since) > PATIENCE_NS;
+        let live = self.live.iter().filter(|(_, live)| live.is_cleared());
+        let live = live.filter_map(|(id, live)| live.gone_since.filter(|since| is_over(*since)).map(|_| id));
+        let missed = self
+            .missed
+            .iter()
+            .filter(|(_, since)| is_over(**since))
+            .map(|(id, _)| id);
+        live.chain(missed).cloned().collect()
+    }
+
+    fn settle(&mut self, reading: &Reading, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment) {
+        let app = &reading.app;
+        let id = app.instance.clone();
+        let is_open = ledger.books().get(&id).is_some();
+        if ledger.has_ended(&id) {
+            // Only the removal of the reading was not come to.
+            return;
+        }
+        self.missed.remove(&id);
+        let mut live = self.live.remove(&id).unwrap_or_else(|| {
+            let live = open(app, store, owners, ledger, at, self.began_ns);
+            let memory = Memory::unknown(app.started_boot_ns + live.counters.running_ns);
+            Live { memory, ..live }
+        });
+        live.memory.end(reading.boot_ns, &mut live.counters);
+        live.take(&reading.counters);
+        live.counters.running_ns = live
+            .counters
+            .running_ns
+            .max(reading.boot_ns.saturating_sub(app.started_boot_ns));
+        self.tenants_ns += live.sum();
+        if !is_open && live.counters.unseen_ns > 0 {
+            gap(
+                &id,
+                live.counters.unseen_ns,
+                "it had ended before the meter saw it",
+                ledger,
+                at,
+            );
+        }
+        let state = match app.appshot.as_deref().is_some_and(Path::exists) {
+            true => State::Asleep,
+            false => State::Exited,
+        };
+        // It is billed for when it was, not for when that was heard of.
+        let unix_ms = reading.unix_ms.min(at.unix_ms);
+        let end = End {
+            id,
+            state,
+            counters: live.counters,
+        };
+        let boot_ns = at.boot_ns;
+        ledger.append(Moment { boot_ns, unix_ms }, Body::End(end));
+    }
+}
+
+fn is_instance(kind: AccountKind) -> bool {
+    matches!(kind, AccountKind::Started | AccountKind::Restored)
+}
+
+fn lose(id: &str, counters: Counters, ledger: &mut Ledger, at: Moment) {
+    gap(id, 0, "it is gone, and nobody has left its last counters", ledger, at);
+    let end = End {
+        id: id.to_owned(),
+        state: State::Lost,
+        counters,
+    };
+    ledger.append(at, Body::End(end));
+}
+
+fn gap(id: &str, ns: u64, reason: &str, ledger: &mut Ledger, at: Moment) {
+    let gap = Gap {
+        id: Some(id.to_owned()),
+        ns: (ns > 0).then_some(ns),
+        reason: reason.to_owned(),
+    };
+    ledger.append(at, Body::Gap(gap));
+}
+
+/// Takes up an instance: with what the ledger has of it, or with nothing.
+fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment, meter_began_ns: u64) -> Live {
+    let id = &app.instance;
+    let resumed = ledger.books().get(id).map(|book| book.counters);
+    let age_ns = at.boot_ns.saturating_sub(app.started_boot_ns);
+    let memory = match resumed {
+        None if age_ns <= LATE_NS => Memory::from_nothing(app.started_boot_ns),
+        None => Memory::unknown(app.started_boot_ns),
+        // Between the last record and now.
+        Some(counters) => Memory::unknown(app.started_boot_ns + counters.running_ns),
+    };
+    let counters = resumed.unwrap_or_else(|| Counters {
+        restores: u64::from(app.from.is_some()),
+        ..Counters::default()
+    });
+    if resumed.is_none() {
+        ledger.append(
+            at,
+            Body::Account(Box::new(account(app, store, owners, ledger.boot_id(), counters))),
+        );
+    }
+    let unseen = match resumed {
+        None if app.alive() && age_ns > LATE_NS => Some((age_ns, "it ran before the meter began")),
+        Some(counters) if app.alive() => {
+            let missed = age_ns.saturating_sub(counters.running_ns);
+            Some((
+                missed,
+                "the meter was down: memory was not seen, CPU time was counted by the kernel",
+            ))
+        }
+        _ => None,
+    };
+    if let Some((ns, reason)) = unseen {
+        gap(id, ns, reason, ledger, at);
+    }
+    // What it used before the meter began is not in the node's sum.
+    let summed_ns = match (resumed, app.started_boot_ns < meter_began_ns) {
+        (None, false) => 0,
+        _ => app
+            .cgroup
+            .as_deref()
+            .and_then(|group| cgroup::cpu_ns(group).ok())
+            .unwrap_or(u64::MAX),
+    };
+    Live {
+        app: app.clone(),
+        counters,
+        told: counters,
+        state: State::Running,
+        memory,
+        look_at: at.boot_ns,
+        pause_ns: FIRST_NS,
+        summed_ns,
+        gone_since: None,
+    }
+}
+
+fn account(app: &App, store: &Store, owners: &Owners, boot_id: &str, counters: Counters) -> Account {
+    let of = owners.app_of(app, store);
+    Account {
+        id: app.instance.clone(),
+        provider: owners.provider(&of).to_owned(),
+        app: of,
+        kind: match app.from {
+            Some(_) => AccountKind::Restored,
+            None => AccountKind::Started,
+        },
+        name: app.name.clone(),
+        boot_id: boot_id.to_owned(),
+        began_boot_ns: app.started_boot_ns,
+        began_unix_ms: app.started_unix_ms,
+        source: source(app.cgroup.as_deref()),
+        cause: app.cause.clone(),
+        state: State::Running,
+        counters,
+    }
+}
+
+fn source(cgroup: Option<&Path>) -> Source {
+    match (cgroup::is_v2(), cgroup.and_then(cgroup::charged_bytes)) {
+        (false, _) => Source::CgroupV1,
+        (true, Some(_)) => Source::CgroupV2,
+        (true, None) => Source::Proc,
+    }
+}
+
+impl Live {
+    /// Answers by how much its CPU time has risen.
+    fn look(&mut self) -> u64 {
+        let now = libsnap::clocks::boottime_ns();
+        self.look_at = now + self.pause_ns;
+        self.pause_ns = (self.pause_ns * 2).min(LOOK_NS);
+        let Some(group) = self.app.cgroup.clone() else {
+            self.counters.running_ns = now.saturating_sub(self.app.started_boot_ns);
+            return 0;
+        };
+        let Ok(read) = cgroup::counters(&group) else {
+            return 0;
+        };
+        let state = self.app.state();
+        if !matches!(state, AppState::Running | AppState::Frozen) {
+            // Its last reading tells the rest.
+            return 0;
+        }
+        self.state = if state == AppState::Frozen {
+            State::Frozen
+        } else {
+            State::Running
+        };
+        self.take(&read);
+        self.memory.look(&group, now, &mut self.counters);
+        let running_ns = now.saturating_sub(self.app.started_boot_ns);
+        self.counters.running_ns = self.counters.running_ns.max(running_ns);
+        self.sum()
+    }
+
+    /// What the kernel has counted; never less than before.
+    fn take(&mut self, read: &cgroup::Counters) {
+        let mut now = self.counters;
+        now.cpu_ns = read.cpu_ns;
+        now.user_ns = read.user_ns.unwrap_or_default();
+        now.system_ns = read.system_ns.unwrap_or_default();
+        now.memory_peak = now.memory_peak.max(read.memory_peak.unwrap_or_default());
+        now.read_bytes = read.read_bytes.unwrap_or_default();
+        now.written_bytes = read.written_bytes.unwrap_or_default();
+        self.counters.raise(&now);
+    }
+
+    fn sum(&mut self) -> u64 {
+        let rise = self.counters.cpu_ns.saturating_sub(self.summed_ns);
+        self.summed_ns = self.summed_ns.max(self.counters.cpu_ns);
+        rise
+    }
+
+    /// Whether it has ended and its cgroup is gone.
+    fn is_cleared(&self) -> bool {
+        self.gone_since.is_some() && !self.app.cgroup.as_deref().is_some_and(Path::exists)
+    }
+}

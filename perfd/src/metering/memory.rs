@@ -1,0 +1,116 @@
+//! Memory of an instance, and what it comes to over time.
+
+use super::SEEN_NS;
+use libsnap::cgroup;
+use libsnap::ids::HostPid;
+use std::path::Path;
+use usage::record::Counters;
+
+/// The sum of all processes' proportional set sizes is read at least so often.
+const STALE_NS: u64 = 5_000_000_000;
+
+/// What was seen last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    at_ns: u64,
+    bytes: Option<u64>,
+    /// What the processes had resident, and when their proportional size was read.
+    resident: u64,
+    exact_at_ns: u64,
+}
+
+impl Memory {
+    /// Nothing is known before `at_ns`, but that there was none then.
+    pub fn from_nothing(at_ns: u64) -> Memory {
+        Memory {
+            at_ns,
+            bytes: Some(0),
+            ..Memory::default()
+        }
+    }
+
+    /// Nothing is known.
+    pub fn unknown(at_ns: u64) -> Memory {
+        Memory {
+            at_ns,
+            ..Memory::default()
+        }
+    }
+
+    /// Looks, and counts what was held since the last look: a line from then to now.
+    pub fn look(&mut self, cgroup: &Path, at_ns: u64, counters: &mut Counters) {
+        let bytes = self.read(cgroup, at_ns);
+        let (Some(before), Some(now)) = (self.bytes, bytes) else {
+            counters.unseen_ns += at_ns.saturating_sub(self.at_ns);
+            (self.at_ns, self.bytes) = (at_ns, bytes);
+            return;
+        };
+        self.count(before, now, at_ns, counters);
+        self.bytes = bytes;
+    }
+
+    /// It has ended: what it held when it was looked at last it held until then.
+    pub fn end(&mut self, at_ns: u64, counters: &mut Counters) {
+        match self.bytes {
+            Some(bytes) => self.count(bytes, bytes, at_ns, counters),
+            None => counters.unseen_ns += at_ns.saturating_sub(self.at_ns),
+        }
+    }
+
+    fn count(&mut self, before: u64, now: u64, at_ns: u64, counters: &mut Counters) {
+        let passed = at_ns.saturating_sub(self.at_ns);
+        self.at_ns = self.at_ns.max(at_ns);
+        if passed > SEEN_NS {
+            counters.unseen_ns += passed;
+            return;
+        }
+        counters.memory_byte_ns += (u128::from(before) + u128::from(now)) * u128::from(passed) / 2;
+        counters.memory_peak = counters.memory_peak.max(before).max(now);
+    }
+
+    /// What the cgroup is charged with. Where the host does not tell it, the sum of
+    /// proportional set sizes; that walks all page tables, so it is asked for only when
+    /// what is resident has changed, or after a while, as others may share it by now.
+    fn read(&mut self, cgroup: &Path, at_ns: u64) -> Option<u64> {
+        if let Some(charged) = cgroup::charged_bytes(cgroup) {
+            return Some(charged);
+        }
+        let processes = cgroup::processes(cgroup).ok()?;
+        let resident = processes.iter().filter_map(|pid| resident_pages(*pid)).sum();
+        let is_fresh = at_ns.saturating_sub(self.exact_at_ns) < STALE_NS;
+        if is_fresh && resident == self.resident && self.bytes.is_some() {
+            return self.bytes;
+        }
+        (self.resident, self.exact_at_ns) = (resident, at_ns);
+        // One that ends meanwhile holds nothing any more.
+        Some(processes.into_iter().filter_map(cgroup::pss_bytes).sum())
+    }
+}
+
+fn resident_pages(pid: HostPid) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    text.split(' ').nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_counted_where_it_was_seen() {
+        let mut counters = Counters::default();
+        let mut memory = Memory::from_nothing(0);
+        memory.count(0, 100, 10, &mut counters);
+        memory.bytes = Some(100);
+        memory.count(100, 100, 30, &mut counters);
+        assert_eq!(counters.memory_byte_ns, 500 + 2000);
+        memory.end(40, &mut counters);
+        assert_eq!((counters.memory_byte_ns, counters.memory_peak), (3500, 100));
+        // Nobody looked for longer than that.
+        memory.end(41 + SEEN_NS, &mut counters);
+        assert_eq!((counters.memory_byte_ns, counters.unseen_ns), (3500, SEEN_NS + 1));
+        let mut memory = Memory::unknown(0);
+        memory.end(7, &mut counters);
+        assert_eq!(counters.unseen_ns, SEEN_NS + 8);
+    }
+}

@@ -1,0 +1,116 @@
+//! The other side of the books: what the node's processors did.
+
+use libsnap::error::{Error, OrFail, Result};
+use std::collections::HashMap;
+use std::path::Path;
+use usage::record::{self, Moment};
+
+/// Clock ticks of /proc a second (USER_HZ), on every x86-64.
+const TICK_NS: u64 = 10_000_000;
+
+/// Our programs, where they stand beside this one: what they use is the platform's.
+const PLATFORM: [&str; 6] = ["snapd", "restored", "edgepointd", "perfd", "appshot", "restore"];
+
+#[derive(Debug)]
+pub struct Node {
+    began_ns: u64,
+    /// By process and its start: ticks when it was last seen.
+    seen: HashMap<(i32, u64), u64>,
+    platform_ns: u64,
+}
+
+impl Node {
+    pub fn new(began: Moment) -> Node {
+        let mut node = Node {
+            began_ns: began.boot_ns,
+            seen: HashMap::new(),
+            platform_ns: 0,
+        };
+        // What they used before is not of this account.
+        node.platform();
+        node.platform_ns = 0;
+        node
+    }
+
+    pub fn look(&mut self, tenants_ns: u64) -> Result<record::Node> {
+        let what = "/proc/stat";
+        let text = std::fs::read_to_string(what).or_fail(|| format!("cannot read {what}"))?;
+        let mut look = parse(&text).ok_or_else(|| Error::failed(format!("cannot understand {what}")))?;
+        self.platform();
+        (look.tenants_ns, look.platform_ns) = (tenants_ns, self.platform_ns);
+        Ok(look)
+    }
+
+    /// Without their children: apps are among these.
+    fn platform(&mut self) {
+        let mut now = HashMap::new();
+        let beside = std::env::current_exe().ok();
+        let beside = beside.as_deref().and_then(Path::parent);
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let is_ours = std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| {
+                let name = exe.file_name().and_then(|name| name.to_str());
+                exe.parent() == beside && name.is_some_and(|name| PLATFORM.contains(&name))
+            });
+            if !is_ours {
+                continue;
+            }
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok();
+            if let Some((ticks, start)) = stat.as_deref().and_then(ticks_of) {
+                now.insert((pid, start), ticks);
+            }
+        }
+        let used = now.iter().map(|(process, ticks)| {
+            let began_after_us = process.1 * TICK_NS >= self.began_ns;
+            let before = self.seen.get(process).copied();
+            ticks.saturating_sub(before.unwrap_or(if began_after_us { 0 } else { *ticks }))
+        });
+        self.platform_ns += used.sum::<u64>() * TICK_NS;
+        self.seen = now;
+    }
+}
+
+/// Ticks in program and kernel, and the start, of /proc/PID/stat.
+fn ticks_of(stat: &str) -> Option<(u64, u64)> {
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some((number(11)? + number(12)?, number(19)?))
+}
+
+fn parse(stat: &str) -> Option<record::Node> {
+    let first = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<u64> = first.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; guests are in user.
+    let [user, nice, system, idle, iowait, irq, softirq, steal, ..] = ticks[..] else {
+        return None;
+    };
+    let is_cpu = |line: &&str| {
+        line.strip_prefix("cpu")
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    Some(record::Node {
+        cpus: stat.lines().filter(is_cpu).count() as u64,
+        busy_ns: (user + nice + system + irq + softirq) * TICK_NS,
+        idle_ns: (idle + iowait) * TICK_NS,
+        steal_ns: steal * TICK_NS,
+        ..record::Node::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_counters_are_read() {
+        let text = "cpu  10 1 5 100 4 2 3 7 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\ncpu1 1 2 3 4 5 6 7 8 0 0\nintr 5\n";
+        let node = parse(text).unwrap();
+        assert_eq!((node.cpus, node.busy_ns / TICK_NS), (2, 21));
+        assert_eq!((node.idle_ns / TICK_NS, node.steal_ns / TICK_NS), (104, 7));
+        assert_eq!(parse("cpu 1 2"), None);
+        let stat = "42 (a) b) S 1 42 42 0 -1 4194560 1 2 3 4 15 6 7 8 20 0 1 0 12345 99 1 18";
+        assert_eq!(ticks_of(stat), Some((21, 12345)));
+    }
+}

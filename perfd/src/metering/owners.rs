@@ -1,0 +1,86 @@
+//! Whose an instance is.
+
+use libsnap::store::{App, Store, read_json, stems};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// Who pays for what was not deployed.
+const LOCAL: &str = "local";
+
+/// The deployed apps and their providers.
+#[derive(Debug, Default)]
+pub struct Owners(BTreeMap<String, String>);
+
+/// What is of interest in the file of a deployed app.
+#[derive(Deserialize)]
+struct Deployment {
+    manifest: Manifest,
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    app: String,
+    provider: String,
+}
+
+impl Owners {
+    pub fn read(store: &Store) -> Owners {
+        let dir = store.data_dir().join("deployed");
+        let names = stems(&dir, ".json").unwrap_or_default();
+        let read = |name: String| read_json::<Deployment>(&dir.join(format!("{name}.json"))).ok()?;
+        let deployed = names.into_iter().filter_map(read);
+        Owners(
+            deployed
+                .map(|deployed| (deployed.manifest.app, deployed.manifest.provider))
+                .collect(),
+        )
+    }
+
+    /// The app that an instance is of: itself; the deployed app whose further instance it
+    /// is (`APP.2`); the app from whose appshot it was made.
+    pub fn app_of(&self, app: &App, store: &Store) -> String {
+        let from = app.from.as_deref().and_then(|path| {
+            let name = path.file_name()?.to_str()?.strip_suffix(libsnap::store::SUFFIX)?;
+            (store.appshot_path(name) == path).then_some(name)
+        });
+        let own = self.app_named(&app.name);
+        match from {
+            Some(from) if own == app.name && !self.0.contains_key(&own) => self.app_named(from),
+            _ => own,
+        }
+    }
+
+    /// The same, where only a name is known.
+    pub fn app_named(&self, name: &str) -> String {
+        let base = name.rsplit_once('.').filter(|(base, number)| {
+            let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+            is_number && self.0.contains_key(*base)
+        });
+        match base {
+            Some((base, _)) if !self.0.contains_key(name) => base.to_owned(),
+            _ => name.to_owned(),
+        }
+    }
+
+    pub fn provider(&self, app: &str) -> &str {
+        self.0.get(app).map_or(LOCAL, String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn further_instances_are_of_their_app() {
+        let deployed = ["web", "db.7"].map(|app| (app.to_owned(), "acme".to_owned()));
+        let owners = Owners(deployed.into());
+        assert_eq!(owners.app_named("web.2"), "web");
+        assert_eq!(owners.app_named("web"), "web");
+        assert_eq!(owners.app_named("db.7"), "db.7");
+        assert_eq!(owners.app_named("other.2"), "other.2");
+        assert_eq!(owners.app_named("web.x"), "web.x");
+        assert_eq!(owners.provider("web"), "acme");
+        assert_eq!(owners.provider("other"), LOCAL);
+    }
+}
