@@ -3,7 +3,7 @@
 set -eu
 
 packages="build-essential binutils gdb strace python3 python3-venv nodejs golang-go openjdk-17-jdk-headless
-redis-server redis-tools nginx-light postgresql-15"
+redis-server redis-tools nginx-light postgresql-15 curl openssl python3-grpcio python3-websockets"
 
 # What reads bills as others do: a structural check of FOCUS columns.
 focus() {

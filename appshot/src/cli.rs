@@ -6,6 +6,7 @@ use libsnap::target::{Hooks, SnapshotOptions, signal_number};
 use nodekit::args::{
     After, Before, Dirs, EXIT_CODES, Net, Output, Patience, Pids, Policies, RestoreArgs, Silence, User, hooks,
 };
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use usage::export::Format;
@@ -256,6 +257,9 @@ pub struct Up {
     /// Deploy servers that this machine has, to try it; they are removed at the end
     #[arg(long)]
     pub demo: bool,
+    /// Take HTTP requests here for all apps that have routes; several times for more addresses
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub http: Vec<SocketAddr>,
 }
 
 /// Where the daemon of this node is.

@@ -4,6 +4,7 @@ use crate::agent::Order;
 use crate::manifest::{BYTES_MAX, Manifest};
 use crate::metrics::CONTENT_TYPE;
 use crate::node::Node;
+use crate::proxy::traffic::Told;
 use crate::status::{State, Status};
 use axum::extract::{Path, Query, State as Extract};
 use axum::response::IntoResponse;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub fn router(node: Node) -> Router {
     let routes = Router::new()
         .route("/metrics", get(metrics))
+        .route("/v1/traffic", get(traffic))
         .route("/v1/apps", post(deploy).get(list))
         .route("/v1/apps/{name}", get(show).delete(remove))
         .route("/v1/apps/{name}/suspend", post(suspend))
@@ -53,6 +55,10 @@ async fn deploy(Extract(node): Extract<Node>, Body(request): Body<Deploy>) -> Re
 
 async fn metrics(Extract(node): Extract<Node>) -> impl IntoResponse {
     ([("content-type", CONTENT_TYPE)], node.metrics.text(&node.budget))
+}
+
+async fn traffic(Extract(node): Extract<Node>) -> Json<Vec<Told>> {
+    Json(node.proxy.told())
 }
 
 async fn list(Extract(node): Extract<Node>) -> Json<Vec<Status>> {

@@ -1,6 +1,7 @@
 //! What an app is asked for: connections to where it listens, and requests that others
 //! have for it. Whoever decides over its instances reads it here, and nowhere else.
 
+use crate::proxy::traffic::Traffic;
 use libsnap::sys::diag;
 use nodekit::reply::on_own_thread;
 use std::collections::HashMap;
@@ -17,9 +18,8 @@ pub struct Demand {
     places: Mutex<Vec<Place>>,
     /// Connections, open or waiting to be accepted, when they were counted last.
     connections: AtomicUsize,
-    /// Requests that a proxy has for it, waiting or in flight: who has one counts it here
-    /// as long as it is not answered.
-    pub requests: AtomicUsize,
+    /// What the HTTP entry has for it.
+    pub traffic: Traffic,
     /// When somebody needed it last.
     needed_unix_ms: AtomicU64,
 }
@@ -32,6 +32,13 @@ enum Place {
 }
 
 impl Demand {
+    pub fn new(traffic: Traffic) -> Demand {
+        Demand {
+            traffic,
+            ..Demand::default()
+        }
+    }
+
     /// It listens at these from now on.
     pub fn listens(&self, sockets: &[OwnedFd], looks: &Looks) {
         let places: Vec<Place> = sockets.iter().filter_map(Place::of).collect();
@@ -48,11 +55,14 @@ impl Demand {
         self.load()
     }
 
-    /// What it has to carry as far as that is known: a request that a proxy has sent on
-    /// is a connection, too.
+    /// What it has to carry as far as that is known: a request that the entry has sent on
+    /// is a connection, too. Connections that it only keeps, or has for quiet requests, are
+    /// nobody's need.
     pub fn load(&self) -> usize {
-        let requests = self.requests.load(Ordering::Relaxed);
-        self.connections.load(Ordering::Relaxed).max(requests)
+        let connections = self.connections.load(Ordering::Relaxed);
+        connections
+            .saturating_sub(self.traffic.unneeded())
+            .max(self.traffic.wanted())
     }
 
     /// Somebody needs it.
@@ -214,10 +224,13 @@ mod tests {
         assert_eq!(count(), 2, "who waits counts");
         let accepted = (tcp.accept().unwrap(), unix.accept().unwrap());
         assert_eq!(count(), 2, "and who was accepted");
-        demand.requests.store(5, Ordering::Relaxed);
+        demand.traffic.kept.set(1);
+        assert_eq!(demand.load(), 1, "one is only kept");
+        demand.traffic.in_flight.set(5);
         assert_eq!(demand.load(), 5);
         drop((accepted, first, second));
-        demand.requests.store(0, Ordering::Relaxed);
+        demand.traffic.kept.set(0);
+        demand.traffic.in_flight.set(0);
         assert_eq!(count(), 0);
     }
 }

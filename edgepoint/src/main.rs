@@ -17,20 +17,28 @@ mod instances;
 mod manifest;
 mod metrics;
 mod node;
+mod proxy;
 mod scale;
 mod sockets;
 mod status;
 mod work;
 
 use clap::Parser;
-use libsnap::error::Result;
-use libsnap::units::parse_bytes;
+use libsnap::error::{OrFail, Result};
+use libsnap::units::{parse_bytes, parse_span};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use node::Node;
 use nodekit::args::EXIT_CODES;
 use nodekit::daemon::{self, DaemonArgs};
-use nodekit::program;
+use nodekit::{descriptors, program};
+use proxy::rules::Network;
+use proxy::serve::{self, Entry};
+use proxy::tls::Certificate;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Keeps deployed apps asleep until they are needed, asked over a Unix socket
@@ -39,6 +47,21 @@ use tokio::signal::unix::{SignalKind, signal};
 struct Cli {
     #[command(flatten)]
     daemon: DaemonArgs,
+    /// Take HTTP requests here for all apps that have routes; several times for more addresses
+    #[arg(long, value_name = "ADDR:PORT")]
+    http: Vec<SocketAddr>,
+    /// The same over TLS
+    #[arg(long, value_name = "ADDR:PORT", requires = "tls")]
+    https: Vec<SocketAddr>,
+    /// Certificate, chain and key for that, in one PEM file; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "https")]
+    tls: Option<PathBuf>,
+    /// Believe what clients of this network say about whom they ask for (X-Forwarded-For)
+    #[arg(long, value_name = "NETWORK")]
+    http_trust: Vec<Network>,
+    /// How long HTTP requests may go on after a stop
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_span)]
+    http_drain: Duration,
     /// Memory that all running apps together may have, such as 8G [default: what is available at
     /// the start, less a tenth of the machine's or 256 MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -54,15 +77,49 @@ fn run(cli: &Cli) -> Result<u8> {
     let args = &cli.daemon;
     let store = args.dirs.open()?;
     let node = Node::new(store, &args.dirs, cli.memory)?;
-    daemon::run("edgepointd", args, |_| {
+    let entry = entry(cli)?;
+    daemon::run_beside("edgepointd", args, |stopping| {
         tokio::spawn(reap());
         if let Err(error) = node.take_up() {
             tracing::error!(%error, "cannot take up what is deployed");
         }
-        api::router(node)
+        let proxy = node.proxy.clone();
+        let http = async move {
+            if let Some((runtime, entry)) = entry {
+                // What goes wrong there was told there.
+                let _ = runtime.spawn(serve::serve(entry, proxy, stopping)).await;
+                runtime.shutdown_background();
+            }
+        };
+        (api::router(node), http)
     })?;
     Ok(0)
 }
+
+/// Threads of their own for HTTP, and its sockets, where it is wanted.
+fn entry(cli: &Cli) -> Result<Option<(Runtime, Entry)>> {
+    if cli.http.is_empty() && cli.https.is_empty() {
+        return Ok(None);
+    }
+    let certificate = cli.tls.as_deref().map(Certificate::read).transpose()?;
+    let plain = serve::bind(&cli.http)?.into_iter().map(|listener| (listener, None));
+    let secured = serve::bind(&cli.https)?;
+    let secured = secured.into_iter().map(|listener| (listener, certificate.clone()));
+    let descriptors = usize::try_from(descriptors::raise()).unwrap_or(usize::MAX);
+    let entry = Entry {
+        listeners: plain.chain(secured).collect(),
+        trust: cli.http_trust.clone(),
+        // Each has one on both sides, and the apps have some.
+        clients: (descriptors / 4).clamp(1, CLIENTS_MAX),
+        drain: cli.http_drain,
+    };
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.thread_name("http").enable_all().build();
+    Ok(Some((runtime.or_fail(|| "cannot start threads for HTTP")?, entry)))
+}
+
+/// More connections than this are a flood.
+const CLIENTS_MAX: usize = 100_000;
 
 /// Supervisors of apps and the keeper are our children, and end when they want to. What
 /// other threads trace reports to those.

@@ -23,6 +23,7 @@
 //! connections = 20
 //! ```
 
+use crate::proxy::rules::{Quiet, Route, Rules, Timeouts, Waiting};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{closest, validate};
 use libsnap::target::{Hooks, RunOptions};
@@ -59,6 +60,15 @@ pub struct Manifest {
     pub instances: Instances,
     #[serde(default, skip_serializing_if = "is_default")]
     pub capacity: Capacity,
+    /// Requests that come over the node's HTTP entry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub route: Vec<Route>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quiet: Vec<Quiet>,
+    #[serde(default)]
+    pub waiting: Waiting,
+    #[serde(default)]
+    pub timeouts: Timeouts,
     /// What the app is told before a snapshot and after a restore.
     #[serde(default, skip_serializing_if = "Hooks::are_none")]
     pub hooks: Hooks,
@@ -144,7 +154,7 @@ impl Default for Instances {
 }
 
 /// What one instance may carry. Where there is more, another one is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Capacity {
     /// Connections, open and waiting.
@@ -153,6 +163,32 @@ pub struct Capacity {
     /// CPU time, in percent of one processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<f64>,
+    /// Requests at once, of those that come over a route; as many as come by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u32>,
+    /// Requests that may wait for that, of all instances together.
+    pub queue: u32,
+    /// And for how long.
+    pub queue_timeout: Span,
+}
+
+impl Default for Capacity {
+    fn default() -> Capacity {
+        Capacity {
+            connections: None,
+            cpu: None,
+            requests: None,
+            queue: 1000,
+            queue_timeout: Span(Duration::from_secs(10)),
+        }
+    }
+}
+
+impl Capacity {
+    /// Whether it says when there is too much for one instance.
+    fn is_bounded(&self) -> bool {
+        self.connections.is_some() || self.cpu.is_some() || self.requests.is_some()
+    }
 }
 
 fn patience() -> Span {
@@ -265,11 +301,33 @@ impl Manifest {
                 "a number of percent, such as 2.0",
             );
         }
+        if self.capacity.requests == Some(0) {
+            return wrong("capacity.requests is 0: nobody could ask it", "1 at least");
+        }
+        if self.capacity.queue_timeout.0.is_zero() {
+            return wrong(
+                "capacity.queue_timeout is no time at all",
+                "such as 10s, or queue = 0 where nobody is to wait",
+            );
+        }
+        if let Err((because, fix)) = self.rules().sensible() {
+            return wrong(&because, &fix);
+        }
         if !PRIORITIES.contains(&self.priority) {
             return wrong("priority is out of bounds", "a number from -100 to 100");
         }
         self.counts()?;
         self.user().map(drop)
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        Rules {
+            listen: &self.listen,
+            routes: &self.route,
+            quiet: &self.quiet,
+            waiting: &self.waiting,
+            timeouts: &self.timeouts,
+        }
     }
 
     fn counts(&self) -> Result<()> {
@@ -290,10 +348,10 @@ impl Manifest {
                 "a number of percent, such as 80.0",
             );
         }
-        if max > 1 && min < max && is_default(&self.capacity) {
+        if max > 1 && min < max && !self.capacity.is_bounded() {
             return wrong(
                 "nothing says when further instances are needed",
-                "[capacity] with connections = N, or cpu = PERCENT",
+                "[capacity] with connections = N, requests = N, or cpu = PERCENT",
             );
         }
         validate(&self.instance_name(max)).map_err(|_| {
@@ -394,11 +452,31 @@ unix = "/run/web.sock"
 timeout = "5s"
 cpu = 1.5
 
-[instances]
-max = 4
+[[route]]
+host = "shop.example"
+to = "/run/web.sock"
+
+[[route]]
+host = "*.example"
+path = "/api"
+protocol = "h2c"
 
 [capacity]
 connections = 20
+requests = 8
+queue = 9
+
+[[quiet]]
+user_agent = "kube-probe*"
+
+[waiting]
+page = true
+
+[timeouts]
+answer = "90s"
+
+[instances]
+max = 4
 "#;
 
     #[test]
@@ -451,16 +529,59 @@ connections = 20
             ("unix = \"/run/web.sock\"", "unix = \"web.sock\"", "relative"),
             ("unix = \"/run/web.sock\"", "tcp = \"0.0.0.0:8080\"", "twice"),
             ("[idle]", "[idle", "line 17"),
+            ("host = \"shop.example\"", "", "missing field `host`"),
+            (
+                "host = \"shop.example\"",
+                "host = \"shop.example:80\"",
+                "without a port",
+            ),
+            ("host = \"shop.example\"", "host = \"http://shop\"", "no host"),
+            ("host = \"shop.example\"", "host = \"*shop.example\"", "whole names"),
+            ("host = \"shop.example\"", "host = \"\"", "no host"),
+            (
+                "host = \"shop.example\"",
+                "host = \"*.example\"\npath = \"/api\"",
+                "twice",
+            ),
+            (
+                "host = \"shop.example\"",
+                "hots = \"shop.example\"",
+                "did you mean host?",
+            ),
+            ("to = \"/run/web.sock\"", "to = \"/run/other.sock\"", "does not listen"),
+            ("to = \"/run/web.sock\"", "to = 8080", "line 23"),
+            ("path = \"/api\"", "path = \"api\"", "begins with /"),
+            ("path = \"/api\"", "path = \"/api/\"", "at its end"),
+            ("path = \"/api\"", "path = \"/a/../b\"", "a segment"),
+            ("path = \"/api\"", "path = \"/a?b\"", "percent-encoded"),
+            ("protocol = \"h2c\"", "protocol = \"h3\"", "h2c"),
+            ("requests = 8", "requests = 0", "nobody could ask it"),
+            ("requests = 8", "requests = -1", "line 32"),
+            ("queue = 9", "queue_timeout = \"0s\"", "no time at all"),
+            ("user_agent = \"kube-probe*\"", "status = 200", "would never wake"),
+            (
+                "user_agent = \"kube-probe*\"",
+                "path = \"/\"\nstatus = 100",
+                "200 to 599",
+            ),
+            (
+                "user_agent = \"kube-probe*\"",
+                "from = \"10.0.0.0/33\"",
+                "nor a network",
+            ),
+            ("page = true", "after = \"0s\"", "waiting.after"),
+            ("answer = \"90s\"", "answer = \"0ms\"", "timeouts.answer"),
+            ("answer = \"90s\"", "response = \"90s\"", "unknown field"),
             ("max = 4", "max = 0", "from 1 to 100"),
             ("max = 4", "max = 101", "from 1 to 100"),
-            ("max = 4", "max = -1", "line 22"),
+            ("max = 4", "max = -1", "line 45"),
             ("max = 4", "min = 5\nmax = 4", "min is more"),
             ("max = 4", "maxx = 4", "did you mean max?"),
             ("connections = 20", "connections = 0", "no connection"),
             ("connections = 20", "conections = 20", "did you mean connections?"),
             ("connections = 20", "cpu = 0.0", "percent"),
             ("connections = 20", "cpu = inf", "percent"),
-            ("connections = 20", "", "nothing says when"),
+            ("connections = 20\nrequests = 8", "", "nothing says when"),
             ("provider = \"acme\"", "priority = 101", "from -100 to 100"),
             (
                 "app = \"web\"",

@@ -1,6 +1,7 @@
 //! What Prometheus may scrape (OpenMetrics): `GET /metrics`. Apps that sleep are there, too.
 
 use crate::budget::Budget;
+use crate::proxy::traffic::Families;
 use crate::status::{Activation, State};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -38,7 +39,7 @@ struct By {
 type Seconds = Family<By, Histogram, fn() -> Histogram>;
 
 /// 0.1 ms, doubled up to 26 s.
-fn seconds() -> Histogram {
+pub fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(1e-4, 2.0, 19))
 }
 
@@ -54,32 +55,16 @@ pub struct Metrics {
     sleeps: Family<Of, Counter>,
     refused: Family<Of, Counter>,
     failures: Family<Of, Counter>,
+    pub traffic: Families,
 }
 
 impl Default for Metrics {
     fn default() -> Metrics {
-        let metrics = Metrics {
-            registry: Registry::with_prefix("appshot"),
-            state: Family::default(),
-            instances: Family::default(),
-            waits: Family::default(),
-            memory: Family::default(),
-            up: Family::new_with_constructor(seconds),
-            sleeps: Family::default(),
-            refused: Family::default(),
-            failures: Family::default(),
-        };
-        let Metrics {
-            mut registry,
-            state,
-            instances,
-            waits,
-            memory,
-            up,
-            sleeps,
-            refused,
-            failures,
-        } = metrics;
+        let mut registry = Registry::with_prefix("appshot");
+        let state = Family::<InState, Gauge>::default();
+        let (instances, waits, memory) = (Family::default(), Family::default(), Family::default());
+        let up: Seconds = Family::new_with_constructor(seconds);
+        let [sleeps, refused, failures] = [(); 3].map(|()| Family::<Of, Counter>::default());
         registry.register("app_state", "1 for the state that an app is in", state.clone());
         registry.register("app_instances", "Instances of an app that run", instances.clone());
         registry.register(
@@ -111,6 +96,7 @@ impl Default for Metrics {
             failures.clone(),
         );
         Metrics {
+            traffic: Families::register(&mut registry),
             registry,
             state,
             instances,

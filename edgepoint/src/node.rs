@@ -5,6 +5,7 @@ use crate::budget::{self, Budget, Charge};
 use crate::demand::{Demand, Looks};
 use crate::manifest::Manifest;
 use crate::metrics::Metrics;
+use crate::proxy::Proxy;
 use crate::status::{Counts, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{self, App, Store, closest, now_unix_ms};
@@ -45,6 +46,7 @@ pub struct Node {
     /// Has the sockets of the apps when this daemon is not there.
     pub keeper: Keeper,
     pub metrics: Arc<Metrics>,
+    pub proxy: Proxy,
     pub budget: Arc<Budget>,
     pub looks: Arc<Looks>,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
@@ -64,12 +66,14 @@ const SUFFIX: &str = ".json";
 impl Node {
     /// All apps together may have so many bytes of memory.
     pub fn new(store: Store, dirs: &Dirs, memory: Option<u64>) -> Result<Node> {
+        let metrics: Arc<Metrics> = Arc::default();
         let mut node = Node {
+            proxy: Proxy::new(metrics.traffic.clone()),
             store,
             snapd: Client::new(dirs.socket(None, "snapd")),
             restored: Client::new(dirs.socket(None, "restored")),
             keeper: Keeper::new(dirs.run_dir.join("edgepoint-keeper.sock")),
-            metrics: Arc::default(),
+            metrics,
             budget: Budget::new(0),
             looks: Arc::default(),
             apps: Arc::default(),
@@ -138,6 +142,7 @@ impl Node {
     pub fn forget(&self, app: &str) -> Result<()> {
         store::remove_file(&self.path(app))?;
         self.lock().remove(app);
+        self.proxy.forget(app);
         Ok(())
     }
 
@@ -175,6 +180,7 @@ impl Node {
                 )),
             );
         }
+        self.proxy.free(&manifest)?;
         let deployment = Deployment {
             manifest,
             deployed_unix_ms: now_unix_ms()?,
@@ -199,8 +205,9 @@ impl Node {
             counts: Counts::default(),
             last: None,
         });
+        self.proxy.deploy(&manifest, told.clone());
         let (orders, ordered) = mpsc::channel(ORDERS);
-        let demand = Arc::<Demand>::default();
+        let demand = Arc::new(Demand::new(self.proxy.traffic(&manifest.app)));
         let handle = Handle {
             demand: Arc::clone(&demand),
             manifest: manifest.clone(),

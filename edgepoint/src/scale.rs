@@ -17,7 +17,8 @@ const SHORT: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Default)]
 pub struct Scale {
-    loads: VecDeque<(Instant, usize)>,
+    /// Connections, and requests.
+    loads: VecDeque<(Instant, (usize, usize))>,
     /// Falling: whoever is followed by a larger one decides nothing any more.
     wanted: VecDeque<(Instant, usize)>,
     /// The first look: before a stable window has passed nothing is known of it.
@@ -29,6 +30,8 @@ pub struct Scale {
 pub struct Load {
     /// Connections and requests.
     pub open: usize,
+    /// Requests that an HTTP entry has for it, waiting or in flight.
+    pub requests: usize,
     /// CPU time of all instances, in percent of one processor.
     pub share: f64,
 }
@@ -46,17 +49,27 @@ impl Scale {
         now: Instant,
         load: Load,
         bounds: Instances,
-        capacity: Capacity,
+        capacity: &Capacity,
         stable: Duration,
     ) -> Wanted {
-        self.loads.push_back((now, load.open));
+        self.loads.push_back((now, (load.open, load.requests)));
         forget(&mut self.loads, now, SHORT);
-        let total: usize = self.loads.iter().map(|(_, open)| open).sum();
-        let by_connections = capacity
-            .connections
-            .map_or(0, |each| total.div_ceil(self.loads.len() * each.max(1)));
+        let looks = self.loads.len();
+        let totals = self.loads.iter().map(|(_, load)| *load);
+        let (open, requests) = totals.fold((0, 0), |sum, load| (sum.0 + load.0, sum.1 + load.1));
+        let by = |total: usize, each: Option<usize>| each.map_or(0, |each| total.div_ceil(looks * each.max(1)));
+        let by_requests = by(
+            requests,
+            capacity
+                .requests
+                .map(|each| usize::try_from(each).unwrap_or(usize::MAX)),
+        );
+        let by_connections = by(open, capacity.connections);
         let by_cpu = capacity.cpu.map_or(0, |each| count(load.share / each));
-        let least = by_connections.max(by_cpu).clamp(bounds.min.max(1), bounds.max);
+        let least = by_connections
+            .max(by_requests)
+            .max(by_cpu)
+            .clamp(bounds.min.max(1), bounds.max);
         self.wanted.retain(|(_, wanted)| *wanted > least);
         self.wanted.push_back((now, least));
         forget(&mut self.wanted, now, stable);
@@ -70,7 +83,7 @@ impl Scale {
     }
 }
 
-fn forget(window: &mut VecDeque<(Instant, usize)>, now: Instant, length: Duration) {
+fn forget<T>(window: &mut VecDeque<(Instant, T)>, now: Instant, length: Duration) {
     window.retain(|(at, _)| now - *at < length);
 }
 
@@ -93,10 +106,14 @@ mod tests {
         let capacity = Capacity {
             connections: Some(10),
             cpu: Some(80.0),
+            requests: Some(2),
+            ..Capacity::default()
         };
         let mut look = |millis: u64, open: usize, share: f64| {
             let now = begin + Duration::from_millis(millis);
-            let wanted = scale.look(now, Load { open, share }, bounds, capacity, Duration::from_secs(2));
+            let requests = if open == 42 { 10 } else { 0 };
+            let load = Load { open, requests, share };
+            let wanted = scale.look(now, load, bounds, &capacity, Duration::from_secs(2));
             (wanted.least, wanted.most)
         };
         assert_eq!(look(0, 0, 0.0), (1, 8), "what was before is not known");
@@ -112,5 +129,6 @@ mod tests {
         assert_eq!(look(5000, 0, 161.0), (3, 3), "work counts, too");
         assert_eq!(look(5500, 900, 0.0), (8, 8), "no more than there may be");
         assert_eq!(look(9000, 0, f64::NAN), (1, 1));
+        assert_eq!(look(12_000, 42, 0.0), (5, 5), "requests are fewer and cost more");
     }
 }

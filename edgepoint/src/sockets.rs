@@ -9,6 +9,7 @@ use libsnap::ids::HostPid;
 use libsnap::proc;
 use libsnap::store::App;
 use libsnap::sys::{diag, task};
+use nix::sys::socket::{Backlog, listen};
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -91,6 +92,16 @@ impl Sockets {
             .iter()
             .filter(|wanted| !here.iter().any(|here| here.covers(wanted)))
             .collect()
+    }
+}
+
+/// Who comes while the app sleeps is to find room: as long a backlog as the kernel allows
+/// (`net.core.somaxconn`). Beyond it clients try again after a second, then after two.
+/// A Unix socket stays as it is: this would make us the one whom its clients see.
+pub fn deepen<S: AsFd + AsRawFd>(listening: &S) -> nix::Result<()> {
+    match diag::getsockopt_i32(listening, libc::SOL_SOCKET, libc::SO_DOMAIN)? {
+        libc::AF_UNIX => Ok(()),
+        _ => listen(listening, Backlog::MAXCONN),
     }
 }
 

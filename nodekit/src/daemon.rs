@@ -41,6 +41,16 @@ pub type Stopping = watch::Receiver<bool>;
 /// Serves until SIGTERM or SIGINT; requests that are being worked on are
 /// finished, new ones no longer taken.
 pub fn run(name: &'static str, args: &DaemonArgs, router: impl FnOnce(Stopping) -> Router) -> Result<()> {
+    run_beside(name, args, |stopping| (router(stopping), std::future::ready(())))
+}
+
+/// The same with something beside the router: what was begun before the stop goes on until
+/// that has ended, too.
+pub fn run_beside<F: Future<Output = ()>>(
+    name: &'static str,
+    args: &DaemonArgs,
+    parts: impl FnOnce(Stopping) -> (Router, F),
+) -> Result<()> {
     log::init(args.log_format);
     signals::unblock()?;
     // One thread: what blocks has its own, and a request need not wake others on its way.
@@ -48,19 +58,24 @@ pub fn run(name: &'static str, args: &DaemonArgs, router: impl FnOnce(Stopping) 
         .enable_all()
         .build()
         .or_fail(|| "cannot start the runtime")?;
-    runtime.block_on(serve(name, args, router))
+    runtime.block_on(serve(name, args, parts))
 }
 
-async fn serve(name: &'static str, args: &DaemonArgs, router: impl FnOnce(Stopping) -> Router) -> Result<()> {
+async fn serve<F: Future<Output = ()>>(
+    name: &'static str,
+    args: &DaemonArgs,
+    parts: impl FnOnce(Stopping) -> (Router, F),
+) -> Result<()> {
     let gate = Gate::new(args.group.as_deref())?;
     let (listener, listening) = listen::bind(&args.dirs.socket(args.socket.clone(), name), &gate)?;
     let stopping = stop_signals()?;
-    let router = router(stopping.clone())
+    let (router, beside) = parts(stopping.clone());
+    let router = router
         .layer(from_fn(logged))
         .layer(from_fn_with_state(gate, peer::check));
     tracing::info!(name, socket = %listening.path.display(), "ready");
     notify(notify::READY);
-    let served = answer(listener, router, stopping).await;
+    let (served, ()) = tokio::join!(answer(listener, router, stopping), beside);
     tracing::info!(name, "stopped");
     drop::<Listening>(listening);
     served

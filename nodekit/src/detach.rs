@@ -1,5 +1,6 @@
 //! The detached supervisor: the parent of an app that was started with `-d`.
 
+use crate::descriptors;
 use crate::hidden::{self, Life};
 use crate::signals;
 use crate::start::{Start, Started};
@@ -11,6 +12,8 @@ use std::io::{Read, Write};
 /// Brings an app up under a supervisor of its own, and returns when it runs.
 pub fn spawn(start: Start) -> Result<Started> {
     let mut child = hidden::spawn(Life::Supervisor)?;
+    // It waits for its request still.
+    descriptors::give_back(child.pid());
     let what = || "the supervisor died before the app was up";
     let store = start.store.clone();
     let mut request = serde_json::to_vec(&start.logged()).or_fail(what)?;

@@ -13,7 +13,7 @@
 //! | [`hooks`] | telling an app what is done to it |
 //! | [`start`], [`bring_up`], [`supervise`], [`detach`], [`ending`] | bringing an app up, owning it, ending it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
-//! | [`keeper`] | descriptors that outlive a daemon |
+//! | [`keeper`], [`descriptors`] | descriptors that outlive a daemon; how many it may have |
 //! | [`client`] | asking a daemon |
 //! | [`local`] | asking a server on this machine, to try it |
 //!
@@ -24,6 +24,7 @@ pub mod args;
 pub mod bring_up;
 pub mod client;
 pub mod daemon;
+pub mod descriptors;
 pub mod detach;
 pub mod ending;
 pub mod generate;

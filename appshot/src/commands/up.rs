@@ -32,6 +32,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 struct Daemon<'a> {
     dirs: &'a Dirs,
     name: &'static str,
+    arguments: Vec<String>,
     child: Child,
     ended: Option<Instant>,
 }
@@ -46,7 +47,11 @@ pub fn up(dirs: &Dirs, args: &cli::Up) -> Result<u8> {
                 .because("one runs already in this run directory")
                 .fix("stop it, or name other directories with --run-dir and --data-dir"));
         }
-        daemons.push(Daemon::start(dirs, name)?);
+        let arguments = match name {
+            "edgepointd" => args.http.iter().map(|at| format!("--http={at}")).collect(),
+            _ => Vec::new(),
+        };
+        daemons.push(Daemon::start(dirs, name, arguments)?);
     }
     out::print(&format!(
         "the node is up: {}; their logs are in {}\n",
@@ -77,11 +82,12 @@ fn client(dirs: &Dirs, name: &str) -> Client {
 
 impl<'a> Daemon<'a> {
     /// Returns when it answers.
-    fn start(dirs: &'a Dirs, name: &'static str) -> Result<Daemon<'a>> {
+    fn start(dirs: &'a Dirs, name: &'static str, arguments: Vec<String>) -> Result<Daemon<'a>> {
         let mut daemon = Daemon {
-            child: spawn(dirs, name)?,
+            child: spawn(dirs, name, &arguments)?,
             dirs,
             name,
+            arguments,
             ended: None,
         };
         let begin = Instant::now();
@@ -107,7 +113,7 @@ impl<'a> Daemon<'a> {
                 }
             }
             Some(at) if at.elapsed() > PAUSE => {
-                self.child = spawn(self.dirs, self.name)?;
+                self.child = spawn(self.dirs, self.name, &self.arguments)?;
                 self.ended = None;
             }
             Some(_) => {}
@@ -132,7 +138,7 @@ impl<'a> Daemon<'a> {
 }
 
 /// A program beside this one, or in PATH. Ctrl-C is for us alone.
-fn spawn(dirs: &Dirs, name: &str) -> Result<Child> {
+fn spawn(dirs: &Dirs, name: &str, arguments: &[String]) -> Result<Child> {
     let what = || format!("cannot start {name}");
     let own = std::env::current_exe().or_fail(what)?;
     let beside = own.parent().map(|dir| dir.join(name)).filter(|path| path.is_file());
@@ -142,7 +148,8 @@ fn spawn(dirs: &Dirs, name: &str) -> Result<Child> {
         .arg("--run-dir")
         .arg(&dirs.run_dir)
         .arg("--data-dir")
-        .arg(&dirs.data_dir);
+        .arg(&dirs.data_dir)
+        .args(arguments);
     if name == "perfd" {
         command.arg("--serve");
     }

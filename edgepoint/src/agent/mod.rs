@@ -16,7 +16,7 @@ use crate::node::{Deployment, Node};
 use crate::scale::Scale;
 use crate::sockets::{self, Sockets};
 use crate::status::{Activation, Cause, InstanceStatus, Kind, State, Status};
-use libsnap::error::{Error, Result};
+use libsnap::error::{Error, OrFail, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
 use libsnap::store::{App, State as AppState, now_unix_ms};
@@ -32,6 +32,8 @@ use tokio::sync::{mpsc, watch};
 
 /// How often one that starts is.
 const LISTENS_YET: Duration = Duration::from_millis(10);
+/// How long connections may stay open when an app is told to sleep.
+const LET_GO: Duration = Duration::from_secs(5);
 /// Before a failed one is tried again; doubled each time.
 const BACK_OFF: Duration = Duration::from_secs(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
@@ -179,6 +181,9 @@ impl Agent {
 
     /// The sockets of the app are these from now on.
     fn hold(&mut self, sockets: Vec<OwnedFd>) -> Result<()> {
+        for socket in &sockets {
+            sockets::deepen(socket).or_fail(|| "cannot make room for who comes")?;
+        }
         self.node.keeper.keep(self.name(), &sockets)?;
         self.demand.listens(&sockets, &self.node.looks);
         self.sockets = sockets;
@@ -233,8 +238,9 @@ impl Agent {
             kind: self.kind.filter(|_| root.is_some()),
         });
         let instances: Vec<_> = first.into_iter().chain(self.further.statuses()).collect();
-        self.meter()
-            .instances(instances.iter().filter(|one| one.root.is_some()).count());
+        let running = instances.iter().filter(|one| one.root.is_some()).count();
+        self.meter().instances(running);
+        self.node.proxy.instances(self.name(), running);
         self.status.send_if_modified(|status| {
             let differs = (status.root, &status.instances) != (root, &instances);
             (status.root, status.instances) = (root, instances);
@@ -362,6 +368,7 @@ impl Agent {
     /// Takes its snapshot; it goes on where that is refused.
     async fn sleep(&mut self, suspended: bool) -> Result<Next> {
         self.turn(State::FallingAsleep, None);
+        self.let_go(suspended).await;
         let had = self.measure().await;
         match self.snapshot(false).await {
             Ok(report) => {
@@ -428,6 +435,21 @@ impl Agent {
                 tracing::info!(app = self.name(), %error, "has no appshot for further instances yet");
                 false
             }
+        }
+    }
+
+    /// Connections that the proxy only keeps are no reason to refuse a snapshot. Where its owner
+    /// has it sleep, requests under way have a while to end.
+    async fn let_go(&self, ordered: bool) {
+        self.node.proxy.release(self.name(), ordered);
+        let (begin, app) = (Instant::now(), self.running_app());
+        let open = || {
+            Sockets::of(app.as_ref().ok()?)
+                .ok()
+                .filter(|sockets| sockets.connections > 0)
+        };
+        while ordered && begin.elapsed() < LET_GO && open().is_some() {
+            tokio::time::sleep(LISTENS_YET).await;
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{Agent, Next, Order};
 use crate::bell::{Bell, readable};
 use crate::budget;
+use crate::proxy::traffic;
 use crate::scale::Load;
 use crate::sockets::Sockets;
 use crate::status::{Cause, Kind, State};
@@ -34,10 +35,11 @@ struct Seen {
     next: Instant,
     /// It is to be suspended once its further instances are gone.
     leaving: bool,
+    traffic: traffic::Seen,
 }
 
 impl Seen {
-    fn of(app: App) -> Seen {
+    fn of(app: App, traffic: traffic::Seen) -> Seen {
         let now = Instant::now();
         Seen {
             work: Work::of(&app),
@@ -48,6 +50,7 @@ impl Seen {
             last: now,
             next: now,
             leaving: false,
+            traffic,
         }
     }
 }
@@ -71,7 +74,7 @@ impl Agent {
             self.charge = Some(self.node.budget.charge(self.name(), self.name(), 0));
         }
         let bell = Bell::new(&self.sockets)?;
-        let (mut seen, mut armed) = (Seen::of(app), false);
+        let (mut seen, mut armed) = (Seen::of(app, self.demand.traffic.seen()), false);
         loop {
             tokio::select! {
                 _ = child.readable() => return self.ended().await,
@@ -90,9 +93,11 @@ impl Agent {
                 rung = bell.rung(), if armed => {
                     rung?;
                     armed = false;
-                    seen.needed = Instant::now();
-                    self.demand.needed();
-                    self.why("somebody came just now".to_owned());
+                    if !self.demand.traffic.quiet_since(seen.traffic) {
+                        seen.needed = Instant::now();
+                        self.demand.needed();
+                        self.why("somebody came just now".to_owned());
+                    }
                     if self.scales() {
                         seen.next = seen.next.min(seen.last + LOOK_BUSY);
                     }
@@ -132,10 +137,15 @@ impl Agent {
         }
         let open = self.load().await;
         let mut why = None;
-        if open > 0 {
+        let came = self.demand.traffic.needed_since(seen.traffic);
+        seen.traffic = self.demand.traffic.seen();
+        if open > 0 || came {
             seen.needed = Instant::now();
             self.demand.needed();
-            why = Some(format!("connections are open: {open}"));
+            why = Some(match open {
+                0 => "requests came just now".to_owned(),
+                _ => format!("connections are open: {open}"),
+            });
         }
         let share = seen.work.share(&seen.app, usual);
         if share > idle.cpu {
@@ -168,7 +178,8 @@ impl Agent {
         if seen.needed.elapsed() < idle.timeout.0 || self.manifest().instances.min > 0 {
             return Ok(None);
         }
-        match Sockets::of(&seen.app)?.connections {
+        let quiet = usize::try_from(self.demand.traffic.quiet_open.get()).unwrap_or(0);
+        match Sockets::of(&seen.app)?.connections.saturating_sub(quiet) {
             0 => Ok(Some(Next::Sleep { suspended: false })),
             open => {
                 seen.needed = Instant::now();
@@ -187,10 +198,11 @@ impl Agent {
         }
         let further = self.further.live.iter_mut();
         let share = share + further.map(|one| one.work.share(&one.app, usual)).sum::<f64>();
-        let (bounds, capacity) = (self.manifest().instances, self.manifest().capacity);
+        let (bounds, capacity) = (self.manifest().instances, self.manifest().capacity.clone());
         let stable = self.manifest().idle.timeout.0;
-        let load = Load { open, share };
-        let mut wanted = self.scale.look(Instant::now(), load, bounds, capacity, stable);
+        let requests = self.demand.traffic.wanted();
+        let load = Load { open, requests, share };
+        let mut wanted = self.scale.look(Instant::now(), load, bounds, &capacity, stable);
         if seen.leaving {
             (wanted.least, wanted.most) = (1, 1);
         }
@@ -206,6 +218,8 @@ impl Agent {
         }
         self.further.give_up();
         if wanted.most < count && slow {
+            // What the HTTP entry keeps would hold them for ever.
+            self.node.proxy.release(self.name(), false);
             return self.further.shrink(count - wanted.most, &self.sockets).await;
         }
         if open == 0 && slow {

@@ -1,0 +1,215 @@
+//! The proxy mode of the local dispatcher: one HTTP entry for all apps of the node.
+//!
+//! ```text
+//!   client ──HTTP/1, HTTP/2──> --http ADDRESS:PORT
+//!                                │  routes: host and path -> an app
+//!                                │  queue:  no more at once than its instances may carry
+//!                                v
+//!                  connection to the app's own listening socket ──> whichever instance accepts
+//!                                │
+//!                                └ nobody runs: the bell rings, as for any client
+//! ```
+//!
+//! The address behind a route is the app's listening socket, which this daemon holds. All
+//! instances of an app share it, so the kernel gives each connection to one that has time to
+//! accept: one address serves them all, and the least busy gets most. There is no list of
+//! instances here to keep up to date, and waking needs no word of its own: to connect is to
+//! wake. A thousand who come at once ring one bell.
+//!
+//! It runs on threads of its own, so that traffic keeps nobody waiting who decides about
+//! apps. HTTP itself is hyper's, both ways: nothing here reads or writes a message.
+
+mod body;
+mod forward;
+mod headers;
+mod queue;
+mod receipt;
+mod replies;
+mod routes;
+pub mod rules;
+pub mod serve;
+pub mod tls;
+pub mod traffic;
+mod tunnel;
+mod upstream;
+
+use crate::manifest::Manifest;
+use crate::status::Status;
+use libsnap::error::{Error, Kind, Result};
+use queue::Gate;
+use routes::Table;
+use rules::{Quiet, Timeouts, Waiting};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::watch;
+use traffic::{Families, Told, Traffic};
+use upstream::Upstream;
+
+/// An unused connection is kept for this part of the time after which the app sleeps.
+const KEPT_PART: u32 = 4;
+const KEPT_MAX: Duration = Duration::from_secs(2);
+
+/// All that is routed. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Proxy(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Replaced as a whole: a request looks at one that does not change.
+    table: RwLock<Arc<Table<Target>>>,
+    apps: Mutex<BTreeMap<String, Arc<App>>>,
+    traffic: Families,
+}
+
+/// Where a route leads to.
+#[derive(Clone, Debug)]
+struct Target {
+    app: Arc<App>,
+    upstream: Arc<Upstream>,
+}
+
+/// An app, as requests see it.
+#[derive(Debug)]
+struct App {
+    name: String,
+    provider: String,
+    status: watch::Receiver<Status>,
+    quiet: Vec<Quiet>,
+    waiting: Waiting,
+    timeouts: Timeouts,
+    gate: Arc<Gate>,
+    traffic: Traffic,
+    upstreams: Vec<Arc<Upstream>>,
+    /// Its owner has it fall asleep: who comes waits until it does.
+    resting: AtomicBool,
+}
+
+impl Proxy {
+    pub fn new(traffic: Families) -> Proxy {
+        Proxy(Arc::new(Inner {
+            table: RwLock::default(),
+            apps: Mutex::default(),
+            traffic,
+        }))
+    }
+
+    fn apps(&self) -> MutexGuard<'_, BTreeMap<String, Arc<App>>> {
+        self.0.apps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table(&self) -> Arc<Table<Target>> {
+        self.0.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Table<Target>)) {
+        let mut table = self.0.table.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut table));
+    }
+
+    /// Refuses routes that another app has.
+    pub fn free(&self, manifest: &Manifest) -> Result<()> {
+        let table = self.table();
+        for route in &manifest.route {
+            let Some(has) = table.exact(&route.host, &route.path) else {
+                continue;
+            };
+            if has.app.name != manifest.app {
+                let (host, path) = (&route.host, route.path.as_str());
+                return Err(Error::new(Kind::Conflict, format!("cannot deploy {}", manifest.app))
+                    .because(format!("app {} has the route {host}{path}", has.app.name))
+                    .fix("choose another host or path, or remove that app")
+                    .state("nothing was changed"));
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on its routes lead to it.
+    pub fn deploy(&self, manifest: &Manifest, status: watch::Receiver<Status>) {
+        let traffic = match manifest.route.is_empty() {
+            true => Traffic::default(),
+            false => self.0.traffic.of(&manifest.app, &manifest.provider),
+        };
+        let capacity = &manifest.capacity;
+        let kept = (manifest.idle.timeout.0 / KEPT_PART).min(KEPT_MAX);
+        let mut upstreams = HashMap::new();
+        let mut targets = Vec::new();
+        for route in &manifest.route {
+            // The manifest was looked through before.
+            let Some(listen) = route.target(&manifest.listen) else {
+                continue;
+            };
+            let made = || Upstream::new(listen, route.protocol, kept, capacity.requests, traffic.kept.clone());
+            let upstream = upstreams
+                .entry((listen.to_string(), route.protocol))
+                .or_insert_with(made);
+            targets.push((route, upstream.clone()));
+        }
+        let app = Arc::new(App {
+            name: manifest.app.clone(),
+            provider: manifest.provider.clone(),
+            status,
+            quiet: manifest.quiet.clone(),
+            waiting: manifest.waiting.clone(),
+            timeouts: manifest.timeouts.clone(),
+            gate: Gate::new(
+                capacity.requests,
+                capacity.queue,
+                capacity.queue_timeout.0,
+                traffic.clone(),
+            ),
+            traffic,
+            upstreams: upstreams.values().cloned().collect(),
+            resting: AtomicBool::new(false),
+        });
+        if !targets.is_empty() {
+            self.change(|table| {
+                for (route, upstream) in targets {
+                    let app = app.clone();
+                    table.insert(&route.host, &route.path, Target { app, upstream });
+                }
+            });
+        }
+        self.apps().insert(manifest.app.clone(), app);
+    }
+
+    pub fn forget(&self, app: &str) {
+        let Some(gone) = self.apps().remove(app) else { return };
+        if !gone.upstreams.is_empty() {
+            self.change(|table| table.retain(|target| target.app.name != app));
+            self.0.traffic.forget(app, &gone.provider);
+        }
+    }
+
+    /// What this app is asked for.
+    pub fn traffic(&self, app: &str) -> Traffic {
+        self.apps().get(app).map(|app| app.traffic.clone()).unwrap_or_default()
+    }
+
+    /// So many instances of the app run.
+    pub fn instances(&self, app: &str, count: usize) {
+        if let Some(app) = self.apps().get(app)
+            && app.gate.instances(count)
+        {
+            app.upstreams.iter().for_each(|upstream| upstream.release());
+        }
+    }
+
+    /// The app is about to fall asleep: connections to it that nobody uses just now are
+    /// closed. Where its owner wants that, none is made meanwhile.
+    pub fn release(&self, app: &str, ordered: bool) {
+        if let Some(app) = self.apps().get(app) {
+            app.resting.store(ordered, Ordering::Relaxed);
+            app.upstreams.iter().for_each(|upstream| upstream.release());
+        }
+    }
+
+    /// Of every app that has routes.
+    pub fn told(&self) -> Vec<Told> {
+        let apps = self.apps();
+        let routed = apps.values().filter(|app| !app.upstreams.is_empty());
+        routed.map(|app| app.traffic.tell(&app.name)).collect()
+    }
+}

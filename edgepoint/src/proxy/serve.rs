@@ -1,0 +1,396 @@
+//! The HTTP entry: connections of clients, until the daemon stops.
+
+use super::Proxy;
+use super::body::Answer;
+use super::forward::{Caller, InFlight};
+use super::rules::Network;
+use super::tls::Certificate;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use libsnap::error::{OrFail, Result};
+use nodekit::daemon::Stopping;
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+/// The head of a request has to come within this.
+const HEAD: Duration = Duration::from_secs(10);
+/// A connection without a request is closed after this.
+const UNUSED: Duration = Duration::from_secs(60);
+/// A client that takes nothing of an answer for so long gets no more of it.
+const TAKES: Duration = Duration::from_secs(60);
+/// Bytes of a head, and its fields.
+const HEAD_BYTES_MAX: u32 = 64 << 10;
+const FIELDS_MAX: usize = 128;
+/// Requests over one connection of HTTP/2 at a time.
+const STREAMS_MAX: u32 = 256;
+/// After a connection could not be accepted.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How the entry is to be.
+#[derive(Debug)]
+pub struct Entry {
+    /// Bound already; with a certificate they speak TLS.
+    pub listeners: Vec<(Arc<StdListener>, Option<Arc<Certificate>>)>,
+    /// Whose word counts about who asks.
+    pub trust: Vec<Network>,
+    /// Clients that are connected at once.
+    pub clients: usize,
+    /// What is in flight at the end may take so long.
+    pub drain: Duration,
+}
+
+/// Listens on these addresses, with as long a backlog as the kernel allows.
+pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<Arc<StdListener>>> {
+    let bind = |address: &SocketAddr| {
+        let listener = StdListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        crate::sockets::deepen(&listener)?;
+        Ok::<_, io::Error>(Arc::new(listener))
+    };
+    addresses
+        .iter()
+        .map(|address| bind(address).or_fail(|| format!("cannot listen on {address}")))
+        .collect()
+}
+
+struct Shared {
+    proxy: Proxy,
+    trust: Vec<Network>,
+    server: auto::Builder<TokioExecutor>,
+    room: Arc<Semaphore>,
+}
+
+/// Serves until it is told to stop, and what is in flight has ended or its time is up.
+pub async fn serve(entry: Entry, proxy: Proxy, stopping: Stopping) {
+    let shared = Arc::new(Shared {
+        proxy,
+        trust: entry.trust,
+        server: server(),
+        room: Arc::new(Semaphore::new(entry.clients)),
+    });
+    let graceful = Arc::new(GracefulShutdown::new());
+    let mut accepting = JoinSet::new();
+    for (listener, certificate) in entry.listeners {
+        match ready_to_accept(&listener, certificate) {
+            Ok((listener, tls)) => drop(accepting.spawn(accept(listener, tls, shared.clone(), graceful.clone()))),
+            Err(error) => tracing::error!(%error, "nobody is let in there"),
+        }
+    }
+    let mut stop = stopping;
+    // The channel is closed where nobody can stop us any more.
+    let _ = stop.wait_for(|stop| *stop).await;
+    accepting.shutdown().await;
+    let Ok(graceful) = Arc::try_unwrap(graceful) else {
+        return;
+    };
+    let (open, all) = (graceful.count(), u32::try_from(entry.clients).unwrap_or(u32::MAX));
+    let ended = async {
+        graceful.shutdown().await;
+        // Upgraded ones, too.
+        drop(shared.room.acquire_many(all).await);
+    };
+    match tokio::time::timeout(entry.drain, ended).await {
+        Ok(()) => tracing::info!(open, "all connections have ended"),
+        Err(_) => tracing::warn!(open, drain = ?entry.drain, "connections are cut"),
+    }
+}
+
+fn ready_to_accept(
+    listener: &StdListener,
+    certificate: Option<Arc<Certificate>>,
+) -> Result<(TcpListener, Option<TlsAcceptor>)> {
+    let tls = certificate.as_ref().map(Certificate::acceptor).transpose()?;
+    if let Some(certificate) = certificate {
+        tokio::spawn(certificate.follow());
+    }
+    let listener = listener.try_clone().and_then(TcpListener::from_std);
+    Ok((listener.or_fail(|| "cannot listen")?, tls))
+}
+
+fn server() -> auto::Builder<TokioExecutor> {
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        // `Line::slow` sees to that: it answers, and knows connections without a first byte.
+        .header_read_timeout(None)
+        .max_buf_size(HEAD_BYTES_MAX as usize)
+        .max_headers(FIELDS_MAX);
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(UNUSED)
+        .keep_alive_timeout(HEAD);
+    server
+}
+
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>, graceful: Arc<GracefulShutdown>) {
+    loop {
+        // Who has no room waits in the backlog.
+        let Ok(room) = shared.room.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                let _ = stream.set_nodelay(true);
+                let client = Client {
+                    line: Line::new(room),
+                    stream: Arc::new(stream),
+                    address: client,
+                };
+                let (shared, watcher) = (shared.clone(), graceful.watcher());
+                match tls.clone() {
+                    None => tokio::spawn(client.plain(shared, watcher)),
+                    Some(tls) => tokio::spawn(client.secured(tls, shared, watcher)),
+                };
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// One who has connected.
+struct Client {
+    line: Arc<Line>,
+    stream: Arc<TcpStream>,
+    address: SocketAddr,
+}
+
+impl Client {
+    fn wire(&self) -> Wire {
+        Wire {
+            stream: self.stream.clone(),
+            line: self.line.clone(),
+        }
+    }
+
+    async fn plain(self, shared: Arc<Shared>, watcher: Watcher) {
+        if self.serve(self.wire(), "http", shared, watcher).await == Some(Slow::Head) {
+            // The connection is hyper's no more.
+            let told = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+            let _ = self.stream.try_write(told);
+        }
+    }
+
+    async fn secured(self, tls: TlsAcceptor, shared: Arc<Shared>, watcher: Watcher) {
+        match tokio::time::timeout(HEAD, tls.accept(self.wire())).await {
+            Ok(Ok(stream)) => {
+                self.line.rests();
+                self.serve(stream, "https", shared, watcher).await;
+            }
+            Ok(Err(error)) => tracing::debug!(client = %self.address, %error, "no TLS"),
+            Err(_) => tracing::debug!(client = %self.address, "no TLS in time"),
+        }
+    }
+
+    /// Until it ends, or the client lets us wait for too long.
+    async fn serve<S>(&self, stream: S, scheme: &'static str, shared: Arc<Shared>, watcher: Watcher) -> Option<Slow>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let caller = Caller {
+            address: self.address.ip(),
+            scheme,
+        };
+        let service = service_fn(|request: Request<Incoming>| {
+            let active = self.line.active(&request);
+            let (shared, caller) = (shared.clone(), caller.clone());
+            async move { Ok::<Served, Infallible>(shared.proxy.answer(&caller, &shared.trust, active, request).await) }
+        });
+        let served = shared
+            .server
+            .serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::select! {
+            ended = watcher.watch(served) => {
+                if let Err(error) = ended {
+                    tracing::debug!(client = %self.address, error, "a connection has ended");
+                }
+                None
+            }
+            slow = self.line.slow() => Some(slow),
+        }
+    }
+}
+
+type Served = Response<Answer<InFlight>>;
+
+/// A client's connection, as far as it matters whether it is used.
+#[derive(Debug)]
+struct Line {
+    requests: AtomicUsize,
+    /// Something of a request came that is not there as a whole yet.
+    begun: AtomicBool,
+    /// It speaks HTTP/2, which sees to itself.
+    framed: AtomicBool,
+    since: Mutex<Instant>,
+    /// The client has taken nothing since then.
+    stuck: Mutex<Option<Instant>>,
+    /// Also as long as an upgraded connection lives.
+    _room: OwnedSemaphorePermit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slow {
+    Head,
+    Unused,
+    Stuck,
+}
+
+/// A request is being answered as long as this lives.
+#[derive(Debug)]
+pub struct Active(Arc<Line>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.rests();
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Line {
+    fn new(room: OwnedSemaphorePermit) -> Arc<Line> {
+        Arc::new(Line {
+            _room: room,
+            requests: AtomicUsize::new(0),
+            begun: AtomicBool::new(false),
+            framed: AtomicBool::new(false),
+            since: Mutex::new(Instant::now()),
+            stuck: Mutex::default(),
+        })
+    }
+
+    fn since(&self) -> MutexGuard<'_, Instant> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn active(self: &Arc<Line>, request: &Request<Incoming>) -> Active {
+        self.framed
+            .store(request.version() == hyper::Version::HTTP_2, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Active(self.clone())
+    }
+
+    /// Nothing is begun.
+    fn rests(&self) {
+        *self.since() = Instant::now();
+        self.begun.store(false, Ordering::Relaxed);
+    }
+
+    fn heard(&self) {
+        if self.requests.load(Ordering::Relaxed) == 0 && !self.begun.swap(true, Ordering::Relaxed) {
+            *self.since() = Instant::now();
+        }
+    }
+
+    fn stuck(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Comes back when the client has let us wait for too long.
+    async fn slow(&self) -> Slow {
+        loop {
+            let begun = self.begun.load(Ordering::Relaxed) && !self.framed.load(Ordering::Relaxed);
+            let (slow, limit) = match begun {
+                true => (Slow::Head, HEAD),
+                false => (Slow::Unused, UNUSED),
+            };
+            let waited = self.since().elapsed();
+            if self.stuck().is_some_and(|since| since.elapsed() > TAKES) {
+                return Slow::Stuck;
+            } else if self.requests.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(HEAD).await;
+            } else if waited < limit {
+                tokio::time::sleep((limit - waited).min(HEAD)).await;
+            } else {
+                return slow;
+            }
+        }
+    }
+}
+
+/// The bytes of a client's connection.
+#[derive(Debug)]
+struct Wire {
+    stream: Arc<TcpStream>,
+    line: Arc<Line>,
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read(buf.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => {
+                    let count = read?;
+                    buf.advance(count);
+                    if count > 0 {
+                        self.line.heard();
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let ready = self.stream.poll_write_ready(cx);
+            if ready.is_pending() {
+                self.line.stuck().get_or_insert_with(Instant::now);
+            }
+            ready!(ready)?;
+            match self.stream.try_write_vectored(bufs) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => {
+                    *self.line.stuck() = None;
+                    return Poll::Ready(written);
+                }
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        use nix::sys::socket::{Shutdown, shutdown};
+        use std::os::fd::AsRawFd;
+        Poll::Ready(shutdown(self.stream.as_raw_fd(), Shutdown::Write).map_err(io::Error::from))
+    }
+}

@@ -1,0 +1,265 @@
+//! What an app is asked for over HTTP, in numbers that anyone may read at any time: who
+//! decides how many instances run, who meters, and Prometheus.
+
+use crate::metrics::seconds;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use serde::Serialize;
+use std::time::Duration;
+
+/// Of one app, since this daemon began. The counts only grow; clones are the same numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Traffic {
+    /// Requests that an instance has just now, upgraded connections among them.
+    pub in_flight: Gauge,
+    /// Those that wait until an instance may have them.
+    pub queued: Gauge,
+    /// That came, but for quiet ones.
+    pub requests: Counter,
+    /// Quiet ones that came.
+    pub quiet: Counter,
+    /// Connections to a running app for quiet ones, and those that are open.
+    pub quiet_connections: Counter,
+    pub quiet_open: Gauge,
+    /// Connections that are kept for the next request.
+    pub kept: Gauge,
+    /// Turned away: the queue was full, or it took too long.
+    pub turned_away: Counter,
+    /// Answers that the app has given to the end, or until nobody wanted them.
+    pub served: Counter,
+    /// Of bodies, and of upgraded connections.
+    pub bytes_in: Counter,
+    pub bytes_out: Counter,
+}
+
+/// The same as told in JSON.
+#[derive(Debug, Serialize)]
+pub struct Told {
+    pub app: String,
+    pub in_flight: i64,
+    pub queued: i64,
+    pub requests: u64,
+    pub quiet: u64,
+    pub turned_away: u64,
+    pub served: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+impl Traffic {
+    pub fn tell(&self, app: &str) -> Told {
+        Told {
+            app: app.to_owned(),
+            in_flight: self.in_flight.get(),
+            queued: self.queued.get(),
+            requests: self.requests.get(),
+            quiet: self.quiet.get(),
+            turned_away: self.turned_away.get(),
+            served: self.served.get(),
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+        }
+    }
+}
+
+/// One more as long as this lives.
+#[derive(Debug)]
+pub struct One(Gauge);
+
+impl One {
+    pub fn more(gauge: &Gauge) -> One {
+        gauge.inc();
+        One(gauge.clone())
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// What was seen of an app's traffic at one moment, for who wants to know what has come since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    requests: u64,
+    quiet_connections: u64,
+}
+
+impl Traffic {
+    /// Requests that wait or are in flight.
+    pub fn wanted(&self) -> usize {
+        usize::try_from(self.in_flight.get() + self.queued.get()).unwrap_or(0)
+    }
+
+    /// Connections that nobody needs.
+    pub fn unneeded(&self) -> usize {
+        usize::try_from(self.quiet_open.get() + self.kept.get()).unwrap_or(0)
+    }
+
+    pub fn seen(&self) -> Seen {
+        Seen {
+            requests: self.requests.get(),
+            quiet_connections: self.quiet_connections.get(),
+        }
+    }
+
+    /// Whether requests have needed the app since then, or do now.
+    pub fn needed_since(&self, seen: Seen) -> bool {
+        self.requests.get() != seen.requests || self.in_flight.get() > 0
+    }
+
+    /// Whether those who came to its sockets since then may all have been quiet.
+    pub fn quiet_since(&self, seen: Seen) -> bool {
+        self.quiet_connections.get() != seen.quiet_connections
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    app: String,
+    provider: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct By {
+    app: String,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct With {
+    app: String,
+    /// `2xx`
+    status: &'static str,
+}
+
+/// The traffic of all apps, as it is scraped.
+#[derive(Clone, Debug)]
+pub struct Families {
+    in_flight: Family<Of, Gauge>,
+    queued: Family<Of, Gauge>,
+    requests: Family<Of, Counter>,
+    quiet: Family<Of, Counter>,
+    turned_away: Family<Of, Counter>,
+    served: Family<Of, Counter>,
+    bytes_in: Family<Of, Counter>,
+    bytes_out: Family<Of, Counter>,
+    answers: Family<With, Counter>,
+    seconds: Family<By, Histogram, fn() -> Histogram>,
+}
+
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+impl Families {
+    pub fn register(registry: &mut Registry) -> Families {
+        let traffic = Families {
+            in_flight: Family::default(),
+            queued: Family::default(),
+            requests: Family::default(),
+            quiet: Family::default(),
+            turned_away: Family::default(),
+            served: Family::default(),
+            bytes_in: Family::default(),
+            bytes_out: Family::default(),
+            answers: Family::default(),
+            seconds: Family::new_with_constructor(seconds),
+        };
+        let gauges = [
+            ("http_in_flight", "Requests that an app has", &traffic.in_flight),
+            ("http_queued", "Requests that wait for an instance", &traffic.queued),
+        ];
+        for (name, help, family) in gauges {
+            registry.register(name, help, family.clone());
+        }
+        let counters = [
+            ("http_requests", "Requests that came for an app", &traffic.requests),
+            ("http_quiet", "Quiet requests that came", &traffic.quiet),
+            (
+                "http_turned_away",
+                "Requests for which there was no room in time",
+                &traffic.turned_away,
+            ),
+            ("http_served", "Answers that an app has given", &traffic.served),
+            ("http_bytes_in", "Bytes of bodies to an app", &traffic.bytes_in),
+            ("http_bytes_out", "Bytes of bodies from an app", &traffic.bytes_out),
+        ];
+        for (name, help, family) in counters {
+            registry.register(name, help, family.clone());
+        }
+        registry.register("http_answers", "Answers, by status", traffic.answers.clone());
+        registry.register_with_unit(
+            "http_first_byte",
+            "From a request's head until its answer's, by how the app came up for it",
+            Unit::Seconds,
+            traffic.seconds.clone(),
+        );
+        traffic
+    }
+
+    /// The numbers of one app.
+    pub fn of(&self, app: &str, provider: &str) -> Traffic {
+        let of = of(app, provider);
+        Traffic {
+            in_flight: self.in_flight.get_or_create_owned(&of),
+            queued: self.queued.get_or_create_owned(&of),
+            requests: self.requests.get_or_create_owned(&of),
+            quiet: self.quiet.get_or_create_owned(&of),
+            quiet_connections: Counter::default(),
+            quiet_open: Gauge::default(),
+            kept: Gauge::default(),
+            turned_away: self.turned_away.get_or_create_owned(&of),
+            served: self.served.get_or_create_owned(&of),
+            bytes_in: self.bytes_in.get_or_create_owned(&of),
+            bytes_out: self.bytes_out.get_or_create_owned(&of),
+        }
+    }
+
+    pub fn answered(&self, app: &str, status: u16, kind: &'static str, took: Duration) {
+        let status = CLASSES[usize::from(status / 100).clamp(1, 5) - 1];
+        let app = app.to_owned();
+        self.seconds
+            .get_or_create(&By { app: app.clone(), kind })
+            .observe(took.as_secs_f64());
+        self.answers.get_or_create(&With { app, status }).inc();
+    }
+
+    /// It is deployed no more.
+    pub fn forget(&self, app: &str, provider: &str) {
+        let of = of(app, provider);
+        for family in [&self.in_flight, &self.queued] {
+            family.remove(&of);
+        }
+        for family in [
+            &self.requests,
+            &self.quiet,
+            &self.turned_away,
+            &self.served,
+            &self.bytes_in,
+            &self.bytes_out,
+        ] {
+            family.remove(&of);
+        }
+        let app = app.to_owned();
+        for status in CLASSES {
+            self.answers.remove(&With {
+                app: app.clone(),
+                status,
+            });
+        }
+        for kind in super::receipt::KINDS {
+            self.seconds.remove(&By { app: app.clone(), kind });
+        }
+    }
+}
+
+fn of(app: &str, provider: &str) -> Of {
+    Of {
+        app: app.to_owned(),
+        provider: provider.to_owned(),
+    }
+}
