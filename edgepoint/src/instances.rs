@@ -79,7 +79,7 @@ pub struct Instances {
     node: Node,
     manifest: Manifest,
     pub live: Vec<Further>,
-    /// Being made, with what they will be charged with.
+    /// Being made: name, since when, and what they will be charged with.
     coming: Vec<(String, u64, Charge)>,
     came: JoinSet<(String, Instant, Result<Instance>)>,
     /// None is made before.
@@ -158,8 +158,7 @@ impl Instances {
             charge,
             app,
         });
-        self.live
-            .sort_by(|a, b| (a.app.name.len(), &a.app.name).cmp(&(b.app.name.len(), &b.app.name)));
+        self.live.sort_by_key(|one| (one.app.name.len(), one.app.name.clone()));
     }
 
     /// Has so many more made, as far as that goes now; each is likely to take so much.
@@ -258,9 +257,7 @@ impl Instances {
                 .collect::<std::io::Result<Vec<_>>>();
             let sockets = sockets.or_fail(|| "cannot watch the sockets of the app")?;
             let name = app.name.clone();
-            let floor = self.manifest.idle.cpu;
-            let works = one.work.last() > floor;
-            let floor = works.then_some(floor);
+            let floor = Some(self.manifest.idle.cpu).filter(|floor| one.work.last() > *floor);
             // It may be busy with something else, or have ended just now.
             let why = match on_own_thread(move || end_unneeded(&store, &app, &sockets, floor)).await {
                 Ok(None) => {

@@ -21,6 +21,8 @@ pub struct Scale {
     loads: VecDeque<(Instant, (usize, usize))>,
     /// Falling: whoever is followed by a larger one decides nothing any more.
     wanted: VecDeque<(Instant, usize)>,
+    /// The first look: before a stable window has passed nothing is known of it.
+    since: Option<Instant>,
 }
 
 /// What an app has to carry.
@@ -71,7 +73,12 @@ impl Scale {
         self.wanted.retain(|(_, wanted)| *wanted > least);
         self.wanted.push_back((now, least));
         forget(&mut self.wanted, now, stable);
-        let most = self.wanted.front().map_or(least, |(_, wanted)| *wanted);
+        let known = now - *self.since.get_or_insert(now) >= stable;
+        let most = self
+            .wanted
+            .front()
+            .filter(|_| known)
+            .map_or(bounds.max, |(_, most)| *most);
         Wanted { least, most }
     }
 }
@@ -109,12 +116,12 @@ mod tests {
             let wanted = scale.look(now, load, bounds, &capacity, Duration::from_secs(2));
             (wanted.least, wanted.most)
         };
-        assert_eq!(look(0, 0, 0.0), (1, 1));
-        assert_eq!(look(1000, 10, 0.0), (1, 1), "as many as it may carry");
-        assert_eq!(look(1100, 70, 0.0), (4, 4), "the mean of two looks");
-        assert_eq!(look(1200, 70, 0.0), (5, 5));
-        assert_eq!(look(1350, 70, 0.0), (7, 7));
-        assert_eq!(look(1400, 0, 0.0), (5, 7));
+        assert_eq!(look(0, 0, 0.0), (1, 8), "what was before is not known");
+        assert_eq!(look(1000, 10, 0.0), (1, 8), "as many as it may carry");
+        assert_eq!(look(1100, 70, 0.0), (4, 8), "the mean of two looks");
+        assert_eq!(look(1200, 70, 0.0), (5, 8));
+        assert_eq!(look(1350, 70, 0.0), (7, 8));
+        assert_eq!(look(1400, 0, 0.0), (5, 8));
         assert_eq!(look(2000, 0, 0.0), (1, 7), "the window remembers");
         assert_eq!(look(3340, 0, 0.0), (1, 7));
         assert_eq!(look(3380, 0, 0.0), (1, 5), "until what was wanted lies back");

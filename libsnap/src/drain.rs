@@ -21,7 +21,6 @@ use crate::freeze::Frozen;
 use crate::ids::HostPid;
 use crate::proc;
 use crate::sys::ptrace::{self, Stop, reg};
-use nix::errno::Errno;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -106,9 +105,8 @@ impl Drain {
         for tid in tids {
             while let Some(stop) = ptrace::wait(tid, false).unwrap_or(Some(Stop::Killed(libc::SIGKILL))) {
                 any = true;
-                if self.next(tid, stop) == Err(Errno::ESRCH) && !ptrace::is_dead(tid) {
-                    tracing::debug!(tid = tid.0, "killed in its stop");
-                }
+                // One that was killed in its stop is heard of next.
+                let _ = self.next(tid, stop);
                 if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
                     break;
                 }

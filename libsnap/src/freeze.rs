@@ -758,13 +758,19 @@ impl Frozen {
     pub fn to_calls(mut self, options: i32) -> Vec<HostPid> {
         self.armed = false;
         self.give_time_back();
-        let tids: Vec<HostPid> = self.processes.iter().flat_map(|p| &p.threads).map(|t| t.tid).collect();
-        for tid in &tids {
-            // One that was killed meanwhile is heard of later.
-            let sent = ptrace::set_options(*tid, options).and_then(|()| ptrace::to_syscall(*tid, 0));
-            if let Err(errno) = sent.or_else(|errno| if errno == Errno::ESRCH { Ok(()) } else { Err(errno) }) {
-                tracing::error!(tid = tid.0, %errno, "cannot go on to a system call");
+        let threads = self.processes.iter().flat_map(|p| &p.threads);
+        let mut tids = Vec::new();
+        for thread in threads {
+            let tid = thread.tid;
+            if thread.hurried {
+                thread.turn.give_back(tid);
             }
+            match ptrace::set_options(tid, options).and_then(|()| ptrace::to_syscall(tid, 0)) {
+                // One that was killed meanwhile is heard of later.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => tracing::error!(tid = tid.0, %errno, "cannot go on to a system call"),
+            }
+            tids.push(tid);
         }
         self.note_waits();
         tids

@@ -778,6 +778,49 @@ fn rules_of_instances() {
     });
 }
 
+/// Killed at any moment of ending an instance, the daemon leaves all as it was, or has
+/// ended it: nobody who asks notices, and the next daemon goes on.
+#[test]
+fn a_daemon_that_dies_as_it_ends_an_instance() {
+    in_place("a_daemon_that_dies_as_it_ends_an_instance", |place| {
+        let registry = registry(place)?;
+        let (app, port) = (place.unique(), appshot_tests::clients::free_port()?);
+        let rules = "[instances]\nmax = 2\n[capacity]\nconnections = 2\n";
+        let manifest = slow(app, port, "").replace("timeout = \"2s\"", "timeout = \"1s\"") + rules;
+        let mut node = Node::deploy(&registry, app, &manifest)?;
+        let mut died = 0;
+        for moment in [1, 2, 3, 4, 6, 9, 13, 19, 28, 40, 60, 90] {
+            asked_by(4, port, || node.instances(2).map(drop)).with_context(|| format!("moment {moment}"))?;
+            (_, node) = asked_by(2, port, || {
+                drop(node.edgepointd);
+                let mut doomed = registry.daemon("edgepointd", &format!("edgepointd:{moment}"))?;
+                poll("the end of the instance, or of the daemon", PATIENCE, || {
+                    if doomed.child.try_wait()?.is_some() {
+                        died += 1;
+                        return Ok(Some(()));
+                    }
+                    let status: Result<Value, Error> = doomed.client.get(&format!("/v1/apps/{app}"));
+                    let one =
+                        status.is_ok_and(|status| status["instances"].as_array().is_some_and(|all| all.len() == 1));
+                    Ok(one.then_some(()))
+                })?;
+                drop(doomed);
+                let next = Node {
+                    edgepointd: registry.daemon("edgepointd", "")?,
+                    ..node
+                };
+                next.instances(1)?;
+                Ok(next)
+            })
+            .with_context(|| format!("moment {moment}"))?;
+            let known = registry.appshot(&["ps"])?;
+            ensure!(!known.contains(&format!("{app}.")), "moment {moment}: {known}");
+        }
+        ensure!(died > 5, "it died {died} times only");
+        node.end()
+    });
+}
+
 fn ask(mut stream: impl Read + Write) -> Result<String> {
     stream.write_all(b"?")?;
     answer(stream)

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// And one that may need further instances, as long as somebody is connected.
 const LOOK_BUSY: Duration = Duration::from_millis(100);
 /// How often its memory is.
-const MEASURE: Duration = Duration::from_secs(2);
+const MEASURE: Duration = Duration::from_secs(5);
 /// An app that ran for so long has not failed just now.
 const STEADY: Duration = Duration::from_secs(10);
 
