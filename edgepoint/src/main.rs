@@ -78,6 +78,9 @@ fn run(cli: &Cli) -> Result<u8> {
     let store = args.dirs.open()?;
     let node = Node::new(store, &args.dirs, cli.memory)?;
     let entry = entry(cli)?;
+    if entry.is_some() {
+        node.proxy.open();
+    }
     daemon::run_beside("edgepointd", args, |stopping| {
         tokio::spawn(reap());
         if let Err(error) = node.take_up() {

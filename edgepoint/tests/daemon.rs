@@ -29,6 +29,9 @@ fn what_makes_no_sense_is_refused() {
     assert_eq!(deploy(json!({ "manifest": "", "more": 1 })), Kind::Usage);
     assert_eq!(deploy(json!({ "manifest": "app = \"x\"" })), Kind::Usage);
     assert_eq!(deploy(json!({ "manifest": "#".repeat(2 << 20) })), Kind::Usage);
+    // This node has no HTTP entry.
+    let routed = format!("{NOBODY}route = [{{ host = \"x.example\", path = \"/\" }}]\n");
+    assert_eq!(deploy(json!({ "manifest": routed })), Kind::Unavailable);
     assert_eq!(fails(client.get("/v1/apps/nobody")), Kind::NotFound);
     assert_eq!(fails(client.get("/v1/apps/nobody?wait=happy")), Kind::Usage);
     assert_eq!(fails(client.delete("/v1/apps/nobody")), Kind::NotFound);

@@ -30,16 +30,6 @@ struct Node<'a> {
     restored: Daemon,
     edgepointd: Daemon,
     app: &'a str,
-    _last: EndOf<'a>,
-}
-
-/// Whatever happens, the app does not stay.
-struct EndOf<'a>(&'a Registry, &'a str);
-
-impl Drop for EndOf<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.appshot(&["kill", "-s", "KILL", "--wait", self.1]);
-    }
 }
 
 impl<'a> Node<'a> {
@@ -57,7 +47,6 @@ impl<'a> Node<'a> {
             edgepointd: registry.daemon("edgepointd", "")?,
             registry,
             app,
-            _last: EndOf(registry, app),
         };
         let _: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
         node.reach("running")?;
@@ -317,7 +306,6 @@ fn up() {
             let mut up = up.arg("up").stdout(Stdio::null()).spawn()?;
             let edgepointd = Client::new(registry.run.join("edgepointd.sock"));
             poll("the node to be up", PATIENCE, || Ok(edgepointd.answers().then_some(())))?;
-            let _last = EndOf(&registry, app);
             registry.appshot(&["-q", "deploy", &file.display().to_string()])?;
             (server.fill)(0)?;
             let state = (server.state)()?;
@@ -579,7 +567,6 @@ fn a_node_with_little_memory() {
         const LIMIT: u64 = 32 << 20;
         let registry = registry(place)?;
         let names: Vec<String> = (0..APPS).map(|number| format!("{}-{number}", place.unique())).collect();
-        let _last: Vec<EndOf<'_>> = names.iter().map(|name| EndOf(&registry, name)).collect();
         let _daemons = (registry.daemon("snapd", "")?, registry.daemon("restored", "")?);
         let edgepointd = registry.daemon_with("edgepointd", &["--memory", &LIMIT.to_string()], "")?;
         let client = &edgepointd.client;

@@ -61,6 +61,8 @@ struct Inner {
     table: RwLock<Arc<Table<Target>>>,
     apps: Mutex<BTreeMap<String, Arc<App>>>,
     traffic: Families,
+    /// Somebody can come.
+    is_open: AtomicBool,
 }
 
 /// Where a route leads to.
@@ -92,6 +94,7 @@ impl Proxy {
             table: RwLock::default(),
             apps: Mutex::default(),
             traffic,
+            is_open: AtomicBool::new(false),
         }))
     }
 
@@ -108,8 +111,19 @@ impl Proxy {
         change(Arc::make_mut(&mut table));
     }
 
-    /// Refuses routes that another app has.
+    /// There are sockets at which requests come.
+    pub fn open(&self) {
+        self.0.is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// Refuses routes that another app has, or that nobody could come by.
     pub fn free(&self, manifest: &Manifest) -> Result<()> {
+        if !manifest.route.is_empty() && !self.0.is_open.load(Ordering::Relaxed) {
+            return Err(Error::new(Kind::Unavailable, format!("cannot deploy {}", manifest.app))
+                .because("it has routes, and this node has no HTTP entry")
+                .fix("start edgepointd with --http ADDRESS:PORT, or leave [[route]] out")
+                .state("nothing was changed"));
+        }
         let table = self.table();
         for route in &manifest.route {
             let Some(has) = table.exact(&route.host, &route.path) else {
