@@ -43,6 +43,10 @@ pub enum Command {
     Up(Up),
     /// Deploy an app on this node: it sleeps while nobody uses it; asks edgepointd
     Deploy(Deploy),
+    /// Have a new version of a deployed app serve, once it is seen to work; asks edgepointd
+    Update(Update),
+    /// Have the version of a deployed app serve again that did before; asks edgepointd
+    Rollback(Deployed),
     /// List the deployed apps; asks edgepointd
     Apps(Apps),
     /// Tell the state of a deployed app and what keeps it there; asks edgepointd
@@ -298,6 +302,15 @@ pub struct Status {
     /// Return when it is in this state, or has failed
     #[arg(long, value_name = "STATE", value_parser = ["running", "asleep", "suspended"])]
     pub wait: Option<String>,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct Update {
+    /// The manifest of the new version (TOML); - for stdin
+    #[arg(value_name = "FILE")]
+    pub manifest: PathBuf,
     #[command(flatten)]
     pub edgepoint: Edgepoint,
 }

@@ -25,6 +25,8 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Revert(args) => commands::clone::revert(&dirs, &args),
         Command::Up(args) => commands::up::up(&dirs, &args),
         Command::Deploy(args) => commands::apps::deploy(&dirs, &args, quiet),
+        Command::Update(args) => commands::apps::update(&dirs, &args),
+        Command::Rollback(args) => commands::apps::order(&dirs, &args, "rollback"),
         Command::Apps(args) => commands::apps::apps(&dirs, &args),
         Command::Status(args) => commands::apps::status(&dirs, &args),
         Command::Suspend(args) => commands::apps::order(&dirs, &args, "suspend"),

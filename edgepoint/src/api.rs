@@ -20,7 +20,8 @@ pub fn router(node: Node) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/traffic", get(traffic))
         .route("/v1/apps", post(deploy).get(list))
-        .route("/v1/apps/{name}", get(show).delete(remove))
+        .route("/v1/apps/{name}", get(show).put(update).delete(remove))
+        .route("/v1/apps/{name}/rollback", post(rollback))
         .route("/v1/apps/{name}/suspend", post(suspend))
         .route("/v1/apps/{name}/resume", post(resume));
     reply::complete(routes, "edgepointd", include_str!("../openapi.json")).with_state(node)
@@ -45,12 +46,26 @@ struct Wait {
 /// The longest that an answer is waited for.
 const WAIT_MAX: u64 = 600;
 
-async fn deploy(Extract(node): Extract<Node>, Body(request): Body<Deploy>) -> Reply<Status> {
-    if request.manifest.len() > BYTES_MAX {
-        return Err(Failure(Error::new(Kind::Usage, "the manifest is too long")));
+impl Deploy {
+    fn parse(&self) -> libsnap::error::Result<Manifest> {
+        match self.manifest.len() {
+            0..=BYTES_MAX => Manifest::parse(&self.manifest),
+            _ => Err(Error::new(Kind::Usage, "the manifest is too long")),
+        }
     }
-    let status = node.deploy(Manifest::parse(&request.manifest)?)?;
+}
+
+async fn deploy(Extract(node): Extract<Node>, Body(request): Body<Deploy>) -> Reply<Status> {
+    let status = node.deploy(request.parse()?)?;
     Ok(Json(status.borrow().clone()))
+}
+
+async fn update(Extract(node): Extract<Node>, Path(app): Path<String>, Body(request): Body<Deploy>) -> Reply<Status> {
+    Ok(Json(node.update(&app, request.parse()?).await?))
+}
+
+async fn rollback(Extract(node): Extract<Node>, Path(app): Path<String>) -> Reply<Status> {
+    Ok(Json(node.rollback(&app).await?))
 }
 
 async fn metrics(Extract(node): Extract<Node>) -> impl IntoResponse {

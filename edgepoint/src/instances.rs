@@ -251,11 +251,7 @@ impl Instances {
                 continue;
             }
             let (store, app) = (self.node.store.clone(), one.app.clone());
-            let sockets = sockets
-                .iter()
-                .map(OwnedFd::try_clone)
-                .collect::<std::io::Result<Vec<_>>>();
-            let sockets = sockets.or_fail(|| "cannot watch the sockets of the app")?;
+            let sockets = sockets::copies(sockets)?;
             let name = app.name.clone();
             let floor = Some(self.manifest.idle.cpu).filter(|floor| one.work.last() > *floor);
             // It may be busy with something else, or have ended just now.
@@ -392,8 +388,7 @@ fn kill_drained(app: &App, target: &Target, listening: &[OwnedFd], floor: Option
         frozen.kill(target, || ());
         return Ok(None);
     }
-    let shared = listening.iter().map(shared).collect::<std::io::Result<_>>();
-    let mut drain = Drain::begin(frozen, shared.or_fail(|| "cannot tell the sockets of the app")?)?;
+    let mut drain = Drain::begin(frozen, shared_ones(listening)?)?;
     // Twice: from one process to another nothing is on its way for so long.
     let (mut idle, mut work) = (0, Work::of(app));
     let drained = drain.until(PATIENCE, || {
@@ -440,12 +435,45 @@ fn kill_at_rest(app: &App, target: &Target, listening: &[OwnedFd]) -> Result<Opt
     }
 }
 
+/// Has the first instance accept nothing until it has no connection, and holds it still
+/// from then on; answers what it is needed for where that takes too long, and it goes on.
+/// One that waits with EPOLLEXCLUSIVE, or has no cgroup, or is told of its snapshot, goes on
+/// in any case: a snapshot of it is tried. The calling thread has to end then.
+pub fn rest(store: &Store, app: &App, listening: &[OwnedFd], patience: Duration) -> Result<Option<String>> {
+    let _busy = store.try_lock(&app.name)?;
+    let Some(group) = app.cgroup.as_deref().filter(|_| app.hooks.before_snapshot.is_empty()) else {
+        return Ok(None);
+    };
+    let target = app.target()?;
+    if Sockets::of(app)?.exclusive {
+        return Ok(None);
+    }
+    let frozen = freeze::freeze_with(&target, &[], freeze::before_unnoted(&target)?)?;
+    let mut drain = Drain::begin(frozen, shared_ones(listening)?)?;
+    let (mut why, mut idle) = (None, 0);
+    // Twice: from one process to another nothing is on its way for so long.
+    let drained = drain.until(patience, || {
+        why = needed(&Sockets::of_stopped(app)?);
+        idle = if why.is_none() { idle + 1 } else { 0 };
+        Ok(idle > 1)
+    })?;
+    if drained {
+        drain.hold(group)?;
+    }
+    Ok(why)
+}
+
 fn needed(sockets: &Sockets) -> Option<String> {
     match (sockets.connections, sockets.unread) {
         (0, 0) => None,
         (0, _) => Some("its processes have something to tell each other".to_owned()),
         (open, _) => Some(format!("connections are open: {open}")),
     }
+}
+
+fn shared_ones(listening: &[OwnedFd]) -> Result<Vec<Shared>> {
+    let shared = listening.iter().map(shared).collect::<std::io::Result<_>>();
+    shared.or_fail(|| "cannot tell the sockets of the app")
 }
 
 fn shared(socket: &OwnedFd) -> std::io::Result<Shared> {

@@ -21,6 +21,7 @@ mod proxy;
 mod scale;
 mod sockets;
 mod status;
+mod versions;
 mod work;
 
 use clap::Parser;

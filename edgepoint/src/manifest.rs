@@ -69,6 +69,8 @@ pub struct Manifest {
     pub waiting: Waiting,
     #[serde(default)]
     pub timeouts: Timeouts,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub versions: Versions,
     /// What the app is told before a snapshot and after a restore.
     #[serde(default, skip_serializing_if = "Hooks::are_none")]
     pub hooks: Hooks,
@@ -150,6 +152,20 @@ pub struct Instances {
 impl Default for Instances {
     fn default() -> Instances {
         Instances { min: 0, max: 1 }
+    }
+}
+
+/// What is kept of versions that were deployed before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Versions {
+    /// How many, beside the one that serves.
+    pub keep: usize,
+}
+
+impl Default for Versions {
+    fn default() -> Versions {
+        Versions { keep: 2 }
     }
 }
 
@@ -235,6 +251,7 @@ impl From<Span> for String {
 
 /// More instances of one app than a node is meant for.
 pub const INSTANCES_MAX: usize = 100;
+pub const KEPT_MAX: usize = 20;
 const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 
 /// The shortest time after which an app sleeps.
@@ -316,11 +333,14 @@ impl Manifest {
         if !PRIORITIES.contains(&self.priority) {
             return wrong("priority is out of bounds", "a number from -100 to 100");
         }
+        if !(1..=KEPT_MAX).contains(&self.versions.keep) {
+            return wrong("versions.keep is out of bounds", "a number from 1 to 20");
+        }
         self.counts()?;
         self.user().map(drop)
     }
 
-    fn rules(&self) -> Rules<'_> {
+    pub fn rules(&self) -> Rules<'_> {
         Rules {
             listen: &self.listen,
             routes: &self.route,
@@ -354,9 +374,10 @@ impl Manifest {
                 "[capacity] with connections = N, requests = N, or cpu = PERCENT",
             );
         }
-        validate(&self.instance_name(max)).map_err(|_| {
+        let longest = [self.instance_name(max), self.version_name(u32::MAX)];
+        longest.iter().try_for_each(|name| validate(name)).map_err(|_| {
             nonsense(&self.app, "the name is too long for its instances")
-                .fix("they are called NAME.2, NAME.3 and so on")
+                .fix("they are called NAME.2, NAME.3 and so on, and its versions NAME.v2")
         })
     }
 
@@ -368,8 +389,23 @@ impl Manifest {
         }
     }
 
-    /// Whether an instance of this app may be called so.
-    pub fn has_instance(&self, name: &str) -> bool {
+    /// What the appshot of a version is called that is not the one that serves.
+    pub fn version_name(&self, number: u32) -> String {
+        format!("{}.v{number}", self.app)
+    }
+
+    /// The number of the version of this app that is called so.
+    pub fn version_named(&self, name: &str) -> Option<u32> {
+        let number = name.strip_prefix(&self.app)?.strip_prefix(".v")?.parse().ok()?;
+        (self.version_name(number) == name).then_some(number)
+    }
+
+    /// Whether an instance or a version of this app may be called so.
+    pub fn has_name(&self, name: &str) -> bool {
+        self.version_named(name).is_some() || self.has_instance(name)
+    }
+
+    fn has_instance(&self, name: &str) -> bool {
         let number = name.strip_prefix(&self.app).and_then(|rest| rest.strip_prefix('.'));
         let number = number.and_then(|number| number.parse().ok());
         number.is_some_and(|number| (2..=self.instances.max).contains(&number) && self.instance_name(number) == name)
@@ -489,6 +525,10 @@ max = 4
         for other in ["web", "web.", "web.1", "web.5", "web.02", "web.2.2", "webs.2"] {
             assert!(!manifest.has_instance(other), "{other}");
         }
+        assert_eq!(manifest.version_named("web.v12"), Some(12));
+        for other in ["web.12", "web.v", "web.v012", "web.v-1", "webs.v2"] {
+            assert_eq!(manifest.version_named(other), None, "{other}");
+        }
         let options = manifest.run_options().unwrap();
         assert_eq!((options.uid, options.gid), (Some(0), Some(0)));
         let again = toml::to_string(&manifest).unwrap();
@@ -582,6 +622,8 @@ max = 4
             ("connections = 20", "cpu = 0.0", "percent"),
             ("connections = 20", "cpu = inf", "percent"),
             ("connections = 20\nrequests = 8", "", "nothing says when"),
+            ("[capacity]", "[versions]\nkeep = 0\n[capacity]", "from 1 to 20"),
+            ("[capacity]", "[versions]\nkeep = 21\n[capacity]", "from 1 to 20"),
             ("provider = \"acme\"", "priority = 101", "from -100 to 100"),
             (
                 "app = \"web\"",

@@ -36,6 +36,24 @@ struct By {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Updates {
+    app: String,
+    provider: String,
+    outcome: &'static str,
+}
+
+/// What became of a change of version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Updated,
+    RolledBack,
+    /// The one that served goes on.
+    Failed,
+    /// The new one could not be restored.
+    FellBack,
+}
+
 type Seconds = Family<By, Histogram, fn() -> Histogram>;
 
 /// 0.1 ms, doubled up to 26 s.
@@ -55,6 +73,8 @@ pub struct Metrics {
     sleeps: Family<Of, Counter>,
     refused: Family<Of, Counter>,
     failures: Family<Of, Counter>,
+    version: Family<Of, Gauge>,
+    updates: Family<Updates, Counter>,
     pub traffic: Families,
 }
 
@@ -95,7 +115,12 @@ impl Default for Metrics {
             "Times that an app could not be brought up, or ended",
             failures.clone(),
         );
+        let (version, updates) = (Family::default(), Family::<Updates, Counter>::default());
+        registry.register("app_version", "Number of the version that serves", version.clone());
+        registry.register("updates", "Changes of version, by what became of them", updates.clone());
         Metrics {
+            version,
+            updates,
             traffic: Families::register(&mut registry),
             registry,
             state,
@@ -167,6 +192,10 @@ impl Meter<'_> {
         self.metrics.instances.get_or_create(&self.of()).set(count);
     }
 
+    pub fn version(self, number: u32) {
+        self.metrics.version.get_or_create(&self.of()).set(number.into());
+    }
+
     pub fn waits(self, waits: bool) {
         self.metrics.waits.get_or_create(&self.of()).set(waits.into());
     }
@@ -175,6 +204,7 @@ impl Meter<'_> {
     pub fn gone(self) {
         self.metrics.instances.remove(&self.of());
         self.metrics.waits.remove(&self.of());
+        self.metrics.version.remove(&self.of());
         for state in State::ALL {
             self.metrics.state.remove(&self.in_state(state));
         }
@@ -182,6 +212,21 @@ impl Meter<'_> {
 }
 
 impl Metrics {
+    pub fn updated(&self, app: &str, provider: &str, outcome: Outcome) {
+        let outcome = match outcome {
+            Outcome::Updated => "updated",
+            Outcome::RolledBack => "rolled-back",
+            Outcome::Failed => "failed",
+            Outcome::FellBack => "fell-back",
+        };
+        let labels = Updates {
+            app: app.to_owned(),
+            provider: provider.to_owned(),
+            outcome,
+        };
+        self.updates.get_or_create(&labels).inc();
+    }
+
     pub fn text(&self, budget: &Budget) -> String {
         for (what, bytes) in [("limit", budget.limit()), ("used", budget.used())] {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);

@@ -7,6 +7,7 @@ use crate::manifest::Manifest;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::status::{Counts, State, Status};
+use crate::versions::{Switch, Versions};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{self, App, Store, closest, now_unix_ms};
 use nodekit::args::Dirs;
@@ -28,7 +29,10 @@ const ORDERS: usize = 16;
 #[serde(deny_unknown_fields)]
 pub struct Deployment {
     pub manifest: Manifest,
+    /// When the version that serves was.
     pub deployed_unix_ms: u64,
+    #[serde(default)]
+    pub versions: Versions,
     /// Its owner wants it to sleep.
     #[serde(default)]
     pub suspended: bool,
@@ -58,6 +62,9 @@ struct Handle {
     manifest: Manifest,
     status: watch::Receiver<Status>,
     orders: mpsc::Sender<Order>,
+    switches: mpsc::Sender<Switch>,
+    /// Held while another version is made.
+    changing: Arc<tokio::sync::Mutex<()>>,
     demand: Arc<Demand>,
 }
 
@@ -157,17 +164,17 @@ impl Node {
             return match handle.manifest == manifest {
                 true => Ok(handle.status.clone()),
                 false => Err(taken("an app of this name is deployed with another manifest")
-                    .fix(format!("remove it first: `appshot remove {}`", manifest.app))),
+                    .fix("make it its next version: `appshot update`")),
             };
         }
         if let Some(other) = self
             .lock()
             .values()
             .map(|handle| &handle.manifest)
-            .find(|other| other.has_instance(&manifest.app) || manifest.has_instance(&other.app))
+            .find(|other| other.has_name(&manifest.app) || manifest.has_name(&other.app))
         {
             return Err(taken(&format!(
-                "instances of it and of app {} would have the same names",
+                "instances or versions of it and of app {} would have the same names",
                 other.app
             ))
             .fix("name it otherwise"));
@@ -184,6 +191,7 @@ impl Node {
         let deployment = Deployment {
             manifest,
             deployed_unix_ms: now_unix_ms()?,
+            versions: Versions::default(),
             suspended: false,
             memory_bytes: None,
         };
@@ -204,19 +212,54 @@ impl Node {
             instances: Vec::new(),
             counts: Counts::default(),
             last: None,
+            version: deployment.versions.current,
+            deployed_unix_ms: deployment.deployed_unix_ms,
+            kept: Vec::new(),
+            notice: None,
         });
         self.proxy.deploy(&manifest, told.clone());
         let (orders, ordered) = mpsc::channel(ORDERS);
+        let (switches, switched) = mpsc::channel(1);
         let demand = Arc::new(Demand::new(self.proxy.traffic(&manifest.app)));
         let handle = Handle {
             demand: Arc::clone(&demand),
             manifest: manifest.clone(),
             status: told.clone(),
             orders,
+            switches,
+            changing: Arc::default(),
         };
         self.lock().insert(manifest.app, handle);
-        tokio::spawn(Agent::new(self.clone(), deployment, sockets, demand, (status, ordered)).live());
+        tokio::spawn(Agent::new(self.clone(), deployment, sockets, demand, (status, ordered, switched)).live());
         told
+    }
+
+    /// What an app is has changed with its version.
+    pub fn takes_over(&self, deployment: &Deployment, rules_differ: bool) {
+        let app = &deployment.manifest.app;
+        let Some(status) = self.lock().get_mut(app).map(|handle| {
+            handle.manifest = deployment.manifest.clone();
+            handle.status.clone()
+        }) else {
+            return;
+        };
+        if rules_differ {
+            self.proxy.replace(&deployment.manifest, status);
+        }
+    }
+
+    /// What is written down of an app.
+    pub fn read(&self, app: &str) -> Result<Deployment> {
+        let read = store::read_json(&self.path(app))?;
+        read.ok_or_else(|| Error::failed(format!("nothing is written down of app {app}")))
+    }
+
+    pub fn switches(&self, app: &str) -> Result<mpsc::Sender<Switch>> {
+        Ok(self.handle(app)?.switches)
+    }
+
+    pub fn changing(&self, app: &str) -> Result<Arc<tokio::sync::Mutex<()>>> {
+        Ok(self.handle(app)?.changing)
     }
 
     /// Room for an instance that is to come and will have so much memory. Where there is

@@ -1,8 +1,8 @@
 //! What an app has open to others, seen through duplicates of its descriptors
 //! (pidfd_getfd(2), Linux 5.6).
 
-use crate::manifest::Listen;
-use libsnap::error::Result;
+use crate::manifest::{Listen, Manifest};
+use libsnap::error::{Error, OrFail, Result};
 use libsnap::files::inet::show_address;
 use libsnap::freeze;
 use libsnap::ids::HostPid;
@@ -13,6 +13,10 @@ use nix::sys::socket::{Backlog, listen};
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+/// How often one that starts is looked at.
+const LISTENS_YET: Duration = Duration::from_millis(10);
 
 /// Sockets of an app at one moment.
 #[derive(Debug, Default)]
@@ -93,6 +97,35 @@ impl Sockets {
             .filter(|wanted| !here.iter().any(|here| here.covers(wanted)))
             .collect()
     }
+}
+
+impl Sockets {
+    /// Those of an app that comes up, once it listens everywhere.
+    pub async fn wait(app: &App, manifest: &Manifest, began: Instant) -> Result<Sockets> {
+        let patience = manifest.ready.timeout.0;
+        loop {
+            let failed = || Error::failed(format!("app {} does not come up", app.name));
+            let log = format!("`appshot logs {}` tells more", app.name);
+            if !app.alive() {
+                return Err(failed().because("it has ended").fix(log));
+            }
+            let sockets = Sockets::of(app)?;
+            match &sockets.missing(&manifest.listen)[..] {
+                [] => return Ok(sockets),
+                [first, ..] if began.elapsed() > patience => {
+                    let because = format!("it does not listen on {first} after {patience:?}");
+                    return Err(failed().because(because).fix(log));
+                }
+                _ => tokio::time::sleep(LISTENS_YET).await,
+            }
+        }
+    }
+}
+
+/// The same sockets, for another thread.
+pub fn copies(sockets: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
+    let copies = sockets.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>();
+    copies.or_fail(|| "cannot watch the sockets of the app")
 }
 
 /// Who comes while the app sleeps is to find room: as long a backlog as the kernel allows

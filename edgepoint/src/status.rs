@@ -24,6 +24,7 @@
 //! The app falls asleep once there is none of them. What wakes, starts or is made waits in
 //! that state until the node has room for it.
 
+use crate::node::Deployment;
 use libsnap::ids::HostPid;
 use libsnap::target::Phase;
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,8 @@ pub enum Cause {
     Recovery,
     /// There was more to carry than its instances may.
     ScaleOut,
+    /// Another version of it took over.
+    Update,
 }
 
 impl Cause {
@@ -97,6 +100,7 @@ impl Cause {
             Cause::Operator => "operator",
             Cause::Recovery => "recovery",
             Cause::ScaleOut => "scale-out",
+            Cause::Update => "update",
         }
     }
 }
@@ -158,6 +162,13 @@ pub struct InstanceStatus {
     pub kind: Option<Kind>,
 }
 
+/// A version that is kept, to be rolled back to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionStatus {
+    pub version: u32,
+    pub deployed_unix_ms: u64,
+}
+
 /// An app as it is shown.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -174,4 +185,23 @@ pub struct Status {
     pub instances: Vec<InstanceStatus>,
     pub counts: Counts,
     pub last: Option<Activation>,
+    /// The one that serves; they count up from 1.
+    pub version: u32,
+    pub deployed_unix_ms: u64,
+    /// Those that are kept; a rollback leads to the last.
+    pub kept: Vec<VersionStatus>,
+    /// What became of the last change of its version, where that went wrong.
+    pub notice: Option<String>,
+}
+
+impl Status {
+    /// Tells of its versions what is written down.
+    pub fn versions(&mut self, deployment: &Deployment) {
+        (self.version, self.deployed_unix_ms) = (deployment.versions.current, deployment.deployed_unix_ms);
+        let kept = deployment.versions.kept.iter().map(|kept| VersionStatus {
+            version: kept.number,
+            deployed_unix_ms: kept.deployed_unix_ms,
+        });
+        self.kept = kept.collect();
+    }
 }

@@ -16,12 +16,14 @@
 //! Not for an app that waits for connections with EPOLLEXCLUSIVE: one of which the kernel
 //! told it alone would be heard of by nobody.
 
-use crate::error::{Error, Result};
+use crate::cgroup;
+use crate::error::{Error, OrFail, Result};
 use crate::freeze::Frozen;
 use crate::ids::HostPid;
 use crate::proc;
 use crate::sys::ptrace::{self, Stop, reg};
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// So that new threads and processes are traced from their beginning. Filters of the app
@@ -86,6 +88,18 @@ impl Drain {
             }
         }
         Ok(false)
+    }
+
+    /// Holds it still by its cgroup from now on: what waits to accept goes back to before its
+    /// call, and makes it once the cgroup is thawed. Once the calling thread has ended nobody
+    /// traces the app.
+    pub fn hold(self, group: &Path) -> Result<()> {
+        cgroup::freeze(group, true)?;
+        let held = self.threads.iter().filter(|(_, at)| **at == At::Held);
+        for (tid, _) in held {
+            back_before_call(*tid).or_fail(|| format!("cannot hold thread {tid}"))?;
+        }
+        Ok(())
     }
 
     /// Hears of the end of all threads, where the app was killed.
@@ -164,4 +178,15 @@ impl Drain {
         }
         ptrace::to_syscall(tid, 0)
     }
+}
+
+/// At the entry to a system call: it is not made, but entered again (the instruction has two
+/// bytes).
+fn back_before_call(tid: HostPid) -> crate::sys::Sys<()> {
+    let regs = ptrace::get_regs(tid)?;
+    let again = regs
+        .with(reg::RAX, regs.get(reg::ORIG_RAX))
+        .with(reg::RIP, regs.get(reg::RIP) - 2)
+        .with(reg::ORIG_RAX, u64::MAX);
+    ptrace::set_regs(tid, &again)
 }

@@ -18,10 +18,11 @@ use crate::proc;
 use crate::sys::exec::{self, Program};
 use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs, Forked};
 use crate::sys::{Sys, blob, fd as sysfd};
-use crate::target::{Identity, Instance, Phase, PidMode, RunOptions, Stdio};
+use crate::target::{Identity, Instance, Network, Phase, PidMode, RunOptions, Stdio};
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::mount::{MsFlags, mount};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -66,6 +67,8 @@ pub struct Place {
     pub files: Vec<(CString, String)>,
     /// The PID it must get (in its innermost namespace).
     pub pid: Option<i32>,
+    /// A network namespace of its own, with a loopback device and nothing else.
+    pub own_network: bool,
 }
 
 /// A process between fork and exec.
@@ -79,7 +82,7 @@ pub struct Started {
 }
 
 /// What a child reports when a step before exec fails: step and errno.
-const STEPS: [&str; 9] = [
+const STEPS: [&str; 10] = [
     "start",
     "make its mounts private",
     "mount its /proc",
@@ -89,6 +92,7 @@ const STEPS: [&str; 9] = [
     "execute the program",
     "mount its /dev/pts",
     "make its directory of values",
+    "raise its loopback device",
 ];
 
 impl Place {
@@ -109,6 +113,7 @@ impl Place {
         let set_tid = [self.pid.unwrap_or(0)];
         let args = CloneArgs {
             flags: if self.pids == PidMode::New { NAMESPACES } else { 0 }
+                | if self.own_network { libc::CLONE_NEWNET as u64 } else { 0 }
                 | if group.is_some() { CLONE_INTO_CGROUP } else { 0 },
             exit_signal: libc::SIGCHLD as u64,
             cgroup: group.as_ref().map_or(0, |g| g.as_raw_fd() as u64),
@@ -176,12 +181,28 @@ impl Place {
             }
             self.own_files().map_err(|e| (8, e))?;
         }
+        if self.own_network {
+            raise_loopback().map_err(|e| (9, e))?;
+        }
         if let Some((host, domain)) = &self.names {
             nix::unistd::sethostname(host).map_err(|e| (3, e))?;
             task::setdomainname(domain).map_err(|e| (3, e))?;
         }
         Ok(())
     }
+}
+
+/// struct ifreq: a name of 16 bytes, flags (netdevice(7)).
+pub fn loopback_up() -> [u8; 40] {
+    let mut request = [0; 40];
+    request[..2].copy_from_slice(b"lo");
+    request[16..18].copy_from_slice(&((libc::IFF_UP | libc::IFF_RUNNING) as u16).to_le_bytes());
+    request
+}
+
+fn raise_loopback() -> Sys<()> {
+    let socket = nix::sys::socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    sysfd::ioctl_bytes(&socket, libc::SIOCSIFFLAGS, &mut loopback_up()).map(drop)
 }
 
 impl Place {
@@ -343,6 +364,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         names: names(options),
         cgroup: group.clone(),
         files: own_files(&options.name)?,
+        own_network: options.network == Network::Own,
         ..Place::default()
     };
     let started = start_command(&place, options, &program, stdio.as_ref());

@@ -410,6 +410,9 @@ pub struct RunOptions {
     pub gid: Option<u32>,
     pub hostname: Option<String>,
     pub pids: PidMode,
+    /// [`Network::Own`] or that of who starts it.
+    #[serde(default)]
+    pub network: Network,
     pub stdio: Stdio,
 }
 

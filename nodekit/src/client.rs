@@ -50,6 +50,11 @@ impl Client {
         self.ask(Method::POST, path, Bytes::from(body))
     }
 
+    pub fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        let body = serde_json::to_vec(body).or_fail(|| "cannot write the request")?;
+        self.ask(Method::PUT, path, Bytes::from(body))
+    }
+
     /// [`Client::post`] by a task.
     pub async fn post_async<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         let body = serde_json::to_vec(body).or_fail(|| "cannot write the request")?;

@@ -1,5 +1,5 @@
-//! `deploy`, `apps`, `status`, `suspend`, `resume`, `remove`: deployed apps, by asking
-//! `edgepointd`.
+//! `deploy`, `update`, `rollback`, `apps`, `status`, `suspend`, `resume`, `remove`: deployed
+//! apps, by asking `edgepointd`.
 
 use crate::cli;
 use libsnap::error::{Error, Kind, OrFail, Result};
@@ -57,6 +57,30 @@ fn failed(status: &Value) -> Result<()> {
             .because(text(status, "why"))
             .state("it is tried again; `appshot remove` forgets it")),
         _ => Ok(()),
+    }
+}
+
+/// Returns when the new version serves, or will when it is woken.
+pub fn update(dirs: &Dirs, args: &cli::Update) -> Result<u8> {
+    let manifest = read(&args.manifest)?;
+    let app = Named::of(&manifest)?.app;
+    let path = format!("/v1/apps/{app}");
+    let status: Value = client(dirs, &args.edgepoint).put(&path, &json!({ "manifest": manifest }))?;
+    out::show(args.edgepoint.output.format, &status, |status| sentence(status) + "\n")?;
+    Ok(0)
+}
+
+/// What is needed of a manifest to know what it is for; the daemon reads all of it.
+#[derive(serde::Deserialize)]
+struct Named {
+    app: String,
+}
+
+impl Named {
+    fn of(manifest: &str) -> Result<Named> {
+        let named: Named = toml::from_str(manifest)
+            .map_err(|error| Error::new(Kind::Usage, "cannot read the manifest").because(error.message()))?;
+        validate(&named.app).map(|()| named)
     }
 }
 
@@ -158,6 +182,10 @@ fn sentence(status: &Value) -> String {
         let (kind, cause) = (text(&status["last"], "kind"), text(&status["last"], "cause"));
         told += &format!("; up last in {} ({kind}: {cause})", out::millis(micros));
     }
+    told += &format!("\n  version  {}", versions(status));
+    if let Some(notice) = status["notice"].as_str() {
+        told += &format!("\n  notice  {}", notice.replace('\n', "\n    "));
+    }
     if let Some(why) = status["why"].as_str() {
         told += &format!("\n  why  {why}");
     }
@@ -167,6 +195,21 @@ fn sentence(status: &Value) -> String {
         told += &format!("\n{}", out::table(&["INSTANCE", "STATE", "FOR", "PID", "KIND"], &rows));
     }
     told.trim_end().to_owned()
+}
+
+/// `2, deployed 5m ago; kept: 1 (3d ago)`
+fn versions(status: &Value) -> String {
+    let now = now_unix_ms().unwrap_or_default();
+    let ago = |one: &Value| out::age(one["deployed_unix_ms"].as_u64().unwrap_or_default(), now);
+    let mut told = format!("{}, deployed {} ago", status["version"], ago(status));
+    let kept = status["kept"].as_array().into_iter().flatten();
+    let kept: Vec<String> = kept
+        .map(|one| format!("{} ({} ago)", one["version"], ago(one)))
+        .collect();
+    if !kept.is_empty() {
+        told += &format!("; kept: {}", kept.join(", "));
+    }
+    told
 }
 
 fn instances(status: &Value) -> impl Iterator<Item = &Value> {

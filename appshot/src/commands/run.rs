@@ -3,7 +3,7 @@
 use crate::cli;
 use libsnap::error::Result;
 use libsnap::store::{Store, from_command, validate};
-use libsnap::target::{RunOptions, Stdio};
+use libsnap::target::RunOptions;
 use nodekit::args::{Silence, hooks};
 use nodekit::bring_up::{Manner, bring_up};
 use nodekit::start::Start;
@@ -34,7 +34,7 @@ fn options(name: String, args: cli::Run) -> RunOptions {
         gid: args.user.and_then(|user| user.gid),
         hostname: args.hostname,
         pids: args.pids.into(),
-        stdio: Stdio::default(),
+        ..RunOptions::default()
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod memory;
 mod running;
+mod versions;
 
 use crate::bell::Bell;
 use crate::budget::{self, Charge};
@@ -16,6 +17,7 @@ use crate::node::{Deployment, Node};
 use crate::scale::Scale;
 use crate::sockets::{self, Sockets};
 use crate::status::{Activation, Cause, InstanceStatus, Kind, State, Status};
+use crate::versions::Switch;
 use libsnap::error::{Error, OrFail, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
@@ -28,7 +30,7 @@ use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How often one that starts is.
 const LISTENS_YET: Duration = Duration::from_millis(10);
@@ -61,6 +63,8 @@ enum Next {
     Wait,
     Wake(Cause),
     Suspended,
+    /// Another version takes over.
+    Switch,
     Failed(Error),
     Remove,
 }
@@ -71,6 +75,10 @@ pub struct Agent {
     deployment: Deployment,
     status: watch::Sender<Status>,
     orders: mpsc::Receiver<Order>,
+    switches: mpsc::Receiver<Switch>,
+    /// The version that is to take over, and who waits for the one that has.
+    switching: Option<Switch>,
+    told: Option<oneshot::Sender<Result<()>>>,
     /// Held as long as the app is deployed.
     sockets: Vec<OwnedFd>,
     demand: Arc<Demand>,
@@ -93,7 +101,7 @@ impl Agent {
         deployment: Deployment,
         sockets: Vec<OwnedFd>,
         demand: Arc<Demand>,
-        (status, orders): (watch::Sender<Status>, mpsc::Receiver<Order>),
+        (status, orders, switches): (watch::Sender<Status>, mpsc::Receiver<Order>, mpsc::Receiver<Switch>),
     ) -> Agent {
         demand.listens(&sockets, &node.looks);
         Agent {
@@ -102,6 +110,9 @@ impl Agent {
             deployment,
             status,
             orders,
+            switches,
+            switching: None,
+            told: None,
             sockets,
             demand,
             scale: Scale::default(),
@@ -128,8 +139,13 @@ impl Agent {
 
     /// Until the app is removed.
     pub async fn live(mut self) {
+        self.notice(None);
         let mut next = self.find().unwrap_or_else(Next::Failed);
         loop {
+            if !matches!(next, Next::Switch | Next::Run(_)) {
+                // Dropped, they tell that it was given up.
+                self.switching = None;
+            }
             next = match next {
                 Next::Start => self.start().await,
                 Next::Run(why) => self.watch(why).await,
@@ -137,6 +153,7 @@ impl Agent {
                 Next::Wait => self.wait().await,
                 Next::Wake(cause) => self.wake(cause).await,
                 Next::Suspended => self.rest().await,
+                Next::Switch => self.switch().await,
                 Next::Failed(error) => self.back_off(&error).await,
                 Next::Remove => match self.remove().await {
                     Ok(()) => return self.meter().gone(),
@@ -149,10 +166,13 @@ impl Agent {
 
     /// What there is when this daemon begins.
     fn find(&mut self) -> Result<Next> {
+        crate::versions::arrange(&self.node.store, &self.deployment)?;
+        crate::versions::tidy(&self.node.store, &self.deployment)?;
         self.further.look()?;
         let record = self.node.store.find(self.name())?;
         if let Some(app) = record.filter(App::alive) {
             tracing::info!(app = app.name, "runs: adopted");
+            versions::let_go_on(&app);
             self.hold(Sockets::of(&app)?.listening)?;
             self.kind = Some(app.from.as_ref().map_or(Kind::Started, |_| Kind::Woken));
             return Ok(Next::Run(None));
@@ -165,10 +185,9 @@ impl Agent {
                 Ok(Next::Wake(Cause::Recovery))
             }
             Some(path) => {
-                if self.sockets.is_empty() {
-                    // The keeper is gone too, as after a boot.
-                    self.hold(held::make(&Appshot::open_unverified_memory(&path)?.manifest)?)?;
-                }
+                // The keeper may be gone too, as after a boot.
+                let shot = Appshot::open_unverified_memory(&path)?;
+                self.hold(held::complete(&shot.manifest, &self.sockets)?)?;
                 Ok(if self.deployment.suspended {
                     Next::Suspended
                 } else {
@@ -278,9 +297,9 @@ impl Agent {
             .caused(Some(Cause::Deploy.name().to_owned()))?;
         let started = on_own_thread(move || detach::spawn(start)).await?;
         self.turn(State::Starting, None);
-        match self.listens(&started.app, began).await {
+        match Sockets::wait(&started.app, self.manifest(), began).await {
             Ok(sockets) => {
-                self.hold(sockets)?;
+                self.hold(sockets.listening)?;
                 self.came_up(Cause::Deploy, Kind::Started, began, started.instance.phases);
                 self.copy().await;
                 Ok(Next::Run(None))
@@ -290,28 +309,6 @@ impl Agent {
                 // It may have ended.
                 let _ = on_own_thread(move || ending::kill_all(&store, &app)).await;
                 Err(error)
-            }
-        }
-    }
-
-    async fn listens(&self, app: &App, began: Instant) -> Result<Vec<OwnedFd>> {
-        loop {
-            let failed = || Error::failed(format!("app {} does not come up", self.name()));
-            let log = format!("`appshot logs {}` tells more", self.name());
-            if self.running_app().is_err() {
-                return Err(failed().because("it has ended").fix(log));
-            }
-            let sockets = Sockets::of(app)?;
-            match &sockets.missing(&self.manifest().listen)[..] {
-                [] => return Ok(sockets.listening),
-                [first, ..] if began.elapsed() > self.manifest().ready.timeout.0 => {
-                    let because = format!(
-                        "it does not listen on {first} after {:?}",
-                        self.manifest().ready.timeout.0
-                    );
-                    return Err(failed().because(because).fix(log));
-                }
-                _ => tokio::time::sleep(LISTENS_YET).await,
             }
         }
     }
@@ -372,27 +369,13 @@ impl Agent {
         let had = self.measure().await;
         match self.snapshot(false).await {
             Ok(report) => {
-                tracing::info!(
-                    app = self.name(),
-                    micros = report.total_micros,
-                    bytes = report.memory_bytes,
-                    "asleep"
-                );
+                self.fell_asleep(&report, had)?;
                 self.prepare();
-                self.charge = None;
-                self.deployment.memory_bytes = had.or(self.deployment.memory_bytes);
-                self.meter().slept();
-                self.status.send_modify(|status| status.counts.sleeps += 1);
-                match suspended {
-                    true => {
-                        self.suspended(true)?;
-                        Ok(Next::Suspended)
-                    }
-                    false => {
-                        self.node.note(&self.deployment)?;
-                        Ok(Next::Wait)
-                    }
+                if suspended {
+                    self.suspended(true)?;
+                    return Ok(Next::Suspended);
                 }
+                Ok(Next::Wait)
             }
             Err(error) => {
                 tracing::info!(app = self.name(), %error, "goes on");
@@ -407,6 +390,20 @@ impl Agent {
                 }
             }
         }
+    }
+
+    fn fell_asleep(&mut self, report: &SnapshotReport, had: Option<u64>) -> Result<()> {
+        tracing::info!(
+            app = self.name(),
+            micros = report.total_micros,
+            bytes = report.memory_bytes,
+            "asleep"
+        );
+        self.charge = None;
+        self.deployment.memory_bytes = had.or(self.deployment.memory_bytes);
+        self.meter().slept();
+        self.status.send_modify(|status| status.counts.sleeps += 1);
+        self.node.note(&self.deployment)
     }
 
     async fn snapshot(&self, leave_running: bool) -> Result<SnapshotReport> {
@@ -479,6 +476,10 @@ impl Agent {
         loop {
             tokio::select! {
                 rung = bell.rung() => return rung.map(|()| Next::Wake(Cause::Request)),
+                Some(switch) = self.switches.recv() => {
+                    self.switching = Some(switch);
+                    return Ok(Next::Switch);
+                }
                 order = self.orders.recv() => match order {
                     Some(Order::Suspend) => {
                         self.suspended(true)?;
@@ -507,8 +508,14 @@ impl Agent {
             "cause": cause.name(),
             "sockets": sockets::numbers(&self.sockets),
         });
-        let woken: Instance = self.node.restored.post_async("/v1/instances", &request).await?;
+        let woken: Instance = match self.node.restored.post_async("/v1/instances", &request).await {
+            // Nobody is there to restore anything.
+            Err(error) if error.kind == libsnap::error::Kind::Unavailable => return Err(error),
+            Err(error) if self.deployment.versions.untried => return self.fall_back(error).await,
+            woken => woken?,
+        };
         self.came_up(cause, Kind::Woken, began, woken.phases);
+        self.tried()?;
         Ok(Next::Run(None))
     }
 
@@ -517,7 +524,14 @@ impl Agent {
         self.charge = None;
         self.turn(State::Suspended, None);
         loop {
-            match self.orders.recv().await {
+            let order = tokio::select! {
+                order = self.orders.recv() => order,
+                Some(switch) = self.switches.recv() => {
+                    self.switching = Some(switch);
+                    return Ok(Next::Switch);
+                }
+            };
+            match order {
                 Some(Order::Suspend | Order::Yield) => {}
                 Some(Order::Resume) => {
                     self.suspended(false)?;
@@ -563,6 +577,7 @@ impl Agent {
         self.charge = None;
         self.further.remove().await?;
         let (node, name) = (self.node.clone(), self.name().to_owned());
+        let mut deployment = self.deployment.clone();
         on_own_thread(move || {
             if let Some(app) = node.store.find(&name)? {
                 if app.alive() {
@@ -572,6 +587,8 @@ impl Agent {
                 node.store.remove(&name)?;
                 node.store.remove_log(&name)?;
             }
+            deployment.versions.kept.clear();
+            crate::versions::tidy(&node.store, &deployment)?;
             match node.store.remove_appshot(&name) {
                 Err(error) if error.kind != libsnap::error::Kind::NotFound => return Err(error),
                 _ => node.keeper.forget(&name)?,

@@ -1,5 +1,6 @@
 //! A running app: until nobody needs it, with as many instances as are needed.
 
+use super::versions::LEAVE_MAX;
 use super::{Agent, Next, Order};
 use crate::bell::{Bell, readable};
 use crate::budget;
@@ -7,6 +8,7 @@ use crate::proxy::traffic;
 use crate::scale::Load;
 use crate::sockets::Sockets;
 use crate::status::{Cause, Kind, State};
+use crate::versions::cannot_update;
 use crate::work::Work;
 use libsnap::error::{OrFail, Result};
 use libsnap::store::App;
@@ -84,12 +86,20 @@ impl Agent {
                         self.further.hurry();
                         (seen.leaving, seen.next) = (true, Instant::now());
                     }
-                    Some(Order::Resume) => seen.leaving = false,
+                    Some(Order::Resume) => seen.leaving = self.switching.is_some(),
                     Some(Order::Yield) => if let Some(next) = self.give_way(&seen).await? {
                         return Ok(next);
                     },
                     Some(Order::Remove) | None => return Ok(Next::Remove),
                 },
+                Some(switch) = self.switches.recv() => {
+                    self.switching = Some(switch);
+                    if self.further.count() == 0 {
+                        return Ok(Next::Switch);
+                    }
+                    self.further.hurry();
+                    (seen.leaving, seen.next) = (true, Instant::now());
+                }
                 rung = bell.rung(), if armed => {
                     rung?;
                     armed = false;
@@ -170,7 +180,15 @@ impl Agent {
         seen.last = Instant::now();
         seen.next = seen.last + if busy { LOOK_BUSY } else { usual };
         if self.further.count() > 0 {
+            if let Some(late) = self.switching.take_if(|switch| switch.since.elapsed() > LEAVE_MAX) {
+                seen.leaving = false;
+                let because = "further instances of it have connections that stay open";
+                let _ = late.reply.send(Err(cannot_update(self.name(), because)));
+            }
             return Ok(None);
+        }
+        if self.switching.is_some() {
+            return Ok(Some(Next::Switch));
         }
         if seen.leaving {
             return Ok(Some(Next::Sleep { suspended: true }));

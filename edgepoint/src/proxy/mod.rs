@@ -33,7 +33,7 @@ pub mod traffic;
 mod tunnel;
 mod upstream;
 
-use crate::manifest::Manifest;
+use crate::manifest::{INSTANCES_MAX, Manifest};
 use crate::status::Status;
 use libsnap::error::{Error, Kind, Result};
 use queue::Gate;
@@ -146,6 +146,20 @@ impl Proxy {
             true => Traffic::default(),
             false => self.0.traffic.of(&manifest.app, &manifest.provider),
         };
+        self.set(manifest, status, traffic);
+    }
+
+    /// The same app by other rules. Requests that wait by the old ones go on to it.
+    pub fn replace(&self, manifest: &Manifest, status: watch::Receiver<Status>) {
+        let Some(before) = self.apps().remove(&manifest.app) else {
+            return;
+        };
+        self.change(|table| table.retain(|target| target.app.name != manifest.app));
+        self.set(manifest, status, before.traffic.clone());
+        before.gate.instances(INSTANCES_MAX);
+    }
+
+    fn set(&self, manifest: &Manifest, status: watch::Receiver<Status>, traffic: Traffic) {
         let capacity = &manifest.capacity;
         let kept = (manifest.idle.timeout.0 / KEPT_PART).min(KEPT_MAX);
         let mut upstreams = HashMap::new();

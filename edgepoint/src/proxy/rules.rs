@@ -282,7 +282,7 @@ impl Default for Timeouts {
 }
 
 /// What a manifest says about HTTP, as a whole.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rules<'a> {
     pub listen: &'a [Listen],
     pub routes: &'a [Route],

@@ -52,11 +52,17 @@ impl Held {
     }
 }
 
-/// The internet sockets that an app of this manifest listens on, made anew, for one who
-/// is to hold them: the former holder is gone.
-pub fn make(manifest: &Manifest) -> Result<Vec<OwnedFd>> {
-    let internet = listening(manifest).filter(|record| record.domain != libc::AF_UNIX);
-    internet.map(inet::restore).collect()
+/// What an app of this manifest listens on, for one who is to hold it: of these sockets
+/// those that it has, and other internet sockets made anew.
+pub fn complete(manifest: &Manifest, sockets: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
+    let what = || "cannot take over a socket";
+    let own = |fd: &OwnedFd| Socket::of(fd.try_clone().or_fail(what)?).or_fail(what);
+    let held = Held(sockets.iter().map(own).collect::<Result<_>>()?);
+    let complete = listening(manifest).map(|record| match held.get(record).or_fail(what)? {
+        None if record.domain != libc::AF_UNIX => inet::restore(record).map(Some),
+        had => Ok(had),
+    });
+    complete.filter_map(Result::transpose).collect()
 }
 
 fn listening(manifest: &Manifest) -> impl Iterator<Item = &SocketRecord> {
@@ -68,7 +74,10 @@ fn listening(manifest: &Manifest) -> impl Iterator<Item = &SocketRecord> {
 
 impl Socket {
     fn take(socket: &HeldSocket) -> Sys<Socket> {
-        let fd = socket.open()?;
+        Socket::of(socket.open()?)
+    }
+
+    fn of(fd: OwnedFd) -> Sys<Socket> {
         let option = |name| diag::getsockopt_i32(&fd, libc::SOL_SOCKET, name);
         if option(libc::SO_ACCEPTCONN)? == 0 {
             return Err(nix::Error::EINVAL);

@@ -18,6 +18,7 @@ use super::skeleton::{self, Husk, Skeleton};
 use crate::error::Result;
 use crate::image::Appshot;
 use crate::image::records::{Manifest, ProcessRecord};
+use crate::launch::loopback_up;
 use crate::proc;
 
 const NEWTIME: u64 = 0x80;
@@ -158,10 +159,7 @@ fn raise_loopback(script: &mut Script<'_>) -> Result<()> {
     let socket = [libc::AF_INET as u64, libc::SOCK_DGRAM as u64, 0];
     let made = script.must("socket", libc::SYS_socket, &socket)?;
     script.expect(made, "making a socket", 0);
-    // struct ifreq: a name of 16 bytes, flags.
-    let mut request = [0; 40];
-    request[..2].copy_from_slice(b"lo");
-    request[16..18].copy_from_slice(&((libc::IFF_UP | libc::IFF_RUNNING) as u16).to_le_bytes());
+    let request = loopback_up();
     let batch = script.room(1, request.len())?;
     let request = batch.bytes(&request).address;
     batch.must(

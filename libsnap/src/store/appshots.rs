@@ -169,6 +169,31 @@ impl Store {
         self.delete_appshot(name)
     }
 
+    /// Has the stored appshot of `from` called `to`, with the record of an app that sleeps in
+    /// it. What is called so now is replaced.
+    pub fn rename_appshot(&self, from: &str, to: &str) -> Result<()> {
+        let _busy = [self.try_lock(from)?, self.try_lock(to)?];
+        let (path, new) = (self.appshot_path(from), self.appshot_path(to));
+        for path in [&path, &new] {
+            nobody_needs(path, "rename")?;
+            working_set::remove(path);
+        }
+        if new.exists() {
+            self.delete_appshot(to)?;
+        }
+        let what = || format!("cannot rename the appshot {}", path.display());
+        std::fs::rename(&path, &new).or_fail(what)?;
+        files::sync_parent(&new).or_fail(what)?;
+        let record = self.find(from)?;
+        self.remove(to)?;
+        if let Some(mut app) = record.filter(|app| app.appshot.as_ref() == Some(&path)) {
+            (app.name, app.appshot) = (to.to_owned(), Some(new));
+            self.put(&app)?;
+            self.remove(from)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn delete_appshot(&self, name: &str) -> Result<()> {
         let path = self.appshot_path(name);
         match path.exists() {

@@ -1,0 +1,358 @@
+//! Versions of an app: one serves, others are kept.
+//!
+//! ```text
+//!   update:  its command ──> app.v2, beside the one that serves, in a network of its own
+//!                              └─ listens ──> appshot app.v2 ──> verified
+//!                                                                   │ the switch (agent::versions)
+//!   rollback:                            kept: appshot app.v1 ──> verified
+//! ```
+//!
+//! The appshot of the version that serves is called as the app is, all others `APP.vN`. The
+//! file of the app says which one serves: written, the switch is decided. Names follow it
+//! ([`arrange`]), after a crash as well; what it does not name goes ([`tidy`]).
+
+use crate::budget;
+use crate::manifest::{Listen, Manifest};
+use crate::metrics::Outcome;
+use crate::node::{Deployment, Node};
+use crate::sockets::Sockets;
+use crate::status::{Cause, State, Status};
+use libsnap::error::{Error, Kind, OrFail, Result};
+use libsnap::image::Appshot;
+use libsnap::store::{Store, now_unix_ms};
+use libsnap::target::{Network, RunOptions, SnapshotReport};
+use nodekit::reply::on_own_thread;
+use nodekit::start::Start;
+use nodekit::{detach, ending};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// What is known of the versions of an app, in its file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Versions {
+    /// The one that serves.
+    pub current: u32,
+    /// The highest number that was given out.
+    pub last: u32,
+    /// It has not been up yet: when it cannot be, the one before takes over again.
+    #[serde(default)]
+    pub untried: bool,
+    /// Those that are kept; the one that served last comes last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<Version>,
+}
+
+impl Default for Versions {
+    fn default() -> Versions {
+        Versions {
+            current: 1,
+            last: 1,
+            untried: false,
+            kept: Vec::new(),
+        }
+    }
+}
+
+/// One that does not serve.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Version {
+    pub number: u32,
+    pub manifest: Manifest,
+    pub deployed_unix_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+}
+
+/// Asked of an agent: this version is to serve. Its appshot is there, verified.
+#[derive(Debug)]
+pub struct Switch {
+    pub to: Version,
+    pub since: Instant,
+    pub reply: oneshot::Sender<Result<()>>,
+}
+
+impl Deployment {
+    /// The same with this version serving, and the one that did kept.
+    pub fn turned_to(&self, to: &Version) -> Deployment {
+        let mut after = self.clone();
+        let left = Version {
+            number: self.versions.current,
+            manifest: self.manifest.clone(),
+            deployed_unix_ms: self.deployed_unix_ms,
+            memory_bytes: self.memory_bytes,
+        };
+        let versions = &mut after.versions;
+        versions.kept.retain(|kept| kept.number != to.number);
+        versions.kept.push(left);
+        let surplus = versions.kept.len().saturating_sub(to.manifest.versions.keep);
+        versions.kept.drain(..surplus);
+        versions.current = to.number;
+        versions.last = versions.last.max(to.number);
+        versions.untried = true;
+        after.manifest = to.manifest.clone();
+        after.deployed_unix_ms = to.deployed_unix_ms;
+        after.memory_bytes = to.memory_bytes;
+        after
+    }
+}
+
+/// Has the appshot of the version that serves called as the app is, and the one that was
+/// called so as it is kept.
+pub fn arrange(store: &Store, deployment: &Deployment) -> Result<()> {
+    let (manifest, versions) = (&deployment.manifest, &deployment.versions);
+    let own = manifest.version_name(versions.current);
+    if !store.appshot_path(&own).exists() {
+        return Ok(());
+    }
+    if let Some(left) = versions.kept.last()
+        && store.appshot_path(&manifest.app).exists()
+    {
+        store.rename_appshot(&manifest.app, &manifest.version_name(left.number))?;
+    }
+    store.rename_appshot(&own, &manifest.app)
+}
+
+/// Removes whatever there is of versions that are not kept.
+pub fn tidy(store: &Store, deployment: &Deployment) -> Result<()> {
+    let (manifest, versions) = (&deployment.manifest, &deployment.versions);
+    let records = store.list()?.into_iter().map(|app| app.name);
+    let appshots = store.appshots()?.into_iter().map(|entry| entry.name);
+    for name in records.chain(appshots) {
+        let number = manifest.version_named(&name);
+        if number.is_some_and(|number| !versions.kept.iter().any(|kept| kept.number == number)) {
+            clear(store, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends the app of this name, and forgets it with its appshot and its log.
+pub fn clear(store: &Store, name: &str) -> Result<()> {
+    if let Some(app) = store.find(name)? {
+        if app.alive() {
+            ending::kill_all(store, &app)?;
+        }
+        let _busy = store.wait_lock(name)?;
+        store.remove(name)?;
+    }
+    store.remove_log(name)?;
+    match store.remove_appshot(name) {
+        Err(error) if error.kind != Kind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// How long one that was told to take over may take for it, beyond what agents allow.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Lines of a log that are told of one that did not come up.
+const LINES: usize = 5;
+
+impl Node {
+    /// Has a new version of a deployed app serve instead of the one that does. On a failure
+    /// that one goes on.
+    pub async fn update(&self, app: &str, manifest: Manifest) -> Result<Status> {
+        self.change(app, Outcome::Updated, |node, deployment| {
+            node.update_now(deployment, manifest)
+        })
+        .await
+    }
+
+    async fn update_now(self, deployment: Deployment, manifest: Manifest) -> Result<()> {
+        let state = self.status(&deployment.manifest.app)?.borrow().state;
+        refuse(&deployment, &manifest, state)?;
+        self.proxy.free(&manifest)?;
+        let to = Version {
+            number: deployment.versions.last + 1,
+            manifest,
+            deployed_unix_ms: now_unix_ms()?,
+            memory_bytes: None,
+        };
+        let name = to.manifest.version_name(to.number);
+        let made = self.make_version(&to, &name).await;
+        let done = match made.map_err(|error| said(&self.store, &name, error)) {
+            Ok(()) => self.switch_to(to).await,
+            Err(error) => Err(error),
+        };
+        if done.is_err() {
+            let store = self.store.clone();
+            on_own_thread(move || clear(&store, &name)).await?;
+        }
+        done
+    }
+
+    /// Has the version serve again that did before.
+    pub async fn rollback(&self, app: &str) -> Result<Status> {
+        self.change(app, Outcome::RolledBack, Node::rollback_now).await
+    }
+
+    async fn rollback_now(self, deployment: Deployment) -> Result<()> {
+        let Some(to) = deployment.versions.kept.last().cloned() else {
+            return Err(cannot_update(
+                &deployment.manifest.app,
+                "no other version of it is kept",
+            ));
+        };
+        verify(&self.store, to.manifest.version_name(to.number)).await?;
+        self.switch_to(to).await
+    }
+
+    /// One after the other, and to its end whoever asked for it.
+    async fn change<F: Future<Output = Result<()>> + Send + 'static>(
+        &self,
+        app: &str,
+        outcome: Outcome,
+        change: impl FnOnce(Node, Deployment) -> F,
+    ) -> Result<Status> {
+        let busy = self.changing(app)?.try_lock_owned().map_err(|_| {
+            Error::new(Kind::Conflict, format!("cannot update {app}")).because("it is being updated already")
+        })?;
+        let deployment = self.read(app)?;
+        let (node, name) = (self.clone(), app.to_owned());
+        let provider = deployment.manifest.provider.clone();
+        let change = change(self.clone(), deployment);
+        let done = tokio::spawn(async move {
+            let done = change.await;
+            drop(busy);
+            let outcome = if done.is_ok() { outcome } else { Outcome::Failed };
+            node.metrics.updated(&name, &provider, outcome);
+            if let Err(error) = &done {
+                tracing::warn!(app = name, %error, "no other version");
+            }
+            done
+        });
+        done.await.or_fail(|| format!("cannot update {app}"))??;
+        Ok(self.status(app)?.borrow().clone())
+    }
+
+    /// Starts a version beside the one that serves, until it has an appshot of it.
+    async fn make_version(&self, to: &Version, name: &str) -> Result<()> {
+        let app = &to.manifest.app;
+        let (store, stale) = (self.store.clone(), name.to_owned());
+        on_own_thread(move || clear(&store, &stale)).await?;
+        let Some(_charge) = self.room(app, name, budget::UNKNOWN_BYTES)? else {
+            self.budget.give_up(name);
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("cannot start version {} of {app}", to.number),
+            )
+            .because(self.budget.told(budget::UNKNOWN_BYTES))
+            .fix("try again in a moment: apps that are idle were asked to sleep"));
+        };
+        let options = RunOptions {
+            name: name.to_owned(),
+            network: Network::Own,
+            ..to.manifest.run_options()?
+        };
+        let start = Start::run(self.store.clone(), options);
+        let start = start
+            .hooked(to.manifest.hooks.clone())?
+            .caused(Some(Cause::Update.name().to_owned()))?;
+        let began = Instant::now();
+        let started = on_own_thread(move || detach::spawn(start)).await?;
+        Sockets::wait(&started.app, &to.manifest, began).await?;
+        let request = json!({ "target": name, "replace": true });
+        let _: SnapshotReport = self.snapd.post_async("/v1/snapshots", &request).await?;
+        verify(&self.store, name.to_owned()).await
+    }
+
+    async fn switch_to(&self, to: Version) -> Result<()> {
+        let app = to.manifest.app.clone();
+        let (reply, answer) = oneshot::channel();
+        let switch = Switch {
+            to,
+            since: Instant::now(),
+            reply,
+        };
+        self.switches(&app)?
+            .try_send(switch)
+            .map_err(|_| cannot_update(&app, "it is being removed"))?;
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(cannot_update(
+                &app,
+                "it was given up: something else was to be done first",
+            )),
+            Err(_) => Err(cannot_update(&app, "it does not come to it")),
+        }
+    }
+}
+
+pub fn cannot_update(app: &str, because: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Conflict, format!("cannot have another version of {app}"))
+        .because(because)
+        .state("the version that serves goes on")
+}
+
+/// Every byte of it against its digest.
+async fn verify(store: &Store, name: String) -> Result<()> {
+    let store = store.clone();
+    on_own_thread(move || {
+        let path = store.appshot_path(&name);
+        match path.is_file() {
+            // Packed: it is verified as it is unpacked.
+            true => store.unpack_stored(&path).map(drop),
+            false => Appshot::open(&path).map(drop),
+        }
+    })
+    .await
+}
+
+/// With what it has said itself, as its log goes.
+fn said(store: &Store, name: &str, error: Error) -> Error {
+    let log = std::fs::read(store.log_path(name)).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<&str> = log.lines().rev().take(LINES).collect();
+    let error = error.state("the version that serves goes on, nothing of the new one is left");
+    match lines.is_empty() {
+        true => error.fix("it has written nothing"),
+        false => {
+            let lines: Vec<&str> = lines.into_iter().rev().collect();
+            error.fix(format!("it has written: {}", lines.join("\n           ")))
+        }
+    }
+}
+
+/// What cannot be the next version of this one.
+fn refuse(deployment: &Deployment, manifest: &Manifest, state: State) -> Result<()> {
+    let old = &deployment.manifest;
+    let refused = |because: String, fix: &str| Err(cannot_update(&old.app, because).fix(fix));
+    if manifest.app != old.app {
+        return refused(format!("the manifest is that of {}", manifest.app), "name the same app");
+    }
+    if manifest.provider != old.provider {
+        return refused(format!("it is of provider {}", old.provider), "name the same provider");
+    }
+    if manifest == old {
+        return refused("this very manifest is deployed".to_owned(), "change it first");
+    }
+    if let Some(gone) = old.listen.iter().find(|listen| !manifest.listen.contains(listen)) {
+        return refused(
+            format!("the new version does not listen on {gone}: who comes there would be refused"),
+            "keep all listeners; others may be added",
+        );
+    }
+    if let Some(cannot) = manifest.listen.iter().find(|listen| !can_be_shared(listen)) {
+        return refused(
+            format!("{cannot} cannot be handed over: two versions cannot be bound to it at once"),
+            "listen on a port of all addresses, or of 127.0.0.1 or ::1; else remove the app and deploy it again",
+        );
+    }
+    match state {
+        State::Starting | State::Failed | State::Removing => refused(
+            format!("it is {}", state.name()),
+            "remove it and deploy it again, or wait",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Whether it is also there in a network namespace that has a loopback device only.
+fn can_be_shared(listen: &Listen) -> bool {
+    let everywhere = |tcp: SocketAddr| tcp.ip().is_unspecified() || tcp.ip().is_loopback();
+    listen.tcp.is_some_and(everywhere)
+}
