@@ -30,11 +30,11 @@ use crate::status::{Cause, InstanceStatus, Kind, State};
 use crate::work::Work;
 use libsnap::drain::{Drain, Shared};
 use libsnap::error::{Error, Kind as ErrorKind, OrFail, Result};
-use libsnap::freeze;
 use libsnap::image::Appshot;
 use libsnap::restore::{Template, Way};
 use libsnap::store::{App, Store, now_unix_ms};
 use libsnap::target::{Instance, Memory, Network, PidMode, Target};
+use libsnap::{freeze, survey};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nodekit::reply::on_own_thread;
@@ -448,6 +448,9 @@ pub fn rest(store: &Store, app: &App, listening: &[OwnedFd], patience: Duration)
     if Sockets::of(app)?.exclusive {
         return Ok(None);
     }
+    // Held still, it could not come to have the rest of its memory.
+    let since = Instant::now();
+    survey::await_memory(&target, &|| since.elapsed() > patience)?;
     let frozen = freeze::freeze_with(&target, &[], freeze::before_unnoted(&target)?)?;
     let mut drain = Drain::begin(frozen, shared_ones(listening)?)?;
     let (mut why, mut idle) = (None, 0);

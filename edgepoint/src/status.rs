@@ -13,6 +13,15 @@
 //!      └── after a while: waking where it has an appshot, else starting
 //! ```
 //!
+//! Another version takes over where it sleeps: asleep, suspended, or once it has fallen
+//! asleep for that ([`crate::agent`], `versions`).
+//!
+//! ```text
+//!   running ──> falling-asleep ──(other version)──> waking ──> running
+//!      ^               │                              │ it cannot be restored
+//!      └── refused ────┘                              └──(the one before)──> waking
+//! ```
+//!
 //! While it runs it may have further instances, beside the first one, which alone sleeps:
 //!
 //! ```text

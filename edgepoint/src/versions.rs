@@ -133,13 +133,15 @@ pub fn tidy(store: &Store, deployment: &Deployment) -> Result<()> {
 
 /// Ends the app of this name, and forgets it with its appshot and its log.
 pub fn clear(store: &Store, name: &str) -> Result<()> {
-    if let Some(app) = store.find(name)? {
-        if app.alive() {
-            ending::kill_all(store, &app)?;
-        }
-        let _busy = store.wait_lock(name)?;
-        store.remove(name)?;
+    match store.find(name)? {
+        Some(app) if app.alive() => ending::kill_all(store, &app)?,
+        // With what its supervisor has to put away.
+        Some(app) => ending::settle(store, &app, app.exit)?,
+        None => {}
     }
+    // Whoever takes a snapshot of it is done first.
+    let _busy = store.wait_lock(name)?;
+    store.remove(name)?;
     store.remove_log(name)?;
     match store.remove_appshot(name) {
         Err(error) if error.kind != Kind::NotFound => Err(error),
@@ -307,14 +309,14 @@ fn said(store: &Store, name: &str, error: Error) -> Error {
     let log = std::fs::read(store.log_path(name)).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<&str> = log.lines().rev().take(LINES).collect();
-    let error = error.state("the version that serves goes on, nothing of the new one is left");
-    match lines.is_empty() {
-        true => error.fix("it has written nothing"),
-        false => {
-            let lines: Vec<&str> = lines.into_iter().rev().collect();
-            error.fix(format!("it has written: {}", lines.join("\n           ")))
-        }
-    }
+    let mut error = error.state("the version that serves goes on, nothing of the new one is left");
+    let lines: Vec<&str> = lines.into_iter().rev().collect();
+    // The log goes, too.
+    error.fix = Some(match lines.is_empty() {
+        true => "it has written nothing".to_owned(),
+        false => format!("it has written: {}", lines.join("\n           ")),
+    });
+    error
 }
 
 /// What cannot be the next version of this one.
@@ -355,4 +357,63 @@ fn refuse(deployment: &Deployment, manifest: &Manifest, state: State) -> Result<
 fn can_be_shared(listen: &Listen) -> bool {
     let everywhere = |tcp: SocketAddr| tcp.ip().is_unspecified() || tcp.ip().is_loopback();
     listen.tcp.is_some_and(everywhere)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment() -> Deployment {
+        // As it was written before there were versions.
+        let old = r#"{"manifest": {"app": "web", "provider": "acme", "start": {"command": ["web"]},
+            "listen": [{"tcp": "0.0.0.0:80"}]}, "deployed_unix_ms": 1}"#;
+        serde_json::from_str(old).unwrap()
+    }
+
+    fn numbers(deployment: &Deployment) -> (u32, Vec<u32>) {
+        let kept = deployment.versions.kept.iter().map(|kept| kept.number);
+        (deployment.versions.current, kept.collect())
+    }
+
+    #[test]
+    fn they_are_kept_in_the_order_in_which_they_served() {
+        let mut now = deployment();
+        assert_eq!(numbers(&now), (1, vec![]));
+        for number in 2..=4 {
+            let to = Version {
+                number,
+                manifest: now.manifest.clone(),
+                deployed_unix_ms: number.into(),
+                memory_bytes: None,
+            };
+            now = now.turned_to(&to);
+        }
+        assert_eq!(numbers(&now), (4, vec![2, 3]), "two are kept");
+        let back = now.turned_to(&now.versions.kept.last().unwrap().clone());
+        assert_eq!((numbers(&back), back.deployed_unix_ms), ((3, vec![2, 4]), 3));
+        let forth = back.turned_to(&back.versions.kept.last().unwrap().clone());
+        assert_eq!(numbers(&forth), (4, vec![2, 3]));
+        assert_eq!(forth.versions.last, 4);
+        let text = serde_json::to_string(&forth).unwrap();
+        let read: Deployment = serde_json::from_str(&text).unwrap();
+        assert_eq!(numbers(&read), numbers(&forth));
+    }
+
+    #[test]
+    fn what_cannot_be_handed_over_is_named() {
+        let old = deployment();
+        for (change, told) in [
+            ("0.0.0.0:81", "does not listen on 0.0.0.0:80"),
+            ("10.0.0.1:80", "does not listen on 0.0.0.0:80"),
+        ] {
+            let mut manifest = old.manifest.clone();
+            manifest.listen[0].tcp = change.parse().ok();
+            let error = refuse(&old, &manifest, State::Running).unwrap_err();
+            assert!(error.to_string().contains(told), "{error}");
+        }
+        let mut manifest = old.manifest.clone();
+        manifest.priority = 1;
+        assert!(refuse(&old, &manifest, State::Running).is_ok());
+        assert!(refuse(&old, &manifest, State::Failed).is_err());
+    }
 }

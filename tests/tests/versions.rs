@@ -6,11 +6,11 @@ use appshot_tests::app::Place;
 use appshot_tests::clients::{free_port, http_get};
 use appshot_tests::installed::{Daemon, Registry};
 use appshot_tests::trial::in_place;
-use appshot_tests::verdict::need_program;
+use appshot_tests::verdict::{PATIENCE, need_program, poll};
 use libsnap::error::Error;
 use nodekit::client::Client;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -95,6 +95,20 @@ impl<'a> Node<'a> {
         let known = self.registry.appshot(&["ps", "-o", "json"])?;
         ensure!(known.trim() == "[]", "{known}");
         Ok(())
+    }
+}
+
+impl Node<'_> {
+    /// Killed, and begun again.
+    fn begin_again(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        drop(self.edgepointd.take());
+        meanwhile()?;
+        self.edgepointd = Some(self.registry.daemon("edgepointd", "")?);
+        Ok(())
+    }
+
+    fn appshot(&self, name: &str) -> PathBuf {
+        self.registry.data.join(format!("appshots/{name}.appshot"))
     }
 }
 
@@ -205,4 +219,230 @@ fn python_takes_over() {
 #[test]
 fn node_takes_over() {
     in_place("versions_node", |place| takes_over(place, node_counter));
+}
+
+/// From many clients at once nothing is lost either.
+#[test]
+fn many_clients() {
+    in_place("versions_many_clients", |place| {
+        let registry = Registry::new(place)?;
+        registry.show_log(place)?;
+        let port = free_port()?;
+        let node = Node::new(&registry, place.unique(), &node_counter(place, port, "v1")?)?;
+        let second = node_counter(place, port, "v2")?;
+        under_load(port, 6, || Ok(node.update(&second)?))?;
+        node.has(2, &[1])?;
+        for (serves, kept) in [(1, 2), (2, 1), (1, 2)] {
+            under_load(port, 6, || Ok(node.rollback()?))?;
+            node.has(serves, &[kept])?;
+        }
+        under_load(port, 6, || Ok(node.update(&second.replace("2s", "3s"))?))?;
+        node.has(3, &[2, 1])?;
+        node.rollback()?;
+        node.has(1, &[2, 3])?;
+        node.end()
+    });
+}
+
+/// Both versions go on where they were when the other one took over.
+#[test]
+fn state_is_kept() {
+    in_place("versions_state_is_kept", |place| {
+        let registry = Registry::new(place)?;
+        registry.show_log(place)?;
+        let port = free_port()?;
+        let node = Node::new(&registry, place.unique(), &node_counter(place, port, "v1")?)?;
+        let ask = |wanted: &str| -> Result<()> {
+            let answer = http_get(port, "/")?;
+            ensure!(answer.trim() == wanted, "{answer}, not {wanted}");
+            Ok(())
+        };
+        (1..=5).try_for_each(|count| ask(&format!("v1 {count}")))?;
+        node.update(&node_counter(place, port, "v2")?)?;
+        (1..=3).try_for_each(|count| ask(&format!("v2 {count}")))?;
+        node.rollback()?;
+        ask("v1 6")?;
+        node.rollback()?;
+        ask("v2 4")?;
+        node.end()
+    });
+}
+
+/// Older ones than are to be kept go.
+#[test]
+fn so_many_are_kept() {
+    in_place("versions_so_many_are_kept", |place| {
+        let registry = Registry::new(place)?;
+        registry.show_log(place)?;
+        let port = free_port()?;
+        let keeps =
+            |version: &str| -> Result<String> { Ok(node_counter(place, port, version)? + "[versions]\nkeep = 1\n") };
+        let node = Node::new(&registry, place.unique(), &keeps("v1")?)?;
+        for number in 2..=4 {
+            node.update(&keeps(&format!("v{number}"))?)?;
+            node.has(number, &[number - 1])?;
+        }
+        ensure!(http_get(port, "/")?.starts_with("v4 "), "another one serves");
+        node.end()
+    });
+}
+
+/// What does not come up, or cannot take over, changes nothing; the reason is told.
+#[test]
+fn what_cannot_take_over() {
+    in_place("versions_what_cannot_take_over", |place| {
+        let registry = Registry::new(place)?;
+        registry.show_log(place)?;
+        let (port, other) = (free_port()?, free_port()?);
+        let first = node_counter(place, port, "v1")?;
+        let node = Node::new(&registry, place.unique(), &first)?;
+        let app = place.unique();
+        let elsewhere = node_counter(place, port, "v2")?.replace(
+            &format!("version.js\", \"{port}\""),
+            &format!("version.js\", \"{other}\""),
+        );
+        let cases = [
+            (
+                manifest(app, port, &["sh", "-c", "echo it is broken; exit 3"]),
+                "it is broken",
+            ),
+            (manifest(app, port, &["sh", "-c", "exit 3"]), "has ended"),
+            (manifest(app, port, &["sleep", "1000"]), "does not listen on"),
+            (elsewhere, "does not listen on"),
+            (manifest(app, port, &["no-such-program"]), "no such program"),
+            (node_counter(place, other, "v2")?, "who comes there would be refused"),
+            (
+                first.clone() + "[[listen]]\nunix = \"/tmp/x.sock\"\n",
+                "cannot be handed over",
+            ),
+            (
+                first.clone() + "[[listen]]\ntcp = \"10.1.2.3:80\"\n",
+                "cannot be handed over",
+            ),
+            (format!("provider = \"other\"\n{first}"), "of provider local"),
+            (first.replace(app, "another-app"), "the manifest is that of"),
+            (first.clone(), "this very manifest"),
+            (first.clone() + "[versions]\nkeep = 21\n", "from 1 to 20"),
+        ];
+        for (manifest, because) in &cases {
+            let (refused, told) = under_load(port, 1, || Ok(node.update(manifest)))?;
+            let error = refused.err().with_context(|| format!("not refused: {manifest}"))?;
+            ensure!(error.to_string().contains(because), "{error}, not {because}");
+            ensure!(told == ["v1"], "{told:?}");
+            node.has(1, &[])?;
+        }
+        let error = node.rollback().err().context("there is nothing to roll back to")?;
+        ensure!(error.to_string().contains("no other version"), "{error}");
+        node.end()
+    });
+}
+
+/// A version that cannot be restored gives way to the one before.
+#[test]
+fn falls_back() {
+    in_place("versions_falls_back", |place| {
+        let registry = Registry::new(place)?;
+        registry.show_log(place)?;
+        let port = free_port()?;
+        let node = Node::new(&registry, place.unique(), &node_counter(place, port, "v1")?)?;
+        ensure!(http_get(port, "/")?.trim() == "v1 1", "not v1");
+        node.reach("asleep")?;
+        let status = node.update(&node_counter(place, port, "v2")?)?;
+        ensure!(status["state"] == "asleep", "{status}");
+        damage(&node.appshot(place.unique()))?;
+        let answer = http_get(port, "/")?;
+        ensure!(answer.trim() == "v1 2", "{answer}");
+        node.has(1, &[])?;
+        let status = node.status()?;
+        let notice = status["notice"].as_str().unwrap_or_default();
+        ensure!(notice.contains("version 2 could not be restored"), "{status}");
+        let told = registry.appshot(&["status", place.unique()])?;
+        ensure!(told.contains("version 2 could not be restored"), "{told}");
+        // One that is kept is verified, too, before it may serve.
+        node.update(&node_counter(place, port, "v3")?)?;
+        node.has(3, &[1])?;
+        damage(&node.appshot(&format!("{}.v1", place.unique())))?;
+        ensure!(node.rollback().is_err(), "a damaged one serves");
+        ensure!(http_get(port, "/")?.starts_with("v3"), "another one serves");
+        node.end()
+    });
+}
+
+/// Changes a byte in the middle of the largest part.
+fn damage(appshot: &Path) -> Result<()> {
+    let parts = std::fs::read_dir(appshot)?.collect::<std::io::Result<Vec<_>>>()?;
+    let size = |path: &Path| path.metadata().map_or(0, |meta| meta.len());
+    let part = parts.iter().map(|part| part.path()).max_by_key(|path| size(path));
+    let part = part.context("an empty appshot")?;
+    let mut bytes = std::fs::read(&part)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    Ok(std::fs::write(part, bytes)?)
+}
+
+/// Killed at any moment of an update, one version serves, and nothing of another is left
+/// but what is kept.
+#[test]
+fn killed_daemon() {
+    in_place("versions_killed_daemon", |place| {
+        let registry = Registry::new(place)?;
+        registry.show_log(place)?;
+        let port = free_port()?;
+        let mut node = Node::new(&registry, place.unique(), &node_counter(place, port, "v1")?)?;
+        let (mut serves, mut kept) = (1, Vec::new());
+        let mut finished = 0;
+        for round in 0..14u64 {
+            let client = node.client()?.clone();
+            let (path, next) = (node.path(), node_counter(place, port, &format!("r{round}"))?);
+            std::thread::scope(|scope| -> Result<()> {
+                let update = scope.spawn(move || client.put::<Value>(&path, &json!({ "manifest": next })));
+                std::thread::sleep(Duration::from_millis(10 + round * 60));
+                let answer = http_get(port, "/");
+                node.begin_again(|| Ok(()))?;
+                let _ = update.join().expect("it does not panic");
+                answer.map(drop)
+            })?;
+            let answer = http_get(port, "/").with_context(|| format!("round {round}"))?;
+            let status = node.status()?;
+            let now = status["version"].as_u64().context("no version")?;
+            let is_new = answer.starts_with(&format!("r{round} "));
+            ensure!(is_new == (now != serves), "round {round}: {answer}, {status}");
+            if is_new {
+                finished += 1;
+                kept.push(serves);
+                if kept.len() > 2 {
+                    kept.remove(0);
+                }
+                serves = now;
+            }
+            poll("nothing to be left", PATIENCE, || Ok(node.has(serves, &kept).ok()))
+                .with_context(|| format!("round {round}: {:?}, {kept:?}", node.beside()))?;
+        }
+        eprintln!("{finished} of 14 were finished");
+        // Decided, and killed before names followed, or between them.
+        node.update(&node_counter(place, port, "last")?)?;
+        node.reach("asleep")?;
+        let status = node.status()?;
+        let (last, app) = (status["version"].as_u64().context("no version")?, place.unique());
+        for half in [false, true] {
+            let own = node.appshot(app);
+            let (new, old) = (
+                node.appshot(&format!("{app}.v{last}")),
+                node.appshot(&format!("{app}.v{serves}")),
+            );
+            node.begin_again(|| {
+                std::fs::rename(&own, new)?;
+                if !half {
+                    std::fs::rename(old, &own)?;
+                }
+                Ok(())
+            })?;
+            let answer = http_get(port, "/")?;
+            ensure!(answer.starts_with("last "), "{answer}");
+            node.reach("asleep")?;
+        }
+        node.rollback()?;
+        ensure!(node.status()?["version"] == serves, "{}", node.status()?);
+        node.end()
+    });
 }

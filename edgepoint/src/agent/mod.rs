@@ -22,7 +22,7 @@ use libsnap::error::{Error, OrFail, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
 use libsnap::store::{App, State as AppState, now_unix_ms};
-use libsnap::target::{Instance, Phase, SnapshotReport};
+use libsnap::target::{Instance, Memory, Phase, SnapshotReport};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
 use nodekit::{detach, ending};
@@ -504,7 +504,8 @@ impl Agent {
         let request = json!({
             "appshot": self.name(),
             "name": self.name(),
-            "memory": "lazy",
+            // Of one that was never up all is verified before it runs.
+            "memory": if self.deployment.versions.untried { Memory::Eager } else { Memory::Lazy },
             "cause": cause.name(),
             "sockets": sockets::numbers(&self.sockets),
         });

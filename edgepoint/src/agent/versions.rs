@@ -58,7 +58,10 @@ impl Agent {
         match changed {
             // Told once it is up.
             Ok(()) if ran => self.told = Some(switch.reply),
-            changed => drop(switch.reply.send(changed)),
+            changed => {
+                self.prepare();
+                let _ = switch.reply.send(changed);
+            }
         }
         Ok(next)
     }
@@ -120,7 +123,6 @@ impl Agent {
         self.copy_refused = None;
         self.node.takes_over(&self.deployment, rules_differ);
         self.notice(None);
-        self.prepare();
         Ok(())
     }
 

@@ -53,6 +53,8 @@ impl Owners {
     /// The same, where only a name is known.
     pub fn app_named(&self, name: &str) -> String {
         let base = name.rsplit_once('.').filter(|(base, number)| {
+            // A version that does not serve: `APP.v2`.
+            let number = number.strip_prefix('v').unwrap_or(number);
             let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
             is_number && self.0.contains_key(*base)
         });
@@ -76,6 +78,7 @@ mod tests {
         let deployed = ["web", "db.7"].map(|app| (app.to_owned(), "acme".to_owned()));
         let owners = Owners(deployed.into());
         assert_eq!(owners.app_named("web.2"), "web");
+        assert_eq!(owners.app_named("web.v12"), "web");
         assert_eq!(owners.app_named("web"), "web");
         assert_eq!(owners.app_named("db.7"), "db.7");
         assert_eq!(owners.app_named("other.2"), "other.2");
