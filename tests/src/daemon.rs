@@ -132,6 +132,7 @@ pub fn it_answers_what_it_describes(program: Program, body: &Value) {
                 "get" if !is_json => client.text(&path).map(Value::from),
                 "get" => client.get(&path),
                 "post" => client.post(&path, body),
+                "put" => client.put(&path, body),
                 "delete" => client.delete(&path),
                 other => panic!("{other} of {path} is not tried"),
             };
