@@ -138,6 +138,48 @@ fn parked() {
     });
 }
 
+/// What an app needed first it is likely to need again after its next sleep: the instance
+/// that waits has it, though its appshot is another one.
+#[test]
+fn what_was_needed_before() {
+    in_place("what_was_needed_before", |place| {
+        let registry = Registry::new(place)?;
+        let name = place.unique();
+        let [ready, told] = ["ready", "told"].map(|what| place.path(what).display().to_string());
+        let run = ["-q", "run", "-d", "--name", name, "--", "/usr/bin/python3", "-c"];
+        registry.appshot(&[&run[..], &[TELLING, &ready, &told]].concat())?;
+        poll("ready", PATIENCE, || Ok(Path::new(&ready).exists().then_some(())))?;
+        registry.appshot(&["-q", "snapshot", name])?;
+        let daemon = registry.daemon("restored", "")?;
+        restore(&daemon, name, name)?;
+        let file = registry.data.join(format!("appshots/.{name}.appshot.working-set"));
+        let needed = poll("a working set", PATIENCE, || Ok(file.metadata().ok()))?.len();
+        registry.appshot(&["-q", "snapshot", "--replace", name])?;
+        let _: Value = daemon
+            .client
+            .post("/v1/prepare", &json!({ "appshot": name, "instance": true }))?;
+        poll("an instance to wait", PATIENCE, || Ok(waits(&daemon)?.then_some(())))?;
+        let groups = spares(daemon.pid());
+        let all = groups
+            .iter()
+            .flat_map(|group| libsnap::cgroup::processes(group).unwrap_or_default());
+        let anonymous = all.filter_map(|pid| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+            line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+        });
+        let most = anonymous.max().context("nobody waits")? << 10;
+        ensure!(most > needed / 2, "{most} bytes of some {needed}");
+        let instance = restore(&daemon, name, name)?;
+        ensure!(
+            instance.phases.iter().all(|phase| phase.name != "memory"),
+            "{:?}",
+            instance.phases
+        );
+        daemon.stop()
+    });
+}
+
 /// Whether an instance waits.
 fn waits(daemon: &Daemon) -> Result<bool> {
     let all: Vec<Value> = daemon.client.get("/v1/prepare")?;
