@@ -507,7 +507,11 @@ impl Space {
         }
         let pages = self.ahead(page, EMPTY_MAX).max(EMPTY_MIN);
         let end = start + pages * PAGE;
-        let end = self.owed.within(Span { start, end }).next().map_or(end, |owed| owed.start);
+        let end = self
+            .owed
+            .within(Span { start, end })
+            .next()
+            .map_or(end, |owed| owed.start);
         // Where it fails, as at the end of a mapping, each is asked for.
         if end > start && self.faults.zero(start, (end - start) / PAGE).is_ok() {
             self.last = (end, pages);
