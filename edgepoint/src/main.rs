@@ -25,7 +25,8 @@ mod versions;
 mod work;
 
 use clap::Parser;
-use libsnap::error::{OrFail, Result};
+use libsnap::error::{Error, Kind, OrFail, Result};
+use libsnap::store::{Lock, Store};
 use libsnap::units::{parse_bytes, parse_span};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use node::Node;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<u8> {
     let args = &cli.daemon;
     let store = args.dirs.open()?;
+    let _alone = alone(&store)?;
     let node = Node::new(store, &args.dirs, cli.memory)?;
     let entry = entry(cli)?;
     if entry.is_some() {
@@ -98,6 +100,16 @@ fn run(cli: &Cli) -> Result<u8> {
         (api::router(node), http)
     })?;
     Ok(0)
+}
+
+/// The apps of a directory have one daemon, wherever it listens.
+fn alone(store: &Store) -> Result<Lock> {
+    let what = || format!("cannot take the apps in {}", store.data_dir().display());
+    Lock::try_take(&store.data_dir().join(".edgepointd.lock"))?.ok_or_else(|| {
+        Error::new(Kind::Conflict, what())
+            .because("another edgepointd has them")
+            .fix("stop that one, or name another directory with --data-dir")
+    })
 }
 
 /// Threads of their own for HTTP, and its sockets, where it is wanted.

@@ -187,6 +187,17 @@ impl Node {
                 )),
             );
         }
+        let other = self.lock().values().find_map(|handle| {
+            let theirs = &handle.manifest.listen;
+            let shared = manifest
+                .listen
+                .iter()
+                .find(|own| theirs.iter().any(|their| own.covers(their) || their.covers(own)))?;
+            Some(format!("app {} listens on {shared}", handle.manifest.app))
+        });
+        if let Some(because) = other {
+            return Err(taken(&because).fix("choose another address, or remove that app"));
+        }
         self.proxy.free(&manifest)?;
         let deployment = Deployment {
             manifest,

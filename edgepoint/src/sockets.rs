@@ -174,7 +174,7 @@ fn place(socket: &OwnedFd) -> Option<Listen> {
 
 impl Listen {
     /// Whether who comes to the other place comes here.
-    fn covers(&self, other: &Listen) -> bool {
+    pub fn covers(&self, other: &Listen) -> bool {
         match (self.tcp, other.tcp) {
             (Some(own), Some(other)) => {
                 let (ip, wanted) = (own.ip().to_canonical(), other.ip().to_canonical());

@@ -138,6 +138,61 @@ fn parked() {
     });
 }
 
+/// It has 40 MB and needs 8 of them.
+const NEEDING: &str = r#"
+import sys, time
+data = [bytes([i % 251]) * 4096 for i in range(10000)]
+open(sys.argv[1], "w").close()
+while True:
+    time.sleep(0.02)
+    assert all(block[9] == i % 251 for i, block in enumerate(data[:2000]))
+"#;
+
+/// What an app needed first it is likely to need again after its next sleep: the instance
+/// that waits has it, though its appshot is another one.
+#[test]
+fn what_was_needed_before() {
+    in_place("what_was_needed_before", |place| {
+        let registry = Registry::new(place)?;
+        let name = place.unique();
+        let ready = place.path("ready").display().to_string();
+        let run = ["-q", "run", "-d", "--name", name, "--", "/usr/bin/python3", "-c"];
+        registry.appshot(&[&run[..], &[NEEDING, &ready]].concat())?;
+        poll("ready", PATIENCE, || Ok(Path::new(&ready).exists().then_some(())))?;
+        registry.appshot(&["-q", "snapshot", name])?;
+        let daemon = registry.daemon("restored", "")?;
+        restore(&daemon, name, name)?;
+        let file = registry.data.join(format!("appshots/.{name}.appshot.working-set"));
+        let needed = poll("a working set", PATIENCE, || Ok(file.metadata().ok()))?.len();
+        registry.appshot(&["-q", "snapshot", "--replace", name])?;
+        let _: Value = daemon
+            .client
+            .post("/v1/prepare", &json!({ "appshot": name, "instance": true }))?;
+        poll("an instance to wait", PATIENCE, || Ok(waits(&daemon)?.then_some(())))?;
+        let groups = spares(daemon.pid());
+        let all = groups
+            .iter()
+            .flat_map(|group| libsnap::cgroup::processes(group).unwrap_or_default());
+        let anonymous = all.filter_map(|pid| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+            line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+        });
+        let most = anonymous.max().context("nobody waits")? << 10;
+        ensure!(
+            most > needed && needed > 8 << 20,
+            "{most} bytes, and {needed} were needed"
+        );
+        let instance = restore(&daemon, name, name)?;
+        ensure!(
+            instance.phases.iter().all(|phase| phase.name != "memory"),
+            "{:?}",
+            instance.phases
+        );
+        daemon.stop()
+    });
+}
+
 /// Whether an instance waits.
 fn waits(daemon: &Daemon) -> Result<bool> {
     let all: Vec<Value> = daemon.client.get("/v1/prepare")?;

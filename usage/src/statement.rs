@@ -17,8 +17,9 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 /// Apps with a colour of their own; the others share the last.
-const COLOURS: [&str; 7] = [
-    "#3060a0", "#c05020", "#308050", "#8050a0", "#a08020", "#208090", "#707070",
+const COLOURS: [&str; 13] = [
+    "#3060a0", "#c05020", "#308050", "#8050a0", "#a08020", "#208090", "#b03070", "#607020", "#6070d0", "#803020",
+    "#50a070", "#b080d0", "#707070",
 ];
 
 #[derive(Clone, Debug, Default)]

@@ -48,6 +48,10 @@ use std::time::{Duration, Instant};
 const FIRST: Duration = Duration::from_secs(1);
 /// Pages brought at once where an app goes through its memory in order.
 const AHEAD_MAX: u64 = 16;
+/// Pages that never held anything are told to be empty so many at a time: who allocates
+/// comes to the next ones, and need not wait for anybody then.
+const EMPTY_MIN: u64 = 16;
+const EMPTY_MAX: u64 = 512;
 /// After the kernel has refused because an act is under way.
 const AGAIN: Duration = Duration::from_micros(20);
 /// Userfaultfds in one queue; some 200 messages fit.
@@ -487,10 +491,30 @@ impl Space {
     }
 
     /// How many pages to bring for a fault at `page`: more where the last one led here.
-    fn ahead(&self, page: u64) -> u64 {
+    fn ahead(&self, page: u64, most: u64) -> u64 {
         match self.last {
-            (end, pages) if end == page => (2 * pages).min(AHEAD_MAX),
+            (end, pages) if end == page => (2 * pages).min(most),
             _ => 1,
+        }
+    }
+
+    /// Tells of pages behind this one, which never held anything, that nor did they. They
+    /// take no memory until they are written.
+    fn empty_ahead(&mut self, start: u64, page: u64) {
+        // What is owed may arrive anywhere.
+        if self.owed.is_unsettled() {
+            return;
+        }
+        let pages = self.ahead(page, EMPTY_MAX).max(EMPTY_MIN);
+        let end = start + pages * PAGE;
+        let end = self
+            .owed
+            .within(Span { start, end })
+            .next()
+            .map_or(end, |owed| owed.start);
+        // Where it fails, as at the end of a mapping, each is asked for.
+        if end > start && self.faults.zero(start, (end - start) / PAGE).is_ok() {
+            self.last = (end, pages);
         }
     }
 }
@@ -868,7 +892,7 @@ impl Work {
         if space.owed.is_uncertain(page) {
             return Ok(Brought::Again);
         }
-        let pages = space.ahead(page);
+        let pages = space.ahead(page, AHEAD_MAX);
         let one = Span {
             start: page,
             end: page + PAGE,
@@ -879,6 +903,9 @@ impl Work {
                 true => space.faults.try_copy(page, &[0; PAGE as usize]).map(drop),
                 false => space.faults.zero(page, 1),
             };
+            if result.is_ok() {
+                space.empty_ahead(one.end, page);
+            }
             return space.done(result, one);
         };
         let end = span.end.min(page + pages * PAGE);

@@ -9,8 +9,8 @@
 //!   pages                  of the runs, back to back
 //! ```
 //!
-//! It is nothing but a help: one that is missing, damaged or another appshot's is
-//! as good as none.
+//! It is nothing but a help: one that is missing or damaged is as good as none. One of the
+//! appshot that was here before, of the same app as a rule, tells where to look in this one.
 
 use super::opened::Opened;
 use super::owed::Owed;
@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 
 /// What comes before the app runs; more would hold it up.
 const BYTES_MAX: u64 = 64 << 20;
+/// That of one appshot is taken for the next up to this size; then it is found out anew.
+const SUCCEEDS_MAX: u64 = 32 << 20;
 const HEADER_BYTES_MAX: usize = 256;
 const RUN_BYTES: usize = 24;
 
@@ -84,7 +86,26 @@ impl WorkingSet {
             .open(path);
         let file: File = open.ok().filter(is_ours)?;
         file.take(2 * BYTES_MAX).read_to_end(&mut bytes).ok()?;
-        parse(&bytes, &opened.shot.identity.to_hex())
+        let (appshot, found) = parse(&bytes)?;
+        match appshot == opened.shot.identity.to_hex().as_str() {
+            true => Some(found),
+            false => found.of_successor(opened),
+        }
+    }
+
+    /// The same places in the appshot that came after. Not for ever: what is not needed any
+    /// more is never found out.
+    fn of_successor(&self, opened: &Opened) -> Option<WorkingSet> {
+        if self.content.len() as u64 > SUCCEEDS_MAX {
+            return None;
+        }
+        let pages = self.runs.iter().flat_map(|run| {
+            let addresses = (run.address..run.end()).step_by(PAGE as usize);
+            addresses.map(|address| (run.core, address))
+        });
+        let runs = stored(opened, pages);
+        let content = content(opened, &runs).ok()?;
+        (!runs.is_empty()).then_some(WorkingSet { runs, content })
     }
 
     /// Its pages: process, address, content.
@@ -108,17 +129,8 @@ impl WorkingSet {
             return Ok(None);
         }
         // What the app has moved since is elsewhere in the appshot.
-        let stored = |(core, address): &(usize, u64)| {
-            let segments = &opened.shot.cores[*core].segments;
-            let first = segments.partition_point(|s| s.vaddr + s.bytes <= *address);
-            segments.get(first).is_some_and(|s| s.vaddr <= *address)
-        };
-        let pages = touched.into_iter().filter(stored).map(|(core, address)| Run {
-            core,
-            address,
-            bytes: PAGE,
-        });
-        let runs = merged(known.iter().copied().chain(pages).collect());
+        let touched = stored(opened, touched.into_iter());
+        let runs = merged(known.iter().copied().chain(touched).collect());
         let content = content(opened, &runs)?;
         Ok(Some(WorkingSet { runs, content }))
     }
@@ -136,6 +148,21 @@ fn is_ours(file: &File) -> bool {
     let own = nix::unistd::geteuid().as_raw();
     file.metadata()
         .is_ok_and(|meta| meta.is_file() && meta.uid() == own && meta.mode() & 0o022 == 0)
+}
+
+/// Those of these pages, by process and address, that the appshot holds.
+fn stored(opened: &Opened, pages: impl Iterator<Item = (usize, u64)>) -> Vec<Run> {
+    let is_stored = |(core, address): &(usize, u64)| {
+        let segments = opened.shot.cores.get(*core).map_or(&[][..], |core| &core.segments);
+        let first = segments.partition_point(|s| s.vaddr + s.bytes <= *address);
+        segments.get(first).is_some_and(|s| s.vaddr <= *address)
+    };
+    let runs = pages.filter(is_stored).map(|(core, address)| Run {
+        core,
+        address,
+        bytes: PAGE,
+    });
+    merged(runs.collect())
 }
 
 /// In order, without overlap, and not too much.
@@ -201,15 +228,16 @@ fn encode(appshot: &str, runs: &[Run], content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// `None` for anything but what was written for this appshot.
-fn parse(bytes: &[u8], appshot: &str) -> Option<WorkingSet> {
+/// The appshot's manifest by its digest, and what was written for it. `None` for anything
+/// else.
+fn parse(bytes: &[u8]) -> Option<(&str, WorkingSet)> {
     let line = bytes.iter().take(HEADER_BYTES_MAX).position(|byte| *byte == b'\n')?;
     let words: Vec<&str> = str::from_utf8(&bytes[..line]).ok()?.split(' ').collect();
     let body = &bytes[line + 1..];
-    let ["APPSHOT-WORKING-SET", "1", own, digest, count] = words[..] else {
+    let ["APPSHOT-WORKING-SET", "1", appshot, digest, count] = words[..] else {
         return None;
     };
-    if own != appshot || digest != blake3::hash(body).to_hex().as_str() {
+    if digest != blake3::hash(body).to_hex().as_str() {
         return None;
     }
     let table = count.parse::<usize>().ok()?.checked_mul(RUN_BYTES)?;
@@ -229,10 +257,8 @@ fn parse(bytes: &[u8], appshot: &str) -> Option<WorkingSet> {
         run.address.checked_add(run.bytes).filter(|_| aligned)?;
         total = total.checked_add(run.bytes)?;
     }
-    (total == content.len() as u64).then(|| WorkingSet {
-        runs,
-        content: content.to_vec(),
-    })
+    let content = content.to_vec();
+    (total == content.len() as u64).then_some((appshot, WorkingSet { runs, content }))
 }
 
 fn write(appshot: &Path, bytes: &[u8]) -> Result<()> {
@@ -302,19 +328,19 @@ mod tests {
         let runs = [run(0, 3, 1), run(2, 9, 2)];
         let content: Vec<u8> = (0..3 * PAGE).map(|i| i as u8).collect();
         let good = encode("abc", &runs, &content);
-        let read = parse(&good, "abc").unwrap();
+        let (appshot, read) = parse(&good).unwrap();
+        assert_eq!(appshot, "abc");
         let pieces: Vec<_> = read
             .pieces()
             .map(|(core, address, bytes)| (core, address, bytes.len() as u64))
             .collect();
         assert_eq!(pieces, runs.map(|run| (run.core, run.address, run.bytes)));
         assert_eq!((read.content.clone(), read.runs().to_vec()), (content, runs.to_vec()));
-        assert!(parse(&good, "abd").is_none());
         for at in (0..good.len()).step_by(7) {
             let mut bad = good.clone();
             bad[at] ^= 1;
-            assert!(parse(&bad, "abc").is_none(), "{at}");
-            assert!(parse(&good[..at], "abc").is_none(), "{at}");
+            assert!(parse(&bad).is_none_or(|(appshot, _)| appshot != "abc"), "{at}");
+            assert!(parse(&good[..at]).is_none(), "{at}");
         }
     }
 }

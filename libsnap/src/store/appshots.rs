@@ -115,7 +115,6 @@ impl Store {
         if path.exists() {
             renameat2(AT_FDCWD, &next, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE).or_fail(what)?;
             files::sync_parent(&path).or_fail(what)?;
-            working_set::remove(&path);
             return delete(&next);
         }
         std::fs::rename(&next, &path).or_fail(what)?;
