@@ -187,15 +187,7 @@ impl Node {
                 )),
             );
         }
-        let other = self.lock().values().find_map(|handle| {
-            let theirs = &handle.manifest.listen;
-            let shared = manifest
-                .listen
-                .iter()
-                .find(|own| theirs.iter().any(|their| own.covers(their) || their.covers(own)))?;
-            Some(format!("app {} listens on {shared}", handle.manifest.app))
-        });
-        if let Some(because) = other {
+        if let Some(because) = self.listens_there(&manifest) {
             return Err(taken(&because).fix("choose another address, or remove that app"));
         }
         self.proxy.free(&manifest)?;
@@ -208,6 +200,16 @@ impl Node {
         };
         self.save(&deployment)?;
         Ok(self.begin(deployment, Vec::new()))
+    }
+
+    /// Another app that listens where this one is to.
+    pub fn listens_there(&self, manifest: &Manifest) -> Option<String> {
+        self.lock().values().find_map(|handle| {
+            let theirs = &handle.manifest.listen;
+            let mut own = manifest.listen.iter().filter(|_| handle.manifest.app != manifest.app);
+            let shared = own.find(|own| theirs.iter().any(|their| own.covers(their) || their.covers(own)))?;
+            Some(format!("app {} listens on {shared}", handle.manifest.app))
+        })
     }
 
     fn begin(&self, deployment: Deployment, sockets: Vec<OwnedFd>) -> watch::Receiver<Status> {

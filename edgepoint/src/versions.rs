@@ -167,6 +167,9 @@ impl Node {
     async fn update_now(self, deployment: Deployment, manifest: Manifest) -> Result<()> {
         let state = self.status(&deployment.manifest.app)?.borrow().state;
         refuse(&deployment, &manifest, state)?;
+        if let Some(because) = self.listens_there(&manifest) {
+            return Err(cannot_update(&manifest.app, because).fix("choose another address, or remove that app"));
+        }
         self.proxy.free(&manifest)?;
         let to = Version {
             number: deployment.versions.last + 1,

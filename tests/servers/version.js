@@ -1,9 +1,11 @@
-// Says which version it is, and how often it was asked: version.js PORT VERSION
-const [port, version] = process.argv.slice(2);
+// Says which version it is, and how often it was asked: version.js PORT VERSION [PORT]
+const [port, version, ...more] = process.argv.slice(2);
 let count = 0;
-require('http')
-  .createServer((request, response) => {
-    count += 1;
-    response.end(`${version} ${count}\n`);
-  })
-  .listen(Number(port), '127.0.0.1');
+for (const each of [port, ...more]) {
+  require('http')
+    .createServer((request, response) => {
+      count += 1;
+      response.end(`${version} ${count}\n`);
+    })
+    .listen(Number(each), '127.0.0.1');
+}

@@ -10,6 +10,8 @@ use appshot_tests::verdict::{PATIENCE, need_program, poll};
 use libsnap::error::Error;
 use nodekit::client::Client;
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -364,6 +366,79 @@ fn falls_back() {
         damage(&node.appshot(&format!("{}.v1", place.unique())))?;
         ensure!(node.rollback().is_err(), "a damaged one serves");
         ensure!(http_get(port, "/")?.starts_with("v3"), "another one serves");
+        node.end()
+    });
+}
+
+/// Who stays connected is not cut off: the old version goes on, and takes others again. A
+/// listener can be added, and goes with a rollback.
+#[test]
+fn listeners_and_connections() {
+    in_place("versions_listeners_and_connections", |place| {
+        let registry = Registry::new(place)?;
+        registry.show_log(place)?;
+        let (port, more) = (free_port()?, free_port()?);
+        let node = Node::new(&registry, place.unique(), &node_counter(place, port, "v1")?)?;
+        let second = node_counter(place, port, "v2")?.replace("\"v2\"]", &format!("\"v2\", \"{more}\"]"))
+            + &format!("[[listen]]\ntcp = \"127.0.0.1:{more}\"\n");
+        let mut stays = TcpStream::connect(("127.0.0.1", port))?;
+        stays.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n")?;
+        ensure!(http_get(port, "/")?.starts_with("v1 "), "not v1");
+        let (refused, told) = under_load(port, 1, || Ok(node.update(&second)))?;
+        let error = refused.err().context("who was connected was cut off")?;
+        ensure!(error.to_string().contains("connections are open: 1"), "{error}");
+        ensure!(told == ["v1"], "{told:?}");
+        node.has(1, &[])?;
+        stays.write_all(b"Connection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stays.read_to_string(&mut answer)?;
+        ensure!(answer.contains("v1 "), "{answer}");
+        node.update(&second)?;
+        ensure!(http_get(port, "/")?.starts_with("v2 "), "not v2");
+        ensure!(http_get(more, "/")?.starts_with("v2 "), "it does not listen on both");
+        node.rollback()?;
+        ensure!(http_get(port, "/")?.starts_with("v1 "), "not v1");
+        ensure!(http_get(more, "/").is_err(), "somebody listens where nobody should");
+        node.rollback()?;
+        ensure!(http_get(more, "/")?.starts_with("v2 "), "it does not listen on both");
+        let metrics = node.client()?.text("/metrics")?;
+        for (name, value) in [
+            ("appshot_app_version{", " 2"),
+            ("outcome=\"failed\"", " 1"),
+            ("outcome=\"updated\"", " 1"),
+            ("outcome=\"rolled-back\"", " 2"),
+        ] {
+            let line = metrics.lines().find(|line| line.contains(name)).context(name)?;
+            ensure!(line.ends_with(value), "{line}");
+        }
+        node.end()
+    });
+}
+
+/// Further instances end before another version takes over.
+#[test]
+fn further_instances() {
+    in_place("versions_further_instances", |place| {
+        let registry = Registry::new(place)?;
+        registry.show_log(place)?;
+        let port = free_port()?;
+        let several = |version: &str| -> Result<String> {
+            Ok(node_counter(place, port, version)? + "[instances]\nmin = 2\nmax = 2\n")
+        };
+        let node = Node::new(&registry, place.unique(), &several("v1")?)?;
+        let two = || {
+            poll("two instances", PATIENCE, || {
+                let status = node.status()?;
+                let running = status["instances"].as_array().into_iter().flatten();
+                Ok((running.filter(|one| one["root"].is_number()).count() == 2).then_some(()))
+            })
+        };
+        two()?;
+        let (_, told) = under_load(port, 1, || Ok(node.update(&several("v2")?)?))?;
+        ensure!(told == ["v1", "v2"], "{told:?}");
+        two()?;
+        let (_, told) = under_load(port, 1, || Ok(node.rollback()?))?;
+        ensure!(told == ["v2", "v1"], "{told:?}");
         node.end()
     });
 }
