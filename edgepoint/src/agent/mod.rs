@@ -91,6 +91,8 @@ pub struct Agent {
     copy_refused: Option<Instant>,
     /// Failures one after the other.
     failures: u32,
+    /// Snapshots that failed one after the other, though nobody had come.
+    refusals: u32,
     /// Since when it runs.
     running: Instant,
 }
@@ -120,6 +122,7 @@ impl Agent {
             charge: None,
             copy_refused: None,
             failures: 0,
+            refusals: 0,
             running: Instant::now(),
         }
     }
@@ -382,6 +385,7 @@ impl Agent {
                 // Somebody may have come at that moment.
                 let asked = self.load().await > 0;
                 self.node.budget.stays(self.name(), !asked);
+                self.refusals += u32::from(!asked);
                 self.meter().refused();
                 self.status.send_modify(|status| status.counts.sleeps_refused += 1);
                 match self.running_app() {
@@ -402,6 +406,7 @@ impl Agent {
         self.charge = None;
         self.deployment.memory_bytes = had.or(self.deployment.memory_bytes);
         self.meter().slept();
+        self.refusals = 0;
         self.status.send_modify(|status| status.counts.sleeps += 1);
         self.node.note(&self.deployment)
     }
@@ -457,6 +462,13 @@ impl Agent {
         let instance = !self.node.budget.is_short();
         let request = json!({ "appshot": self.name(), "instance": instance });
         std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &request));
+    }
+
+    /// How long nobody has to need it before it sleeps: longer where that was refused.
+    fn patience(&self) -> Duration {
+        let usual = self.manifest().idle.timeout.0;
+        let longer = usual.saturating_mul(2u32.saturating_pow(self.refusals));
+        longer.min(BACK_OFF_MAX).max(usual)
     }
 
     fn suspended(&mut self, suspended: bool) -> Result<()> {

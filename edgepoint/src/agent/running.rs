@@ -193,7 +193,7 @@ impl Agent {
         if seen.leaving {
             return Ok(Some(Next::Sleep { suspended: true }));
         }
-        if seen.needed.elapsed() < idle.timeout.0 || self.manifest().instances.min > 0 {
+        if seen.needed.elapsed() < self.patience() || self.manifest().instances.min > 0 {
             return Ok(None);
         }
         let quiet = usize::try_from(self.demand.traffic.quiet_open.get()).unwrap_or(0);
