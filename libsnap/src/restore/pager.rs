@@ -46,6 +46,8 @@ use std::time::{Duration, Instant};
 
 /// How long only what is touched is brought, so that it can be told from the rest.
 const FIRST: Duration = Duration::from_secs(1);
+/// Who touches so many pages until then needs all of them.
+const FIRST_PAGES_MAX: usize = 4096;
 /// Pages brought at once where an app goes through its memory in order.
 const AHEAD_MAX: u64 = 16;
 /// Pages that never held anything are told to be empty so many at a time: who allocates
@@ -952,7 +954,7 @@ impl Work {
         let now = Instant::now();
         for debt in self.debts.values_mut() {
             if let Stage::First(until) = debt.stage
-                && until <= now
+                && (until <= now || debt.touched.len() > FIRST_PAGES_MAX)
             {
                 debt.note();
                 debt.stage = match debt.rest {
