@@ -97,7 +97,7 @@ impl Node {
     }
 
     fn directory(&self) -> PathBuf {
-        self.store.data_dir().join("deployed")
+        self.store.deployed_dir()
     }
 
     fn path(&self, app: &str) -> PathBuf {

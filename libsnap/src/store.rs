@@ -121,6 +121,11 @@ impl Store {
         &self.data_dir
     }
 
+    /// What is deployed on this node: one file an app (`NAME.json`), of the node's daemon.
+    pub fn deployed_dir(&self) -> PathBuf {
+        self.data_dir.join("deployed")
+    }
+
     /// Where the output of a detached app goes.
     pub fn log_path(&self, name: &str) -> PathBuf {
         self.data_dir.join("logs").join(format!("{name}.log"))

@@ -253,9 +253,17 @@ fn gc() {
             why(&tags[3]).contains("newest") && why(&sleeper).contains("sleeps"),
             "{done:?}"
         );
-        // Nothing but what is needed withstands these.
+        // Nothing but what is needed withstands these: what is deployed is, its versions too.
+        let deployed = trial.registry.data.join("deployed").join(format!("{}.json", tags[3]));
+        fs::create_dir_all(deployed.parent().context("no directory")?)?;
+        fs::write(&deployed, "{}")?;
+        let version = format!("{}.v7", tags[3]);
+        trial.keep(&app, &version)?;
         let done = trial.gc(&["--keep", "0"])?;
-        ensure!(removed(&done) == [&tags[3]], "{done:?}");
+        ensure!(removed(&done).is_empty(), "{done:?}");
+        fs::remove_file(&deployed)?;
+        let done = trial.gc(&["--keep", "0"])?;
+        ensure!(removed(&done) == [&tags[3], &version], "{done:?}");
         trial.kill(&other)?;
         let done = trial.gc(&["--keep", "0"])?;
         ensure!(

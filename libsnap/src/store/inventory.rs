@@ -3,7 +3,8 @@
 //! ```text
 //!            a record whose app sleeps in it ───┐
 //!   a record whose instance was restored of it ─┼──> needed: no rule removes it
-//!               an appshot that borrows pages ──┘
+//!               an appshot that borrows pages ──┤
+//!       a deployed app, its versions included ──┘
 //! ```
 
 use super::{App, SUFFIX, Store, files, names};
@@ -55,6 +56,9 @@ pub enum Need {
     Instance(String),
     /// The appshot of this name borrows pages of it.
     Child(String),
+    /// The app of this name is deployed, and this is its appshot, or that of a version of it
+    /// (`NAME.vN`). No record tells after a boot.
+    Deployed(String),
 }
 
 impl fmt::Display for Need {
@@ -63,6 +67,7 @@ impl fmt::Display for Need {
             Need::Asleep(app) => write!(f, "app {app} sleeps in it"),
             Need::Instance(app) => write!(f, "app {app} was restored from it and runs"),
             Need::Child(appshot) => write!(f, "appshot {appshot} borrows pages of it"),
+            Need::Deployed(app) => write!(f, "app {app} is deployed"),
         }
     }
 }
@@ -135,9 +140,16 @@ impl Store {
             }
         }
         let apps = self.list()?;
+        let deployed = match self.deployed_dir() {
+            dir if dir.exists() => files::stems(&dir, ".json")?,
+            _ => Vec::new(),
+        };
         for stored in &mut all {
             stored.parents.clear();
             stored.needed_by = apps.iter().filter_map(|app| need_of(app, &stored.path)).collect();
+            let of_it = |app: &&String| is_of(app, &stored.name);
+            let deployed = deployed.iter().filter(of_it).cloned().map(Need::Deployed);
+            stored.needed_by.extend(deployed);
         }
         let lent = |lender: &Stored| {
             let borrow = |other: &&Stored| other.borrows_from.contains(&lender.identity);
@@ -184,6 +196,15 @@ impl Store {
             None => self.delete_appshot(&stored.name).map(|()| None),
         }
     }
+}
+
+/// Whether the appshot of this name is the app's, or that of a version.
+fn is_of(app: &str, name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(app) else {
+        return false;
+    };
+    let is_version = |number: &str| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    rest.is_empty() || rest.strip_prefix(".v").is_some_and(is_version)
 }
 
 /// Whether this record is of an app that needs the appshot at `path`. Where two paths

@@ -72,7 +72,7 @@ impl Store {
 }
 
 fn needed_as_it_is(stored: &Stored) -> Option<String> {
-    let reads = |need: &&Need| !matches!(need, Need::Asleep(_));
+    let reads = |need: &&Need| !matches!(need, Need::Asleep(_) | Need::Deployed(_));
     match stored.needed_by.iter().find(reads) {
         _ if stored.packed_bytes.is_some() => Some("it is already".to_owned()),
         Some(need) => Some(need.to_string()),

@@ -25,7 +25,7 @@ struct Manifest {
 
 impl Owners {
     pub fn read(store: &Store) -> Owners {
-        let dir = store.data_dir().join("deployed");
+        let dir = store.deployed_dir();
         let names = stems(&dir, ".json").unwrap_or_default();
         let read = |name: String| read_json::<Deployment>(&dir.join(format!("{name}.json"))).ok()?;
         let deployed = names.into_iter().filter_map(read);
