@@ -66,7 +66,8 @@ impl Opened {
 
     /// Keeps what an instance has touched besides what was known.
     pub fn keep_working_set(&self, known: &[Run], touched: Vec<(usize, u64)>) -> Result<()> {
-        let Some(grown) = WorkingSet::grown(self, known, touched)? else {
+        let written = self.working_set().is_none_or(|known| !known.inherited);
+        let Some(grown) = WorkingSet::grown(self, known, touched, written)? else {
             return Ok(());
         };
         let grown = Arc::new(grown);

@@ -49,6 +49,8 @@ impl Run {
 pub struct WorkingSet {
     runs: Vec<Run>,
     content: Vec<u8>,
+    /// From the one of the appshot before; not written for this one yet.
+    pub inherited: bool,
 }
 
 const SUFFIX: &str = ".working-set";
@@ -105,7 +107,11 @@ impl WorkingSet {
         });
         let runs = stored(opened, pages);
         let content = content(opened, &runs).ok()?;
-        (!runs.is_empty()).then_some(WorkingSet { runs, content })
+        (!runs.is_empty()).then_some(WorkingSet {
+            runs,
+            content,
+            inherited: true,
+        })
     }
 
     /// Its pages: process, address, content.
@@ -122,17 +128,28 @@ impl WorkingSet {
         &self.runs
     }
 
-    /// What was known and what was touched besides, unless that is little.
-    pub fn grown(opened: &Opened, known: &[Run], touched: Vec<(usize, u64)>) -> Result<Option<WorkingSet>> {
+    /// What was known and what was touched besides, unless that is little and what is known
+    /// has been written.
+    pub fn grown(
+        opened: &Opened,
+        known: &[Run],
+        touched: Vec<(usize, u64)>,
+        written: bool,
+    ) -> Result<Option<WorkingSet>> {
         let bytes: u64 = known.iter().map(|run| run.bytes).sum();
-        if touched.is_empty() || (touched.len() as u64) * PAGE < bytes / 8 {
+        let is_little = touched.is_empty() || (touched.len() as u64) * PAGE < bytes / 8;
+        if is_little && written {
             return Ok(None);
         }
         // What the app has moved since is elsewhere in the appshot.
         let touched = stored(opened, touched.into_iter());
         let runs = merged(known.iter().copied().chain(touched).collect());
         let content = content(opened, &runs)?;
-        Ok(Some(WorkingSet { runs, content }))
+        Ok(Some(WorkingSet {
+            runs,
+            content,
+            inherited: false,
+        }))
     }
 
     /// Writes it for the next program that restores the appshot.
@@ -258,7 +275,12 @@ fn parse(bytes: &[u8]) -> Option<(&str, WorkingSet)> {
         total = total.checked_add(run.bytes)?;
     }
     let content = content.to_vec();
-    (total == content.len() as u64).then_some((appshot, WorkingSet { runs, content }))
+    let found = WorkingSet {
+        runs,
+        content,
+        inherited: false,
+    };
+    (total == found.content.len() as u64).then_some((appshot, found))
 }
 
 fn write(appshot: &Path, bytes: &[u8]) -> Result<()> {
