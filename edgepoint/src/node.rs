@@ -123,7 +123,10 @@ impl Node {
         });
         for name in store::stems(&self.directory(), SUFFIX)? {
             match store::read_json::<Deployment>(&self.path(&name)) {
-                Ok(Some(deployment)) => drop(self.begin(deployment, kept.remove(&name).unwrap_or_default())),
+                Ok(Some(deployment)) => {
+                    self.begin(deployment, kept.remove(&name).unwrap_or_default());
+                    self.tidy_later(name);
+                }
                 Ok(None) => {}
                 Err(error) => tracing::error!(app = name, %error, "is not taken up"),
             }

@@ -151,6 +151,8 @@ pub fn clear(store: &Store, name: &str) -> Result<()> {
 
 /// How long one that was told to take over may take for it, beyond what agents allow.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// When it is looked again for what a killed daemon has left.
+const LATER: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(4), Duration::from_secs(25)];
 /// Lines of a log that are told of one that did not come up.
 const LINES: usize = 5;
 
@@ -188,6 +190,25 @@ impl Node {
             on_own_thread(move || clear(&store, &name)).await?;
         }
         done
+    }
+
+    /// What a daemon that was killed had just started for an update has its record only
+    /// some time after the next one has looked.
+    pub fn tidy_later(&self, app: String) {
+        let node = self.clone();
+        tokio::spawn(async move {
+            for pause in LATER {
+                tokio::time::sleep(pause).await;
+                let Ok(changing) = node.changing(&app) else { return };
+                // An update removes what is in its way.
+                let Ok(_busy) = changing.try_lock_owned() else { continue };
+                let Ok(deployment) = node.read(&app) else { return };
+                let store = node.store.clone();
+                if let Err(error) = on_own_thread(move || tidy(&store, &deployment)).await {
+                    tracing::warn!(app, %error, "cannot remove what is left of a version");
+                }
+            }
+        });
     }
 
     /// Has the version serve again that did before.
