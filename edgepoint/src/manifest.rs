@@ -25,7 +25,7 @@
 
 use crate::proxy::rules::{Quiet, Route, Rules, Timeouts, Waiting};
 use libsnap::error::{Error, Kind, Result};
-use libsnap::store::{closest, validate};
+use libsnap::store::{closest, validate, version_name, version_named};
 use libsnap::target::{Hooks, RunOptions};
 use libsnap::units::{self, parse_span};
 use nodekit::args::User;
@@ -391,13 +391,12 @@ impl Manifest {
 
     /// What the appshot of a version is called that is not the one that serves.
     pub fn version_name(&self, number: u32) -> String {
-        format!("{}.v{number}", self.app)
+        version_name(&self.app, number)
     }
 
     /// The number of the version of this app that is called so.
     pub fn version_named(&self, name: &str) -> Option<u32> {
-        let number = name.strip_prefix(&self.app)?.strip_prefix(".v")?.parse().ok()?;
-        (self.version_name(number) == name).then_some(number)
+        version_named(&self.app, name)
     }
 
     /// Whether an instance or a version of this app may be called so.

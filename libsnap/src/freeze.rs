@@ -218,6 +218,16 @@ fn running(pids: &[HostPid]) -> Vec<(HostPid, HostPid)> {
 
 /// Asked before the first stop makes any of them run.
 pub fn before(target: &Target) -> Result<Before> {
+    ask_before(target, true)
+}
+
+/// The same for who keeps no journal: no thread comes before others then, for nobody
+/// could tell what it had.
+pub fn before_unnoted(target: &Target) -> Result<Before> {
+    ask_before(target, false)
+}
+
+fn ask_before(target: &Target, noted: bool) -> Result<Before> {
     timed::prune();
     looked::prune();
     let mut clocks = SchedClocks::default();
@@ -225,19 +235,12 @@ pub fn before(target: &Target) -> Result<Before> {
     for pid in members(target)? {
         for tid in proc::threads(pid).unwrap_or_default() {
             before.waits.extend(clocks.look(tid).map(|wait| (tid, wait)));
-            before.turns.extend(Turn::of(tid).ok().map(|turn| (tid, turn)));
+            if noted {
+                before.turns.extend(Turn::of(tid).ok().map(|turn| (tid, turn)));
+            }
         }
     }
     Ok(before)
-}
-
-/// The same for who keeps no journal: no thread comes before others then, for nobody
-/// could tell what it had.
-pub fn before_unnoted(target: &Target) -> Result<Before> {
-    Ok(Before {
-        turns: HashMap::new(),
-        ..before(target)?
-    })
 }
 
 /// A frozen cgroup; dropped, it is thawed.

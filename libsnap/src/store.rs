@@ -37,7 +37,7 @@ pub use boot::id as boot_id;
 pub use collect::{Collected, Judged, Leftover, Rules};
 pub use files::{Lock, absolute, directory, read_json, remove as remove_file, stems, sync_parent, write_json};
 pub use inventory::{Need, Stored};
-pub use names::{closest, from_command, validate};
+pub use names::{closest, from_command, validate, version_name, version_named};
 pub use quota::Room;
 pub use readings::Reading;
 pub use view::View;

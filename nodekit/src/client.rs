@@ -46,19 +46,16 @@ impl Client {
     }
 
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let body = serde_json::to_vec(body).or_fail(|| "cannot write the request")?;
-        self.ask(Method::POST, path, Bytes::from(body))
+        self.ask(Method::POST, path, json(body)?)
     }
 
     pub fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let body = serde_json::to_vec(body).or_fail(|| "cannot write the request")?;
-        self.ask(Method::PUT, path, Bytes::from(body))
+        self.ask(Method::PUT, path, json(body)?)
     }
 
     /// [`Client::post`] by a task.
     pub async fn post_async<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let body = serde_json::to_vec(body).or_fail(|| "cannot write the request")?;
-        let request = request(Method::POST, path, Bytes::from(body))?;
+        let request = request(Method::POST, path, json(body)?)?;
         let (status, answer) = exchange(&self.socket, request).await?;
         understand(status, &answer)
     }
@@ -75,6 +72,11 @@ impl Client {
             .or_fail(|| "cannot start the client")?;
         runtime.block_on(exchange(&self.socket, request(method, path, body)?))
     }
+}
+
+fn json(body: &impl Serialize) -> Result<Bytes> {
+    let body = serde_json::to_vec(body).or_fail(|| "cannot write the request")?;
+    Ok(Bytes::from(body))
 }
 
 fn request(method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>> {

@@ -180,6 +180,16 @@ impl Row {
 }
 
 impl State {
+    fn new() -> State {
+        State {
+            ready: Vec::new(),
+            rows: vec![Row::new(None, HUSKS_MIN)],
+            making: false,
+            busy: 0,
+            ending: false,
+        }
+    }
+
     /// Takes one of this kind, if one waits, and notes that it was asked for.
     fn take(&mut self, kind: Option<&Kind>) -> Option<Member> {
         let at = self.ready.iter().rposition(|member| member.kind.as_ref() == kind);
@@ -283,19 +293,12 @@ fn watch(watch: Option<Watch>) {
 
 impl Pool {
     pub fn new(store: Store, shelf: Shelf, watcher: Watcher, parked_max: usize) -> Pool {
-        let state = State {
-            ready: Vec::new(),
-            rows: vec![Row::new(None, HUSKS_MIN)],
-            making: false,
-            busy: 0,
-            ending: false,
-        };
         let pool = Pool(Arc::new(Shared {
             templates: Templates::new(store.clone(), shelf.clone(), watcher),
             store,
             shelf,
             parked_max: parked_max.min(ALL_PREPARED_MAX),
-            state: Mutex::new(state),
+            state: Mutex::new(State::new()),
             changed: Condvar::new(),
         }));
         let keeper = pool.clone();
@@ -467,13 +470,7 @@ mod tests {
 
     #[test]
     fn those_that_were_parked_last_stay() {
-        let mut state = State {
-            ready: Vec::new(),
-            rows: vec![Row::new(None, HUSKS_MIN)],
-            making: false,
-            busy: 0,
-            ending: false,
-        };
+        let mut state = State::new();
         for name in ["/a", "/b", "/a", "/c"] {
             state.park(kind(name), 2);
         }
@@ -486,13 +483,7 @@ mod tests {
 
     #[test]
     fn who_is_asked_for_is_parked_no_more() {
-        let mut state = State {
-            ready: Vec::new(),
-            rows: vec![Row::new(None, HUSKS_MIN)],
-            making: false,
-            busy: 0,
-            ending: false,
-        };
+        let mut state = State::new();
         state.park(kind("/a"), 2);
         state.rows[1].members = 1;
         state.ready.push(Member {

@@ -147,7 +147,7 @@ impl Store {
         for stored in &mut all {
             stored.parents.clear();
             stored.needed_by = apps.iter().filter_map(|app| need_of(app, &stored.path)).collect();
-            let of_it = |app: &&String| is_of(app, &stored.name);
+            let of_it = |app: &&String| **app == stored.name || names::version_named(app, &stored.name).is_some();
             let deployed = deployed.iter().filter(of_it).cloned().map(Need::Deployed);
             stored.needed_by.extend(deployed);
         }
@@ -196,15 +196,6 @@ impl Store {
             None => self.delete_appshot(&stored.name).map(|()| None),
         }
     }
-}
-
-/// Whether the appshot of this name is the app's, or that of a version.
-fn is_of(app: &str, name: &str) -> bool {
-    let Some(rest) = name.strip_prefix(app) else {
-        return false;
-    };
-    let is_version = |number: &str| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    rest.is_empty() || rest.strip_prefix(".v").is_some_and(is_version)
 }
 
 /// Whether this record is of an app that needs the appshot at `path`. Where two paths

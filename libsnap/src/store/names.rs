@@ -46,6 +46,17 @@ pub fn from_command(command: &str) -> String {
     }
 }
 
+/// What the appshot of a version of an app is called that is not the one that serves.
+pub fn version_name(app: &str, number: u32) -> String {
+    format!("{app}.v{number}")
+}
+
+/// The number of the version of this app that is called so.
+pub fn version_named(app: &str, name: &str) -> Option<u32> {
+    let number = name.strip_prefix(app)?.strip_prefix(".v")?.parse().ok()?;
+    (version_name(app, number) == name).then_some(number)
+}
+
 /// The candidate that was probably meant: at most a third of the letters differ.
 pub fn closest<'a>(wanted: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
