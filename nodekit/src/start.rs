@@ -143,7 +143,7 @@ impl Start {
         libsnap::store::validate(&name)?;
         options.name = Some(name.clone());
         let stored = store.is_stored(&appshot, name_or_path).then_some(name_or_path);
-        let hooks = declared(&store, [Some(&name), stored])?;
+        let hooks = declared(&store, [Some(&name), stored.filter(|stored| *stored != name)])?;
         let what = What::Restore { appshot, options };
         Ok(Start {
             store,

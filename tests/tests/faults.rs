@@ -371,11 +371,12 @@ fn working_sets() {
         // It is written after that second.
         let good = poll("a working set", PATIENCE, || Ok(fs::read(&known).ok()))?;
         let line = good.iter().position(|byte| *byte == b'\n').context("a line")?;
-        let head = &good[..line.min("APPSHOT-WORKING-SET 1 ".len() + 64)];
+        ensure!(!good[..line].ends_with(b" 0"), "nothing of its program is known");
+        let head = &good[..line.min("APPSHOT-WORKING-SET 2 ".len() + 64)];
         let mut damaged = good.clone();
         let middle = damaged.len() / 2;
         damaged[middle] ^= 1;
-        let of_another = [&b"APPSHOT-WORKING-SET 1 0"[..], &good[23..]].concat();
+        let of_another = [&b"APPSHOT-WORKING-SET 2 0"[..], &good[23..]].concat();
         // One that is not believed is written anew, as if there were none.
         for bad in [&damaged[..], &of_another[..], &good[..middle], b""] {
             fs::write(&known, bad)?;

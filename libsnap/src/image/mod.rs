@@ -130,7 +130,7 @@ mod process;
 mod reader;
 pub mod records;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 mod source;
 mod staging;
 mod validate;

@@ -17,6 +17,7 @@
 //! All processes are traced and die with the tracer until the last step lets
 //! them go, so that a failure anywhere leaves nothing behind.
 
+mod ahead;
 pub mod eager;
 pub mod fill;
 mod huge;

@@ -1,7 +1,8 @@
 //! An appshot that has been opened: what instances are made from, as often as wanted.
 
+use super::ahead;
 use super::kept::Marks;
-use super::working_set::{Run, WorkingSet};
+use super::working_set::{Touched, WorkingSet};
 use crate::error::Result;
 use crate::image::{Appshot, Digests, LEAF, Pieces, data_runs, processors};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -39,7 +40,7 @@ impl Opened {
         let marks = Marks::of(path);
         let (shot, digests) = Appshot::open_to_verify(path)?;
         let pieces = digests.pieces()?;
-        Ok(Arc::new(Opened {
+        let opened = Arc::new(Opened {
             shot,
             digests,
             pieces,
@@ -48,7 +49,9 @@ impl Opened {
             held: OnceLock::new(),
             holding: Mutex::default(),
             working_set: Mutex::default(),
-        }))
+        });
+        ahead::begin(&opened);
+        Ok(opened)
     }
 
     /// Whether its directory still holds the files that were opened.
@@ -65,9 +68,8 @@ impl Opened {
     }
 
     /// Keeps what an instance has touched besides what was known.
-    pub fn keep_working_set(&self, known: &[Run], touched: Vec<(usize, u64)>) -> Result<()> {
-        let written = self.working_set().is_none_or(|known| !known.inherited);
-        let Some(grown) = WorkingSet::grown(self, known, touched, written)? else {
+    pub fn keep_working_set(&self, known: Option<&WorkingSet>, touched: Touched) -> Result<()> {
+        let Some(grown) = WorkingSet::grown(self, known, touched)? else {
             return Ok(());
         };
         let grown = Arc::new(grown);

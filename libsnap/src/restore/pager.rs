@@ -21,8 +21,8 @@
 
 use super::opened::Opened;
 use super::owed::Owed;
-use super::working_set::Run;
-use super::{eager, huge};
+use super::working_set::{Touched, WorkingSet};
+use super::{ahead, eager, huge};
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
 use crate::image::{LEAF, Place};
@@ -226,7 +226,7 @@ impl Pager {
         static DEBTS: AtomicU64 = AtomicU64::new(1);
         let failed = || "cannot start the pager";
         let debt = DEBTS.fetch_add(1, Ordering::Relaxed);
-        let pids = left.iter().map(|left| left.pid).collect();
+        let processes = left.iter().map(|left| (left.core, left.pid)).collect();
         let spaces = left.into_iter().map(|left| Space {
             pid: left.pid,
             debt,
@@ -261,8 +261,8 @@ impl Pager {
             hurried: false,
             stage: Stage::Made,
             touched: Vec::new(),
-            known: known.map(|known| known.runs().to_vec()).unwrap_or_default(),
-            pids,
+            known,
+            processes,
             init: None,
             stdio: Stdio::Null,
             lent: false,
@@ -547,9 +547,9 @@ struct Debt {
     /// Core and address of pages that were asked for.
     touched: Vec<(usize, u64)>,
     /// What was known to be needed.
-    known: Vec<Run>,
+    known: Option<Arc<WorkingSet>>,
     /// Those of the appshot, our children as long as they are made.
-    pids: Vec<HostPid>,
+    processes: Vec<(usize, HostPid)>,
     init: Option<OwnedFd>,
     /// Its spaces are in other hands.
     lent: bool,
@@ -815,7 +815,7 @@ impl Work {
             // Who makes it may wait for a call in it that waits for us. The init lets
             // nobody live without us.
             None if made => {
-                for pid in &debt.pids {
+                for (_, pid) in &debt.processes {
                     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL).ok();
                 }
                 self.forget(id);
@@ -1050,11 +1050,13 @@ impl Debt {
     /// Writes down what was needed first. That may take long, and nobody who waits for a
     /// page shall wait for it.
     fn note(&mut self) {
-        let touched = std::mem::take(&mut self.touched);
-        let known = std::mem::take(&mut self.known);
+        let pages = std::mem::take(&mut self.touched);
+        let (known, processes) = (self.known.take(), self.processes.clone());
         let opened = Arc::clone(&self.opened);
         let keep = move || {
-            if let Err(error) = opened.keep_working_set(&known, touched) {
+            let files = ahead::touched(&opened, &processes);
+            let touched = Touched { pages, files };
+            if let Err(error) = opened.keep_working_set(known.as_deref(), touched) {
                 tracing::debug!(%error, "no working set is kept");
             }
         };

@@ -245,6 +245,7 @@ impl Prepared {
     /// left to do then does not wait for others. Answers the thread.
     pub fn await_eagerly(&mut self) -> Option<HostPid> {
         self.skeleton.inherited = Inherited::read(self.skeleton.any());
+        self.skeleton.limits = Some(state::limits(self.skeleton.any()));
         self.skeleton.eager = Eager::begin();
         self.skeleton.eager.as_ref().map(Eager::thread)
     }
@@ -431,7 +432,8 @@ impl Prepared {
             state::common(&mut script, process)?;
             scripts.push(script);
         }
-        let limits = state::limits(skeleton.any());
+        let limits = skeleton.limits.take();
+        let limits = limits.unwrap_or_else(|| state::limits(skeleton.any()));
         // Whose threads can make themselves, and no limit would be in their way.
         let simple =
             |core: &Core| threads::suits(core) && state::limits_to_set(&limits, &core.image.process).next().is_none();

@@ -13,7 +13,7 @@ use super::eager::Eager;
 use super::pager::Hold;
 use super::script::Script;
 use super::settle::Had;
-use super::state::Inherited;
+use super::state::{Inherited, Limits};
 use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
@@ -62,6 +62,8 @@ pub struct Skeleton {
     pub(super) had: Had,
     /// What its processes have, where that is known.
     pub(super) inherited: Option<Inherited>,
+    /// Resource limits that its processes have been made with, where they are known.
+    pub(super) limits: Option<Limits>,
     /// Live processes in the order of the appshot's cores.
     pub husks: Vec<Husk>,
     pub numbers: HashMap<VirtualPid, HostPid>,
@@ -151,6 +153,7 @@ impl Skeleton {
             eager: None,
             had: Had::default(),
             inherited: None,
+            limits: None,
             husks: Vec::new(),
             numbers: HashMap::new(),
             executor: Executor::at(0),

@@ -289,6 +289,18 @@ fn scan_dirt_but(pagemap: &File, span: Span, but: u64, found: &mut Vec<(Span, Di
     })
 }
 
+/// Pages of mapped files in `span` that the process has at hand.
+pub fn scan_files(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> {
+    let wanted = Wanted {
+        flags: 0,
+        inverted: 0,
+        all: PAGE_IS_FILE | PAGE_IS_PRESENT,
+        any: 0,
+        told: PAGE_IS_PRESENT,
+    };
+    scan(pagemap, span, &wanted, found)
+}
+
 /// From now on writes to what is watched in `span` and is there are noted anew.
 pub fn watch_again(pagemap: &File, span: Span) -> Sys<()> {
     let wanted = Wanted {
