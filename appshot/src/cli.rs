@@ -59,6 +59,8 @@ pub enum Command {
     Remove(Deployed),
     /// Show what is in an appshot
     Inspect(Inspect),
+    /// Tell in what the app of one appshot is not as in another
+    Diff(Diff),
     /// Tell what a snapshot would refuse; touch nothing
     Check(Check),
     /// Send a signal to an app
@@ -481,6 +483,19 @@ pub struct UsageExplain {
 
 #[derive(Args, Debug)]
 pub struct UsageVerify {
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Exits with 1 where there is a difference, as diff(1).")]
+pub struct Diff {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub one: String,
+    /// One of the same app that was taken later
+    #[arg(value_name = "NAME|PATH")]
+    pub other: String,
     #[command(flatten)]
     pub output: Output,
 }

@@ -150,6 +150,16 @@ pub fn freeze(group: &Path, frozen: bool) -> Result<()> {
     fs::write(&file, word).or_fail(|| format!("cannot write {word} to {}", file.display()))
 }
 
+/// Holds a group still whose processes are yet to be let go: they run nothing then.
+pub fn hold(group: Option<&Path>) -> Result<()> {
+    match group.filter(|_| is_v2()) {
+        Some(group) => freeze(group, true),
+        None => Err(Error::new(Kind::Unavailable, "the app cannot be held still")
+            .because("cgroup v2 is not mounted")
+            .needs("cgroup v2, for cgroup.freeze (Linux 5.2)")),
+    }
+}
+
 /// Whether the group is held still, or about to be.
 pub fn is_held(group: &Path) -> bool {
     fs::read_to_string(group.join("cgroup.freeze")).is_ok_and(|word| word.trim() == "1")

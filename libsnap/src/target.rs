@@ -339,6 +339,9 @@ pub struct RestoreOptions {
     pub held: Vec<HeldSocket>,
     /// It can be reverted in place where it is such an app: with [`Memory::Shared`].
     pub revertible: bool,
+    /// It stands still from its first instruction on, until its cgroup is let go
+    /// ([`crate::cgroup::freeze`]). Needs cgroup v2.
+    pub frozen: bool,
     /// For tests: treat this kernel's vdso as another one than the app's.
     #[doc(hidden)]
     #[serde(skip)]

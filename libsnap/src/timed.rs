@@ -80,6 +80,14 @@ impl SchedClocks {
             shown
         };
         let full = full_time(tid, call, &args)?;
+        // What is held has been made to run, and waits for nothing but that.
+        if full.is_some()
+            && proc::text(tid, "wchan").is_ok_and(|place| FREEZER.contains(&place.trim()))
+            && let Some((noted, end_ns)) = self.noted.get_or_insert_with(Noted::read).recall(tid)
+            && noted == call
+        {
+            return Some(Wait { call, shown, end_ns });
+        }
         let end_ns = full.map(|full| self.asleep_since(tid).unwrap_or_else(now).saturating_add(full));
         Some(Wait { call, shown, end_ns })
     }
@@ -113,6 +121,8 @@ impl SchedClocks {
     }
 }
 
+/// Where a thread of a frozen cgroup stands still; compilers put the one into the other.
+const FREEZER: [&str; 2] = ["do_freezer_trap", "get_signal"];
 /// At a thread that may run.
 const LOOKS: usize = 5;
 /// Each costs a turn of the CPU.

@@ -6,6 +6,7 @@
 //! leave_running  run, ready, freeze and keep, untouched, go, exit 0; then restore, exit 0
 //! side_by_side   run, ready, freeze, gone, restore twice, go, exit 0 both
 //! host_pids      as cycle, with the same pids on the host
+//! same           run, ready, freeze, restore without running, freeze: all as it was
 //! warm           as two_cycles, from memory and in a husk that was there before
 //! bridged        as two_cycles, as if restored under another kernel's vdso
 //! ```
@@ -16,7 +17,8 @@ use crate::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switc
 use crate::{app, programs};
 use anyhow::{Context, Result, bail, ensure};
 use libsnap::error::Kind;
-use libsnap::target::{PidMode, RunOptions, SnapshotReport};
+use libsnap::image::{Appshot, compare};
+use libsnap::target::{PidMode, RestoreOptions, RunOptions, SnapshotReport};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -42,6 +44,8 @@ pub struct Traits {
     /// It holds something of which the host has one (a port, a file that it
     /// changes): a second instance cannot run beside or after it.
     pub alone: bool,
+    /// Its timers tick all the time, whether it runs or not.
+    pub ticking: bool,
     /// It is about time: the app stays away for a while before its restore.
     pub clocked: bool,
     /// The engine may refuse it, by name, and leave it untouched.
@@ -53,6 +57,7 @@ pub struct Traits {
 impl Traits {
     pub const PLAIN: Traits = Traits {
         alone: false,
+        ticking: false,
         clocked: false,
         may_refuse: false,
         changes: Changes::NONE,
@@ -69,6 +74,7 @@ pub enum Variant {
     Bridged,
     Warm,
     Clones,
+    Same,
 }
 
 /// How long a program about time is away: longer than its tolerance.
@@ -171,6 +177,7 @@ impl Trial<'_> {
             Variant::LeaveRunning => self.leave_running(),
             Variant::SideBySide => self.side_by_side(),
             Variant::Clones => self.clones(),
+            Variant::Same => self.same(),
         }
     }
 
@@ -247,6 +254,35 @@ impl Trial<'_> {
             self.expect_success(clone).with_context(|| format!("clone {number}"))?;
         }
         drop(template);
+        Ok(())
+    }
+
+    /// What is restored is what was frozen, record by record and page by page.
+    fn same(&self) -> Result<()> {
+        if !libsnap::cgroup::is_v2() {
+            return skip("cgroup v2, to hold still what was restored");
+        }
+        let app = self.start(PidMode::New)?;
+        let Taken::Appshot(first) = self.freeze(&app, 0)? else {
+            return self.finish_refused(app);
+        };
+        app.wait_gone()?;
+        let frozen = RestoreOptions {
+            frozen: true,
+            ..RestoreOptions::default()
+        };
+        let app = self.place.restore_with(&first, frozen).context("restore")?;
+        let second = self.place.path("appshot-1");
+        app.freeze(&second).context("snapshot of what was restored")?;
+        app.wait_gone()?;
+        let (one, other) = (Appshot::open(&first)?, Appshot::open(&second)?);
+        let found = compare::differences(&one, &other)?;
+        let told: Vec<String> = found.iter().map(ToString::to_string).collect();
+        ensure!(
+            told.is_empty() || self.traits.ticking,
+            "it is not the same:\n{}",
+            told.join("\n")
+        );
         Ok(())
     }
 
@@ -348,6 +384,7 @@ macro_rules! app_test {
             $crate::variant_test!(leave_running, LeaveRunning, $program, alone $(, $trait)*);
             $crate::variant_test!(warm, Warm, $program, alone $(, $trait)*);
             $crate::variant_test!(clones, Clones, $program, alone $(, $trait)*);
+            $crate::variant_test!(same, Same, $program, alone $(, $trait)*);
         }
     };
     ($program:ident $(, $trait:ident)*) => {
@@ -357,6 +394,7 @@ macro_rules! app_test {
             $crate::variant_test!(leave_running, LeaveRunning, $program $(, $trait)*);
             $crate::variant_test!(warm, Warm, $program $(, $trait)*);
             $crate::variant_test!(clones, Clones, $program $(, $trait)*);
+            $crate::variant_test!(same, Same, $program $(, $trait)*);
             $crate::variant_test!(side_by_side, SideBySide, $program $(, $trait)*);
         }
     };
@@ -397,6 +435,9 @@ macro_rules! variant_test {
 macro_rules! app_trait {
     ($traits:ident, alone) => {
         $traits.alone = true
+    };
+    ($traits:ident, ticking) => {
+        $traits.ticking = true
     };
     ($traits:ident, clocked) => {
         $traits.clocked = true

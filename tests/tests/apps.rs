@@ -3,7 +3,7 @@
 //! the programs alone, to prove that they are right.
 //!
 //! `alone`: owns something of which the host has one (a port, a path, a file it
-//! changes). `clocked`: is away for a while. `restless`, `handlers`: changes by
+//! changes). `clocked`: is away for a while. `ticking`: its timers tick meanwhile. `restless`, `handlers`: changes by
 //! itself. `may_refuse`: may be refused by name instead of carried.
 
 use appshot_tests::{app_test, programs};
@@ -61,7 +61,7 @@ app_test!(itimers, clocked);
 app_test!(itimer_fires, clocked);
 app_test!(posix_timers, clocked);
 app_test!(timerfd, clocked);
-app_test!(timers_count, clocked);
+app_test!(timers_count, clocked, ticking);
 
 // What a process is.
 app_test!(credentials);

@@ -183,12 +183,16 @@ fn a_chain() {
         ensure!(parent == 2 && shown.contains("from parents"), "{shown}");
         // Packed, it is whole.
         let packed = place.path("c.packed").display().to_string();
-        tree.registry.appshot(&["-q", "pack", "c", &packed])?;
-        tree.registry.appshot(&["-q", "unpack", &packed, "--tag", "d"])?;
+        tree.registry.appshot(&["-q", "store", "export", "c", "-o", &packed])?;
+        tree.registry
+            .appshot(&["-q", "store", "import", &packed, "--name", "d"])?;
         ensure!(
             tree.parts("d")?.2 == 0 && image::needed(&tree.path("d"))?.is_empty(),
             "packed"
         );
+        ensure!(tree.registry.appshot(&["diff", "c", "d"])?.is_empty(), "packed");
+        let told = tree.registry.appshot(&["diff", "a", "b"]);
+        ensure!(told.is_err(), "the app has changed its memory: {told:?}");
         tree.restored("d", &third)?;
         tree.registry.appshot(&["-q", "flatten", "c"])?;
         ensure!(tree.parts("c")?.2 == 0, "flattened");

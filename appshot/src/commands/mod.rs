@@ -3,6 +3,7 @@
 pub mod apps;
 pub mod clone;
 pub mod completions;
+pub mod diff;
 pub mod doctor;
 pub mod end;
 pub mod flatten;

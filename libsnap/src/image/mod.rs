@@ -110,6 +110,7 @@ use std::ops::Range;
 mod blocks;
 #[cfg(test)]
 mod borrow_tests;
+pub mod compare;
 mod core_read;
 #[cfg(test)]
 mod core_tests;

@@ -674,6 +674,16 @@ pub struct EpollWatch {
     pub away: bool,
 }
 
+impl EpollWatch {
+    /// It was made for one event (EPOLLONESHOT), which has come: it tells nothing more,
+    /// not even errors, until it is changed.
+    pub fn is_disarmed(&self) -> bool {
+        /// EP_PRIVATE_BITS of the kernel: WAKEUP, ONESHOT, ET, EXCLUSIVE.
+        const PRIVATE: u32 = 0xf << 28;
+        self.events & !PRIVATE == 0
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InotifyWatch {

@@ -7,6 +7,7 @@ use super::script::Script;
 use super::skeleton::Skeleton;
 use super::vdso::{self, Vdso};
 use crate::error::{OrFail, Result};
+use crate::executor::CallId;
 use crate::files::paths;
 use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{
@@ -588,7 +589,12 @@ impl<'a> Process<'a> {
     fn watches(&self, script: &mut Script<'_>) -> Result<()> {
         for (entry, watches) in self.epolls() {
             let has = |watch: &&EpollWatch| self.entries.iter().any(|e| e.fd == watch.fd && e.file == watch.file);
-            for watch in watches.iter().filter(|watch| !watch.away).filter(has) {
+            let own = || watches.iter().filter(|watch| !watch.away).filter(has);
+            // As long as there is no other, it is known whose event comes.
+            for watch in own().filter(|watch| watch.is_disarmed()) {
+                add_disarmed(script, entry, watch)?;
+            }
+            for watch in own().filter(|watch| !watch.is_disarmed()) {
                 add_watch(script, entry, watch)?;
             }
         }
@@ -612,7 +618,10 @@ impl<'a> Process<'a> {
                     script.must("dup3", libc::SYS_dup3, &[given as u64, wanted, 0])?;
                     script.must("close", libc::SYS_close, &[given as u64])?;
                 }
-                add_watch(script, entry, watch)?;
+                match watch.is_disarmed() {
+                    true => add_disarmed(script, entry, watch)?,
+                    false => drop(add_watch(script, entry, watch)?),
+                }
                 match user {
                     Some(user) => put(script, user, aside)?,
                     None => drop(script.must("close", libc::SYS_close, &[wanted])?),
@@ -623,7 +632,30 @@ impl<'a> Process<'a> {
     }
 }
 
-fn add_watch(script: &mut Script<'_>, entry: &FdEntry, watch: &EpollWatch) -> Result<()> {
+/// One that has told its only event. The kernel adds none so: it is added for whatever its
+/// file is ready for, and told once more. A file that is ready for nothing (a pipe without
+/// data) keeps one that tells when the other end is closed.
+fn add_disarmed(script: &mut Script<'_>, entry: &FdEntry, watch: &EpollWatch) -> Result<()> {
+    const ANYTHING: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP) as u32;
+    let armed = EpollWatch {
+        events: watch.events | ANYTHING,
+        ..*watch
+    };
+    let added = add_watch(script, entry, &armed)?;
+    let batch = script.room(1, 16)?;
+    let told = batch.space(16).address;
+    let wait = batch.call("epoll_wait", libc::SYS_epoll_wait, &[entry.fd.0 as u64, told, 1, 0]);
+    let batch = script.run()?;
+    if batch.result(added).is_ok() && batch.result(wait) != Ok(1) {
+        let (instance, number) = (entry.fd.0 as u64, watch.fd.0 as u64);
+        let remove = [instance, libc::EPOLL_CTL_DEL as u64, number, 0];
+        script.must("epoll_ctl", libc::SYS_epoll_ctl, &remove)?;
+        add_watch(script, entry, watch)?;
+    }
+    Ok(())
+}
+
+fn add_watch(script: &mut Script<'_>, entry: &FdEntry, watch: &EpollWatch) -> Result<CallId> {
     // struct epoll_event is packed: events, then data.
     let mut event = watch.events.to_le_bytes().to_vec();
     event.extend_from_slice(&watch.data.to_le_bytes());
@@ -638,7 +670,7 @@ fn add_watch(script: &mut Script<'_>, entry: &FdEntry, watch: &EpollWatch) -> Re
     let call = batch.call("epoll_ctl", libc::SYS_epoll_ctl, &add);
     // Another holder of the instance may have added it.
     script.tolerate(call, "watching a descriptor with epoll again", nix::Error::EEXIST);
-    Ok(())
+    Ok(call)
 }
 
 /// Locks that belong to a process are taken by it.

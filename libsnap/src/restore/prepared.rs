@@ -371,10 +371,18 @@ impl Prepared {
             _ => None,
         };
         let Prepared {
-            skeleton, pager, way, ..
+            mut skeleton,
+            pager,
+            way,
+            ..
         } = self;
         let group = skeleton.group().cloned();
         skeleton.notify(&options.notices)?;
+        if options.frozen {
+            // The init has work to do before.
+            skeleton.finish_init(pager.as_ref().map(|pager| &pager.hold))?;
+            cgroup::hold(group.as_deref())?;
+        }
         let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;
         if let (Some(pager), Some(init)) = (pager, init) {
             pager.runs(init, &options.stdio)?;

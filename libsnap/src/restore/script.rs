@@ -106,7 +106,13 @@ impl<'a> Script<'a> {
             return Ok(Born::new());
         }
         self.begin()?;
-        self.settle()
+        self.settle().map(|(born, _)| born)
+    }
+
+    /// Runs what was added now; answers it with its results.
+    pub fn run(&mut self) -> Result<Batch> {
+        self.begin()?;
+        self.settle().map(|(_, batch)| batch)
     }
 
     /// Its last batch ends with this call, in which the task is stopped. Answers where it
@@ -141,7 +147,7 @@ impl<'a> Script<'a> {
         }
     }
 
-    fn settle(&mut self) -> Result<Born> {
+    fn settle(&mut self) -> Result<(Born, Batch)> {
         let mut batch = std::mem::replace(&mut self.batch, self.executor.batch());
         let born = self.executor.finish(self.tid, &mut batch)?;
         for (call, what, wanted) in self.wanted.drain(..) {
@@ -154,7 +160,7 @@ impl<'a> Script<'a> {
                 (result, _) => result.map(drop).or_fail(failed)?,
             }
         }
-        Ok(born)
+        Ok((born, batch))
     }
 }
 

@@ -594,8 +594,8 @@ struct Tree<'a> {
     born: Vec<HostPid>,
     /// A number above all that the app uses: stand-ins take the next ones.
     spare: i32,
-    /// Zombies: process, its parent, wait status.
-    zombies: Vec<(HostPid, Husk, i32)>,
+    /// Zombies: process, its name, its parent, wait status.
+    zombies: Vec<(Husk, &'a str, Husk, i32)>,
     /// Controlling terminals, by session.
     terminals: HashMap<VirtualPid, &'a PtyRecord>,
     /// Processes without one, with their session.
@@ -658,8 +658,12 @@ impl<'a> Tree<'a> {
     /// read. The parents have had the signal before the snapshot, or have it
     /// among their pending ones: this second one is taken away.
     fn end_zombies(&mut self) -> Result<()> {
-        for (pid, parent, status) in std::mem::take(&mut self.zombies) {
-            end_with(pid, self.gate, status)?;
+        for (husk, name, parent, status) in std::mem::take(&mut self.zombies) {
+            let mut batch = self.executor.batch();
+            let name = batch.c_string(name).address;
+            batch.must("prctl(PR_SET_NAME)", libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
+            run(&self.executor, &husk, &mut batch)?;
+            end_with(husk.pid, self.gate, status)?;
             let mut batch = self.executor.batch();
             let all = batch.words(&[u64::MAX]);
             let now = batch.words(&[0, 0]);
@@ -674,7 +678,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Makes one process if its parent and session allow it now.
-    fn try_make(&mut self, entry: &SnapEntry) -> Result<()> {
+    fn try_make(&mut self, entry: &'a SnapEntry) -> Result<()> {
         if self.init.is_none() && !self.wanted.iter().any(|e| e.pid == entry.ppid) {
             // Without an init of its own, the host's adopts what has lost its parent.
             return self.make_orphan(entry);
@@ -713,10 +717,11 @@ impl<'a> Tree<'a> {
             .or((self.init.is_some() && !self.made.contains_key(&pid)).then_some(VirtualPid(1)))
     }
 
-    fn make(&mut self, entry: &SnapEntry, parent: &Husk, session: Option<VirtualPid>) -> Result<()> {
+    fn make(&mut self, entry: &'a SnapEntry, parent: &Husk, session: Option<VirtualPid>) -> Result<()> {
         let husk = self.fork(parent, entry.pid.0, entry.exit_signal)?;
         if let Life::Zombie { wait_status } = entry.life {
-            self.zombies.push((husk.pid, parent.clone(), wait_status));
+            self.zombies
+                .push((husk.clone(), &entry.comm, parent.clone(), wait_status));
         }
         self.sessions.insert(entry.pid, session.unwrap_or(VirtualPid(0)));
         self.made.insert(entry.pid, husk);
@@ -724,7 +729,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Children that stay in the session their parent is about to leave.
-    fn make_left_behind(&mut self, leader: &SnapEntry, inherited: Option<VirtualPid>) -> Result<()> {
+    fn make_left_behind(&mut self, leader: &'a SnapEntry, inherited: Option<VirtualPid>) -> Result<()> {
         let parent = self.made[&leader.pid].clone();
         let left = self
             .wanted
@@ -788,7 +793,7 @@ impl<'a> Tree<'a> {
     }
 
     /// A child of init (or of the host's) that init cannot fork itself.
-    fn make_orphan(&mut self, entry: &SnapEntry) -> Result<()> {
+    fn make_orphan(&mut self, entry: &'a SnapEntry) -> Result<()> {
         let member = match self.member_of(entry.sid) {
             Some(member) => member,
             None if entry.sid == entry.pid => self.made[&self.wanted[0].pid].clone(),

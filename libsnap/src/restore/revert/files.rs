@@ -10,7 +10,7 @@ use crate::error::{OrFail, Result};
 use crate::executor::Batch;
 use crate::ids::HostPid;
 use crate::image::Core;
-use crate::image::records::{FileKind, Manifest, SocketState};
+use crate::image::records::{EpollWatch, FileKind, Manifest, SocketState};
 use crate::proc;
 use crate::sys::task::{self, Compare};
 use std::cmp::Ordering;
@@ -122,6 +122,10 @@ impl Files {
             let told = Text::open(&format!("/proc/{pid}/fdinfo/{fd}")).map_err(failed)?;
             let info = told.read().or_fail(|| "cannot read fdinfo").map_err(failed)?;
             let watches = match &file.kind {
+                FileKind::Epoll { watches } if watches.iter().any(EpollWatch::is_disarmed) => {
+                    // To set it anew would arm it.
+                    return Err(Why::anew("it watches a file for one event, which has come"));
+                }
                 FileKind::Epoll { watches } if watches.iter().any(|watch| watch.away) => {
                     return Err(Why::anew("it watches a file that has no number"));
                 }

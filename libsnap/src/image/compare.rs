@@ -1,0 +1,390 @@
+//! Whether two appshots hold the same state of the same app.
+//!
+//! Records are held against each other field by field, memory page by page. Numbers that
+//! are only names within an appshot (of open files, shared objects, inodes of pipes and
+//! sockets) count by the order in which the app's processes come to them. What may differ
+//! in an app that was restored and frozen again, without having run, is a short list
+//! ([`MAY_DIFFER`]) and what the passing of time does.
+
+use super::records::{Blocked, FileKind, LockKind, Manifest, SocketState, Vma, VmaKind};
+use super::{Appshot, Core, PAGE, ProcessImage, ThreadImage};
+use crate::error::{OrFail, Result};
+use crate::ids::{FileId, ShmId, VirtualPid};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::hash::Hash;
+
+/// Fields that may differ, and why. A part `*` of a name stands for any, `**` for any rest.
+pub const MAY_DIFFER: [(&str, &str); 10] = [
+    ("manifest/app", "an instance has a name of its own"),
+    ("manifest/product", "who wrote it"),
+    ("manifest/created_unix_ms", "when it was written"),
+    ("manifest/clocks/**", "time passes; the app's own clocks go on"),
+    ("manifest/parts/**", "how it is stored, not what"),
+    ("manifest/lenders/**", "the same"),
+    ("manifest/parents/**", "the same"),
+    ("manifest/external/*/dev", "told, not required"),
+    (
+        "manifest/files/*/kind/timerfd/settime_flags",
+        "a timer of a clock that nobody sets is armed for an instant",
+    ),
+    (
+        "process/*/vmas/*/huge_bytes",
+        "the kernel may not find a huge page at once",
+    ),
+];
+
+/// What a timer may be off by, beside the time that has passed. In nanoseconds.
+const SLACK_NS: u64 = 5_000_000;
+
+/// The kernel writes the number of the processor there each time a thread returns from it
+/// (rseq(2)): `cpu_id_start`, `cpu_id`, `node_id`, `mm_cid` of `struct rseq`.
+const RSEQ_NUMBERS: [(u64, u64); 2] = [(0, 8), (20, 8)];
+
+/// Something that is not the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// Such as `process/7/threads/0/record/sigmask`.
+    pub what: String,
+    /// `None`: there is no such thing in it.
+    pub one: Option<String>,
+    pub other: Option<String>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let told = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".to_owned());
+        write!(f, "{}: {}, then {}", self.what, told(&self.one), told(&self.other))
+    }
+}
+
+/// Everything in which `other`, taken later, is not as `one`.
+pub fn differences(one: &Appshot, other: &Appshot) -> Result<Vec<Difference>> {
+    let passed = other.manifest.clocks.monotonic_ns - one.manifest.clocks.monotonic_ns;
+    let passed = u64::try_from(passed).unwrap_or_default();
+    let (mut all, mut rest) = (fields(one)?, fields(other)?);
+    let mut found = Vec::new();
+    let names: Vec<String> = all.keys().chain(rest.keys()).cloned().collect();
+    for what in names {
+        let (one, other) = (all.remove(&what), rest.remove(&what));
+        if one != other && !may_differ(&what) && !has_run(&what, &one, &other, passed) {
+            found.push(Difference { what, one, other });
+        }
+    }
+    found.retain(|difference| !waits_have_gone_on(one, &difference.what, passed));
+    for core in &one.cores {
+        let pid = core.image.process.pid;
+        if let Some(counterpart) = other.cores.iter().find(|core| core.image.process.pid == pid) {
+            found.extend(memory((one, core), (other, counterpart))?);
+        }
+    }
+    Ok(found)
+}
+
+fn may_differ(what: &str) -> bool {
+    MAY_DIFFER.iter().any(|(pattern, _)| {
+        let (mut parts, mut wanted) = (what.split('/'), pattern.split('/'));
+        loop {
+            match (parts.next(), wanted.next()) {
+                (None, None) | (Some(_), Some("**")) => return true,
+                (Some(part), Some(wanted)) if wanted == "*" || wanted == part => {}
+                _ => return false,
+            }
+        }
+    })
+}
+
+/// Whether both are times to go, of which no more has passed than could.
+fn has_run(what: &str, one: &Option<String>, other: &Option<String>, passed_ns: u64) -> bool {
+    let is_time = ["value_ns", "left_ns"].iter().any(|name| what.ends_with(name));
+    let number = |side: &Option<String>| side.as_ref()?.parse::<u64>().ok();
+    let (Some(one), Some(other)) = (number(one), number(other)) else {
+        return false;
+    };
+    is_time && one > 0 && other > 0 && other <= one + SLACK_NS && one <= other + passed_ns + SLACK_NS
+}
+
+/// `struct user_regs_struct`: r10, r8, rax, rdx, rsi, the number of the call.
+const R10: usize = 7;
+const R8: usize = 9;
+const RAX: usize = 10;
+const RDX: usize = 12;
+const RSI: usize = 13;
+const CALL: usize = 15;
+
+/// Whether this is of a thread that waited with a time-out, of which some has passed: what is
+/// left of it stands in the call's arguments, and one that has run out has ended the call.
+fn waits_have_gone_on(shot: &Appshot, what: &str, passed_ns: u64) -> bool {
+    let mut parts = what.split('/');
+    let ["process", pid, "threads", at, part] = std::array::from_fn(|_| parts.next().unwrap_or_default()) else {
+        return false;
+    };
+    let core = shot.cores.iter().find(|core| core.image.process.pid.to_string() == pid);
+    let thread = core.and_then(|core| core.image.threads.get(at.parse::<usize>().ok()?));
+    let is_over = match thread.map(|thread| thread.record.blocked_in) {
+        Some(Blocked::Timed { left_ns }) => left_ns <= passed_ns + SLACK_NS,
+        // It had just begun, or was about to end.
+        Some(Blocked::Restart) => true,
+        _ => return false,
+    };
+    let rest: Vec<&str> = parts.collect();
+    let register = (part == "regs").then(|| rest.first()?.parse::<usize>().ok()).flatten();
+    match register {
+        Some(register) => [R10, RDX].contains(&register) || is_over && [RAX, CALL].contains(&register),
+        None => is_over && part == "record" && rest.first() == Some(&"blocked_in"),
+    }
+}
+
+/// Every field by its name.
+fn fields(shot: &Appshot) -> Result<BTreeMap<String, String>> {
+    let failed = || "cannot tell what an appshot holds";
+    let mut manifest = shot.manifest.clone();
+    let mut images: Vec<ProcessImage> = shot.cores.iter().map(|core| core.image.clone()).collect();
+    name_by_order(&mut manifest, &mut images);
+    manifest.external.sort_by(|one, other| one.path.cmp(&other.path));
+    let mut fields = BTreeMap::new();
+    add(
+        "manifest",
+        &serde_json::to_value(&manifest).or_fail(failed)?,
+        &mut fields,
+    );
+    for image in images {
+        let own = format!("process/{}", image.process.pid);
+        let mut part = |name: &str, value: serde_json::Result<Value>| -> Result<()> {
+            add(&format!("{own}/{name}"), &value.or_fail(failed)?, &mut fields);
+            Ok(())
+        };
+        part("record", serde_json::to_value(&image.process))?;
+        part("comm", serde_json::to_value(&image.comm))?;
+        part("group", serde_json::to_value([image.pgid, image.sid, image.ppid]))?;
+        part("vmas", serde_json::to_value(&image.vmas))?;
+        for (at, thread) in image.threads.iter().enumerate() {
+            part(&format!("threads/{at}/record"), serde_json::to_value(&thread.record))?;
+            part(&format!("threads/{at}/regs"), serde_json::to_value(thread.regs))?;
+            let words = thread.xsave.as_chunks::<8>().0;
+            let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+            part(&format!("threads/{at}/xsave"), serde_json::to_value(words))?;
+        }
+    }
+    Ok(fields)
+}
+
+/// Adds what is in a value, by names that tell the way to it.
+fn add(name: &str, value: &Value, fields: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Array(values) => {
+            fields.insert(format!("{name}/count"), values.len().to_string());
+            for (at, value) in values.iter().enumerate() {
+                add(&format!("{name}/{at}"), value, fields);
+            }
+        }
+        Value::Object(members) => {
+            for (key, value) in members {
+                add(&format!("{name}/{key}"), value, fields);
+            }
+        }
+        Value::String(text) => drop(fields.insert(name.to_owned(), text.clone())),
+        plain => drop(fields.insert(name.to_owned(), plain.to_string())),
+    }
+}
+
+/// New names for old ones, as they are met.
+#[derive(Debug)]
+struct Names<N>(HashMap<N, u64>);
+
+impl<N: Hash + Eq + Copy> Names<N> {
+    fn new() -> Names<N> {
+        Names(HashMap::new())
+    }
+
+    fn of(&mut self, old: N) -> u64 {
+        let next = self.0.len() as u64 + 1;
+        *self.0.entry(old).or_insert(next)
+    }
+}
+
+fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
+    let mut files: Names<u32> = Names::new();
+    let mut objects: Names<u32> = Names::new();
+    let mut inodes: Names<u64> = Names::new();
+    let mut file = |id: &mut FileId| id.0 = files.of(id.0) as u32;
+    let mut object = |id: &mut ShmId| id.0 = objects.of(id.0) as u32;
+    // What nobody refers to comes in an order of its own.
+    manifest.shmem.sort_by_key(|shared| format!("{:?}", shared.kind));
+    for image in images {
+        image.process.posix_timers.sort_by_key(|timer| timer.id);
+        image.process.fds.sort_by_key(|entry| entry.fd);
+        image.process.fds.iter_mut().for_each(|entry| file(&mut entry.file));
+        for vma in &mut image.vmas {
+            if let VmaKind::Shm { shm, .. } = &mut vma.kind {
+                object(shm);
+            }
+        }
+    }
+    manifest.files.iter_mut().for_each(|open| file(&mut open.id));
+    manifest.files.sort_by_key(|open| open.id);
+    for open in &mut manifest.files {
+        // Whoever took the others: they belong to the file.
+        let others = open.locks.iter_mut().filter(|lock| lock.kind != LockKind::Process);
+        others.for_each(|lock| lock.pid = VirtualPid::default());
+        match &mut open.kind {
+            FileKind::Unlinked { shm, .. } | FileKind::Memfd { shm, .. } => object(shm),
+            FileKind::Epoll { watches } => {
+                watches.iter_mut().for_each(|watch| file(&mut watch.file));
+                watches.sort_by_key(|watch| (watch.fd, watch.file));
+            }
+            FileKind::Pipe { ino } => *ino = inodes.of(*ino),
+            FileKind::Socket(socket) => {
+                socket.ino = inodes.of(socket.ino);
+                if let SocketState::Paired { peer, .. } = &mut socket.state
+                    && *peer != 0
+                {
+                    *peer = inodes.of(*peer);
+                }
+            }
+            _ => {}
+        }
+    }
+    manifest
+        .pipes
+        .iter_mut()
+        .for_each(|pipe| pipe.ino = inodes.of(pipe.ino));
+    manifest.pipes.sort_by_key(|pipe| pipe.ino);
+    for shared in &mut manifest.shmem {
+        object(&mut shared.id);
+        shared.part = None;
+    }
+    manifest.shmem.sort_by_key(|shared| shared.id);
+}
+
+/// Where the private memory of two processes differs, one difference a mapping.
+fn memory((one, own): (&Appshot, &Core), (other, counterpart): (&Appshot, &Core)) -> Result<Vec<Difference>> {
+    let failed = || "cannot read the memory of an appshot";
+    let forgotten: Vec<(u64, u64)> = own.image.threads.iter().flat_map(kernels).collect();
+    let mut found = Vec::new();
+    for vma in own.image.vmas.iter().filter(|vma| is_private(vma)) {
+        let mut stored: Vec<u64> = [own, counterpart]
+            .into_iter()
+            .flat_map(|core| stored(core, vma))
+            .collect();
+        stored.sort_unstable();
+        stored.dedup();
+        let mut first = None;
+        let mut count = 0;
+        for page in stored {
+            let mut pages = [[0u8; PAGE as usize]; 2];
+            let there = [
+                one.read_memory(own, page, &mut pages[0]).or_fail(failed)?,
+                other.read_memory(counterpart, page, &mut pages[1]).or_fail(failed)?,
+            ];
+            pages.iter_mut().for_each(|content| forget(&forgotten, page, content));
+            // What is not stored of memory of its own is zero; of a file, the file's.
+            if pages[0] == pages[1] && (vma.kind == VmaKind::Anon || there[0] == there[1]) {
+                continue;
+            }
+            count += 1;
+            first.get_or_insert_with(|| {
+                let at = pages[0].iter().zip(&pages[1]).position(|(one, other)| one != other);
+                let at = at.unwrap_or_default() / 8 * 8;
+                let told = |side: usize| there[side].then(|| format!("{:02x?}", &pages[side][at..at + 8]));
+                (page + at as u64, told(0), told(1))
+            });
+        }
+        if let Some((address, one, other)) = first {
+            let (pid, start, end) = (own.image.process.pid, vma.start, vma.end);
+            let what = format!("process/{pid}/memory/{start:x}-{end:x}: {count} pages, first at {address:#x}");
+            found.push(Difference { what, one, other });
+        }
+    }
+    Ok(found)
+}
+
+fn is_private(vma: &Vma) -> bool {
+    matches!(
+        vma.kind,
+        VmaKind::Anon | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. }
+    )
+}
+
+/// The pages of a mapping that are stored.
+fn stored<'a>(core: &'a Core, vma: &Vma) -> impl Iterator<Item = u64> + use<'a> {
+    let (start, end) = (vma.start, vma.end);
+    let first = core.segments.partition_point(|segment| segment.end() <= start);
+    let own = core.segments[first..]
+        .iter()
+        .take_while(move |segment| segment.vaddr < end);
+    own.flat_map(|segment| (segment.vaddr..segment.end()).step_by(PAGE as usize))
+}
+
+/// What the kernel writes into a thread's memory by itself: addresses and lengths.
+fn kernels(thread: &ThreadImage) -> Vec<(u64, u64)> {
+    let rseq = thread.record.rseq.iter();
+    let numbers = rseq.flat_map(|rseq| RSEQ_NUMBERS.map(|(offset, bytes)| (rseq.pointer + offset, bytes)));
+    let mut areas: Vec<(u64, u64)> = numbers.collect();
+    if matches!(thread.record.blocked_in, Blocked::Timed { .. }) {
+        // What is left of a time-out, where the call tells that: nanosleep, clock_nanosleep,
+        // ppoll, select.
+        areas.extend([R10, R8, RDX, RSI].map(|register| (thread.regs[register], 16)));
+    }
+    areas
+}
+
+fn forget(areas: &[(u64, u64)], page: u64, content: &mut [u8]) {
+    for (start, bytes) in areas {
+        for at in (*start..start.saturating_add(*bytes)).filter(|at| (page..page + PAGE).contains(at)) {
+            content[(at - page) as usize] = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    fn written(change: impl FnOnce(&mut Manifest, &mut Vec<ProcessImage>)) -> (tempfile::TempDir, Appshot) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut manifest = sample::manifest();
+        let mut images = vec![sample::process(2, 1), sample::process(7, 2)];
+        change(&mut manifest, &mut images);
+        let dest = dir.path().join("shot");
+        sample::try_write(&dest, manifest, &images).unwrap();
+        (dir, Appshot::open(&dest).unwrap())
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        let (_a, one) = written(|_, _| {});
+        let (_b, same) = written(|manifest, _| {
+            manifest.created_unix_ms += 1;
+            manifest.clocks.monotonic_ns += 7;
+            manifest.app = "another".into();
+        });
+        assert_eq!(differences(&one, &same).unwrap(), []);
+        let (_c, other) = written(|manifest, images| {
+            manifest.hostname = "elsewhere".into();
+            images[1].threads[0].record.sigmask ^= 1;
+            images[0].threads[0].regs[RSI] ^= 1;
+        });
+        let found = differences(&one, &other).unwrap();
+        let names: Vec<&str> = found.iter().map(|difference| &difference.what[..]).collect();
+        let expected = [
+            "manifest/hostname",
+            "process/2/threads/0/regs/13",
+            "process/7/threads/0/record/sigmask",
+        ];
+        assert_eq!(names, expected);
+        assert!(found[0].to_string().ends_with(", then elsewhere"), "{}", found[0]);
+    }
+
+    #[test]
+    fn times_run_down_as_far_as_time_has_passed() {
+        let told = |ns: u64| Some(ns.to_string());
+        let ran = |one, other| has_run("a/value_ns", &told(one), &told(other), 1000);
+        assert!(ran(SLACK_NS * 9, SLACK_NS * 8) && ran(SLACK_NS * 8, SLACK_NS * 9));
+        assert!(!ran(SLACK_NS * 9, SLACK_NS * 7) && !ran(SLACK_NS * 9, 0));
+        assert!(!has_run("a/sigmask", &told(9), &told(8), 1000));
+    }
+}
