@@ -13,6 +13,8 @@ mod api;
 mod bell;
 mod budget;
 mod demand;
+mod events;
+mod files;
 mod instances;
 mod manifest;
 mod metrics;

@@ -3,20 +3,21 @@
 use crate::agent::{Agent, Order};
 use crate::budget::{self, Budget, Charge};
 use crate::demand::{Demand, Looks};
+use crate::events::Events;
 use crate::manifest::Manifest;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::status::{Counts, State, Status};
 use crate::versions::{Switch, Versions};
-use libsnap::error::{Error, Kind, OrFail, Result};
-use libsnap::store::{self, App, Store, closest, now_unix_ms};
+use control::{Control, Kept, Lasting};
+use libsnap::error::{Error, Kind, Result};
+use libsnap::store::{App, Store, closest, now_unix_ms};
 use nodekit::args::Dirs;
 use nodekit::client::Client;
 use nodekit::keeper::Keeper;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -24,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 /// Orders that wait for an agent, at most.
 const ORDERS: usize = 16;
 
-/// What is kept of a deployed app, in a file of its own.
+/// What is written down of a deployed app.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deployment {
@@ -45,6 +46,8 @@ pub struct Deployment {
 #[derive(Clone, Debug)]
 pub struct Node {
     pub store: Store,
+    pub control: Control,
+    pub events: Events,
     pub snapd: Client,
     pub restored: Client,
     /// Has the sockets of the apps when this daemon is not there.
@@ -68,14 +71,16 @@ struct Handle {
     demand: Arc<Demand>,
 }
 
-const SUFFIX: &str = ".json";
-
 impl Node {
     /// All apps together may have so many bytes of memory.
     pub fn new(store: Store, dirs: &Dirs, memory: Option<u64>) -> Result<Node> {
         let metrics: Arc<Metrics> = Arc::default();
+        let control = Control::open(store.data_dir())?;
+        crate::files::adopt(&store, &control)?;
         let mut node = Node {
             proxy: Proxy::new(metrics.traffic.clone()),
+            events: Events::begin(store.data_dir())?,
+            control,
             store,
             snapd: Client::new(dirs.socket(None, "snapd")),
             restored: Client::new(dirs.socket(None, "restored")),
@@ -85,7 +90,6 @@ impl Node {
             looks: Arc::default(),
             apps: Arc::default(),
         };
-        store::directory(&node.directory(), 0o700)?;
         let limit = memory.map_or_else(|| node.memory_by_default(), Ok)?;
         node.budget = Budget::new(limit);
         tracing::info!(limit, "bytes of memory for all apps together");
@@ -96,17 +100,9 @@ impl Node {
         self.apps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn directory(&self) -> PathBuf {
-        self.store.deployed_dir()
-    }
-
-    fn path(&self, app: &str) -> PathBuf {
-        self.directory().join(format!("{app}{SUFFIX}"))
-    }
-
     /// What apps have that run already is theirs.
     fn memory_by_default(&self) -> Result<u64> {
-        let deployed = store::stems(&self.directory(), SUFFIX)?;
+        let deployed: Vec<String> = self.control.owners()?.into_iter().map(|(app, _)| app).collect();
         let running = self.store.list()?.into_iter().filter(App::alive);
         let ours = running.filter(|app| {
             let first = app.name.rsplit_once('.').map_or("", |(first, _)| first);
@@ -121,36 +117,41 @@ impl Node {
             tracing::error!(%error, "sockets are made anew");
             BTreeMap::new()
         });
-        for name in store::stems(&self.directory(), SUFFIX)? {
-            match store::read_json::<Deployment>(&self.path(&name)) {
-                Ok(Some(deployment)) => {
-                    self.begin(deployment, kept.remove(&name).unwrap_or_default());
-                    self.tidy_later(name);
+        let known = self.control.apps::<Deployment>()?;
+        for Kept { app, value, .. } in known {
+            let sockets = kept.remove(&app).unwrap_or_default();
+            self.store.pin(&app)?;
+            match value {
+                Ok(deployment) => {
+                    self.begin(deployment, sockets);
+                    self.tidy_later(app);
                 }
-                Ok(None) => {}
-                Err(error) => tracing::error!(app = name, %error, "is not taken up"),
+                Err(error) => tracing::error!(app, %error, "is not taken up"),
             }
         }
         // Of apps whose removal was not finished.
-        kept.keys().try_for_each(|name| self.keeper.forget(name))
+        for app in kept.keys() {
+            self.keeper.forget(app)?;
+        }
+        Ok(())
     }
 
     /// Writes down what is deployed, to stay.
     pub fn save(&self, deployment: &Deployment) -> Result<()> {
-        let path = self.path(&deployment.manifest.app);
-        store::write_json(&path, deployment)?;
-        let synced = std::fs::File::open(&path).and_then(|file| file.sync_all());
-        let synced = synced.and_then(|()| store::sync_parent(&path));
-        synced.or_fail(|| format!("cannot write {}", path.display()))
+        let app = &deployment.manifest.app;
+        self.store.pin(app)?;
+        self.control.put_app(app, deployment, Lasting::Synced)
     }
 
     /// Writes down what may be lost: it helps to know it.
     pub fn note(&self, deployment: &Deployment) -> Result<()> {
-        store::write_json(&self.path(&deployment.manifest.app), deployment)
+        let app = &deployment.manifest.app;
+        self.control.put_app(app, deployment, Lasting::Written)
     }
 
     pub fn forget(&self, app: &str) -> Result<()> {
-        store::remove_file(&self.path(app))?;
+        self.control.forget_app(app)?;
+        self.store.unpin(app)?;
         self.lock().remove(app);
         self.proxy.forget(app);
         Ok(())
@@ -266,8 +267,8 @@ impl Node {
 
     /// What is written down of an app.
     pub fn read(&self, app: &str) -> Result<Deployment> {
-        let read = store::read_json(&self.path(app))?;
-        read.ok_or_else(|| Error::failed(format!("nothing is written down of app {app}")))
+        let missing = || Error::failed(format!("nothing is written down of app {app}"));
+        self.control.app(app)?.ok_or_else(missing)?.value
     }
 
     pub fn switches(&self, app: &str) -> Result<mpsc::Sender<Switch>> {

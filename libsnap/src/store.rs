@@ -121,9 +121,33 @@ impl Store {
         &self.data_dir
     }
 
-    /// What is deployed on this node: one file an app (`NAME.json`), of the node's daemon.
-    pub fn deployed_dir(&self) -> PathBuf {
-        self.data_dir.join("deployed")
+    /// Whose appshots stay, whatever the records tell: empty files, called as apps are.
+    fn pins_dir(&self) -> PathBuf {
+        self.data_dir.join("pinned")
+    }
+
+    /// Has the appshots of this app stay, those of its versions too: it is deployed.
+    pub fn pin(&self, name: &str) -> Result<()> {
+        names::validate(name)?;
+        files::directory(&self.pins_dir(), 0o700)?;
+        let path = self.pins_dir().join(name);
+        if path.exists() {
+            return Ok(());
+        }
+        let made = std::fs::File::create(&path).and_then(|_| files::sync_parent(&path));
+        made.or_fail(|| format!("cannot write {}", path.display()))
+    }
+
+    pub fn unpin(&self, name: &str) -> Result<()> {
+        names::validate(name)?;
+        files::remove(&self.pins_dir().join(name))
+    }
+
+    pub fn pinned(&self) -> Result<Vec<String>> {
+        match self.pins_dir() {
+            dir if dir.exists() => files::stems(&dir, ""),
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// Where the output of a detached app goes.

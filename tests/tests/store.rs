@@ -254,9 +254,9 @@ fn gc() {
             "{done:?}"
         );
         // Nothing but what is needed withstands these: what is deployed is, its versions too.
-        let deployed = trial.registry.data.join("deployed").join(format!("{}.json", tags[3]));
+        let deployed = trial.registry.data.join("pinned").join(&tags[3]);
         fs::create_dir_all(deployed.parent().context("no directory")?)?;
-        fs::write(&deployed, "{}")?;
+        fs::write(&deployed, "")?;
         let version = format!("{}.v7", tags[3]);
         trial.keep(&app, &version)?;
         let done = trial.gc(&["--keep", "0"])?;

@@ -238,6 +238,8 @@ impl Agent {
                     "state"
                 );
                 status.since_unix_ms = now;
+                let told = json!({ "from": status.state, "to": state, "why": why });
+                self.node.events.tell("state", &status.app, &status.provider, told);
             }
             (status.state, status.why) = (state, why);
         });
@@ -340,6 +342,9 @@ impl Agent {
             phases,
         };
         self.meter().came_up(&activation);
+        self.node
+            .events
+            .tell("up", self.name(), &self.manifest().provider, json!(activation));
         activation
     }
 

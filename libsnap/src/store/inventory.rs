@@ -140,10 +140,7 @@ impl Store {
             }
         }
         let apps = self.list()?;
-        let deployed = match self.deployed_dir() {
-            dir if dir.exists() => files::stems(&dir, ".json")?,
-            _ => Vec::new(),
-        };
+        let deployed = self.pinned()?;
         for stored in &mut all {
             stored.parents.clear();
             stored.needed_by = apps.iter().filter_map(|app| need_of(app, &stored.path)).collect();

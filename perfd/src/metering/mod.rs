@@ -108,6 +108,7 @@ impl Drop for Metering {
 
 struct Meter {
     store: Store,
+    owners: Owners,
     ledger: Ledger,
     board: Board,
     instances: Instances,
@@ -149,6 +150,7 @@ impl Meter {
         }
         Ok(Meter {
             store: store.clone(),
+            owners: Owners::default(),
             instances: Instances::new(at),
             storage: Storage::default(),
             traffic: Traffic::default(),
@@ -202,10 +204,11 @@ impl Meter {
             self.instances.look(at, false);
             return Ok(());
         }
-        let owners = Owners::read(&self.store);
-        self.instances.follow(&self.store, &owners, &mut self.ledger, at)?;
+        self.owners.look(&self.store);
+        let owners = &self.owners;
+        self.instances.follow(&self.store, owners, &mut self.ledger, at)?;
         self.instances.look(at, all);
-        let taken = self.instances.end(&self.store, &owners, &mut self.ledger, at)?;
+        let taken = self.instances.end(&self.store, owners, &mut self.ledger, at)?;
         if !taken.is_empty() {
             // It may have fallen asleep.
             self.storage_at = at.boot_ns;
@@ -217,9 +220,9 @@ impl Meter {
         if at.boot_ns >= self.storage_at || is_new_hour {
             self.storage_at = at.boot_ns + STORAGE_NS;
             let all = is_new_hour || self.is_ending;
-            self.storage.look(&self.store, &owners, &mut self.ledger, at, all)?;
+            self.storage.look(&self.store, owners, &mut self.ledger, at, all)?;
         }
-        self.traffic.look(&self.store, &owners, &mut self.ledger, at);
+        self.traffic.look(&self.store, owners, &mut self.ledger, at);
         if at.boot_ns >= self.node_at {
             self.node_at = at.boot_ns + NODE_NS;
             let look = self.node.look(self.instances.tenants_ns())?;

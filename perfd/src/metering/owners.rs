@@ -1,7 +1,7 @@
 //! Whose an instance is.
 
-use libsnap::store::{App, Store, read_json, stems};
-use serde::Deserialize;
+use control::Control;
+use libsnap::store::{App, Store};
 use std::collections::BTreeMap;
 
 /// Who pays for what was not deployed.
@@ -11,29 +11,17 @@ const LOCAL: &str = "local";
 #[derive(Debug, Default)]
 pub struct Owners(BTreeMap<String, String>);
 
-/// What is of interest in the file of a deployed app.
-#[derive(Deserialize)]
-struct Deployment {
-    manifest: Manifest,
-}
-
-#[derive(Deserialize)]
-struct Manifest {
-    app: String,
-    provider: String,
-}
-
 impl Owners {
-    pub fn read(store: &Store) -> Owners {
-        let dir = store.deployed_dir();
-        let names = stems(&dir, ".json").unwrap_or_default();
-        let read = |name: String| read_json::<Deployment>(&dir.join(format!("{name}.json"))).ok()?;
-        let deployed = names.into_iter().filter_map(read);
-        Owners(
-            deployed
-                .map(|deployed| (deployed.manifest.app, deployed.manifest.provider))
-                .collect(),
-        )
+    /// Anew. Where that is not to be had just now, what was known before is true still.
+    pub fn look(&mut self, store: &Store) {
+        let read = Control::look(store.data_dir()).and_then(|control| match control {
+            Some(control) => control.owners(),
+            None => Ok(Vec::new()),
+        });
+        match read {
+            Ok(owners) => self.0 = owners.into_iter().collect(),
+            Err(error) => tracing::error!(%error, "whose apps are may have changed"),
+        }
     }
 
     /// The app that an instance is of: itself; the deployed app whose further instance it
