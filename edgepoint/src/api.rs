@@ -1,71 +1,92 @@
 //! What `edgepointd` answers; `openapi.json` describes it.
+//!
+//! What changes an app takes `If-Match` with the tag of an earlier answer, and does nothing
+//! (412) where somebody has changed it since. Tags instead of leases: nobody holds anything,
+//! so who is gone keeps nobody waiting, and it is what a distributed store can compare, too.
 
-use crate::agent::Order;
-use crate::manifest::{BYTES_MAX, Manifest};
+pub mod answer;
+mod changes;
+mod events;
+mod logs;
+mod providers;
+mod top;
+
+use crate::caller::{own_only, root_only};
 use crate::metrics::CONTENT_TYPE;
 use crate::node::Node;
 use crate::proxy::traffic::Told;
-use crate::status::{State, Status};
-use axum::extract::{Path, Query, State as Extract};
+use axum::extract::State as Extract;
+use axum::handler::Handler;
+use axum::http::Method;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use libsnap::error::{Error, Kind};
-use nodekit::reply::{self, Body, Failure, Reply};
-use serde::Deserialize;
-use std::time::Duration;
+use axum::routing::{MethodFilter, on};
+use axum::{Extension, Json, Router};
+use nodekit::daemon::Stopping;
+use nodekit::reply;
 
-pub fn router(node: Node) -> Router {
-    let routes = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/v1/traffic", get(traffic))
-        .route("/v1/apps", post(deploy).get(list))
-        .route("/v1/apps/{name}", get(show).put(update).delete(remove))
-        .route("/v1/apps/{name}/rollback", post(rollback))
-        .route("/v1/apps/{name}/suspend", post(suspend))
-        .route("/v1/apps/{name}/resume", post(resume));
-    reply::complete(routes, "edgepointd", include_str!("../openapi.json")).with_state(node)
+/// Whoever asks stands in the request, as a [`Caller`](crate::caller::Caller).
+pub fn router(node: &Node, stopping: Stopping) -> Router {
+    let routes = routes(node).router.layer(Extension(stopping));
+    reply::complete(routes, "edgepointd", include_str!("../openapi.json")).with_state(node.clone())
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Deploy {
-    /// TOML.
-    manifest: String,
+fn routes(node: &Node) -> Routes<'_> {
+    Routes::of(node)
+        .roots(Method::GET, "/metrics", metrics)
+        .roots(Method::GET, "/v1/traffic", traffic)
+        .roots(Method::GET, "/v1/providers", providers::list)
+        .roots(Method::POST, "/v1/providers", providers::add)
+        .roots(Method::PUT, "/v1/providers/{name}/users", providers::allow)
+        .roots(Method::POST, "/v1/providers/{name}/rotate", providers::rotate)
+        .roots(Method::DELETE, "/v1/providers/{name}", providers::remove)
+        .owned(Method::GET, "/v1/apps", changes::list)
+        .owned(Method::POST, "/v1/apps", changes::deploy)
+        .owned(Method::GET, "/v1/apps/{name}", changes::show)
+        .owned(Method::PUT, "/v1/apps/{name}", changes::put)
+        .owned(Method::DELETE, "/v1/apps/{name}", changes::remove)
+        .owned(Method::POST, "/v1/apps/{name}/rollback", changes::rollback)
+        .owned(Method::POST, "/v1/apps/{name}/suspend", changes::suspend)
+        .owned(Method::POST, "/v1/apps/{name}/resume", changes::resume)
+        .owned(Method::PUT, "/v1/apps/{name}/scale", changes::scale)
+        .owned(Method::GET, "/v1/apps/{name}/logs", logs::read)
+        .owned(Method::GET, "/v1/events", events::read)
+        .owned(Method::GET, "/v1/top", top::read)
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wait {
-    /// The answer comes when the app is in this state, or has failed.
-    wait: Option<State>,
-    /// Or after so many seconds.
-    timeout: Option<u64>,
+/// Every route says whose it is, and is noted: the description is held against that.
+struct Routes<'a> {
+    node: &'a Node,
+    router: Router<Node>,
+    #[cfg_attr(not(test), allow(dead_code))]
+    known: Vec<(Method, &'static str)>,
 }
 
-/// The longest that an answer is waited for.
-const WAIT_MAX: u64 = 600;
+impl<'a> Routes<'a> {
+    fn of(node: &'a Node) -> Routes<'a> {
+        let (router, known) = (Router::new(), Vec::new());
+        Routes { node, router, known }
+    }
 
-impl Deploy {
-    fn parse(&self) -> libsnap::error::Result<Manifest> {
-        match self.manifest.len() {
-            0..=BYTES_MAX => Manifest::parse(&self.manifest),
-            _ => Err(Error::new(Kind::Usage, "the manifest is too long")),
-        }
+    /// For root.
+    fn roots<T: 'static>(mut self, method: Method, path: &'static str, handler: impl Handler<T, Node>) -> Self {
+        let route = on(filter(&method), handler).layer(from_fn(root_only));
+        self.router = self.router.route(path, route);
+        self.known.push((method, path));
+        self
+    }
+
+    /// For providers, too; with a name in its path for the one whose app that is.
+    fn owned<T: 'static>(mut self, method: Method, path: &'static str, handler: impl Handler<T, Node>) -> Self {
+        let own = from_fn_with_state(self.node.clone(), own_only);
+        self.router = self.router.route(path, on(filter(&method), handler).layer(own));
+        self.known.push((method, path));
+        self
     }
 }
 
-async fn deploy(Extract(node): Extract<Node>, Body(request): Body<Deploy>) -> Reply<Status> {
-    let status = node.deploy(request.parse()?)?;
-    Ok(Json(status.borrow().clone()))
-}
-
-async fn update(Extract(node): Extract<Node>, Path(app): Path<String>, Body(request): Body<Deploy>) -> Reply<Status> {
-    Ok(Json(node.update(&app, request.parse()?).await?))
-}
-
-async fn rollback(Extract(node): Extract<Node>, Path(app): Path<String>) -> Reply<Status> {
-    Ok(Json(node.rollback(&app).await?))
+fn filter(method: &Method) -> MethodFilter {
+    MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET)
 }
 
 async fn metrics(Extract(node): Extract<Node>) -> impl IntoResponse {
@@ -76,34 +97,38 @@ async fn traffic(Extract(node): Extract<Node>) -> Json<Vec<Told>> {
     Json(node.proxy.told())
 }
 
-async fn list(Extract(node): Extract<Node>) -> Json<Vec<Status>> {
-    Json(node.all())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nodekit::args::Dirs;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
 
-async fn show(
-    Extract(node): Extract<Node>,
-    Path(app): Path<String>,
-    query: Result<Query<Wait>, axum::extract::rejection::QueryRejection>,
-) -> Reply<Status> {
-    let Query(query) = query.map_err(|e| Failure(Error::new(Kind::Usage, e.body_text())))?;
-    let mut status = node.status(&app)?;
-    if let Some(state) = query.wait {
-        let patience = Duration::from_secs(query.timeout.unwrap_or(WAIT_MAX).min(WAIT_MAX));
-        let reached = |status: &Status| [state, State::Failed].contains(&status.state);
-        // In time or not, it is told.
-        let _ = tokio::time::timeout(patience, status.wait_for(reached)).await;
+    #[test]
+    fn what_is_described_is_there_and_the_other_way_round() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs {
+            run_dir: dir.path().join("run"),
+            data_dir: dir.path().join("data"),
+        };
+        let node = Node::new(dirs.open_as_is().unwrap(), &dirs, Some(1 << 30)).unwrap();
+        let known: BTreeSet<(String, String)> = routes(&node)
+            .known
+            .iter()
+            .map(|(method, path)| (method.as_str().to_lowercase(), (*path).to_owned()))
+            // Those of every daemon.
+            .chain(["healthz", "version", "openapi.json"].map(|path| ("get".to_owned(), format!("/v1/{path}"))))
+            .collect();
+        let api: Value = serde_json::from_str(include_str!("../openapi.json")).unwrap();
+        let mut described = BTreeSet::new();
+        for (path, methods) in api["paths"].as_object().unwrap() {
+            for (method, told) in methods.as_object().unwrap() {
+                described.insert((method.clone(), path.clone()));
+                let parameters = told["parameters"].as_array().into_iter().flatten();
+                let in_path = parameters.filter(|one| one["in"] == "path").count();
+                assert_eq!(in_path, path.matches('{').count(), "{method} {path}");
+            }
+        }
+        assert_eq!(known, described);
     }
-    Ok(Json(status.borrow().clone()))
-}
-
-async fn suspend(Extract(node): Extract<Node>, Path(app): Path<String>) -> Reply<Status> {
-    Ok(Json(node.order(&app, Order::Suspend).await?))
-}
-
-async fn resume(Extract(node): Extract<Node>, Path(app): Path<String>) -> Reply<Status> {
-    Ok(Json(node.order(&app, Order::Resume).await?))
-}
-
-async fn remove(Extract(node): Extract<Node>, Path(app): Path<String>) -> Reply<Status> {
-    Ok(Json(node.order(&app, Order::Remove).await?))
 }

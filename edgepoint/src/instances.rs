@@ -23,7 +23,7 @@
 //! in which nobody waits: of whom the kernel has told it alone nobody else would hear.
 
 use crate::budget::Charge;
-use crate::manifest::Manifest;
+use crate::manifest::{INSTANCES_MAX, Manifest};
 use crate::node::Node;
 use crate::sockets::{self, Sockets};
 use crate::status::{Cause, InstanceStatus, Kind, State};
@@ -113,13 +113,27 @@ impl Instances {
         self.live.len() + self.coming.len()
     }
 
-    fn names(&self) -> impl Iterator<Item = String> {
-        (2..=self.manifest.instances.max).map(|number| self.manifest.instance_name(number))
+    /// There may be more of them from now on, or fewer.
+    pub fn scale(&mut self, manifest: Manifest) {
+        self.manifest = manifest;
+    }
+
+    fn names(&self, most: usize) -> impl Iterator<Item = String> {
+        (2..=most).map(|number| self.manifest.instance_name(number))
     }
 
     /// Drops those that have ended, and takes up whoever runs and is not known: made for a
     /// daemon before this one. Their records tell.
     pub fn look(&mut self) -> Result<()> {
+        self.look_for(self.manifest.instances.max)
+    }
+
+    /// The same, those among them that there may not be any more.
+    pub fn look_for_all(&mut self) -> Result<()> {
+        self.look_for(INSTANCES_MAX)
+    }
+
+    fn look_for(&mut self, most: usize) -> Result<()> {
         self.live.retain(|one| {
             let alive = one.app.alive();
             if !alive {
@@ -128,7 +142,7 @@ impl Instances {
             alive
         });
         let appshot = self.node.store.appshot_path(&self.manifest.app);
-        let names: Vec<String> = self.names().filter(|name| !self.is_known(name)).collect();
+        let names: Vec<String> = self.names(most).filter(|name| !self.is_known(name)).collect();
         for name in names {
             let Some(app) = self.node.store.find(&name)? else {
                 continue;
@@ -206,7 +220,10 @@ impl Instances {
 
     fn free_name(&self) -> Result<Option<String>> {
         let store = &self.node.store;
-        for name in self.names().filter(|name| !self.is_known(name)) {
+        for name in self
+            .names(self.manifest.instances.max)
+            .filter(|name| !self.is_known(name))
+        {
             if !store.appshot_path(&name).exists() && !store.find(&name)?.is_some_and(|app| app.alive()) {
                 return Ok(Some(name));
             }
@@ -279,9 +296,9 @@ impl Instances {
         while !self.coming.is_empty() {
             let _ = self.next().await;
         }
-        self.look()?;
+        self.look_for_all()?;
         let ours: Vec<App> = self.live.drain(..).map(|one| one.app).collect();
-        let names: Vec<String> = self.names().collect();
+        let names: Vec<String> = self.names(INSTANCES_MAX).collect();
         let (store, appshot) = (
             self.node.store.clone(),
             self.node.store.appshot_path(&self.manifest.app),

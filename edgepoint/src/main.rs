@@ -12,6 +12,7 @@ mod agent;
 mod api;
 mod bell;
 mod budget;
+mod caller;
 mod demand;
 mod events;
 mod files;
@@ -20,12 +21,15 @@ mod manifest;
 mod metrics;
 mod node;
 mod proxy;
+mod remote;
 mod scale;
 mod sockets;
 mod status;
 mod versions;
 mod work;
 
+use axum::Extension;
+use caller::Caller;
 use clap::Parser;
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{Lock, Store};
@@ -38,6 +42,7 @@ use nodekit::{descriptors, program};
 use proxy::rules::Network;
 use proxy::serve::{self, Entry};
 use proxy::tls::Certificate;
+use remote::Remote;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -63,6 +68,14 @@ struct Cli {
     /// Believe what clients of this network say about whom they ask for (X-Forwarded-For)
     #[arg(long, value_name = "NETWORK")]
     http_trust: Vec<Network>,
+    /// Answer providers here, over TLS, who have a token (`appshot provider`); several times for
+    /// more addresses
+    #[arg(long, value_name = "ADDR:PORT")]
+    api: Vec<SocketAddr>,
+    /// Certificate, chain and key for that, in one PEM file; read again when it changes
+    /// [default: one made by itself, api.pem in the data directory]
+    #[arg(long, value_name = "FILE", requires = "api")]
+    api_tls: Option<PathBuf>,
     /// How long HTTP requests may go on after a stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_span)]
     http_drain: Duration,
@@ -83,6 +96,7 @@ fn run(cli: &Cli) -> Result<u8> {
     let _alone = alone(&store)?;
     let node = Node::new(store, &args.dirs, cli.memory)?;
     let entry = entry(cli)?;
+    let remote = Remote::new(&cli.api, cli.api_tls.as_deref(), node.store.data_dir())?;
     if entry.is_some() {
         node.proxy.open();
     }
@@ -91,7 +105,7 @@ fn run(cli: &Cli) -> Result<u8> {
         if let Err(error) = node.take_up() {
             tracing::error!(%error, "cannot take up what is deployed");
         }
-        let proxy = node.proxy.clone();
+        let (proxy, stopped) = (node.proxy.clone(), stopping.clone());
         let http = async move {
             if let Some((runtime, entry)) = entry {
                 // What goes wrong there was told there.
@@ -99,7 +113,12 @@ fn run(cli: &Cli) -> Result<u8> {
                 runtime.shutdown_background();
             }
         };
-        (api::router(node), http)
+        let router = api::router(&node, stopped.clone());
+        let elsewhere = remote.serve(router.clone(), node, stopped);
+        let beside = async move {
+            let ((), ()) = tokio::join!(http, elsewhere);
+        };
+        (router.layer(Extension(Caller::Root)), beside)
     })?;
     Ok(0)
 }

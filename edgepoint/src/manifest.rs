@@ -80,8 +80,11 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// Whose what is that nobody has said anything of.
+const LOCAL: &str = "local";
+
 fn local() -> String {
-    "local".to_owned()
+    LOCAL.to_owned()
 }
 
 /// How the app is started when it has no appshot.
@@ -336,8 +339,13 @@ impl Manifest {
         if !(1..=KEPT_MAX).contains(&self.versions.keep) {
             return wrong("versions.keep is out of bounds", "a number from 1 to 20");
         }
-        self.counts()?;
+        self.counts("deploy")?;
         self.user().map(drop)
+    }
+
+    /// It does not say whose it is.
+    pub fn is_local(&self) -> bool {
+        self.provider == LOCAL
     }
 
     pub fn rules(&self) -> Rules<'_> {
@@ -350,8 +358,9 @@ impl Manifest {
         }
     }
 
-    fn counts(&self) -> Result<()> {
-        let wrong = |because: &str, fix: &str| Err(nonsense(&self.app, because).fix(fix));
+    /// What is said about how many instances there may be, for who is about to do this.
+    pub fn counts(&self, verb: &str) -> Result<()> {
+        let wrong = |because: &str, fix: &str| Err(cannot(verb, &self.app, because).fix(fix));
         let Instances { min, max } = self.instances;
         if !(1..=INSTANCES_MAX).contains(&max) {
             return wrong("instances.max is out of bounds", "a number from 1 to 100");
@@ -436,7 +445,11 @@ impl Manifest {
 }
 
 fn nonsense(app: &str, because: impl std::fmt::Display) -> Error {
-    Error::new(Kind::Usage, format!("cannot deploy {app}")).because(because)
+    cannot("deploy", app, because)
+}
+
+fn cannot(verb: &str, app: &str, because: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Usage, format!("cannot {verb} {app}")).because(because)
 }
 
 /// With the line, and for an unknown key the one that was probably meant.
@@ -608,6 +621,9 @@ max = 4
                 "from = \"10.0.0.0/33\"",
                 "nor a network",
             ),
+            ("queue = 9", "queue = -9", "line 33"),
+            ("page = true", "page = \"yes\"", "invalid type"),
+            ("env = { LANG = \"C\" }", "env = { LANG = 7 }", "line 7"),
             ("page = true", "after = \"0s\"", "waiting.after"),
             ("answer = \"90s\"", "answer = \"0ms\"", "timeouts.answer"),
             ("answer = \"90s\"", "response = \"90s\"", "unknown field"),

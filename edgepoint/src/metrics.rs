@@ -54,6 +54,17 @@ pub enum Outcome {
     FellBack,
 }
 
+impl Outcome {
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Updated => "updated",
+            Outcome::RolledBack => "rolled-back",
+            Outcome::Failed => "failed",
+            Outcome::FellBack => "fell-back",
+        }
+    }
+}
+
 type Seconds = Family<By, Histogram, fn() -> Histogram>;
 
 /// 0.1 ms, doubled up to 26 s.
@@ -213,16 +224,10 @@ impl Meter<'_> {
 
 impl Metrics {
     pub fn updated(&self, app: &str, provider: &str, outcome: Outcome) {
-        let outcome = match outcome {
-            Outcome::Updated => "updated",
-            Outcome::RolledBack => "rolled-back",
-            Outcome::Failed => "failed",
-            Outcome::FellBack => "fell-back",
-        };
         let labels = Updates {
             app: app.to_owned(),
             provider: provider.to_owned(),
-            outcome,
+            outcome: outcome.name(),
         };
         self.updates.get_or_create(&labels).inc();
     }

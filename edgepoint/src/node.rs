@@ -1,10 +1,12 @@
 //! The apps that are deployed on this node: their agents, and their files.
 
 use crate::agent::{Agent, Order};
+use crate::api::answer::{Condition, Halt};
 use crate::budget::{self, Budget, Charge};
+use crate::caller::Caller;
 use crate::demand::{Demand, Looks};
 use crate::events::Events;
-use crate::manifest::Manifest;
+use crate::manifest::{Instances, Manifest};
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::status::{Counts, State, Status};
@@ -40,6 +42,37 @@ pub struct Deployment {
     /// What it had when it fell asleep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// How many instances its manifest asks for, where its owner has it have others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declared: Option<Instances>,
+}
+
+impl Deployment {
+    /// The manifest as it was deployed.
+    pub fn declared(&self) -> Manifest {
+        let mut manifest = self.manifest.clone();
+        manifest.instances = self.declared.unwrap_or(manifest.instances);
+        manifest
+    }
+
+    pub fn scale(&mut self, bounds: Instances) {
+        let declared = self.declared().instances;
+        self.manifest.instances = bounds;
+        self.declared = (declared != bounds).then_some(declared);
+    }
+
+    /// Tells whether its owner has decided something about it meanwhile.
+    pub fn etag(&self) -> String {
+        let decided = serde_json::json!([self.manifest, self.versions.current, self.suspended]);
+        blake3::hash(decided.to_string().as_bytes()).to_hex()[..16].to_owned()
+    }
+}
+
+/// An app that nobody else changes meanwhile.
+#[derive(Debug)]
+pub struct Held {
+    pub deployment: Deployment,
+    _changing: tokio::sync::OwnedMutexGuard<()>,
 }
 
 /// Clones are the same node.
@@ -118,6 +151,7 @@ impl Node {
             BTreeMap::new()
         });
         let known = self.control.apps::<Deployment>()?;
+        let names: Vec<String> = known.iter().map(|kept| kept.app.clone()).collect();
         for Kept { app, value, .. } in known {
             let sockets = kept.remove(&app).unwrap_or_default();
             self.store.pin(&app)?;
@@ -129,7 +163,10 @@ impl Node {
                 Err(error) => tracing::error!(app, %error, "is not taken up"),
             }
         }
-        // Of apps whose removal was not finished.
+        // Of apps whose removal was not finished, or that a killed daemon was about to deploy.
+        for app in self.store.pinned()?.iter().filter(|app| !names.contains(app)) {
+            self.store.unpin(app)?;
+        }
         for app in kept.keys() {
             self.keeper.forget(app)?;
         }
@@ -158,15 +195,18 @@ impl Node {
     }
 
     /// Deploys an app; nothing is changed where the same one is deployed.
-    pub fn deploy(&self, manifest: Manifest) -> Result<watch::Receiver<Status>> {
+    pub fn deploy(&self, manifest: Manifest, caller: &Caller) -> Result<watch::Receiver<Status>> {
         let taken = |because: &str| {
             Error::new(Kind::Conflict, format!("cannot deploy {}", manifest.app))
                 .because(because)
                 .state("nothing was changed")
         };
         if let Some(handle) = self.lock().get(&manifest.app) {
-            return match handle.manifest == manifest {
+            return match self.read(&manifest.app)?.declared() == manifest {
                 true => Ok(handle.status.clone()),
+                false if !caller.sees(&handle.manifest.provider) => {
+                    Err(taken("the name is taken on this node").fix("name it otherwise"))
+                }
                 false => Err(taken("an app of this name is deployed with another manifest")
                     .fix("make it its next version: `appshot update`")),
             };
@@ -178,8 +218,8 @@ impl Node {
             .find(|other| other.has_name(&manifest.app) || manifest.has_name(&other.app))
         {
             return Err(taken(&format!(
-                "instances or versions of it and of app {} would have the same names",
-                other.app
+                "instances or versions of it and of {} would have the same names",
+                caller.calls(&other.app, &other.provider)
             ))
             .fix("name it otherwise"));
         }
@@ -191,29 +231,76 @@ impl Node {
                 )),
             );
         }
-        if let Some(because) = self.listens_there(&manifest) {
+        if let Some(because) = self.listens_there(&manifest, caller) {
             return Err(taken(&because).fix("choose another address, or remove that app"));
         }
-        self.proxy.free(&manifest)?;
+        self.proxy.free(&manifest, &|app| self.called(app, caller))?;
         let deployment = Deployment {
             manifest,
             deployed_unix_ms: now_unix_ms()?,
             versions: Versions::default(),
             suspended: false,
             memory_bytes: None,
+            declared: None,
         };
-        self.save(&deployment)?;
+        if let Err(error) = self.save(&deployment) {
+            let _ = self.store.unpin(&deployment.manifest.app);
+            return Err(error);
+        }
+        let (app, provider) = (&deployment.manifest.app, &deployment.manifest.provider);
+        let told = serde_json::json!({ "by": caller.name(), "version": deployment.versions.current });
+        self.events.tell("deployed", app, provider, told);
         Ok(self.begin(deployment, Vec::new()))
     }
 
     /// Another app that listens where this one is to.
-    pub fn listens_there(&self, manifest: &Manifest) -> Option<String> {
+    pub fn listens_there(&self, manifest: &Manifest, caller: &Caller) -> Option<String> {
         self.lock().values().find_map(|handle| {
             let theirs = &handle.manifest.listen;
             let mut own = manifest.listen.iter().filter(|_| handle.manifest.app != manifest.app);
             let shared = own.find(|own| theirs.iter().any(|their| own.covers(their) || their.covers(own)))?;
-            Some(format!("app {} listens on {shared}", handle.manifest.app))
+            let other = caller.calls(&handle.manifest.app, &handle.manifest.provider);
+            Some(format!("{other} listens on {shared}"))
         })
+    }
+
+    /// What who asks is told of another app.
+    pub fn called(&self, app: &str, caller: &Caller) -> String {
+        caller.calls(app, &self.provider_of(app).unwrap_or_default())
+    }
+
+    pub fn provider_of(&self, app: &str) -> Option<String> {
+        let apps = self.lock();
+        apps.get(app).map(|handle| handle.manifest.provider.clone())
+    }
+
+    pub fn manifest_of(&self, app: &str, caller: &Caller) -> Result<Manifest> {
+        let manifest = self.lock().get(app).map(|handle| handle.manifest.clone());
+        manifest.ok_or_else(|| self.unknown(app, caller))
+    }
+
+    /// Nobody else changes it as long as this is held, and it is as the condition wants it.
+    pub fn hold(&self, app: &str, condition: &Condition) -> Result<Held, Halt> {
+        let changing = self.changing(app)?.try_lock_owned().map_err(|_| {
+            Error::new(Kind::Conflict, format!("cannot change {app}"))
+                .because("it is being changed already")
+                .fix("wait for that: `appshot status --wait settled`")
+                .state("nothing was changed")
+        })?;
+        let deployment = self.read(app)?;
+        let etag = deployment.etag();
+        match condition.holds(&etag) {
+            true => Ok(Held {
+                deployment,
+                _changing: changing,
+            }),
+            false => Err(Halt::Stale(
+                Error::new(Kind::Conflict, format!("cannot change {app}"))
+                    .because(format!("it was changed meanwhile: its tag is {etag} now"))
+                    .fix("look at it again, and ask with that tag")
+                    .state("nothing was changed"),
+            )),
+        }
     }
 
     fn begin(&self, deployment: Deployment, sockets: Vec<OwnedFd>) -> watch::Receiver<Status> {
@@ -227,6 +314,7 @@ impl Node {
             listen: manifest.listen.iter().map(ToString::to_string).collect(),
             root: None,
             instances: Vec::new(),
+            bounds: manifest.instances,
             counts: Counts::default(),
             last: None,
             version: deployment.versions.current,
@@ -330,14 +418,20 @@ impl Node {
     }
 
     fn handle(&self, app: &str) -> Result<Handle> {
+        let handle = self.lock().get(app).cloned();
+        // Who may not see all has been told before it came to this.
+        handle.ok_or_else(|| self.unknown(app, &Caller::Root))
+    }
+
+    /// That there is no such app, among those that are seen.
+    pub fn unknown(&self, app: &str, caller: &Caller) -> Error {
+        let error = Error::new(Kind::NotFound, format!("no app {app} is deployed"));
         let apps = self.lock();
-        apps.get(app).cloned().ok_or_else(|| {
-            let error = Error::new(Kind::NotFound, format!("no app {app} is deployed"));
-            match closest(app, apps.keys().map(String::as_str)) {
-                Some(near) => error.fix(format!("did you mean {near}?")),
-                None => error.fix("`appshot apps` lists those that are"),
-            }
-        })
+        let seen = apps.values().filter(|handle| caller.sees(&handle.manifest.provider));
+        match closest(app, seen.map(|handle| handle.manifest.app.as_str())) {
+            Some(near) => error.fix(format!("did you mean {near}?")),
+            None => error.fix("`appshot apps` lists those that are"),
+        }
     }
 
     pub fn status(&self, app: &str) -> Result<watch::Receiver<Status>> {
@@ -353,6 +447,7 @@ impl Node {
         let reached = |status: &Status| match order {
             Order::Suspend => [State::Suspended, State::Failed].contains(&status.state),
             Order::Resume => !matches!(status.state, State::Suspended | State::Failed),
+            Order::Scale(bounds) => status.bounds == bounds,
             Order::Remove | Order::Yield => false,
         };
         let waited = tokio::time::timeout(ORDER_PATIENCE, status.wait_for(reached)).await;

@@ -33,6 +33,7 @@
 //! The app falls asleep once there is none of them. What wakes, starts or is made waits in
 //! that state until the node has room for it.
 
+use crate::manifest::Instances;
 use crate::node::Deployment;
 use libsnap::ids::HostPid;
 use libsnap::target::Phase;
@@ -69,6 +70,11 @@ impl State {
         State::Failed,
         State::Removing,
     ];
+
+    /// It neither comes nor goes.
+    pub fn lasts(self) -> bool {
+        matches!(self, State::Running | State::Asleep | State::Suspended | State::Failed)
+    }
 
     pub fn name(self) -> &'static str {
         match self {
@@ -192,6 +198,8 @@ pub struct Status {
     pub root: Option<HostPid>,
     /// Those that run, come or go, the first one first.
     pub instances: Vec<InstanceStatus>,
+    /// How many there may be.
+    pub bounds: Instances,
     pub counts: Counts,
     pub last: Option<Activation>,
     /// The one that serves; they count up from 1.
@@ -204,8 +212,9 @@ pub struct Status {
 }
 
 impl Status {
-    /// Tells of its versions what is written down.
-    pub fn versions(&mut self, deployment: &Deployment) {
+    /// Tells what is written down.
+    pub fn written(&mut self, deployment: &Deployment) {
+        self.bounds = deployment.manifest.instances;
         (self.version, self.deployed_unix_ms) = (deployment.versions.current, deployment.deployed_unix_ms);
         let kept = deployment.versions.kept.iter().map(|kept| VersionStatus {
             version: kept.number,

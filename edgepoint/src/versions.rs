@@ -8,13 +8,14 @@
 //! ```
 //!
 //! The appshot of the version that serves is called as the app is, all others `APP.vN`. The
-//! file of the app says which one serves: written, the switch is decided. Names follow it
+//! app is written down with the one that serves: written, the switch is decided. Names follow it
 //! ([`arrange`]), after a crash as well; what it does not name goes ([`tidy`]).
 
 use crate::budget;
+use crate::caller::Caller;
 use crate::manifest::{Listen, Manifest};
 use crate::metrics::Outcome;
-use crate::node::{Deployment, Node};
+use crate::node::{Deployment, Held, Node};
 use crate::sockets::Sockets;
 use crate::status::{Cause, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
@@ -30,7 +31,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// What is known of the versions of an app, in its file.
+/// What is known of the versions of an app, as it is written down.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Versions {
@@ -82,7 +83,7 @@ impl Deployment {
         let mut after = self.clone();
         let left = Version {
             number: self.versions.current,
-            manifest: self.manifest.clone(),
+            manifest: self.declared(),
             deployed_unix_ms: self.deployed_unix_ms,
             memory_bytes: self.memory_bytes,
         };
@@ -95,6 +96,7 @@ impl Deployment {
         versions.last = versions.last.max(to.number);
         versions.untried = true;
         after.manifest = to.manifest.clone();
+        after.declared = None;
         after.deployed_unix_ms = to.deployed_unix_ms;
         after.memory_bytes = to.memory_bytes;
         after
@@ -159,20 +161,21 @@ const LINES: usize = 5;
 impl Node {
     /// Has a new version of a deployed app serve instead of the one that does. On a failure
     /// that one goes on.
-    pub async fn update(&self, app: &str, manifest: Manifest) -> Result<Status> {
-        self.change(app, Outcome::Updated, |node, deployment| {
-            node.update_now(deployment, manifest)
+    pub async fn update(&self, held: Held, manifest: Manifest, caller: &Caller) -> Result<Status> {
+        let asked = caller.clone();
+        self.change(held, Outcome::Updated, caller, |node, deployment| {
+            node.update_now(deployment, manifest, asked)
         })
         .await
     }
 
-    async fn update_now(self, deployment: Deployment, manifest: Manifest) -> Result<()> {
+    async fn update_now(self, deployment: Deployment, manifest: Manifest, caller: Caller) -> Result<()> {
         let state = self.status(&deployment.manifest.app)?.borrow().state;
         refuse(&deployment, &manifest, state)?;
-        if let Some(because) = self.listens_there(&manifest) {
+        if let Some(because) = self.listens_there(&manifest, &caller) {
             return Err(cannot_update(&manifest.app, because).fix("choose another address, or remove that app"));
         }
-        self.proxy.free(&manifest)?;
+        self.proxy.free(&manifest, &|app| self.called(app, &caller))?;
         let to = Version {
             number: deployment.versions.last + 1,
             manifest,
@@ -212,8 +215,8 @@ impl Node {
     }
 
     /// Has the version serve again that did before.
-    pub async fn rollback(&self, app: &str) -> Result<Status> {
-        self.change(app, Outcome::RolledBack, Node::rollback_now).await
+    pub async fn rollback(&self, held: Held, caller: &Caller) -> Result<Status> {
+        self.change(held, Outcome::RolledBack, caller, Node::rollback_now).await
     }
 
     async fn rollback_now(self, deployment: Deployment) -> Result<()> {
@@ -230,29 +233,31 @@ impl Node {
     /// One after the other, and to its end whoever asked for it.
     async fn change<F: Future<Output = Result<()>> + Send + 'static>(
         &self,
-        app: &str,
+        held: Held,
         outcome: Outcome,
+        caller: &Caller,
         change: impl FnOnce(Node, Deployment) -> F,
     ) -> Result<Status> {
-        let busy = self.changing(app)?.try_lock_owned().map_err(|_| {
-            Error::new(Kind::Conflict, format!("cannot update {app}")).because("it is being updated already")
-        })?;
-        let deployment = self.read(app)?;
-        let (node, name) = (self.clone(), app.to_owned());
-        let provider = deployment.manifest.provider.clone();
-        let change = change(self.clone(), deployment);
+        let (node, app, by) = (self.clone(), held.deployment.manifest.app.clone(), caller.clone());
+        let (name, provider) = (app.clone(), held.deployment.manifest.provider.clone());
+        let change = change(self.clone(), held.deployment.clone());
         let done = tokio::spawn(async move {
             let done = change.await;
-            drop(busy);
+            drop(held);
             let outcome = if done.is_ok() { outcome } else { Outcome::Failed };
             node.metrics.updated(&name, &provider, outcome);
+            let version = node.status(&name).map(|status| status.borrow().version).ok();
+            let error = done.as_ref().err().map(ToString::to_string);
+            let told = json!({ "by": by.name(), "version": version, "error": error });
+            let kind = if done.is_ok() { outcome.name() } else { "change-failed" };
+            node.events.tell(kind, &name, &provider, told);
             if let Err(error) = &done {
                 tracing::warn!(app = name, %error, "no other version");
             }
             done
         });
         done.await.or_fail(|| format!("cannot update {app}"))??;
-        Ok(self.status(app)?.borrow().clone())
+        Ok(self.status(&app)?.borrow().clone())
     }
 
     /// Starts a version beside the one that serves, until it has an appshot of it.
@@ -352,9 +357,6 @@ fn refuse(deployment: &Deployment, manifest: &Manifest, state: State) -> Result<
     }
     if manifest.provider != old.provider {
         return refused(format!("it is of provider {}", old.provider), "name the same provider");
-    }
-    if manifest == old {
-        return refused("this very manifest is deployed".to_owned(), "change it first");
     }
     if let Some(gone) = old.listen.iter().find(|listen| !manifest.listen.contains(listen)) {
         return refused(

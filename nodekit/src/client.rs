@@ -1,26 +1,44 @@
-//! Asks a daemon over its Unix socket, blocking or within a runtime.
+//! Asks a daemon over its Unix socket, or elsewhere over TLS ([`remote`](crate::remote)),
+//! blocking or within a runtime.
 
+use crate::remote::Remote;
 use http_body_util::{BodyExt, Full, Limited};
+pub use hyper::Method;
 use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use libsnap::error::{Error, Kind, OrFail, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// A daemon at a socket.
+/// A daemon.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    at: At,
 }
+
+#[derive(Clone, Debug)]
+enum At {
+    Socket(PathBuf),
+    Elsewhere(Arc<Remote>),
+}
+
+/// One header of a request.
+pub type Header<'a> = (&'static str, &'a str);
 
 impl Client {
     pub fn new(socket: PathBuf) -> Client {
-        Client { socket }
+        Client { at: At::Socket(socket) }
+    }
+
+    pub fn elsewhere(remote: Remote) -> Client {
+        let at = At::Elsewhere(Arc::new(remote));
+        Client { at }
     }
 
     /// Whether a daemon listens there.
@@ -34,7 +52,7 @@ impl Client {
 
     /// What is no JSON.
     pub fn text(&self, path: &str) -> Result<String> {
-        let (status, answer) = self.exchange(Method::GET, path, Bytes::new())?;
+        let (status, answer) = self.exchange(request(Method::GET, path, Bytes::new())?)?;
         match status.is_success() {
             true => String::from_utf8(answer.into()).or_fail(|| format!("cannot understand the answer for {path}")),
             false => understand(status, &answer),
@@ -56,21 +74,49 @@ impl Client {
     /// [`Client::post`] by a task.
     pub async fn post_async<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         let request = request(Method::POST, path, json(body)?)?;
-        let (status, answer) = exchange(&self.socket, request).await?;
+        let (status, answer) = self.at.exchange(request).await?;
         understand(status, &answer)
     }
 
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
-        let (status, answer) = self.exchange(method, path, body)?;
+        let (status, answer) = self.exchange(request(method, path, body)?)?;
         understand(status, &answer)
     }
 
-    fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
+    /// Any of these, with further headers; the status of the answer, too.
+    pub fn ask_with<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[Header<'_>],
+        body: &impl Serialize,
+    ) -> Result<(StatusCode, T)> {
+        let mut request = request(method, path, json(body)?)?;
+        for (name, value) in headers {
+            let value = value
+                .parse()
+                .or_fail(|| format!("cannot ask with the {name} {value}"))?;
+            request.headers_mut().insert(*name, value);
+        }
+        let (status, answer) = self.exchange(request)?;
+        Ok((status, understand(status, &answer)?))
+    }
+
+    fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .or_fail(|| "cannot start the client")?;
-        runtime.block_on(exchange(&self.socket, request(method, path, body)?))
+        runtime.block_on(self.at.exchange(request))
+    }
+}
+
+impl At {
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
+        match self {
+            At::Socket(socket) => exchange(socket, request).await,
+            At::Elsewhere(remote) => remote.exchange(request).await,
+        }
     }
 }
 

@@ -14,7 +14,7 @@
 //! | [`start`], [`bring_up`], [`supervise`], [`detach`], [`ending`] | bringing an app up, owning it, ending it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
 //! | [`keeper`], [`descriptors`] | descriptors that outlive a daemon; how many it may have |
-//! | [`client`] | asking a daemon |
+//! | [`client`], [`remote`], [`fingerprint`] | asking a daemon, here or elsewhere |
 //! | [`local`] | asking a server on this machine, to try it |
 //!
 //! A second process is always one of [`hidden`]: nothing else here forks.
@@ -27,6 +27,7 @@ pub mod daemon;
 pub mod descriptors;
 pub mod detach;
 pub mod ending;
+pub mod fingerprint;
 pub mod generate;
 pub mod guard;
 pub mod hidden;
@@ -44,6 +45,7 @@ pub mod periodic;
 pub mod process;
 pub mod program;
 pub mod progress;
+pub mod remote;
 pub mod reply;
 pub mod signals;
 pub mod start;

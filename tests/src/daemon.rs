@@ -127,6 +127,8 @@ pub fn it_answers_what_it_describes(program: Program, body: &Value) {
     for (path, methods) in api["paths"].as_object().unwrap() {
         let path = path.replace("{name}", "nobody");
         for (method, told) in methods.as_object().unwrap() {
+            let own = &told["requestBody"]["content"]["application/json"]["example"];
+            let body = if own.is_null() { body } else { own };
             let is_json = told["responses"]["200"]["content"]["application/json"].is_object();
             let answer: Result<Value, Error> = match method.as_str() {
                 "get" if !is_json => client.text(&path).map(Value::from),
@@ -136,11 +138,83 @@ pub fn it_answers_what_it_describes(program: Program, body: &Value) {
                 "delete" => client.delete(&path),
                 other => panic!("{other} of {path} is not tried"),
             };
-            if let Err(error) = answer {
-                assert_eq!(error.kind, Kind::NotFound, "{method} {path}: {error}");
-                assert!(error.what.contains("nobody"), "{method} {path}: {error}");
+            match answer {
+                // There is no such thing, or nothing to do with it.
+                Err(error) => {
+                    assert_ne!(error.kind, Kind::Usage, "{method} {path}: {error}");
+                    assert!(error.what.contains("nobody"), "{method} {path}: {error}");
+                }
+                Ok(answer) if is_json => {
+                    let schema = &told["responses"]["200"]["content"]["application/json"]["schema"];
+                    fits(&api, &[schema], &answer, &format!("{method} {path}"));
+                }
+                Ok(_) => {}
             }
         }
+    }
+}
+
+/// Whether an answer has what these schemas together describe, and nothing else.
+pub fn fits(api: &Value, schemas: &[&Value], answer: &Value, at: &str) {
+    let parts: Vec<&Value> = schemas.iter().flat_map(|schema| parts(api, schema, answer)).collect();
+    let property = |key: &str| {
+        parts
+            .iter()
+            .map(|part| &part["properties"][key])
+            .find(|found| !found.is_null())
+    };
+    match answer {
+        Value::Object(fields) if parts.iter().any(|part| part["properties"].is_object()) => {
+            for (key, value) in fields {
+                let found = property(key).unwrap_or_else(|| panic!("{at}: {key} is not described"));
+                fits(api, &[found], value, &format!("{at}: {key}"));
+            }
+            for key in parts.iter().flat_map(|part| part["required"].as_array()).flatten() {
+                assert!(answer.get(key.as_str().unwrap()).is_some(), "{at}: {key} is missing");
+            }
+        }
+        Value::Array(items) => {
+            let described: Vec<&Value> = parts.iter().map(|part| &part["items"]).collect();
+            assert!(
+                described.iter().any(|items| !items.is_null()),
+                "{at}: no array is described"
+            );
+            items.iter().for_each(|item| fits(api, &described, item, at));
+        }
+        Value::Object(_) => {
+            assert!(
+                parts.iter().any(|part| part["type"] == "object"),
+                "{at}: no object is described"
+            );
+        }
+        _ => assert!(
+            parts
+                .iter()
+                .any(|part| part.is_object() && !part["properties"].is_object()),
+            "{at}: {answer} is not described"
+        ),
+    }
+}
+
+/// What a schema is made of, as far as it is about such a value.
+fn parts<'a>(api: &'a Value, schema: &'a Value, value: &Value) -> Vec<&'a Value> {
+    if let Some(name) = schema["$ref"].as_str() {
+        let pointer = name.trim_start_matches('#');
+        let found = api.pointer(pointer).unwrap_or_else(|| panic!("there is no {name}"));
+        return parts(api, found, value);
+    }
+    let members = ["allOf", "oneOf"]
+        .iter()
+        .flat_map(|key| schema[key].as_array())
+        .flatten();
+    let all: Vec<&Value> = members.flat_map(|member| parts(api, member, value)).collect();
+    let is_null = |part: &Value| part["type"] == "null";
+    match all.is_empty() {
+        true => vec![schema],
+        false => all
+            .into_iter()
+            .filter(|part| is_null(part) == value.is_null())
+            .collect(),
     }
 }
 

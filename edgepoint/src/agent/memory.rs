@@ -56,6 +56,10 @@ impl Agent {
                         self.suspended(true)?;
                         Next::Suspended
                     }
+                    Some(Order::Scale(bounds)) => {
+                        self.rescale(bounds)?;
+                        continue;
+                    }
                     Some(_) => continue,
                 },
             };

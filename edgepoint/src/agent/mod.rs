@@ -11,7 +11,7 @@ use crate::bell::Bell;
 use crate::budget::{self, Charge};
 use crate::demand::Demand;
 use crate::instances::Instances;
-use crate::manifest::Manifest;
+use crate::manifest::{Instances as Bounds, Manifest};
 use crate::metrics::Meter;
 use crate::node::{Deployment, Node};
 use crate::scale::Scale;
@@ -47,8 +47,23 @@ pub enum Order {
     Suspend,
     Resume,
     Remove,
+    /// So many instances, until another version says otherwise.
+    Scale(Bounds),
     /// Of the node: asleep now where nobody is connected to it, as others need its memory.
     Yield,
+}
+
+impl Order {
+    /// What the event is called when it is done.
+    pub fn name(self) -> &'static str {
+        match self {
+            Order::Suspend => "suspended",
+            Order::Resume => "resumed",
+            Order::Remove => "removed",
+            Order::Scale(_) => "scaled",
+            Order::Yield => "yielded",
+        }
+    }
 }
 
 /// What comes next.
@@ -171,7 +186,7 @@ impl Agent {
     fn find(&mut self) -> Result<Next> {
         crate::versions::arrange(&self.node.store, &self.deployment)?;
         crate::versions::tidy(&self.node.store, &self.deployment)?;
-        self.further.look()?;
+        self.further.look_for_all()?;
         let record = self.node.store.find(self.name())?;
         if let Some(app) = record.filter(App::alive) {
             tracing::info!(app = app.name, "runs: adopted");
@@ -481,6 +496,20 @@ impl Agent {
         self.node.save(&self.deployment)
     }
 
+    /// Its owner has it have so many instances.
+    fn rescale(&mut self, bounds: Bounds) -> Result<()> {
+        let before = self.deployment.clone();
+        self.deployment.scale(bounds);
+        if let Err(error) = self.node.save(&self.deployment) {
+            self.deployment = before;
+            return Err(error);
+        }
+        self.further.scale(self.deployment.manifest.clone());
+        self.node.takes_over(&self.deployment, false);
+        self.status.send_modify(|status| status.written(&self.deployment));
+        Ok(())
+    }
+
     /// Until somebody comes.
     async fn wait(&mut self) -> Result<Next> {
         self.charge = None;
@@ -503,6 +532,12 @@ impl Agent {
                         return Ok(Next::Suspended);
                     }
                     Some(Order::Resume) => return Ok(Next::Wake(Cause::Operator)),
+                    Some(Order::Scale(bounds)) => {
+                        self.rescale(bounds)?;
+                        if bounds.min > 0 {
+                            return Ok(Next::Wake(Cause::Operator));
+                        }
+                    }
                     Some(Order::Yield) => {}
                     Some(Order::Remove) | None => return Ok(Next::Remove),
                 },
@@ -551,6 +586,7 @@ impl Agent {
             };
             match order {
                 Some(Order::Suspend | Order::Yield) => {}
+                Some(Order::Scale(bounds)) => self.rescale(bounds)?,
                 Some(Order::Resume) => {
                     self.suspended(false)?;
                     return Ok(match self.manifest().instances.min {
@@ -578,6 +614,7 @@ impl Agent {
             () = tokio::time::sleep(pause.min(BACK_OFF_MAX)) => {}
             order = self.orders.recv() => match order {
                 Some(Order::Remove) | None => return Ok(Next::Remove),
+                Some(Order::Scale(bounds)) => self.rescale(bounds)?,
                 Some(Order::Suspend | Order::Resume | Order::Yield) => {}
             },
         }

@@ -59,7 +59,7 @@ impl Seen {
 
 impl Agent {
     fn scales(&self) -> bool {
-        self.manifest().instances.max > 1
+        self.manifest().instances.max > 1 || self.further.count() > 0
     }
 
     pub(super) async fn watch(&mut self, why: Option<String>) -> Result<Next> {
@@ -87,6 +87,10 @@ impl Agent {
                         (seen.leaving, seen.next) = (true, Instant::now());
                     }
                     Some(Order::Resume) => seen.leaving = self.switching.is_some(),
+                    Some(Order::Scale(bounds)) => {
+                        self.rescale(bounds)?;
+                        seen.next = Instant::now();
+                    }
                     Some(Order::Yield) => if let Some(next) = self.give_way(&seen).await? {
                         return Ok(next);
                     },
@@ -221,6 +225,7 @@ impl Agent {
         let requests = self.demand.traffic.wanted();
         let load = Load { open, requests, share };
         let mut wanted = self.scale.look(Instant::now(), load, bounds, &capacity, stable);
+        wanted.most = wanted.most.min(bounds.max);
         if seen.leaving {
             (wanted.least, wanted.most) = (1, 1);
         }

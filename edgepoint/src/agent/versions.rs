@@ -3,7 +3,7 @@
 //! ```text
 //!   running ── accepts nothing, until what is open has ended ──> still ──> asleep
 //!      ^                    │                                                │
-//!      └─ too long, refused ┘                       the file of the app is written: decided
+//!      └─ too long, refused ┘                        the app is written down: decided
 //!                                                                            │
 //!   running <── the new one is woken, with the sockets <── names follow, sockets are held
 //!                   └── it cannot be: the one before takes over again
@@ -141,7 +141,7 @@ impl Agent {
         self.meter().version(deployment.versions.current);
         self.status.send_modify(|status| {
             status.listen = deployment.manifest.listen.iter().map(ToString::to_string).collect();
-            status.versions(deployment);
+            status.written(deployment);
             status.notice = notice;
         });
     }
@@ -176,6 +176,10 @@ impl Agent {
         self.node
             .metrics
             .updated(self.name(), &self.manifest().provider, Outcome::FellBack);
+        let told = serde_json::json!({ "version": to.number, "error": error.to_string() });
+        self.node
+            .events
+            .tell(Outcome::FellBack.name(), self.name(), &self.manifest().provider, told);
         self.notice(Some(format!("{what} ({error})")));
         let error = Error::failed(format!("version {bad} of {} could not be restored", self.name()))
             .because(error)

@@ -116,8 +116,9 @@ impl Proxy {
         self.0.is_open.store(true, Ordering::Relaxed);
     }
 
-    /// Refuses routes that another app has, or that nobody could come by.
-    pub fn free(&self, manifest: &Manifest) -> Result<()> {
+    /// Refuses routes that another app has, or that nobody could come by. What that one is
+    /// called depends on who asks.
+    pub fn free(&self, manifest: &Manifest, called: &dyn Fn(&str) -> String) -> Result<()> {
         if !manifest.route.is_empty() && !self.0.is_open.load(Ordering::Relaxed) {
             return Err(Error::new(Kind::Unavailable, format!("cannot deploy {}", manifest.app))
                 .because("it has routes, and this node has no HTTP entry")
@@ -132,7 +133,7 @@ impl Proxy {
             if has.app.name != manifest.app {
                 let (host, path) = (&route.host, route.path.as_str());
                 return Err(Error::new(Kind::Conflict, format!("cannot deploy {}", manifest.app))
-                    .because(format!("app {} has the route {host}{path}", has.app.name))
+                    .because(format!("{} has the route {host}{path}", called(&has.app.name)))
                     .fix("choose another host or path, or remove that app")
                     .state("nothing was changed"));
             }

@@ -114,7 +114,10 @@ fn ready_to_accept(
     listener: &StdListener,
     certificate: Option<Arc<Certificate>>,
 ) -> Result<(TcpListener, Option<TlsAcceptor>)> {
-    let tls = certificate.as_ref().map(Certificate::acceptor).transpose()?;
+    let tls = certificate
+        .as_ref()
+        .map(|shown| shown.acceptor(&[b"h2", b"http/1.1"]))
+        .transpose()?;
     if let Some(certificate) = certificate {
         tokio::spawn(certificate.follow());
     }

@@ -39,12 +39,19 @@ impl Certificate {
         Ok(Arc::new(Certificate { path, now }))
     }
 
-    pub fn acceptor(self: &Arc<Certificate>) -> Result<TlsAcceptor> {
+    /// SHA-256 of the certificate itself, by which a client can know it.
+    pub fn fingerprint(&self) -> String {
+        let now = self.now.read().unwrap_or_else(PoisonError::into_inner).clone();
+        nodekit::fingerprint::of(now.cert.first().map_or(&[], |first| first.as_ref()))
+    }
+
+    /// For these protocols.
+    pub fn acceptor(self: &Arc<Certificate>, protocols: &[&[u8]]) -> Result<TlsAcceptor> {
         let failed = || "cannot offer TLS";
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let config = config.with_safe_default_protocol_versions().or_fail(failed)?;
         let mut config = config.with_no_client_auth().with_cert_resolver(self.clone());
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
