@@ -55,6 +55,15 @@ pub enum Command {
     Suspend(Deployed),
     /// Let a suspended app be woken again, or wake one that sleeps; asks edgepointd
     Resume(Deployed),
+    /// Say how many instances of a deployed app there may be; asks edgepointd
+    Scale(Scale),
+    /// Tell what has happened to deployed apps; asks edgepointd
+    Events(Events),
+    /// Tell what deployed apps take, again and again on a terminal; asks edgepointd
+    Top(Top),
+    /// Let providers ask this node from elsewhere (edgepointd --api); asks edgepointd
+    #[command(subcommand)]
+    Provider(Provider),
     /// End a deployed app and forget it, with its appshot; asks edgepointd
     Remove(Deployed),
     /// Show what is in an appshot
@@ -67,7 +76,7 @@ pub enum Command {
     Kill(Kill),
     /// Forget an app that does not run
     Rm(Rm),
-    /// Show the output of a detached app
+    /// Show the output of a detached or deployed app
     Logs(Logs),
     /// Look after the store: list, verify, make room, send appshots elsewhere
     #[command(subcommand)]
@@ -266,16 +275,50 @@ pub struct Up {
     /// Take HTTP requests here for all apps that have routes; several times for more addresses
     #[arg(long, value_name = "ADDR:PORT")]
     pub http: Vec<SocketAddr>,
+    /// Answer providers here, over TLS; several times for more addresses
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub api: Vec<SocketAddr>,
 }
 
-/// Where the daemon of this node is.
+/// Where the daemon of the node is.
 #[derive(Args, Debug)]
-pub struct Edgepoint {
+pub struct Node {
     /// Socket of edgepointd [default: edgepointd.sock in the run directory]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Ask a node elsewhere, with a token: https://HOST:PORT
+    #[arg(long, value_name = "URL", env = "APPSHOT_API", help_heading = REMOTE)]
+    pub api: Option<String>,
+    /// The token, in a file [default: that in the environment variable APPSHOT_TOKEN]
+    #[arg(long, value_name = "FILE", env = "APPSHOT_TOKEN_FILE", help_heading = REMOTE)]
+    pub token_file: Option<PathBuf>,
+    /// Who vouches for that node: a PEM file [default: whom the system trusts]
+    #[arg(long, value_name = "FILE", env = "APPSHOT_API_CA", help_heading = REMOTE, conflicts_with = "api_fingerprint")]
+    pub api_ca: Option<PathBuf>,
+    /// Or the fingerprint of its certificate, as edgepointd tells it
+    #[arg(long, value_name = "sha256:DIGITS", env = "APPSHOT_API_FINGERPRINT", help_heading = REMOTE)]
+    pub api_fingerprint: Option<String>,
+}
+
+const REMOTE: &str = "A node elsewhere";
+
+#[derive(Args, Debug)]
+pub struct Edgepoint {
+    #[command(flatten)]
+    pub node: Node,
     #[command(flatten)]
     pub output: Output,
+}
+
+/// How a change is asked for.
+#[derive(Args, Debug)]
+pub struct Asked {
+    /// Return at once; it is done whoever waits
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Only if nobody has changed it since this tag was told (`etag` of status -o json)
+    #[arg(long, value_name = "TAG")]
+    pub if_match: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -301,8 +344,9 @@ pub struct Status {
     /// App id
     #[arg(value_name = "APP")]
     pub app: String,
-    /// Return when it is in this state, or has failed
-    #[arg(long, value_name = "STATE", value_parser = ["running", "asleep", "suspended"])]
+    /// Return when it is in this state, or has failed; settled: it neither comes nor goes, and
+    /// no other version of it is made
+    #[arg(long, value_name = "STATE", value_parser = ["running", "asleep", "suspended", "settled"])]
     pub wait: Option<String>,
     #[command(flatten)]
     pub edgepoint: Edgepoint,
@@ -314,6 +358,8 @@ pub struct Update {
     #[arg(value_name = "FILE")]
     pub manifest: PathBuf,
     #[command(flatten)]
+    pub asked: Asked,
+    #[command(flatten)]
     pub edgepoint: Edgepoint,
 }
 
@@ -322,6 +368,97 @@ pub struct Deployed {
     /// App id
     #[arg(value_name = "APP")]
     pub app: String,
+    #[command(flatten)]
+    pub asked: Asked,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct Scale {
+    /// App id
+    #[arg(value_name = "APP")]
+    pub app: String,
+    /// Just so many, or no fewer and no more than these: 3, or 0..4
+    #[arg(value_name = "N|MIN..MAX", value_parser = bounds)]
+    pub bounds: (usize, usize),
+    #[command(flatten)]
+    pub asked: Asked,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct Events {
+    /// App id [default: all]
+    #[arg(value_name = "APP")]
+    pub app: Option<String>,
+    /// Go on with those that come, until Ctrl-C
+    #[arg(short, long)]
+    pub follow: bool,
+    /// How many of those that there are; the newest
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub lines: u32,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct Top {
+    /// Look again after so long; once where stdout is no terminal
+    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = libsnap::units::parse_span)]
+    pub interval: Duration,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Provider {
+    /// Let a provider ask, and print its token: it is shown this once
+    Add(ProviderAdd),
+    /// List the providers
+    List(Providers),
+    /// Say whom a provider's apps may run as, from now on
+    Allow(ProviderAdd),
+    /// Give a provider another token, and print it
+    Rotate(ProviderRotate),
+    /// Forget a provider and its tokens; it must have no apps
+    Remove(ProviderRemove),
+}
+
+#[derive(Args, Debug)]
+pub struct ProviderAdd {
+    /// Name of the provider
+    pub name: String,
+    /// Whom its apps may run as, by name or number; the first where a manifest does not say.
+    /// Who may be root has the node
+    #[arg(long = "user", value_name = "USER[:GROUP]", required = true)]
+    pub users: Vec<String>,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct Providers {
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct ProviderRotate {
+    /// Name of the provider
+    pub name: String,
+    /// How long the tokens that it has are good yet
+    #[arg(long, value_name = "TIME", value_parser = libsnap::units::parse_span)]
+    pub grace: Option<Duration>,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct ProviderRemove {
+    /// Name of the provider
+    pub name: String,
     #[command(flatten)]
     pub edgepoint: Edgepoint,
 }
@@ -657,9 +794,11 @@ pub struct Rm {
 pub struct Logs {
     /// Name of an app
     pub name: String,
-    /// Go on until the app ends
+    /// Go on until the app ends; of a deployed app until Ctrl-C
     #[arg(short, long)]
     pub follow: bool,
+    #[command(flatten)]
+    pub node: Node,
 }
 
 #[derive(Args, Debug)]
@@ -678,6 +817,23 @@ pub struct Demo {
 #[derive(Args, Debug)]
 pub struct Completions {
     pub shell: Shell,
+}
+
+/// `3`, `1..4`
+fn bounds(text: &str) -> Result<(usize, usize), String> {
+    let number = |text: &str| {
+        text.parse()
+            .map_err(|_| "it is N or MIN..MAX, such as 3 or 0..4".to_owned())
+    };
+    let bounds = match text.split_once("..") {
+        Some((min, max)) => (number(min)?, number(max)?),
+        None => (number(text)?, number(text)?),
+    };
+    match bounds {
+        (0, 0) => Err("none at all is `appshot suspend`".to_owned()),
+        (min, max) if min > max => Err("the first is more than the second".to_owned()),
+        bounds => Ok(bounds),
+    }
 }
 
 fn variable(text: &str) -> Result<String, String> {
@@ -740,6 +896,11 @@ mod tests {
             &["store", "gc", "--older-than", "7"],
             &["store", "export", "web", "--level", "20"],
             &["store", "import", "x", "--to", "y", "--name", "z"],
+            &["scale", "web", "0"],
+            &["scale", "web", "3..1"],
+            &["scale", "web", "1.."],
+            &["events", "-n", "1001"],
+            &["provider", "add", "acme"],
             &["usage", "export", "--period", "2026-13"],
             &["usage", "export", "--format", "xls"],
         ] {

@@ -1,23 +1,36 @@
-//! `deploy`, `update`, `rollback`, `apps`, `status`, `suspend`, `resume`, `remove`: deployed
-//! apps, by asking `edgepointd`.
+//! `deploy`, `update`, `rollback`, `apps`, `status`, `suspend`, `resume`, `scale`, `remove`:
+//! deployed apps, by asking `edgepointd`.
 
+use super::node;
 use crate::cli;
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{now_unix_ms, validate};
 use nodekit::args::Dirs;
-use nodekit::client::Client;
+use nodekit::client::{Client, Header, Method};
 use nodekit::out;
 use serde_json::{Value, json};
 use std::io::Read;
 use std::path::Path;
 
-fn client(dirs: &Dirs, edgepoint: &cli::Edgepoint) -> Client {
-    Client::new(dirs.socket(edgepoint.socket.clone(), "edgepointd"))
+fn client(dirs: &Dirs, edgepoint: &cli::Edgepoint) -> Result<Client> {
+    node::client(dirs, &edgepoint.node)
+}
+
+/// Asks for a change of an app.
+fn change(client: &Client, method: Method, path: &str, asked: &cli::Asked, body: &Value) -> Result<Value> {
+    // It has to be there.
+    let any = || "*".to_owned();
+    let tag = asked.if_match.as_ref().map_or_else(any, |tag| format!("\"{tag}\""));
+    let now = if asked.no_wait { "?timeout=0" } else { "" };
+    let headers: [Header<'_>; 1] = [("if-match", &tag)];
+    Ok(client
+        .ask_with(method, &format!("/v1/apps/{path}{now}"), &headers, body)?
+        .1)
 }
 
 /// Returns when the app is up.
 pub fn deploy(dirs: &Dirs, args: &cli::Deploy, quiet: bool) -> Result<u8> {
-    let client = client(dirs, &args.edgepoint);
+    let client = client(dirs, &args.edgepoint)?;
     let mut status: Value = client.post("/v1/apps", &json!({ "manifest": read(&args.manifest)? }))?;
     let app = text(&status, "app").to_owned();
     if !args.no_wait && text(&status, "state") == "starting" {
@@ -64,8 +77,8 @@ fn failed(status: &Value) -> Result<()> {
 pub fn update(dirs: &Dirs, args: &cli::Update) -> Result<u8> {
     let manifest = read(&args.manifest)?;
     let app = Named::of(&manifest)?.app;
-    let path = format!("/v1/apps/{app}");
-    let status: Value = client(dirs, &args.edgepoint).put(&path, &json!({ "manifest": manifest }))?;
+    let (client, body) = (client(dirs, &args.edgepoint)?, json!({ "manifest": manifest }));
+    let status = change(&client, Method::PUT, &app, &args.asked, &body)?;
     out::show(args.edgepoint.output.format, &status, |status| sentence(status) + "\n")?;
     Ok(0)
 }
@@ -85,7 +98,7 @@ impl Named {
 }
 
 pub fn apps(dirs: &Dirs, args: &cli::Apps) -> Result<u8> {
-    let apps: Vec<Value> = client(dirs, &args.edgepoint).get("/v1/apps")?;
+    let apps: Vec<Value> = client(dirs, &args.edgepoint)?.get("/v1/apps")?;
     let now = now_unix_ms()?;
     out::show(args.edgepoint.output.format, &apps, |apps| {
         let rows: Vec<Vec<String>> = apps.iter().map(|app| row(app, now)).collect();
@@ -130,7 +143,7 @@ pub fn status(dirs: &Dirs, args: &cli::Status) -> Result<u8> {
         .wait
         .as_ref()
         .map_or(String::new(), |state| format!("?wait={state}"));
-    let status: Value = client(dirs, &args.edgepoint).get(&format!("/v1/apps/{}{wait}", args.app))?;
+    let status: Value = client(dirs, &args.edgepoint)?.get(&format!("/v1/apps/{}{wait}", args.app))?;
     out::show(args.edgepoint.output.format, &status, |status| sentence(status) + "\n")?;
     match args.wait {
         Some(_) => failed(&status).map(|()| 0),
@@ -140,22 +153,41 @@ pub fn status(dirs: &Dirs, args: &cli::Status) -> Result<u8> {
 
 pub fn order(dirs: &Dirs, args: &cli::Deployed, verb: &str) -> Result<u8> {
     validate(&args.app)?;
-    let status: Value = client(dirs, &args.edgepoint).post(&format!("/v1/apps/{}/{verb}", args.app), &json!({}))?;
+    let (client, path) = (client(dirs, &args.edgepoint)?, format!("{}/{verb}", args.app));
+    let status = change(&client, Method::POST, &path, &args.asked, &json!({}))?;
     out::show(args.edgepoint.output.format, &status, |status| sentence(status) + "\n")?;
+    Ok(0)
+}
+
+pub fn scale(dirs: &Dirs, args: &cli::Scale) -> Result<u8> {
+    validate(&args.app)?;
+    let (client, path) = (client(dirs, &args.edgepoint)?, format!("{}/scale", args.app));
+    let (min, max) = args.bounds;
+    let body = json!({ "min": min, "max": max });
+    let status = change(&client, Method::PUT, &path, &args.asked, &body)?;
+    out::show(args.edgepoint.output.format, &status, |status| {
+        let bounds = &status["bounds"];
+        format!(
+            "{} may have {} to {} instances\n",
+            args.app, bounds["min"], bounds["max"]
+        )
+    })?;
     Ok(0)
 }
 
 pub fn remove(dirs: &Dirs, args: &cli::Deployed) -> Result<u8> {
     validate(&args.app)?;
-    let status: Value = client(dirs, &args.edgepoint).delete(&format!("/v1/apps/{}", args.app))?;
-    out::show(args.edgepoint.output.format, &status, |_| {
-        format!("{} is removed\n", args.app)
+    let client = client(dirs, &args.edgepoint)?;
+    let status = change(&client, Method::DELETE, &args.app, &args.asked, &json!({}))?;
+    out::show(args.edgepoint.output.format, &status, |_| match args.asked.no_wait {
+        true => format!("{} is being removed\n", args.app),
+        false => format!("{} is removed\n", args.app),
     })?;
     Ok(0)
 }
 
 /// `web                  running         woken by request in 1.4 ms`
-pub fn change(status: &Value) -> String {
+pub fn told(status: &Value) -> String {
     let (app, state) = (text(status, "app"), text(status, "state"));
     let how = match (state, &status["last"]) {
         ("running", last) if last.is_object() => format!(

@@ -1,9 +1,13 @@
 //! `logs`: the output of a detached app.
 
+use super::node;
 use crate::cli;
 use libsnap::error::{Error, Kind, OrFail, Result};
-use libsnap::store::{App, Store};
-use nodekit::process;
+use libsnap::store::{App, Store, validate};
+use nodekit::args::Dirs;
+use nodekit::client::Client;
+use nodekit::{out, process};
+use serde_json::Value;
 use std::fs::File;
 use std::io::copy;
 use std::path::{Path, PathBuf};
@@ -12,7 +16,14 @@ use std::time::Duration;
 /// How often a followed log is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-pub fn logs(store: &Store, args: &cli::Logs) -> Result<u8> {
+pub fn logs(dirs: &Dirs, args: &cli::Logs) -> Result<u8> {
+    validate(&args.name)?;
+    let client = node::client(dirs, &args.node)?;
+    let is_elsewhere = node::is_elsewhere(&args.node);
+    if is_elsewhere || (args.follow && client.get::<Value>(&format!("/v1/apps/{}", args.name)).is_ok()) {
+        return of_deployed(&client, args);
+    }
+    let store = &dirs.open()?;
     let app = store.find(&args.name)?;
     let path = log_of(store, &args.name, app.as_ref())?;
     let mut log = open(&path)?;
@@ -21,6 +32,28 @@ pub fn logs(store: &Store, args: &cli::Logs) -> Result<u8> {
         follow(&app, &mut log)?;
     }
     Ok(0)
+}
+
+/// As the daemon tells it: it goes on while the app sleeps, and after.
+fn of_deployed(client: &Client, args: &cli::Logs) -> Result<u8> {
+    let mut next = String::new();
+    loop {
+        let path = format!(
+            "/v1/apps/{}/logs?wait={}{next}",
+            args.name,
+            if args.follow { 30 } else { 0 }
+        );
+        let log: Value = match args.follow {
+            true => node::patiently(|| client.get(&path))?,
+            false => client.get(&path)?,
+        };
+        out::print(log["text"].as_str().unwrap_or_default())?;
+        let is_more = log["text"].as_str().is_some_and(|text| !text.is_empty());
+        next = format!("&after={}", log["next"]);
+        if !args.follow && !is_more {
+            return Ok(0);
+        }
+    }
 }
 
 /// A log outlives the record: an app that fell asleep before a reboot has one.

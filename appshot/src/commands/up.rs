@@ -48,7 +48,10 @@ pub fn up(dirs: &Dirs, args: &cli::Up) -> Result<u8> {
                 .fix("stop it, or name other directories with --run-dir and --data-dir"));
         }
         let arguments = match name {
-            "edgepointd" => args.http.iter().map(|at| format!("--http={at}")).collect(),
+            "edgepointd" => {
+                let http = args.http.iter().map(|at| format!("--http={at}"));
+                http.chain(args.api.iter().map(|at| format!("--api={at}"))).collect()
+            }
             _ => Vec::new(),
         };
         daemons.push(Daemon::start(dirs, name, arguments)?);
@@ -181,7 +184,7 @@ fn show(edgepointd: &Client, daemons: &mut [Daemon<'_>], signals: &SignalFd) -> 
         // It may just be gone.
         for status in edgepointd.get::<Vec<Value>>("/v1/apps").unwrap_or_default() {
             let app = status["app"].as_str().unwrap_or_default().to_owned();
-            let told = super::apps::change(&status);
+            let told = super::apps::told(&status);
             let key = format!("{told} {}", status["counts"]);
             if known.insert(app, key.clone()).as_ref() != Some(&key) {
                 out::show(Format::Text, &status, |_| told + "\n")?;
