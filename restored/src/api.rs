@@ -8,7 +8,7 @@ use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
 use libsnap::target::{
-    Allow, Hooks, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio,
+    Allow, Hooks, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio, Time,
 };
 use nodekit::ending;
 use nodekit::peer::Peer;
@@ -54,6 +54,9 @@ struct InstanceRequest {
     revertible: bool,
     /// Why it is wanted, one word; kept in the record for who meters.
     cause: Option<String>,
+    /// What its clocks make of the time since its snapshot.
+    #[serde(default)]
+    time: Time,
 }
 
 fn lazy() -> Memory {
@@ -70,6 +73,7 @@ impl InstanceRequest {
             network: self.network,
             identity: self.identity,
             revertible: self.revertible,
+            time: self.time,
             stdio: Stdio::default(),
             allow: self.allow,
             held,
@@ -162,6 +166,7 @@ impl CloneRequest {
             sockets: self.sockets,
             revertible: self.revertible,
             cause: self.cause,
+            time: Time::Stands,
         };
         let first = request.start(instances, peer)?;
         if self.strict {
