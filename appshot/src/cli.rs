@@ -304,6 +304,9 @@ pub struct Status {
     /// Return when it is in this state, or has failed
     #[arg(long, value_name = "STATE", value_parser = ["running", "asleep", "suspended"])]
     pub wait: Option<String>,
+    /// Tell why it is awake or asleep, and has as many instances as it has
+    #[arg(long, conflicts_with = "wait")]
+    pub why: bool,
     #[command(flatten)]
     pub edgepoint: Edgepoint,
 }

@@ -6,6 +6,7 @@ use crate::metrics::CONTENT_TYPE;
 use crate::node::Node;
 use crate::proxy::traffic::Told;
 use crate::status::{State, Status};
+use crate::why::Told as Why;
 use axum::extract::{Path, Query, State as Extract};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -21,6 +22,7 @@ pub fn router(node: Node) -> Router {
         .route("/v1/traffic", get(traffic))
         .route("/v1/apps", post(deploy).get(list))
         .route("/v1/apps/{name}", get(show).put(update).delete(remove))
+        .route("/v1/apps/{name}/why", get(why))
         .route("/v1/apps/{name}/rollback", post(rollback))
         .route("/v1/apps/{name}/suspend", post(suspend))
         .route("/v1/apps/{name}/resume", post(resume));
@@ -94,6 +96,10 @@ async fn show(
         let _ = tokio::time::timeout(patience, status.wait_for(reached)).await;
     }
     Ok(Json(status.borrow().clone()))
+}
+
+async fn why(Extract(node): Extract<Node>, Path(app): Path<String>) -> Reply<Why> {
+    Ok(Json(node.why(&app)?))
 }
 
 async fn suspend(Extract(node): Extract<Node>, Path(app): Path<String>) -> Reply<Status> {

@@ -19,9 +19,11 @@ mod metrics;
 mod node;
 mod proxy;
 mod scale;
+mod schedule;
 mod sockets;
 mod status;
 mod versions;
+mod why;
 mod work;
 
 use clap::Parser;

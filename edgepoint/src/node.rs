@@ -8,6 +8,7 @@ use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::status::{Counts, State, Status};
 use crate::versions::{Switch, Versions};
+use crate::why::{Told, Why};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{self, App, Store, closest, now_unix_ms};
 use nodekit::args::Dirs;
@@ -66,6 +67,7 @@ struct Handle {
     /// Held while another version is made.
     changing: Arc<tokio::sync::Mutex<()>>,
     demand: Arc<Demand>,
+    why: Arc<Why>,
 }
 
 const SUFFIX: &str = ".json";
@@ -237,8 +239,10 @@ impl Node {
         let (orders, ordered) = mpsc::channel(ORDERS);
         let (switches, switched) = mpsc::channel(1);
         let demand = Arc::new(Demand::new(self.proxy.traffic(&manifest.app)));
+        let why: Arc<Why> = Arc::default();
         let handle = Handle {
             demand: Arc::clone(&demand),
+            why: Arc::clone(&why),
             manifest: manifest.clone(),
             status: told.clone(),
             orders,
@@ -246,7 +250,8 @@ impl Node {
             changing: Arc::default(),
         };
         self.lock().insert(manifest.app, handle);
-        tokio::spawn(Agent::new(self.clone(), deployment, sockets, demand, (status, ordered, switched)).live());
+        let known = (demand, why);
+        tokio::spawn(Agent::new(self.clone(), deployment, sockets, known, (status, ordered, switched)).live());
         told
     }
 
@@ -337,6 +342,13 @@ impl Node {
                 None => error.fix("`appshot apps` lists those that are"),
             }
         })
+    }
+
+    /// Why it is in the state that it is in.
+    pub fn why(&self, app: &str) -> Result<Told> {
+        let handle = self.handle(app)?;
+        let status = handle.status.borrow().clone();
+        Ok(handle.why.tell(app, (status.state, status.since_unix_ms), status.why))
     }
 
     pub fn status(&self, app: &str) -> Result<watch::Receiver<Status>> {

@@ -16,3 +16,4 @@ pub mod snapshot;
 pub mod store;
 pub mod up;
 pub mod usage;
+mod why;
