@@ -38,7 +38,9 @@ use nodekit::{descriptors, program};
 use proxy::rules::Network;
 use proxy::serve::{self, Entry};
 use proxy::tls::Certificate;
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -82,10 +84,11 @@ fn run(cli: &Cli) -> Result<u8> {
     let store = args.dirs.open()?;
     let _alone = alone(&store)?;
     let node = Node::new(store, &args.dirs, cli.memory)?;
-    let entry = entry(cli)?;
+    let entry = entry(cli, &node)?;
     if entry.is_some() {
         node.proxy.open();
     }
+    let kept = node.clone();
     daemon::run_beside("edgepointd", args, |stopping| {
         tokio::spawn(reap());
         if let Err(error) = node.take_up() {
@@ -101,6 +104,10 @@ fn run(cli: &Cli) -> Result<u8> {
         };
         (api::router(node), http)
     })?;
+    // With no app there is nothing to wait for.
+    if kept.all().is_empty() {
+        kept.keeper.forget(serve::KEPT)?;
+    }
     Ok(0)
 }
 
@@ -115,13 +122,33 @@ fn alone(store: &Store) -> Result<Lock> {
 }
 
 /// Threads of their own for HTTP, and its sockets, where it is wanted.
-fn entry(cli: &Cli) -> Result<Option<(Runtime, Entry)>> {
+fn entry(cli: &Cli, node: &Node) -> Result<Option<(Runtime, Entry)>> {
     if cli.http.is_empty() && cli.https.is_empty() {
+        node.keeper.forget(serve::KEPT)?;
         return Ok(None);
     }
+    let kept = node.keeper.list().unwrap_or_else(|error| {
+        tracing::error!(%error, "the sockets of the HTTP entry are made anew");
+        BTreeMap::new()
+    });
+    let kept: Vec<TcpListener> = kept
+        .into_iter()
+        .filter(|(name, _)| name == serve::KEPT)
+        .flat_map(|(_, sockets)| sockets)
+        .map(TcpListener::from)
+        .collect();
     let certificate = cli.tls.as_deref().map(Certificate::read).transpose()?;
-    let plain = serve::bind(&cli.http)?.into_iter().map(|listener| (listener, None));
-    let secured = serve::bind(&cli.https)?;
+    let plain = serve::bind(&cli.http, &kept)?;
+    let secured = serve::bind(&cli.https, &kept)?;
+    let all: Vec<OwnedFd> = plain
+        .iter()
+        .chain(&secured)
+        .map(|listener| listener.as_fd().try_clone_to_owned())
+        .collect::<std::io::Result<_>>()
+        .or_fail(|| "cannot have the sockets of the HTTP entry kept")?;
+    // Who comes while this daemon is not there waits for the next one.
+    node.keeper.keep(serve::KEPT, &all)?;
+    let plain = plain.into_iter().map(|listener| (listener, None));
     let secured = secured.into_iter().map(|listener| (listener, certificate.clone()));
     let descriptors = usize::try_from(descriptors::raise()).unwrap_or(usize::MAX);
     let entry = Entry {

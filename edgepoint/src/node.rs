@@ -5,7 +5,7 @@ use crate::budget::{self, Budget, Charge};
 use crate::demand::{Demand, Looks};
 use crate::manifest::Manifest;
 use crate::metrics::Metrics;
-use crate::proxy::Proxy;
+use crate::proxy::{self, Proxy};
 use crate::status::{Counts, State, Status};
 use crate::versions::{Switch, Versions};
 use crate::why::{Told, Why};
@@ -134,6 +134,7 @@ impl Node {
             }
         }
         // Of apps whose removal was not finished.
+        kept.retain(|name, _| name != proxy::serve::KEPT);
         kept.keys().try_for_each(|name| self.keeper.forget(name))
     }
 

@@ -96,6 +96,8 @@ pub struct Agent {
     copy_refused: Option<Instant>,
     /// The timer that it sleeps until, where it does.
     due: Option<Due>,
+    /// The same of one that was woken: it may not be due yet.
+    awaited: Option<Due>,
     /// How long its last wake took.
     woken_in: Duration,
     /// Failures one after the other.
@@ -132,6 +134,7 @@ impl Agent {
             charge: None,
             copy_refused: None,
             due: None,
+            awaited: None,
             woken_in: Duration::ZERO,
             failures: 0,
             refusals: 0,
@@ -331,7 +334,7 @@ impl Agent {
     fn came_up(&mut self, cause: Cause, kind: Kind, began: Instant, phases: Vec<Phase>) {
         self.demand.needed();
         self.why.begin();
-        self.due = None;
+        self.awaited = self.due.take();
         (self.running, self.kind) = (Instant::now(), Some(kind));
         let activation = self.activation(cause, kind, began, phases);
         self.status.send_modify(|status| {

@@ -2,7 +2,7 @@
 //! is decided by: `appshot status --why` shows them.
 //!
 //! ```text
-//!   requests, connections, work, holds, schedule ── one does not hold ──> needed just now
+//!   requests, connections, work, holds, schedule, timers ── one does not hold ──> needed just now
 //!       all hold, for as long as the idle time-out (or its schedule has dismissed it)
 //!           └──> nothing else it has open, at this moment ──> it sleeps
 //! ```
@@ -63,7 +63,7 @@ impl Agent {
         Ok((busy + waiting).max(self.demand.traffic.wanted()))
     }
 
-    /// It holds itself awake, or its owner wants it to be at this time.
+    /// It holds itself awake, its owner wants it to be at this time, or it was woken for a timer.
     pub(super) fn wants_to_be_awake(&self, app: &App) -> Option<String> {
         let held = holds::of(app, self.manifest().idle.hold.0);
         let by = held.iter().take(HOLDERS_TOLD).cloned().collect::<Vec<_>>().join(", ");
@@ -75,10 +75,18 @@ impl Agent {
         let line = self.manifest().schedule.is_awake(now).map(str::to_owned);
         let spans = Condition::none("schedule", "spans", usize::from(line.is_some()));
         let unscheduled = self.why.note(spans.detail(line.clone()));
-        match (unheld, unscheduled) {
-            (false, _) => Some(format!("it holds itself awake: {by}")),
-            (_, false) => Some(format!("its schedule: {}", line.unwrap_or_default())),
-            (true, true) => None,
+        // One that it slept for, and that is too near to sleep for again.
+        let beyond = u64::try_from(self.manifest().idle.timers_beyond().as_millis()).unwrap_or(u64::MAX);
+        let soon = now..=now.saturating_add(beyond);
+        let timer = self.awaited.as_ref().filter(|due| soon.contains(&due.unix_ms));
+        let detail = timer.map(|due| due.timer.clone());
+        let due = Condition::none("timers", "due soon", usize::from(timer.is_some()));
+        let untimed = self.why.note(due.detail(detail.clone()));
+        match (unheld, unscheduled, untimed) {
+            (false, ..) => Some(format!("it holds itself awake: {by}")),
+            (_, false, _) => Some(format!("its schedule: {}", line.unwrap_or_default())),
+            (.., false) => Some(format!("soon due: {}", detail.unwrap_or_default())),
+            (true, true, true) => None,
         }
     }
 
