@@ -94,6 +94,7 @@ fn run(cli: &Cli) -> Result<u8> {
         if let Err(error) = node.take_up() {
             tracing::error!(%error, "cannot take up what is deployed");
         }
+        tokio::spawn(node.clone().follow_spares());
         let proxy = node.proxy.clone();
         let http = async move {
             if let Some((runtime, entry)) = entry {

@@ -14,7 +14,9 @@ use libsnap::store::{self, App, Store, closest, now_unix_ms};
 use nodekit::args::Dirs;
 use nodekit::client::Client;
 use nodekit::keeper::Keeper;
+use nodekit::reply::on_own_thread;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -54,6 +56,8 @@ pub struct Node {
     pub proxy: Proxy,
     pub budget: Arc<Budget>,
     pub looks: Arc<Looks>,
+    /// What `restored` keeps for who may come: it is charged, too, and given up first.
+    spares: Arc<Mutex<Option<Charge>>>,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
 }
 
@@ -71,6 +75,9 @@ struct Handle {
 }
 
 const SUFFIX: &str = ".json";
+/// What `restored` keeps is charged under this name, which no app has.
+const SPARES: &str = ".spares";
+const LOOK_AT_SPARES: Duration = Duration::from_secs(2);
 
 impl Node {
     /// All apps together may have so many bytes of memory.
@@ -85,6 +92,7 @@ impl Node {
             metrics,
             budget: Budget::new(0),
             looks: Arc::default(),
+            spares: Arc::default(),
             apps: Arc::default(),
         };
         store::directory(&node.directory(), 0o700)?;
@@ -302,6 +310,10 @@ impl Node {
         if missing == 0 {
             return;
         }
+        missing = missing.saturating_sub(self.give_up_spares(missing));
+        if missing == 0 {
+            return;
+        }
         let open = self.looks.look_now();
         let mut idle: Vec<_> = self
             .lock()
@@ -324,6 +336,68 @@ impl Node {
                 self.budget.yields(app, bytes);
                 missing = missing.saturating_sub(bytes);
             }
+        }
+    }
+
+    /// Has `restored` give up so much of what it keeps in waiting, where it has so much.
+    /// Answers what is promised.
+    fn give_up_spares(&self, missing: u64) -> u64 {
+        let Some(bytes) = self.budget.could_yield(SPARES).map(|bytes| bytes.min(missing)) else {
+            return 0;
+        };
+        if bytes == 0 {
+            return 0;
+        }
+        self.budget.yields(SPARES, bytes);
+        let this = self.clone();
+        std::thread::spawn(move || {
+            let given = this
+                .restored
+                .post::<Value>("/v1/memory/give-up", &json!({ "bytes": bytes }));
+            let failed = given.is_err();
+            this.look_at_spares();
+            // What is given up goes in a moment; meanwhile apps are asked for the rest.
+            this.budget.stays(SPARES, failed);
+        });
+        bytes
+    }
+
+    /// Whether there is room for so much more in waiting; it is charged with that until it is
+    /// looked at. What may be given up for an app never takes an app's room.
+    pub fn spare(&self, bytes: u64) -> bool {
+        let fits = !self.budget.is_short() && self.budget.used() + bytes <= self.budget.limit();
+        if fits {
+            self.charge_spares(|before| before + bytes);
+        }
+        fits
+    }
+
+    fn charge_spares(&self, bytes: impl FnOnce(u64) -> u64) {
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        let charge = spares.get_or_insert_with(|| self.budget.charge(SPARES, SPARES, 0));
+        charge.set(bytes(charge.bytes()));
+    }
+
+    /// Charges what `restored` keeps in waiting.
+    fn look_at_spares(&self) {
+        let held = self.restored.get::<BTreeMap<String, u64>>("/v1/memory");
+        // Where it does not run it has nothing.
+        let bytes = held.map_or(0, |held| held.values().sum());
+        self.charge_spares(|_| bytes);
+    }
+
+    /// Looks at that again and again. Within a runtime.
+    pub async fn follow_spares(self) {
+        loop {
+            let this = self.clone();
+            let looked = on_own_thread(move || {
+                this.look_at_spares();
+                this.relieve();
+                Ok(())
+            });
+            // A thread that cannot be had is had the next time.
+            let _ = looked.await;
+            tokio::time::sleep(LOOK_AT_SPARES).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! What `restored` answers; `openapi.json` describes it.
 
 use crate::instances::Instances;
-use crate::pool::Waiting;
+use crate::pool::{Held, Waiting};
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -22,6 +22,8 @@ pub fn router(instances: Instances) -> Router {
         .route("/v1/instances", post(create).get(list))
         .route("/v1/clones", post(clone))
         .route("/v1/prepare", post(prepare).get(prepared))
+        .route("/v1/memory", get(memory))
+        .route("/v1/memory/give-up", post(give_up))
         .route("/v1/instances/{name}", get(show).delete(remove))
         .route("/v1/instances/{name}/revert", post(revert));
     reply::complete(routes, "restored", include_str!("../openapi.json")).with_state(instances)
@@ -238,6 +240,27 @@ struct Prepared {
 
 async fn prepared(State(instances): State<Instances>) -> Json<Vec<Waiting>> {
     Json(instances.prepared())
+}
+
+async fn memory(State(instances): State<Instances>) -> Reply<Held> {
+    Ok(Json(on_own_thread(move || Ok(instances.memory())).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GiveUp {
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct GivenUp {
+    bytes: u64,
+}
+
+/// Somebody else needs the memory of what waits.
+async fn give_up(State(instances): State<Instances>, Body(request): Body<GiveUp>) -> Reply<GivenUp> {
+    let bytes = on_own_thread(move || Ok(instances.give_up(request.bytes))).await?;
+    Ok(Json(GivenUp { bytes }))
 }
 
 async fn list(State(instances): State<Instances>) -> Reply<Vec<View>> {

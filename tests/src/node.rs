@@ -29,6 +29,22 @@ impl Node {
         })
     }
 
+    /// Kills the daemon, or has it stop, and starts it again; does something in between.
+    pub fn replace<T>(
+        self,
+        well: bool,
+        arguments: &[&str],
+        meanwhile: impl FnOnce() -> Result<T>,
+    ) -> Result<(Node, T)> {
+        match well {
+            true => self.edgepointd.stop()?,
+            false => drop(self.edgepointd),
+        }
+        let done = meanwhile()?;
+        let edgepointd = self.registry.daemon_with("edgepointd", arguments, "")?;
+        Ok((Node { edgepointd, ..self }, done))
+    }
+
     pub fn client(&self) -> &Client {
         &self.edgepointd.client
     }

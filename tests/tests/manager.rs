@@ -8,6 +8,7 @@ use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, poll};
 use libsnap::store::now_unix_ms;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -257,7 +258,7 @@ fn waker(node: &Node, app: &str, cause: &str) -> Result<u64> {
 }
 
 /// What it arms, by all ways that there are; each notes the time of the day at which it ran.
-const TIMERS: [(&str, &str); 5] = [
+const TIMERS: [(&str, &str); 6] = [
     (
         "sleep",
         "threading.Thread(target=lambda: (time.sleep(6), note())).start()",
@@ -272,6 +273,8 @@ const TIMERS: [(&str, &str); 5] = [
         "kept['poll'] = select.epoll(); \
          threading.Thread(target=lambda: (kept['poll'].poll(6), note())).start()",
     ),
+    // This one waits for another thread.
+    ("all", "threading.Timer(6, note).start()"),
     (
         "timerfd",
         "libc = ctypes.CDLL(None); fd = libc.timerfd_create(1, 0); \
@@ -300,7 +303,8 @@ fn its_timers_wake_it() {
             node.deploy(app, &python(&format!("import time\n{note}{TALK}"), port, &rules))
         };
         for (app, port, name, _) in &apps {
-            deploy(app, *port, name, "")?;
+            let rules = if *name == "all" { "timers = \"all\"\n" } else { "" };
+            deploy(app, *port, name, rules)?;
         }
         let off = format!("{}-off", place.unique());
         let port_off = free_port()?;
@@ -390,6 +394,107 @@ fn a_schedule() {
         let schedule = node.holds(&always, "schedule", false)?;
         ensure!(schedule["detail"] == "* * * * *", "{schedule}");
         ensure!(node.count(&always, "sleeps")? == 0, "{}", node.status(&always)?);
+        node.end()
+    });
+}
+
+/// Answers each request with what it was asked for, and counts.
+const HTTP: &str = r#"
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        told = self.path.encode()
+        self.send_response(200); self.send_header("content-length", str(len(told))); self.end_headers()
+        self.wfile.write(told)
+    def log_message(self, *_): pass
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 1024
+Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"#;
+
+/// Who comes to the HTTP entry while the daemon is replaced waits, and is answered.
+#[test]
+fn the_entry_outlives_the_daemon() {
+    in_place("the_entry_outlives_the_daemon", |place| {
+        let (app, port, entry) = (place.unique(), free_port()?, free_port()?);
+        let address = format!("127.0.0.1:{entry}");
+        let arguments = ["--http", &address, "--http-drain", "1s"];
+        let mut node = Node::new(place, &arguments)?;
+        node.deploy(
+            app,
+            &python(
+                HTTP,
+                port,
+                "[[route]]\nhost = \"*\"\n[idle]\ntimeout = \"1s\"\ncpu = 50.0\n",
+            ),
+        )?;
+        for (round, well) in [false, true, false].into_iter().enumerate() {
+            let ask = || -> Result<Vec<TcpStream>> {
+                let ask = |number: i32| {
+                    let mut stream = open(entry)?;
+                    write!(stream, "GET /{number} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+                    Ok(stream)
+                };
+                (0..50).map(ask).collect()
+            };
+            let (again, waiting) = node.replace(well, &arguments, ask)?;
+            node = again;
+            for (number, mut stream) in waiting.into_iter().enumerate() {
+                let mut told = String::new();
+                stream
+                    .read_to_string(&mut told)
+                    .with_context(|| format!("round {round}, request {number}"))?;
+                let right = told.starts_with("HTTP/1.1 200") && told.ends_with(&format!("\r\n\r\n/{number}"));
+                ensure!(right, "round {round}, request {number}: {told:?}");
+            }
+        }
+        // Without an entry nobody has its port any more.
+        let (node, ()) = node.replace(true, &[], || Ok(()))?;
+        poll("the port to be free", PATIENCE, || {
+            Ok(TcpStream::connect(("127.0.0.1", entry)).is_err().then_some(()))
+        })?;
+        node.end()
+    });
+}
+
+/// What waits in case that somebody comes is counted, and given up before any app is.
+#[test]
+fn parked_instances_make_room() {
+    in_place("parked_instances_make_room", |place| {
+        let node = Node::new(place, &["--memory", "24M"])?;
+        let [first, second] = ["first", "second"].map(|name| format!("{}-{name}", place.unique()));
+        let held = || -> Result<u64> {
+            let held: BTreeMap<String, u64> = node.restored.client.get("/v1/memory")?;
+            Ok(held["prepared_bytes"] + held["kept_bytes"])
+        };
+        let idle = "[idle]\ntimeout = \"1s\"\ncpu = 50.0\n";
+        let port = free_port()?;
+        let large = format!("kept_bytes = bytearray(b'x' * (4 << 20))\n{TALK}");
+        node.deploy(&first, &python(&large, port, idle))?;
+        node.reach(&first, "asleep")?;
+        poll("an instance to be parked", PATIENCE, || {
+            Ok((held()? > (10 << 20)).then_some(()))
+        })?;
+        poll("that to be charged", PATIENCE, || {
+            let text = node.client().text("/metrics")?;
+            let mut lines = text.lines();
+            let used = lines.find_map(|line| line.strip_prefix("appshot_node_memory_bytes{what=\"used\"} "));
+            Ok((used.context("no memory")?.parse::<u64>()? > (10 << 20)).then_some(()))
+        })?;
+        let before = held()?;
+        // With what is likely of this one there is no room for both.
+        node.deploy(
+            &second,
+            &python(
+                &format!("more = bytearray(b'y' * (16 << 20))\n{TALK}"),
+                free_port()?,
+                idle,
+            ),
+        )?;
+        poll("room to be made", PATIENCE, || Ok((held()? < before).then_some(())))
+            .with_context(|| format!("{before} and {:?}", held()))?;
+        tell(port, "assert len(kept_bytes) == 4 << 20")?;
         node.end()
     });
 }

@@ -472,12 +472,15 @@ impl Agent {
         }
     }
 
-    /// Has its appshot at hand for who comes next, and an instance where memory is not
-    /// short. It is no matter where that fails.
+    /// Has its appshot at hand for who comes next, and an instance, where the node has room
+    /// for that. It is no matter where that fails.
     fn prepare(&self) {
+        let bytes = self.deployment.memory_bytes.unwrap_or(budget::UNKNOWN_BYTES);
+        if !self.node.spare(bytes) {
+            return;
+        }
         let restored = self.node.restored.clone();
-        let instance = !self.node.budget.is_short();
-        let request = json!({ "appshot": self.name(), "instance": instance });
+        let request = json!({ "appshot": self.name(), "instance": true });
         std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &request));
     }
 
