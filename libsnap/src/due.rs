@@ -137,3 +137,72 @@ fn time(shot: &Appshot, core: &Core, at: u64) -> Option<u64> {
     let word = |at: usize| bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
     stored.then(|| word(0).checked_mul(1_000_000_000)?.checked_add(word(8)))?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::sample;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// Timers of the sample that are to be told: the thread's wait, in this call.
+    fn told(
+        which: Timers,
+        beyond_ns: u64,
+        edit: impl FnOnce(&mut crate::image::records::Manifest, &mut ThreadImage),
+    ) -> Option<Due> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sample.appshot");
+        let (mut manifest, mut images) = (sample::manifest(), [sample::process(2, 1), sample::process(7, 2)]);
+        manifest.clocks.realtime_ns = 1000 * SECOND as i64;
+        edit(&mut manifest, &mut images[1].threads[1]);
+        drop(sample::try_write(&path, manifest, &images).unwrap());
+        earliest(&Appshot::open_unverified_memory(&path).unwrap(), which, beyond_ns)
+    }
+
+    fn wait(thread: &mut ThreadImage, call: i64, left_ns: u64) {
+        thread.regs[reg::ORIG_RAX] = call as u64;
+        thread.record.blocked_in = Blocked::Timed { left_ns };
+    }
+
+    #[test]
+    fn the_earliest_that_is_far_enough() {
+        let near = told(Timers::Armed, 0, |_, thread| wait(thread, libc::SYS_poll, 60 * SECOND));
+        assert_eq!(near.unwrap().unix_ms, 1_000_000, "some of the sample are due at once");
+        let far = told(Timers::Armed, SECOND, |_, thread| {
+            wait(thread, libc::SYS_poll, 60 * SECOND)
+        });
+        let far = far.unwrap();
+        assert_eq!((far.unix_ms, far.timer.as_str()), (1_060_000, "poll of thread 70"));
+        let armed = told(Timers::Armed, SECOND, |manifest, thread| {
+            wait(thread, libc::SYS_poll, 60 * SECOND);
+            for file in &mut manifest.files {
+                if let FileKind::Timerfd { time, .. } = &mut file.kind {
+                    time.value_ns = 30 * SECOND;
+                }
+            }
+        });
+        assert_eq!(armed.unwrap().timer, "a timerfd");
+        assert_eq!(told(Timers::Off, 0, |_, _| ()), None);
+        let forever = told(Timers::All, SECOND, |_, thread| {
+            wait(thread, libc::SYS_read, 60 * SECOND)
+        });
+        assert_eq!(forever, None, "no call with a time-out");
+    }
+
+    #[test]
+    fn who_waits_for_a_thread_counts_where_that_is_wanted() {
+        let futex = |which| told(which, SECOND, |_, thread| wait(thread, libc::SYS_futex, 60 * SECOND));
+        assert_eq!(futex(Timers::Armed), None);
+        assert_eq!(futex(Timers::All).unwrap().unix_ms, 1_060_000);
+        // An instant that cannot be read: at no address, or where no memory is.
+        for at in [0, 8, u64::MAX - 4] {
+            let unknown = told(Timers::All, SECOND, |_, thread| {
+                thread.record.blocked_in = Blocked::Restart;
+                thread.regs[reg::ORIG_RAX] = libc::SYS_futex as u64;
+                (thread.regs[reg::RSI], thread.regs[reg::R10]) = (FUTEX_WAIT_BITSET | 128, at);
+            });
+            assert_eq!(unknown, None, "{at:x}");
+        }
+    }
+}

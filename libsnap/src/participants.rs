@@ -52,6 +52,9 @@ pub(crate) const NEXT_PHASE: &str = ".phase";
 /// More of a file is not looked at: it is no answer.
 pub(crate) const ANSWER_BYTES_MAX: u64 = 128;
 
+/// More entries of a directory are not looked at.
+const ENTRIES_MAX: usize = 10_000;
+
 /// The directory of a live instance.
 #[derive(Debug)]
 pub struct Directory(OwnedFd);
@@ -108,7 +111,7 @@ impl Directory {
         let Some(mut part) = self.part(part).and_then(|part| Dir::from_fd(part).ok()) else {
             return Vec::new();
         };
-        let entries = part.iter().flatten();
+        let entries = part.iter().flatten().take(ENTRIES_MAX);
         let names = entries.filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned));
         let mut names: Vec<String> = names.filter(|name| identity::is_name(name)).collect();
         names.sort_unstable();

@@ -385,3 +385,42 @@ fn loopback(domain: i32) -> Vec<u8> {
     }
     name
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn what_is_under_way() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let look = |accepted: &TcpStream, made: &TcpStream| {
+            // Until what was sent is there, and told to have come.
+            std::thread::sleep(std::time::Duration::from_millis(60));
+            let [accepted, made] = [accepted, made].map(|one| OwnedFd::from(one.try_clone().unwrap()));
+            (under_way(&accepted, true).unwrap(), under_way(&made, false).unwrap())
+        };
+        assert_eq!(look(&server, &client), (false, false), "nobody has said anything");
+        for round in 0..2 {
+            client.write_all(b"?").unwrap();
+            assert_eq!(look(&server, &client), (true, true), "{round}: it is not read");
+            server.read_exact(&mut [0]).unwrap();
+            assert_eq!(look(&server, &client), (true, true), "{round}: it is not answered");
+            server.write_all(b"!").unwrap();
+            assert_eq!(look(&server, &client), (false, true), "{round}: the answer is not read");
+            client.read_exact(&mut [0]).unwrap();
+            assert_eq!(look(&server, &client), (false, false), "{round}");
+        }
+        client.write_all(b"?").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        server.read_exact(&mut [0]).unwrap();
+        assert_eq!(
+            look(&server, &client),
+            (true, true),
+            "who has closed one way waits, too"
+        );
+    }
+}
