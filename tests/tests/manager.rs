@@ -89,8 +89,12 @@ fn why_it_is_awake() {
         drop((first, more));
         node.holds(app, "connections", true)?;
         node.reach(app, "asleep")?;
-        let told = node.registry.appshot(&["status", "--why", app])?;
-        ensure!(told.contains("woken by request: who connects to 127.0.0.1"), "{told}");
+        // It is asleep before its timers have been read.
+        poll("wakers to be told", PATIENCE, || {
+            let told = node.registry.appshot(&["status", "--why", app])?;
+            let waker = "woken by request: who connects to 127.0.0.1";
+            Ok(told.contains(waker).then_some(()))
+        })?;
         // Work of its own, told as a share of a processor.
         tell(port, "threading.Thread(target=told, args=('work 3',)).start()")?;
         let work = node.holds(app, "work", false)?;
