@@ -348,6 +348,9 @@ pub struct Status {
     /// no other version of it is made
     #[arg(long, value_name = "STATE", value_parser = ["running", "asleep", "suspended", "settled"])]
     pub wait: Option<String>,
+    /// Tell why it is awake or asleep, and has as many instances as it has
+    #[arg(long, conflicts_with = "wait")]
+    pub why: bool,
     #[command(flatten)]
     pub edgepoint: Edgepoint,
 }

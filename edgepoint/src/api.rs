@@ -11,11 +11,12 @@ mod logs;
 mod providers;
 mod top;
 
-use crate::caller::{own_only, root_only};
+use crate::caller::{Caller, own_only, root_only};
 use crate::metrics::CONTENT_TYPE;
 use crate::node::Node;
-use crate::proxy::traffic::Told;
-use axum::extract::State as Extract;
+use crate::proxy::traffic;
+use crate::why::Told;
+use axum::extract::{Path, State as Extract};
 use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -23,7 +24,7 @@ use axum::response::IntoResponse;
 use axum::routing::{MethodFilter, on};
 use axum::{Extension, Json, Router};
 use nodekit::daemon::Stopping;
-use nodekit::reply;
+use nodekit::reply::{self, Reply};
 
 /// Whoever asks stands in the request, as a [`Caller`](crate::caller::Caller).
 pub fn router(node: &Node, stopping: Stopping) -> Router {
@@ -49,6 +50,7 @@ fn routes(node: &Node) -> Routes<'_> {
         .owned(Method::POST, "/v1/apps/{name}/suspend", changes::suspend)
         .owned(Method::POST, "/v1/apps/{name}/resume", changes::resume)
         .owned(Method::PUT, "/v1/apps/{name}/scale", changes::scale)
+        .owned(Method::GET, "/v1/apps/{name}/why", why)
         .owned(Method::GET, "/v1/apps/{name}/logs", logs::read)
         .owned(Method::GET, "/v1/events", events::read)
         .owned(Method::GET, "/v1/top", top::read)
@@ -93,8 +95,16 @@ async fn metrics(Extract(node): Extract<Node>) -> impl IntoResponse {
     ([("content-type", CONTENT_TYPE)], node.metrics.text(&node.budget))
 }
 
-async fn traffic(Extract(node): Extract<Node>) -> Json<Vec<Told>> {
+async fn traffic(Extract(node): Extract<Node>) -> Json<Vec<traffic::Told>> {
     Json(node.proxy.told())
+}
+
+async fn why(
+    Extract(node): Extract<Node>,
+    Extension(caller): Extension<Caller>,
+    Path(app): Path<String>,
+) -> Reply<Told> {
+    Ok(Json(node.why(&app).map_err(|_| node.unknown(&app, &caller))?))
 }
 
 #[cfg(test)]

@@ -59,10 +59,14 @@ impl Demand {
     /// is a connection, too. Connections that it only keeps, or has for quiet requests, are
     /// nobody's need.
     pub fn load(&self) -> usize {
-        let connections = self.connections.load(Ordering::Relaxed);
-        connections
+        self.connections()
             .saturating_sub(self.traffic.unneeded())
             .max(self.traffic.wanted())
+    }
+
+    /// Connections to it when they were counted last, needed or not.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// Somebody needs it.

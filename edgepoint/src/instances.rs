@@ -30,6 +30,7 @@ use crate::status::{Cause, InstanceStatus, Kind, State};
 use crate::work::Work;
 use libsnap::drain::{Drain, Shared};
 use libsnap::error::{Error, Kind as ErrorKind, OrFail, Result};
+use libsnap::holds;
 use libsnap::image::Appshot;
 use libsnap::restore::{Template, Way};
 use libsnap::store::{App, Store, now_unix_ms};
@@ -269,10 +270,14 @@ impl Instances {
             }
             let (store, app) = (self.node.store.clone(), one.app.clone());
             let sockets = sockets::copies(sockets)?;
-            let name = app.name.clone();
+            let (name, hold) = (app.name.clone(), self.manifest.idle.hold.0);
             let floor = Some(self.manifest.idle.cpu).filter(|floor| one.work.last() > *floor);
             // It may be busy with something else, or have ended just now.
-            let why = match on_own_thread(move || end_unneeded(&store, &app, &sockets, floor)).await {
+            let end = move || match &holds::of(&app, hold)[..] {
+                [] => end_unneeded(&store, &app, &sockets, floor),
+                held => Ok(Some(format!("it holds itself awake: {}", held.join(", ")))),
+            };
+            let why = match on_own_thread(end).await {
                 Ok(None) => {
                     tracing::info!(app = name, "is not needed any more: ended");
                     self.live.remove(at);

@@ -23,9 +23,11 @@ mod node;
 mod proxy;
 mod remote;
 mod scale;
+mod schedule;
 mod sockets;
 mod status;
 mod versions;
+mod why;
 mod work;
 
 use axum::Extension;
@@ -43,7 +45,9 @@ use proxy::rules::Network;
 use proxy::serve::{self, Entry};
 use proxy::tls::Certificate;
 use remote::Remote;
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -95,16 +99,18 @@ fn run(cli: &Cli) -> Result<u8> {
     let store = args.dirs.open()?;
     let _alone = alone(&store)?;
     let node = Node::new(store, &args.dirs, cli.memory)?;
-    let entry = entry(cli)?;
+    let entry = entry(cli, &node)?;
     let remote = Remote::new(&cli.api, cli.api_tls.as_deref(), node.store.data_dir())?;
     if entry.is_some() {
         node.proxy.open();
     }
+    let kept = node.clone();
     daemon::run_beside("edgepointd", args, |stopping| {
         tokio::spawn(reap());
         if let Err(error) = node.take_up() {
             tracing::error!(%error, "cannot take up what is deployed");
         }
+        tokio::spawn(node.clone().follow_spares());
         let (proxy, stopped) = (node.proxy.clone(), stopping.clone());
         let http = async move {
             if let Some((runtime, entry)) = entry {
@@ -120,6 +126,10 @@ fn run(cli: &Cli) -> Result<u8> {
         };
         (router.layer(Extension(Caller::Root)), beside)
     })?;
+    // With no app there is nothing to wait for.
+    if kept.all().is_empty() {
+        kept.keeper.forget(serve::KEPT)?;
+    }
     Ok(0)
 }
 
@@ -134,13 +144,33 @@ fn alone(store: &Store) -> Result<Lock> {
 }
 
 /// Threads of their own for HTTP, and its sockets, where it is wanted.
-fn entry(cli: &Cli) -> Result<Option<(Runtime, Entry)>> {
+fn entry(cli: &Cli, node: &Node) -> Result<Option<(Runtime, Entry)>> {
     if cli.http.is_empty() && cli.https.is_empty() {
+        node.keeper.forget(serve::KEPT)?;
         return Ok(None);
     }
+    let kept = node.keeper.list().unwrap_or_else(|error| {
+        tracing::error!(%error, "the sockets of the HTTP entry are made anew");
+        BTreeMap::new()
+    });
+    let kept: Vec<TcpListener> = kept
+        .into_iter()
+        .filter(|(name, _)| name == serve::KEPT)
+        .flat_map(|(_, sockets)| sockets)
+        .map(TcpListener::from)
+        .collect();
     let certificate = cli.tls.as_deref().map(Certificate::read).transpose()?;
-    let plain = serve::bind(&cli.http)?.into_iter().map(|listener| (listener, None));
-    let secured = serve::bind(&cli.https)?;
+    let plain = serve::bind(&cli.http, &kept)?;
+    let secured = serve::bind(&cli.https, &kept)?;
+    let all: Vec<OwnedFd> = plain
+        .iter()
+        .chain(&secured)
+        .map(|listener| listener.as_fd().try_clone_to_owned())
+        .collect::<std::io::Result<_>>()
+        .or_fail(|| "cannot have the sockets of the HTTP entry kept")?;
+    // Who comes while this daemon is not there waits for the next one.
+    node.keeper.keep(serve::KEPT, &all)?;
+    let plain = plain.into_iter().map(|listener| (listener, None));
     let secured = secured.into_iter().map(|listener| (listener, certificate.clone()));
     let descriptors = usize::try_from(descriptors::raise()).unwrap_or(usize::MAX);
     let entry = Entry {

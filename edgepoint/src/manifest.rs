@@ -24,9 +24,11 @@
 //! ```
 
 use crate::proxy::rules::{Quiet, Route, Rules, Timeouts, Waiting};
+use crate::schedule::Schedule;
+use libsnap::due::Timers;
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{closest, validate, version_name, version_named};
-use libsnap::target::{Hooks, RunOptions};
+use libsnap::target::{Hooks, RunOptions, TcpPolicy};
 use libsnap::units::{self, parse_span};
 use nodekit::args::User;
 use serde::{Deserialize, Serialize};
@@ -56,6 +58,8 @@ pub struct Manifest {
     pub ready: Ready,
     #[serde(default)]
     pub idle: Idle,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub schedule: Schedule,
     #[serde(default, skip_serializing_if = "is_default")]
     pub instances: Instances,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -141,6 +145,59 @@ pub struct Idle {
     /// Work of its own is what takes more than this share of one processor, in percent.
     #[serde(default = "floor")]
     pub cpu: f64,
+    /// Connections that it has accepted, by TCP.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub connections: Keep,
+    /// And those that it has made to others.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub made: Keep,
+    /// A file that it has in its `awake` directory keeps it awake for so long after it was
+    /// written, or while the process lives whose PID it holds; 0s: files do not.
+    #[serde(default = "hold")]
+    pub hold: Span,
+    /// Which of its own timers wake it, just before they are due. Its clocks then tell that
+    /// time went by while it slept.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub timers: Timers,
+    /// Those that are due sooner after it fell asleep do not; the timeout by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timers_beyond: Option<Span>,
+}
+
+/// Which connections keep an app awake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// All that are open.
+    #[default]
+    Open,
+    /// Those over which something is under way. When it sleeps it loses the others, as if
+    /// its peers had closed them.
+    Busy,
+}
+
+impl Keep {
+    pub fn name(self) -> &'static str {
+        match self {
+            Keep::Open => "open",
+            Keep::Busy => "busy",
+        }
+    }
+}
+
+impl Idle {
+    pub fn timers_beyond(&self) -> Duration {
+        self.timers_beyond.unwrap_or(self.timeout).0
+    }
+
+    /// What becomes of its connections when it sleeps.
+    pub fn tcp(&self) -> TcpPolicy {
+        let (accepted, made) = (self.connections == Keep::Busy, self.made == Keep::Busy);
+        match accepted || made {
+            true => TcpPolicy::CloseIdle { accepted, made },
+            false => TcpPolicy::Refuse,
+        }
+    }
 }
 
 /// How many instances there may be at once.
@@ -214,6 +271,10 @@ fn patience() -> Span {
     Span(Duration::from_secs(30))
 }
 
+fn hold() -> Span {
+    Span(Duration::from_secs(3600))
+}
+
 fn floor() -> f64 {
     2.0
 }
@@ -229,6 +290,11 @@ impl Default for Idle {
         Idle {
             timeout: patience(),
             cpu: floor(),
+            connections: Keep::default(),
+            made: Keep::default(),
+            hold: hold(),
+            timers: Timers::default(),
+            timers_beyond: None,
         }
     }
 }
@@ -330,7 +396,8 @@ impl Manifest {
                 "such as 10s, or queue = 0 where nobody is to wait",
             );
         }
-        if let Err((because, fix)) = self.rules().sensible() {
+        let rules = self.rules().sensible().and_then(|()| self.schedule.sensible());
+        if let Err((because, fix)) = rules {
             return wrong(&because, &fix);
         }
         if !PRIORITIES.contains(&self.priority) {
@@ -499,6 +566,14 @@ unix = "/run/web.sock"
 [idle]
 timeout = "5s"
 cpu = 1.5
+hold = "10m"
+timers = "all"
+made = "busy"
+
+[schedule]
+zone = "Europe/Berlin"
+wake = ["55 7 * * 1-5"]
+awake = [{ from = "0 8 * * 1-5", for = "10h" }]
 
 [[route]]
 host = "shop.example"
@@ -581,6 +656,19 @@ max = 4
             ("unix = \"/run/web.sock\"", "unix = \"web.sock\"", "relative"),
             ("unix = \"/run/web.sock\"", "tcp = \"0.0.0.0:8080\"", "twice"),
             ("[idle]", "[idle", "line 17"),
+            ("hold = \"10m\"", "hold = true", "line 20"),
+            ("hold = \"10m\"", "holds = \"10m\"", "did you mean hold?"),
+            ("timers = \"all\"", "timers = \"some\"", "unknown variant"),
+            ("timers = \"all\"", "timers_beyond = \"soon\"", "line 21"),
+            ("made = \"busy\"", "made = \"idle\"", "expected `open` or `busy`"),
+            ("made = \"busy\"", "conections = \"busy\"", "did you mean connections?"),
+            ("55 7 * * 1-5", "55 7 * * 8", "is no time"),
+            ("55 7 * * 1-5", "55 7 * *", "is no time"),
+            ("55 7 * * 1-5", "@reboot", "is no time"),
+            ("Europe/Berlin", "Europe/Atlantis", "Europe/Atlantis is no time"),
+            ("zone = ", "zon = ", "did you mean zone?"),
+            ("for = \"10h\"", "for = \"0s\"", "no time at all"),
+            (", for = \"10h\"", "", "missing field `for`"),
             ("host = \"shop.example\"", "", "missing field `host`"),
             (
                 "host = \"shop.example\"",
@@ -601,14 +689,14 @@ max = 4
                 "did you mean host?",
             ),
             ("to = \"/run/web.sock\"", "to = \"/run/other.sock\"", "does not listen"),
-            ("to = \"/run/web.sock\"", "to = 8080", "line 23"),
+            ("to = \"/run/web.sock\"", "to = 8080", "line 31"),
             ("path = \"/api\"", "path = \"api\"", "begins with /"),
             ("path = \"/api\"", "path = \"/api/\"", "at its end"),
             ("path = \"/api\"", "path = \"/a/../b\"", "a segment"),
             ("path = \"/api\"", "path = \"/a?b\"", "percent-encoded"),
             ("protocol = \"h2c\"", "protocol = \"h3\"", "h2c"),
             ("requests = 8", "requests = 0", "nobody could ask it"),
-            ("requests = 8", "requests = -1", "line 32"),
+            ("requests = 8", "requests = -1", "line 40"),
             ("queue = 9", "queue_timeout = \"0s\"", "no time at all"),
             ("user_agent = \"kube-probe*\"", "status = 200", "would never wake"),
             (
@@ -629,7 +717,7 @@ max = 4
             ("answer = \"90s\"", "response = \"90s\"", "unknown field"),
             ("max = 4", "max = 0", "from 1 to 100"),
             ("max = 4", "max = 101", "from 1 to 100"),
-            ("max = 4", "max = -1", "line 45"),
+            ("max = 4", "max = -1", "line 53"),
             ("max = 4", "min = 5\nmax = 4", "min is more"),
             ("max = 4", "maxx = 4", "did you mean max?"),
             ("connections = 20", "connections = 0", "no connection"),

@@ -105,7 +105,7 @@ impl Default for Metrics {
         );
         registry.register_with_unit(
             "node_memory",
-            "What all instances together may have (limit), and have (used)",
+            "What all instances together may have (limit), and have with those in waiting (used)",
             Unit::Bytes,
             memory.clone(),
         );

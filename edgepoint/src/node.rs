@@ -8,16 +8,19 @@ use crate::demand::{Demand, Looks};
 use crate::events::Events;
 use crate::manifest::{Instances, Manifest};
 use crate::metrics::Metrics;
-use crate::proxy::Proxy;
+use crate::proxy::{self, Proxy};
 use crate::status::{Counts, State, Status};
 use crate::versions::{Switch, Versions};
+use crate::why::{Told, Why};
 use control::{Control, Kept, Lasting};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{App, Store, closest, now_unix_ms};
 use nodekit::args::Dirs;
 use nodekit::client::Client;
 use nodekit::keeper::Keeper;
+use nodekit::reply::on_own_thread;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -89,6 +92,8 @@ pub struct Node {
     pub proxy: Proxy,
     pub budget: Arc<Budget>,
     pub looks: Arc<Looks>,
+    /// What `restored` keeps for who may come: it is charged, too, and given up first.
+    spares: Arc<Mutex<Option<Charge>>>,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
 }
 
@@ -102,7 +107,12 @@ struct Handle {
     /// Held while another version is made.
     changing: Arc<tokio::sync::Mutex<()>>,
     demand: Arc<Demand>,
+    why: Arc<Why>,
 }
+
+/// What `restored` keeps is charged under this name, which no app has.
+const SPARES: &str = ".spares";
+const LOOK_AT_SPARES: Duration = Duration::from_secs(2);
 
 impl Node {
     /// All apps together may have so many bytes of memory.
@@ -121,6 +131,7 @@ impl Node {
             metrics,
             budget: Budget::new(0),
             looks: Arc::default(),
+            spares: Arc::default(),
             apps: Arc::default(),
         };
         let limit = memory.map_or_else(|| node.memory_by_default(), Ok)?;
@@ -167,10 +178,8 @@ impl Node {
         for app in self.store.pinned()?.iter().filter(|app| !names.contains(app)) {
             self.store.unpin(app)?;
         }
-        for app in kept.keys() {
-            self.keeper.forget(app)?;
-        }
-        Ok(())
+        kept.retain(|name, _| name != proxy::serve::KEPT);
+        kept.keys().try_for_each(|name| self.keeper.forget(name))
     }
 
     /// Writes down what is deployed, to stay.
@@ -326,8 +335,10 @@ impl Node {
         let (orders, ordered) = mpsc::channel(ORDERS);
         let (switches, switched) = mpsc::channel(1);
         let demand = Arc::new(Demand::new(self.proxy.traffic(&manifest.app)));
+        let why: Arc<Why> = Arc::default();
         let handle = Handle {
             demand: Arc::clone(&demand),
+            why: Arc::clone(&why),
             manifest: manifest.clone(),
             status: told.clone(),
             orders,
@@ -335,7 +346,8 @@ impl Node {
             changing: Arc::default(),
         };
         self.lock().insert(manifest.app, handle);
-        tokio::spawn(Agent::new(self.clone(), deployment, sockets, demand, (status, ordered, switched)).live());
+        let known = (demand, why);
+        tokio::spawn(Agent::new(self.clone(), deployment, sockets, known, (status, ordered, switched)).live());
         told
     }
 
@@ -385,6 +397,10 @@ impl Node {
         if missing == 0 {
             return;
         }
+        missing = missing.saturating_sub(self.give_up_spares(missing));
+        if missing == 0 {
+            return;
+        }
         let open = self.looks.look_now();
         let mut idle: Vec<_> = self
             .lock()
@@ -410,6 +426,68 @@ impl Node {
         }
     }
 
+    /// Has `restored` give up so much of what it keeps in waiting, where it has so much.
+    /// Answers what is promised.
+    fn give_up_spares(&self, missing: u64) -> u64 {
+        let Some(bytes) = self.budget.could_yield(SPARES).map(|bytes| bytes.min(missing)) else {
+            return 0;
+        };
+        if bytes == 0 {
+            return 0;
+        }
+        self.budget.yields(SPARES, bytes);
+        let this = self.clone();
+        std::thread::spawn(move || {
+            let given = this
+                .restored
+                .post::<Value>("/v1/memory/give-up", &json!({ "bytes": bytes }));
+            let failed = given.is_err();
+            this.look_at_spares();
+            // What is given up goes in a moment; meanwhile apps are asked for the rest.
+            this.budget.stays(SPARES, failed);
+        });
+        bytes
+    }
+
+    /// Whether there is room for so much more in waiting; it is charged with that until it is
+    /// looked at. What may be given up for an app never takes an app's room.
+    pub fn spare(&self, bytes: u64) -> bool {
+        let fits = !self.budget.is_short() && self.budget.used() + bytes <= self.budget.limit();
+        if fits {
+            self.charge_spares(|before| before + bytes);
+        }
+        fits
+    }
+
+    fn charge_spares(&self, bytes: impl FnOnce(u64) -> u64) {
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        let charge = spares.get_or_insert_with(|| self.budget.charge(SPARES, SPARES, 0));
+        charge.set(bytes(charge.bytes()));
+    }
+
+    /// Charges what `restored` keeps in waiting.
+    fn look_at_spares(&self) {
+        let held = self.restored.get::<BTreeMap<String, u64>>("/v1/memory");
+        // Where it does not run it has nothing.
+        let bytes = held.map_or(0, |held| held.values().sum());
+        self.charge_spares(|_| bytes);
+    }
+
+    /// Looks at that again and again. Within a runtime.
+    pub async fn follow_spares(self) {
+        loop {
+            let this = self.clone();
+            let looked = on_own_thread(move || {
+                this.look_at_spares();
+                this.relieve();
+                Ok(())
+            });
+            // A thread that cannot be had is had the next time.
+            let _ = looked.await;
+            tokio::time::sleep(LOOK_AT_SPARES).await;
+        }
+    }
+
     pub fn all(&self) -> Vec<Status> {
         self.lock()
             .values()
@@ -432,6 +510,13 @@ impl Node {
             Some(near) => error.fix(format!("did you mean {near}?")),
             None => error.fix("`appshot apps` lists those that are"),
         }
+    }
+
+    /// Why it is in the state that it is in.
+    pub fn why(&self, app: &str) -> Result<Told> {
+        let handle = self.handle(app)?;
+        let status = handle.status.borrow().clone();
+        Ok(handle.why.tell(app, (status.state, status.since_unix_ms), status.why))
     }
 
     pub fn status(&self, app: &str) -> Result<watch::Receiver<Status>> {

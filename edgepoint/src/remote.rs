@@ -61,7 +61,7 @@ impl Remote {
             Some(path) => Certificate::read(path)?,
             None => Certificate::read(&own_certificate(data_dir, addresses)?)?,
         };
-        let listeners = bind(addresses)?;
+        let listeners = bind(addresses, &[])?;
         Ok(Remote(Some((listeners, certificate))))
     }
 

@@ -9,6 +9,7 @@
 //! only when all of a stable window could do with less.
 
 use crate::manifest::{Capacity, Instances};
+use crate::why::number;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -37,10 +38,13 @@ pub struct Load {
 }
 
 /// How many instances there should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Wanted {
     pub least: usize,
     pub most: usize,
+    /// Connections and requests that were decided by: the mean of some looks.
+    pub open: f64,
+    pub requests: f64,
 }
 
 impl Scale {
@@ -57,6 +61,8 @@ impl Scale {
         let looks = self.loads.len();
         let totals = self.loads.iter().map(|(_, load)| *load);
         let (open, requests) = totals.fold((0, 0), |sum, load| (sum.0 + load.0, sum.1 + load.1));
+        let mean = |total: usize| number(total) / number(looks);
+        let (mean_open, mean_requests) = (mean(open), mean(requests));
         let by = |total: usize, each: Option<usize>| each.map_or(0, |each| total.div_ceil(looks * each.max(1)));
         let by_requests = by(
             requests,
@@ -79,7 +85,12 @@ impl Scale {
             .front()
             .filter(|_| known)
             .map_or(bounds.max, |(_, most)| *most);
-        Wanted { least, most }
+        Wanted {
+            least,
+            most,
+            open: mean_open,
+            requests: mean_requests,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::manifest::{Listen, Manifest};
 use libsnap::error::{Error, OrFail, Result};
-use libsnap::files::inet::show_address;
+use libsnap::files::inet::{show_address, under_way};
 use libsnap::freeze;
 use libsnap::ids::HostPid;
 use libsnap::proc;
@@ -24,6 +24,11 @@ pub struct Sockets {
     pub listening: Vec<OwnedFd>,
     /// Of the internet, to others or from them, and those that were accepted at a path.
     pub connections: usize,
+    /// Of these: made to others, by the app.
+    pub made: usize,
+    /// TCP connections of both kinds over which nothing is under way.
+    pub idle: usize,
+    pub made_idle: usize,
     /// Unix sockets in which something waits to be read, where the app is stopped: it may
     /// be a connection on its way to another process of the app.
     pub unread: usize,
@@ -42,12 +47,24 @@ impl Sockets {
     }
 
     fn look(app: &App, stopped: bool) -> Result<Sockets> {
-        let (mut found, mut unix) = (Sockets::default(), Vec::new());
+        let (mut found, mut unix, mut tcp) = (Sockets::default(), Vec::new(), Vec::new());
         let mut seen = HashSet::new();
         for pid in freeze::members(&app.target()?)? {
             // It may just have ended.
-            let _ = found.add(pid, &mut seen, &mut unix);
+            let _ = found.add(pid, &mut seen, &mut unix, &mut tcp);
         }
+        let ports: Vec<_> = found.listening.iter().filter_map(port).collect();
+        for connection in &tcp {
+            let accepted = port(connection).is_some_and(|port| ports.contains(&port));
+            let idle = under_way(connection, accepted).is_ok_and(|is| !is);
+            let (all, quiet) = match accepted {
+                true => (&mut found.connections, &mut found.idle),
+                false => (&mut found.made, &mut found.made_idle),
+            };
+            *all += 1;
+            *quiet += usize::from(idle);
+        }
+        (found.connections, found.idle) = (found.connections + found.made, found.idle + found.made_idle);
         // An accepted one has the name of where it was.
         let places: Vec<Vec<u8>> = found.listening.iter().filter_map(name).collect();
         let accepted = unix.iter().filter_map(name).filter(|name| places.contains(name));
@@ -62,7 +79,13 @@ impl Sockets {
         Ok(found)
     }
 
-    fn add(&mut self, pid: HostPid, seen: &mut HashSet<String>, unix: &mut Vec<OwnedFd>) -> std::io::Result<()> {
+    fn add(
+        &mut self,
+        pid: HostPid,
+        seen: &mut HashSet<String>,
+        unix: &mut Vec<OwnedFd>,
+        tcp: &mut Vec<OwnedFd>,
+    ) -> std::io::Result<()> {
         let process = task::pidfd_open(pid)?;
         for number in proc::numbered(&format!("/proc/{pid}/fd"))? {
             let link = proc::link(pid, &format!("fd/{number}")).unwrap_or_default();
@@ -79,9 +102,7 @@ impl Sockets {
             let stream = option(libc::SO_TYPE) == libc::SOCK_STREAM;
             match option(libc::SO_DOMAIN) {
                 _ if option(libc::SO_ACCEPTCONN) == 1 => self.listening.push(socket),
-                libc::AF_INET | libc::AF_INET6 if stream && diag::address(&socket, true).is_ok() => {
-                    self.connections += 1;
-                }
+                libc::AF_INET | libc::AF_INET6 if stream && diag::address(&socket, true).is_ok() => tcp.push(socket),
                 libc::AF_UNIX if stream => unix.push(socket),
                 _ => {}
             }
@@ -144,6 +165,13 @@ fn is_exclusive(fdinfo: &str) -> bool {
     let words = events.filter_map(|rest| rest.split_whitespace().next());
     let mut bits = words.filter_map(|word| u32::from_str_radix(word, 16).ok());
     bits.any(|bits| bits & libc::EPOLLEXCLUSIVE as u32 != 0)
+}
+
+/// Of a socket of the internet; as the network has it.
+fn port(socket: &OwnedFd) -> Option<[u8; 2]> {
+    let name = diag::address(socket, false).ok()?;
+    let unix = name.starts_with(&1u16.to_le_bytes());
+    name.get(2..4).filter(|_| !unix)?.try_into().ok()
 }
 
 /// Of a unix socket that has one.

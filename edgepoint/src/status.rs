@@ -1,7 +1,7 @@
 //! What is told of an app.
 //!
 //! ```text
-//!    deploy                                          somebody came
+//!    deploy                                          somebody came, or it is time
 //!      │                                        ┌───────────────────────┐
 //!      v       it listens                       v      it runs          │
 //!   starting ────────────> running <───────── waking                    │
@@ -105,6 +105,10 @@ pub enum Cause {
     ScaleOut,
     /// Another version of it took over.
     Update,
+    /// One of its own timers is about to be due.
+    Timer,
+    /// Its owner wants it to be awake at this time.
+    Schedule,
 }
 
 impl Cause {
@@ -116,6 +120,8 @@ impl Cause {
             Cause::Recovery => "recovery",
             Cause::ScaleOut => "scale-out",
             Cause::Update => "update",
+            Cause::Timer => "timer",
+            Cause::Schedule => "schedule",
         }
     }
 }

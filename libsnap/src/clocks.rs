@@ -93,6 +93,16 @@ impl Timeline {
         Timeline { app, freeze }
     }
 
+    /// The app's clocks show what they would if it had run on: it slept, and time went by.
+    /// What fell due meanwhile falls due at once. Where this machine's time of day is before
+    /// that of the freeze nobody knows how much went by, and the clocks go on.
+    pub fn passed(app: Clocks) -> Timeline {
+        let slept = Reading::now().realtime_ns.saturating_sub(app.realtime_ns);
+        let stood = i64::try_from(app.stood_ns).unwrap_or(i64::MAX);
+        let freeze = Reading::now().back(slept.max(stood));
+        Timeline { app, freeze }
+    }
+
     /// Lines for `/proc/PID/timens_offsets` (time_namespaces(7)).
     pub fn offsets(&self) -> String {
         let line = |name: &str, app: i64, here: i64| {
@@ -154,6 +164,19 @@ mod tests {
         // Due one second after the freeze: past. Due in a minute: in less.
         assert_eq!(line.left_ns(SECOND_NS as u64), 1);
         let left = line.left_ns(60 * SECOND_NS as u64);
+        assert!(left <= 58 * SECOND_NS as u64 && left > 50 * SECOND_NS as u64, "{left}");
+        let slept = Clocks {
+            realtime_ns: Reading::now().realtime_ns - 40 * SECOND_NS,
+            ..app
+        };
+        let line = Timeline::passed(slept);
+        let left = line.left_ns(60 * SECOND_NS as u64);
+        assert!(left <= 20 * SECOND_NS as u64 && left > 10 * SECOND_NS as u64, "{left}");
+        let ahead = Clocks {
+            realtime_ns: i64::MAX,
+            ..app
+        };
+        let left = Timeline::passed(ahead).left_ns(60 * SECOND_NS as u64);
         assert!(left <= 58 * SECOND_NS as u64 && left > 50 * SECOND_NS as u64, "{left}");
         let first = Timeline {
             app,

@@ -9,6 +9,7 @@
 //!   phase        what is done to it, see [`crate::participants`]
 //!   vars/NAME    values given for this instance
 //!   hooks/NAME   what the app has there to be asked, see [`crate::participants`]
+//!   awake/NAME   what it has there to be kept awake, see [`crate::holds`]
 //! ```
 //!
 //! A program that keeps random numbers, keys or connections looks at `generation`
@@ -35,6 +36,8 @@ pub const DIRECTORY: &str = "/run/appshot-instance";
 /// The part of it that the app writes to.
 pub const HOOKS: &str = "hooks";
 pub const HOOKS_DIRECTORY: &str = "/run/appshot-instance/hooks";
+/// And this one.
+pub const AWAKE: &str = "awake";
 
 const NAME_BYTES_MAX: usize = 128;
 const VALUE_BYTES_MAX: usize = 64 << 10;
@@ -132,9 +135,11 @@ impl Directory {
             .or_fail(failed)?;
         let opened = OwnedFd::from(opened);
         let everybody = Mode::from_bits_truncate(0o777);
-        mkdirat(&opened, HOOKS, everybody)
-            .and_then(|()| fchmodat(&opened, HOOKS, everybody, FchmodatFlags::FollowSymlink))
-            .or_fail(failed)?;
+        for part in [HOOKS, AWAKE] {
+            mkdirat(&opened, part, everybody)
+                .and_then(|()| fchmodat(&opened, part, everybody, FchmodatFlags::FollowSymlink))
+                .or_fail(failed)?;
+        }
         Ok(Some(Directory(opened)))
     }
 

@@ -20,7 +20,7 @@ use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs, Forked};
 use crate::sys::{Sys, blob, fd as sysfd};
 use crate::target::{Identity, Instance, Network, Phase, PidMode, RunOptions, Stdio};
 use nix::errno::Errno;
-use nix::fcntl::AT_FDCWD;
+use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
@@ -213,12 +213,15 @@ impl Place {
         }
         // Everybody's: which user an app is, and which it becomes, is its own affair.
         let everybody = Mode::from_bits_truncate(0o777);
-        match nix::unistd::mkdir(identity::HOOKS_DIRECTORY, everybody) {
+        let directory = match nix::fcntl::open(identity::DIRECTORY, OFlag::O_DIRECTORY, Mode::empty()) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
-            made => made?,
-        }
+            opened => opened?,
+        };
         let follow = FchmodatFlags::FollowSymlink;
-        fchmodat(AT_FDCWD, identity::HOOKS_DIRECTORY, everybody, follow)?;
+        for part in [identity::HOOKS, identity::AWAKE] {
+            nix::sys::stat::mkdirat(&directory, part, everybody)?;
+            fchmodat(&directory, part, everybody, follow)?;
+        }
         for (path, text) in &self.files {
             let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CREAT;
             let fd = nix::fcntl::open(path.as_c_str(), flags, Mode::from_bits_truncate(0o644))?;

@@ -2,11 +2,13 @@
 pub mod cgroup;
 pub mod clocks;
 pub mod drain;
+pub mod due;
 pub mod error;
 pub mod executor;
 pub mod files;
 mod frames;
 pub mod freeze;
+pub mod holds;
 pub mod identity;
 pub mod ids;
 pub mod image;

@@ -50,7 +50,10 @@ pub(crate) const PHASE: &str = "phase";
 /// Before it takes that one's place.
 pub(crate) const NEXT_PHASE: &str = ".phase";
 /// More of a file is not looked at: it is no answer.
-const ANSWER_BYTES_MAX: u64 = 128;
+pub(crate) const ANSWER_BYTES_MAX: u64 = 128;
+
+/// More entries of a directory are not looked at.
+const ENTRIES_MAX: usize = 10_000;
 
 /// The directory of a live instance.
 #[derive(Debug)]
@@ -93,17 +96,22 @@ impl Directory {
         renameat(&self.0, NEXT_PHASE, &self.0, PHASE)
     }
 
-    fn hooks(&self) -> Option<OwnedFd> {
+    pub(crate) fn part(&self, name: &str) -> Option<OwnedFd> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        openat(&self.0, HOOKS, flags, Mode::empty()).ok()
+        openat(&self.0, name, flags, Mode::empty()).ok()
     }
 
     /// Who takes part, in the order of their names.
     pub fn participants(&self) -> Vec<String> {
-        let Some(mut hooks) = self.hooks().and_then(|hooks| Dir::from_fd(hooks).ok()) else {
+        self.names(HOOKS)
+    }
+
+    /// Files of a part, in the order of their names; those that do not count left out.
+    pub(crate) fn names(&self, part: &str) -> Vec<String> {
+        let Some(mut part) = self.part(part).and_then(|part| Dir::from_fd(part).ok()) else {
             return Vec::new();
         };
-        let entries = hooks.iter().flatten();
+        let entries = part.iter().flatten().take(ENTRIES_MAX);
         let names = entries.filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned));
         let mut names: Vec<String> = names.filter(|name| identity::is_name(name)).collect();
         names.sort_unstable();
@@ -112,7 +120,7 @@ impl Directory {
 
     /// Those who take part and have not answered to what stands in `phase`.
     pub fn behind(&self) -> Vec<String> {
-        let (Some(phase), Some(hooks)) = (self.phase(), self.hooks()) else {
+        let (Some(phase), Some(hooks)) = (self.phase(), self.part(HOOKS)) else {
             return Vec::new();
         };
         let answered = |name: &String| read(&hooks, name).is_some_and(|text| text.trim_end() == phase);
@@ -123,14 +131,17 @@ impl Directory {
 }
 
 fn read(directory: &OwnedFd, name: &str) -> Option<String> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let file = File::from(openat(directory, name, flags, Mode::empty()).ok()?);
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
     let mut text = String::new();
+    let file = open(directory, name)?;
     file.take(ANSWER_BYTES_MAX).read_to_string(&mut text).ok()?;
     Some(text)
+}
+
+/// An ordinary file that the app has written.
+pub(crate) fn open(directory: &OwnedFd, name: &str) -> Option<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = File::from(openat(directory, name, flags, Mode::empty()).ok()?);
+    file.metadata().ok()?.is_file().then_some(file)
 }
 
 /// Those of an app that stands still, for its appshot. `directory` was opened before.

@@ -35,6 +35,9 @@ pub enum TcpPolicy {
     Refuse,
     /// The restored app sees them closed by their peer. The running original keeps them.
     Close,
+    /// The same for those over which nothing is under way: that were accepted at a held
+    /// socket, or that were made by the app. All others are refused.
+    CloseIdle { accepted: bool, made: bool },
 }
 
 /// What happens to terminals and pipes that lead outside the app.
@@ -101,6 +104,17 @@ pub struct SnapshotReport {
     pub frozen_micros: u64,
     pub total_micros: u64,
     pub phases: Vec<Phase>,
+}
+
+/// What the app's monotonic clocks, and so its timers, make of the time in which it slept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Time {
+    /// Nothing: they go on where they were.
+    #[default]
+    Stands,
+    /// It went by: what fell due meanwhile falls due at once.
+    Passes,
 }
 
 /// Which PIDs the restored app gets on the host.
@@ -342,6 +356,7 @@ pub struct RestoreOptions {
     /// It stands still from its first instruction on, until its cgroup is let go
     /// ([`crate::cgroup::freeze`]). Needs cgroup v2.
     pub frozen: bool,
+    pub time: Time,
     /// For tests: treat this kernel's vdso as another one than the app's.
     #[doc(hidden)]
     #[serde(skip)]

@@ -1,14 +1,14 @@
 //! What `restored` answers; `openapi.json` describes it.
 
 use crate::instances::Instances;
-use crate::pool::Waiting;
+use crate::pool::{Held, Waiting};
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
 use libsnap::target::{
-    Allow, Hooks, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio,
+    Allow, Hooks, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio, Time,
 };
 use nodekit::ending;
 use nodekit::peer::Peer;
@@ -22,6 +22,8 @@ pub fn router(instances: Instances) -> Router {
         .route("/v1/instances", post(create).get(list))
         .route("/v1/clones", post(clone))
         .route("/v1/prepare", post(prepare).get(prepared))
+        .route("/v1/memory", get(memory))
+        .route("/v1/memory/give-up", post(give_up))
         .route("/v1/instances/{name}", get(show).delete(remove))
         .route("/v1/instances/{name}/revert", post(revert));
     reply::complete(routes, "restored", include_str!("../openapi.json")).with_state(instances)
@@ -54,6 +56,9 @@ struct InstanceRequest {
     revertible: bool,
     /// Why it is wanted, one word; kept in the record for who meters.
     cause: Option<String>,
+    /// What its clocks make of the time since its snapshot.
+    #[serde(default)]
+    time: Time,
 }
 
 fn lazy() -> Memory {
@@ -70,6 +75,7 @@ impl InstanceRequest {
             network: self.network,
             identity: self.identity,
             revertible: self.revertible,
+            time: self.time,
             stdio: Stdio::default(),
             allow: self.allow,
             held,
@@ -162,6 +168,7 @@ impl CloneRequest {
             sockets: self.sockets,
             revertible: self.revertible,
             cause: self.cause,
+            time: Time::Stands,
         };
         let first = request.start(instances, peer)?;
         if self.strict {
@@ -233,6 +240,27 @@ struct Prepared {
 
 async fn prepared(State(instances): State<Instances>) -> Json<Vec<Waiting>> {
     Json(instances.prepared())
+}
+
+async fn memory(State(instances): State<Instances>) -> Reply<Held> {
+    Ok(Json(on_own_thread(move || Ok(instances.memory())).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GiveUp {
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct GivenUp {
+    bytes: u64,
+}
+
+/// Somebody else needs the memory of what waits.
+async fn give_up(State(instances): State<Instances>, Body(request): Body<GiveUp>) -> Reply<GivenUp> {
+    let bytes = on_own_thread(move || Ok(instances.give_up(request.bytes))).await?;
+    Ok(Json(GivenUp { bytes }))
 }
 
 async fn list(State(instances): State<Instances>) -> Reply<Vec<View>> {

@@ -1,6 +1,6 @@
 //! The instances that this daemon has brought up.
 
-use crate::pool::{Busy, Kind, Pool, Waiting, Watch};
+use crate::pool::{Busy, Held, Kind, Pool, Waiting, Watch};
 use crate::reverts::{Reverts, Tried};
 use crate::shelf::Shelf;
 use libsnap::error::{Error, Result};
@@ -82,6 +82,18 @@ impl Instances {
     /// What waits to be asked for.
     pub fn prepared(&self) -> Vec<Waiting> {
         self.pool.waiting()
+    }
+
+    /// The memory that what waits has.
+    pub fn memory(&self) -> Held {
+        self.pool.memory()
+    }
+
+    /// Gives up so many bytes of it. Answers how many that were.
+    pub fn give_up(&self, bytes: u64) -> u64 {
+        let given = self.pool.give_up(bytes);
+        tracing::info!(bytes, given, "gave up what waited: its memory is wanted");
+        given
     }
 
     /// Restores on a thread that stays until the instance ends: ptrace is bound

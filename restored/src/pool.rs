@@ -26,7 +26,7 @@ use libsnap::store::Store;
 use libsnap::target::{Memory, PidMode};
 use nodekit::start::Ready;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -71,6 +71,8 @@ pub struct Kind {
 struct Member {
     /// `None`: it has a husk.
     kind: Option<Kind>,
+    /// The cgroup of what was prepared.
+    group: Option<PathBuf>,
     /// The thread that is to be brought to where its job is given.
     thread: Option<HostPid>,
     jobs: Sender<(Job, Busy)>,
@@ -101,6 +103,19 @@ pub struct Waiting {
     parked: bool,
     wanted: usize,
     ready: usize,
+}
+
+/// What instances in waiting, templates and appshots at hand have of the machine's memory.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Held {
+    prepared_bytes: u64,
+    templates_bytes: u64,
+    kept_bytes: u64,
+}
+
+fn bytes(group: &Path) -> u64 {
+    let usage = libsnap::cgroup::usage(group).ok();
+    usage.and_then(|usage| usage.memory_bytes).unwrap_or(0)
 }
 
 /// What waits. Clones are the same pool.
@@ -357,6 +372,47 @@ impl Pool {
         told.collect()
     }
 
+    /// The memory of what is kept in case that somebody asks for it.
+    pub fn memory(&self) -> Held {
+        let groups = self.prepared().into_iter().map(|(_, group)| group);
+        Held {
+            prepared_bytes: groups.map(|group| bytes(&group)).sum(),
+            templates_bytes: self.0.templates.bytes(),
+            kept_bytes: self.0.shelf.bytes(),
+        }
+    }
+
+    /// Instances that wait, those that were asked for longest ago first.
+    fn prepared(&self) -> Vec<(Kind, PathBuf)> {
+        let state = self.0.lock();
+        let member = |row: &Row, member: &Member| {
+            let own = member.kind == row.kind;
+            Some((row.kind.clone()?, member.group.clone().filter(|_| own)?))
+        };
+        let mut rows: Vec<&Row> = state.rows.iter().collect();
+        rows.sort_by_key(|row| row.asked);
+        let all = rows
+            .iter()
+            .flat_map(|row| state.ready.iter().filter_map(|one| member(row, one)));
+        all.collect()
+    }
+
+    /// Gives up so much of it, where there is so much: what was asked for longest ago first,
+    /// templates then, appshots in memory last. Answers how much that was.
+    pub fn give_up(&self, wanted: u64) -> u64 {
+        let mut given = 0;
+        for (kind, group) in self.prepared() {
+            if given >= wanted {
+                return given;
+            }
+            given += bytes(&group);
+            self.0.lock().forget(&kind);
+        }
+        self.0.changed.notify_all();
+        given += self.0.templates.give_up(wanted.saturating_sub(given));
+        given + self.0.shelf.give_up(wanted.saturating_sub(given))
+    }
+
     /// Undoes what waits, and makes no more.
     pub fn end(&self) {
         self.0.templates.end();
@@ -408,11 +464,14 @@ impl Pool {
             Some(prepared) => prepared.await_eagerly(),
             None => ready.spare.as_mut().and_then(Spare::await_eagerly),
         });
+        let prepared = made.as_ref().ok().and_then(|ready| ready.prepared.as_ref());
+        let group = prepared.and_then(|prepared| prepared.group().map(Path::to_owned));
         let mut state = self.0.lock();
         state.making = false;
         match &made {
             Ok(_) if !state.ending => state.ready.push(Member {
                 kind: kind.clone(),
+                group,
                 thread,
                 jobs: sender,
             }),
@@ -488,6 +547,7 @@ mod tests {
         state.rows[1].members = 1;
         state.ready.push(Member {
             kind: Some(kind("/a")),
+            group: None,
             thread: None,
             jobs: channel().0,
         });

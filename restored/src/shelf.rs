@@ -43,6 +43,22 @@ impl Shelf {
         self.kept.get(path, Kept::is_current, load, too_many)
     }
 
+    /// What is kept in memory.
+    pub fn bytes(&self) -> u64 {
+        let all = self.kept.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(_, kept)| kept.bytes()).sum()
+    }
+
+    /// Forgets those used longest ago, until that is so many bytes or nothing is left.
+    pub fn give_up(&self, bytes: u64) -> u64 {
+        let mut all = self.kept.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut given = 0;
+        while given < bytes && !all.is_empty() {
+            given += all.remove(0).1.bytes();
+        }
+        given
+    }
+
     /// The same, only opened.
     fn opened(&self, path: &Path) -> Option<Arc<Opened>> {
         let open = || Opened::open(path).ok();

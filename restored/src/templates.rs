@@ -11,12 +11,14 @@ use crate::pool::{Busy, Job, Kind};
 use crate::shelf::Shelf;
 use crate::watcher::Watcher;
 use libsnap::error::Result;
+use libsnap::ids::HostPid;
 use libsnap::restore::eager::Eager;
 use libsnap::restore::{self, From, Template};
 use libsnap::store::Store;
 use libsnap::target::{Memory, PidMode};
 use nodekit::start::Ready;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,9 +44,22 @@ pub struct Templates {
 
 #[derive(Debug)]
 enum Thread {
-    Orders(Sender<Order>),
+    /// And the process that is the template, zero where there is none.
+    Orders(Sender<Order>, Arc<AtomicI32>),
     /// No template can be made of it.
     None,
+}
+
+impl Thread {
+    fn bytes(&self) -> u64 {
+        match self {
+            Thread::Orders(_, pid) => match pid.load(Ordering::Relaxed) {
+                0 => 0,
+                pid => libsnap::cgroup::pss_bytes(HostPid(pid)).unwrap_or(0),
+            },
+            Thread::None => 0,
+        }
+    }
 }
 
 impl Templates {
@@ -74,13 +89,14 @@ impl Templates {
         match threads.iter().find(|(known, _)| known == kind) {
             Some((_, Thread::None)) => Err(order),
             // A thread that ends takes itself off first.
-            Some((_, Thread::Orders(orders))) => orders.send(order).map_err(|unsent| unsent.0),
+            Some((_, Thread::Orders(orders, _))) => orders.send(order).map_err(|unsent| unsent.0),
             None => {
                 let (orders, ordered) = channel();
                 let _ = orders.send(order);
-                threads.push((kind.clone(), Thread::Orders(orders)));
+                let pid: Arc<AtomicI32> = Arc::default();
+                threads.push((kind.clone(), Thread::Orders(orders, Arc::clone(&pid))));
                 let (this, kind) = (self.clone(), kind.clone());
-                std::thread::spawn(move || this.work(&kind, &ordered));
+                std::thread::spawn(move || this.work(&kind, &ordered, &pid));
                 Ok(())
             }
         }
@@ -91,7 +107,26 @@ impl Templates {
         self.lock().clear();
     }
 
-    fn work(&self, kind: &Kind, orders: &Receiver<Order>) {
+    /// What all of them have, without what they share with instances.
+    pub fn bytes(&self) -> u64 {
+        self.lock().iter().map(|(_, thread)| thread.bytes()).sum()
+    }
+
+    /// Ends those that have been there for longest, until that is so many bytes or none is
+    /// left. A thread does what it was ordered to before.
+    pub fn give_up(&self, bytes: u64) -> u64 {
+        let mut threads = self.lock();
+        let mut given = 0;
+        threads.retain(|(_, thread)| {
+            let own = thread.bytes();
+            let stays = given >= bytes || own == 0;
+            given += if stays { 0 } else { own };
+            stays
+        });
+        given
+    }
+
+    fn work(&self, kind: &Kind, orders: &Receiver<Order>, pid: &AtomicI32) {
         let mut made: Option<(From, Template)> = None;
         let mut waiting: VecDeque<Ready> = VecDeque::new();
         let (mut wanted, mut asked) = (WAITING_MIN, Instant::now());
@@ -122,6 +157,8 @@ impl Templates {
                         Some(ready) => ready,
                         None => self.fork_new(kind, now.clone(), &mut made),
                     };
+                    let own = made.as_ref().map_or(0, |(_, template)| template.pid().0);
+                    pid.store(own, Ordering::Relaxed);
                     self.go_through(ready, job, busy);
                     if made.is_none() {
                         let never = now.is_some_and(|from| !Template::suits(from.shot(), kind.way));

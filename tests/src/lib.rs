@@ -10,6 +10,7 @@
 //! - [`scenario`] puts the real software of [`servers`] through cycles.
 //! - [`judge`] decides whether an app was untouched (A1) and whether nothing is
 //!   left on the host (A3). It runs after every trial.
+//! - [`node`] is a node with all daemons, and apps that sleep and wake on it.
 //! - [`daemon`] is a daemon as a process, and what every daemon must do (`daemon_tests!`).
 //! - [`forge`] edits an appshot and seals it again, as a forger would.
 //! - [`clients`] speaks redis and HTTP to real servers, one connection a request.
@@ -27,6 +28,7 @@ pub mod installed;
 pub mod judge;
 pub mod ledger;
 pub mod load;
+pub mod node;
 pub mod programs;
 pub mod scenario;
 pub mod servers;

@@ -139,6 +139,9 @@ fn row(status: &Value, now_unix_ms: u64) -> Vec<String> {
 
 pub fn status(dirs: &Dirs, args: &cli::Status) -> Result<u8> {
     validate(&args.app)?;
+    if args.why {
+        return super::why::show(&client(dirs, &args.edgepoint)?, &args.app, args.edgepoint.output.format);
+    }
     let wait = args
         .wait
         .as_ref()
@@ -266,6 +269,6 @@ fn listens(status: &Value) -> String {
     all.filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn text<'a>(status: &'a Value, key: &str) -> &'a str {
+pub(super) fn text<'a>(status: &'a Value, key: &str) -> &'a str {
     status[key].as_str().unwrap_or("-")
 }

@@ -20,3 +20,4 @@ pub mod store;
 pub mod top;
 pub mod up;
 pub mod usage;
+mod why;

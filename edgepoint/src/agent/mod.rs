@@ -3,7 +3,9 @@
 //! What takes long runs on threads of its own; orders are taken up in the states that
 //! last.
 
+mod alarm;
 mod memory;
+mod need;
 mod running;
 mod versions;
 
@@ -18,11 +20,13 @@ use crate::scale::Scale;
 use crate::sockets::{self, Sockets};
 use crate::status::{Activation, Cause, InstanceStatus, Kind, State, Status};
 use crate::versions::Switch;
+use crate::why::Why;
+use libsnap::due::Due;
 use libsnap::error::{Error, OrFail, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
 use libsnap::store::{App, State as AppState, now_unix_ms};
-use libsnap::target::{Instance, Memory, Phase, SnapshotReport};
+use libsnap::target::{Instance, Memory, Phase, SnapshotReport, TcpPolicy, Time};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
 use nodekit::{detach, ending};
@@ -97,6 +101,7 @@ pub struct Agent {
     /// Held as long as the app is deployed.
     sockets: Vec<OwnedFd>,
     demand: Arc<Demand>,
+    why: Arc<Why>,
     further: Instances,
     scale: Scale,
     /// How the first instance came up, and what it is charged with; none while it sleeps.
@@ -104,6 +109,12 @@ pub struct Agent {
     charge: Option<Charge>,
     /// When no appshot could be taken of it while it went on.
     copy_refused: Option<Instant>,
+    /// The timer that it sleeps until, where it does.
+    due: Option<Due>,
+    /// The same of one that was woken: it may not be due yet.
+    awaited: Option<Due>,
+    /// How long its last wake took.
+    woken_in: Duration,
     /// Failures one after the other.
     failures: u32,
     /// Snapshots that failed one after the other, though nobody had come.
@@ -117,7 +128,7 @@ impl Agent {
         node: Node,
         deployment: Deployment,
         sockets: Vec<OwnedFd>,
-        demand: Arc<Demand>,
+        (demand, why): (Arc<Demand>, Arc<Why>),
         (status, orders, switches): (watch::Sender<Status>, mpsc::Receiver<Order>, mpsc::Receiver<Switch>),
     ) -> Agent {
         demand.listens(&sockets, &node.looks);
@@ -132,10 +143,14 @@ impl Agent {
             told: None,
             sockets,
             demand,
+            why,
             scale: Scale::default(),
             kind: None,
             charge: None,
             copy_refused: None,
+            due: None,
+            awaited: None,
+            woken_in: Duration::ZERO,
             failures: 0,
             refusals: 0,
             running: Instant::now(),
@@ -287,7 +302,7 @@ impl Agent {
         });
     }
 
-    fn why(&self, why: String) {
+    fn because(&self, why: String) {
         let why = Some(why);
         self.status.send_if_modified(|status| {
             let differs = status.why != why;
@@ -335,6 +350,8 @@ impl Agent {
 
     fn came_up(&mut self, cause: Cause, kind: Kind, began: Instant, phases: Vec<Phase>) {
         self.demand.needed();
+        self.why.begin();
+        self.awaited = self.due.take();
         (self.running, self.kind) = (Instant::now(), Some(kind));
         let activation = self.activation(cause, kind, began, phases);
         self.status.send_modify(|status| {
@@ -437,6 +454,7 @@ impl Agent {
             "replace": true,
             "leave_running": leave_running,
             "sockets": sockets::numbers(&self.sockets),
+            "tcp": if leave_running { TcpPolicy::Refuse } else { self.manifest().idle.tcp() },
         });
         self.node.snapd.post_async("/v1/snapshots", &request).await
     }
@@ -466,21 +484,23 @@ impl Agent {
         self.node.proxy.release(self.name(), ordered);
         let (begin, app) = (Instant::now(), self.running_app());
         let open = || {
-            Sockets::of(app.as_ref().ok()?)
-                .ok()
-                .filter(|sockets| sockets.connections > 0)
+            let sockets = Sockets::of(app.as_ref().ok()?).ok()?;
+            (self.kept(&sockets) != (0, 0)).then_some(())
         };
         while ordered && begin.elapsed() < LET_GO && open().is_some() {
             tokio::time::sleep(LISTENS_YET).await;
         }
     }
 
-    /// Has its appshot at hand for who comes next, and an instance where memory is not
-    /// short. It is no matter where that fails.
+    /// Has its appshot at hand for who comes next, and an instance, where the node has room
+    /// for that. It is no matter where that fails.
     fn prepare(&self) {
+        let bytes = self.deployment.memory_bytes.unwrap_or(budget::UNKNOWN_BYTES);
+        if !self.node.spare(bytes) {
+            return;
+        }
         let restored = self.node.restored.clone();
-        let instance = !self.node.budget.is_short();
-        let request = json!({ "appshot": self.name(), "instance": instance });
+        let request = json!({ "appshot": self.name(), "instance": true });
         std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &request));
     }
 
@@ -510,7 +530,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Until somebody comes.
+    /// Until somebody comes, or it is time.
     async fn wait(&mut self) -> Result<Next> {
         self.charge = None;
         self.turn(State::Asleep, None);
@@ -519,30 +539,30 @@ impl Agent {
         }
         let bell = Bell::new(&self.sockets)?;
         bell.arm(&self.sockets)?;
-        loop {
+        let alarm = self.alarm().await;
+        tokio::pin!(alarm);
+        let woken = loop {
             tokio::select! {
-                rung = bell.rung() => return rung.map(|()| Next::Wake(Cause::Request)),
+                rung = bell.rung() => break rung.map(|()| Next::Wake(Cause::Request)),
+                cause = &mut alarm => break Ok(Next::Wake(cause)),
                 Some(switch) = self.switches.recv() => {
                     self.switching = Some(switch);
-                    return Ok(Next::Switch);
+                    break Ok(Next::Switch);
                 }
                 order = self.orders.recv() => match order {
-                    Some(Order::Suspend) => {
-                        self.suspended(true)?;
-                        return Ok(Next::Suspended);
-                    }
-                    Some(Order::Resume) => return Ok(Next::Wake(Cause::Operator)),
-                    Some(Order::Scale(bounds)) => {
-                        self.rescale(bounds)?;
-                        if bounds.min > 0 {
-                            return Ok(Next::Wake(Cause::Operator));
-                        }
-                    }
+                    Some(Order::Suspend) => break self.suspended(true).map(|()| Next::Suspended),
+                    Some(Order::Resume) => break Ok(Next::Wake(Cause::Operator)),
+                    Some(Order::Scale(bounds)) => match self.rescale(bounds) {
+                        Ok(()) if bounds.min == 0 => {}
+                        result => break result.map(|()| Next::Wake(Cause::Operator)),
+                    },
                     Some(Order::Yield) => {}
-                    Some(Order::Remove) | None => return Ok(Next::Remove),
+                    Some(Order::Remove) | None => break Ok(Next::Remove),
                 },
             }
-        }
+        };
+        self.why.wakers(Vec::new());
+        woken
     }
 
     async fn wake(&mut self, cause: Cause) -> Result<Next> {
@@ -560,6 +580,8 @@ impl Agent {
             "memory": if self.deployment.versions.untried { Memory::Eager } else { Memory::Lazy },
             "cause": cause.name(),
             "sockets": sockets::numbers(&self.sockets),
+            // What waits for a timer has to see it coming.
+            "time": if self.due.is_some() { Time::Passes } else { Time::Stands },
         });
         let woken: Instance = match self.node.restored.post_async("/v1/instances", &request).await {
             // Nobody is there to restore anything.
@@ -567,6 +589,7 @@ impl Agent {
             Err(error) if self.deployment.versions.untried => return self.fall_back(error).await,
             woken => woken?,
         };
+        self.woken_in = began.elapsed();
         self.came_up(cause, Kind::Woken, began, woken.phases);
         self.tried()?;
         Ok(Next::Run(None))

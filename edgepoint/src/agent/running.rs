@@ -6,12 +6,11 @@ use crate::bell::{Bell, readable};
 use crate::budget;
 use crate::proxy::traffic;
 use crate::scale::Load;
-use crate::sockets::Sockets;
 use crate::status::{Cause, Kind, State};
 use crate::versions::cannot_update;
 use crate::work::Work;
 use libsnap::error::{OrFail, Result};
-use libsnap::store::App;
+use libsnap::store::{App, now_unix_ms};
 use nodekit::process;
 use std::time::{Duration, Instant};
 
@@ -25,11 +24,11 @@ const MEASURE: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_secs(10);
 
 /// What was seen of it.
-struct Seen {
-    app: App,
+pub(super) struct Seen {
+    pub(super) app: App,
     work: Work,
     /// When somebody needed it last.
-    needed: Instant,
+    pub(super) needed: Instant,
     measured: Option<Instant>,
     /// When its records were looked at, and instances that nobody needs.
     counted: Option<Instant>,
@@ -37,7 +36,10 @@ struct Seen {
     next: Instant,
     /// It is to be suspended once its further instances are gone.
     leaving: bool,
-    traffic: traffic::Seen,
+    pub(super) traffic: traffic::Seen,
+    /// Until when its schedule was looked at, and whether that has it sleep as soon as it can.
+    pub(super) scheduled_unix_ms: u64,
+    pub(super) dismissed: bool,
 }
 
 impl Seen {
@@ -53,6 +55,8 @@ impl Seen {
             next: now,
             leaving: false,
             traffic,
+            scheduled_unix_ms: now_unix_ms().unwrap_or_default(),
+            dismissed: false,
         }
     }
 }
@@ -110,7 +114,7 @@ impl Agent {
                     if !self.demand.traffic.quiet_since(seen.traffic) {
                         seen.needed = Instant::now();
                         self.demand.needed();
-                        self.why("somebody came just now".to_owned());
+                        self.because("somebody came just now".to_owned());
                     }
                     if self.scales() {
                         seen.next = seen.next.min(seen.last + LOOK_BUSY);
@@ -126,7 +130,7 @@ impl Agent {
                         tracing::warn!(app = self.name(), %error, "no further instance");
                         self.meter().failed();
                         self.status.send_modify(|status| status.counts.failures += 1);
-                        self.why(error.to_string());
+                        self.because(error.to_string());
                         self.show();
                     }
                 },
@@ -150,21 +154,10 @@ impl Agent {
             self.failures = 0;
         }
         let open = self.load().await;
-        let mut why = None;
-        let came = self.demand.traffic.needed_since(seen.traffic);
-        seen.traffic = self.demand.traffic.seen();
-        if open > 0 || came {
-            seen.needed = Instant::now();
-            self.demand.needed();
-            why = Some(match open {
-                0 => "requests came just now".to_owned(),
-                _ => format!("connections are open: {open}"),
-            });
-        }
         let share = seen.work.share(&seen.app, usual);
-        if share > idle.cpu {
+        let mut why = self.need(seen, open, share)?;
+        if why.is_some() {
             seen.needed = Instant::now();
-            why = Some(format!("it works: {share:.1} % of a processor"));
         }
         if seen.measured.is_none_or(|at| at.elapsed() > MEASURE) {
             seen.measured = Some(Instant::now());
@@ -178,7 +171,7 @@ impl Agent {
             self.show();
         }
         if let Some(why) = why {
-            self.why(why);
+            self.because(why);
         }
         let busy = self.scales() && (open > 0 || self.further.count() > 0);
         seen.last = Instant::now();
@@ -189,23 +182,19 @@ impl Agent {
                 let because = "further instances of it have connections that stay open";
                 let _ = late.reply.send(Err(cannot_update(self.name(), because)));
             }
-            return Ok(None);
-        }
-        if self.switching.is_some() {
+        } else if self.switching.is_some() {
             return Ok(Some(Next::Switch));
-        }
-        if seen.leaving {
+        } else if seen.leaving {
             return Ok(Some(Next::Sleep { suspended: true }));
         }
-        if seen.needed.elapsed() < self.patience() || self.manifest().instances.min > 0 {
+        if !self.may_sleep(seen) {
             return Ok(None);
         }
-        let quiet = usize::try_from(self.demand.traffic.quiet_open.get()).unwrap_or(0);
-        match Sockets::of(&seen.app)?.connections.saturating_sub(quiet) {
-            0 => Ok(Some(Next::Sleep { suspended: false })),
-            open => {
+        match self.kept_awake(&seen.app)? {
+            None => Ok(Some(Next::Sleep { suspended: false })),
+            Some(why) => {
                 seen.needed = Instant::now();
-                self.why(format!("connections are open: {open}"));
+                self.because(why);
                 Ok(None)
             }
         }
@@ -230,6 +219,7 @@ impl Agent {
             (wanted.least, wanted.most) = (1, 1);
         }
         let count = 1 + self.further.count();
+        self.tell_scale(wanted, share, count);
         if wanted.least > count {
             if self.appshot().is_none() && (open > 0 || !self.copy().await) {
                 return Ok(Some(
@@ -270,9 +260,10 @@ impl Agent {
             self.node.budget.stays(self.name(), false);
             return Ok(None);
         }
-        match Sockets::of(&seen.app)?.connections {
-            0 => Ok(Some(Next::Sleep { suspended: false })),
-            _ => {
+        let wanted = self.wants_to_be_awake(&seen.app);
+        match wanted.map_or_else(|| self.kept_awake(&seen.app), |why| Ok(Some(why)))? {
+            None => Ok(Some(Next::Sleep { suspended: false })),
+            Some(_) => {
                 self.node.budget.stays(self.name(), true);
                 Ok(None)
             }

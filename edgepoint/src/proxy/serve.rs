@@ -54,10 +54,18 @@ pub struct Entry {
     pub drain: Duration,
 }
 
-/// Listens on these addresses, with as long a backlog as the kernel allows.
-pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<Arc<StdListener>>> {
+/// The sockets of the entry are kept under this name while nobody serves; no app has it.
+pub const KEPT: &str = ".http";
+
+/// Listens on these addresses, with as long a backlog as the kernel allows: with a socket that
+/// was kept where there is one, in which clients may wait.
+pub fn bind(addresses: &[SocketAddr], kept: &[StdListener]) -> Result<Vec<Arc<StdListener>>> {
     let bind = |address: &SocketAddr| {
-        let listener = StdListener::bind(address)?;
+        let same = |listener: &&StdListener| listener.local_addr().is_ok_and(|local| local == *address);
+        let listener = match kept.iter().find(same) {
+            Some(listener) => listener.try_clone()?,
+            None => StdListener::bind(address)?,
+        };
         listener.set_nonblocking(true)?;
         crate::sockets::deepen(&listener)?;
         Ok::<_, io::Error>(Arc::new(listener))

@@ -108,9 +108,12 @@ impl Traffic {
         }
     }
 
-    /// Whether requests have needed the app since then, or do now.
-    pub fn needed_since(&self, seen: Seen) -> bool {
-        self.requests.get() != seen.requests || self.in_flight.get() > 0
+    /// Requests that have needed the app since then, and those that do now.
+    pub fn needed_since(&self, seen: Seen) -> usize {
+        let came = self.requests.get().saturating_sub(seen.requests);
+        usize::try_from(came)
+            .unwrap_or(usize::MAX)
+            .saturating_add(self.wanted())
     }
 
     /// Whether those who came to its sockets since then may all have been quiet.

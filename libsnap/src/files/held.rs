@@ -111,6 +111,12 @@ pub fn is_held(held: &[HeldSocket], socket: &OwnedFd) -> bool {
     others.any(|other| other == own)
 }
 
+/// Whether one of them has the port of this address: what has it was accepted there.
+pub fn is_port(held: &[HeldSocket], name: &[u8]) -> bool {
+    let mut others = held.iter().filter_map(|other| Socket::take(other).ok());
+    others.any(|other| other.domain != libc::AF_UNIX && other.name.get(2..4) == name.get(2..4))
+}
+
 /// What tells a socket from all others since boot (socket(7), Linux 4.12).
 fn cookie(socket: &OwnedFd) -> Sys<Vec<u8>> {
     let cookie = diag::getsockopt(socket, libc::SOL_SOCKET, libc::SO_COOKIE, 8)?;

@@ -75,7 +75,7 @@ fn tcp(context: &Context<'_>, description: &Description) -> Result<SocketState, 
     match info.first().copied().unwrap_or(0) {
         TCP_LISTEN
             if word(TCPI_UNACKED) > 0
-                && context.options.tcp == TcpPolicy::Refuse
+                && context.options.tcp != TcpPolicy::Close
                 && !held::is_held(&context.options.held, &description.dup) =>
         {
             refused(
@@ -93,7 +93,7 @@ fn tcp(context: &Context<'_>, description: &Description) -> Result<SocketState, 
         } else {
             SocketState::Fresh
         }),
-        _ if context.options.tcp == TcpPolicy::Close => Ok(SocketState::Severed),
+        _ if may_close(context, description, &name) => Ok(SocketState::Severed),
         state => refused(
             format!(
                 "a TCP connection {} ({})",
@@ -107,6 +107,48 @@ fn tcp(context: &Context<'_>, description: &Description) -> Result<SocketState, 
             "close the connection first, or pass --tcp=close",
         ),
     }
+}
+
+fn may_close(context: &Context<'_>, description: &Description, name: &[u8]) -> bool {
+    match context.options.tcp {
+        TcpPolicy::Refuse => false,
+        TcpPolicy::Close => true,
+        TcpPolicy::CloseIdle { accepted, made } => {
+            let came = held::is_port(&context.options.held, name);
+            (if came { accepted } else { made }) && under_way(&description.dup, came).is_ok_and(|is| !is)
+        }
+    }
+}
+
+/// Whether something is under way over a TCP connection: bytes that one side has not read or
+/// not got yet, or a request without an answer. Of one that was accepted that is what came
+/// after the last bytes that were sent, of another one what was sent after the last that came.
+/// Both in one tick of the kernel are taken for a request and its answer.
+///
+/// TCP_INFO, with segments of data since Linux 4.6; SIOCINQ and SIOCOUTQ (tcp(7)).
+pub fn under_way(socket: &OwnedFd, accepted: bool) -> Sys<bool> {
+    const SIOCINQ: u64 = 0x541b;
+    const SIOCOUTQ: u64 = 0x5411;
+    /// Milliseconds since data was sent and since it came, and segments of it.
+    const SENT_AGO: usize = 44;
+    const CAME_AGO: usize = 52;
+    const CAME: usize = 152;
+    const SENT: usize = 156;
+    let info = diag::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, 256)?;
+    let word = |at: usize| {
+        let word = info.get(at..at + 4).and_then(|word| word.try_into().ok());
+        word.map_or(0, u32::from_le_bytes)
+    };
+    let queued = sysfd::ioctl_i32(socket, SIOCINQ)? + sysfd::ioctl_i32(socket, SIOCOUTQ)?;
+    if queued > 0 {
+        return Ok(true);
+    }
+    let (asked, answered) = ((word(CAME), word(CAME_AGO)), (word(SENT), word(SENT_AGO)));
+    let ((asked, asked_ago), (answered, answered_ago)) = match accepted {
+        true => (asked, answered),
+        false => (answered, asked),
+    };
+    Ok(asked > 0 && (answered == 0 || asked_ago < answered_ago))
 }
 
 /// `127.0.0.1:6379 <- 127.0.0.1:40122`, for people.
@@ -342,4 +384,43 @@ fn loopback(domain: i32) -> Vec<u8> {
         name[23] = 1;
     }
     name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn what_is_under_way() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let look = |accepted: &TcpStream, made: &TcpStream| {
+            // Until what was sent is there, and told to have come.
+            std::thread::sleep(std::time::Duration::from_millis(60));
+            let [accepted, made] = [accepted, made].map(|one| OwnedFd::from(one.try_clone().unwrap()));
+            (under_way(&accepted, true).unwrap(), under_way(&made, false).unwrap())
+        };
+        assert_eq!(look(&server, &client), (false, false), "nobody has said anything");
+        for round in 0..2 {
+            client.write_all(b"?").unwrap();
+            assert_eq!(look(&server, &client), (true, true), "{round}: it is not read");
+            server.read_exact(&mut [0]).unwrap();
+            assert_eq!(look(&server, &client), (true, true), "{round}: it is not answered");
+            server.write_all(b"!").unwrap();
+            assert_eq!(look(&server, &client), (false, true), "{round}: the answer is not read");
+            client.read_exact(&mut [0]).unwrap();
+            assert_eq!(look(&server, &client), (false, false), "{round}");
+        }
+        client.write_all(b"?").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        server.read_exact(&mut [0]).unwrap();
+        assert_eq!(
+            look(&server, &client),
+            (true, true),
+            "who has closed one way waits, too"
+        );
+    }
 }

@@ -34,7 +34,7 @@ use crate::image::{Appshot, Core};
 use crate::ipc;
 use crate::nsthread;
 use crate::sys::ptrace::Regs;
-use crate::target::{Instance, Memory, Network, PidMode, RestoreOptions};
+use crate::target::{Instance, Memory, Network, PidMode, RestoreOptions, Time};
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -341,7 +341,10 @@ impl Prepared {
         if self.pager.is_none() {
             self.skeleton.hasten(shot);
         }
-        self.skeleton.timeline = Timeline::begin(shot.manifest.clocks);
+        self.skeleton.timeline = match options.time {
+            Time::Stands => Timeline::begin(shot.manifest.clocks),
+            Time::Passes => Timeline::passed(shot.manifest.clocks),
+        };
         let own = identity::files(&name, &options.identity, Origin::Restored(&shot.manifest.participants))?;
         let files = self.files(shot, options)?;
         phases.start("processes")?;

@@ -26,6 +26,7 @@ use super::{From, Phases, in_phases};
 use crate::cgroup;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Gate};
+use crate::ids::HostPid;
 use crate::image::Appshot;
 use crate::image::records::{FileKind, Life};
 use crate::ipc;
@@ -66,6 +67,11 @@ impl Template {
             // A fork renews memory of some kinds whether that is wanted or not.
             && (way.renewed || !shot.cores.iter().any(|core| core.image.vmas.iter().any(is_unique)))
             && !shot.manifest.files.iter().any(|file| terminal(&file.kind))
+    }
+
+    /// The process that holds the memory.
+    pub fn pid(&self) -> HostPid {
+        self.prepared.skeleton().any()
     }
 
     /// Takes the time that an eager restore takes.
