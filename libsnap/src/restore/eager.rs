@@ -91,21 +91,14 @@ impl Drop for Eager {
     }
 }
 
-/// Has a task off which others are forked come soon, on the processor of the caller, where
-/// that is eager. It stays an ordinary one: the default slack of timers, which nobody can
-/// set, is what the parent has, and one that comes first has none (Linux 6.12).
-pub fn follow_as_parent(eager: Option<&Eager>, other: HostPid) {
-    let Some(eager) = eager else {
-        return follow(None, other);
-    };
-    bring_here(eager.thread());
-    bring_here(other);
-    let soon = SchedAttr {
+/// Has a task come soon where it came first, as an ordinary one.
+pub fn soon(task: HostPid) {
+    let attr = SchedAttr {
         size: 48,
         nice: -20,
         ..SchedAttr::default()
     };
-    task::sched_setattr(other, &soon).ok();
+    task::sched_setattr(task, &attr).ok();
 }
 
 /// Has a task that works for the calling thread, eager or not, be scheduled as that is.

@@ -54,6 +54,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 const INIT: i32 = 0;
 const GROUP: i32 = 1;
 
+/// Of all processes, unless they or their parents have set another one (prctl(2)).
+const SLACK_NS: u64 = 50_000;
+
 /// By whom instances are forked off a process that holds all memory; clones of it are the
 /// same. It ends with the last of them.
 #[derive(Clone, Debug)]
@@ -265,13 +268,15 @@ impl Warehouse {
             let first = Eager::begin();
             let Ok(order) = orders.recv() else { return };
             let first = first.filter(|_| order.eager);
-            eager::follow_as_parent(first.as_ref(), self.prepared.skeleton().any());
+            eager::follow(first.as_ref(), self.prepared.skeleton().any());
             // The one who ordered may have ended.
-            let _ = order.answer.send(self.fork(order.init, order.group.as_deref()));
+            let _ = order
+                .answer
+                .send(self.fork(order.init, order.group.as_deref(), first.is_some()));
         }
     }
 
-    fn fork(&self, init: HostPid, group: Option<&Path>) -> Result<HostPid> {
+    fn fork(&self, init: HostPid, group: Option<&Path>, eager: bool) -> Result<HostPid> {
         let failed = || "cannot fork an instance off its template";
         let parent = self.prepared.skeleton();
         let template = &parent.husks[0];
@@ -300,7 +305,14 @@ impl Warehouse {
         let between = unfinished.0[0];
         wait_born(between)?;
 
+        // The default slack of timers, which nobody can set, is what the parent has; one that
+        // comes before all others has none, and can be given none (Linux 6.12).
+        if eager {
+            eager::soon(between);
+        }
         let mut script = Script::new(parent.executor, between, &template.regs);
+        let slack = [libc::PR_SET_TIMERSLACK as u64, SLACK_NS];
+        script.must("prctl(PR_SET_TIMERSLACK)", libc::SYS_prctl, &slack)?;
         let how = Fork {
             exit_signal: libc::SIGCHLD,
             pid: Some(shot.manifest.processes[0].pid.0),
