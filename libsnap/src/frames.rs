@@ -9,6 +9,8 @@
 
 use crate::error::Result;
 use crate::ids::HostPid;
+use crate::image::Appshot;
+use crate::image::records::{Vma, VmaKind};
 use crate::pages;
 use crate::sys::memory::{self as sys, PAGE, Span};
 use std::collections::HashMap;
@@ -115,6 +117,41 @@ fn push(own: &mut Vec<Common>, page: u64, owner: usize) {
             owner,
         }),
     }
+}
+
+/// Pages of the first process of this appshot, forked off a template, that it has for
+/// itself by now: it has written to them. At most so many. Nothing where that would take
+/// long to tell.
+pub fn own(pid: HostPid, shot: &Appshot, most: usize) -> Vec<Span> {
+    const BYTES_MAX: u64 = 1 << 30;
+    let Some(core) = shot.cores.first() else {
+        return Vec::new();
+    };
+    let kept = |vma: &&Vma| {
+        let private = matches!(vma.kind, VmaKind::Anon | VmaKind::PrivateFile { .. });
+        private && vma.prot & libc::PROT_WRITE as u32 != 0
+    };
+    let spans: Vec<Span> = core.image.vmas.iter().filter(kept).map(Span::from).collect();
+    let (Ok(pagemap), true) = (
+        pages::pagemap(pid),
+        spans.iter().map(Span::len).sum::<u64>() <= BYTES_MAX,
+    ) else {
+        return Vec::new();
+    };
+    let (mut found, mut left) = (Vec::new(), most);
+    for span in spans {
+        let read = sys::pagemap_words(&pagemap, span, |page, word| {
+            if left > 0 && word & (PRESENT | FILE_OR_SHARED | EXCLUSIVE) == PRESENT | EXCLUSIVE {
+                left -= 1;
+                let end = page + PAGE;
+                pages::push(&mut found, Span { start: page, end });
+            }
+        });
+        if read.is_err() {
+            break;
+        }
+    }
+    found
 }
 
 /// Shows the frames that may be shared. What cannot be read is none.

@@ -26,7 +26,6 @@ use crate::target::Identity;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -54,8 +53,9 @@ pub fn prepare_host() {
 /// Random bytes from the kernel.
 pub fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.map(|()| bytes).or_fail(|| "cannot get random numbers")
+    crate::sys::random(&mut bytes)
+        .map(|()| bytes)
+        .or_fail(|| "cannot get random numbers")
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -442,9 +442,14 @@ pub fn create<T, E: Into<io::Error>>(
     made.map_err(Into::into)
 }
 
+/// Whether there is anything that [`restore`] makes.
+pub fn any(manifest: &Manifest) -> bool {
+    !manifest.semaphores.is_empty() || !manifest.queues.is_empty()
+}
+
 /// Makes semaphores and queues again in the IPC namespace of `pid`.
 pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
-    if manifest.semaphores.is_empty() && manifest.queues.is_empty() {
+    if !any(manifest) {
         return Ok(());
     }
     let made = nsthread::inside(pid, &["ipc"], || {

@@ -6,9 +6,11 @@ use libsnap::image::records::Manifest;
 use libsnap::image::{Appshot, MANIFEST};
 use libsnap::journal::Journal;
 use libsnap::randomness;
+use libsnap::restore::eager::Eager;
 use libsnap::restore::spare::Spare;
-use libsnap::restore::{self, Cancelled, From, Prepared, Template, Way};
+use libsnap::restore::{self, Cancelled, From, Nursery, Prepared, Way};
 use libsnap::store::{App, SUFFIX, Store};
+use libsnap::sys::memory::Span;
 use libsnap::target::{Hooks, Instance, Phase, RestoreOptions, RunOptions, Stdio};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
@@ -68,19 +70,19 @@ impl Ready {
         })
     }
 
-    /// The same with an instance forked off a template.
-    pub fn forked(store: &Store, template: &Template) -> Result<Ready> {
+    /// The same with an instance forked off a template, by a thread that may be eager.
+    pub fn forked(store: &Store, nursery: &Nursery, eager: Option<&Eager>) -> Result<Ready> {
         let (group, journal) = own_group(store)?;
         Ok(Ready {
-            prepared: Some(template.instance(group)?),
+            prepared: Some(nursery.instance(group, eager)?),
             journal,
             ..Ready::default()
         })
     }
 
-    /// For one that has time until it is asked for.
-    pub fn warmed(self) -> Result<Ready> {
-        self.prepared.as_ref().map(Prepared::warm).transpose()?;
+    /// For one that has time until it is asked for, and is likely to write to these pages.
+    pub fn warmed(self, own: &[Span]) -> Result<Ready> {
+        self.prepared.as_ref().map(|prepared| prepared.warm(own)).transpose()?;
         Ok(self)
     }
 
@@ -364,7 +366,7 @@ fn read_manifest(path: &Path) -> Result<Manifest> {
 
 /// The command line that a restored process shows.
 fn command_of(instance: &Instance) -> Vec<String> {
-    let text = std::fs::read(format!("/proc/{}/cmdline", instance.root)).unwrap_or_default();
+    let text = libsnap::proc::read(format!("/proc/{}/cmdline", instance.root)).unwrap_or_default();
     text.split(|byte| *byte == 0)
         .filter(|word| !word.is_empty())
         .map(|word| String::from_utf8_lossy(word).into_owned())

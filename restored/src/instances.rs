@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 const STOP_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Clones that are made at the same time.
-const AT_A_TIME: usize = 4;
+const AT_A_TIME: usize = 16;
 
 #[derive(Clone, Debug)]
 pub struct Instances {

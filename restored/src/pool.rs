@@ -499,7 +499,7 @@ impl Pool {
     fn make(&self, kind: Option<&Kind>) -> Result<Ready> {
         let Shared { store, shelf, .. } = &*self.0;
         match kind.and_then(|kind| Some((kind, shelf.get(&kind.appshot, kind.way.memory)?))) {
-            Some((kind, from)) => Ready::prepared(store, from, kind.way)?.warmed(),
+            Some((kind, from)) => Ready::prepared(store, from, kind.way)?.warmed(&[]),
             None => Ready::spare(store),
         }
     }

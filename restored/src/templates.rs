@@ -1,35 +1,42 @@
-//! Threads that each have a template, and instances forked off it in waiting.
+//! Templates, and threads that have instances forked off them in waiting.
 //!
 //! ```text
-//!   order ──> thread of its kind: one in waiting, or one forked now ──> finished here ──> watched elsewhere
-//!                   └── while there is no order: fork the next one
+//!   order ──> orders of its kind ──> first:  one in waiting, or one forked now ──> finished here ──> watched elsewhere
+//!                                     │       └── while there is no order: fork the next one
+//!                                     └> helpers: one forked now
 //! ```
 //!
 //! A template holds all of an app's memory. One that nobody has asked for lately goes.
+//! Helpers come when more is ordered than the first can do at once, up to one a processor.
 
 use crate::pool::{Busy, Job, Kind};
 use crate::shelf::Shelf;
 use crate::watcher::Watcher;
-use libsnap::error::Result;
-use libsnap::ids::HostPid;
+use libsnap::error::{Error, Result};
 use libsnap::restore::eager::Eager;
-use libsnap::restore::{self, From, Template};
+use libsnap::restore::{self, From, Nursery, Prepared, Template};
 use libsnap::store::Store;
+use libsnap::sys::memory::Span;
 use libsnap::target::{Memory, PidMode};
 use nodekit::start::Ready;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// A moment is quiet when nothing was ordered for this long: the next one to wait is made
+/// then, when the last one has given its first answers.
+const QUIET: Duration = Duration::from_millis(5);
+/// Pages that an instance in waiting has for itself already, at most.
+const OWN_PAGES_MAX: usize = 256;
 /// Instances in waiting of one template: as many as were missing at once, within these.
 const WAITING_MIN: usize = 1;
 const WAITING_MAX: usize = 16;
-/// After this without an order half as many wait.
+/// After this without an order half as many wait, and helpers go.
 const IDLE: Duration = Duration::from_secs(30);
 /// After this a template goes.
 const FORGOTTEN: Duration = Duration::from_secs(300);
+/// Threads that make instances of one template.
+const THREADS_MAX: usize = 8;
 
 type Order = (Job, Busy);
 
@@ -39,26 +46,117 @@ pub struct Templates {
     store: Store,
     shelf: Shelf,
     watcher: Watcher,
-    threads: Arc<Mutex<Vec<(Kind, Thread)>>>,
+    kinds: Arc<Mutex<Vec<(Kind, Row)>>>,
 }
 
 #[derive(Debug)]
-enum Thread {
-    /// And the process that is the template, zero where there is none.
-    Orders(Sender<Order>, Arc<AtomicI32>),
+enum Row {
+    Orders(Arc<Orders>),
     /// No template can be made of it.
     None,
 }
 
-impl Thread {
+impl Row {
     fn bytes(&self) -> u64 {
-        match self {
-            Thread::Orders(_, pid) => match pid.load(Ordering::Relaxed) {
-                0 => 0,
-                pid => libsnap::cgroup::pss_bytes(HostPid(pid)).unwrap_or(0),
-            },
-            Thread::None => 0,
+        let Row::Orders(orders) = self else { return 0 };
+        // One that is being made has little yet.
+        let made = orders.template.try_lock().ok();
+        let pid = made.and_then(|made| made.as_ref().map(|(_, template)| template.pid()));
+        pid.and_then(libsnap::cgroup::pss_bytes).unwrap_or(0)
+    }
+}
+
+/// What was ordered of one kind.
+#[derive(Default)]
+struct Orders {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    /// And of what it was made. Held while it is made.
+    template: Mutex<Option<(From, Template)>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    orders: VecDeque<Order>,
+    helpers: usize,
+    /// No order comes any more.
+    ended: bool,
+}
+
+impl std::fmt::Debug for Orders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Orders")
+    }
+}
+
+/// The first thread of these. However it ends, nobody waits for it then.
+struct Serves<'a>(&'a Templates, &'a Arc<Orders>);
+
+impl Drop for Serves<'_> {
+    fn drop(&mut self) {
+        let Serves(all, own) = self;
+        lock(&all.kinds).retain(|(_, row)| !matches!(row, Row::Orders(orders) if Arc::ptr_eq(orders, own)));
+        own.end();
+        lock(&own.queue).orders.clear();
+    }
+}
+
+/// What came of waiting for an order.
+enum Next {
+    Order(Order),
+    /// None came in time.
+    Idle,
+    Ended,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Orders {
+    /// The next one. A helper leaves the last to the first, which may have one in waiting.
+    fn next(&self, helps: bool, patience: Duration) -> Next {
+        let since = Instant::now();
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.orders.len() > usize::from(helps && !queue.ended)
+                && let Some(order) = queue.orders.pop_front()
+            {
+                return Next::Order(order);
+            }
+            if queue.ended {
+                return Next::Ended;
+            }
+            let left = patience.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                return Next::Idle;
+            }
+            let waited = self.changed.wait_timeout(queue, left);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Of this reading of the appshot, made if need be.
+    fn template(&self, from: &From, kind: &Kind) -> Result<Template> {
+        let mut made = lock(&self.template);
+        match &*made {
+            Some((of, template)) if of.is(from) => Ok(template.clone()),
+            _ => {
+                *made = None;
+                let template = restore::template(from, kind.way)?;
+                *made = Some((from.clone(), template.clone()));
+                Ok(template)
+            }
+        }
+    }
+
+    fn has_template(&self) -> bool {
+        self.template.try_lock().is_ok_and(|template| template.is_some())
+    }
+
+    fn end(&self) {
+        lock(&self.queue).ended = true;
+        self.changed.notify_all();
     }
 }
 
@@ -68,12 +166,8 @@ impl Templates {
             store,
             shelf,
             watcher,
-            threads: Arc::default(),
+            kinds: Arc::default(),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<(Kind, Thread)>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the job done with an instance forked off a template. Answers the job where
@@ -85,120 +179,172 @@ impl Templates {
         if way.memory != Memory::Shared || way.pids != PidMode::New || !way.renewed || way.revertible {
             return Err(order);
         }
-        let mut threads = self.lock();
-        match threads.iter().find(|(known, _)| known == kind) {
-            Some((_, Thread::None)) => Err(order),
+        let mut kinds = lock(&self.kinds);
+        match kinds.iter().find(|(known, _)| known == kind) {
+            Some((_, Row::None)) => Err(order),
             // A thread that ends takes itself off first.
-            Some((_, Thread::Orders(orders, _))) => orders.send(order).map_err(|unsent| unsent.0),
+            Some((_, Row::Orders(orders))) => {
+                self.put(kind, orders, order);
+                Ok(())
+            }
             None => {
-                let (orders, ordered) = channel();
-                let _ = orders.send(order);
-                let pid: Arc<AtomicI32> = Arc::default();
-                threads.push((kind.clone(), Thread::Orders(orders, Arc::clone(&pid))));
+                let orders = Arc::<Orders>::default();
+                self.put(kind, &orders, order);
+                kinds.push((kind.clone(), Row::Orders(orders.clone())));
                 let (this, kind) = (self.clone(), kind.clone());
-                std::thread::spawn(move || this.work(&kind, &ordered, &pid));
+                std::thread::spawn(move || {
+                    let _serves = Serves(&this, &orders);
+                    this.first(&kind, &orders);
+                });
                 Ok(())
             }
         }
     }
 
-    /// All threads end when they have done what was ordered.
-    pub fn end(&self) {
-        self.lock().clear();
+    fn put(&self, kind: &Kind, orders: &Arc<Orders>, order: Order) {
+        let most = std::thread::available_parallelism().map_or(1, |all| all.get().min(THREADS_MAX)) - 1;
+        let mut queue = lock(&orders.queue);
+        queue.orders.push_back(order);
+        if queue.orders.len() > 1 && queue.helpers < most && orders.has_template() {
+            queue.helpers += 1;
+            let (this, kind, orders) = (self.clone(), kind.clone(), orders.clone());
+            std::thread::spawn(move || this.help(&kind, &orders));
+        }
+        drop(queue);
+        orders.changed.notify_all();
     }
 
     /// What all of them have, without what they share with instances.
     pub fn bytes(&self) -> u64 {
-        self.lock().iter().map(|(_, thread)| thread.bytes()).sum()
+        lock(&self.kinds).iter().map(|(_, row)| row.bytes()).sum()
     }
 
     /// Ends those that have been there for longest, until that is so many bytes or none is
-    /// left. A thread does what it was ordered to before.
+    /// left. What was ordered before is done.
     pub fn give_up(&self, bytes: u64) -> u64 {
-        let mut threads = self.lock();
         let mut given = 0;
-        threads.retain(|(_, thread)| {
-            let own = thread.bytes();
-            let stays = given >= bytes || own == 0;
-            given += if stays { 0 } else { own };
-            stays
+        lock(&self.kinds).retain(|(_, row)| {
+            let own = row.bytes();
+            let Row::Orders(orders) = row else { return true };
+            if given >= bytes || own == 0 {
+                return true;
+            }
+            given += own;
+            orders.end();
+            false
         });
         given
     }
 
-    fn work(&self, kind: &Kind, orders: &Receiver<Order>, pid: &AtomicI32) {
-        let mut made: Option<(From, Template)> = None;
+    /// All threads end when they have done what was ordered.
+    pub fn end(&self) {
+        for (_, row) in lock(&self.kinds).drain(..) {
+            if let Row::Orders(orders) = row {
+                orders.end();
+            }
+        }
+    }
+
+    fn first(&self, kind: &Kind, orders: &Orders) {
+        let mut made: Option<Nursery> = None;
         let mut waiting: VecDeque<Ready> = VecDeque::new();
         let (mut wanted, mut asked) = (WAITING_MIN, Instant::now());
+        let mut last = None;
+        // What instances write to in their first moments.
+        let mut own: Vec<Span> = Vec::new();
         loop {
-            let next = match waiting.len() < wanted && made.is_some() {
-                true => orders.try_recv().map_err(|error| match error {
-                    TryRecvError::Empty => None,
-                    TryRecvError::Disconnected => Some(RecvTimeoutError::Disconnected),
-                }),
-                false => {
-                    let _first = Eager::begin();
-                    orders.recv_timeout(IDLE).map_err(Some)
-                }
+            let eager = Eager::begin();
+            let next = match &made {
+                Some(_) if waiting.len() < wanted => orders.next(false, QUIET),
+                _ => orders.next(false, IDLE),
             };
-            match next {
-                Ok((job, busy)) => {
+            match (next, &made) {
+                (Next::Order((job, busy)), _) => {
                     asked = Instant::now();
                     if waiting.is_empty() && made.is_some() {
                         wanted = (wanted * 2).min(WAITING_MAX);
                     }
-                    let now = self.shelf.get(&kind.appshot, kind.way.memory);
-                    // The appshot may have been replaced.
-                    let is_of = |(from, _): &mut (From, Template)| now.as_ref().is_some_and(|now| now.is(from));
-                    if made.take_if(|made| !is_of(made)).is_some() {
+                    let now = self.now(kind, &mut made);
+                    if made.is_none() {
                         waiting.clear();
+                        own.clear();
                     }
                     let ready = match waiting.pop_front() {
                         Some(ready) => ready,
-                        None => self.fork_new(kind, now.clone(), &mut made),
+                        None => self.fork(kind, orders, now.as_ref(), &mut made, eager.as_ref()),
                     };
-                    let own = made.as_ref().map_or(0, |(_, template)| template.pid().0);
-                    pid.store(own, Ordering::Relaxed);
+                    last = ready.prepared.as_ref().map(Prepared::root);
                     self.go_through(ready, job, busy);
                     if made.is_none() {
                         let never = now.is_some_and(|from| !Template::suits(from.shot(), kind.way));
                         return self.leave(kind, orders, never);
                     }
                 }
-                Err(None) => match made
-                    .as_ref()
-                    .map(|(_, template)| Ready::forked(&self.store, template)?.warmed())
-                {
-                    Some(Ok(ready)) => waiting.push_back(ready),
-                    Some(Err(error)) => {
-                        tracing::warn!(%error, appshot = %kind.appshot.display(), "no instance in waiting");
-                        wanted = 0;
+                (Next::Idle, Some(nursery)) if waiting.len() < wanted => {
+                    if let (Some(root), true) = (last.take(), own.is_empty()) {
+                        own = nursery.written_by(root, OWN_PAGES_MAX);
                     }
-                    None => {}
-                },
-                Err(Some(RecvTimeoutError::Timeout)) if asked.elapsed() < FORGOTTEN => {
+                    // Who orders meanwhile waits for this one.
+                    let forked = Ready::forked(&self.store, nursery, eager.as_ref());
+                    match forked.and_then(|ready| ready.warmed(&own)) {
+                        Ok(ready) => waiting.push_back(ready),
+                        Err(error) => {
+                            tracing::warn!(%error, appshot = %kind.appshot.display(), "no instance in waiting");
+                            wanted = 0;
+                        }
+                    }
+                }
+                (Next::Idle, _) if asked.elapsed() < FORGOTTEN => {
                     wanted = (wanted / 2).max(WAITING_MIN);
                     waiting.truncate(wanted);
                 }
-                Err(Some(RecvTimeoutError::Timeout)) => return self.leave(kind, orders, false),
-                Err(Some(RecvTimeoutError::Disconnected)) => return,
+                (Next::Idle, _) => return self.leave(kind, orders, false),
+                (Next::Ended, _) => return,
             }
         }
     }
 
-    /// Of the template, which is made if need be. Nothing ready where that fails.
-    fn fork_new(&self, kind: &Kind, from: Option<From>, made: &mut Option<(From, Template)>) -> Ready {
+    fn help(&self, kind: &Kind, orders: &Orders) {
+        let mut made: Option<Nursery> = None;
+        loop {
+            let eager = Eager::begin();
+            let Next::Order((job, busy)) = orders.next(true, IDLE) else {
+                break;
+            };
+            let now = self.now(kind, &mut made);
+            let ready = self.fork(kind, orders, now.as_ref(), &mut made, eager.as_ref());
+            self.go_through(ready, job, busy);
+        }
+        lock(&orders.queue).helpers -= 1;
+    }
+
+    /// The appshot as it is now: it may have been replaced since something was made of it.
+    fn now(&self, kind: &Kind, made: &mut Option<Nursery>) -> Option<From> {
+        let now = self.shelf.get(&kind.appshot, kind.way.memory);
+        made.take_if(|made| !now.as_ref().is_some_and(|now| now.is(made.from())));
+        now
+    }
+
+    /// An instance that somebody waits for. Nothing ready where there can be none.
+    fn fork(
+        &self,
+        kind: &Kind,
+        orders: &Orders,
+        from: Option<&From>,
+        made: &mut Option<Nursery>,
+        eager: Option<&Eager>,
+    ) -> Ready {
         let Some(from) = from else { return Ready::default() };
         let mut fork = || {
             if made.is_none() && Template::suits(from.shot(), kind.way) {
-                *made = Some((from.clone(), restore::template(&from, kind.way)?));
+                *made = Some(orders.template(from, kind)?.nursery()?);
             }
             match made {
-                Some((_, template)) => Ready::forked(&self.store, template),
+                Some(nursery) => Ready::forked(&self.store, nursery, eager),
                 None => Ok(Ready::default()),
             }
         };
-        fork().unwrap_or_else(|error: libsnap::error::Error| {
+        fork().unwrap_or_else(|error: Error| {
             tracing::warn!(%error, appshot = %kind.appshot.display(), "nothing can be forked");
             Ready::default()
         })
@@ -216,14 +362,15 @@ impl Templates {
     }
 
     /// Does what was ordered before others heard of it. `never`: nor can another thread.
-    fn leave(&self, kind: &Kind, orders: &Receiver<Order>, never: bool) {
-        let mut threads = self.lock();
-        threads.retain(|(known, _)| known != kind);
+    fn leave(&self, kind: &Kind, orders: &Orders, never: bool) {
+        let mut kinds = lock(&self.kinds);
+        kinds.retain(|(known, _)| known != kind);
         if never {
-            threads.push((kind.clone(), Thread::None));
+            kinds.push((kind.clone(), Row::None));
         }
-        drop(threads);
-        while let Ok((job, busy)) = orders.try_recv() {
+        drop(kinds);
+        orders.end();
+        while let Next::Order((job, busy)) = orders.next(false, Duration::ZERO) {
             self.go_through(Ready::default(), job, busy);
         }
     }

@@ -4,10 +4,11 @@ use crate::judge::{Scope, tree};
 use crate::verdict::{PATIENCE, poll, switched_on};
 use anyhow::{Context, Result};
 use libsnap::ids::HostPid;
+use libsnap::restore::eager::Eager;
 use libsnap::restore::kept::Kept;
 use libsnap::restore::opened::Opened;
 use libsnap::restore::spare::Spare;
-use libsnap::restore::{self, Template, Way};
+use libsnap::restore::{self, Nursery, Template, Way};
 use libsnap::target::{
     Instance, Memory, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target,
 };
@@ -136,8 +137,8 @@ impl Place {
     }
 
     /// So many clones, one after the other: forked off a template where one can be made,
-    /// which must live as long as they are to share its memory.
-    pub fn clones(&self, appshot: &Path, count: usize) -> Result<(Option<Template>, Vec<App>)> {
+    /// which must live as long as they are to share its memory. Every second one in a hurry.
+    pub fn clones(&self, appshot: &Path, count: usize) -> Result<(Option<Nursery>, Vec<App>)> {
         let from = restore::From::Disk(Opened::open(appshot)?);
         let options = || RestoreOptions {
             name: Some(self.next_name()),
@@ -146,21 +147,23 @@ impl Place {
             ..RestoreOptions::default()
         };
         let suits = Template::suits(from.shot(), Way::of(&options()));
-        let template = suits.then(|| restore::template(&from, Way::of(&options())));
-        let template = template.transpose()?;
-        let clone = || -> Result<App> {
+        let nursery = suits.then(|| restore::template(&from, Way::of(&options()))?.nursery());
+        let nursery = nursery.transpose()?;
+        let clone = |at: usize| -> Result<App> {
             let options = options();
-            let instance = match &template {
-                Some(template) => {
-                    let prepared = template.instance(libsnap::cgroup::create(&self.next_name())?)?;
+            let instance = match &nursery {
+                Some(nursery) => {
+                    let eager = (at % 2 == 1).then(Eager::begin).flatten();
+                    let group = libsnap::cgroup::create(&self.next_name())?;
+                    let prepared = nursery.instance(group, eager.as_ref())?;
                     restore::finish(&|| false, prepared, &options)?
                 }
                 None => restore::restore_from(&|| false, &from, &mut None, &options)?,
             };
             Ok(App::new(instance))
         };
-        let clones = (0..count).map(|_| clone()).collect::<Result<_>>()?;
-        Ok((template, clones))
+        let clones = (0..count).map(clone).collect::<Result<_>>()?;
+        Ok((nursery, clones))
     }
 
     pub fn restore_host_pids(&self, appshot: &Path) -> Result<App> {

@@ -3,7 +3,7 @@
 
 use super::Lab;
 use super::husk::{self, Husk};
-use super::memory::host_bytes;
+use super::memory::host_parts;
 use super::row::{Column, Row};
 use crate::clock::{millis_between, now_ns};
 use crate::engine::{After, Daemon, Engine};
@@ -150,12 +150,12 @@ pub fn up(lab: &Lab<'_>, n: usize, row: &mut Row) -> Result<()> {
 
 /// The floor: a process with as much memory, in huge pages, makes as many children, each
 /// in namespaces of its own and with as many threads.
-fn herd(lab: &Lab<'_>, n: usize, mut up: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
+fn herd(lab: &Lab<'_>, n: usize, mut up: impl FnMut(u64, Parts) -> Result<()>) -> Result<()> {
     let program = lab.bare.as_deref().context("needs cc, for the bare program")?;
     let arguments: [OsString; 3] = ["herd".into(), n.to_string().into(), MEGABYTES.to_string().into()];
     let mut husk = Husk::start(program, &arguments)?;
     for _ in 0..lab.runs {
-        let before = host_bytes()?;
+        let before = host_parts()?;
         let begin_ns = husk.go()?;
         husk.wait_ready()?;
         up(begin_ns, before)?;
@@ -172,15 +172,15 @@ pub fn memory(lab: &Lab<'_>, n: usize, row: &mut Row) -> Result<()> {
     // The template is there before the first clone is counted.
     let (_, first) = cloner.clones(1)?;
     for _ in 0..lab.runs {
-        let before = host_bytes()?;
+        let before = host_parts()?;
         let (_, clones) = cloner.clones(n)?;
         cloner.verify(&clones)?;
-        let added = host_bytes()?.saturating_sub(before);
+        let (added, parts) = more(&before, n)?;
         let wrote: u64 = clones.iter().map(|clone| proc::private_bytes(&[clone.root.0])).sum();
         let each = |bytes: u64| bytes as f64 / 1024.0 / n as f64;
         row.push(Column::Ours, Ok(each(added.saturating_sub(wrote))));
         row.note(format!(
-            "{:.0} KB more a clone, of which it wrote {:.0}",
+            "{:.0} KB more a clone, of which it wrote {:.0}: {parts}",
             each(added),
             each(wrote)
         ));
@@ -188,10 +188,25 @@ pub fn memory(lab: &Lab<'_>, n: usize, row: &mut Row) -> Result<()> {
     }
     cloner.end(&first)?;
     herd(lab, n, |_, before| {
-        let added = host_bytes()?.saturating_sub(before);
+        let (added, parts) = more(&before, n)?;
         row.push(Column::Floor, Ok(added as f64 / 1024.0 / n as f64));
+        row.note(format!("floor: {parts}"));
         Ok(())
     })
+}
+
+type Parts = [(&'static str, u64); 6];
+
+/// How much more memory of the host is used now, and of what each of `n` has how much.
+fn more(before: &Parts, n: usize) -> Result<(u64, String)> {
+    let now = host_parts()?;
+    let total = |parts: &Parts| -> u64 { parts.iter().map(|(_, bytes)| bytes).sum() };
+    let told = before.iter().zip(&now).map(|((name, was), (_, is))| {
+        let each = (*is as f64 - *was as f64) / 1024.0 / n as f64;
+        format!("{name} {each:.0} KB")
+    });
+    let told: Vec<String> = told.collect();
+    Ok((total(&now).saturating_sub(total(before)), told.join(", ")))
 }
 
 /// What the engine says that it took, after the clone wrote a megabyte.

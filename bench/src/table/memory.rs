@@ -189,25 +189,25 @@ fn held_mb(pids: &[i32]) -> f64 {
     megabytes(proc::pss_bytes(pids) + tables)
 }
 
-/// Kernel and user memory of the whole host, in bytes, without caches of files.
-pub fn host_bytes() -> Result<u64> {
-    const FIELDS: [&str; 6] = [
-        "AnonPages:",
-        "Shmem:",
-        "PageTables:",
-        "Slab:",
-        "KernelStack:",
-        "Percpu:",
-    ];
+/// Kernel and user memory of the whole host, in bytes by kind, without caches of files.
+pub fn host_parts() -> Result<[(&'static str, u64); 6]> {
     let text = std::fs::read_to_string("/proc/meminfo")?;
-    let kib = |line: &str| -> Option<u64> {
+    let mut parts = [
+        ("AnonPages", 0),
+        ("Shmem", 0),
+        ("PageTables", 0),
+        ("Slab", 0),
+        ("KernelStack", 0),
+        ("Percpu", 0),
+    ];
+    for line in text.lines() {
         let mut words = line.split_whitespace();
-        FIELDS
-            .contains(&words.next()?)
-            .then(|| words.next()?.parse().ok())
-            .flatten()
-    };
-    let total: u64 = text.lines().filter_map(kib).sum();
-    ensure!(total > 0, "/proc/meminfo tells nothing");
-    Ok(total * 1024)
+        let name = words.next().unwrap_or_default().trim_end_matches(':');
+        if let Some((_, bytes)) = parts.iter_mut().find(|(known, _)| *known == name) {
+            let kib: u64 = words.next().unwrap_or_default().parse()?;
+            *bytes = kib * 1024;
+        }
+    }
+    ensure!(parts.iter().any(|(_, bytes)| *bytes > 0), "/proc/meminfo tells nothing");
+    Ok(parts)
 }

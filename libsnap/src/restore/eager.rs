@@ -23,44 +23,89 @@ fn first(flags: u64) -> SchedAttr {
     }
 }
 
-/// Dropped, by the same thread, it is an ordinary one again. Threads that it starts are
-/// ordinary ones, but for the processor (see [`at_large`]).
+/// A thread as it is scheduled.
 #[derive(Debug)]
-pub struct Eager {
+struct Scheduled {
     thread: HostPid,
-    ordinary: SchedAttr,
+    attr: SchedAttr,
     affinity: Vec<u64>,
 }
 
+impl Scheduled {
+    /// The calling one.
+    fn now() -> Option<Scheduled> {
+        let thread = HostPid(nix::unistd::gettid().as_raw());
+        Some(Scheduled {
+            thread,
+            attr: task::sched_getattr(thread).ok()?,
+            affinity: task::sched_getaffinity(thread).ok()?,
+        })
+    }
+
+    fn give(&self, task: HostPid) {
+        task::sched_setattr(task, &self.attr).ok();
+        task::sched_setaffinity(task, &self.affinity).ok();
+    }
+}
+
+/// Dropped, by the same thread, it is an ordinary one again. Threads that it starts are
+/// ordinary ones, but for the processor (see [`at_large`]).
+#[derive(Debug)]
+pub struct Eager(Scheduled);
+
 impl Eager {
     pub fn begin() -> Option<Eager> {
-        let thread = HostPid(nix::unistd::gettid().as_raw());
-        let eager = Eager {
-            thread,
-            ordinary: task::sched_getattr(thread).ok()?,
-            affinity: task::sched_getaffinity(thread).ok()?,
-        };
-        task::sched_setattr(thread, &first(RESET_ON_FORK)).ok()?;
+        let ordinary = Scheduled::now()?;
+        task::sched_setattr(ordinary.thread, &first(RESET_ON_FORK)).ok()?;
+        Some(Eager(ordinary))
+    }
+
+    /// The same, and threads that it starts from now on are eager, too.
+    pub fn begin_with_others() -> Option<Eager> {
+        let eager = Eager::begin()?;
+        hurry(eager.thread());
         Some(eager)
     }
 
     pub fn thread(&self) -> HostPid {
-        self.thread
+        self.0.thread
     }
 
     /// The two work by turns from now on. The other gets what it is to have with its
     /// registers.
     pub fn with(&self, other: HostPid) {
-        bring_here(self.thread);
+        bring_here(self.0.thread);
         bring_here(other);
         hurry(other);
+    }
+
+    /// The other becomes an ordinary one, as this thread was.
+    pub fn calm(&self, other: HostPid) {
+        self.0.give(other);
     }
 }
 
 impl Drop for Eager {
     fn drop(&mut self) {
-        task::sched_setattr(self.thread, &self.ordinary).ok();
-        task::sched_setaffinity(self.thread, &self.affinity).ok();
+        self.0.give(self.0.thread);
+    }
+}
+
+/// Has a task come soon where it came first, as an ordinary one.
+pub fn soon(task: HostPid) {
+    let attr = SchedAttr {
+        size: 48,
+        nice: -20,
+        ..SchedAttr::default()
+    };
+    task::sched_setattr(task, &attr).ok();
+}
+
+/// Has a task that works for the calling thread, eager or not, be scheduled as that is.
+pub fn follow(eager: Option<&Eager>, other: HostPid) {
+    match eager {
+        Some(eager) => eager.with(other),
+        None => Scheduled::now().iter().for_each(|ordinary| ordinary.give(other)),
     }
 }
 

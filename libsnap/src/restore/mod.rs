@@ -42,7 +42,7 @@ pub mod vdso;
 pub mod working_set;
 
 pub use prepared::{Prepared, Way};
-pub use template::Template;
+pub use template::{Nursery, Template};
 
 use crate::error::{Error, Result};
 use crate::image::{Appshot, processors};
@@ -105,10 +105,8 @@ pub fn prepare(from: &From, way: Way, group: Option<PathBuf>) -> Result<Prepared
 
 /// Makes what instances of this kind can be forked off, where [`Template::suits`] says so.
 pub fn template(from: &From, way: Way) -> Result<Template> {
-    in_phases(&|| false, |mut phases| {
-        let vdsos = plan::here(from.shot(), way.force_vdso_bridge)?;
-        from.judged(&|| false, Template::make(from, way, vdsos, &mut phases))
-    })
+    let vdsos = plan::here(from.shot(), way.force_vdso_bridge)?;
+    from.judged(&|| false, Template::start(from, way, vdsos))
 }
 
 /// Makes an instance of what was prepared as `options` want it ([`Way::of`]), unless

@@ -33,6 +33,7 @@ use crate::image::records::{FileKind, SocketState};
 use crate::image::{Appshot, Core};
 use crate::ipc;
 use crate::nsthread;
+use crate::sys::memory::Span;
 use crate::sys::ptrace::Regs;
 use crate::target::{Instance, Memory, Network, PidMode, RestoreOptions, Time};
 use std::collections::HashMap;
@@ -169,15 +170,15 @@ impl Prepared {
         Ok(Prepared { way, ..template })
     }
 
-    /// The instance that has been forked off this one.
-    pub(super) fn instance(&self, skeleton: Skeleton) -> Result<Prepared> {
+    /// One that has been forked off a template.
+    pub(super) fn forked(from: &From, way: Way, skeleton: Skeleton, vdsos: Vec<Vdso>) -> Result<Prepared> {
         Ok(Prepared {
             directory: Directory::open(&skeleton.outer_view())?,
-            from: self.from.clone(),
-            way: self.way,
+            from: from.clone(),
+            way,
             skeleton,
             shared: Shared::default(),
-            vdsos: self.vdsos.clone(),
+            vdsos,
             pager: None,
         })
     }
@@ -211,11 +212,22 @@ impl Prepared {
         Ok(self)
     }
 
-    /// What shortens its first answers, for one that has time until it is asked for.
-    pub fn warm(&self) -> Result<()> {
+    /// What shortens its first answers, for one that has time until it is asked for: what
+    /// files hold is mapped, and the first process has these pages for itself.
+    pub fn warm(&self, own: &[Span]) -> Result<()> {
         let cores = &self.from.shot().cores;
-        let warming = self.start_all(|at, script| place::populate(script, &cores[at]))?;
+        let warming = self.start_all(|at, script| {
+            if at == 0 {
+                place::have(script, own)?;
+            }
+            place::populate(script, &cores[at])
+        })?;
         script::finish_all(warming)
+    }
+
+    /// The app's first process.
+    pub fn root(&self) -> HostPid {
+        self.skeleton.any()
     }
 
     pub(super) fn skeleton(&self) -> &Skeleton {

@@ -9,6 +9,7 @@
 
 use super::place;
 use super::script::Script;
+use super::settle;
 use super::skeleton::{Husk, Skeleton, wait_born};
 use crate::cgroup;
 use crate::error::{Error, OrFail, Result};
@@ -17,7 +18,7 @@ use crate::identity;
 use crate::ids::HostPid;
 use crate::launch::{self, NAMESPACES, Place};
 use crate::sys::task::{CLONE_INTO_CGROUP, CloneArgs};
-use crate::target::PidMode;
+use crate::target::{Network, PidMode};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -49,8 +50,12 @@ impl Seed {
         self.skeleton.executor
     }
 
+    pub fn pid(&self) -> HostPid {
+        self.husk.pid
+    }
+
     /// A skeleton of nothing but an init, in this cgroup, which becomes its own.
-    pub fn skeleton(&self, group: Option<PathBuf>) -> Result<Skeleton> {
+    pub fn skeleton(&self, group: Option<PathBuf>, network: Network) -> Result<Skeleton> {
         let failed = || "cannot make an instance's init";
         let joined = group.as_deref().filter(|_| cgroup::is_v2()).map(File::open).transpose();
         let joined = joined.or_fail(failed)?;
@@ -80,6 +85,10 @@ impl Seed {
         script.must("close_range", libc::SYS_close_range, &[0, GROUP as u64, 0])?;
         script.must("setsid", libc::SYS_setsid, &[])?;
         set_up(&mut script)?;
+        if network == Network::Own {
+            settle::make_network(&mut script)?;
+            skeleton.has_network = true;
+        }
         script.flush()?;
         skeleton.init = Some(init);
         Ok(skeleton)

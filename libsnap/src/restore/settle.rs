@@ -22,6 +22,7 @@ use crate::launch::loopback_up;
 use crate::proc;
 
 const NEWTIME: u64 = 0x80;
+const NEWNET: u64 = libc::CLONE_NEWNET as u64;
 /// What a prepared process has open, until it gets the app's descriptors.
 const NAMESPACES: u64 = 0;
 const OFFSETS: u64 = 1;
@@ -69,13 +70,11 @@ impl Skeleton {
     /// the rest of the tree is made.
     pub(super) fn leave_network(&mut self) -> Result<()> {
         self.has_network = true;
-        const NEWNET: u64 = libc::CLONE_NEWNET as u64;
         let first = self.init.as_ref().or(self.early.as_ref());
         for (at, husk) in first.into_iter().chain(self.early.as_ref()).enumerate() {
             let mut script = Script::new(self.executor, husk.pid, &husk.regs);
             if at == 0 {
-                script.must("unshare(CLONE_NEWNET)", libc::SYS_unshare, &[NEWNET])?;
-                raise_loopback(&mut script)?;
+                make_network(&mut script)?;
             } else if self.init.is_some() {
                 open(&mut script, "/proc/1/ns/net", libc::O_RDONLY)?;
                 script.must("setns", libc::SYS_setns, &[0, NEWNET])?;
@@ -155,6 +154,12 @@ impl Skeleton {
 }
 
 /// As `ip link set lo up` does (netdevice(7)).
+/// A network namespace with a loopback device, of a process that has no descriptor 0.
+pub(super) fn make_network(script: &mut Script<'_>) -> Result<()> {
+    script.must("unshare(CLONE_NEWNET)", libc::SYS_unshare, &[NEWNET])?;
+    raise_loopback(script)
+}
+
 fn raise_loopback(script: &mut Script<'_>) -> Result<()> {
     let socket = [libc::AF_INET as u64, libc::SOCK_DGRAM as u64, 0];
     let made = script.must("socket", libc::SYS_socket, &socket)?;

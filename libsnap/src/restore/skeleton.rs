@@ -234,9 +234,7 @@ impl Skeleton {
     /// It is asked for: where that is not much, all that is left comes before what
     /// others do.
     pub(super) fn hasten(&mut self, shot: &Appshot) {
-        let threads: usize = shot.cores.iter().map(|core| core.image.threads.len()).sum();
-        let little = self.numbers.len() <= EAGER_MAX && threads <= EAGER_THREADS_MAX;
-        self.eager = self.eager.take().filter(|_| little);
+        self.eager = self.eager.take().filter(|_| is_little(shot));
         for (eager, husk) in self
             .eager
             .iter()
@@ -546,6 +544,12 @@ pub(super) fn highest(shot: &Appshot) -> i32 {
         .flat_map(|core| &core.image.threads)
         .map(|t| t.record.tid);
     processes.chain(threads).map(|pid| pid.0).max().unwrap_or(1)
+}
+
+/// Whether what is to be built is so little that it may come before all else.
+pub(super) fn is_little(shot: &Appshot) -> bool {
+    let threads: usize = shot.cores.iter().map(|core| core.image.threads.len()).sum();
+    shot.manifest.processes.len() <= EAGER_MAX && threads <= EAGER_THREADS_MAX
 }
 
 /// Ends a stopped husk so that its parent reads `status`.

@@ -315,6 +315,10 @@ fn prctl(script: &mut impl Calls, option: i32, argument: u64) -> Result<()> {
     script.must("prctl", libc::SYS_prctl, &args).map(drop)
 }
 
+fn is_realtime(policy: u32) -> bool {
+    [libc::SCHED_FIFO, libc::SCHED_RR].contains(&policy.cast_signed())
+}
+
 fn schedule(tid: HostPid, record: &ThreadRecord) -> Result<()> {
     let failed = || format!("cannot set the scheduling of task {}", record.tid);
     let sched = &record.sched;
@@ -329,6 +333,11 @@ fn schedule(tid: HostPid, record: &ThreadRecord) -> Result<()> {
     let now = task::sched_getattr(tid).or_fail(failed)?;
     if (now.policy, now.flags, now.nice, now.priority) != (attr.policy, attr.flags, attr.nice, attr.priority) {
         task::sched_setattr(tid, &attr).or_fail(failed)?;
+        // One that came first had none, and could be given none (Linux 6.12).
+        if is_realtime(now.policy) && !is_realtime(attr.policy) {
+            let slack = record.timer_slack_ns.max(1).to_string();
+            std::fs::write(format!("/proc/{tid}/timerslack_ns"), slack).or_fail(failed)?;
+        }
     }
     if task::sched_getaffinity(tid).or_fail(failed)? != sched.affinity {
         task::sched_setaffinity(tid, &sched.affinity)

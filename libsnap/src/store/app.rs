@@ -186,7 +186,8 @@ struct Stat {
 
 impl Stat {
     fn read(pid: HostPid) -> Option<Stat> {
-        Stat::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        let text = crate::proc::read(format!("/proc/{pid}/stat")).ok()?;
+        Stat::parse(&String::from_utf8_lossy(&text))
     }
 
     /// The name in field 2 may hold blanks and brackets: count from its last bracket.

@@ -87,6 +87,18 @@ pub fn live_as(_life: &'static str) {}
 #[cfg(not(debug_assertions))]
 pub fn moment() {}
 
+/// Fills these bytes, 256 at most, with random numbers (getrandom(2)).
+pub fn random(bytes: &mut [u8]) -> Sys<()> {
+    // SAFETY: the buffer is live and as long as said.
+    let got = check(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } as libc::c_long)?;
+    // So few come whole, unless the machine has just begun and a signal came.
+    if got as usize == bytes.len() {
+        Ok(())
+    } else {
+        Err(Errno::EINTR)
+    }
+}
+
 /// XCR0: the state components that the kernel saves.
 pub fn xcr0() -> u64 {
     let (low, high): (u32, u32);

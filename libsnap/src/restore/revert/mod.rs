@@ -259,7 +259,8 @@ impl Armed {
         let mut silent = |_: &str| {};
         let mut steps = Steps::new(&mut silent);
         steps.start("stop");
-        let eager = Eager::begin();
+        // What is looked at beside takes as long.
+        let eager = Eager::begin_with_others();
         let copies = OnceLock::new();
         let (stands, begun) = mpsc::sync_channel::<()>(1);
         let (looked, texts) = mpsc::sync_channel::<()>(1);
