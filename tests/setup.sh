@@ -5,12 +5,13 @@ set -eu
 packages="build-essential binutils gdb strace python3 python3-venv nodejs golang-go openjdk-17-jdk-headless
 redis-server redis-tools nginx-light postgresql-15 curl openssl python3-grpcio python3-websockets"
 
-# What reads bills as others do: a structural check of FOCUS columns.
-focus() {
-    [ -x /opt/appshot-tests/bin/focus-toolkit ] && return
+# What reads bills as others do: a structural check of FOCUS columns, tables in Parquet.
+readers() {
+    [ -e /opt/appshot-tests/tables ] && return
     [ "$(id -u)" = 0 ] || { echo "setup.sh: needs root to make /opt/appshot-tests" >&2; exit 1; }
     python3 -m venv /opt/appshot-tests
-    /opt/appshot-tests/bin/pip install -q focus-data-toolkit==0.14.1
+    /opt/appshot-tests/bin/pip install -q focus-data-toolkit==0.14.1 duckdb==2.0.1 pyarrow==26.0.1
+    touch /opt/appshot-tests/tables
 }
 
 missing=""
@@ -18,7 +19,7 @@ for package in $packages; do
     dpkg-query -W -f='${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
         missing="$missing $package"
 done
-[ -n "$missing" ] || { focus; exit 0; }
+[ -n "$missing" ] || { readers; exit 0; }
 [ "$(id -u)" = 0 ] || { echo "setup.sh: needs root to install:$missing" >&2; exit 1; }
 
 # While this file says no, packages do not start their services.
@@ -38,4 +39,4 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
 # shellcheck disable=SC2086
 apt-get install -qy --no-install-recommends $missing
-focus
+readers

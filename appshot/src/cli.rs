@@ -533,6 +533,16 @@ pub enum Usage {
     /// Verify the ledger: its chain, signatures and counters, and the node's own counters
     /// against what was billed
     Verify(UsageVerify),
+    /// Write down that a row of the bill should have counted more, or less
+    ///
+    /// The row stays as it is; the difference is billed in this month.
+    Correct(UsageCorrect),
+    /// Rewrite old parts of the ledger to what bills are made of
+    Compact(UsageCompact),
+    /// List what uses most: sum, mean, maximum, RMS and percentiles
+    Top(UsageTop),
+    /// Draw use over time
+    Chart(UsageChart),
 }
 
 /// What is billed, and how.
@@ -541,7 +551,8 @@ pub struct Billed {
     /// Only of this provider
     #[arg(long, value_name = "PROVIDER")]
     pub provider: Option<String>,
-    /// A month such as 2026-11, or a day of it such as 2026-11-29, in UTC [default: this month]
+    /// A month such as 2026-11, or a day of it such as 2026-11-29, in the time zone of the
+    /// rate card [default: this month]
     #[arg(long, value_name = "PERIOD")]
     pub period: Option<Period>,
     /// A rate card; more than once for several [default: usage/rates/*.toml in the data
@@ -565,6 +576,8 @@ pub enum ExportFormat {
     Csv,
     /// The same rows as JSON, one a line
     Json,
+    /// The same rows as a table, with decimals and moments
+    Parquet,
     /// Usage without costs as CloudEvents 1.0, one a line
     #[value(name = "cloudevents")]
     CloudEvents,
@@ -575,6 +588,7 @@ impl From<ExportFormat> for Format {
         match format {
             ExportFormat::Csv => Format::Csv,
             ExportFormat::Json => Format::Json,
+            ExportFormat::Parquet => Format::Parquet,
             ExportFormat::CloudEvents => Format::CloudEvents,
         }
     }
@@ -623,6 +637,144 @@ pub struct UsageExplain {
 
 #[derive(Args, Debug)]
 pub struct UsageVerify {
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct UsageCorrect {
+    /// Its x_EventId, or the first eight digits of it or more
+    #[arg(value_name = "ID")]
+    pub event: String,
+    /// What it should have counted, in its ConsumedUnit
+    #[arg(long, value_name = "COUNT")]
+    pub count: u128,
+    /// Why, in one line
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+    /// Month of the row [default: this month]
+    #[arg(long, value_name = "PERIOD")]
+    pub period: Option<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct UsageCompact {
+    /// What is older than so many days
+    #[arg(long, value_name = "DAYS", default_value_t = 35, value_parser = clap::value_parser!(u64).range(1..=36_500))]
+    pub after: u64,
+    /// After so many days remove records but for what later bills need
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=36_500))]
+    pub remove_after: Option<u64>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Measure {
+    /// Processors in use
+    #[default]
+    Cpu,
+    /// Bytes held
+    Memory,
+    /// Requests a second
+    Requests,
+    /// Bytes of answers a second
+    Sent,
+}
+
+impl From<Measure> for usage::rollups::Measure {
+    fn from(of: Measure) -> Self {
+        match of {
+            Measure::Cpu => Self::Cpu,
+            Measure::Memory => Self::Memory,
+            Measure::Requests => Self::Requests,
+            Measure::Sent => Self::Sent,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Step {
+    #[value(name = "1s")]
+    Second,
+    #[default]
+    #[value(name = "1m")]
+    Minute,
+    #[value(name = "1h")]
+    Hour,
+    #[value(name = "1d")]
+    Day,
+}
+
+impl From<Step> for usage::rollups::Step {
+    fn from(step: Step) -> Self {
+        match step {
+            Step::Second => Self::Second,
+            Step::Minute => Self::Minute,
+            Step::Hour => Self::Hour,
+            Step::Day => Self::Day,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    Instance,
+    #[default]
+    App,
+    Provider,
+    Node,
+}
+
+impl From<By> for usage::rollups::By {
+    fn from(by: By) -> Self {
+        match by {
+            By::Instance => Self::Instance,
+            By::App => Self::App,
+            By::Provider => Self::Provider,
+            By::Node => Self::Node,
+        }
+    }
+}
+
+/// What is looked at, and how closely.
+#[derive(Args, Debug)]
+pub struct Looked {
+    /// What is measured
+    #[arg(long, value_enum, default_value_t)]
+    pub of: Measure,
+    /// How long a value stands for: 1s is kept for ten minutes, 1m for two days, 1h for 400
+    /// days, 1d for ten years
+    #[arg(long, value_enum, default_value_t)]
+    pub step: Step,
+    /// How far back [default: all that is kept]
+    #[arg(long, value_name = "TIME", value_parser = libsnap::units::parse_span)]
+    pub since: Option<std::time::Duration>,
+}
+
+#[derive(Args, Debug)]
+pub struct UsageTop {
+    #[command(flatten)]
+    pub looked: Looked,
+    /// What is compared
+    #[arg(long, value_enum, default_value_t)]
+    pub by: By,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct UsageChart {
+    /// Name of an app, a provider or an instance [default: the node]
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// What it is the name of
+    #[arg(long, value_enum, default_value_t)]
+    pub by: By,
+    #[command(flatten)]
+    pub looked: Looked,
     #[command(flatten)]
     pub output: Output,
 }

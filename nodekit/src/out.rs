@@ -54,11 +54,11 @@ pub fn print(text: &str) -> Result<()> {
 /// Stdout for what is long. A reader that has seen enough ends the program, as with
 /// [`print`].
 #[derive(Debug)]
-pub struct Stream(std::io::StdoutLock<'static>);
+pub struct Stream(std::io::Stdout);
 
 impl Stream {
     pub fn stdout() -> Stream {
-        Stream(std::io::stdout().lock())
+        Stream(std::io::stdout())
     }
 }
 

@@ -12,8 +12,7 @@ use std::io::{BufWriter, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc;
-use usage::bill::Wanted;
-use usage::books::Books;
+use usage::bill::Bill;
 use usage::card::Cards;
 use usage::export::{self, Format};
 use usage::period::Period;
@@ -36,39 +35,29 @@ pub async fn export(State(store): State<Store>, Query(asked): Query<Asked>) -> s
     let (format, content_type) = match asked.format.as_deref() {
         None | Some("csv") => (Format::Csv, "text/csv"),
         Some("json") => (Format::Json, "application/x-ndjson"),
+        Some("parquet") => (Format::Parquet, "application/vnd.apache.parquet"),
         Some("cloudevents") => (Format::CloudEvents, "application/x-ndjson"),
         Some(other) => {
             let error = Error::new(Kind::Usage, format!("there is no format {other:?}"));
-            return Err(error.fix("csv, json or cloudevents").into());
+            return Err(error.fix("csv, json, parquet or cloudevents").into());
         }
     };
     let now = now_unix_ms()?;
-    let period = match &asked.period {
-        Some(text) => text
-            .parse()
-            .map_err(|because: String| Error::new(Kind::Usage, "cannot read the period").because(because))?,
-        None => Period::of(now)?,
+    let period: Option<Period> = match &asked.period {
+        Some(text) => Some(
+            text.parse()
+                .map_err(|because: String| Error::new(Kind::Usage, "cannot read the period").because(because))?,
+        ),
+        None => None,
     };
-    let period = period.begun(now)?;
     let usage = store.usage_dir();
-    let month = period.month().clone();
-    let ready = on_own_thread(move || {
-        let (books, reached) = Books::read(&usage, &month)?;
-        let cards = Cards::of(&usage)?;
-        Ok((books, reached.node.unwrap_or_default(), cards))
-    });
-    let (books, node, cards) = ready.await?;
+    let ready = on_own_thread(move || Bill::open(&usage, Cards::of(&usage)?, period.as_ref(), now));
+    let bill = ready.await?;
     let (pieces, body) = mpsc::channel(PIECES);
     std::thread::spawn(move || {
-        let wanted = Wanted {
-            node: &node,
-            provider: asked.provider.as_deref(),
-            period: &period,
-            cards: &cards,
-        };
         let told = pieces.clone();
         let mut out = BufWriter::with_capacity(PIECE_BYTES, Pieces(pieces));
-        let written = export::write(&books, &wanted, format, &mut out);
+        let written = export::write(&bill.hours, &bill.wanted(asked.provider.as_deref()), format, &mut out);
         if let Err(error) = written {
             let _ = told.blocking_send(Err(error));
         }

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_is_counted_is_told() {
-        let mut books = Books::open();
+        let mut books = Books::default();
         let account = Account {
             id: "i".to_owned(),
             app: "web".to_owned(),
@@ -152,7 +152,7 @@ mod tests {
                 ..Counters::default()
             },
         };
-        books.note(0, &Body::Account(Box::new(account)));
+        books.note(&Body::Account(Box::new(account)));
         for cpu_ns in [1_000_000_000, 2_500_000_000] {
             let counters = Counters {
                 cpu_ns,
@@ -160,7 +160,7 @@ mod tests {
                 ..Counters::default()
             };
             let (id, state) = ("i".to_owned(), State::Running);
-            books.note(0, &Body::Use(Use { id, state, counters }));
+            books.note(&Body::Use(Use { id, state, counters }));
         }
         let board = Board::default();
         board.show(&books);

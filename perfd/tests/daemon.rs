@@ -9,7 +9,10 @@ const PROGRAM: Program = Program {
     arguments: &["--serve"],
 };
 
-appshot_tests::daemon_tests!(PROGRAM, json!({}));
+appshot_tests::daemon_tests!(
+    PROGRAM,
+    json!({ "event": "nobodynobody", "count": 0, "reason": "a trial" })
+);
 
 #[test]
 fn it_only_tells() {

@@ -152,12 +152,16 @@ impl Registry {
 
     /// The same with these arguments.
     pub fn daemon_with(&self, name: &'static str, arguments: &[&str], die_at: &str) -> Result<Daemon> {
+        let mut command = self.command(name);
+        command.args(arguments).env("APPSHOT_DIE_AT", die_at);
+        self.begin(name, command)
+    }
+
+    /// A daemon by this command, once it answers.
+    pub fn begin(&self, name: &'static str, mut command: Command) -> Result<Daemon> {
         let serve: &[&str] = if name == "perfd" { &["--serve"] } else { &[] };
-        let child = self
-            .command(name)
+        let child = command
             .args(serve)
-            .args(arguments)
-            .env("APPSHOT_DIE_AT", die_at)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)

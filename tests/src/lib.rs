@@ -7,6 +7,7 @@
 //! - [`installed`] does it with the commands and daemons that were built.
 //! - [`ledger`] counts, cycle by cycle, what must not grow.
 //! - [`load`] asks without pause and notes how long each answer took.
+//! - [`loads`] are programs that know what they used, and the bill of it.
 //! - [`scenario`] puts the real software of [`servers`] through cycles.
 //! - [`judge`] decides whether an app was untouched (A1) and whether nothing is
 //!   left on the host (A3). It runs after every trial.
@@ -28,6 +29,7 @@ pub mod installed;
 pub mod judge;
 pub mod ledger;
 pub mod load;
+pub mod loads;
 pub mod node;
 pub mod programs;
 pub mod scenario;

@@ -2,264 +2,14 @@
 //! a bill that another program computes again.
 
 use anyhow::{Context, Result, ensure};
-use appshot_tests::app::Place;
 use appshot_tests::clients::{free_port, http_get};
-use appshot_tests::installed::{Daemon, Registry};
+use appshot_tests::loads::{CARD, INIT_NS, Loads, Used, focus_toolkit, month};
 use appshot_tests::trial::in_place;
-use appshot_tests::verdict::{PATIENCE, need_program, poll, skip};
+use appshot_tests::verdict::{PATIENCE, need_program, poll};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-
-const CARD: &str = r#"
-version = 1
-id = "trial"
-valid_from = "2026-01-01T00:00:00Z"
-currency = "EUR"
-decimals = 9
-[prices]
-core_second = "0.000024"
-memory_gib_second = "0.0000025"
-storage_gib_second = "0.00000004"
-restore = "0.00001"
-request = "0.0000002"
-sent_gib = "0.02"
-[free]
-core_second = "0.5"
-[minimum]
-restore = "2"
-"#;
-
-/// Of an instance besides the load's own process: its init, which makes its namespaces,
-/// and what a restore does in it.
-const INIT_NS: u64 = 15_000_000;
-
-/// What a load says it used.
-#[derive(Clone, Copy, Debug)]
-struct Used {
-    cpu_ns: u64,
-    bytes: u64,
-    byte_ns: u128,
-    lived_ns: u64,
-    /// Until all of its memory was there.
-    touched_ns: u64,
-}
-
-/// A registry in which loads run.
-struct Loads {
-    registry: Registry,
-    dir: PathBuf,
-    load: PathBuf,
-    name: String,
-}
-
-/// Whatever happens, no load stays.
-impl Drop for Loads {
-    fn drop(&mut self) {
-        let Ok(all) = self.registry.appshot(&["ps", "-o", "json"]) else {
-            return;
-        };
-        let all: Vec<Value> = serde_json::from_str(&all).unwrap_or_default();
-        for app in all.iter().filter_map(|app| app["name"].as_str()) {
-            let _ = self.registry.appshot(&["kill", "-s", "KILL", "--wait", app]);
-        }
-    }
-}
-
-impl Loads {
-    fn new(place: &Place) -> Result<Loads> {
-        let registry = Registry::new(place)?;
-        let load = place.path("load");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("usage/load.c");
-        let built = Command::new(need_program(&["cc"])?)
-            .args(["-O1", "-Wall", "-Werror", "-o"])
-            .args([&load, &source])
-            .status()?;
-        ensure!(built.success(), "the load cannot be built");
-        Ok(Loads {
-            registry,
-            dir: place.dir().to_owned(),
-            load,
-            name: place.unique().to_owned(),
-        })
-    }
-
-    fn perfd(&self) -> Result<Daemon> {
-        self.registry.daemon("perfd", "")
-    }
-
-    fn start(&self, name: &str, mib: u64, burn_ms: u64) -> Result<()> {
-        let (load, dir) = (self.load.display().to_string(), self.dir.display().to_string());
-        let (mib, burn_ms) = (mib.to_string(), burn_ms.to_string());
-        self.registry
-            .appshot(&["run", "--name", name, "-d", "--", &load, &dir, &mib, &burn_ms])?;
-        self.burnt(name, 1)
-    }
-
-    /// Waits until it has burnt so often.
-    fn burnt(&self, name: &str, times: u32) -> Result<()> {
-        let mark = self.dir.join(format!("{name}.burnt-{times}"));
-        poll(&format!("{name} to burn"), PATIENCE, || Ok(mark.exists().then_some(())))
-    }
-
-    fn burn(&self, name: &str, times: u32) -> Result<()> {
-        self.registry.appshot(&["kill", "-s", "USR1", name])?;
-        self.burnt(name, times)
-    }
-
-    /// Has it end and tell.
-    fn end(&self, name: &str) -> Result<Used> {
-        self.registry.appshot(&["kill", "-s", "TERM", "--wait", name])?;
-        let path = self.dir.join(format!("{name}.used"));
-        let text = std::fs::read_to_string(&path).with_context(|| format!("{name} told nothing"))?;
-        std::fs::remove_file(path)?;
-        let numbers: Vec<u128> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-        let [cpu_ns, bytes, byte_ns, lived_ns, touched_ns] = numbers[..] else {
-            anyhow::bail!("{name} told {text:?}");
-        };
-        Ok(Used {
-            cpu_ns: cpu_ns.try_into()?,
-            bytes: bytes.try_into()?,
-            byte_ns,
-            lived_ns: lived_ns.try_into()?,
-            touched_ns: touched_ns.try_into()?,
-        })
-    }
-
-    fn usage_dir(&self) -> PathBuf {
-        self.registry.data.join("usage")
-    }
-
-    /// Until everything that has ended stands in the ledger.
-    fn settled(&self) -> Result<()> {
-        let readings = self.registry.run.join("usage");
-        poll("the last readings to be taken", PATIENCE, || {
-            Ok((readings.read_dir()?.count() == 0).then_some(()))
-        })
-    }
-
-    /// The last counters of each instance, by its begin.
-    fn counted(&self) -> Result<Vec<Counted>> {
-        let mut all: BTreeMap<String, Counted> = BTreeMap::new();
-        for (number, record) in self.records()?.into_iter().enumerate() {
-            for kind in ["account", "use", "end"] {
-                let body = &record["body"][kind];
-                let Some(id) = body["id"].as_str().filter(|id| !id.contains(':')) else {
-                    continue;
-                };
-                let counted = all.entry(id.to_owned()).or_insert_with(|| Counted {
-                    first: number,
-                    ..Counted::default()
-                });
-                if kind == "account" {
-                    counted.name = body["name"].as_str().unwrap_or_default().to_owned();
-                }
-                counted.ended = kind == "end";
-                counted.counters = body["counters"].clone();
-            }
-        }
-        let mut all: Vec<Counted> = all.into_values().collect();
-        all.sort_by_key(|counted| counted.first);
-        Ok(all)
-    }
-
-    fn records(&self) -> Result<Vec<Value>> {
-        let mut records = Vec::new();
-        let mut paths: Vec<PathBuf> = self
-            .usage_dir()
-            .join("ledger")
-            .read_dir()?
-            .map(|entry| Ok(entry?.path()))
-            .collect::<Result<_>>()?;
-        paths.sort();
-        for path in paths
-            .iter()
-            .filter(|path| path.extension().is_some_and(|end| end == "ledger"))
-        {
-            for line in std::fs::read_to_string(path)?.lines() {
-                records.push(serde_json::from_str(line)?);
-            }
-        }
-        Ok(records)
-    }
-
-    fn verify(&self) -> Result<Value> {
-        Ok(serde_json::from_str(
-            &self.registry.appshot(&["usage", "verify", "-o", "json"])?,
-        )?)
-    }
-
-    /// Another program computes the bill again, and FOCUS tools read it.
-    fn recompute(&self) -> Result<()> {
-        let (card, export) = (self.dir.join("card.toml"), self.dir.join("bill.csv"));
-        std::fs::write(&card, CARD)?;
-        let (card, export) = (card.display().to_string(), export.display().to_string());
-        let period = month()?;
-        self.registry
-            .appshot(&["usage", "export", "--rates", &card, "--period", &period, "-o", &export])?;
-        let again = Command::new(need_program(&["python3"])?)
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("usage/recompute.py"))
-            .arg(self.usage_dir())
-            .args([&card, &export, &period])
-            .output()?;
-        ensure!(
-            again.status.success(),
-            "computed again: {}",
-            String::from_utf8_lossy(&again.stderr)
-        );
-        let json = self.registry.appshot(&[
-            "usage", "export", "--rates", &card, "--period", &period, "--format", "json",
-        ])?;
-        let rows = String::from_utf8(again.stdout)?;
-        let rows: usize = rows.split_whitespace().nth(1).context("no count")?.parse()?;
-        ensure!(
-            json.lines().count() == rows,
-            "JSON has {} rows, CSV {rows}",
-            json.lines().count()
-        );
-        Ok(())
-    }
-}
-
-#[derive(Debug, Default)]
-struct Counted {
-    name: String,
-    first: usize,
-    counters: Value,
-    ended: bool,
-}
-
-impl Counted {
-    fn get(&self, counter: &str) -> u128 {
-        let number = &self.counters[counter];
-        // Those of memory may exceed 64 bits: as text.
-        number.to_string().parse().unwrap_or_default()
-    }
-
-    /// What was billed of processor time is what the kernel told the load.
-    fn cpu_is(&self, used: Used) -> Result<()> {
-        let told = self.get("cpu_ns");
-        let (least, most) = (
-            used.cpu_ns - used.cpu_ns / 1000,
-            used.cpu_ns + used.cpu_ns / 1000 + INIT_NS,
-        );
-        ensure!(
-            (u128::from(least)..=u128::from(most)).contains(&told),
-            "{}: {told} ns counted, {} ns used",
-            self.name,
-            used.cpu_ns
-        );
-        Ok(())
-    }
-}
-
-/// Where we are in the calendar; a trial that runs over its end fails.
-fn month() -> Result<String> {
-    let output = Command::new("date").args(["-u", "+%Y-%m"]).output()?;
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-}
 
 #[test]
 fn processor_time_is_what_was_used() {
@@ -414,7 +164,11 @@ fn after_a_crash_of_the_machine_little_is_lost() {
     });
 }
 
-const KILLS: usize = 50;
+/// As many as APPSHOT_KILLS says: 500 take half an hour.
+fn kills() -> usize {
+    let told = std::env::var("APPSHOT_KILLS").ok().and_then(|text| text.parse().ok());
+    told.unwrap_or(40)
+}
 
 #[test]
 fn killed_at_any_time_it_counts_once() {
@@ -426,7 +180,7 @@ fn killed_at_any_time_it_counts_once() {
         let mut used = BTreeMap::new();
         let mut seed = u64::from(std::process::id());
         let began = Instant::now();
-        for round in 0..KILLS {
+        for round in 0..kills() {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             // Something that comes and goes, and a load that goes on.
             let brief = format!("{name}-{round}");
@@ -682,12 +436,73 @@ fn requests_over_http_are_billed() {
     });
 }
 
-/// From the package focus-data-toolkit, in the path or where `tests/setup.sh` puts it.
-fn focus_toolkit() -> Result<PathBuf> {
-    let installed = Path::new("/opt/appshot-tests/bin/focus-toolkit");
-    match need_program(&["focus-toolkit"]) {
-        Err(_) if installed.is_file() => Ok(installed.to_owned()),
-        Err(_) => skip("focus-toolkit (`pip install focus-data-toolkit`)"),
-        found => found,
-    }
+#[test]
+fn what_makes_no_sense_is_refused() {
+    in_place("what_makes_no_sense_is_refused", |place| {
+        let loads = Loads::new(place)?;
+        let none = loads
+            .registry
+            .appshot(&["usage", "show"])
+            .map_err(|error| error.to_string());
+        ensure!(
+            none.as_ref().is_err_and(|error| error.contains("there is no ledger")),
+            "{none:?}"
+        );
+        loads.perfd()?.stop()?;
+        std::fs::write(place.path("text"), "hello")?;
+        let (dir, text) = (
+            place.dir().display().to_string(),
+            place.path("text").display().to_string(),
+        );
+        let nowhere = place.path("nowhere/bill.csv").display().to_string();
+        let cases: &[(&[&str], &str)] = &[
+            (&["export", "--period", "2999-01"], "no usage of this period"),
+            (&["export", "--period", "1960-01"], "before 1970"),
+            (&["export", "--period", "2026-1"], "no month"),
+            (&["export", "--provider", "nobody"], "no usage of a provider"),
+            (&["export", "--format", "xls"], "invalid value"),
+            (&["export", "-o", &nowhere], "cannot write"),
+            (&["export", "--rates", &nowhere], "cannot read the rate card"),
+            (&["export", "--rates", &dir], "cannot read the rate card"),
+            (&["export", "--rates", &text], "no rate card"),
+            (&["statement", "--period", "2999-01"], "no usage of this period"),
+            (&["explain", "00000000"], "no row"),
+            (
+                &["correct", "00000000", "--count", "5", "--reason", "a trial"],
+                "no row",
+            ),
+            (&["correct", "00000000", "--count", "5", "--reason", ""], "the reason"),
+            (
+                &["correct", "00000000", "--count", "5", "--reason", "two\nlines"],
+                "the reason",
+            ),
+            (
+                &["correct", "00000000", "--count", "-5", "--reason", "a trial"],
+                "unexpected argument",
+            ),
+            (
+                &[
+                    "correct", "00000000", "--count", "5", "--reason", "x", "--period", "now",
+                ],
+                "cannot read the period",
+            ),
+            (&["compact", "--after", "0"], "is not in"),
+            (
+                &["compact", "--after", "40", "--remove-after", "30"],
+                "before they are compacted",
+            ),
+            (&["top", "--step", "2s"], "invalid value"),
+            (&["top", "--since", "yesterday"], "invalid value"),
+            (&["chart", "nobody"], "nothing is known"),
+        ];
+        for (words, told) in cases {
+            let all = [&["usage"], *words].concat();
+            match loads.registry.appshot(&all) {
+                Ok(answer) => anyhow::bail!("{words:?} is not refused: {answer}"),
+                Err(error) => ensure!(error.to_string().contains(told), "{words:?}: {told}: {error}"),
+            }
+        }
+        ensure!(!place.path("nowhere").exists(), "it was made");
+        Ok(())
+    });
 }

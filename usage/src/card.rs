@@ -6,23 +6,42 @@
 //! valid_from = "2026-01-01T00:00:00Z"   # a whole hour; until the next card's
 //! currency = "EUR"
 //! decimals = 6                          # each row is rounded to, half to even
+//! time_zone = "Europe/Berlin"           # whose months and days are billed; UTC without it
 //!
 //! [prices]                              # strings: no binary fractions near money
 //! core_second = "0.000024"
 //! memory_gib_second = "0.0000025"
 //! storage_gib_second = "0.00000004"
 //! restore = "0.00001"
-//! request = "0.0000002"
 //! sent_gib = "0.02"
 //!
+//! [[tiers.request]]                     # instead of one price: of each provider and month
+//! up_to = "1000000"
+//! price = "0.0000002"
+//! [[tiers.request]]                     # what is beyond
+//! price = "0.0000001"
+//!
 //! [minimum]                             # what a row with less is billed for
-//! [free]                                # of each provider and month
+//! [free]                                # of each provider and month, before the tiers
 //! core_second = "1000"
+//!
+//! [[guarantee]]                         # processors that are kept ready for an app
+//! provider = "acme"
+//! app = "web"
+//! cores = "0.5"
+//! price = "0.00001"                     # of each core-second that is kept, used or not
 //! ```
+//!
+//! What an app uses of the processors that are kept for it costs nothing more. For as long
+//! as it was wanted and waited for the node's memory, its guarantee is credited.
 
-use crate::bill::Meter;
 use crate::books::{HOUR_MS, Hour};
+use crate::meter::Meter;
+use crate::money;
+use crate::period;
+use crate::record::Whose;
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use libsnap::error::{Error, Kind, OrFail, Result};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Deserializer};
@@ -46,11 +65,54 @@ pub struct Card {
     pub currency: String,
     #[serde(default = "micros")]
     pub decimals: u32,
+    #[serde(default = "utc")]
+    time_zone: String,
     prices: BTreeMap<Meter, Amount>,
+    #[serde(default)]
+    tiers: BTreeMap<Meter, Vec<Tier>>,
     #[serde(default)]
     minimum: BTreeMap<Meter, Amount>,
     #[serde(default)]
     free: BTreeMap<Meter, Amount>,
+    #[serde(default)]
+    guarantee: Vec<Guarantee>,
+}
+
+/// A price up to so much.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tier {
+    up_to: Option<Amount>,
+    price: Amount,
+}
+
+/// Processors that are kept ready for an app.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guarantee {
+    pub provider: String,
+    pub app: String,
+    cores: Amount,
+    price: Amount,
+}
+
+impl Guarantee {
+    pub fn is_of(&self, whose: &Whose) -> bool {
+        (&self.provider, &self.app) == (&whose.provider, &whose.app)
+    }
+
+    /// How many core-nanoseconds it is in so many nanoseconds.
+    pub fn reserved(&self, ns: u128) -> u128 {
+        money::count(self.cores.0, ns)
+    }
+
+    pub fn price(&self) -> Decimal {
+        self.price.0
+    }
+}
+
+fn utc() -> String {
+    "UTC".to_owned()
 }
 
 fn micros() -> u32 {
@@ -124,14 +186,55 @@ impl Card {
         if self.decimals > DECIMALS_MAX {
             return Err(format!("decimals: {} are more than {DECIMALS_MAX}", self.decimals));
         }
-        match Meter::ALL.iter().find(|meter| !self.prices.contains_key(meter)) {
-            Some(missing) => Err(format!("prices: {} is missing; it may be \"0\"", missing.name())),
+        let zone = period::zone(&self.time_zone).map_err(|error| format!("time_zone: {error}"))?;
+        period::Period::of(self.valid_from * HOUR_MS, &zone)
+            .map_err(|error| format!("time_zone: {}", error.because.unwrap_or(error.what)))?;
+        for meter in Meter::ALL {
+            let name = meter.name();
+            match (self.prices.contains_key(&meter), self.tiers.get(&meter)) {
+                (true, Some(_)) => return Err(format!("{name} has a price and tiers: one of them is enough")),
+                (true, None) => {}
+                (false, Some(tiers)) => ascending(tiers).map_err(|because| format!("tiers: {name}: {because}"))?,
+                (false, None) => return Err(format!("prices: {name} is missing; it may be \"0\"")),
+            }
+        }
+        let of_guarantee = [&self.prices, &self.minimum, &self.free].map(|of| of.contains_key(&Meter::Reserved));
+        if of_guarantee.contains(&true) || self.tiers.contains_key(&Meter::Reserved) {
+            return Err(format!("{} has its price in [[guarantee]]", Meter::Reserved.name()));
+        }
+        let mut apps: Vec<(&String, &String)> = self.guarantee.iter().map(|of| (&of.provider, &of.app)).collect();
+        apps.sort_unstable();
+        match apps.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!("guarantee: {} of {} has two", pair[0].1, pair[0].0)),
             None => Ok(()),
         }
     }
 
+    /// What is paid first of so many units.
     pub fn price(&self, meter: Meter) -> Decimal {
-        self.prices.get(&meter).map(|amount| amount.0).unwrap_or_default()
+        let first = self.tiers.get(&meter).and_then(|tiers| tiers.first());
+        let first = first.map(|tier| &tier.price).or(self.prices.get(&meter));
+        first.map(|amount| amount.0).unwrap_or_default()
+    }
+
+    /// What so many cost, where `before` of them were billed in the month: by tiers.
+    pub fn cost(&self, meter: Meter, before: u128, count: u128) -> Result<Decimal> {
+        let per_unit = meter.per_unit();
+        let Some(tiers) = self.tiers.get(&meter) else {
+            return money::cost(&[(count, self.price(meter))], per_unit, self.decimals);
+        };
+        let (mut from, end, mut parts) = (before, before.saturating_add(count), Vec::new());
+        for tier in tiers {
+            let until = tier.up_to.map_or(u128::MAX, |units| money::count(units.0, per_unit));
+            let part = end.min(until).saturating_sub(from);
+            parts.push((part, tier.price.0));
+            from += part;
+        }
+        money::cost(&parts, per_unit, self.decimals)
+    }
+
+    pub fn guarantees(&self) -> &[Guarantee] {
+        &self.guarantee
     }
 
     pub fn minimum(&self, meter: Meter) -> Decimal {
@@ -141,6 +244,24 @@ impl Card {
     pub fn free(&self, meter: Meter) -> Decimal {
         self.free.get(&meter).map(|amount| amount.0).unwrap_or_default()
     }
+}
+
+fn ascending(tiers: &[Tier]) -> Result<(), &'static str> {
+    let Some((last, others)) = tiers.split_last() else {
+        return Err("there is none");
+    };
+    if last.up_to.is_some() {
+        return Err("the last has no up_to: it is what is beyond");
+    }
+    let mut before = Decimal::ZERO;
+    for tier in others {
+        match &tier.up_to {
+            None => return Err("only the last has no up_to"),
+            Some(up_to) if up_to.0 <= before => return Err("each up_to is higher than the one before"),
+            Some(up_to) => before = up_to.0,
+        }
+    }
+    Ok(())
 }
 
 /// Id of no card at all.
@@ -201,8 +322,29 @@ impl Cards {
                 other.id, other.currency, card.id, card.currency
             )));
         }
+        if let Some(other) = self.0.values().find(|other| other.time_zone != card.time_zone) {
+            return Err(overlap(format!(
+                "{} is for months of {}, {} of {}",
+                other.id, other.time_zone, card.id, card.time_zone
+            )));
+        }
         self.0.insert(card.valid_from, card);
         Ok(())
+    }
+
+    /// Whose months and days are billed.
+    pub fn zone(&self) -> TimeZone {
+        let named = self
+            .0
+            .values()
+            .next()
+            .and_then(|card| period::zone(&card.time_zone).ok());
+        named.unwrap_or(TimeZone::UTC)
+    }
+
+    /// All of them, by the hour from which on they are valid.
+    pub fn iter(&self) -> impl Iterator<Item = &Card> {
+        self.0.values()
     }
 
     /// The one of an hour.

@@ -69,7 +69,7 @@ impl Ledger {
         })?;
         let node = named(usage)?;
         let key = key(usage)?;
-        let (mut books, mut ended) = (Books::open(), HashSet::new());
+        let (mut books, mut ended) = (Books::default(), HashSet::new());
         let Some((segment, reached)) = last(usage, &mut books, &mut ended)? else {
             let ledger = Ledger::first(usage, node, boot_id, key, now, only)?;
             return Ok((ledger, Found::default()));
@@ -138,7 +138,7 @@ impl Ledger {
             hash: Hash::default(),
             seq: 0,
             waiting: Vec::new(),
-            books: Books::open(),
+            books: Books::default(),
             ended: HashSet::new(),
             segment_bytes: SEGMENT_BYTES,
             _only: only,
@@ -172,8 +172,13 @@ impl Ledger {
         if let Body::End(end) = &body {
             self.ended.insert(end.id.clone());
         }
-        self.books.note(at.unix_ms, &body);
+        self.books.note(&body);
         self.waiting.push((at, body));
+    }
+
+    /// The number of the next record.
+    pub fn next_seq(&self) -> u64 {
+        self.seq
     }
 
     /// Whether an account has ended since [`Ledger::forget_ended`], or shortly before the
@@ -193,11 +198,11 @@ impl Ledger {
         self.append(at, Body::Checkpoint(Checkpoint { signature }));
     }
 
-    /// Returns when all that was appended is on the disk. Where that fails it waits for
-    /// the next time, and what is there is as it was.
-    pub fn sync(&mut self, now: Moment) -> Result<()> {
+    /// Returns when all that was appended is on the disk, with it. Where that fails it waits
+    /// for the next time, and what is there is as it was.
+    pub fn sync(&mut self, now: Moment) -> Result<Vec<(Moment, Body)>> {
         if self.waiting.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let (bytes, hash, seq) = self.encode(&self.waiting, self.hash, self.seq)?;
         let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
@@ -213,18 +218,18 @@ impl Ledger {
         }
         self.length += bytes.len() as u64;
         (self.hash, self.seq) = (hash, seq);
-        self.waiting.clear();
+        let written = std::mem::take(&mut self.waiting);
         if self.length > self.segment_bytes {
             self.next_segment(now)?;
         }
-        Ok(())
+        Ok(written)
     }
 
     fn encode(&self, batch: &[(Moment, Body)], mut hash: Hash, mut seq: u64) -> Result<(Vec<u8>, Hash, u64)> {
         let mut bytes = Vec::new();
         for (at, body) in batch {
             let body = match body {
-                Body::Checkpoint(_) => Body::Checkpoint(self.sign(&hash)),
+                Body::Checkpoint(_) => Body::Checkpoint(sign(&self.key, &hash)),
                 body => body.clone(),
             };
             let record = Record {
@@ -240,13 +245,6 @@ impl Ledger {
             seq += 1;
         }
         Ok((bytes, hash, seq))
-    }
-
-    fn sign(&self, hash: &Hash) -> Checkpoint {
-        let signature = self.key.sign(&[SIGNED, hash].concat());
-        Checkpoint {
-            signature: hex(&signature.to_bytes()),
-        }
     }
 
     /// Cuts off what was half written. Of each account the newest counters wait.
@@ -296,6 +294,7 @@ impl Ledger {
             prev: hex(&self.hash),
             key: hex(self.key.verifying_key().as_bytes()),
             boot_id: self.boot_id.clone(),
+            kept: None,
         };
         let mut batch = vec![(now, Body::Head(head))];
         let carried = self.books.accounts().into_iter();
@@ -323,6 +322,14 @@ impl Ledger {
     }
 }
 
+/// Signs the hash of the line before.
+pub(crate) fn sign(key: &SigningKey, hash: &Hash) -> Checkpoint {
+    let signature = key.sign(&[SIGNED, hash].concat());
+    Checkpoint {
+        signature: hex(&signature.to_bytes()),
+    }
+}
+
 /// Compresses a segment that is complete; it is there all the time, whole.
 fn pack(usage: &Path, number: u64) -> Result<()> {
     let (plain, packed) = (segment_path(usage, number), read::packed_path(usage, number));
@@ -332,20 +339,26 @@ fn pack(usage: &Path, number: u64) -> Result<()> {
     let what = || format!("cannot pack {}", plain.display());
     // One that is there is whole: it has got its name last.
     if !packed.exists() {
-        let temporary = packed.with_file_name(".packed");
-        let mut file = private(&temporary).or_fail(what)?;
         let mut from = File::open(&plain).or_fail(what)?;
-        let mut encoder = zstd::Encoder::new(&mut file, 0).or_fail(what)?;
-        encoder
-            .include_checksum(true)
-            .and_then(|()| std::io::copy(&mut from, &mut encoder))
-            .and_then(|_| encoder.finish().map(drop))
-            .and_then(|()| file.sync_all())
-            .and_then(|()| std::fs::rename(&temporary, &packed))
-            .and_then(|()| sync_parent(&packed))
-            .or_fail(what)?;
+        write_packed(&packed, ".packed", &mut from)?;
     }
     std::fs::remove_file(&plain).or_fail(what)
+}
+
+/// Writes a packed segment; under its name it is whole.
+pub(crate) fn write_packed(packed: &Path, temporary: &str, from: &mut dyn Read) -> Result<()> {
+    let what = || format!("cannot write {}", packed.display());
+    let temporary = packed.with_file_name(temporary);
+    let mut file = private(&temporary).or_fail(what)?;
+    let mut encoder = zstd::Encoder::new(&mut file, 0).or_fail(what)?;
+    encoder
+        .include_checksum(true)
+        .and_then(|()| std::io::copy(from, &mut encoder))
+        .and_then(|_| encoder.finish().map(drop))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&temporary, packed))
+        .and_then(|()| sync_parent(packed))
+        .or_fail(what)
 }
 
 /// The last segment, read, and who has ended in it and in the one before.
@@ -383,7 +396,7 @@ fn named(usage: &Path) -> Result<String> {
     }
 }
 
-fn key(usage: &Path) -> Result<SigningKey> {
+pub(crate) fn key(usage: &Path) -> Result<SigningKey> {
     let path = usage.join("key");
     let what = || format!("cannot read {}", path.display());
     if !path.exists() {

@@ -1,6 +1,6 @@
 //! Reading the ledger: nothing is believed that does not follow by its hash.
 
-use crate::record::{Body, Hash, Head, LINE_BYTES_MAX, Line, Record, hex, unhex};
+use crate::record::{Body, Hash, Head, LINE_BYTES_MAX, Line, Record, Sealed, hex, unhex};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::stems;
 use std::fs::File;
@@ -41,6 +41,14 @@ pub struct Entry {
     pub hash: Hash,
 }
 
+/// How a segment begins.
+#[derive(Clone, Debug)]
+pub struct Begin {
+    pub head: Head,
+    pub seq: u64,
+    pub unix_ms: u64,
+}
+
 /// How far the ledger could be read.
 #[derive(Clone, Debug, Default)]
 pub struct Reached {
@@ -55,6 +63,11 @@ pub struct Reached {
     pub end: Place,
     /// Bytes behind it, of a line that is torn or being written.
     pub torn_bytes: u64,
+    /// Segments that were compacted.
+    pub compacted: u64,
+    /// In one of them, and what it ended in, once that was read.
+    is_compacted: bool,
+    sealed: Option<Sealed>,
 }
 
 pub fn segment_path(usage: &Path, number: u64) -> PathBuf {
@@ -107,6 +120,7 @@ pub fn read(usage: &Path, from: u64, take: &mut dyn FnMut(&Entry) -> Result<()>)
     for (index, number) in numbers.iter().enumerate() {
         let is_last = index + 1 == numbers.len();
         segment(usage, *number, index == 0, is_last, &mut reached, take)?;
+        unseal(&mut reached)?;
     }
     if from <= 1 && numbers.first().is_some_and(|first| *first != 1) {
         return Err(damaged(
@@ -117,6 +131,53 @@ pub fn read(usage: &Path, from: u64, take: &mut dyn FnMut(&Entry) -> Result<()>)
             "the segment is missing",
         ));
     }
+    Ok(reached)
+}
+
+/// What follows a segment that was compacted follows what it was before.
+fn unseal(reached: &mut Reached) -> Result<()> {
+    if !reached.is_compacted {
+        return Ok(());
+    }
+    let cut = |because: &str| damaged(reached.end, because);
+    let sealed = reached
+        .sealed
+        .take()
+        .ok_or_else(|| cut("what was compacted does not end in its seal"))?;
+    reached.hash = unhex(&sealed.hash).ok_or_else(|| cut("its seal names no hash"))?;
+    reached.next_seq = sealed.next_seq;
+    Ok(())
+}
+
+/// How a segment begins; whether it follows is not looked at.
+pub fn head(usage: &Path, number: u64) -> Result<Begin> {
+    let mut bytes = Vec::new();
+    let place = Place {
+        segment: number,
+        line: 1,
+        offset: 0,
+    };
+    let limit = LINE_BYTES_MAX as u64 + 1;
+    let read = open(usage, number)?.take(limit).read_until(b'\n', &mut bytes);
+    read.map_err(|error| damaged(place, error))?;
+    bytes.pop();
+    let record = Line::parse(&bytes)
+        .map_err(|error| damaged(place, error.because.unwrap_or(error.what)))?
+        .record;
+    match record.body {
+        Body::Head(head) => Ok(Begin {
+            head,
+            seq: record.seq,
+            unix_ms: record.unix_ms,
+        }),
+        _ => Err(damaged(place, "the segment does not begin with its head")),
+    }
+}
+
+/// Tells each record of one segment, of what follows by its hash.
+pub fn one(usage: &Path, number: u64, take: &mut dyn FnMut(&Entry) -> Result<()>) -> Result<Reached> {
+    let mut reached = Reached::default();
+    segment(usage, number, true, false, &mut reached, take)?;
     Ok(reached)
 }
 
@@ -136,6 +197,7 @@ fn segment(
     };
     reached.segments += 1;
     reached.torn_bytes = 0;
+    reached.sealed = None;
     let mut bytes = Vec::new();
     loop {
         reached.end = place;
@@ -201,7 +263,20 @@ fn judge(line: Line, place: Place, is_first: bool, reached: &mut Reached) -> Res
             "its hash does not follow: it, or the record before it, was changed",
         )
     })?;
-    if !(is_first && place.line == 1) && seq != reached.next_seq {
+    if let Body::Sealed(sealed) = &line.record.body {
+        if !reached.is_compacted || reached.sealed.is_some() || sealed.next_seq < seq {
+            return Err(damaged(place, "a seal where none may stand"));
+        }
+        reached.sealed = Some(sealed.clone());
+    }
+    // The seal, and what signs it, have the number of the last line that there was.
+    let is_end = matches!(line.record.body, Body::Sealed(_) | Body::Checkpoint(_));
+    let goes_on = match reached.is_compacted && place.line > 1 {
+        true => seq + u64::from(is_end) >= reached.next_seq,
+        false => seq == reached.next_seq,
+    };
+    let is_begin = is_first && place.line == 1;
+    if !(goes_on || is_begin) {
         return Err(damaged(
             place,
             format!("it has number {seq} where {} follows", reached.next_seq),
@@ -227,6 +302,8 @@ fn begins(head: &Head, place: Place, is_first: bool, reached: &mut Reached) -> R
     }
     reached.node = Some(head.node.clone());
     reached.key.clone_from(&head.key);
+    (reached.is_compacted, reached.sealed) = (head.kept.is_some(), None);
+    reached.compacted += u64::from(head.kept.is_some());
     let prev = unhex(&head.prev).ok_or_else(|| damaged(place, "it names no segment before it"))?;
     if !is_first && prev != reached.hash {
         return Err(damaged(

@@ -17,8 +17,15 @@
 //! names: that of the last line of the segment before, zeroes at first. `seq` counts
 //! all lines, without a gap. Counters are cumulative since their account began, so any
 //! number of lines may be lost or read twice without a wrong sum.
+//!
+//! A segment that was compacted (`Head::kept`) has gaps in its numbers. What stayed is
+//! chained anew from its head on; the last but one is [`Sealed`] with the hash that the
+//! whole segment ended in, which the next head names, and the last is a checkpoint: the
+//! node's key answers for what stayed.
 
+use crate::meter::Meter;
 use libsnap::error::{Error, Kind, OrFail, Result};
+use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 
 /// Of the format. Another one is refused.
@@ -66,6 +73,10 @@ pub enum Body {
     Gap(Gap),
     /// The hash before this line, signed.
     Checkpoint(Checkpoint),
+    /// A row of the bill was wrong.
+    Correction(Box<Correction>),
+    /// What a segment ended in that was compacted.
+    Sealed(Sealed),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +90,19 @@ pub struct Head {
     /// The public key that checkpoints are signed for, in hexadecimal.
     pub key: String,
     pub boot_id: String,
+    /// What stayed of it; all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+}
+
+/// What is left of a segment that was compacted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// What bills are made of.
+    Bills,
+    /// What accounts that went on had counted at its end. There is no bill of it any more.
+    Accounts,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,7 +152,7 @@ pub enum AccountKind {
     Traffic,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     CgroupV2,
@@ -139,6 +163,8 @@ pub enum Source {
     Files,
     /// The HTTP entry of the node.
     Dispatcher,
+    /// A rate card: not metered, and in no ledger.
+    Card,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +230,65 @@ pub struct Checkpoint {
     pub signature: String,
 }
 
+/// Whoever corrects says by how much the row counts more or less, and what that comes to:
+/// closed months stay as they were, and the difference is billed when this is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Correction {
+    /// Id of the row.
+    pub event: String,
+    pub of: Whose,
+    pub meter: Meter,
+    /// Of the row, since the Unix epoch.
+    pub hour: u64,
+    /// Less where it is negative.
+    pub count: i128,
+    pub cost: Decimal,
+    pub currency: String,
+    pub card: String,
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sealed {
+    /// Of the last line that the segment had.
+    pub hash: String,
+    pub next_seq: u64,
+    /// Lines that were left out.
+    pub left_out: u64,
+}
+
+/// Who pays for what.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Whose {
+    pub app: String,
+    /// Id of the account.
+    pub id: String,
+    pub provider: String,
+    /// Name of the instance.
+    pub name: String,
+    pub kind: AccountKind,
+    pub source: Source,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+impl From<&Account> for Whose {
+    fn from(account: &Account) -> Whose {
+        Whose {
+            app: account.app.clone(),
+            id: account.id.clone(),
+            provider: account.provider.clone(),
+            name: account.name.clone(),
+            kind: account.kind,
+            source: account.source,
+            cause: account.cause.clone(),
+        }
+    }
+}
+
 fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
     *number == T::default()
 }
@@ -238,6 +323,25 @@ macro_rules! counters {
             pub fn follows(&self, before: &Counters) -> bool {
                 $(self.$name >= before.$name)&&*
             }
+
+            /// In few bytes: which are not zero, and these, seven bits a byte.
+            pub fn pack(&self, out: &mut Vec<u8>) {
+                let all = [$(u128::from(self.$name)),*];
+                let set = (0..all.len()).filter(|index| all[*index] != 0);
+                write_number(set.map(|index| 1 << index).sum(), out);
+                all.into_iter().filter(|number| *number != 0).for_each(|number| write_number(number, out));
+            }
+
+            /// What [`Counters::pack`] has written, taken off the front of `bytes`.
+            pub fn unpack(bytes: &mut &[u8]) -> Option<Counters> {
+                let mut set = read_number(bytes)?;
+                let mut next = || -> Option<u128> {
+                    let is_set = set & 1 == 1;
+                    set >>= 1;
+                    if is_set { read_number(bytes) } else { Some(0) }
+                };
+                Some(Counters { $($name: next()?.try_into().ok()?,)* })
+            }
         }
     };
 }
@@ -268,6 +372,30 @@ counters! {
     /// Of bodies.
     received_bytes: u64,
     sent_bytes: u64,
+    /// For how long the app was wanted and waited for the node's memory.
+    waited_ns: u64,
+}
+
+/// Seven bits a byte, the lowest first (LEB128).
+pub fn write_number(mut number: u128, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        out.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+pub fn read_number(bytes: &mut &[u8]) -> Option<u128> {
+    let (mut number, mut shift) = (0, 0);
+    loop {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u128::from(byte & 0x7f).checked_shl(shift)?;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+        shift += 7;
+    }
 }
 
 pub type Hash = [u8; 32];
@@ -357,14 +485,19 @@ fn parse(text: &[u8]) -> Result<Record> {
     struct Version {
         v: u32,
     }
-    if let Ok(Version { v }) = serde_json::from_slice(text)
-        && v != VERSION
-    {
-        return Err(Error::new(Kind::Unavailable, format!("a record is of version {v}"))
+    let newer = |v: u32| {
+        Error::new(Kind::Unavailable, format!("a record is of version {v}"))
             .because(format!("this program knows version {VERSION} only"))
-            .fix("use the program that has written it, or a later one"));
+            .fix("use the program that has written it, or a later one")
+    };
+    match serde_json::from_slice::<Record>(text) {
+        Ok(record) if record.v == VERSION => Ok(record),
+        Ok(record) => Err(newer(record.v)),
+        Err(error) => match serde_json::from_slice(text) {
+            Ok(Version { v }) if v != VERSION => Err(newer(v)),
+            _ => Err(Error::failed("this is no record").because(error)),
+        },
     }
-    serde_json::from_slice(text).or_fail(|| "this is no record")
 }
 
 #[cfg(test)]
@@ -418,6 +551,25 @@ mod tests {
         let (line, _) = write(&newer, &[0; 32]).unwrap();
         let error = Line::parse(line.strip_suffix(b"\n").unwrap()).unwrap_err();
         assert_eq!(error.kind, Kind::Unavailable, "{error}");
+    }
+
+    #[test]
+    fn counters_are_packed_and_come_back() {
+        let mut packed = Vec::new();
+        let all = [
+            Counters::default(),
+            Counters {
+                cpu_ns: u64::MAX,
+                memory_byte_ns: u128::MAX,
+                waited_ns: 127,
+                ..Counters::default()
+            },
+        ];
+        all.iter().for_each(|counters| counters.pack(&mut packed));
+        let mut left = &packed[..];
+        assert_eq!(all.map(|_| Counters::unpack(&mut left).unwrap()), all);
+        assert!(left.is_empty());
+        assert_eq!(Counters::unpack(&mut &packed[1..9]), None);
     }
 
     #[test]

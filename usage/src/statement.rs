@@ -4,9 +4,11 @@
 //! hour, what each app took of a processor, and what it was charged for, beside what the
 //! peak of all would have cost if it had been kept up all the time.
 
-use crate::bill::{Meter, Quality, Row, Wanted, rows};
-use crate::books::{Books, Hour};
+use crate::bill::{Quality, Row, Wanted, rows};
+use crate::books::Hour;
 use crate::card::NONE;
+use crate::hours::Hours;
+use crate::meter::Meter;
 use crate::money;
 use crate::period::{instant, second};
 use libsnap::error::{OrFail, Result};
@@ -26,13 +28,13 @@ const COLOURS: [&str; 13] = [
 struct App {
     provider: String,
     name: String,
-    counts: BTreeMap<Meter, u128>,
+    counts: BTreeMap<Meter, i128>,
     costs: BTreeMap<Meter, Decimal>,
     cost: Decimal,
-    by_cause: BTreeMap<String, (u64, Decimal)>,
+    by_cause: BTreeMap<String, (i128, Decimal)>,
     gaps: u64,
     /// Processor time and charge by hour.
-    hours: BTreeMap<Hour, (u128, Decimal)>,
+    hours: BTreeMap<Hour, (i128, Decimal)>,
 }
 
 #[derive(Debug, Default)]
@@ -42,27 +44,34 @@ struct Sums {
     cards: BTreeMap<String, u64>,
     without_card: u64,
     remarks: BTreeMap<String, u64>,
+    corrections: Vec<(String, Decimal)>,
 }
 
 impl Sums {
     fn add(&mut self, row: &Row<'_>) {
-        let account = row.account;
-        let key = (account.provider.clone(), account.app.clone());
+        let whose = row.whose;
+        let key = (whose.provider.clone(), whose.app.clone());
         let app = self.apps.entry(key).or_default();
-        (app.provider, app.name) = (account.provider.clone(), account.app.clone());
+        (app.provider, app.name) = (whose.provider.clone(), whose.app.clone());
         *app.counts.entry(row.meter).or_default() += row.count;
         *app.costs.entry(row.meter).or_default() += row.cost;
         app.cost += row.cost;
         app.gaps += u64::from(row.quality == Quality::Gap);
         if row.meter == Meter::Restores {
-            let cause = account.cause.as_deref().unwrap_or("not told");
+            let cause = whose.cause.as_deref().unwrap_or("not told");
             let seen = app.by_cause.entry(cause.to_owned()).or_default();
-            seen.0 += u64::try_from(row.count).unwrap_or(u64::MAX);
+            seen.0 += row.count;
             seen.1 += row.cost;
         }
-        let hour = app.hours.entry(row.hour).or_default();
-        hour.0 += if row.meter == Meter::Core { row.count } else { 0 };
-        hour.1 += row.cost;
+        if row.quality == Quality::Correction {
+            // Of an hour that is not on this page.
+            let remark = row.remark.clone().unwrap_or_default();
+            self.corrections.push((remark, row.cost));
+        } else {
+            let hour = app.hours.entry(row.hour).or_default();
+            hour.0 += if row.meter == Meter::Core { row.count } else { 0 };
+            hour.1 += row.cost;
+        }
         match row.card {
             NONE => self.without_card += u64::from(row.quality == Quality::Measured),
             card => {
@@ -81,37 +90,29 @@ impl Sums {
 
     /// What the processor time of each app's busiest hour would have cost in so many hours,
     /// at the price that was paid for processor time on the average.
-    fn for_the_peak(&self, hours: usize) -> Option<(u128, Decimal)> {
-        let of_hour = |app: &App| app.hours.values().map(|(cpu, _)| *cpu).collect::<Vec<u128>>();
-        let peak: u128 = self
+    fn for_the_peak(&self, hours: usize) -> Option<(i128, Decimal)> {
+        let of_hour = |app: &App| app.hours.values().map(|(cpu, _)| *cpu).collect::<Vec<i128>>();
+        let peak: i128 = self
             .apps
             .values()
             .filter_map(|app| of_hour(app).into_iter().max())
             .sum();
-        let used: u128 = self.apps.values().flat_map(of_hour).sum();
+        let used: i128 = self.apps.values().flat_map(of_hour).sum();
         let paid: Decimal = self.apps.values().filter_map(|app| app.costs.get(&Meter::Core)).sum();
-        let times = Decimal::from_u128_exact(peak)? * Decimal::from(hours as u64) / Decimal::from_u128_exact(used)?;
+        let times = exact(peak)? * Decimal::from(hours as u64) / exact(used)?;
         Some((peak, (paid * times).round_dp(6)))
     }
 }
 
-trait Exact: Sized {
-    fn from_u128_exact(number: u128) -> Option<Self>;
-}
-
-impl Exact for Decimal {
-    fn from_u128_exact(number: u128) -> Option<Decimal> {
-        let number = i128::try_from(number).ok()?;
-        Decimal::try_from_i128_with_scale(number, 0)
-            .ok()
-            .filter(|number| !number.is_zero())
-    }
+fn exact(number: i128) -> Option<Decimal> {
+    let number = Decimal::try_from_i128_with_scale(number, 0).ok();
+    number.filter(|number| !number.is_zero())
 }
 
 /// Writes the statement of what is wanted.
-pub fn write(books: &Books, wanted: &Wanted<'_>, made_unix_ms: u64, out: &mut dyn Write) -> Result<()> {
+pub fn write(hours: &Hours, wanted: &Wanted<'_>, made_unix_ms: u64, out: &mut dyn Write) -> Result<()> {
     let mut sums = Sums::default();
-    rows(books, wanted, &mut |row| {
+    rows(hours, wanted, &mut |row| {
         sums.add(row);
         Ok(())
     })?;
@@ -164,7 +165,9 @@ th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}\
 
 fn table(sums: &Sums) -> Result<String> {
     let mut table = "<table><tr><th>App</th><th>Provider</th>".to_owned();
-    for meter in Meter::ALL {
+    let is_kept = sums.apps.values().any(|app| app.counts.contains_key(&Meter::Reserved));
+    let meters = || Meter::ALL.into_iter().chain(is_kept.then_some(Meter::Reserved));
+    for meter in meters() {
         let _ = write!(table, "<th>{}<br>{}</th>", meter.description(), meter.unit());
     }
     table += "<th>Charge</th></tr>\n";
@@ -175,7 +178,7 @@ fn table(sums: &Sums) -> Result<String> {
             escape(&app.name),
             escape(&app.provider)
         );
-        for meter in Meter::ALL {
+        for meter in meters() {
             let count = app.counts.get(&meter).copied().unwrap_or_default();
             let quantity = money::quantity(count, meter.per_unit())?.round_dp(3);
             let _ = write!(table, "<td>{quantity}</td>");
@@ -205,10 +208,10 @@ fn charts(sums: &Sums, currency: &str) -> String {
     }
     charts += "</p>\n";
     // Numbers for a picture: the loss of precision does not show.
-    let cores = |hour: &(u128, Decimal)| hour.0 as f64 / 3.6e12;
+    let cores = |hour: &(i128, Decimal)| hour.0 as f64 / 3.6e12;
     charts += &chart("Processors in use, on the average of each hour", sums, &range, &cores);
     if sums.currency.is_some() {
-        let charge = |hour: &(u128, Decimal)| hour.1.to_f64().unwrap_or_default();
+        let charge = |hour: &(i128, Decimal)| hour.1.to_f64().unwrap_or_default();
         charts += &chart(&format!("Charge of each hour, {currency}"), sums, &range, &charge);
     }
     charts
@@ -219,7 +222,7 @@ fn colours() -> impl Iterator<Item = &'static str> {
 }
 
 /// Stacked bars, one an hour.
-fn chart(title: &str, sums: &Sums, range: &std::ops::Range<Hour>, value: &dyn Fn(&(u128, Decimal)) -> f64) -> String {
+fn chart(title: &str, sums: &Sums, range: &std::ops::Range<Hour>, value: &dyn Fn(&(i128, Decimal)) -> f64) -> String {
     let hours = (range.end - range.start) as f64;
     let mut stack: BTreeMap<Hour, f64> = BTreeMap::new();
     let mut highest: BTreeMap<Hour, f64> = BTreeMap::new();
@@ -333,6 +336,9 @@ fn notes(sums: &Sums) -> String {
             "<li>{} rows without a rate card cost nothing</li>",
             sums.without_card
         );
+    }
+    for (remark, cost) in &sums.corrections {
+        let _ = writeln!(notes, "<li>A {}: {cost}</li>", escape(remark));
     }
     for (remark, rows) in &sums.remarks {
         let _ = writeln!(notes, "<li>A gap, in {rows} rows: {}</li>", escape(remark));

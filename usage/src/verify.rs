@@ -34,6 +34,9 @@ pub struct Report {
     /// Gaps that the meter has told.
     pub gaps: u64,
     pub first_gap: Option<String>,
+    pub corrections: u64,
+    /// Segments of which only what bills are made of is left.
+    pub compacted: u64,
     /// Looks at the node's own counters, and the time between them.
     pub node_looks: u64,
     pub node_ns: u64,
@@ -49,6 +52,8 @@ pub struct Report {
 #[derive(Default)]
 struct Verifier {
     key: Option<VerifyingKey>,
+    /// The segment that is being read.
+    compacted: bool,
     counters: HashMap<String, (Counters, bool)>,
     node: Option<(u64, Node)>,
     report: Report,
@@ -64,6 +69,7 @@ pub fn verify(usage: &Path) -> Result<Report> {
         records,
         node,
         torn_bytes,
+        compacted,
         ..
     } = reached;
     if records == 0 {
@@ -75,6 +81,7 @@ pub fn verify(usage: &Path) -> Result<Report> {
         segments,
         records,
         torn_bytes,
+        compacted,
         accounts,
         ..verifier.report
     };
@@ -114,6 +121,8 @@ impl Verifier {
                 self.count(entry, &end.id, &end.counters, true)?;
             }
             Body::Node(node) => self.node(entry, *node),
+            Body::Correction(_) => self.report.corrections += 1,
+            Body::Sealed(_) => {}
             Body::Gap(gap) => {
                 self.report.gaps += 1;
                 let first = &mut self.report.first_gap;
@@ -131,7 +140,13 @@ impl Verifier {
         if self.key.is_some_and(|before| before != key) {
             return Err(damaged(entry.place, "it names another key than the segment before"));
         }
-        self.key = Some(key);
+        if self.compacted && self.report.unsigned > 1 {
+            return Err(damaged(
+                entry.place,
+                "the segment before it was compacted, and nobody has signed it",
+            ));
+        }
+        (self.key, self.compacted) = (Some(key), head.kept.is_some());
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use crate::status::State;
 use libsnap::error::Result;
 use libsnap::store::{App, now_unix_ms};
 use nodekit::reply::on_own_thread;
+use std::time::Instant;
 
 /// All memory of one that was restored is there by then.
 const FILLED_MS: u64 = 10_000;
@@ -37,7 +38,13 @@ impl Agent {
 
     /// Waits until there is room for it; what comes instead where it is told otherwise.
     pub(super) async fn room(&mut self, state: State, bytes: u64) -> Result<Option<Next>> {
+        let mut waits_since: Option<Instant> = None;
         loop {
+            if let Some(since) = waits_since.replace(Instant::now()) {
+                // Told as it goes on: the guarantee of the app is credited by it.
+                let waited_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                self.demand.traffic.waited_ns.inc_by(waited_ns);
+            }
             if let Some(charge) = self.node.room(self.name(), self.name(), bytes)? {
                 self.charge = Some(charge);
                 self.meter().waits(false);

@@ -34,6 +34,8 @@ pub struct Traffic {
     /// Of bodies, and of upgraded connections.
     pub bytes_in: Counter,
     pub bytes_out: Counter,
+    /// Nanoseconds in which it was wanted and waited for the node's memory.
+    pub waited_ns: Counter,
 }
 
 /// The same as told in JSON.
@@ -48,6 +50,7 @@ pub struct Told {
     pub served: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    pub waited_ns: u64,
 }
 
 impl Traffic {
@@ -62,6 +65,7 @@ impl Traffic {
             served: self.served.get(),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
+            waited_ns: self.waited_ns.get(),
         }
     }
 }
@@ -219,6 +223,7 @@ impl Families {
             served: self.served.get_or_create_owned(&of),
             bytes_in: self.bytes_in.get_or_create_owned(&of),
             bytes_out: self.bytes_out.get_or_create_owned(&of),
+            waited_ns: Counter::default(),
         }
     }
 

@@ -19,7 +19,9 @@ mod owners;
 mod storage;
 mod traffic;
 
+use crate::corrections::Pending;
 use crate::metrics::Board;
+use crate::rollups::Rollups;
 use instances::Instances;
 use libsnap::clocks::boottime_ns;
 use libsnap::error::{OrFail, Result};
@@ -31,9 +33,11 @@ use node::Node;
 use owners::Owners;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use storage::Storage;
 use traffic::Traffic;
+use usage::archive::{self, Rules, Tidied};
 use usage::books::HOUR_MS;
 use usage::ledger::Ledger;
 use usage::record::{Body, Gap, Moment, Start};
@@ -45,6 +49,7 @@ const LOOK_NS: u64 = SECOND_NS;
 const FIRST_NS: u64 = SECOND_NS / 100;
 const STORAGE_NS: u64 = 10 * SECOND_NS;
 const NODE_NS: u64 = 60 * SECOND_NS;
+const TIDY_NS: u64 = 86_400 * SECOND_NS;
 /// Memory between two looks that are further apart is not known.
 const SEEN_NS: u64 = 3 * SECOND_NS;
 
@@ -64,9 +69,14 @@ pub struct Metering {
 
 impl Metering {
     /// Opens the ledger, and begins.
-    pub fn begin(store: &Store, board: Board) -> Result<Metering> {
+    pub fn begin(
+        store: &Store,
+        board: Board,
+        rules: impl Fn(u64) -> Rules + Send + 'static,
+        asked: mpsc::Receiver<Pending>,
+    ) -> Result<Metering> {
         let what = || "cannot begin to meter";
-        let mut meter = Meter::open(store, board)?;
+        let mut meter = Meter::open(store, board, Box::new(rules), asked)?;
         let (stopped, stop) = pipe2(OFlag::O_CLOEXEC).or_fail(what)?;
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).or_fail(what)?;
         let moved = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE;
@@ -119,11 +129,20 @@ struct Meter {
     list_at: u64,
     storage_at: u64,
     node_at: u64,
+    tidy_at: u64,
     is_ending: bool,
+    rules: Box<dyn Fn(u64) -> Rules + Send>,
+    asked: mpsc::Receiver<Pending>,
+    rollups: Rollups,
 }
 
 impl Meter {
-    fn open(store: &Store, board: Board) -> Result<Meter> {
+    fn open(
+        store: &Store,
+        board: Board,
+        rules: Box<dyn Fn(u64) -> Rules + Send>,
+        asked: mpsc::Receiver<Pending>,
+    ) -> Result<Meter> {
         let (at, boot) = (now()?, boot_id()?);
         directory(&store.usage_dir(), 0o700)?;
         let (mut ledger, found) = Ledger::open(&store.usage_dir(), &boot, at)?;
@@ -160,7 +179,11 @@ impl Meter {
             list_at: 0,
             storage_at: 0,
             node_at: 0,
+            tidy_at: 0,
             is_ending: false,
+            rules,
+            asked,
+            rollups: Rollups::begin(&store.usage_dir()),
         })
     }
 
@@ -230,15 +253,40 @@ impl Meter {
             self.board.show_node(look);
             self.ledger.checkpoint(at);
         }
+        if at.boot_ns >= self.tidy_at && !self.is_ending {
+            self.tidy_at = at.boot_ns + TIDY_NS;
+            self.tidy(at);
+        }
         self.instances.tell(&mut self.ledger, at);
+        let corrected: Vec<Pending> = self.asked.try_iter().collect();
+        for (correction, _) in &corrected {
+            self.ledger.append(at, Body::Correction(Box::new(correction.clone())));
+        }
         self.board.show(self.ledger.books());
-        self.ledger.sync(at)?;
+        let first_seq = self.ledger.next_seq();
+        let written = self.ledger.sync(at)?;
+        self.rollups.tell(first_seq, written);
+        for (_, done) in corrected {
+            let _ = done.send(());
+        }
         // They stand in the ledger now.
         taken
             .iter()
             .try_for_each(|reading| self.store.remove_reading(reading))?;
         self.ledger.forget_ended();
         Ok(())
+    }
+}
+
+impl Meter {
+    /// Beside us: it takes a while, and disturbs nobody.
+    fn tidy(&self, at: Moment) {
+        let (usage, rules) = (self.store.usage_dir(), (self.rules)(at.unix_ms));
+        std::thread::spawn(move || match archive::tidy(&usage, &rules) {
+            Ok(tidied) if tidied == Tidied::default() => {}
+            Ok(tidied) => tracing::info!(?tidied, "the ledger is compacted"),
+            Err(error) => tracing::error!(%error, "the ledger is not compacted"),
+        });
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whose an instance is.
 
 use control::Control;
-use libsnap::store::{App, Store};
+use libsnap::store::{App, Store, version_named};
 use std::collections::BTreeMap;
 
 /// Who pays for what was not deployed.
@@ -41,10 +41,9 @@ impl Owners {
     /// The same, where only a name is known.
     pub fn app_named(&self, name: &str) -> String {
         let base = name.rsplit_once('.').filter(|(base, number)| {
-            // A version that does not serve: `APP.v2`.
-            let number = number.strip_prefix('v').unwrap_or(number);
-            let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-            is_number && self.0.contains_key(*base)
+            let is_instance = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+            // A version that does not serve is of its app, too.
+            (is_instance || version_named(base, name).is_some()) && self.0.contains_key(*base)
         });
         match base {
             Some((base, _)) if !self.0.contains_key(name) => base.to_owned(),
@@ -70,7 +69,9 @@ mod tests {
         assert_eq!(owners.app_named("web"), "web");
         assert_eq!(owners.app_named("db.7"), "db.7");
         assert_eq!(owners.app_named("other.2"), "other.2");
-        assert_eq!(owners.app_named("web.x"), "web.x");
+        for other in ["web.x", "web.v", "web.v007"] {
+            assert_eq!(owners.app_named(other), other);
+        }
         assert_eq!(owners.provider("web"), "acme");
         assert_eq!(owners.provider("other"), LOCAL);
     }

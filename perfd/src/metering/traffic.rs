@@ -20,6 +20,9 @@ struct Told {
     served: u64,
     bytes_in: u64,
     bytes_out: u64,
+    /// Absent where the daemon is older.
+    #[serde(default)]
+    waited_ns: u64,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +55,7 @@ impl Traffic {
             counters.requests += more.requests;
             counters.received_bytes += more.received_bytes;
             counters.sent_bytes += more.sent_bytes;
+            counters.waited_ns += more.waited_ns;
             let (counters, state) = (*counters, State::Running);
             ledger.append(at, Body::Use(Use { id, state, counters }));
         });
@@ -73,7 +77,10 @@ impl Traffic {
 
 fn since(before: Option<&Told>, now: &Told) -> Counters {
     let is_same = |before: &&Told| {
-        now.served >= before.served && now.bytes_in >= before.bytes_in && now.bytes_out >= before.bytes_out
+        now.served >= before.served
+            && now.bytes_in >= before.bytes_in
+            && now.bytes_out >= before.bytes_out
+            && now.waited_ns >= before.waited_ns
     };
     let before = before.filter(is_same);
     let from = |of: fn(&Told) -> u64| of(now) - before.map_or(0, of);
@@ -81,6 +88,7 @@ fn since(before: Option<&Told>, now: &Told) -> Counters {
         requests: from(|told| told.served),
         received_bytes: from(|told| told.bytes_in),
         sent_bytes: from(|told| told.bytes_out),
+        waited_ns: from(|told| told.waited_ns),
         ..Counters::default()
     }
 }
@@ -116,6 +124,7 @@ mod tests {
                 served,
                 bytes_in: 0,
                 bytes_out,
+                waited_ns: 0,
             };
             traffic.take(vec![now], |_, more| told.push((more.requests, more.sent_bytes)));
             told

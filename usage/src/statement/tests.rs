@@ -21,8 +21,8 @@ sent_gib = "0.02"
 const MIDNIGHT: Hour = 498_864;
 
 /// Two apps over a day: one is used by day, one by night.
-fn books() -> Books {
-    let mut books = Books::by_hour();
+fn hours() -> Hours {
+    let mut hours = Hours::of(0..Hour::MAX);
     for (name, shift) in [("shop", 0), ("a<b>&\"c\"", 12)] {
         let mut counters = Counters::default();
         for hour in 0..24 {
@@ -53,16 +53,18 @@ fn books() -> Books {
                     counters,
                 }),
             };
-            books.take(&Record {
+            let record = Record {
                 v: VERSION,
                 seq: 0,
                 boot_ns: 0,
                 unix_ms,
                 body,
-            });
+            };
+            hours.take(&record).unwrap();
         }
     }
-    books
+    hours.finish().unwrap();
+    hours
 }
 
 fn statement(cards: &Cards, period: &str) -> (String, String) {
@@ -74,8 +76,8 @@ fn statement(cards: &Cards, period: &str) -> (String, String) {
         cards,
     };
     let mut page = Vec::new();
-    write(&books(), &wanted, 1_795_930_000_000, &mut page).unwrap();
-    let summary = export(&books(), &wanted, Format::Csv, &mut Vec::new()).unwrap();
+    write(&hours(), &wanted, 1_795_930_000_000, &mut page).unwrap();
+    let summary = export(&hours(), &wanted, Format::Csv, &mut Vec::<u8>::new()).unwrap();
     let total = summary.cost.get("EUR").copied().unwrap_or_default().to_string();
     (String::from_utf8(page).unwrap(), total)
 }

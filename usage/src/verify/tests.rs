@@ -151,3 +151,64 @@ fn a_signature_of_somebody_else_is_told() {
     let error = verify(&usage).unwrap_err().to_string();
     assert!(error.contains("signature"), "{error}");
 }
+
+/// A ledger of three segments, the first two of them packed, one compacted.
+fn several() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let usage = dir.path().to_owned();
+    let mut ledger = Ledger::open(&usage, "b", at(0)).unwrap().0.with_segments_of(2_500);
+    ledger.append(at(0), account("a"));
+    for second in 1..30 {
+        ledger.append(at(second), used(second));
+        if second % 3 == 0 {
+            ledger.checkpoint(at(second));
+            ledger.sync(at(second)).unwrap();
+        }
+    }
+    ledger.checkpoint(at(30));
+    ledger.sync(at(30)).unwrap();
+    drop(ledger);
+    let rules = crate::archive::Rules {
+        whole_since_ms: Some(u64::MAX),
+        billed_since_ms: None,
+    };
+    assert!(crate::archive::tidy(&usage, &rules).unwrap().compacted > 0);
+    (dir, usage)
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(60))]
+
+    /// Whichever bit of whichever segment: it is found, and its segment is named.
+    #[test]
+    fn any_flipped_bit_is_found_and_located(which in 0usize..1000, at in 0usize..1_000_000, bit in 0u8..8) {
+        static LEDGER: std::sync::OnceLock<(tempfile::TempDir, PathBuf)> = std::sync::OnceLock::new();
+        static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (_, usage) = LEDGER.get_or_init(several);
+        let numbers = crate::read::segments(usage).unwrap();
+        let number = numbers[which % numbers.len()];
+        let plain = crate::read::segment_path(usage, number);
+        let path = if plain.exists() { plain } else { crate::read::packed_path(usage, number) };
+        let whole = std::fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        // The newline at the very end: then the line is as one that is being written.
+        let at = at % (whole.len() - 1);
+        flipped[at] ^= 1 << bit;
+        std::fs::write(&path, &flipped).unwrap();
+        let found = verify(usage);
+        std::fs::write(&path, &whole).unwrap();
+        let is_same = |bytes: &[u8]| zstd::decode_all(bytes).ok() == zstd::decode_all(&whole[..]).ok();
+        let Err(error) = found else {
+            // zstd has one bit that means nothing.
+            proptest::prop_assert!(path.extension().is_some_and(|end| end == "zst") && is_same(&flipped));
+            return Ok(());
+        };
+        let error = error.to_string();
+        proptest::prop_assert!(
+            error.contains(&format!("{number:08}.ledger")) || error.contains(&format!("{:08}.ledger", number + 1)),
+            "byte {} of segment {}: {}", at, number, error
+        );
+        verify(usage).unwrap();
+    }
+}

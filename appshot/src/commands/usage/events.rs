@@ -1,14 +1,15 @@
 //! `usage events` and `usage explain`: the ledger, for people.
 
-use super::Bill;
+use super::open;
 use crate::cli;
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::Store;
 use nodekit::out;
 use serde::Serialize;
 use std::collections::HashMap;
-use usage::bill::{Meter, Row, rows};
+use usage::bill::{Row, rows};
 use usage::books::hour_of;
+use usage::meter::Meter;
 use usage::period::{instant, second};
 use usage::read::read;
 use usage::record::{AccountKind, Body, Counters, State};
@@ -62,7 +63,17 @@ pub fn events(store: &Store, args: &cli::UsageEvents) -> Result<u8> {
             }
             Body::Gap(gap) => (gap.id.clone(), format!("gap: {}", gap.reason)),
             Body::Start(start) => (None, format!("{} begins", start.product)),
-            Body::Head(_) | Body::Use(_) | Body::Node(_) | Body::Checkpoint(_) => return Ok(()),
+            Body::Correction(of) => (
+                Some(of.of.id.clone()),
+                format!(
+                    "row {} is corrected by {} {}: {}",
+                    of.event,
+                    of.count,
+                    of.meter.counted_unit(),
+                    of.reason
+                ),
+            ),
+            Body::Head(_) | Body::Use(_) | Body::Node(_) | Body::Checkpoint(_) | Body::Sealed(_) => return Ok(()),
         };
         let (app, instance) = id.as_ref().and_then(|id| names.get(id)).cloned().unzip();
         if args.app.is_none() || app == args.app {
@@ -108,7 +119,7 @@ struct Explained {
     cause: Option<String>,
     hour: String,
     meter: &'static str,
-    counted: u128,
+    counted: i128,
     counted_unit: &'static str,
     quantity: String,
     unit: &'static str,
@@ -126,9 +137,9 @@ struct Explained {
 }
 
 pub fn explain(store: &Store, args: &cli::UsageExplain) -> Result<u8> {
-    let bill = Bill::open(store, &args.billed)?;
+    let bill = open(store, &args.billed)?;
     let mut found: Option<(Explained, Meter, u64)> = None;
-    rows(&bill.books, &bill.wanted(&args.billed), &mut |row| {
+    rows(&bill.hours, &bill.wanted(args.billed.provider.as_deref()), &mut |row| {
         if row.event_id.starts_with(&args.event) {
             if found.is_some() {
                 return Err(
@@ -169,14 +180,14 @@ pub fn explain(store: &Store, args: &cli::UsageExplain) -> Result<u8> {
 }
 
 fn of_row(row: &Row<'_>) -> Explained {
-    let account = row.account;
+    let whose = row.whose;
     Explained {
         event_id: row.event_id.clone(),
-        app: account.app.clone(),
-        provider: account.provider.clone(),
-        account: account.id.clone(),
-        instance: account.name.clone(),
-        cause: account.cause.clone(),
+        app: whose.app.clone(),
+        provider: whose.provider.clone(),
+        account: whose.id.clone(),
+        instance: whose.name.clone(),
+        cause: whose.cause.clone(),
         hour: instant(row.hour),
         meter: row.meter.name(),
         counted: row.count,

@@ -1,6 +1,8 @@
 //! `usage`: the ledger of this node, and the bill that is made of it.
 
 mod events;
+mod keep;
+mod over_time;
 
 use crate::cli;
 use libsnap::error::{Error, Kind, OrFail, Result};
@@ -12,11 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use usage::bill::{Meter, Wanted, rows};
-use usage::books::Books;
+use usage::bill::{Bill, rows};
 use usage::card::{Cards, NONE};
 use usage::export::{self, Summary};
-use usage::period::Period;
+use usage::meter::Meter;
 use usage::statement;
 use usage::verify::{Report, verify};
 
@@ -28,55 +29,28 @@ pub fn usage(store: &Store, command: &cli::Usage, quiet: bool) -> Result<u8> {
         cli::Usage::Events(args) => events::events(store, args),
         cli::Usage::Explain(args) => events::explain(store, args),
         cli::Usage::Verify(args) => verify_all(store, args),
+        cli::Usage::Correct(args) => keep::correct(store, args),
+        cli::Usage::Compact(args) => keep::compact(store, args),
+        cli::Usage::Top(args) => over_time::top(store, args),
+        cli::Usage::Chart(args) => over_time::chart(store, args),
     }
 }
 
-/// The ledger, and how it is to be rated.
-struct Bill {
-    books: Books,
-    node: String,
-    cards: Cards,
-    period: Period,
-}
-
-impl Bill {
-    fn open(store: &Store, args: &cli::Billed) -> Result<Bill> {
-        let usage = store.usage_dir();
-        let now = now_unix_ms()?;
-        let period = match &args.period {
-            Some(period) => period.clone(),
-            None => Period::of(now)?,
-        };
-        let period = period.begun(now)?;
-        let (books, reached) = Books::read(&usage, period.month())?;
-        let cards = match args.rates.is_empty() {
-            true => Cards::of(&usage)?,
-            false => Cards::read(&args.rates)?,
-        };
-        Ok(Bill {
-            books,
-            node: reached.node.unwrap_or_default(),
-            cards,
-            period,
-        })
-    }
-
-    fn wanted<'a>(&'a self, args: &'a cli::Billed) -> Wanted<'a> {
-        Wanted {
-            node: &self.node,
-            provider: args.provider.as_deref(),
-            period: &self.period,
-            cards: &self.cards,
-        }
-    }
+fn open(store: &Store, args: &cli::Billed) -> Result<Bill> {
+    let usage = store.usage_dir();
+    let cards = match args.rates.is_empty() {
+        true => Cards::of(&usage)?,
+        false => Cards::read(&args.rates)?,
+    };
+    Bill::open(&usage, cards, args.period.as_ref(), now_unix_ms()?)
 }
 
 fn export(store: &Store, args: &cli::UsageExport, quiet: bool) -> Result<u8> {
-    let bill = Bill::open(store, &args.billed)?;
-    let wanted = bill.wanted(&args.billed);
+    let bill = open(store, &args.billed)?;
+    let wanted = bill.wanted(args.billed.provider.as_deref());
     let format = args.format.into();
     let summary = to(args.output.as_deref(), |out| {
-        export::write(&bill.books, &wanted, format, out)
+        export::write(&bill.hours, &wanted, format, out)
     })?;
     if !quiet {
         eprintln!("{}", told(&summary));
@@ -85,16 +59,16 @@ fn export(store: &Store, args: &cli::UsageExport, quiet: bool) -> Result<u8> {
 }
 
 fn statement(store: &Store, args: &cli::UsageStatement) -> Result<u8> {
-    let bill = Bill::open(store, &args.billed)?;
-    let (wanted, now) = (bill.wanted(&args.billed), now_unix_ms()?);
+    let bill = open(store, &args.billed)?;
+    let (wanted, now) = (bill.wanted(args.billed.provider.as_deref()), now_unix_ms()?);
     to(args.output.as_deref(), |out| {
-        statement::write(&bill.books, &wanted, now, out)
+        statement::write(&bill.hours, &wanted, now, out)
     })?;
     Ok(0)
 }
 
 /// To this file, or to stdout.
-fn to<T>(path: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+fn to<T>(path: Option<&Path>, write: impl FnOnce(&mut (dyn Write + Send)) -> Result<T>) -> Result<T> {
     match path.filter(|path| path.as_os_str() != "-") {
         Some(path) => to_file(path, write),
         None => write(&mut BufWriter::new(out::Stream::stdout())),
@@ -102,7 +76,7 @@ fn to<T>(path: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> Result<T>) -
 }
 
 /// Visible once it is whole.
-fn to_file<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+fn to_file<T>(path: &Path, write: impl FnOnce(&mut (dyn Write + Send)) -> Result<T>) -> Result<T> {
     let what = || format!("cannot write {}", path.display());
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
@@ -128,6 +102,9 @@ fn told(summary: &Summary) -> String {
     if summary.without_card > 0 {
         told += &format!("; {} without a rate card cost nothing", summary.without_card);
     }
+    if summary.corrections > 0 {
+        told += &format!("; {} correct others", summary.corrections);
+    }
     if summary.gaps > 0 {
         told += &format!("; {} tell of gaps", summary.gaps);
     }
@@ -140,13 +117,15 @@ struct Shown {
     provider: String,
     app: String,
     instances: usize,
-    restores: u128,
-    cpu_ns: u128,
+    restores: i128,
+    cpu_ns: i128,
     /// Bytes held, times nanoseconds.
-    memory_byte_ns: u128,
-    stored_byte_ns: u128,
-    requests: u128,
-    sent_bytes: u128,
+    memory_byte_ns: i128,
+    stored_byte_ns: i128,
+    requests: i128,
+    sent_bytes: i128,
+    /// Core-nanoseconds that were kept ready, less those that are credited.
+    reserved_ns: i128,
     gaps: u64,
     cost: Decimal,
     currency: Option<String>,
@@ -155,11 +134,10 @@ struct Shown {
 }
 
 fn show(store: &Store, args: &cli::UsageShow) -> Result<u8> {
-    let bill = Bill::open(store, &args.billed)?;
+    let bill = open(store, &args.billed)?;
     let mut apps: BTreeMap<(String, String), Shown> = BTreeMap::new();
-    rows(&bill.books, &bill.wanted(&args.billed), &mut |row| {
-        let account = row.account;
-        let key = (account.provider.clone(), account.app.clone());
+    rows(&bill.hours, &bill.wanted(args.billed.provider.as_deref()), &mut |row| {
+        let key = (row.whose.provider.clone(), row.whose.app.clone());
         let shown = apps.entry(key).or_default();
         let sum = match row.meter {
             Meter::Core => &mut shown.cpu_ns,
@@ -168,6 +146,7 @@ fn show(store: &Store, args: &cli::UsageShow) -> Result<u8> {
             Meter::Restores => &mut shown.restores,
             Meter::Requests => &mut shown.requests,
             Meter::Sent => &mut shown.sent_bytes,
+            Meter::Reserved => &mut shown.reserved_ns,
         };
         *sum += row.count;
         shown.gaps += u64::from(row.quality == usage::bill::Quality::Gap);
@@ -176,7 +155,7 @@ fn show(store: &Store, args: &cli::UsageShow) -> Result<u8> {
             shown.currency = Some(row.currency.to_owned());
         }
         if row.is_of_instance() {
-            shown.accounts.insert(account.id.clone());
+            shown.accounts.insert(row.whose.id.clone());
         }
         Ok(())
     })?;
@@ -254,6 +233,12 @@ fn sentences(report: &Report) -> String {
             part(report.others_ns),
             part(report.idle_ns)
         );
+    }
+    if report.compacted > 0 {
+        text += &format!("{} segments are compacted\n", report.compacted);
+    }
+    if report.corrections > 0 {
+        text += &format!("{} rows are corrected\n", report.corrections);
     }
     if report.unsigned > 0 {
         text += &format!("{} records are newer than the last signature\n", report.unsigned);
