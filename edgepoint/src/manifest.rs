@@ -709,7 +709,7 @@ max = 4
                 "from = \"10.0.0.0/33\"",
                 "nor a network",
             ),
-            ("queue = 9", "queue = -9", "line 33"),
+            ("queue = 9", "queue = -9", "line 41"),
             ("page = true", "page = \"yes\"", "invalid type"),
             ("env = { LANG = \"C\" }", "env = { LANG = 7 }", "line 7"),
             ("page = true", "after = \"0s\"", "waiting.after"),
