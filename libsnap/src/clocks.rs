@@ -132,15 +132,26 @@ impl Timeline {
     }
 }
 
-/// An instant on a clock, `value_ns` after `from_ns`. A clock in the first
+/// An instant on a clock, `value_ns` after `from_ns`, which may be before the clock began (an
+/// app that slept for longer than this machine is up). A clock in the first
 /// nanosecond of its life is not told from one that is not set.
 pub fn due(from_ns: i64, value_ns: u64) -> u64 {
-    u64::try_from(from_ns).unwrap_or(0).saturating_add(value_ns).max(1)
+    u64::try_from(from_ns.saturating_add_unsigned(value_ns))
+        .unwrap_or(0)
+        .max(1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_began_before_the_clock_is_due_in_time() {
+        assert_eq!(due(-36_000, 36_001), 1);
+        assert_eq!(due(-36_000, 37_000), 1000);
+        assert_eq!((due(-36_000, 7), due(5, 7), due(0, 0)), (1, 12, 1));
+        assert_eq!(due(7, u64::MAX), i64::MAX as u64);
+    }
 
     #[test]
     fn a_reading_is_of_one_instant() {

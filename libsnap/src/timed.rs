@@ -85,6 +85,7 @@ impl SchedClocks {
             && proc::text(tid, "wchan").is_ok_and(|place| FREEZER.contains(&place.trim()))
             && let Some((noted, end_ns)) = self.noted.get_or_insert_with(Noted::read).recall(tid)
             && noted == call
+            && end_ns.is_none_or(|end| end > now())
         {
             return Some(Wait { call, shown, end_ns });
         }

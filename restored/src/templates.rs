@@ -101,12 +101,25 @@ impl Drop for Serves<'_> {
     }
 }
 
+/// One of the others. However it ends, it is not counted any more.
+struct Helps<'a>(&'a Orders);
+
+impl Drop for Helps<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.queue).helpers -= 1;
+    }
+}
+
 /// What came of waiting for an order.
 enum Next {
     Order(Order),
     /// None came in time.
     Idle,
     Ended,
+}
+
+fn thread(name: &str) -> std::thread::Builder {
+    std::thread::Builder::new().name(name.to_owned())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -189,13 +202,18 @@ impl Templates {
             }
             None => {
                 let orders = Arc::<Orders>::default();
+                let (this, of, own) = (self.clone(), kind.clone(), orders.clone());
+                let serve = move || {
+                    let _serves = Serves(&this, &own);
+                    this.first(&of, &own);
+                };
+                // It waits for `kinds` before it could take its row off.
+                if let Err(error) = thread("clones").spawn(serve) {
+                    tracing::warn!(%error, appshot = %kind.appshot.display(), "no template");
+                    return Err(order);
+                }
                 self.put(kind, &orders, order);
-                kinds.push((kind.clone(), Row::Orders(orders.clone())));
-                let (this, kind) = (self.clone(), kind.clone());
-                std::thread::spawn(move || {
-                    let _serves = Serves(&this, &orders);
-                    this.first(&kind, &orders);
-                });
+                kinds.push((kind.clone(), Row::Orders(orders)));
                 Ok(())
             }
         }
@@ -208,7 +226,9 @@ impl Templates {
         if queue.orders.len() > 1 && queue.helpers < most && orders.has_template() {
             queue.helpers += 1;
             let (this, kind, orders) = (self.clone(), kind.clone(), orders.clone());
-            std::thread::spawn(move || this.help(&kind, &orders));
+            if thread("clones").spawn(move || this.help(&kind, &orders)).is_err() {
+                queue.helpers -= 1;
+            }
         }
         drop(queue);
         orders.changed.notify_all();
@@ -262,7 +282,7 @@ impl Templates {
                 (Next::Order((job, busy)), _) => {
                     asked = Instant::now();
                     if waiting.is_empty() && made.is_some() {
-                        wanted = (wanted * 2).min(WAITING_MAX);
+                        wanted = (wanted * 2).clamp(WAITING_MIN, WAITING_MAX);
                     }
                     let now = self.now(kind, &mut made);
                     if made.is_none() {
@@ -274,6 +294,7 @@ impl Templates {
                         None => self.fork(kind, orders, now.as_ref(), &mut made, eager.as_ref()),
                     };
                     last = ready.prepared.as_ref().map(Prepared::root);
+                    drop(eager);
                     self.go_through(ready, job, busy);
                     if made.is_none() {
                         let never = now.is_some_and(|from| !Template::suits(from.shot(), kind.way));
@@ -305,6 +326,7 @@ impl Templates {
     }
 
     fn help(&self, kind: &Kind, orders: &Orders) {
+        let _helps = Helps(orders);
         let mut made: Option<Nursery> = None;
         loop {
             let eager = Eager::begin();
@@ -313,9 +335,9 @@ impl Templates {
             };
             let now = self.now(kind, &mut made);
             let ready = self.fork(kind, orders, now.as_ref(), &mut made, eager.as_ref());
+            drop(eager);
             self.go_through(ready, job, busy);
         }
-        lock(&orders.queue).helpers -= 1;
     }
 
     /// The appshot as it is now: it may have been replaced since something was made of it.
@@ -346,6 +368,9 @@ impl Templates {
         };
         fork().unwrap_or_else(|error: Error| {
             tracing::warn!(%error, appshot = %kind.appshot.display(), "nothing can be forked");
+            // Whatever is wrong with it: the next one makes another.
+            *made = None;
+            *lock(&orders.template) = None;
             Ready::default()
         })
     }
@@ -364,7 +389,7 @@ impl Templates {
     /// Does what was ordered before others heard of it. `never`: nor can another thread.
     fn leave(&self, kind: &Kind, orders: &Orders, never: bool) {
         let mut kinds = lock(&self.kinds);
-        kinds.retain(|(known, _)| known != kind);
+        kinds.retain(|(_, row)| !matches!(row, Row::Orders(own) if std::ptr::eq(&raw const **own, orders)));
         if never {
             kinds.push((kind.clone(), Row::None));
         }

@@ -276,6 +276,11 @@ impl Trial<'_> {
             ..RestoreOptions::default()
         };
         let app = self.place.restore_with(&first, frozen).context("restore")?;
+        let group = app.instance.cgroup.clone().context("a cgroup")?;
+        poll("it to stand still", PATIENCE, || {
+            let events = std::fs::read_to_string(group.join("cgroup.events"))?;
+            Ok(events.contains("frozen 1").then_some(()))
+        })?;
         let second = self.place.path("appshot-1");
         app.freeze(&second).context("snapshot of what was restored")?;
         app.wait_gone()?;

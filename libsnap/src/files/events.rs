@@ -106,13 +106,14 @@ pub fn restore_timerfd(
         _ if of_the_day => timeline.app.realtime_ns,
         _ => timeline.freeze.monotonic_ns,
     };
-    let mut due = (time.value_ns > 0).then(|| clocks::due(from, time.value_ns));
+    // It may be before this machine's clocks began.
+    let mut due = (time.value_ns > 0).then(|| from.saturating_add_unsigned(time.value_ns));
     for _ in 0..TRIES {
-        let is = now() as u64;
+        let is = now();
         if let Some(past) = due.filter(|due| *due <= is) {
-            let missed = (is - past).checked_div(time.interval_ns);
+            let missed = is.saturating_sub(past).unsigned_abs().checked_div(time.interval_ns);
             ticks = ticks.saturating_add(missed.unwrap_or(0).saturating_add(1));
-            due = missed.map(|n| past.saturating_add((n + 1).saturating_mul(time.interval_ns)));
+            due = missed.map(|n| past.saturating_add_unsigned((n + 1).saturating_mul(time.interval_ns)));
         }
         // The order matters: arming sets the ticks to none.
         if let Some(due) = due {
@@ -122,13 +123,14 @@ pub fn restore_timerfd(
             } else {
                 (libc::TFD_TIMER_ABSTIME, due)
             };
+            let value_ns = value_ns.unsigned_abs();
             let flags = flags | settime_flags & libc::TFD_TIMER_CANCEL_ON_SET;
             fd::timerfd_set(&made, flags, value_ns, time.interval_ns).or_fail(failed)?;
         }
         if ticks > 0 {
             fd::ioctl_bytes(&made, TFD_IOC_SET_TICKS, &mut ticks.to_ne_bytes()).or_fail(failed)?;
         }
-        if due.is_none_or(|due| ticks == 0 || now() < due as i64) {
+        if due.is_none_or(|due| ticks == 0 || now() < due) {
             break;
         }
     }

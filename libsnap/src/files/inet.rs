@@ -21,6 +21,8 @@ use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 const TCP_ESTABLISHED: u8 = 1;
+const TCP_SYN_SENT: u8 = 2;
+const TCP_SYN_RECV: u8 = 3;
 const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
 /// Offsets in `struct tcp_info`; of a listening socket these two hold the
@@ -139,6 +141,9 @@ pub fn under_way(socket: &OwnedFd, accepted: bool) -> Sys<bool> {
         let word = info.get(at..at + 4).and_then(|word| word.try_into().ok());
         word.map_or(0, u32::from_le_bytes)
     };
+    if [TCP_SYN_SENT, TCP_SYN_RECV].contains(info.first().unwrap_or(&0)) {
+        return Ok(true);
+    }
     let queued = sysfd::ioctl_i32(socket, SIOCINQ)? + sysfd::ioctl_i32(socket, SIOCOUTQ)?;
     if queued > 0 {
         return Ok(true);

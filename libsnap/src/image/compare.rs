@@ -74,6 +74,7 @@ pub fn differences(one: &Appshot, other: &Appshot) -> Result<Vec<Difference>> {
         }
     }
     found.retain(|difference| !waits_have_gone_on(one, &difference.what, passed));
+    found.extend(shared(one, other)?);
     for core in &one.cores {
         let pid = core.image.process.pid;
         if let Some(counterpart) = other.cores.iter().find(|core| core.image.process.pid == pid) {
@@ -143,6 +144,7 @@ fn fields(shot: &Appshot) -> Result<BTreeMap<String, String>> {
     let mut manifest = shot.manifest.clone();
     let mut images: Vec<ProcessImage> = shot.cores.iter().map(|core| core.image.clone()).collect();
     name_by_order(&mut manifest, &mut images);
+    manifest.shmem.iter_mut().for_each(|shared| shared.part = None);
     manifest.external.sort_by(|one, other| one.path.cmp(&other.path));
     let mut fields = BTreeMap::new();
     add(
@@ -254,9 +256,38 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
     manifest.pipes.sort_by_key(|pipe| pipe.ino);
     for shared in &mut manifest.shmem {
         object(&mut shared.id);
-        shared.part = None;
     }
     manifest.shmem.sort_by_key(|shared| shared.id);
+}
+
+/// Shared memory of which the bytes differ. Where its runs do, that has been told.
+fn shared(one: &Appshot, other: &Appshot) -> Result<Vec<Difference>> {
+    let mut named = [one.manifest.clone(), other.manifest.clone()];
+    let sides = [one, other];
+    let parts = std::array::from_fn::<_, 2, _>(|side| {
+        let mut images: Vec<ProcessImage> = sides[side].cores.iter().map(|core| core.image.clone()).collect();
+        name_by_order(&mut named[side], &mut images);
+        named[side].shmem.clone()
+    });
+    let mut found = Vec::new();
+    for (own, counterpart) in parts[0].iter().zip(&parts[1]) {
+        let digest = |side: usize, part: &Option<String>| {
+            let parts = &sides[side].manifest.parts;
+            let part = part
+                .as_ref()
+                .and_then(|name| parts.iter().find(|part| part.name == *name));
+            part.map(|part| part.blake3.clone())
+        };
+        let (was, is) = (digest(0, &own.part), digest(1, &counterpart.part));
+        if was != is && own.runs == counterpart.runs {
+            found.push(Difference {
+                what: format!("manifest/shmem/{}/content", own.id),
+                one: was,
+                other: is,
+            });
+        }
+    }
+    Ok(found)
 }
 
 /// Where the private memory of two processes differs, one difference a mapping.

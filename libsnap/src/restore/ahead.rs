@@ -6,6 +6,7 @@
 //! asked for all at once (posix_fadvise(2), POSIX_FADV_WILLNEED) as soon as an appshot has
 //! been opened. Nothing but time depends on it.
 
+use super::eager;
 use super::opened::Opened;
 use super::working_set::Run;
 use crate::ids::HostPid;
@@ -17,8 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 /// What is read of each file, by offsets.
@@ -26,24 +26,32 @@ type Wanted<'a> = BTreeMap<&'a str, Vec<Range<u64>>>;
 
 /// A file takes a few reads, one after the other, only to be found.
 const THREADS: usize = 4;
+/// More is not read ahead, whatever an appshot says.
+const BYTES_MAX: u64 = 256 << 20;
 
 /// Begins to read; nobody has to wait for it.
-pub fn begin(opened: &Arc<Opened>) {
-    let opened = Arc::clone(opened);
-    let read = move || {
-        let cores = &opened.shot.cores;
-        let known = opened.working_set();
-        let known = known.iter().flat_map(|known| known.files().iter().copied());
-        let wanted = wanted(cores, known.chain(changed(cores)));
-        let files: Vec<_> = wanted.into_iter().collect();
-        thread::scope(|scope| {
-            for share in files.chunks(files.len().div_ceil(THREADS).max(1)) {
-                scope.spawn(move || share.iter().for_each(|(path, ranges)| ask(Path::new(path), ranges)));
-            }
-        });
-    };
-    // Without a thread it is read when it is needed.
-    thread::Builder::new().name("ahead".into()).spawn(read).ok();
+pub fn begin(opened: &Opened) {
+    let cores = &opened.shot.cores;
+    let known = opened.working_set();
+    let known = known.iter().flat_map(|known| known.files().iter().copied());
+    let mut left = BYTES_MAX;
+    let runs = known.chain(changed(cores)).take_while(|run| {
+        let fits = run.bytes <= left;
+        left = left.saturating_sub(run.bytes);
+        fits
+    });
+    let wanted = wanted(cores, runs).into_iter();
+    let files: Vec<(PathBuf, Vec<Range<u64>>)> = wanted.map(|(path, ranges)| (path.into(), ranges)).collect();
+    for share in files.chunks(files.len().div_ceil(THREADS).max(1)) {
+        let share = share.to_vec();
+        let read = move || {
+            // Who begins it may be pinned, and come before others.
+            eager::at_large();
+            share.iter().for_each(|(path, ranges)| ask(path, ranges));
+        };
+        // Without a thread it is read when it is needed.
+        thread::Builder::new().name("ahead".into()).spawn(read).ok();
+    }
 }
 
 /// Which files' pages these processes, by their places among the cores, have now.

@@ -132,6 +132,9 @@ fn attempt(
 ) -> Result<Instance> {
     phases.start("plan")?;
     let vdsos = plan::check(from.shot(), options)?;
+    if let From::Disk(opened) = from {
+        opened.read_ahead();
+    }
     let name = options.name.as_deref();
     let prepared = Prepared::make(from, Way::of(options), vdsos, spare, name, &mut phases)?;
     prepared.finish(options, begin, phases)

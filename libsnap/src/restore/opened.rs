@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::image::{Appshot, Digests, LEAF, Pieces, data_runs, processors};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Its records are read; its bytes are verified when they are used.
@@ -24,6 +25,8 @@ pub struct Opened {
     holding: Mutex<()>,
     /// What instances need first; not looked for yet, or none.
     working_set: Mutex<Option<Option<Arc<WorkingSet>>>>,
+    /// The kernel was asked for what they need first of files.
+    ahead: AtomicBool,
 }
 
 /// Verified leaves kept at hand.
@@ -40,7 +43,7 @@ impl Opened {
         let marks = Marks::of(path);
         let (shot, digests) = Appshot::open_to_verify(path)?;
         let pieces = digests.pieces()?;
-        let opened = Arc::new(Opened {
+        Ok(Arc::new(Opened {
             shot,
             digests,
             pieces,
@@ -49,14 +52,21 @@ impl Opened {
             held: OnceLock::new(),
             holding: Mutex::default(),
             working_set: Mutex::default(),
-        });
-        ahead::begin(&opened);
-        Ok(opened)
+            ahead: AtomicBool::new(false),
+        }))
     }
 
     /// Whether its directory still holds the files that were opened.
     pub fn is_current(&self) -> bool {
         self.marks.are_current()
+    }
+
+    /// Has the kernel read what instances need first of their files, once. To be called when
+    /// it is known that they may have them.
+    pub(super) fn read_ahead(&self) {
+        if !self.ahead.swap(true, Ordering::Relaxed) {
+            ahead::begin(self);
+        }
     }
 
     /// What instances need first, as far as it is known.

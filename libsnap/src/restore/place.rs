@@ -599,13 +599,17 @@ impl<'a> Process<'a> {
     /// Adds what its epoll instances watch. An instance that several processes
     /// hold is filled by the first that has all the files under the numbers.
     fn watches(&self, script: &mut Script<'_>) -> Result<()> {
+        // As long as no other watches, it is known whose event comes.
+        for (entry, watches) in self.epolls() {
+            let has = |watch: &&EpollWatch| self.entries.iter().any(|e| e.fd == watch.fd && e.file == watch.file);
+            let disarmed = watches.iter().filter(|watch| watch.is_disarmed() && !watch.away);
+            for watch in disarmed.filter(has) {
+                add_disarmed(script, entry, watch)?;
+            }
+        }
         for (entry, watches) in self.epolls() {
             let has = |watch: &&EpollWatch| self.entries.iter().any(|e| e.fd == watch.fd && e.file == watch.file);
             let own = || watches.iter().filter(|watch| !watch.away).filter(has);
-            // As long as there is no other, it is known whose event comes.
-            for watch in own().filter(|watch| watch.is_disarmed()) {
-                add_disarmed(script, entry, watch)?;
-            }
             for watch in own().filter(|watch| !watch.is_disarmed()) {
                 add_watch(script, entry, watch)?;
             }
@@ -630,10 +634,8 @@ impl<'a> Process<'a> {
                     script.must("dup3", libc::SYS_dup3, &[given as u64, wanted, 0])?;
                     script.must("close", libc::SYS_close, &[given as u64])?;
                 }
-                match watch.is_disarmed() {
-                    true => add_disarmed(script, entry, watch)?,
-                    false => drop(add_watch(script, entry, watch)?),
-                }
+                // One that is disarmed tells errors again: the event of another would be taken.
+                add_watch(script, entry, watch)?;
                 match user {
                     Some(user) => put(script, user, aside)?,
                     None => drop(script.must("close", libc::SYS_close, &[wanted])?),
@@ -653,12 +655,15 @@ fn add_disarmed(script: &mut Script<'_>, entry: &FdEntry, watch: &EpollWatch) ->
         events: watch.events | ANYTHING,
         ..*watch
     };
+    script.flush()?;
     let added = add_watch(script, entry, &armed)?;
+    if script.run()?.result(added).is_err() {
+        return Ok(());
+    }
     let batch = script.room(1, 16)?;
     let told = batch.space(16).address;
     let wait = batch.call("epoll_wait", libc::SYS_epoll_wait, &[entry.fd.0 as u64, told, 1, 0]);
-    let batch = script.run()?;
-    if batch.result(added).is_ok() && batch.result(wait) != Ok(1) {
+    if script.run()?.result(wait) != Ok(1) {
         let (instance, number) = (entry.fd.0 as u64, watch.fd.0 as u64);
         let remove = [instance, libc::EPOLL_CTL_DEL as u64, number, 0];
         script.must("epoll_ctl", libc::SYS_epoll_ctl, &remove)?;

@@ -24,7 +24,7 @@ use super::vdso::Vdso;
 use super::{From, Phases, state, threads};
 use crate::cgroup;
 use crate::clocks::Timeline;
-use crate::error::{OrFail, Result};
+use crate::error::{Error, Kind, OrFail, Result};
 use crate::files::held::Held;
 use crate::files::{self, Builder};
 use crate::identity::{self, Directory, Origin};
@@ -394,8 +394,13 @@ impl Prepared {
         let group = skeleton.group().cloned();
         skeleton.notify(&options.notices)?;
         if options.frozen {
+            if pager.is_some() {
+                return Err(Error::new(Kind::Usage, "the app cannot be held still")
+                    .because("its memory comes while it runs")
+                    .fix("restore it with all its memory at once"));
+            }
             // The init has work to do before.
-            skeleton.finish_init(pager.as_ref().map(|pager| &pager.hold))?;
+            skeleton.finish_init(None)?;
             cgroup::hold(group.as_deref())?;
         }
         let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;

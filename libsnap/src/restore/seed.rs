@@ -56,6 +56,12 @@ impl Seed {
 
     /// A skeleton of nothing but an init, in this cgroup, which becomes its own.
     pub fn skeleton(&self, group: Option<PathBuf>, network: Network) -> Result<Skeleton> {
+        let made = self.begin(group.clone(), network);
+        // Nobody else knows of it.
+        made.inspect_err(|_| drop(group.as_deref().map(cgroup::destroy)))
+    }
+
+    fn begin(&self, group: Option<PathBuf>, network: Network) -> Result<Skeleton> {
         let failed = || "cannot make an instance's init";
         let joined = group.as_deref().filter(|_| cgroup::is_v2()).map(File::open).transpose();
         let joined = joined.or_fail(failed)?;
@@ -65,6 +71,8 @@ impl Seed {
             flags: NAMESPACES | libc::CLONE_PARENT as u64,
             ..Clone::default()
         };
+        // What an attempt that failed has left.
+        script.must("close_range", libc::SYS_close_range, &[0, GROUP as u64, 0])?;
         if let Some(group) = &joined {
             place::take(&mut script, restorer, group.as_raw_fd(), GROUP)?;
             how.cgroup = Some(GROUP);

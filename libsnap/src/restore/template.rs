@@ -296,6 +296,8 @@ impl Warehouse {
         let between = skeleton::highest(shot) + 1;
 
         let mut script = parent.script(0);
+        // What an attempt that failed has left.
+        script.must("close_range", libc::SYS_close_range, &[0, GROUP as u64, 0])?;
         place::take(&mut script, parent.restorer, init.as_raw_fd(), INIT)?;
         if let Some(group) = &joined {
             place::take(&mut script, parent.restorer, group.as_raw_fd(), GROUP)?;
