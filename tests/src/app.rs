@@ -205,7 +205,8 @@ impl Place {
     pub fn restore_with(&self, appshot: &Path, mut options: RestoreOptions) -> Result<App> {
         options.name = Some(self.next_name());
         options.stdio = self.stdio();
-        if switched_on("APPSHOT_TEST_LAZY") {
+        // What stands still gets all its memory at once.
+        if switched_on("APPSHOT_TEST_LAZY") && !options.frozen {
             options.memory = Memory::Lazy;
         }
         Ok(App::new(libsnap::restore::restore(appshot, &options)?))
