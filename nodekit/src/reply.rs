@@ -9,6 +9,7 @@ use axum::{Json, Router};
 use libsnap::error::{Error, Kind};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// An error as an HTTP answer.
 #[derive(Debug)]
@@ -40,6 +41,9 @@ impl IntoResponse for Failure {
     }
 }
 
+/// A body has to come within this: who asked may do less a long time after.
+const BODY: Duration = Duration::from_secs(10);
+
 /// A JSON body. Whatever its content type says, it is read as JSON; what does
 /// not fit is told in our own form.
 #[derive(Debug)]
@@ -51,7 +55,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Body<T>, Failure> {
         let unreadable =
             |e: &dyn std::fmt::Display| Failure(Error::new(Kind::Usage, "cannot read the request").because(e));
-        let bytes = Bytes::from_request(request, state).await.map_err(|e| unreadable(&e))?;
+        let whole = tokio::time::timeout(BODY, Bytes::from_request(request, state)).await;
+        let whole = whole.map_err(|_| unreadable(&format!("its body did not come within {BODY:?}")))?;
+        let bytes = whole.map_err(|e| unreadable(&e))?;
         let value = serde_json::from_slice(&bytes).map_err(|e| unreadable(&e))?;
         Ok(Body(value))
     }
