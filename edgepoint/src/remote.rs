@@ -9,12 +9,14 @@ use crate::caller::Caller;
 use crate::node::Node;
 use crate::proxy::serve::bind;
 use crate::proxy::tls::Certificate;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router};
+use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -25,11 +27,14 @@ use nodekit::reply::Failure;
 use rcgen::{CertificateParams, DnType, KeyPair};
 use std::collections::HashMap;
 use std::fs::OpenOptions;
+use std::hash::Hash;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -42,6 +47,10 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const CLIENTS: usize = 256;
 /// Requests of one provider at once, those that wait among them: others are to have room.
 const REQUESTS: usize = 64;
+/// And of one address: nobody without a token takes all of them.
+const OF_ADDRESS: usize = 32;
+/// So many letters of a path are logged: who writes it may be anybody.
+const PATH_LOGGED: usize = 200;
 /// After a connection could not be accepted.
 const PAUSE: Duration = Duration::from_millis(50);
 /// What is under way at the end may take so long.
@@ -72,10 +81,10 @@ impl Remote {
         };
         let gate = Gate {
             node,
-            under_way: Arc::default(),
+            under_way: Counts::default(),
         };
         let router = router.layer(from_fn_with_state(gate, admit));
-        let room = Arc::new(Semaphore::new(CLIENTS));
+        let room = (Arc::new(Semaphore::new(CLIENTS)), Counts::default());
         let graceful = Arc::new(GracefulShutdown::new());
         let mut accepting = tokio::task::JoinSet::new();
         for listener in listeners {
@@ -107,7 +116,7 @@ async fn accept(
     listener: TcpListener,
     tls: TlsAcceptor,
     router: Router,
-    room: Arc<Semaphore>,
+    (room, addresses): (Arc<Semaphore>, Counts<IpAddr>),
     graceful: Arc<GracefulShutdown>,
 ) {
     let mut server = http1::Builder::new();
@@ -121,10 +130,14 @@ async fn accept(
         };
         match listener.accept().await {
             Ok((stream, client)) => {
+                // Others are to have room; it is told by the end of its connection.
+                let Some(one) = addresses.enter(client.ip().to_canonical(), OF_ADDRESS) else {
+                    continue;
+                };
                 let (tls, server, watcher) = (tls.clone(), server.clone(), graceful.watcher());
                 let router = router.clone().layer(Extension(From(client)));
                 tokio::spawn(async move {
-                    let _place = place;
+                    let _held = (place, one);
                     let Some(stream) = secure(&tls, stream).await else {
                         return;
                     };
@@ -155,40 +168,75 @@ struct From(SocketAddr);
 struct Gate {
     node: Node,
     /// Requests of each provider.
-    under_way: Arc<Mutex<HashMap<String, usize>>>,
+    under_way: Counts<String>,
 }
 
-/// One request that is under way.
-#[derive(Debug)]
-struct UnderWay {
-    gate: Gate,
-    provider: String,
-}
+/// How many there are of each.
+#[derive(Clone, Debug)]
+struct Counts<K>(Arc<Mutex<HashMap<K, usize>>>);
 
-impl Gate {
-    /// Unless it has too many under way.
-    fn enter(&self, provider: &str) -> Option<UnderWay> {
-        let mut all = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = all.entry(provider.to_owned()).or_default();
-        (*count < REQUESTS).then(|| {
-            *count += 1;
-            UnderWay {
-                gate: self.clone(),
-                provider: provider.to_owned(),
-            }
-        })
+impl<K> Default for Counts<K> {
+    fn default() -> Counts<K> {
+        Counts(Arc::default())
     }
 }
 
-impl Drop for UnderWay {
+/// One of them, as long as this lives.
+#[derive(Debug)]
+struct Counted<K: Eq + Hash> {
+    counts: Counts<K>,
+    of: K,
+}
+
+impl<K: Clone + Eq + Hash> Counts<K> {
+    /// One more, unless there are so many.
+    fn enter(&self, of: K, most: usize) -> Option<Counted<K>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(of.clone()).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        let counts = Counts(self.0.clone());
+        Some(Counted { counts, of })
+    }
+}
+
+impl<K: Eq + Hash> Drop for Counted<K> {
     fn drop(&mut self) {
-        let mut all = self.gate.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.provider) {
+        let mut all = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.of) {
             *count -= 1;
             if *count == 0 {
-                all.remove(&self.provider);
+                all.remove(&self.of);
             }
         }
+    }
+}
+
+/// An answer, and what is to live until all of it is sent or nobody takes it any more.
+struct Held<T> {
+    body: Body,
+    _until_sent: T,
+}
+
+impl<T: Unpin> hyper::body::Body for Held<T> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -199,11 +247,8 @@ async fn admit(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let (method, path, began) = (
-        request.method().clone(),
-        request.uri().path().to_owned(),
-        Instant::now(),
-    );
+    let (method, began) = (request.method().clone(), Instant::now());
+    let path: String = request.uri().path().chars().take(PATH_LOGGED).collect();
     let token = request
         .headers()
         .get(AUTHORIZATION)
@@ -220,7 +265,7 @@ async fn admit(
         return nobody(token.is_some());
     };
     let name = provider.name.clone();
-    let Some(_under_way) = gate.enter(&name) else {
+    let Some(under_way) = gate.under_way.enter(name.clone(), REQUESTS) else {
         let error = Error::new(
             Kind::Unavailable,
             format!("{REQUESTS} requests of {name} are under way"),
@@ -231,7 +276,10 @@ async fn admit(
     let response = next.run(request).await;
     let (micros, status) = (began.elapsed().as_micros(), response.status().as_u16());
     tracing::info!(provider = name, %client, %method, path, status, micros, "answered");
-    response
+    response.map(|body| {
+        let _until_sent = under_way;
+        Body::new(Held { body, _until_sent })
+    })
 }
 
 fn nobody(had_one: bool) -> Response {
@@ -273,4 +321,21 @@ fn write(path: &Path, mode: u32, text: &str) -> std::io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_has_so_many_at_once() {
+        let counts = Counts::default();
+        let mut held: Vec<_> = (0..3).map(|_| counts.enter("a", 3).unwrap()).collect();
+        assert!(counts.enter("a", 3).is_none());
+        assert!(counts.enter("b", 3).is_some(), "of others there are none");
+        held.pop();
+        assert!(counts.enter("a", 3).is_some());
+        held.clear();
+        assert!(counts.0.lock().unwrap().is_empty());
+    }
 }

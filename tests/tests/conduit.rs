@@ -452,9 +452,15 @@ fn who_says_nothing_keeps_nobody_waiting() {
             .collect::<Result<_, _>>()?;
         let began = Instant::now();
         for _ in 0..5 {
-            let (code, body, _) = node.curl(Some(token.trim()), &[], "/v1/apps")?;
+            let (code, body, _) = node.curl(Some(token.trim()), &["--interface", "127.0.0.2"], "/v1/apps")?;
             ensure!(code == 200, "{code} {body}");
         }
+        // One address has so many connections, and no more.
+        let more = node.curl(Some(token.trim()), &[], "/v1/apps");
+        ensure!(
+            more.is_err() || more.is_ok_and(|(code, ..)| code == 0),
+            "a 101st connection was taken"
+        );
         ensure!(
             began.elapsed() < Duration::from_secs(5),
             "it took {:?}",
@@ -464,7 +470,7 @@ fn who_says_nothing_keeps_nobody_waiting() {
         // Nor does a provider that asks for more and more keep another one from it.
         let other = registry.appshot(&["provider", "add", "other", "--user", "nobody"])?;
         let script = format!(
-            "for n in $(seq 80); do curl -s -m 20 -o /dev/null -w '%{{http_code}} ' --cacert {} -H 'authorization: \
+            "for n in $(seq 80); do curl -s -m 20 --interface 127.0.0.$((2 + n % 4)) -o /dev/null -w '%{{http_code}} ' --cacert {} -H 'authorization: \
              Bearer {}' 'https://{}/v1/events?app=none&after=0&wait=4' & done; wait",
             registry.data.join("api.crt").display(),
             token.trim(),
