@@ -24,7 +24,7 @@ use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -404,12 +404,17 @@ fn names(options: &RunOptions) -> Option<(String, String)> {
     (options.pids == PidMode::New).then(|| (host, "(none)".to_owned()))
 }
 
+/// What a command may know of the environment of who runs it for somebody else.
+const KEPT: [&str; 5] = ["PATH", "LANG", "TZ", "HOME", "USER"];
+
 fn program(options: &RunOptions) -> Result<Program> {
     let [name, ..] = options.command.as_slice() else {
         return Err(Error::new(Kind::Usage, "no command given").fix("appshot run --name NAME -- COMMAND [ARG...]"));
     };
     let path = find_program(name, options.cwd.as_deref())?;
+    let goes_on = |key: &OsString| !options.clear_env || KEPT.iter().any(|kept| key == kept);
     let mut env: Vec<String> = std::env::vars_os()
+        .filter(|(key, _)| goes_on(key))
         .map(|(key, value)| format!("{}={}", key.to_string_lossy(), value.to_string_lossy()))
         .collect();
     for pair in &options.env {

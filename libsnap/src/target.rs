@@ -423,6 +423,9 @@ pub struct RunOptions {
     pub command: Vec<String>,
     /// `KEY=VALUE`, added to the caller's environment.
     pub env: Vec<String>,
+    /// Of the caller's environment only PATH, LANG, TZ, HOME and USER: what else stands there
+    /// is not for who runs the command.
+    pub clear_env: bool,
     pub cwd: Option<PathBuf>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
