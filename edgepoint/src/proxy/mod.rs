@@ -116,8 +116,8 @@ impl Proxy {
         self.0.is_open.store(true, Ordering::Relaxed);
     }
 
-    /// Refuses routes that another app has, or that nobody could come by. What that one is
-    /// called depends on who asks.
+    /// Refuses routes that another app has, or that nobody could come by, and hosts of which
+    /// another provider has any. What that one is called depends on who asks.
     pub fn free(&self, manifest: &Manifest, called: &dyn Fn(&str) -> String) -> Result<()> {
         if !manifest.route.is_empty() && !self.0.is_open.load(Ordering::Relaxed) {
             return Err(Error::new(Kind::Unavailable, format!("cannot deploy {}", manifest.app))
@@ -127,11 +127,21 @@ impl Proxy {
         }
         let table = self.table();
         for route in &manifest.route {
-            let Some(has) = table.exact(&route.host, &route.path) else {
+            let (host, path) = (&route.host, route.path.as_str());
+            let theirs = |has: &&Target| has.app.provider != manifest.provider && has.app.name != manifest.app;
+            if let Some(has) = table.around(host).find(theirs) {
+                return Err(Error::new(Kind::Conflict, format!("cannot deploy {}", manifest.app))
+                    .because(format!(
+                        "{} has routes of {host}, or of hosts among which it is",
+                        called(&has.app.name)
+                    ))
+                    .fix("choose another host: what a host is for is one provider's")
+                    .state("nothing was changed"));
+            }
+            let Some(has) = table.exact(host, &route.path) else {
                 continue;
             };
             if has.app.name != manifest.app {
-                let (host, path) = (&route.host, route.path.as_str());
                 return Err(Error::new(Kind::Conflict, format!("cannot deploy {}", manifest.app))
                     .because(format!("{} has the route {host}{path}", called(&has.app.name)))
                     .fix("choose another host or path, or remove that app")
@@ -208,8 +218,9 @@ impl Proxy {
         let Some(gone) = self.apps().remove(app) else { return };
         if !gone.upstreams.is_empty() {
             self.change(|table| table.retain(|target| target.app.name != app));
-            self.0.traffic.forget(app, &gone.provider);
         }
+        // It may have had routes before.
+        self.0.traffic.forget(app, &gone.provider);
     }
 
     /// What this app is asked for.
@@ -235,10 +246,10 @@ impl Proxy {
         }
     }
 
-    /// Of every app that has routes.
+    /// Of every app: one that has no routes any more goes on with what it has counted when it
+    /// has some again, and who bills for it is not to take that for new.
     pub fn told(&self) -> Vec<Told> {
         let apps = self.apps();
-        let routed = apps.values().filter(|app| !app.upstreams.is_empty());
-        routed.map(|app| app.traffic.tell(&app.name)).collect()
+        apps.values().map(|app| app.traffic.tell(&app.name)).collect()
     }
 }

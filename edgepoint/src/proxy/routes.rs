@@ -26,6 +26,13 @@ impl<T> Table<T> {
         self.hosts.get(host.as_str())?.get(path.as_str())
     }
 
+    /// What routes of this host lead to, of hosts among which it is, and of those among it.
+    pub fn around(&self, host: &Host) -> impl Iterator<Item = &T> {
+        let near = move |other: &str| covers(host.as_str(), other) || covers(other, host.as_str());
+        let hosts = self.hosts.iter().filter(move |(other, _)| near(other));
+        hosts.flat_map(|(_, paths)| paths.values())
+    }
+
     pub fn insert(&mut self, host: &Host, path: &Prefix, to: T) {
         let paths = self.hosts.entry(host.as_str().to_owned()).or_default();
         paths.insert(path.as_str().to_owned(), to);
@@ -54,6 +61,15 @@ impl<T> Table<T> {
             rest = suffix;
         }
         of("*")
+    }
+}
+
+/// Whether requests for the other host may come to routes of this one.
+fn covers(host: &str, other: &str) -> bool {
+    match host.strip_prefix('*') {
+        // `.suffix`, or nothing.
+        Some(suffix) => other.ends_with(suffix),
+        None => host == other,
     }
 }
 
@@ -128,6 +144,25 @@ mod tests {
         for (host, path) in [("elsewhere.test", "/"), ("example", "/"), ("xexample", "/")] {
             assert_eq!(table.find(host, path), None, "{host}{path}");
         }
+    }
+
+    #[test]
+    fn hosts_that_share_names() {
+        let table = table(&[("a.shop.example", "/api"), ("*.example", "/"), ("b.test", "/")]);
+        let around = |host: &str| {
+            let host = Host::try_from(host.to_owned()).unwrap();
+            let mut found: Vec<&str> = table.around(&host).map(String::as_str).collect();
+            found.sort_unstable();
+            found
+        };
+        let (a, all, b) = ("a.shop.example/api", "*.example/", "b.test/");
+        assert_eq!(around("a.shop.example"), [all, a]);
+        assert_eq!(around("*.shop.example"), [all, a]);
+        assert_eq!(around("*"), [all, a, b]);
+        assert_eq!(around("other.example"), [all]);
+        assert_eq!(around("*.b.test"), [""; 0]);
+        assert_eq!(around("example"), [""; 0]);
+        assert_eq!(around("ashop.test"), [""; 0]);
     }
 
     #[test]
