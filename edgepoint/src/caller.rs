@@ -5,12 +5,13 @@
 
 use crate::manifest::Manifest;
 use crate::node::Node;
+use crate::proxy::rules::Route;
 use axum::Extension;
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
 use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
-use control::Provider;
+use control::{Control, Provider};
 use libsnap::error::{Error, Kind, Result};
 use nodekit::args::User;
 use nodekit::reply::Failure;
@@ -48,6 +49,28 @@ impl Caller {
         self.only().unwrap_or("root")
     }
 
+    /// The same as it is known now: a request may take its time, and what a provider may do
+    /// is decided meanwhile.
+    pub fn again(self, control: &Control) -> Result<Caller> {
+        let Caller::Provider(before) = &self else {
+            return Ok(self);
+        };
+        let gone = || Error::refused("you may not use this node").because("you are no provider of it any more");
+        match control.provider(&before.name) {
+            Ok(now) if now.created_unix_ms == before.created_unix_ms => Ok(Caller::Provider(now)),
+            Err(error) if error.kind != Kind::NotFound => Err(error),
+            _ => Err(gone().state("nothing was changed")),
+        }
+    }
+
+    /// Whether a version may serve again that was deployed before: less may be allowed since.
+    pub fn may_turn_to(&self, manifest: &Manifest) -> Result<()> {
+        let mut judged = manifest.clone();
+        // What says nothing was deployed by root, and runs as root.
+        judged.start.user.get_or_insert_with(|| "root".to_owned());
+        self.may_deploy(&mut judged)
+    }
+
     /// What it may deploy: apps of its own, that run as whom they may.
     pub fn may_deploy(&self, manifest: &mut Manifest) -> Result<()> {
         let Caller::Provider(provider) = self else {
@@ -64,6 +87,18 @@ impl Caller {
                 manifest.provider, provider.name
             ))
             .fix("leave provider out of the manifest"));
+        }
+        // The HTTP entry connects as root: a path could lead it to any socket of the node.
+        let at_path = |route: &&Route| {
+            let target = route.target(&manifest.listen);
+            target.is_some_and(|listen| listen.unix.is_some())
+        };
+        if let Some(route) = manifest.route.iter().find(at_path) {
+            let shown = format!("{}{}", route.host, route.path.as_str());
+            return Err(refused(format!(
+                "the route {shown} leads to a unix listener, which is for the node's owner"
+            ))
+            .fix("have the app listen at a TCP port of 127.0.0.1, and the route lead there"));
         }
         let allowed = || provider.users.join(", ");
         let user = match &manifest.start.user {
@@ -126,4 +161,62 @@ pub async fn own_only(
         }));
     }
     Ok(next.run(request).await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUTED: &str = "app = \"web\"\n[start]\ncommand = [\"web\"]\n[[listen]]\ntcp = \"127.0.0.1:80\"\n\
+                          [[listen]]\nunix = \"/run/web.sock\"\n[[route]]\nhost = \"web.example\"\n";
+
+    fn provider(users: &[&str]) -> Caller {
+        Caller::Provider(Provider {
+            name: "acme".to_owned(),
+            users: users.iter().map(|user| (*user).to_owned()).collect(),
+            created_unix_ms: 1,
+            rotated_unix_ms: 1,
+        })
+    }
+
+    #[test]
+    fn routes_of_providers_lead_to_no_path() {
+        let acme = provider(&["nobody"]);
+        let mut manifest = Manifest::parse(ROUTED).unwrap();
+        acme.may_deploy(&mut manifest).unwrap();
+        let mut manifest = Manifest::parse(&format!("{ROUTED}to = \"/run/web.sock\"\n")).unwrap();
+        Caller::Root.may_deploy(&mut manifest).unwrap();
+        let error = acme.may_deploy(&mut manifest).unwrap_err();
+        assert!(
+            error.kind == Kind::Refused && error.to_string().contains("web.example/"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn who_is_allowed_less_turns_back_to_less() {
+        let mut manifest = Manifest::parse(ROUTED).unwrap();
+        provider(&["nobody"]).may_deploy(&mut manifest).unwrap();
+        assert!(provider(&["root", "nobody"]).may_turn_to(&manifest).is_ok());
+        assert!(provider(&["root"]).may_turn_to(&manifest).is_err());
+        assert!(Caller::Root.may_turn_to(&manifest).is_ok());
+        // As root deployed it.
+        manifest.start.user = None;
+        assert!(provider(&["nobody"]).may_turn_to(&manifest).is_err());
+    }
+
+    #[test]
+    fn who_is_no_provider_any_more_may_do_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = Control::open(dir.path()).unwrap();
+        let acme = Caller::Provider(control.add_provider("acme", vec!["root".to_owned()]).unwrap().provider);
+        control.allow("acme", vec!["nobody".to_owned()]).unwrap();
+        match acme.clone().again(&control).unwrap() {
+            Caller::Provider(now) => assert_eq!(now.users, ["nobody"]),
+            Caller::Root => panic!("it is root now"),
+        }
+        control.remove_provider("acme").unwrap();
+        assert_eq!(acme.again(&control).unwrap_err().kind, Kind::Refused);
+        assert!(Caller::Root.again(&control).is_ok());
+    }
 }

@@ -1,5 +1,6 @@
 //! What daemons before this one have written: one file an app, `deployed/NAME.json`.
 
+use crate::manifest::Manifest;
 use crate::node::Deployment;
 use control::Control;
 use libsnap::error::Result;
@@ -33,5 +34,35 @@ pub fn adopt(store: &Store, control: &Control) -> Result<()> {
     }
     // Not empty, it stays.
     let _ = std::fs::remove_dir(&dir);
+    Ok(())
+}
+
+/// Names of which there is a record, an appshot or a log.
+pub fn named(store: &Store) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for (dir, suffix) in [
+        (store.run_dir().join("apps"), ".json"),
+        (store.data_dir().join("appshots"), ".appshot"),
+        (store.data_dir().join("logs"), ".log"),
+    ] {
+        if dir.exists() {
+            names.extend(stems(&dir, suffix)?);
+        }
+    }
+    Ok(names)
+}
+
+/// Removes what instances and versions of an app have written that are there no more.
+pub fn forget_logs(store: &Store, manifest: &Manifest) -> Result<()> {
+    let dir = store.data_dir().join("logs");
+    if !dir.exists() {
+        return Ok(());
+    }
+    for name in stems(&dir, ".log")?.iter().filter(|name| manifest.has_name(name)) {
+        // One that has a record was run by somebody else meanwhile.
+        if store.find(name)?.is_none() {
+            store.remove_log(name)?;
+        }
+    }
     Ok(())
 }

@@ -30,6 +30,7 @@ use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{closest, validate, version_name, version_named};
 use libsnap::target::{Hooks, RunOptions, TcpPolicy};
 use libsnap::units::{self, parse_span};
+use nix::unistd::User as Known;
 use nodekit::args::User;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -38,7 +39,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Longer ones were not written by hand.
-pub const BYTES_MAX: usize = 1 << 20;
+pub const BYTES_MAX: usize = 64 << 10;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -321,6 +322,14 @@ impl From<Span> for String {
 /// More instances of one app than a node is meant for.
 pub const INSTANCES_MAX: usize = 100;
 pub const KEPT_MAX: usize = 20;
+const LISTENERS_MAX: usize = 16;
+const ROUTES_MAX: usize = 100;
+const QUIETS_MAX: usize = 100;
+/// Of a schedule.
+const LINES_MAX: usize = 50;
+const READY_MAX: Duration = Duration::from_secs(3600);
+/// An app that is to be told something holds up who waits for it.
+const HOOKS_MS_MAX: u64 = 60_000;
 const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 
 /// The shortest time after which an app sleeps.
@@ -346,6 +355,18 @@ impl Manifest {
                 "it listens nowhere: nothing could wake it",
                 "[[listen]] with tcp = \"ADDRESS:PORT\" or unix = \"PATH\"",
             );
+        }
+        let schedule = &self.schedule;
+        let lines = schedule.wake.len() + schedule.sleep.len() + schedule.awake.len();
+        for (count, max, because) in [
+            (self.listen.len(), LISTENERS_MAX, "it has too many [[listen]]"),
+            (self.route.len(), ROUTES_MAX, "it has too many [[route]]"),
+            (self.quiet.len(), QUIETS_MAX, "it has too many [[quiet]]"),
+            (lines, LINES_MAX, "its [schedule] has too many lines"),
+        ] {
+            if count > max {
+                return wrong(because, &format!("{max} at most"));
+            }
         }
         for (at, listen) in self.listen.iter().enumerate() {
             match listen {
@@ -380,6 +401,12 @@ impl Manifest {
         }
         if self.idle.timeout.0 < IDLE_MIN {
             return wrong("idle.timeout is too short", "1s at least");
+        }
+        if self.ready.timeout.0 > READY_MAX {
+            return wrong("ready.timeout is too long", "1h at most");
+        }
+        if self.hooks.timeout_ms.is_some_and(|ms| ms > HOOKS_MS_MAX) {
+            return wrong("hooks.timeout_ms is too long", "60000 at most");
         }
         if !(0.0..=10_000.0).contains(&self.idle.cpu) {
             return wrong(
@@ -480,24 +507,30 @@ impl Manifest {
         self.version_named(name).is_some() || self.has_instance(name)
     }
 
-    fn has_instance(&self, name: &str) -> bool {
+    /// However many it may have now: that changes.
+    pub fn has_instance(&self, name: &str) -> bool {
         let number = name.strip_prefix(&self.app).and_then(|rest| rest.strip_prefix('.'));
         let number = number.and_then(|number| number.parse().ok());
-        number.is_some_and(|number| (2..=self.instances.max).contains(&number) && self.instance_name(number) == name)
+        number.is_some_and(|number| (2..=INSTANCES_MAX).contains(&number) && self.instance_name(number) == name)
     }
 
     /// How the app is run for the first time.
     pub fn run_options(&self) -> Result<RunOptions> {
         let user = self.user()?;
+        let known = user.and_then(|user| Known::from_uid(user.uid.into()).ok().flatten());
+        let home = known.map(|known| [("HOME", known.dir.display().to_string()), ("USER", known.name)]);
+        let own = self.start.env.iter().map(|(key, value)| format!("{key}={value}"));
         Ok(RunOptions {
             name: self.app.clone(),
             command: self.start.command.clone(),
-            env: self
-                .start
-                .env
-                .iter()
+            // What the manifest says comes last, and counts.
+            env: home
+                .into_iter()
+                .flatten()
                 .map(|(key, value)| format!("{key}={value}"))
+                .chain(own)
                 .collect(),
+            clear_env: true,
             cwd: self.start.directory.clone(),
             uid: user.map(|user| user.uid),
             gid: user.and_then(|user| user.gid),
@@ -608,8 +641,8 @@ max = 4
         assert_eq!(manifest.app, "web");
         assert_eq!(manifest.listen.len(), 2);
         assert_eq!(manifest.idle.timeout.0, Duration::from_secs(5));
-        assert!(manifest.has_instance("web.2") && manifest.has_instance("web.4"));
-        for other in ["web", "web.", "web.1", "web.5", "web.02", "web.2.2", "webs.2"] {
+        assert!(manifest.has_instance("web.2") && manifest.has_instance("web.100"));
+        for other in ["web", "web.", "web.1", "web.101", "web.02", "web.2.2", "webs.2"] {
             assert!(!manifest.has_instance(other), "{other}");
         }
         assert_eq!(manifest.version_named("web.v12"), Some(12));
@@ -618,6 +651,8 @@ max = 4
         }
         let options = manifest.run_options().unwrap();
         assert_eq!((options.uid, options.gid), (Some(0), Some(0)));
+        assert!(options.clear_env);
+        assert_eq!(options.env, ["HOME=/root", "USER=root", "LANG=C"]);
         let again = toml::to_string(&manifest).unwrap();
         assert_eq!(Manifest::parse(&again).unwrap(), manifest);
     }
@@ -738,6 +773,23 @@ max = 4
             let error = Manifest::parse(&WHOLE.replacen(part, instead, 1)).unwrap_err();
             assert_eq!(error.kind, Kind::Usage, "{instead}");
             assert!(error.to_string().contains(told), "{instead}: {error}");
+        }
+        for (many, told) in [
+            ("[[listen]]\nunix = \"/N\"\n", "too many [[listen]]"),
+            ("[[route]]\nhost = \"hN\"\n", "too many [[route]]"),
+            ("[[quiet]]\npath = \"/N\"\n", "too many [[quiet]]"),
+            (
+                "[[schedule.awake]]\nfrom = \"N 8 * * *\"\nfor = \"1h\"\n",
+                "too many lines",
+            ),
+            ("[ready]\ntimeout = \"2h\"\n", "1h at most"),
+            ("[hooks]\ntimeout_ms = 60001\n", "60000 at most"),
+        ] {
+            let counts = if many.starts_with("[[") { 0..101 } else { 0..1 };
+            let more: String = counts.map(|n| many.replace('N', &n.to_string())).collect();
+            let whole = WHOLE.replace("awake = [{ from = \"0 8 * * 1-5\", for = \"10h\" }]\n", "");
+            let error = Manifest::parse(&(whole + &more)).unwrap_err();
+            assert!(error.to_string().contains(told), "{told}: {error}");
         }
         let nowhere = WHOLE.split("[[listen]]").next().unwrap();
         assert!(Manifest::parse(nowhere).is_err());

@@ -240,10 +240,24 @@ impl Node {
                 )),
             );
         }
+        if let Some(name) = crate::files::named(&self.store)?
+            .iter()
+            .find(|name| manifest.has_name(name))
+        {
+            return Err(taken(
+                "an app, an appshot or a log is there that is called as an instance or a version of it would be",
+            )
+            .fix(match caller {
+                Caller::Root => format!("name it otherwise, or remove {name}, and its log of that name"),
+                Caller::Provider(_) => "name it otherwise".to_owned(),
+            }));
+        }
         if let Some(because) = self.listens_there(&manifest, caller) {
             return Err(taken(&because).fix("choose another address, or remove that app"));
         }
         self.proxy.free(&manifest, &|app| self.called(app, caller))?;
+        // What somebody has left who ran under this name.
+        self.store.remove_log(&manifest.app)?;
         let deployment = Deployment {
             manifest,
             deployed_unix_ms: now_unix_ms()?,
@@ -284,19 +298,21 @@ impl Node {
     }
 
     pub fn manifest_of(&self, app: &str, caller: &Caller) -> Result<Manifest> {
-        let manifest = self.lock().get(app).map(|handle| handle.manifest.clone());
-        manifest.ok_or_else(|| self.unknown(app, caller))
+        Ok(self.handle_of(app, caller)?.manifest)
     }
 
     /// Nobody else changes it as long as this is held, and it is as the condition wants it.
-    pub fn hold(&self, app: &str, condition: &Condition) -> Result<Held, Halt> {
-        let changing = self.changing(app)?.try_lock_owned().map_err(|_| {
+    pub fn hold(&self, app: &str, condition: &Condition, caller: &Caller) -> Result<Held, Halt> {
+        let changing = self.handle_of(app, caller)?.changing.try_lock_owned().map_err(|_| {
             Error::new(Kind::Conflict, format!("cannot change {app}"))
                 .because("it is being changed already")
                 .fix("wait for that: `appshot status --wait settled`")
                 .state("nothing was changed")
         })?;
         let deployment = self.read(app)?;
+        if !caller.sees(&deployment.manifest.provider) {
+            return Err(self.unknown(app, caller).into());
+        }
         let etag = deployment.etag();
         match condition.holds(&etag) {
             true => Ok(Held {
@@ -501,6 +517,13 @@ impl Node {
         handle.ok_or_else(|| self.unknown(app, &Caller::Root))
     }
 
+    /// Of an app that who asks sees.
+    fn handle_of(&self, app: &str, caller: &Caller) -> Result<Handle> {
+        let handle = self.lock().get(app).cloned();
+        let handle = handle.filter(|handle| caller.sees(&handle.manifest.provider));
+        handle.ok_or_else(|| self.unknown(app, caller))
+    }
+
     /// That there is no such app, among those that are seen.
     pub fn unknown(&self, app: &str, caller: &Caller) -> Error {
         let error = Error::new(Kind::NotFound, format!("no app {app} is deployed"));
@@ -523,9 +546,13 @@ impl Node {
         Ok(self.handle(app)?.status)
     }
 
+    pub fn status_of(&self, app: &str, caller: &Caller) -> Result<watch::Receiver<Status>> {
+        Ok(self.handle_of(app, caller)?.status)
+    }
+
     /// Gives an order and waits until the app is in the state that it leads to.
-    pub async fn order(&self, app: &str, order: Order) -> Result<Status> {
-        let handle = self.handle(app)?;
+    pub async fn order(&self, app: &str, order: Order, caller: &Caller) -> Result<Status> {
+        let handle = self.handle_of(app, caller)?;
         let told = || Error::new(Kind::Conflict, format!("app {app} is being removed"));
         handle.orders.send(order).await.map_err(|_| told())?;
         let mut status = handle.status;

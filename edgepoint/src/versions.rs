@@ -27,7 +27,10 @@ use nodekit::start::Start;
 use nodekit::{detach, ending};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::fs::File;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -157,6 +160,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const LATER: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(4), Duration::from_secs(25)];
 /// Lines of a log that are told of one that did not come up.
 const LINES: usize = 5;
+/// And of its end these are looked at.
+const TOLD_BYTES_MAX: u64 = 64 << 10;
 
 impl Node {
     /// Has a new version of a deployed app serve instead of the one that does. On a failure
@@ -216,16 +221,23 @@ impl Node {
 
     /// Has the version serve again that did before.
     pub async fn rollback(&self, held: Held, caller: &Caller) -> Result<Status> {
-        self.change(held, Outcome::RolledBack, caller, Node::rollback_now).await
+        let asked = caller.clone();
+        self.change(held, Outcome::RolledBack, caller, |node, deployment| {
+            node.rollback_now(deployment, asked)
+        })
+        .await
     }
 
-    async fn rollback_now(self, deployment: Deployment) -> Result<()> {
+    async fn rollback_now(self, deployment: Deployment, caller: Caller) -> Result<()> {
         let Some(to) = deployment.versions.kept.last().cloned() else {
             return Err(cannot_update(
                 &deployment.manifest.app,
                 "no other version of it is kept",
             ));
         };
+        caller
+            .may_turn_to(&to.manifest)
+            .map_err(|error| error.state("the version that serves goes on"))?;
         verify(&self.store, to.manifest.version_name(to.number)).await?;
         self.switch_to(to).await
     }
@@ -333,9 +345,19 @@ async fn verify(store: &Store, name: String) -> Result<()> {
     .await
 }
 
+/// Of a log that may be of any length.
+fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
+    let log = File::open(path)?;
+    let from = log.metadata()?.len().saturating_sub(TOLD_BYTES_MAX);
+    let mut end = vec![0; TOLD_BYTES_MAX as usize];
+    let read = log.read_at(&mut end, from)?;
+    end.truncate(read);
+    Ok(end)
+}
+
 /// With what it has said itself, as its log goes.
 fn said(store: &Store, name: &str, error: Error) -> Error {
-    let log = std::fs::read(store.log_path(name)).unwrap_or_default();
+    let log = end_of(&store.log_path(name)).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<&str> = log.lines().rev().take(LINES).collect();
     let mut error = error.state("the version that serves goes on, nothing of the new one is left");

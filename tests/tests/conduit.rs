@@ -356,6 +356,29 @@ fn providers_and_tokens() {
                 "{code} {body}, not {told}"
             );
         }
+        // What somebody has left under names that its instances would have is not its to read.
+        let left = registry.data.join("logs/elsewhere.2.log");
+        std::fs::write(&left, "a word")?;
+        let body = json!({ "manifest": server("elsewhere", free_port()?, "x")? }).to_string();
+        let (code, body, _) = node.curl(Some(&other_token), &["-d", &body], "/v1/apps")?;
+        ensure!(
+            code == 409 && body.to_string().contains("a log is there"),
+            "{code} {body}"
+        );
+        std::fs::remove_file(&left)?;
+        for of in [format!("{app}.2"), format!("{app}.v1")] {
+            let (code, body, _) = node.curl(Some(&acme_token), &[], &format!("{path}/logs?of={of}"))?;
+            ensure!(code == 404, "{of}: {code} {body}");
+        }
+        // Its environment is not that of the daemon.
+        let known = std::fs::read_to_string(format!("/proc/{root}/environ"))?;
+        let stranger = known
+            .split('\0')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(key, _)| !["PATH", "LANG", "TZ", "HOME", "USER"].contains(key));
+        ensure!(stranger.is_none() && known.contains("USER=nobody\0"), "{known:?}");
+        let refused = registry.appshot(&["provider", "add", "local", "--user", "nobody"]);
+        ensure!(refused.is_err(), "a provider is called local");
         // The node is its owner's.
         for (words, path) in [
             (&[][..], "/metrics"),

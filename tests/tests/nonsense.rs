@@ -88,11 +88,11 @@ fn requests() -> Vec<Request> {
             "POST",
             "/v1/apps",
             "",
-            manifest(&"#".repeat((1 << 20) + 1)),
+            manifest(&"#".repeat((64 << 10) + 1)),
             422,
             "too long",
         ),
-        ("POST", "/v1/apps", "", manifest(&"[".repeat(100_000)), 422, "line 1"),
+        ("POST", "/v1/apps", "", manifest(&"[".repeat(60_000)), 422, "line 1"),
         (
             "POST",
             "/v1/apps",

@@ -663,10 +663,12 @@ impl Agent {
                 }
                 let _busy = node.store.wait_lock(&name)?;
                 node.store.remove(&name)?;
-                node.store.remove_log(&name)?;
             }
+            // Who has the name next is not to read what this one has written.
+            node.store.remove_log(&name)?;
             deployment.versions.kept.clear();
             crate::versions::tidy(&node.store, &deployment)?;
+            crate::files::forget_logs(&node.store, &deployment.manifest)?;
             match node.store.remove_appshot(&name) {
                 Err(error) if error.kind != libsnap::error::Kind::NotFound => return Err(error),
                 _ => node.keeper.forget(&name)?,

@@ -77,7 +77,7 @@ impl Change {
         let deadline = self.wait.deadline();
         let change = tokio::spawn(change);
         let Ok(done) = tokio::time::timeout_at(deadline, change).await else {
-            let status = self.node.status(&app)?.borrow().clone();
+            let status = self.node.status_of(&app, &self.caller)?.borrow().clone();
             return Ok(Shown::of(&self.node, status).accepted());
         };
         let shown = done.or_fail(|| format!("cannot change {app}"))??;
@@ -85,7 +85,7 @@ impl Change {
             return Ok(shown);
         }
         // Removed, it has no state.
-        let Ok(status) = self.node.status(&app) else {
+        let Ok(status) = self.node.status_of(&app, &self.caller) else {
             return Ok(shown);
         };
         let reached = self.wait.until(&self.node, &app, deadline, &self.stopping).await?;
@@ -94,17 +94,23 @@ impl Change {
         Ok(if reached { shown } else { shown.accepted() })
     }
 
+    /// With who asks as it is known now, after the body has come.
+    fn again(mut self) -> Result<Change> {
+        self.caller = self.caller.again(&self.node.control)?;
+        Ok(self)
+    }
+
     async fn order(self, app: String, order: Order) -> Answer {
         let (node, caller, condition) = (self.node.clone(), self.caller.clone(), self.condition.clone());
         let name = app.clone();
         self.answer(app, async move {
-            let provider = node.provider_of(&name).ok_or_else(|| node.unknown(&name, &caller))?;
+            let provider = node.manifest_of(&name, &caller)?.provider;
             // Nobody changes it in between, where that matters.
             let _held = match condition.matches {
-                Some(Tag::This(_)) => Some(node.hold(&name, &condition)?),
+                Some(Tag::This(_)) => Some(node.hold(&name, &condition, &caller)?),
                 Some(Tag::Any) | None => None,
             };
-            let status = node.order(&name, order).await?;
+            let status = node.order(&name, order, &caller).await?;
             let told = match order {
                 Order::Scale(bounds) => json!({ "by": caller.name(), "bounds": bounds }),
                 _ => json!({ "by": caller.name() }),
@@ -148,6 +154,7 @@ impl axum::extract::FromRequestParts<Node> for Change {
 
 /// Done again with the same manifest it changes nothing.
 pub async fn deploy(change: Change, Body(request): Body<Deploy>) -> Answer {
+    let change = change.again()?;
     let manifest = request.parse(&change.caller)?;
     make(change, manifest).await
 }
@@ -166,6 +173,7 @@ async fn make(change: Change, manifest: Manifest) -> Answer {
 /// Has this manifest serve, whether the app is there or not: made, made a version of it, or
 /// left alone where it serves already.
 pub async fn put(change: Change, Path(app): Path<String>, Body(request): Body<Deploy>) -> Answer {
+    let change = change.again()?;
     let manifest = request.parse(&change.caller)?;
     if manifest.app != app {
         return Err(Halt::Failed(
@@ -175,7 +183,8 @@ pub async fn put(change: Change, Path(app): Path<String>, Body(request): Body<De
         ));
     }
     let (node, caller, condition) = (change.node.clone(), change.caller.clone(), change.condition.clone());
-    if node.provider_of(&app).is_none() {
+    // One that somebody else has made meanwhile is refused by its name.
+    if node.provider_of(&app).is_none_or(|provider| !caller.sees(&provider)) {
         return match condition.matches {
             None => make(change, manifest).await,
             Some(_) => Err(Halt::Stale(node.unknown(&app, &caller))),
@@ -188,7 +197,7 @@ pub async fn put(change: Change, Path(app): Path<String>, Body(request): Body<De
     let name = app.clone();
     change
         .answer(app, async move {
-            let held = node.hold(&name, &condition)?;
+            let held = node.hold(&name, &condition, &caller)?;
             let status = match held.deployment.declared() == manifest {
                 true => node.status(&name)?.borrow().clone(),
                 false => node.update(held, manifest, &caller).await?,
@@ -203,10 +212,8 @@ pub async fn rollback(change: Change, Path(app): Path<String>) -> Answer {
     let name = app.clone();
     change
         .answer(app, async move {
-            if node.provider_of(&name).is_none() {
-                return Err(node.unknown(&name, &caller).into());
-            }
-            let held = node.hold(&name, &condition)?;
+            node.manifest_of(&name, &caller)?;
+            let held = node.hold(&name, &condition, &caller)?;
             let status = node.rollback(held, &caller).await?;
             Ok(Shown::of(&node, status))
         })
@@ -229,6 +236,7 @@ pub async fn remove(change: Change, Path(app): Path<String>) -> Answer {
 pub async fn scale(change: Change, Path(app): Path<String>, Body(bounds): Body<Bounds>) -> Answer {
     let Bounds { min, max } = bounds;
     let bounds = Instances { min, max };
+    let change = change.again()?;
     let manifest = change.node.manifest_of(&app, &change.caller)?;
     Manifest {
         instances: bounds,

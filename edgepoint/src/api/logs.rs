@@ -47,16 +47,8 @@ pub async fn read(
     Path(app): Path<String>,
     Asked(which): Asked<Which>,
 ) -> Reply<Log> {
-    let manifest = node.manifest_of(&app, &caller)?;
-    let name = match which.of {
-        Some(name) if name == app || manifest.has_name(&name) => name,
-        Some(name) => {
-            return Err(Error::new(Kind::NotFound, format!("app {app} has no instance {name}"))
-                .fix(format!("`appshot status {app}` lists those that it has"))
-                .into());
-        }
-        None => app,
-    };
+    let name = which.of.unwrap_or_else(|| app.clone());
+    may_read(&node, &caller, &app, &name)?;
     let path = node.store.log_path(&name);
     let deadline = Instant::now() + Duration::from_secs(which.wait.unwrap_or(0).min(WAIT_MAX));
     loop {
@@ -71,9 +63,35 @@ pub async fn read(
             )?,
         };
         if !log.text.is_empty() || Instant::now() >= deadline || *stopping.borrow_and_update() {
+            // Meanwhile it may have become somebody else's.
+            may_read(&node, &caller.again(&node.control)?, &app, &name)?;
             return Ok(Json(log));
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether this is the name of the app, of an instance of it, or of a version that it keeps, and
+/// who asks may read of it now.
+fn may_read(node: &Node, caller: &Caller, app: &str, name: &str) -> Result<()> {
+    let manifest = node.manifest_of(app, caller)?;
+    let is_kept = |number| {
+        let versions = node.read(app)?.versions;
+        Ok::<_, Error>(versions.kept.iter().any(|kept| kept.number == number))
+    };
+    let is_its = match manifest.version_named(name) {
+        _ if name == app => true,
+        Some(number) => is_kept(number)?,
+        None if manifest.has_instance(name) => {
+            let record = node.store.find(name)?;
+            record.is_some_and(|record| record.from == Some(node.store.appshot_path(app)))
+        }
+        None => false,
+    };
+    match is_its {
+        true => Ok(()),
+        false => Err(Error::new(Kind::NotFound, format!("app {app} has no instance {name}"))
+            .fix(format!("`appshot status {app}` lists those that it has"))),
     }
 }
 

@@ -37,6 +37,13 @@ pub async fn list(Extract(node): Extract<Node>) -> Reply<Vec<Provider>> {
 }
 
 pub async fn add(Extract(node): Extract<Node>, Body(request): Body<Add>) -> Reply<Issued> {
+    if ["local", "root"].contains(&request.name.as_str()) {
+        let error = Error::new(Kind::Usage, format!("cannot have the provider {}", request.name));
+        return Err(error
+            .because("apps of nobody are local's, and root is the node's owner")
+            .fix("name it otherwise")
+            .into());
+    }
     sensible(&request.name, &request.users)?;
     let issued = node.control.add_provider(&request.name, request.users)?;
     let users = json!({ "users": issued.provider.users });
