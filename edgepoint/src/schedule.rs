@@ -16,6 +16,8 @@ use crate::manifest::Span;
 use cronexpr::{Crontab, parse_crontab};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::OnceLock;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -28,7 +30,22 @@ pub struct Schedule {
     pub sleep: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub awake: Vec<Awake>,
+    #[serde(skip)]
+    read: Lines,
 }
+
+/// Lines as they were read when one was looked at first: that happens at each look at an app.
+#[derive(Clone, Debug, Default)]
+struct Lines(OnceLock<HashMap<String, Crontab>>);
+
+/// They follow from what stands there.
+impl PartialEq for Lines {
+    fn eq(&self, _: &Lines) -> bool {
+        true
+    }
+}
+
+impl Eq for Lines {}
 
 /// It does not sleep from then on, for so long.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +63,7 @@ impl Default for Schedule {
             wake: Vec::new(),
             sleep: Vec::new(),
             awake: Vec::new(),
+            read: Lines::default(),
         }
     }
 }
@@ -56,8 +74,7 @@ pub type At = (u64, String);
 impl Schedule {
     /// What is wrong, and what is to be written.
     pub fn sensible(&self) -> Result<(), (String, String)> {
-        let lines = self.wake.iter().chain(&self.sleep);
-        for line in lines.chain(self.awake.iter().map(|awake| &awake.from)) {
+        for line in self.lines() {
             if let Err(error) = self.read(line) {
                 let because = format!("schedule: {line:?} in {} is no time: {error}", self.zone);
                 let fix = "such as \"30 7 * * 1-5\": minute, hour, day, month, weekday; zone = \"Europe/Berlin\"";
@@ -73,6 +90,11 @@ impl Schedule {
         }
     }
 
+    fn lines(&self) -> impl Iterator<Item = &String> {
+        let lines = self.wake.iter().chain(&self.sleep);
+        lines.chain(self.awake.iter().map(|awake| &awake.from))
+    }
+
     fn read(&self, line: &str) -> Result<Crontab, cronexpr::Error> {
         parse_crontab(&format!("{line} {}", self.zone))
     }
@@ -80,7 +102,11 @@ impl Schedule {
     /// The first moment after this one that a line names, in milliseconds since 1970.
     fn after(&self, line: &str, unix_ms: u64) -> Option<u64> {
         let from = Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok()?;
-        let next = self.read(line).ok()?.find_next(from).ok()?;
+        let all = self
+            .lines()
+            .filter_map(|line| Some((line.clone(), self.read(line).ok()?)));
+        let read = self.read.0.get_or_init(|| all.collect());
+        let next = read.get(line)?.find_next(from).ok()?;
         u64::try_from(next.timestamp().as_millisecond()).ok()
     }
 
@@ -132,6 +158,7 @@ mod tests {
                 from: "0 8 * * 1-5".to_owned(),
                 span: Span(Duration::from_secs(10 * 3600)),
             }],
+            read: Lines::default(),
         };
         schedule.sensible().unwrap();
         // A Friday in summer; the zone is two hours ahead.

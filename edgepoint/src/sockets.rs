@@ -10,6 +10,7 @@ use libsnap::proc;
 use libsnap::store::App;
 use libsnap::sys::{diag, task};
 use nix::sys::socket::{Backlog, listen};
+use nodekit::reply::on_own_thread;
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -34,11 +35,31 @@ pub struct Sockets {
     pub unread: usize,
     /// It waits with EPOLLEXCLUSIVE: of a connection the kernel may tell it alone.
     pub exclusive: bool,
+    /// Descriptors of all its processes.
+    looked_at: usize,
+}
+
+/// So many descriptors of an app that runs are looked at.
+pub const DESCRIPTORS_MAX: usize = 10_000;
+
+fn too_many(app: &str) -> Error {
+    Error::refused(format!("cannot see which connections {app} has"))
+        .because(format!("it has more than {DESCRIPTORS_MAX} descriptors"))
+        .fix("deploy it with further instances that each have fewer")
+        .state("it goes on, awake")
 }
 
 impl Sockets {
+    /// Of an app with more than [`DESCRIPTORS_MAX`] descriptors they are not looked for
+    /// (`Kind::Refused`): that would take too long.
     pub fn of(app: &App) -> Result<Sockets> {
         Sockets::look(app, false)
+    }
+
+    /// The same, without keeping others from what the runtime does.
+    pub async fn aside(app: &App) -> Result<Sockets> {
+        let app = app.clone();
+        on_own_thread(move || Sockets::of(&app)).await
     }
 
     /// Of an app that stands still.
@@ -51,7 +72,10 @@ impl Sockets {
         let mut seen = HashSet::new();
         for pid in freeze::members(&app.target()?)? {
             // It may just have ended.
-            let _ = found.add(pid, &mut seen, &mut unix, &mut tcp);
+            let _ = found.add((pid, stopped), &mut seen, &mut unix, &mut tcp);
+            if found.looked_at > DESCRIPTORS_MAX && !stopped {
+                return Err(too_many(&app.name));
+            }
         }
         let ports: Vec<_> = found.listening.iter().filter_map(port).collect();
         for connection in &tcp {
@@ -81,13 +105,18 @@ impl Sockets {
 
     fn add(
         &mut self,
-        pid: HostPid,
+        (pid, stopped): (HostPid, bool),
         seen: &mut HashSet<String>,
         unix: &mut Vec<OwnedFd>,
         tcp: &mut Vec<OwnedFd>,
     ) -> std::io::Result<()> {
         let process = task::pidfd_open(pid)?;
-        for number in proc::numbered(&format!("/proc/{pid}/fd"))? {
+        let numbers = proc::numbered(&format!("/proc/{pid}/fd"))?;
+        self.looked_at += numbers.len();
+        if self.looked_at > DESCRIPTORS_MAX && !stopped {
+            return Ok(());
+        }
+        for number in numbers {
             let link = proc::link(pid, &format!("fd/{number}")).unwrap_or_default();
             if link == "anon_inode:[eventpoll]" {
                 self.exclusive |= is_exclusive(&proc::text(pid, &format!("fdinfo/{number}"))?);
@@ -130,7 +159,7 @@ impl Sockets {
             if !app.alive() {
                 return Err(failed().because("it has ended").fix(log));
             }
-            let sockets = Sockets::of(app)?;
+            let sockets = Sockets::aside(app).await?;
             match &sockets.missing(&manifest.listen)[..] {
                 [] => return Ok(sockets),
                 [first, ..] if began.elapsed() > patience => {

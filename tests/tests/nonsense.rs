@@ -80,7 +80,7 @@ fn requests() -> Vec<Request> {
             "POST",
             "/v1/apps",
             "",
-            manifest(&"#".repeat(1 << 20)),
+            manifest(&"#".repeat(64 << 10)),
             422,
             "missing field",
         ),

@@ -206,7 +206,15 @@ impl Agent {
         if let Some(app) = record.filter(App::alive) {
             tracing::info!(app = app.name, "runs: adopted");
             versions::let_go_on(&app);
-            self.hold(Sockets::of(&app)?.listening)?;
+            match Sockets::of(&app) {
+                // The keeper has them, as a rule.
+                Err(error) if error.kind == libsnap::error::Kind::Refused && !self.sockets.is_empty() => {
+                    tracing::warn!(app = app.name, %error, "its sockets are those that were kept");
+                    let kept = std::mem::take(&mut self.sockets);
+                    self.hold(kept)?;
+                }
+                sockets => self.hold(sockets?.listening)?,
+            }
             self.kind = Some(app.from.as_ref().map_or(Kind::Started, |_| Kind::Woken));
             return Ok(Next::Run(None));
         }

@@ -13,18 +13,21 @@ use crate::manifest::Keep;
 use crate::scale::Wanted;
 use crate::sockets::Sockets;
 use crate::why::{Condition, Scaled, number};
-use libsnap::error::Result;
+use libsnap::error::{Kind, Result};
 use libsnap::holds;
 use libsnap::store::{App, now_unix_ms};
 use std::time::Duration;
 
 impl Agent {
     /// Why somebody needs it now, or has since it was looked at last.
-    pub(super) fn need(&mut self, seen: &mut Seen, open: usize, share: f64) -> Result<Option<String>> {
+    pub(super) async fn need(&mut self, seen: &mut Seen, open: usize, share: f64) -> Result<Option<String>> {
         let came = self.demand.traffic.needed_since(seen.traffic);
         seen.traffic = self.demand.traffic.seen();
         let connections = match self.manifest().idle.connections {
-            Keep::Busy if open > 0 => self.busy(&seen.app)?,
+            Keep::Busy if open > 0 => match self.busy(&seen.app).await {
+                Err(error) if error.kind == Kind::Refused => open,
+                busy => busy?,
+            },
             _ => open,
         };
         let mut why = None;
@@ -55,8 +58,8 @@ impl Agent {
     }
 
     /// Those over which something is under way, and those that wait to be accepted.
-    fn busy(&self, app: &App) -> Result<usize> {
-        let sockets = Sockets::of(app)?;
+    async fn busy(&self, app: &App) -> Result<usize> {
+        let sockets = Sockets::aside(app).await?;
         let accepted = sockets.connections - sockets.made;
         let busy = accepted - (sockets.idle - sockets.made_idle);
         let waiting = self.demand.connections().saturating_sub(accepted);
@@ -118,8 +121,12 @@ impl Agent {
 
     /// What it has open at this moment and may not lose. This is looked at last: it takes a
     /// look at each of its descriptors.
-    pub(super) fn kept_awake(&self, app: &App) -> Result<Option<String>> {
-        let sockets = Sockets::of(app)?;
+    pub(super) async fn kept_awake(&self, app: &App) -> Result<Option<String>> {
+        let sockets = match Sockets::aside(app).await {
+            // What cannot be seen it may not lose.
+            Err(error) if error.kind == Kind::Refused => return Ok(Some(error.to_string())),
+            sockets => sockets?,
+        };
         let (accepted, made) = self.kept(&sockets);
         let quiet = usize::try_from(self.demand.traffic.quiet_open.get()).unwrap_or(0);
         let accepted = accepted.saturating_sub(quiet);

@@ -155,7 +155,7 @@ impl Agent {
         }
         let open = self.load().await;
         let share = seen.work.share(&seen.app, usual);
-        let mut why = self.need(seen, open, share)?;
+        let mut why = self.need(seen, open, share).await?;
         if why.is_some() {
             seen.needed = Instant::now();
         }
@@ -190,7 +190,7 @@ impl Agent {
         if !self.may_sleep(seen) {
             return Ok(None);
         }
-        match self.kept_awake(&seen.app)? {
+        match self.kept_awake(&seen.app).await? {
             None => Ok(Some(Next::Sleep { suspended: false })),
             Some(why) => {
                 seen.needed = Instant::now();
@@ -261,7 +261,11 @@ impl Agent {
             return Ok(None);
         }
         let wanted = self.wants_to_be_awake(&seen.app);
-        match wanted.map_or_else(|| self.kept_awake(&seen.app), |why| Ok(Some(why)))? {
+        let why = match wanted {
+            Some(why) => Some(why),
+            None => self.kept_awake(&seen.app).await?,
+        };
+        match why {
             None => Ok(Some(Next::Sleep { suspended: false })),
             Some(_) => {
                 self.node.budget.stays(self.name(), true);
