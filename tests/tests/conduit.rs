@@ -297,7 +297,14 @@ fn providers_and_tokens() {
         ensure!(status["provider"] == "acme", "{status}");
         let root = status["root"].as_i64().context("no root")?;
         let owner = std::fs::read_to_string(format!("/proc/{root}/status"))?;
+        let known = std::fs::read_to_string(format!("/proc/{root}/environ"))?;
         ensure!(owner.contains("Uid:\t65534\t65534"), "{owner}");
+        // Its environment is not that of the daemon.
+        let stranger = known
+            .split('\0')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(key, _)| !["PATH", "LANG", "TZ", "HOME", "USER"].contains(key));
+        ensure!(stranger.is_none() && known.contains("USER=nobody\0"), "{known:?}");
         // It sees its own, and root sees all.
         let apps = node.elsewhere(&acme, &["apps", "-o", "json"])?;
         let apps: Vec<Value> = serde_json::from_slice(&apps.stdout)?;
@@ -370,13 +377,6 @@ fn providers_and_tokens() {
             let (code, body, _) = node.curl(Some(&acme_token), &[], &format!("{path}/logs?of={of}"))?;
             ensure!(code == 404, "{of}: {code} {body}");
         }
-        // Its environment is not that of the daemon.
-        let known = std::fs::read_to_string(format!("/proc/{root}/environ"))?;
-        let stranger = known
-            .split('\0')
-            .filter_map(|pair| pair.split_once('='))
-            .find(|(key, _)| !["PATH", "LANG", "TZ", "HOME", "USER"].contains(key));
-        ensure!(stranger.is_none() && known.contains("USER=nobody\0"), "{known:?}");
         let refused = registry.appshot(&["provider", "add", "local", "--user", "nobody"]);
         ensure!(refused.is_err(), "a provider is called local");
         // The node is its owner's.

@@ -116,6 +116,14 @@ fn requests() -> Vec<Request> {
             "",
             put("\"there\"", "\"there.2\""),
             409,
+            "would have the same names",
+        ),
+        (
+            "POST",
+            "/v1/apps",
+            "",
+            put("\"there\"", "\"there-2\""),
+            409,
             "listens on /nowhere/there.sock",
         ),
         (
