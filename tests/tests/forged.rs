@@ -570,7 +570,10 @@ fn led_astray(test: &'static str, program: &'static str) {
                 bail!("it was restored with files of root")
             };
             let error = error.downcast_ref::<Error>().context("not an error of the engine")?;
-            eprintln!("{error}");
+            ensure!(
+                error.what.contains(&own.display().to_string()),
+                "it names no file: {error}"
+            );
             ensure!(error.kind == Kind::Refused, "{:?}: {error}", error.kind);
             ensure!(
                 error.needs.as_ref().is_some_and(|needs| needs.contains("user 4711")) && error.fix.is_some(),

@@ -389,10 +389,11 @@ fn bind(_builder: &Builder<'_>, made: &OwnedFd, name: &[u8], file: Option<Socket
     let failed = || format!("cannot bind the unix socket {shown}");
     unlink_stale(name);
     // The name is what getsockname tells the app: it must be given as it was.
-    diag::set_address(made, false, name).map_err(|errno| {
-        Error::new(crate::error::Kind::Conflict, failed())
+    diag::set_address(made, false, name).map_err(|errno| match errno {
+        nix::Error::EADDRINUSE => Error::new(crate::error::Kind::Conflict, failed())
             .because(errno)
-            .fix("end the program that uses this name")
+            .fix("end the program that uses this name"),
+        errno => Error::failed(failed()).because(errno),
     })?;
     let Some(path) = path_of(name) else { return Ok(()) };
     let Some(file) = file else {

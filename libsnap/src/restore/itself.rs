@@ -11,9 +11,11 @@ use super::prepared::Way;
 use super::script::Script;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::Appshot;
+use crate::image::records::VmaKind;
 use crate::sys::task::{securebits, set_groups};
 use nix::errno::Errno;
-use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid};
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, Gid, Uid, faccessat, getegid, geteuid, getgroups, setfsgid, setfsuid};
 
 /// No user and no group: to be told what is, and change nothing.
 const NONE: u32 = u32::MAX;
@@ -97,11 +99,38 @@ impl Itself {
         script.must("setgroups", libc::SYS_setgroups, &[0, 0]).map(drop)
     }
 
+    /// A husk's script does not tell which of the files that the app has mapped it may not
+    /// open: this does.
+    pub fn named(&self, mut error: Error, shot: &Appshot, view: &str) -> Error {
+        let files = shot.cores.iter().flat_map(|core| {
+            let mapped = core.image.vmas.iter().filter_map(|vma| match &vma.kind {
+                VmaKind::PrivateFile { path, .. } => Some((path, AccessFlags::R_OK)),
+                VmaKind::SharedFile { path, writable, .. } if *writable => {
+                    Some((path, AccessFlags::R_OK | AccessFlags::W_OK))
+                }
+                VmaKind::SharedFile { path, .. } => Some((path, AccessFlags::R_OK)),
+                _ => None,
+            });
+            mapped.chain([(&core.image.process.exe, AccessFlags::R_OK)])
+        });
+        // Asked of the rights that the thread has just then (faccessat2, Linux 5.8).
+        let denied = |(path, how): &(&String, AccessFlags)| {
+            let path = format!("{view}{path}");
+            faccessat(AT_FDCWD, path.as_str(), *how, AtFlags::AT_EACCESS) == Err(Errno::EACCES)
+        };
+        if is_denied(&error)
+            && let Ok(Some((path, _))) = self.within(|| Ok(files.into_iter().find(denied)))
+        {
+            error.what = format!("cannot open {path}, which the app has mapped");
+            error.because = Some(Errno::EACCES.to_string());
+        }
+        error
+    }
+
     /// An error because of these rights says so.
     pub fn told<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|mut error| {
-            let because = error.because.as_deref().unwrap_or_default();
-            if ![Errno::EACCES, Errno::EPERM].iter().any(|no| because.contains(no.desc())) {
+            if !is_denied(&error) {
                 return error;
             }
             error.kind = Kind::Refused;
@@ -116,6 +145,13 @@ impl Itself {
                 ))
         })
     }
+}
+
+fn is_denied(error: &Error) -> bool {
+    let because = error.because.as_deref().unwrap_or_default();
+    [Errno::EACCES, Errno::EPERM]
+        .iter()
+        .any(|no| because.contains(no.desc()))
 }
 
 /// setfsuid(2) and setfsgid(2) do not fail: they are asked what they did.

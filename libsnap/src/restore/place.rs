@@ -164,9 +164,9 @@ impl<'a> Mapped<'a> {
     }
 
     /// How the mapping went.
-    pub fn told<T>(&self, result: Result<T>) -> Result<T> {
+    pub fn told<T>(&self, result: Result<T>, shot: &Appshot, view: &str) -> Result<T> {
         match self.itself {
-            Some(itself) => itself.told(result),
+            Some(itself) => itself.told(result.map_err(|error| itself.named(error, shot, view))),
             None => result,
         }
     }

@@ -205,7 +205,7 @@ impl Prepared {
             place::collapse(script, &huge::had(core))?;
             place::protection(script, core, vdso, protect)
         })?;
-        mapped.told(script::finish_all(reading))?;
+        mapped.told(script::finish_all(reading), shot, &self.skeleton.view())?;
         Ok(None)
     }
 
@@ -287,7 +287,7 @@ impl Prepared {
             numbers.push(number);
             Ok(())
         })?;
-        mapped.told(script::finish_all(mapping))?;
+        mapped.told(script::finish_all(mapping), shot, &skeleton.view())?;
         phases.start("memory")?;
         let empty = shot.cores.iter().zip(numbers).enumerate();
         let empty = empty.map(|(at, (core, number))| {
