@@ -198,10 +198,10 @@ impl Instances {
             };
             let now = now_unix_ms().unwrap_or_default();
             self.coming.push((name.clone(), now, charge));
-            let (node, app) = (self.node.clone(), self.manifest.app.clone());
+            let (node, manifest) = (self.node.clone(), self.manifest.clone());
             let (sockets, began) = (sockets::numbers(sockets), Instant::now());
             let named = name.clone();
-            let make = on_own_thread(move || make(&node, &app, &named, &sockets));
+            let make = on_own_thread(move || make(&node, &manifest, &named, &sockets));
             self.came.spawn(async move { (name, began, make.await) });
         }
         Ok(None)
@@ -348,11 +348,13 @@ impl Instances {
     }
 }
 
-fn make(node: &Node, app: &str, name: &str, sockets: &[i32]) -> Result<Instance> {
+fn make(node: &Node, manifest: &Manifest, name: &str, sockets: &[i32]) -> Result<Instance> {
+    let (app, as_itself) = (&manifest.app, manifest.has_own_user());
     let request = json!({
         "appshot": app,
         "name": name,
-        "memory": memory_of_clones(&node.store.appshot_path(app))?,
+        "memory": memory_of_clones(&node.store.appshot_path(app), as_itself)?,
+        "as_itself": as_itself,
         "identity": { "renewed": true },
         "cause": Cause::ScaleOut.name(),
         "sockets": sockets,
@@ -367,13 +369,14 @@ fn make(node: &Node, app: &str, name: &str, sockets: &[i32]) -> Result<Instance>
 
 /// Clones share memory where they are forked off a template: then they need restored no
 /// more once they run. Others would.
-fn memory_of_clones(appshot: &Path) -> Result<Memory> {
+fn memory_of_clones(appshot: &Path, as_itself: bool) -> Result<Memory> {
     let way = Way {
         pids: PidMode::New,
         memory: Memory::Shared,
         network: Network::Host,
         renewed: true,
         revertible: false,
+        as_itself,
         force_vdso_bridge: false,
     };
     let suits = Template::suits(&Appshot::open_unverified_memory(appshot)?, way);

@@ -538,6 +538,12 @@ impl Manifest {
         })
     }
 
+    /// Whether it is run by another than root, and its files are to be opened so.
+    pub fn has_own_user(&self) -> bool {
+        // One that is unknown here by now is not root.
+        !matches!(self.user(), Ok(None | Some(User { uid: 0, .. })))
+    }
+
     fn user(&self) -> Result<Option<User>> {
         let parse = |text: &String| text.parse().map_err(|because: String| nonsense(&self.app, because));
         self.start.user.as_ref().map(parse).transpose()

@@ -357,6 +357,9 @@ pub struct RestoreOptions {
     /// ([`crate::cgroup::freeze`]). Needs cgroup v2.
     pub frozen: bool,
     pub time: Time,
+    /// Its files and sockets are opened, made and removed with the rights over files that
+    /// its first process had, not with the caller's.
+    pub as_itself: bool,
     /// For tests: treat this kernel's vdso as another one than the app's.
     #[doc(hidden)]
     #[serde(skip)]

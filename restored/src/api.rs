@@ -54,6 +54,9 @@ struct InstanceRequest {
     /// It can be reverted in place, and shares what it does not touch with the appshot.
     #[serde(default)]
     revertible: bool,
+    /// Files are opened with the app's own rights.
+    #[serde(default)]
+    as_itself: bool,
     /// Why it is wanted, one word; kept in the record for who meters.
     cause: Option<String>,
     /// What its clocks make of the time since its snapshot.
@@ -75,6 +78,7 @@ impl InstanceRequest {
             network: self.network,
             identity: self.identity,
             revertible: self.revertible,
+            as_itself: self.as_itself,
             time: self.time,
             stdio: Stdio::default(),
             allow: self.allow,
@@ -129,6 +133,9 @@ struct CloneRequest {
     /// Each can be reverted in place.
     #[serde(default)]
     revertible: bool,
+    /// Files are opened with the app's own rights.
+    #[serde(default)]
+    as_itself: bool,
     /// Why it is wanted, one word; kept in the record for who meters.
     cause: Option<String>,
 }
@@ -167,6 +174,7 @@ impl CloneRequest {
             hooks: self.hooks,
             sockets: self.sockets,
             revertible: self.revertible,
+            as_itself: self.as_itself,
             cause: self.cause,
             time: Time::Stands,
         };
@@ -222,12 +230,20 @@ struct PrepareRequest {
     /// An instance waits, too, for who restores it as this says and as is usual.
     #[serde(default)]
     instance: bool,
+    /// It is restored so.
+    #[serde(default)]
+    as_itself: bool,
 }
 
 /// Reads and verifies now what the next restore would have to.
 async fn prepare(State(instances): State<Instances>, Body(request): Body<PrepareRequest>) -> Reply<Prepared> {
     let path = instances.store.resolve_appshot(&request.appshot)?;
-    on_own_thread(move || instances.prepare(&path, request.memory, request.instance)).await?;
+    let options = RestoreOptions {
+        memory: request.memory,
+        as_itself: request.as_itself,
+        ..RestoreOptions::default()
+    };
+    on_own_thread(move || instances.prepare(&path, &options, request.instance)).await?;
     Ok(Json(Prepared {
         appshot: request.appshot,
     }))

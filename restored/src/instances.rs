@@ -7,7 +7,7 @@ use libsnap::error::{Error, Result};
 use libsnap::restore::opened::Opened;
 use libsnap::restore::{Prepared, Way};
 use libsnap::store::{App, State, Store, View};
-use libsnap::target::{Instance, Manner, Memory, RestoreOptions, RevertReport};
+use libsnap::target::{Instance, Manner, RestoreOptions, RevertReport};
 use nodekit::daemon::Stopping;
 use nodekit::reply::on_own_thread;
 use nodekit::start::{Ready, Start, What};
@@ -63,17 +63,14 @@ impl Instances {
 
     /// Has an appshot at hand, and an instance of it where one is wanted, as long as others
     /// are not wanted more.
-    pub fn prepare(&self, path: &Path, memory: Memory, instance: bool) -> Result<()> {
-        if self.shelf.get(path, memory).is_none() {
+    pub fn prepare(&self, path: &Path, options: &RestoreOptions, instance: bool) -> Result<()> {
+        if self.shelf.get(path, options.memory).is_none() {
             // That tells why.
             return Opened::open(path).map(drop);
         }
         if instance {
             let appshot = path.to_owned();
-            let way = Way::of(&RestoreOptions {
-                memory,
-                ..RestoreOptions::default()
-            });
+            let way = Way::of(options);
             self.pool.park(Kind { appshot, way });
         }
         Ok(())

@@ -11,11 +11,11 @@ use appshot_tests::programs;
 use appshot_tests::trial::in_place as trial;
 use appshot_tests::verdict::{PATIENCE, need_program, poll};
 use libsnap::error::{Error, Kind};
-use libsnap::target::{Allow, RestoreOptions, RunOptions};
+use libsnap::target::{Allow, Memory, RestoreOptions, RunOptions, SnapshotOptions};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::{chown, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 /// A user without a name here, and without rights.
@@ -485,6 +485,161 @@ fn mapping_of_the_kernels_half() {
 #[test]
 fn mapping_at_zero() {
     of_mappings("mapping_at_zero", "out of place", |vmas| vmas[0]["start"] = json!(0));
+}
+
+// ------------------------------------------------------------ where its names lead
+
+/// An appshot of a program that runs as nobody, with all its files in a directory of its own.
+fn in_own_directory(place: &Place, program: &str) -> Result<PathBuf> {
+    let own = place.path("own");
+    fs::create_dir(&own)?;
+    chown(&own, Some(NOBODY), Some(NOBODY))?;
+    let file = |name: &str| own.join(name).display().to_string();
+    let app = place.run_with(RunOptions {
+        command: vec![
+            programs::build(program)?.display().to_string(),
+            file("ready"),
+            file("go"),
+        ],
+        uid: Some(NOBODY),
+        gid: Some(NOBODY),
+        ..RunOptions::default()
+    })?;
+    poll("ready", PATIENCE, || Ok(own.join("ready").exists().then_some(())))?;
+    // Root's own: it is not the app that opens it again.
+    let options = SnapshotOptions {
+        log: Some(place.path("log")),
+        ..SnapshotOptions::default()
+    };
+    app.snapshot(&place.path("genuine"), &options)?;
+    app.wait_gone()?;
+    Ok(own)
+}
+
+fn as_itself(memory: Memory) -> RestoreOptions {
+    RestoreOptions {
+        as_itself: true,
+        memory,
+        ..RestoreOptions::default()
+    }
+}
+
+/// A directory of root that has what this one has, but its sockets.
+fn of_root(own: &Path, secret: &Path) -> Result<Vec<(PathBuf, u32)>> {
+    fs::create_dir(secret)?;
+    for entry in fs::read_dir(own)? {
+        let (entry, copy) = (entry?, |name| secret.join(name));
+        let (kind, copy) = (entry.file_type()?, copy(entry.file_name()));
+        if kind.is_fifo() {
+            nix::unistd::mkfifo(&copy, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        } else if kind.is_file() {
+            fs::copy(entry.path(), &copy)?;
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o600))?;
+            // As if nobody had written to it since.
+            fs::File::open(&copy)?.set_modified(entry.metadata()?.modified()?)?;
+        }
+    }
+    listed(secret)
+}
+
+/// What is in a directory, with owners.
+fn listed(dir: &Path) -> Result<Vec<(PathBuf, u32)>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        all.push((entry.path(), entry.metadata()?.uid()));
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// Its owner has the directory lead to one of root's while the app sleeps. Restored as
+/// itself, the app does not get there; otherwise it would, with the rights of who restores.
+fn led_astray(test: &'static str, program: &'static str) {
+    trial(test, move |place| {
+        let (own, aside, secret) = (
+            in_own_directory(place, program)?,
+            place.path("aside"),
+            place.path("secret"),
+        );
+        let before = of_root(&own, &secret)?;
+        fs::rename(&own, &aside)?;
+        symlink(&secret, &own)?;
+        for memory in [Memory::Eager, Memory::Lazy] {
+            let Err(error) = place.restore_with(&place.path("genuine"), as_itself(memory)) else {
+                bail!("it was restored with files of root")
+            };
+            let error = error.downcast_ref::<Error>().context("not an error of the engine")?;
+            ensure!(
+                error.what.contains(&own.display().to_string()),
+                "it names no file: {error}"
+            );
+            ensure!(error.kind == Kind::Refused, "{:?}: {error}", error.kind);
+            ensure!(
+                error.needs.as_ref().is_some_and(|needs| needs.contains("user 4711")) && error.fix.is_some(),
+                "{error}"
+            );
+            ensure!(error.state.as_deref() == Some("nothing was left behind"), "{error}");
+            judge_nothing_left(&place.scope(), &HostState::default())?;
+            ensure!(listed(&secret)? == before, "something is in the directory of root");
+        }
+        drop(place.restore_with(&place.path("genuine"), RestoreOptions::default())?);
+        // What that was allowed to.
+        fs::remove_file(&own)?;
+        fs::rename(&aside, &own)?;
+        let mut app = place.restore_with(&place.path("genuine"), as_itself(Memory::Eager))?;
+        fs::write(own.join("go"), "")?;
+        let code = app.wait_exit()?;
+        ensure!(code == 0, "exit code {code}: {}", place.log());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_file_led_astray() {
+    led_astray("a_file_led_astray", "regular_files");
+}
+
+#[test]
+fn a_mapped_file_led_astray() {
+    led_astray("a_mapped_file_led_astray", "shared_file");
+}
+
+#[test]
+fn a_socket_led_astray() {
+    led_astray("a_socket_led_astray", "unix_listen");
+}
+
+#[test]
+fn a_fifo_led_astray() {
+    led_astray("a_fifo_led_astray", "fifos");
+}
+
+/// The rest comes back with the app's own rights too, however its memory comes.
+#[test]
+fn restored_as_itself() {
+    const PROGRAMS: [&str; 7] = [
+        "unlinked_file",
+        "memfd",
+        "pipes",
+        "inotify",
+        "unix_pairs",
+        "private_file",
+        "pty",
+    ];
+    trial("restored_as_itself", |place| {
+        let ways = [Memory::Eager, Memory::Lazy, Memory::Shared].into_iter().cycle();
+        for (program, memory) in PROGRAMS.into_iter().zip(ways) {
+            let own = in_own_directory(place, program)?;
+            let mut app = place.restore_with(&place.path("genuine"), as_itself(memory))?;
+            fs::write(own.join("go"), "")?;
+            let code = app.wait_exit()?;
+            ensure!(code == 0, "{program}: exit code {code}");
+            fs::remove_dir_all(&own)?;
+            fs::remove_dir_all(place.path("genuine"))?;
+        }
+        Ok(())
+    });
 }
 
 // ------------------------------------------------------------------ borrowed pages

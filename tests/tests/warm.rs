@@ -89,6 +89,48 @@ fn many_at_once() {
     });
 }
 
+/// Of an app with a user of its own, restored as itself: one that waits, clones off a
+/// template, and one made when it is asked for.
+#[test]
+fn as_itself() {
+    in_place("as_itself", |place| {
+        let registry = Registry::new(place)?;
+        let name = place.unique();
+        let file = |what: &str| place.path(what).display().to_string();
+        let program = programs::build("private_file")?.display().to_string();
+        let run = ["-q", "run", "-d", "--user", "4711:4711", "--name", name, "--"];
+        registry.appshot(&[&run[..], &[&program, &file("ready"), &file("go")]].concat())?;
+        poll("ready", PATIENCE, || Ok(place.path("ready").exists().then_some(())))?;
+        registry.appshot(&["-q", "snapshot", name])?;
+        let daemon = registry.daemon("restored", "")?;
+        let prepare = json!({ "appshot": name, "instance": true, "as_itself": true });
+        let _: Value = daemon.client.post("/v1/prepare", &prepare)?;
+        poll("an instance to wait", PATIENCE, || Ok(waits(&daemon)?.then_some(())))?;
+        let ask = |name: &str, own: &str, as_itself: bool| -> Result<bool> {
+            let ask = json!({ "appshot": name, "name": own, "as_itself": as_itself });
+            let instance: Instance = daemon.client.post("/v1/instances", &ask)?;
+            Ok(instance.phases.iter().all(|phase| phase.name != "memory"))
+        };
+        let [first, second] = [1, 2].map(|number| format!("{name}.{number}"));
+        ensure!(
+            !ask(name, &first, false)?,
+            "what waits has other rights than were asked for"
+        );
+        ensure!(ask(name, &second, true)?, "what waits was not used");
+        let clones = json!({ "appshot": name, "count": 3, "as_itself": true });
+        let clones: Vec<Instance> = daemon.client.post("/v1/clones", &clones)?;
+        fs::write(place.path("go"), "")?;
+        for name in [first, second]
+            .into_iter()
+            .chain(clones.into_iter().map(|clone| clone.name))
+        {
+            let code = exit_code(&daemon, &name)?;
+            ensure!(code == 0, "{name} ended with {code}");
+        }
+        daemon.stop()
+    });
+}
+
 /// An instance that waits for its first request is what that gets; one of an appshot that
 /// was replaced meanwhile, or is gone, is not.
 #[test]

@@ -508,7 +508,7 @@ impl Agent {
             return;
         }
         let restored = self.node.restored.clone();
-        let request = json!({ "appshot": self.name(), "instance": true });
+        let request = json!({ "appshot": self.name(), "instance": true, "as_itself": self.manifest().has_own_user() });
         std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &request));
     }
 
@@ -586,6 +586,7 @@ impl Agent {
             "name": self.name(),
             // Of one that was never up all is verified before it runs.
             "memory": if self.deployment.versions.untried { Memory::Eager } else { Memory::Lazy },
+            "as_itself": self.manifest().has_own_user(),
             "cause": cause.name(),
             "sockets": sockets::numbers(&self.sockets),
             // What waits for a timer has to see it coming.

@@ -323,13 +323,26 @@ pub struct Builder<'a> {
     pub held: held::Held,
 }
 
-/// Makes every description of the appshot, as descriptors of ours.
+/// Opens what the restorer gives for files outside the app, with its own rights.
+pub fn outside(builder: &Builder<'_>, manifest: &crate::image::records::Manifest) -> Result<HashMap<FileId, OwnedFd>> {
+    let outside = manifest.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Outside { what } => Some((file, what)),
+        _ => None,
+    });
+    outside
+        .map(|(file, what)| Ok((file.id, paths::restore_outside(builder, what, file.flags)?)))
+        .collect()
+}
+
+/// Makes every description of the appshot, as descriptors of ours, beside those that are
+/// [`outside`].
 pub fn restore_all(
     builder: &Builder<'_>,
     manifest: &crate::image::records::Manifest,
+    outside: HashMap<FileId, OwnedFd>,
     mut ptys: pty::Ptys,
 ) -> Result<HashMap<FileId, OwnedFd>> {
-    let mut made = HashMap::new();
+    let mut made = outside;
     let mut pipes = pipes::Pipes::new(builder, &manifest.pipes);
     let mut unix = unix::Sockets::new(builder, manifest)?;
     for file in &manifest.files {
@@ -354,7 +367,7 @@ pub fn restore_all(
             FileKind::PtySlave { index, through_tty } => {
                 pty::slave(builder, file.id, *index, *through_tty, file.flags)?
             }
-            FileKind::Outside { what } => paths::restore_outside(builder, what, file.flags)?,
+            FileKind::Outside { .. } => continue,
         };
         made.insert(file.id, fd);
     }

@@ -137,7 +137,11 @@ impl<'a> Pipes<'a> {
         let failed = || format!("cannot make pipe {ino} again");
         if !self.open.contains_key(&ino) {
             let record = self.records.get(&ino).copied().ok_or_else(|| Error::failed(failed()))?;
-            self.open.insert(ino, make(&self.view, record).or_fail(failed)?);
+            let made = make(&self.view, record).or_fail(|| match &record.fifo {
+                Some(path) => format!("cannot open the fifo {path} again"),
+                None => failed(),
+            });
+            self.open.insert(ino, made?);
         }
         let ends = self.open.get_mut(&ino).ok_or_else(|| Error::failed(failed()))?;
         let mode = access(flags);

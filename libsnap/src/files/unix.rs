@@ -17,10 +17,10 @@ use crate::image::records::{FileKind, Manifest, Message, SocketFile, SocketRecor
 use crate::sys::{Sys, diag, fd as sysfd};
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const LISTEN: u8 = 10;
@@ -389,18 +389,33 @@ fn bind(_builder: &Builder<'_>, made: &OwnedFd, name: &[u8], file: Option<Socket
     let failed = || format!("cannot bind the unix socket {shown}");
     unlink_stale(name);
     // The name is what getsockname tells the app: it must be given as it was.
-    diag::set_address(made, false, name).map_err(|errno| {
-        Error::new(crate::error::Kind::Conflict, failed())
+    diag::set_address(made, false, name).map_err(|errno| match errno {
+        nix::Error::EADDRINUSE => Error::new(crate::error::Kind::Conflict, failed())
             .because(errno)
-            .fix("end the program that uses this name")
+            .fix("end the program that uses this name"),
+        errno => Error::failed(failed()).because(errno),
     })?;
     let Some(path) = path_of(name) else { return Ok(()) };
     let Some(file) = file else {
         return fs::remove_file(path).or_fail(failed);
     };
-    std::os::unix::fs::chown(&path, Some(file.uid), Some(file.gid)).or_fail(failed)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(file.mode);
-    fs::set_permissions(&path, mode).or_fail(failed)
+    own(&path, file).or_fail(failed)
+}
+
+/// Gives the socket at this path its owner and mode; nothing else that has taken its name,
+/// and nothing that a link there leads to.
+fn own(path: &Path, file: SocketFile) -> std::io::Result<()> {
+    let node = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)?;
+    if !node.metadata()?.file_type().is_socket() {
+        return Err(std::io::Error::other("something else has taken its name"));
+    }
+    // What a descriptor is of cannot be renamed. fchmod(2) takes no such descriptor.
+    let node = format!("/proc/self/fd/{}", node.as_raw_fd());
+    std::os::unix::fs::chown(&node, Some(file.uid), Some(file.gid))?;
+    fs::set_permissions(&node, std::os::unix::fs::PermissionsExt::from_mode(file.mode))
 }
 
 /// Sends a message again, with the credentials it had.

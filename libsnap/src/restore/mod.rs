@@ -21,6 +21,7 @@ mod ahead;
 pub mod eager;
 pub mod fill;
 mod huge;
+mod itself;
 pub mod kept;
 pub mod opened;
 mod owed;

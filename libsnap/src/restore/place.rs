@@ -2,6 +2,7 @@
 //! takes the descriptors it needs from this process.
 
 use super::fill;
+use super::itself::Itself;
 use super::kept::{self, Kept, Row};
 use super::script::Script;
 use super::skeleton::Skeleton;
@@ -32,7 +33,8 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn make(shot: &Appshot, skeleton: &Skeleton) -> Result<Shared> {
+    /// What has or had a name is made with the app's rights, where it has any.
+    pub fn make(shot: &Appshot, skeleton: &Skeleton, itself: Option<&Itself>) -> Result<Shared> {
         let mut shared = Shared {
             shm: HashMap::new(),
             sysv: HashMap::new(),
@@ -44,7 +46,11 @@ impl Shared {
                     shared.sysv.insert(record.id, *id);
                 }
                 _ => {
-                    shared.shm.insert(record.id, make_shm(shot, record, &skeleton.view())?);
+                    let object = match itself {
+                        Some(itself) => itself.within(|| make_object(record, &skeleton.view()))?,
+                        None => make_object(record, &skeleton.view())?,
+                    };
+                    shared.shm.insert(record.id, fill_shm(shot, record, object)?);
                 }
             }
         }
@@ -52,10 +58,10 @@ impl Shared {
     }
 }
 
-fn make_shm(shot: &Appshot, record: &ShmRecord, view: &str) -> Result<OwnedFd> {
+fn make_object(record: &ShmRecord, view: &str) -> Result<OwnedFd> {
     let failed = || format!("cannot make shared memory object {} again", record.id);
     const MFD_EXEC: u32 = 0x10;
-    let fd = match &record.kind {
+    Ok(match &record.kind {
         ShmKind::Memfd { name, .. } => sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | MFD_EXEC)
             .or_else(|_| sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))
             .or_fail(failed)?,
@@ -63,7 +69,11 @@ fn make_shm(shot: &Appshot, record: &ShmRecord, view: &str) -> Result<OwnedFd> {
             path, mode, uid, gid, ..
         } => paths::make_unlinked(view, path, *mode, (*uid, *gid))?.into(),
         _ => sysshm::anonymous(record.bytes).or_fail(failed)?,
-    };
+    })
+}
+
+fn fill_shm(shot: &Appshot, record: &ShmRecord, fd: OwnedFd) -> Result<OwnedFd> {
+    let failed = || format!("cannot fill shared memory object {} again", record.id);
     let file = File::from(fd);
     if matches!(record.kind, ShmKind::Memfd { .. } | ShmKind::Unlinked { .. }) {
         file.set_len(record.bytes).or_fail(failed)?;
@@ -140,13 +150,24 @@ fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
 pub struct Mapped<'a> {
     shared: &'a Shared,
     objects: HashMap<ShmId, OwnedFd>,
+    /// With whose rights mapped files are opened, where not with the husk's.
+    itself: Option<&'a Itself>,
 }
 
 impl<'a> Mapped<'a> {
-    pub fn new(shared: &'a Shared) -> Mapped<'a> {
+    pub fn new(shared: &'a Shared, itself: Option<&'a Itself>) -> Mapped<'a> {
         Mapped {
             shared,
             objects: HashMap::new(),
+            itself,
+        }
+    }
+
+    /// How the mapping went.
+    pub fn told<T>(&self, result: Result<T>, shot: &Appshot, view: &str) -> Result<T> {
+        match self.itself {
+            Some(itself) => itself.told(result.map_err(|error| itself.named(error, shot, view))),
+            None => result,
         }
     }
 
@@ -199,6 +220,9 @@ fn map_all<'m, 's>(
 ) -> Result<Mapper<'m, 's>> {
     clear(skeleton, script)?;
     vdso.place(skeleton, script, &core.image.vmas)?;
+    if let Some(itself) = mapped.itself {
+        itself.begin(script)?;
+    }
     let mut mapper = Mapper {
         script,
         taken: HashMap::new(),
@@ -210,6 +234,9 @@ fn map_all<'m, 's>(
         mapper.map(vma, core, mapped)?;
     }
     mapper.marks(&core.image.process)?;
+    if mapped.itself.is_some() {
+        Itself::end(mapper.script)?;
+    }
     Ok(mapper)
 }
 

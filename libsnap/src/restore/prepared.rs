@@ -12,6 +12,7 @@
 use super::eager::Eager;
 use super::fill::{self, Empty, Wanted};
 use super::huge;
+use super::itself::Itself;
 use super::opened::Opened;
 use super::pager::{Left, Pager, Rest};
 use super::place::{self, Mapped, Protect, Shared};
@@ -49,6 +50,7 @@ pub struct Way {
     pub network: Network,
     pub renewed: bool,
     pub revertible: bool,
+    pub as_itself: bool,
     pub force_vdso_bridge: bool,
 }
 
@@ -60,6 +62,7 @@ impl Way {
             network: options.network,
             renewed: options.identity.renewed,
             revertible: options.revertible,
+            as_itself: options.as_itself,
             force_vdso_bridge: options.force_vdso_bridge,
         }
     }
@@ -131,7 +134,7 @@ impl Prepared {
         let shot = from.shot();
         phases.start("objects")?;
         let directory = Directory::open(&skeleton.outer_view())?;
-        let shared = Shared::make(shot, &skeleton)?;
+        let shared = Shared::make(shot, &skeleton, Itself::of(way, shot)?.as_ref())?;
         ipc::restore(skeleton.any(), &shot.manifest)?;
         let mut prepared = Prepared {
             from: from.clone(),
@@ -191,7 +194,8 @@ impl Prepared {
         };
         phases.start("memory")?;
         let shot = &kept.shot;
-        let mut mapped = Mapped::new(&self.shared);
+        let itself = Itself::of(self.way, shot)?;
+        let mut mapped = Mapped::new(&self.shared, itself.as_ref());
         let reading = self.start_all(|at, script| {
             let (core, vdso) = (&shot.cores[at], &self.vdsos[at]);
             self.skeleton.begin_work(script, at, shot)?;
@@ -201,7 +205,7 @@ impl Prepared {
             place::collapse(script, &huge::had(core))?;
             place::protection(script, core, vdso, protect)
         })?;
-        script::finish_all(reading)?;
+        mapped.told(script::finish_all(reading), shot, &self.skeleton.view())?;
         Ok(None)
     }
 
@@ -274,7 +278,8 @@ impl Prepared {
             opened.hold()?;
         }
         phases.start("mappings")?;
-        let mut mapped = Mapped::new(&self.shared);
+        let itself = Itself::of(way, shot)?;
+        let mut mapped = Mapped::new(&self.shared, itself.as_ref());
         let mut numbers = Vec::with_capacity(shot.cores.len());
         let mapping = self.start_all(|at, script| {
             skeleton.begin_work(script, at, shot)?;
@@ -282,7 +287,7 @@ impl Prepared {
             numbers.push(number);
             Ok(())
         })?;
-        script::finish_all(mapping)?;
+        mapped.told(script::finish_all(mapping), shot, &skeleton.view())?;
         phases.start("memory")?;
         let empty = shot.cores.iter().zip(numbers).enumerate();
         let empty = empty.map(|(at, (core, number))| {
@@ -434,7 +439,12 @@ impl Prepared {
             timeline: skeleton.timeline,
             held: Held::take(&options.held, &shot.manifest)?,
         };
-        let make = || files::restore_all(&builder, &shot.manifest, ptys);
+        let outside = files::outside(&builder, &shot.manifest)?;
+        let itself = Itself::of(self.way, shot)?;
+        let make = || match &itself {
+            Some(itself) => itself.within(|| files::restore_all(&builder, &shot.manifest, outside, ptys)),
+            None => files::restore_all(&builder, &shot.manifest, outside, ptys),
+        };
         match skeleton.has_network {
             true => {
                 nsthread::inside(skeleton.any(), &["net"], make).or_fail(|| "cannot enter the instance's network")?

@@ -83,6 +83,12 @@ pub fn fork_alone() -> Sys<Option<Forked>> {
     }))
 }
 
+/// setgroups(2) of the calling thread alone: the C library gives all threads the same.
+pub fn set_groups(groups: &[u32]) -> Sys<()> {
+    // SAFETY: reads so many words of a live slice.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+}
+
 /// Of this thread (capabilities(7)).
 pub fn securebits() -> Sys<u32> {
     // SAFETY: only numbers are passed.
