@@ -7,7 +7,7 @@
 //! ([`MAY_DIFFER`]) and what the passing of time does.
 
 use super::records::{Blocked, FileKind, LockKind, Manifest, SocketState, Vma, VmaKind};
-use super::{Appshot, Core, PAGE, ProcessImage, ThreadImage};
+use super::{Appshot, Core, PAGE, ProcessImage, Segment, ThreadImage};
 use crate::error::{OrFail, Result};
 use crate::ids::{FileId, ShmId, VirtualPid};
 use serde::Serialize;
@@ -68,13 +68,14 @@ pub fn differences(one: &Appshot, other: &Appshot) -> Result<Vec<Difference>> {
     let mut found = Vec::new();
     let names: Vec<String> = all.keys().chain(rest.keys()).cloned().collect();
     for what in names {
-        let (one, other) = (all.remove(&what), rest.remove(&what));
-        if one != other && !may_differ(&what) && !has_run(&what, &one, &other, passed) {
+        let (was, is) = (all.remove(&what), rest.remove(&what));
+        let is_fine =
+            || may_differ(&what) || has_run(&what, &was, &is, passed) || waits_have_gone_on(one, &what, passed);
+        if was != is && !is_fine() {
+            let (one, other) = (was, is);
             found.push(Difference { what, one, other });
         }
     }
-    found.retain(|difference| !waits_have_gone_on(one, &difference.what, passed));
-    found.extend(shared(one, other)?);
     for core in &one.cores {
         let pid = core.image.process.pid;
         if let Some(counterpart) = other.cores.iter().find(|core| core.image.process.pid == pid) {
@@ -144,7 +145,12 @@ fn fields(shot: &Appshot) -> Result<BTreeMap<String, String>> {
     let mut manifest = shot.manifest.clone();
     let mut images: Vec<ProcessImage> = shot.cores.iter().map(|core| core.image.clone()).collect();
     name_by_order(&mut manifest, &mut images);
-    manifest.shmem.iter_mut().for_each(|shared| shared.part = None);
+    for shared in &mut manifest.shmem {
+        // What is in it, not where.
+        let parts = &shot.manifest.parts;
+        let part = parts.iter().find(|part| shared.part.as_ref() == Some(&part.name));
+        shared.part = part.map(|part| part.blake3.clone());
+    }
     manifest.external.sort_by(|one, other| one.path.cmp(&other.path));
     let mut fields = BTreeMap::new();
     add(
@@ -260,36 +266,6 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
     manifest.shmem.sort_by_key(|shared| shared.id);
 }
 
-/// Shared memory of which the bytes differ. Where its runs do, that has been told.
-fn shared(one: &Appshot, other: &Appshot) -> Result<Vec<Difference>> {
-    let mut named = [one.manifest.clone(), other.manifest.clone()];
-    let sides = [one, other];
-    let parts = std::array::from_fn::<_, 2, _>(|side| {
-        let mut images: Vec<ProcessImage> = sides[side].cores.iter().map(|core| core.image.clone()).collect();
-        name_by_order(&mut named[side], &mut images);
-        named[side].shmem.clone()
-    });
-    let mut found = Vec::new();
-    for (own, counterpart) in parts[0].iter().zip(&parts[1]) {
-        let digest = |side: usize, part: &Option<String>| {
-            let parts = &sides[side].manifest.parts;
-            let part = part
-                .as_ref()
-                .and_then(|name| parts.iter().find(|part| part.name == *name));
-            part.map(|part| part.blake3.clone())
-        };
-        let (was, is) = (digest(0, &own.part), digest(1, &counterpart.part));
-        if was != is && own.runs == counterpart.runs {
-            found.push(Difference {
-                what: format!("manifest/shmem/{}/content", own.id),
-                one: was,
-                other: is,
-            });
-        }
-    }
-    Ok(found)
-}
-
 /// Where the private memory of two processes differs, one difference a mapping.
 fn memory((one, own): (&Appshot, &Core), (other, counterpart): (&Appshot, &Core)) -> Result<Vec<Difference>> {
     let failed = || "cannot read the memory of an appshot";
@@ -341,12 +317,9 @@ fn is_private(vma: &Vma) -> bool {
 
 /// The pages of a mapping that are stored.
 fn stored<'a>(core: &'a Core, vma: &Vma) -> impl Iterator<Item = u64> + use<'a> {
-    let (start, end) = (vma.start, vma.end);
-    let first = core.segments.partition_point(|segment| segment.end() <= start);
-    let own = core.segments[first..]
-        .iter()
-        .take_while(move |segment| segment.vaddr < end);
-    own.flat_map(|segment| (segment.vaddr..segment.end()).step_by(PAGE as usize))
+    let own = Segment::among(&core.segments, vma.start..vma.end);
+    own.iter()
+        .flat_map(|segment| (segment.vaddr..segment.end()).step_by(PAGE as usize))
 }
 
 /// What the kernel writes into a thread's memory by itself: addresses and lengths.

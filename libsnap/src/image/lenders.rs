@@ -185,8 +185,7 @@ impl Base {
 
     fn place(&self, vaddr: u64) -> Option<Place> {
         let segments: &[Segment] = &self.former.shot.cores[self.core].segments;
-        let after = segments.partition_point(|segment| segment.end() <= vaddr);
-        let segment = segments.get(after).filter(|segment| segment.vaddr <= vaddr)?;
+        let segment = Segment::at(segments, vaddr)?;
         Some(segment.place().ahead(vaddr - segment.vaddr))
     }
 

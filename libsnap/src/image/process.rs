@@ -2,6 +2,7 @@
 
 use super::records::{ProcessRecord, ThreadRecord, Vma};
 use crate::ids::VirtualPid;
+use std::ops::Range;
 
 /// `struct user_regs_struct` as words.
 pub const REGISTERS: usize = 27;
@@ -53,6 +54,19 @@ impl Segment {
     /// Behind its last byte.
     pub fn end(&self) -> u64 {
         self.vaddr + self.bytes
+    }
+
+    /// Those of `segments`, which ascend, that hold any of these addresses.
+    pub fn among(segments: &[Segment], addresses: Range<u64>) -> &[Segment] {
+        let first = segments.partition_point(|segment| segment.end() <= addresses.start);
+        let rest = &segments[first..];
+        &rest[..rest.partition_point(|segment| segment.vaddr < addresses.end)]
+    }
+
+    /// The one of `segments`, which ascend, that holds this address.
+    pub fn at(segments: &[Segment], address: u64) -> Option<&Segment> {
+        let first = segments.partition_point(|segment| segment.end() <= address);
+        segments.get(first).filter(|segment| segment.vaddr <= address)
     }
 }
 

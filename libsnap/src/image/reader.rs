@@ -3,7 +3,7 @@
 use super::fault::{corrupt, ensure, unreadable};
 use super::leaves::{DIGESTS, Leaves, Pieces};
 use super::parents::{self, Lending, Parts, of_parent};
-use super::process::Core;
+use super::process::{Core, Segment};
 use super::records::{Lender, Life, Manifest, Part};
 use super::source::Source;
 use super::{LEAF, MANIFEST, core_read, digest, limits, manifest, validate};
@@ -208,8 +208,7 @@ impl Appshot {
     /// Fills the buffer with memory of a process; whether all of it is stored.
     pub fn read_memory(&self, core: &Core, vaddr: u64, buffer: &mut [u8]) -> io::Result<bool> {
         let (mut at, end) = (vaddr, vaddr + buffer.len() as u64);
-        let first = core.segments.partition_point(|s| s.end() <= vaddr);
-        for segment in core.segments[first..].iter().take_while(|s| s.vaddr < end) {
+        for segment in Segment::among(&core.segments, vaddr..end) {
             if segment.vaddr > at {
                 return Ok(false);
             }

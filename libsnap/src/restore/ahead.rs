@@ -10,8 +10,8 @@ use super::eager;
 use super::opened::Opened;
 use super::working_set::Run;
 use crate::ids::HostPid;
-use crate::image::Core;
 use crate::image::records::{Vma, VmaKind};
+use crate::image::{Core, Segment};
 use crate::sys::memory::{self, Span};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::collections::BTreeMap;
@@ -94,11 +94,8 @@ fn changed(cores: &[Core]) -> impl Iterator<Item = Run> {
             .iter()
             .filter(|vma| matches!(vma.kind, VmaKind::PrivateFile { .. }));
         private.flat_map(move |vma| {
-            let first = of.segments.partition_point(|segment| segment.end() <= vma.start);
-            let own = of.segments[first..]
-                .iter()
-                .take_while(|segment| segment.vaddr < vma.end);
-            own.map(move |segment| Run {
+            let own = Segment::among(&of.segments, vma.start..vma.end);
+            own.iter().map(move |segment| Run {
                 core,
                 address: segment.vaddr,
                 bytes: segment.bytes,
@@ -143,7 +140,6 @@ fn ask(path: &Path, ranges: &[Range<u64>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::Segment;
     use crate::image::sample;
 
     /// What is known lies partly in no file at all, and of a process that there is not.

@@ -212,10 +212,8 @@ fn take(pid: HostPid, number: i32, wanted: Wanted) -> Option<Userfault> {
 
 /// How much of the span is stored.
 pub(super) fn stored(segments: &[Segment], span: Span) -> u64 {
-    let first = segments.partition_point(|s| s.vaddr + s.bytes <= span.start);
-    let own = segments[first..].iter().take_while(|s| s.vaddr < span.end);
-    own.map(|s| (s.vaddr + s.bytes).min(span.end) - s.vaddr.max(span.start))
-        .sum()
+    let own = Segment::among(segments, span.start..span.end).iter();
+    own.map(|s| s.end().min(span.end) - s.vaddr.max(span.start)).sum()
 }
 
 /// Cuts segments where leaves begin, and sorts them by their places.

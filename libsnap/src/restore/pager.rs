@@ -25,7 +25,7 @@ use super::working_set::{Touched, WorkingSet};
 use super::{ahead, eager, huge};
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
-use crate::image::{LEAF, Place};
+use crate::image::{LEAF, Place, Segment};
 use crate::sys::fd as sysfd;
 use crate::sys::memory::{self, PAGE, Span};
 use crate::sys::task::{self, SchedAttr};
@@ -458,8 +458,7 @@ impl Space {
     /// Puts the page of an aligned word in place; the word, if it is stored.
     fn bring_word(&mut self, opened: &Opened, address: u64) -> Result<Option<u64>> {
         let segments = &opened.shot.cores[self.core].segments;
-        let first = segments.partition_point(|s| s.vaddr + s.bytes <= address);
-        let segment = segments.get(first).filter(|s| s.vaddr <= address);
+        let segment = Segment::at(segments, address);
         let Some(segment) = segment.filter(|_| address.is_multiple_of(4)) else {
             return Ok(None);
         };

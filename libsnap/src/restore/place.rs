@@ -14,7 +14,7 @@ use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{
     EpollWatch, FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind,
 };
-use crate::image::{Appshot, Core};
+use crate::image::{Appshot, Core, Segment};
 use crate::ipc;
 use crate::nsthread;
 use crate::sys::memory::{MADV_COLLAPSE, Span};
@@ -340,8 +340,7 @@ pub(super) fn close_all(script: &mut Script<'_>, restorer: i32) -> Result<()> {
 }
 
 fn has_pages(core: &Core, vma: &Vma) -> bool {
-    let first = core.segments.partition_point(|s| s.vaddr + s.bytes <= vma.start);
-    core.segments.get(first).is_some_and(|s| s.vaddr < vma.end)
+    !Segment::among(&core.segments, vma.start..vma.end).is_empty()
 }
 
 /// The mapping calls of one process.
@@ -627,19 +626,17 @@ impl<'a> Process<'a> {
     /// hold is filled by the first that has all the files under the numbers.
     fn watches(&self, script: &mut Script<'_>) -> Result<()> {
         // As long as no other watches, it is known whose event comes.
-        for (entry, watches) in self.epolls() {
-            let has = |watch: &&EpollWatch| self.entries.iter().any(|e| e.fd == watch.fd && e.file == watch.file);
-            let disarmed = watches.iter().filter(|watch| watch.is_disarmed() && !watch.away);
-            for watch in disarmed.filter(has) {
-                add_disarmed(script, entry, watch)?;
-            }
+        let has = |watch: &EpollWatch| self.entries.iter().any(|e| e.fd == watch.fd && e.file == watch.file);
+        let all = self
+            .epolls()
+            .flat_map(|(entry, watches)| watches.iter().map(move |watch| (entry, watch)));
+        let own = all.filter(|(_, watch)| !watch.away && has(watch));
+        let (disarmed, armed): (Vec<_>, Vec<_>) = own.partition(|(_, watch)| watch.is_disarmed());
+        for (entry, watch) in disarmed {
+            add_disarmed(script, entry, watch)?;
         }
-        for (entry, watches) in self.epolls() {
-            let has = |watch: &&EpollWatch| self.entries.iter().any(|e| e.fd == watch.fd && e.file == watch.file);
-            let own = || watches.iter().filter(|watch| !watch.away).filter(has);
-            for watch in own().filter(|watch| !watch.is_disarmed()) {
-                add_watch(script, entry, watch)?;
-            }
+        for (entry, watch) in armed {
+            add_watch(script, entry, watch)?;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@
 use super::opened::Opened;
 use super::owed::Owed;
 use crate::error::{Error, OrFail, Result};
-use crate::image::LEAF;
+use crate::image::{LEAF, Segment};
 use crate::sys::memory::{PAGE, Span};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -197,8 +197,7 @@ fn is_ours(file: &File) -> bool {
 fn stored(opened: &Opened, pages: impl Iterator<Item = (usize, u64)>) -> Vec<Run> {
     let is_stored = |(core, address): &(usize, u64)| {
         let segments = opened.shot.cores.get(*core).map_or(&[][..], |core| &core.segments);
-        let first = segments.partition_point(|s| s.vaddr + s.bytes <= *address);
-        segments.get(first).is_some_and(|s| s.vaddr <= *address)
+        Segment::at(segments, *address).is_some()
     };
     let runs = pages.filter(is_stored).map(|(core, address)| Run {
         core,
@@ -239,11 +238,8 @@ fn content(opened: &Opened, runs: &[Run]) -> Result<Vec<u8>> {
     let mut loaded = None;
     for run in runs {
         let segments = &opened.shot.cores[run.core].segments;
-        let first = segments.partition_point(|s| s.vaddr + s.bytes <= run.address);
-        let near = segments[first..].iter().take_while(|s| s.vaddr < run.end());
-        let near: Vec<_> = near.copied().collect();
         let stored = Owed::new(
-            &near,
+            Segment::among(segments, run.address..run.end()),
             &[Span {
                 start: 0,
                 end: u64::MAX,

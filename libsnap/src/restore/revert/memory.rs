@@ -602,9 +602,8 @@ impl Space {
 
     /// Parts of a span that are stored in one row, and where.
     fn segments(&self, span: Span) -> impl Iterator<Item = (Span, Place)> {
-        let first = self.stored.partition_point(|s| s.vaddr + s.bytes <= span.start);
-        let own = self.stored[first..].iter().take_while(move |s| s.vaddr < span.end);
-        own.map(move |segment| {
+        let own = Segment::among(&self.stored, span.start..span.end);
+        own.iter().map(move |segment| {
             let part = Span {
                 start: segment.vaddr.max(span.start),
                 end: (segment.vaddr + segment.bytes).min(span.end),
