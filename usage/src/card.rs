@@ -158,7 +158,7 @@ impl Card {
         let wrong = |because: &dyn std::fmt::Display| {
             Error::new(Kind::Usage, "this is no rate card")
                 .because(because.to_string().trim_end())
-                .fix("the README shows one (\"The bill\")")
+                .fix("docs/bill.md shows one")
         };
         let table: toml::Table = text.parse().map_err(|error| wrong(&error))?;
         match table.get("version").map(toml::Value::as_integer) {
