@@ -15,9 +15,11 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::identity::{self, Origin};
 use crate::ids::HostPid;
 use crate::proc;
+use crate::sys::blob::{self, Role};
 use crate::sys::exec::{self, Program};
+use crate::sys::ptrace::{self, Stop};
 use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs, Forked};
-use crate::sys::{Sys, blob, fd as sysfd};
+use crate::sys::{Sys, fd as sysfd};
 use crate::target::{Identity, Instance, Network, Phase, PidMode, RunOptions, Stdio};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -41,14 +43,14 @@ pub const ROOT: i32 = 2;
 pub const NAMESPACES: u64 = (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS) as u64;
 
 /// The init program, as a file to execute.
-pub fn init_file(root: i32) -> Result<OwnedFd> {
+pub fn init_file(role: Role) -> Result<OwnedFd> {
     let failed = || "cannot make the init program";
     const MFD_EXEC: u32 = 0x10;
     let file = sysfd::memfd("appshot-init", libc::MFD_CLOEXEC | MFD_EXEC)
         .or_else(|_| sysfd::memfd("appshot-init", libc::MFD_CLOEXEC))
         .or_fail(failed)?;
     let mut file = File::from(file);
-    file.write_all(&blob::init_program(INIT_ADDRESS, root))
+    file.write_all(&blob::init_program(INIT_ADDRESS, role))
         .or_fail(failed)?;
     // A file open for writing cannot be executed (ETXTBSY).
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -103,25 +105,8 @@ impl Place {
         let failed = || "cannot start a process";
         let (report_read, report_write) = pipe().or_fail(failed)?;
         let (go_read, go_write) = pipe().or_fail(failed)?;
-        let group = self
-            .cgroup
-            .as_deref()
-            .filter(|_| cgroup::is_v2())
-            .map(File::open)
-            .transpose()
-            .or_fail(failed)?;
-        let set_tid = [self.pid.unwrap_or(0)];
-        let args = CloneArgs {
-            flags: if self.pids == PidMode::New { NAMESPACES } else { 0 }
-                | if self.own_network { libc::CLONE_NEWNET as u64 } else { 0 }
-                | if group.is_some() { CLONE_INTO_CGROUP } else { 0 },
-            exit_signal: libc::SIGCHLD as u64,
-            cgroup: group.as_ref().map_or(0, |g| g.as_raw_fd() as u64),
-            set_tid: if self.pid.is_some() { set_tid.as_ptr() as u64 } else { 0 },
-            set_tid_size: u64::from(self.pid.is_some()),
-            ..CloneArgs::default()
-        };
-        match task::fork(&args) {
+        let group = self.group()?;
+        match task::fork(&self.how(group.as_ref())) {
             Ok(Forked::Child) => {
                 drop(go_write);
                 let (step, errno) = self.child(&go_read, then);
@@ -130,9 +115,7 @@ impl Place {
                 task::exit_now(127)
             }
             Ok(Forked::Parent(pid)) => {
-                if let (Some(group), false) = (&self.cgroup, cgroup::is_v2()) {
-                    cgroup::join(group, pid)?;
-                }
+                self.join(pid)?;
                 Ok(Started {
                     pid,
                     report: report_read.into(),
@@ -140,6 +123,51 @@ impl Place {
                 })
             }
             Err(errno) => Err(self.cannot_fork(errno)),
+        }
+    }
+
+    /// Has a process of ours execute a program in this place, and waits for that. `then` is
+    /// as for [`Place::start`].
+    fn execute(&self, then: impl FnOnce() -> (usize, Errno)) -> Result<HostPid> {
+        let group = self.group()?;
+        let (mut then, mut failure) = (Some(then), None);
+        let spawned = task::spawn(self.how(group.as_ref()), &mut || {
+            let done = self.set_up().map(|()| then.take().map(|then| then()));
+            failure = done.unwrap_or_else(Some);
+        });
+        let pid = spawned.map_err(|errno| self.cannot_fork(errno))?;
+        if let Some((step, errno)) = failure {
+            reap(pid);
+            return Err(not_started("a husk", step, errno));
+        }
+        self.join(pid).inspect_err(|_| reap(pid))?;
+        Ok(pid)
+    }
+
+    /// The cgroup that a process can be born in.
+    fn group(&self) -> Result<Option<File>> {
+        let group = self.cgroup.as_deref().filter(|_| cgroup::is_v2());
+        group.map(File::open).transpose().or_fail(|| "cannot start a process")
+    }
+
+    /// Joins that in which it was not born (v1).
+    fn join(&self, pid: HostPid) -> Result<()> {
+        match &self.cgroup {
+            Some(group) if !cgroup::is_v2() => cgroup::join(group, pid),
+            _ => Ok(()),
+        }
+    }
+
+    fn how(&self, group: Option<&File>) -> CloneArgs {
+        CloneArgs {
+            flags: if self.pids == PidMode::New { NAMESPACES } else { 0 }
+                | if self.own_network { libc::CLONE_NEWNET as u64 } else { 0 }
+                | if group.is_some() { CLONE_INTO_CGROUP } else { 0 },
+            exit_signal: libc::SIGCHLD as u64,
+            cgroup: group.map_or(0, |group| group.as_raw_fd() as u64),
+            set_tid: self.pid.as_ref().map_or(0, |pid| std::ptr::from_ref(pid) as u64),
+            set_tid_size: u64::from(self.pid.is_some()),
+            ..CloneArgs::default()
         }
     }
 
@@ -317,13 +345,17 @@ impl Started {
         match self.report.read(&mut report) {
             Ok(2) => {
                 reap(self.pid);
-                let step = STEPS.get(usize::from(report[0])).unwrap_or(&"start");
                 let errno = Errno::from_raw(i32::from(report[1]));
-                Err(Error::failed(format!("cannot start {what}")).because(format!("cannot {step}: {errno}")))
+                Err(not_started(what, usize::from(report[0]), errno))
             }
             _ => Ok(self.pid),
         }
     }
+}
+
+fn not_started(what: &str, step: usize, errno: Errno) -> Error {
+    let step = STEPS.get(step).unwrap_or(&"start");
+    Error::failed(format!("cannot start {what}")).because(format!("cannot {step}: {errno}"))
 }
 
 /// Ends a child of ours and takes its status.
@@ -452,7 +484,7 @@ fn start_command(
     program: &Program,
     stdio: Option<&[File; 2]>,
 ) -> Result<(HostPid, Option<HostPid>)> {
-    let init_file = init_file(ROOT)?;
+    let init_file = init_file(Role::Init(ROOT))?;
     let init_program = Program::new("", &["appshot-init".into()], &[]).or_fail(|| "cannot name the init")?;
     let cwd = options.cwd.clone();
     let user = options.uid.map(|uid| {
@@ -535,28 +567,17 @@ fn become_init(program: &Program, file: BorrowedFd<'_>) -> (usize, Errno) {
     (6, program.exec_fd(file))
 }
 
-/// The stop at exec is still inside execve, which would overwrite rax: one step
-/// takes the process to its first instruction.
-fn leave_exec(pid: HostPid) -> Result<HostPid> {
-    use crate::sys::ptrace;
-    let stepped = ptrace::single_step(pid).and_then(|()| ptrace::wait(pid, true));
-    stepped
-        .map(|_| pid)
-        .or_fail(|| "cannot start a husk")
-        .inspect_err(|_| reap(pid))
-}
-
-/// Starts a husk: an almost empty process, stopped at its first instruction,
-/// traced by this thread, that dies when the tracer does. Descriptor `socket`
-/// is open in it as number `number`; nothing else is.
+/// Starts a husk: an almost empty process, stopped in a loop of its program, all its
+/// registers zero but for `rip`, `rsp` and those of the processor's mode; traced by this
+/// thread, it dies when that does. Descriptor `socket` is open in it as number `number`;
+/// nothing else is.
 pub fn husk(place: &Place, socket: BorrowedFd<'_>, number: i32, options: i32) -> Result<HostPid> {
-    use crate::sys::ptrace::{self, Stop};
-    let file = init_file(ROOT)?;
+    let file = init_file(Role::Husk)?;
     let program = Program::new("", &["appshot-init".into()], &[]).or_fail(|| "cannot name the init")?;
     let high = sysfd::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, i64::from(number) + 1)
         .or_fail(|| "cannot place a descriptor")?;
     let high = sysfd::owned(high).or_fail(|| "cannot place a descriptor")?;
-    let started = place.start(|| {
+    let pid = place.execute(|| {
         nix::unistd::setsid().ok();
         let placed = exec::place(socket.as_raw_fd(), number).and_then(|()| exec::close_on_exec_from(0));
         let kept = placed.and_then(|()| sysfd::fcntl(number, libc::F_SETFD, 0));
@@ -566,29 +587,27 @@ pub fn husk(place: &Place, socket: BorrowedFd<'_>, number: i32, options: i32) ->
         exec::reset_signals();
         (6, program.exec_fd(high.as_fd()))
     })?;
-    let pid = started.pid;
-    let seized = ptrace::seize(pid, options | libc::PTRACE_O_TRACEEXEC);
-    if let Err(errno) = seized {
-        reap(pid);
-        return Err(Error::new(Kind::Unavailable, "cannot trace a new process")
+    stop_husk(pid, options).inspect_err(|_| reap(pid))?;
+    Ok(pid)
+}
+
+fn stop_husk(pid: HostPid, options: i32) -> Result<()> {
+    let failed = || "cannot start a husk";
+    ptrace::seize(pid, options).map_err(|errno| {
+        Error::new(Kind::Unavailable, "cannot trace a new process")
             .because(errno)
-            .needs("CAP_SYS_PTRACE"));
-    }
-    started.go()?;
+            .needs("CAP_SYS_PTRACE")
+    })?;
+    ptrace::interrupt(pid).or_fail(failed)?;
     loop {
-        match ptrace::wait(pid, true) {
-            Ok(Some(Stop::Event(libc::PTRACE_EVENT_EXEC))) => return leave_exec(pid),
+        match ptrace::wait(pid, true).or_fail(failed)? {
+            Some(Stop::Trap) => break,
             // Sent to our process group, as by Ctrl-C, before it had one of its own: we
             // have the signal too.
-            Ok(Some(Stop::Signal(_))) if ptrace::cont(pid, 0).is_ok() => {}
-            Ok(Some(Stop::Exited(_))) => {
-                let ended = || Error::failed("a new process ended before its time");
-                return Err(started.executed("a husk").err().unwrap_or_else(ended));
-            }
-            stop => {
-                reap(pid);
-                return Err(Error::failed("cannot start a husk").because(format!("it came to {stop:?}")));
-            }
+            Some(Stop::Signal(_)) => ptrace::cont(pid, 0).or_fail(failed)?,
+            stop => return Err(Error::failed(failed()).because(format!("it came to {stop:?}"))),
         }
     }
+    let regs = ptrace::get_regs(pid).or_fail(failed)?;
+    ptrace::set_regs(pid, &regs.out_of_call()).or_fail(failed)
 }

@@ -138,6 +138,10 @@ impl Skeleton {
         })?;
         let mut skeleton = Skeleton::empty(first, restorer, place.cgroup);
         let first = skeleton.infect_first(first, used)?;
+        // It was to end with this thread, before that traced it.
+        let mut script = Script::new(skeleton.executor, first.pid, &first.regs);
+        script.must("prctl", libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG as u64, 0])?;
+        script.flush()?;
         Ok((skeleton, first))
     }
 

@@ -22,6 +22,8 @@
 //! process died before: then init kills all the app, and holds on until it is gone,
 //! as it does when the app's first process ends: a process that ends lets go of its
 //! descriptors before the kernel ends the others of its namespace.
+//!
+//! As a *husk* it begins elsewhere: it gives way to others until a tracer comes.
 
 use std::arch::global_asm;
 
@@ -30,8 +32,10 @@ global_asm!(
     // Seen from all of this crate's object files, and from nowhere else.
     ".globl appshot_executor_start, appshot_executor_end",
     ".globl appshot_init_start, appshot_init_loop, appshot_init_holding, appshot_init_end",
+    ".globl appshot_init_waiting",
     ".hidden appshot_executor_start, appshot_executor_end",
     ".hidden appshot_init_start, appshot_init_loop, appshot_init_holding, appshot_init_end",
+    ".hidden appshot_init_waiting",
     ".balign 16",
     "appshot_executor_start:",
     "2: mov rax, [rbx]",
@@ -164,6 +168,10 @@ global_asm!(
     "jg 25b",
     "mov edi, r12d",
     "jmp 9b",
+    "appshot_init_waiting:",
+    "30: mov eax, 24", // sched_yield
+    "syscall",
+    "jmp 30b",
     ".balign 4",
     "7: .long 0",
     "appshot_init_end:",
@@ -176,6 +184,7 @@ unsafe extern "C" {
     static appshot_init_start: u8;
     static appshot_init_loop: u8;
     static appshot_init_holding: u8;
+    static appshot_init_waiting: u8;
     static appshot_init_end: u8;
 }
 
@@ -241,15 +250,30 @@ impl Entry {
     }
 }
 
-/// A static ELF program of one page, loaded at `address`, that is an init for
-/// the app process `root` (or, stopped at its first instruction, a husk: an
-/// almost empty process to build another one in).
-pub fn init_program(address: u64, root: i32) -> Vec<u8> {
-    const HEADERS: usize = 64 + 2 * 56;
+/// Before the code of an [`init_program`].
+const HEADERS: usize = 64 + 2 * 56;
+
+/// What an [`init_program`] is executed as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The init of the app process of this number.
+    Init(i32),
+    /// An almost empty process to build another one in: it waits for a tracer.
+    Husk,
+}
+
+/// A static ELF program of one page, loaded at `address`.
+pub fn init_program(address: u64, role: Role) -> Vec<u8> {
     let mut code = init().to_vec();
     let at = code.len() - 4;
-    code[at..].copy_from_slice(&root.to_le_bytes());
-    let entry = address + HEADERS as u64;
+    let begin = match role {
+        Role::Init(root) => {
+            code[at..].copy_from_slice(&root.to_le_bytes());
+            0
+        }
+        Role::Husk => between(&raw const appshot_init_start, &raw const appshot_init_waiting).len(),
+    };
+    let entry = address + (HEADERS + begin) as u64;
     let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     elf.extend_from_slice(&2u16.to_le_bytes()); // ET_EXEC
     elf.extend_from_slice(&62u16.to_le_bytes()); // x86-64
@@ -278,5 +302,5 @@ fn program_header(elf: &mut Vec<u8>, kind: u32, flags: u32, address: u64, size: 
 
 /// Address of a loop of an [`init_program`] loaded at `address`.
 pub fn init_program_loop(address: u64, holding: bool) -> u64 {
-    address + (64 + 2 * 56) + init_loop_offset(holding)
+    address + HEADERS as u64 + init_loop_offset(holding)
 }

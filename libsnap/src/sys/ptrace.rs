@@ -50,6 +50,16 @@ impl Regs {
         self.0[at] = value;
         self
     }
+
+    /// Without what a system call has left in them.
+    #[must_use]
+    pub fn out_of_call(self) -> Self {
+        const RCX: usize = 11;
+        const R11: usize = 6;
+        [reg::RAX, RCX, R11]
+            .iter()
+            .fold(self.with(reg::ORIG_RAX, u64::MAX), |regs, at| regs.with(*at, 0))
+    }
 }
 
 pub const NT_PRSTATUS: usize = 1;
