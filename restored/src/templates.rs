@@ -13,6 +13,7 @@ use crate::pool::{Busy, Job, Kind};
 use crate::shelf::Shelf;
 use crate::watcher::Watcher;
 use libsnap::error::{Error, Result};
+use libsnap::image::processors;
 use libsnap::restore::eager::Eager;
 use libsnap::restore::{self, From, Nursery, Prepared, Template};
 use libsnap::store::Store;
@@ -35,8 +36,6 @@ const WAITING_MAX: usize = 16;
 const IDLE: Duration = Duration::from_secs(30);
 /// After this a template goes.
 const FORGOTTEN: Duration = Duration::from_secs(300);
-/// Threads that make instances of one template.
-const THREADS_MAX: usize = 8;
 
 type Order = (Job, Busy);
 
@@ -220,7 +219,7 @@ impl Templates {
     }
 
     fn put(&self, kind: &Kind, orders: &Arc<Orders>, order: Order) {
-        let most = std::thread::available_parallelism().map_or(1, |all| all.get().min(THREADS_MAX)) - 1;
+        let most = processors() - 1;
         let mut queue = lock(&orders.queue);
         queue.orders.push_back(order);
         if queue.orders.len() > 1 && queue.helpers < most && orders.has_template() {
@@ -308,7 +307,10 @@ impl Templates {
                     // Who orders meanwhile waits for this one.
                     let forked = Ready::forked(&self.store, nursery, eager.as_ref());
                     match forked.and_then(|ready| ready.warmed(&own)) {
-                        Ok(ready) => waiting.push_back(ready),
+                        Ok(mut ready) => {
+                            ready.prepared.iter_mut().for_each(Prepared::read_ahead);
+                            waiting.push_back(ready);
+                        }
                         Err(error) => {
                             tracing::warn!(%error, appshot = %kind.appshot.display(), "no instance in waiting");
                             wanted = 0;

@@ -10,6 +10,7 @@ pub use blake3::hazmat::ChainingValue;
 use blake3::hazmat::{self, HasherExt, Mode};
 use blake3::{Hash, Hasher};
 use std::io;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -22,9 +23,10 @@ pub const STEP: usize = 2 * LEAF;
 /// More threads gain nothing: memory bandwidth is the limit then.
 const THREADS_MAX: usize = 8;
 
-/// As many threads as help.
+/// As many threads as help. The library reads several files for it: it is asked once.
 pub fn processors() -> usize {
-    thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX)
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX))
 }
 
 /// Digest of the first `bytes` of a source.

@@ -257,11 +257,18 @@ impl Prepared {
         self.skeleton.group().map(std::path::PathBuf::as_path)
     }
 
+    /// Reads what would have to be read of it when it is asked for.
+    pub fn read_ahead(&mut self) {
+        if self.skeleton.limits.is_none() {
+            self.skeleton.inherited = Inherited::read(self.skeleton.any());
+            self.skeleton.limits = Some(state::limits(self.skeleton.any()));
+        }
+    }
+
     /// To be called by its thread, which is about to wait until it is asked for: what is
     /// left to do then does not wait for others. Answers the thread.
     pub fn await_eagerly(&mut self) -> Option<HostPid> {
-        self.skeleton.inherited = Inherited::read(self.skeleton.any());
-        self.skeleton.limits = Some(state::limits(self.skeleton.any()));
+        self.read_ahead();
         self.skeleton.eager = Eager::begin();
         self.skeleton.eager.as_ref().map(Eager::thread)
     }
