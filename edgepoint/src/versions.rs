@@ -24,6 +24,7 @@ use libsnap::store::{Store, now_unix_ms};
 use libsnap::target::{Network, RunOptions, SnapshotReport};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
+use nodekit::traces::Place;
 use nodekit::{detach, ending};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -299,7 +300,7 @@ impl Node {
         let started = on_own_thread(move || detach::spawn(start)).await?;
         Sockets::wait(&started.app, &to.manifest, began).await?;
         let request = json!({ "target": name, "replace": true });
-        let _: SnapshotReport = self.snapd.post_async("/v1/snapshots", &request).await?;
+        let _: SnapshotReport = self.snapd.post_async("/v1/snapshots", &request, &Place::here()).await?;
         verify(&self.store, name.to_owned()).await
     }
 

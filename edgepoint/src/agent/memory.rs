@@ -6,6 +6,7 @@ use crate::status::State;
 use libsnap::error::Result;
 use libsnap::store::{App, now_unix_ms};
 use nodekit::reply::on_own_thread;
+use nodekit::traces::{Place, Span, SpanKind};
 use std::time::Instant;
 
 /// All memory of one that was restored is there by then.
@@ -39,6 +40,7 @@ impl Agent {
     /// Waits until there is room for it; what comes instead where it is told otherwise.
     pub(super) async fn room(&mut self, state: State, bytes: u64) -> Result<Option<Next>> {
         let mut waits_since: Option<Instant> = None;
+        let mut waits = Span::default();
         loop {
             if let Some(since) = waits_since.replace(Instant::now()) {
                 // Told as it goes on: the guarantee of the app is credited by it.
@@ -51,6 +53,9 @@ impl Agent {
                 return Ok(None);
             }
             self.meter().waits(true);
+            if waits.place() == Place::default() {
+                waits = self.span.place().begin(SpanKind::Internal, format_args!("room"));
+            }
             self.turn(
                 state,
                 Some(format!("waits for memory: {}", self.node.budget.told(bytes))),

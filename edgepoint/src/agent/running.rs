@@ -122,7 +122,7 @@ impl Agent {
                 }
                 came = self.further.next() => match came {
                     Ok(came) => {
-                        self.activation(Cause::ScaleOut, Kind::Cloned, came.began, came.instance.phases);
+                        self.activation(came.span, Cause::ScaleOut, Kind::Cloned, came.began, came.instance.phases);
                         self.status.send_modify(|status| status.counts.clones += 1);
                         self.show();
                     }
