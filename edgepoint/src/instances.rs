@@ -24,7 +24,7 @@
 
 use crate::budget::Charge;
 use crate::manifest::{INSTANCES_MAX, Manifest};
-use crate::node::Node;
+use crate::node::{Node, Room};
 use crate::sockets::{self, Sockets};
 use crate::status::{Cause, InstanceStatus, Kind, State};
 use crate::work::Work;
@@ -190,14 +190,14 @@ impl Instances {
                     "there is no name for a further instance: others have them".to_owned(),
                 ));
             };
-            let charge = self.node.room(&self.manifest.app, &name, bytes)?;
-            self.waiting = charge.is_none().then(|| name.clone());
-            let Some(charge) = charge else {
-                return Ok(Some(format!(
-                    "a further instance waits for memory: {}",
-                    self.node.budget.told(bytes)
-                )));
+            let charge = match self.node.room(&self.manifest.app, &name, bytes)? {
+                Room::There(charge) => charge,
+                Room::Waits(why) => {
+                    self.waiting = Some(name);
+                    return Ok(Some(format!("a further instance waits {why}")));
+                }
             };
+            self.waiting = None;
             let now = now_unix_ms().unwrap_or_default();
             self.coming.push((name.clone(), now, charge));
             let (node, manifest) = (self.node.clone(), self.manifest.clone());

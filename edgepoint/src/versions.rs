@@ -15,7 +15,7 @@ use crate::budget;
 use crate::caller::Caller;
 use crate::manifest::{Listen, Manifest};
 use crate::metrics::Outcome;
-use crate::node::{Deployment, Held, Node};
+use crate::node::{Deployment, Held, Node, Room};
 use crate::sockets::Sockets;
 use crate::status::{Cause, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
@@ -278,14 +278,17 @@ impl Node {
         let app = &to.manifest.app;
         let (store, stale) = (self.store.clone(), name.to_owned());
         on_own_thread(move || clear(&store, &stale)).await?;
-        let Some(_charge) = self.room(app, name, budget::UNKNOWN_BYTES)? else {
-            self.budget.give_up(name);
-            return Err(Error::new(
-                Kind::Unavailable,
-                format!("cannot start version {} of {app}", to.number),
-            )
-            .because(self.budget.told(budget::UNKNOWN_BYTES))
-            .fix("try again in a moment: apps that are idle were asked to sleep"));
+        let _charge = match self.room(app, name, budget::UNKNOWN_BYTES)? {
+            Room::There(charge) => charge,
+            Room::Waits(why) => {
+                self.budget.give_up(name);
+                return Err(Error::new(
+                    Kind::Unavailable,
+                    format!("cannot start version {} of {app}", to.number),
+                )
+                .because(format!("it would have to wait {why}"))
+                .fix("try again in a moment: apps that are idle were asked to sleep"));
+            }
         };
         let options = RunOptions {
             name: name.to_owned(),

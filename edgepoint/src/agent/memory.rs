@@ -2,6 +2,7 @@
 
 use super::{Agent, Next, Order};
 use crate::budget;
+use crate::node::Room;
 use crate::status::State;
 use libsnap::error::Result;
 use libsnap::store::{App, now_unix_ms};
@@ -47,19 +48,19 @@ impl Agent {
                 let waited_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 self.demand.traffic.waited_ns.inc_by(waited_ns);
             }
-            if let Some(charge) = self.node.room(self.name(), self.name(), bytes)? {
-                self.charge = Some(charge);
-                self.meter().waits(false);
-                return Ok(None);
-            }
+            let why = match self.node.room(self.name(), self.name(), bytes)? {
+                Room::Waits(why) => format!("waits {why}"),
+                Room::There(charge) => {
+                    self.charge = Some(charge);
+                    self.meter().waits(false);
+                    return Ok(None);
+                }
+            };
             self.meter().waits(true);
             if waits.place() == Place::default() {
                 waits = self.span.place().begin(SpanKind::Internal, format_args!("room"));
             }
-            self.turn(
-                state,
-                Some(format!("waits for memory: {}", self.node.budget.told(bytes))),
-            );
+            self.turn(state, Some(why));
             let next = tokio::select! {
                 () = self.node.budget.changed() => continue,
                 order = self.orders.recv() => match order {

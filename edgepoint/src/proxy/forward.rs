@@ -391,8 +391,15 @@ impl Forward<'_> {
     }
 
     fn not_in_time(&self) -> Refusal {
-        let state = self.app().status.borrow().state.name();
-        Refusal::busy(format!("the app did not come up in time: it is {state}"))
+        let status = self.app().status.borrow();
+        // For what it waits, and not how much of that others have.
+        let waits = status.why.as_deref().filter(|why| why.starts_with("waits "));
+        let waits = waits.and_then(|why| why.split(':').next());
+        let waits = waits.map_or(String::new(), |waits| format!(", and {waits}"));
+        Refusal::busy(format!(
+            "the app did not come up in time: it is {}{waits}",
+            status.state.name()
+        ))
     }
 
     /// Comes back when the app has let the request wait for too long.
