@@ -5,13 +5,14 @@ set -eu
 packages="build-essential binutils gdb strace python3 python3-venv nodejs golang-go openjdk-17-jdk-headless
 redis-server redis-tools nginx-light postgresql-15 curl openssl python3-grpcio python3-websockets"
 
-# What reads bills as others do: a structural check of FOCUS columns, tables in Parquet.
+# What reads as others do: a structural check of FOCUS columns, tables in Parquet, traces.
 readers() {
-    [ -e /opt/appshot-tests/tables ] && return
+    [ -e /opt/appshot-tests/traces ] && return
     [ "$(id -u)" = 0 ] || { echo "setup.sh: needs root to make /opt/appshot-tests" >&2; exit 1; }
     python3 -m venv /opt/appshot-tests
-    /opt/appshot-tests/bin/pip install -q focus-data-toolkit==0.14.1 duckdb==2.0.1 pyarrow==26.0.1
-    touch /opt/appshot-tests/tables
+    /opt/appshot-tests/bin/pip install -q focus-data-toolkit==0.14.1 duckdb==2.0.1 pyarrow==26.0.1 \
+        opentelemetry-proto==1.45.2
+    touch /opt/appshot-tests/tables /opt/appshot-tests/traces
 }
 
 missing=""

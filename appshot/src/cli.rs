@@ -419,14 +419,79 @@ pub struct Top {
 pub enum Provider {
     /// Let a provider ask, and print its token: it is shown this once
     Add(ProviderAdd),
-    /// List the providers
+    /// List the providers, with what they have and may have
+    #[command(visible_alias = "ls")]
     List(Providers),
+    /// Show a provider: what it has, and what it may have
+    Show(ProviderNamed),
     /// Say whom a provider's apps may run as, from now on
-    Allow(ProviderAdd),
+    Allow(ProviderAllow),
+    /// Change what a provider may have; what it has stays
+    Set(ProviderSet),
     /// Give a provider another token, and print it
     Rotate(ProviderRotate),
     /// Forget a provider and its tokens; it must have no apps
-    Remove(ProviderRemove),
+    Remove(ProviderNamed),
+}
+
+/// What a provider may have: `none` lifts a limit.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Quota {
+    /// Apps that it may have deployed, or `none`
+    #[arg(long, value_name = "COUNT", value_parser = limit)]
+    pub apps: Option<Limit>,
+    /// Instances of all its apps that may run at once, or `none`
+    #[arg(long, value_name = "COUNT", value_parser = limit)]
+    pub instances: Option<Limit>,
+    /// Memory that these may have together, such as 2G, or `none`
+    #[arg(long, value_name = "BYTES", value_parser = limit_of_bytes)]
+    pub memory: Option<Limit>,
+    /// What the appshots of its apps may take on disk, or `none`: with more it deploys nothing
+    #[arg(long, value_name = "BYTES", value_parser = limit_of_bytes)]
+    pub appshots: Option<Limit>,
+}
+
+/// None where there is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit(pub Option<u64>);
+
+fn limit(text: &str) -> Result<Limit, String> {
+    match text {
+        "none" => Ok(Limit(None)),
+        number => number
+            .parse()
+            .map(|number| Limit(Some(number)))
+            .map_err(|_| "neither a number nor `none`".to_owned()),
+    }
+}
+
+fn limit_of_bytes(text: &str) -> Result<Limit, String> {
+    match text {
+        "none" => Ok(Limit(None)),
+        bytes => libsnap::units::parse_bytes(bytes).map(|bytes| Limit(Some(bytes))),
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct ProviderSet {
+    /// Name of the provider
+    pub name: String,
+    #[command(flatten)]
+    pub quota: Quota,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct ProviderAllow {
+    /// Name of the provider
+    pub name: String,
+    /// Whom its apps may run as, by name or number; the first where a manifest does not say.
+    /// Who may be root has the node
+    #[arg(long = "user", value_name = "USER[:GROUP]", required = true)]
+    pub users: Vec<String>,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
 }
 
 #[derive(Args, Debug)]
@@ -437,6 +502,8 @@ pub struct ProviderAdd {
     /// Who may be root has the node
     #[arg(long = "user", value_name = "USER[:GROUP]", required = true)]
     pub users: Vec<String>,
+    #[command(flatten)]
+    pub quota: Quota,
     #[command(flatten)]
     pub edgepoint: Edgepoint,
 }
@@ -459,7 +526,7 @@ pub struct ProviderRotate {
 }
 
 #[derive(Args, Debug)]
-pub struct ProviderRemove {
+pub struct ProviderNamed {
     /// Name of the provider
     pub name: String,
     #[command(flatten)]

@@ -21,7 +21,7 @@ mod sqlite;
 
 pub use engine::{Change, Engine, Entry, Expect, Lasting, Logged};
 pub use events::{Event, Query};
-pub use providers::{Issued, Provider, TOKEN_PREFIX};
+pub use providers::{Issued, Provider, Quota, TOKEN_PREFIX};
 
 use libsnap::error::{Error, Kind, OrFail, Result};
 use serde::{Serialize, de::DeserializeOwned};

@@ -25,6 +25,26 @@ pub struct Provider {
     pub created_unix_ms: u64,
     /// When its token was made.
     pub rotated_unix_ms: u64,
+    #[serde(default)]
+    pub quota: Quota,
+}
+
+/// What a provider may have; no limit where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// Apps that are deployed.
+    #[serde(default)]
+    pub apps: Option<u64>,
+    /// Instances of all its apps together that run, come or go.
+    #[serde(default)]
+    pub instances: Option<u64>,
+    /// Bytes that these have.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// Bytes of its apps' appshots on disk.
+    #[serde(default)]
+    pub appshots: Option<u64>,
 }
 
 /// A provider and its new token, which is shown this once.
@@ -44,7 +64,7 @@ struct Token {
 }
 
 impl Control {
-    pub fn add_provider(&self, name: &str, users: Vec<String>) -> Result<Issued> {
+    pub fn add_provider(&self, name: &str, users: Vec<String>, quota: Quota) -> Result<Issued> {
         validate(name)?;
         let now = now_unix_ms()?;
         let provider = Provider {
@@ -52,6 +72,7 @@ impl Control {
             users,
             created_unix_ms: now,
             rotated_unix_ms: now,
+            quota,
         };
         let (token, kept) = new_token(name)?;
         let changes = [Change::put(key(PROVIDERS, name), &provider, Expect::Absent)?, kept];
@@ -96,6 +117,16 @@ impl Control {
             users,
             ..understand(&entry)?
         };
+        let change = Change::put(entry.key, &provider, Expect::Revision(entry.revision))?;
+        self.engine.commit(&[change], Lasting::Synced)?;
+        Ok(provider)
+    }
+
+    /// Changes what it may have, from now on: what it has stays.
+    pub fn limit(&self, name: &str, change: impl FnOnce(&mut Quota)) -> Result<Provider> {
+        let entry = self.provider_entry(name)?;
+        let mut provider: Provider = understand(&entry)?;
+        change(&mut provider.quota);
         let change = Change::put(entry.key, &provider, Expect::Revision(entry.revision))?;
         self.engine.commit(&[change], Lasting::Synced)?;
         Ok(provider)
@@ -236,14 +267,19 @@ mod tests {
     fn a_token_opens_until_it_is_rotated() {
         let dir = tempfile::tempdir().unwrap();
         let control = Control::open(dir.path()).unwrap();
-        let issued = control.add_provider("acme", vec!["www-data".to_owned()]).unwrap();
+        let issued = control
+            .add_provider("acme", vec!["www-data".to_owned()], Quota::default())
+            .unwrap();
         let who = |token: &str| control.admit(token).unwrap().map(|provider| provider.name);
         assert_eq!(who(&issued.token).as_deref(), Some("acme"));
         for other in ["", "appshot_", &issued.token[..60], &issued.token.to_uppercase()] {
             assert_eq!(who(other), None, "{other}");
         }
         assert_eq!(
-            control.add_provider("acme", Vec::new()).unwrap_err().kind,
+            control
+                .add_provider("acme", Vec::new(), Quota::default())
+                .unwrap_err()
+                .kind,
             Kind::Conflict
         );
         let second = control.rotate("acme", Duration::from_secs(60)).unwrap();
@@ -270,7 +306,9 @@ mod tests {
     fn who_has_apps_stays() {
         let dir = tempfile::tempdir().unwrap();
         let control = Control::open(dir.path()).unwrap();
-        control.add_provider("acme", Vec::new()).unwrap();
+        control.add_provider("acme", Vec::new(), Quota::default()).unwrap();
+        let limited = control.limit("acme", |quota| quota.apps = Some(1)).unwrap();
+        assert_eq!(control.provider("acme").unwrap(), limited);
         let app = serde_json::json!({ "manifest": { "provider": "acme" } });
         control.put_app("web", &app, Lasting::Written).unwrap();
         assert_eq!(control.owners().unwrap(), [("web".to_owned(), "acme".to_owned())]);

@@ -14,7 +14,7 @@ use libsnap::error::{Error, Kind, Result};
 use libsnap::proc::Fields;
 use libsnap::store::App;
 use libsnap::units;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -55,6 +55,23 @@ impl State {
 pub struct Charge {
     budget: Arc<Budget>,
     key: (String, String),
+}
+
+/// What some apps have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Use {
+    pub instances: u64,
+    pub memory: u64,
+}
+
+impl Use {
+    fn of(charged: &BTreeMap<(String, String), u64>, counts: impl Fn(&(String, String)) -> bool) -> Use {
+        let counted = charged.iter().filter(|(key, _)| counts(key));
+        counted.fold(Use::default(), |sum, (_, bytes)| Use {
+            instances: sum.instances + 1,
+            memory: sum.memory + bytes,
+        })
+    }
 }
 
 impl Charge {
@@ -107,6 +124,24 @@ impl Budget {
             budget: Arc::clone(self),
             key,
         }
+    }
+
+    /// What these apps have: instances, those that are to come included, and their memory.
+    pub fn of(&self, apps: &BTreeSet<String>) -> Use {
+        Use::of(&self.lock().charged, |(app, _)| apps.contains(app))
+    }
+
+    /// The same without this instance.
+    pub fn beside(&self, apps: &BTreeSet<String>, instance: &str) -> Use {
+        Use::of(&self.lock().charged, |(app, of)| apps.contains(app) && of != instance)
+    }
+
+    /// What of that is promised: they were asked to sleep.
+    pub fn promised(&self, apps: &BTreeSet<String>) -> Use {
+        let state = self.lock();
+        Use::of(&state.charged, |(app, _)| {
+            apps.contains(app) && state.yielding.contains_key(app)
+        })
     }
 
     /// Charges an instance that is to come where it fits; otherwise it waits from now on,

@@ -176,6 +176,7 @@ mod tests {
             users: users.iter().map(|user| (*user).to_owned()).collect(),
             created_unix_ms: 1,
             rotated_unix_ms: 1,
+            quota: control::Quota::default(),
         })
     }
 
@@ -209,7 +210,12 @@ mod tests {
     fn who_is_no_provider_any_more_may_do_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let control = Control::open(dir.path()).unwrap();
-        let acme = Caller::Provider(control.add_provider("acme", vec!["root".to_owned()]).unwrap().provider);
+        let acme = Caller::Provider(
+            control
+                .add_provider("acme", vec!["root".to_owned()], control::Quota::default())
+                .unwrap()
+                .provider,
+        );
         control.allow("acme", vec!["nobody".to_owned()]).unwrap();
         match acme.clone().again(&control).unwrap() {
             Caller::Provider(now) => assert_eq!(now.users, ["nobody"]),

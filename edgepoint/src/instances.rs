@@ -24,7 +24,7 @@
 
 use crate::budget::Charge;
 use crate::manifest::{INSTANCES_MAX, Manifest};
-use crate::node::Node;
+use crate::node::{Node, Room};
 use crate::sockets::{self, Sockets};
 use crate::status::{Cause, InstanceStatus, Kind, State};
 use crate::work::Work;
@@ -39,6 +39,7 @@ use libsnap::{freeze, survey};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nodekit::reply::on_own_thread;
+use nodekit::traces::{Place, Span, SpanKind};
 use nodekit::{ending, process};
 use serde_json::json;
 use std::os::fd::{AsFd, OwnedFd};
@@ -82,7 +83,7 @@ pub struct Instances {
     pub live: Vec<Further>,
     /// Being made: name, since when, and what they will be charged with.
     coming: Vec<(String, u64, Charge)>,
-    came: JoinSet<(String, Instant, Result<Instance>)>,
+    came: JoinSet<(String, Instant, Result<Instance>, Span)>,
     /// None is made before.
     rests: Option<Instant>,
     /// It waits for memory.
@@ -94,6 +95,7 @@ pub struct Instances {
 pub struct Came {
     pub began: Instant,
     pub instance: Instance,
+    pub span: Span,
 }
 
 impl Instances {
@@ -188,21 +190,25 @@ impl Instances {
                     "there is no name for a further instance: others have them".to_owned(),
                 ));
             };
-            let charge = self.node.room(&self.manifest.app, &name, bytes)?;
-            self.waiting = charge.is_none().then(|| name.clone());
-            let Some(charge) = charge else {
-                return Ok(Some(format!(
-                    "a further instance waits for memory: {}",
-                    self.node.budget.told(bytes)
-                )));
+            let charge = match self.node.room(&self.manifest.app, &name, bytes)? {
+                Room::There(charge) => charge,
+                Room::Waits(why) => {
+                    self.waiting = Some(name);
+                    return Ok(Some(format!("a further instance waits {why}")));
+                }
             };
+            self.waiting = None;
             let now = now_unix_ms().unwrap_or_default();
             self.coming.push((name.clone(), now, charge));
             let (node, manifest) = (self.node.clone(), self.manifest.clone());
             let (sockets, began) = (sockets::numbers(sockets), Instant::now());
             let named = name.clone();
-            let make = on_own_thread(move || make(&node, &manifest, &named, &sockets));
-            self.came.spawn(async move { (name, began, make.await) });
+            // Who waits for it came last.
+            let asked = node.proxy.asked_last(&manifest.app);
+            let span = asked.begin(SpanKind::Internal, format_args!("clone"));
+            let place = span.place();
+            let make = on_own_thread(move || make(&node, &manifest, &named, &sockets, &place));
+            self.came.spawn(async move { (name, began, make.await, span) });
         }
         Ok(None)
     }
@@ -237,15 +243,16 @@ impl Instances {
         let Some(joined) = self.came.join_next().await else {
             return std::future::pending().await;
         };
-        let (name, began, made) = joined.or_fail(|| "an instance was given up")?;
+        let (name, began, made, mut span) = joined.or_fail(|| "an instance was given up")?;
         let at = self.coming.iter().position(|(coming, ..)| *coming == name);
         let charge = at.map(|at| self.coming.remove(at).2);
         let made = made.and_then(|instance| Ok((self.node.store.get(&name)?, instance)));
+        span.outcome(&made);
         match (made, charge) {
             (Ok((app, instance)), Some(charge)) => {
                 self.rests = None;
                 self.take_up(app, charge);
-                Ok(Came { began, instance })
+                Ok(Came { began, instance, span })
             }
             (Err(error), _) => {
                 self.rests = Some(Instant::now() + REST);
@@ -348,7 +355,7 @@ impl Instances {
     }
 }
 
-fn make(node: &Node, manifest: &Manifest, name: &str, sockets: &[i32]) -> Result<Instance> {
+fn make(node: &Node, manifest: &Manifest, name: &str, sockets: &[i32], place: &Place) -> Result<Instance> {
     let (app, as_itself) = (&manifest.app, manifest.has_own_user());
     let request = json!({
         "appshot": app,
@@ -359,7 +366,7 @@ fn make(node: &Node, manifest: &Manifest, name: &str, sockets: &[i32]) -> Result
         "cause": Cause::ScaleOut.name(),
         "sockets": sockets,
     });
-    match node.restored.post("/v1/instances", &request) {
+    match node.restored.post_below("/v1/instances", &request, place) {
         Err(error) if error.kind == ErrorKind::Conflict => {
             Err(error.state("it is looked for again: it may be one that was made before"))
         }

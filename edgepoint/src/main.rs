@@ -21,6 +21,7 @@ mod manifest;
 mod metrics;
 mod node;
 mod proxy;
+mod quota;
 mod remote;
 mod scale;
 mod schedule;

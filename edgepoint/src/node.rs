@@ -12,7 +12,7 @@ use crate::proxy::{self, Proxy};
 use crate::status::{Counts, State, Status};
 use crate::versions::{Switch, Versions};
 use crate::why::{Told, Why};
-use control::{Control, Kept, Lasting};
+use control::{Control, Kept, Lasting, Quota};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{App, Store, closest, now_unix_ms};
 use nodekit::args::Dirs;
@@ -21,7 +21,7 @@ use nodekit::keeper::Keeper;
 use nodekit::reply::on_own_thread;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -95,12 +95,14 @@ pub struct Node {
     /// What `restored` keeps for who may come: it is charged, too, and given up first.
     spares: Arc<Mutex<Option<Charge>>>,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
+    /// Of providers that have any, as they are written down.
+    quotas: Arc<Mutex<BTreeMap<String, Quota>>>,
 }
 
 /// An agent, from outside.
 #[derive(Clone, Debug)]
-struct Handle {
-    manifest: Manifest,
+pub struct Handle {
+    pub manifest: Manifest,
     status: watch::Receiver<Status>,
     orders: mpsc::Sender<Order>,
     switches: mpsc::Sender<Switch>,
@@ -108,6 +110,14 @@ struct Handle {
     changing: Arc<tokio::sync::Mutex<()>>,
     demand: Arc<Demand>,
     why: Arc<Why>,
+}
+
+/// Whether there is room for an instance.
+#[derive(Debug)]
+pub enum Room {
+    There(Charge),
+    /// It waits from now on: for what, and why there is none.
+    Waits(String),
 }
 
 /// What `restored` keeps is charged under this name, which no app has.
@@ -133,7 +143,11 @@ impl Node {
             looks: Arc::default(),
             spares: Arc::default(),
             apps: Arc::default(),
+            quotas: Arc::default(),
         };
+        for provider in node.control.providers()? {
+            node.limited(&provider.name, provider.quota);
+        }
         let limit = memory.map_or_else(|| node.memory_by_default(), Ok)?;
         node.budget = Budget::new(limit);
         tracing::info!(limit, "bytes of memory for all apps together");
@@ -256,6 +270,7 @@ impl Node {
             return Err(taken(&because).fix("choose another address, or remove that app"));
         }
         self.proxy.free(&manifest, &|app| self.called(app, caller))?;
+        self.may_have(&manifest)?;
         // What somebody has left who ran under this name.
         self.store.remove_log(&manifest.app)?;
         let deployment = Deployment {
@@ -285,6 +300,32 @@ impl Node {
             let other = caller.calls(&handle.manifest.app, &handle.manifest.provider);
             Some(format!("{other} listens on {shared}"))
         })
+    }
+
+    /// What a provider may have.
+    pub fn quota(&self, provider: &str) -> Quota {
+        let quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
+        quotas.get(provider).copied().unwrap_or_default()
+    }
+
+    /// A provider may have this from now on.
+    pub fn limited(&self, provider: &str, quota: Quota) {
+        let mut quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
+        match quota == Quota::default() {
+            true => drop(quotas.remove(provider)),
+            false => drop(quotas.insert(provider.to_owned(), quota)),
+        }
+    }
+
+    pub fn apps_of(&self, provider: &str) -> BTreeSet<String> {
+        let own = self.manifests_of(provider).into_iter();
+        own.map(|manifest| manifest.app).collect()
+    }
+
+    pub fn manifests_of(&self, provider: &str) -> Vec<Manifest> {
+        let apps = self.lock();
+        let own = apps.values().filter(|handle| handle.manifest.provider == provider);
+        own.map(|handle| handle.manifest.clone()).collect()
     }
 
     /// What who asks is told of another app.
@@ -396,13 +437,20 @@ impl Node {
     }
 
     /// Room for an instance that is to come and will have so much memory. Where there is
-    /// none it waits from now on, idle apps are asked to sleep, and it may ask again.
-    pub fn room(&self, app: &str, instance: &str, bytes: u64) -> Result<Option<Charge>> {
-        let charge = self.budget.take(app, instance, bytes)?;
-        if charge.is_none() {
-            self.relieve();
+    /// none it waits from now on, idle apps are asked to sleep, and it may ask again. Where its
+    /// provider has as much as it may, that one's other apps are.
+    ///
+    /// All who ask are tasks of one thread: nobody takes room between the look and the charge.
+    pub fn room(&self, app: &str, instance: &str, bytes: u64) -> Result<Room> {
+        if let Some(why) = self.beyond_quota(app, instance, bytes) {
+            self.budget.give_up(instance);
+            return Ok(Room::Waits(why));
         }
-        Ok(charge)
+        if let Some(charge) = self.budget.take(app, instance, bytes)? {
+            return Ok(Room::There(charge));
+        }
+        self.relieve();
+        Ok(Room::Waits(format!("for memory: {}", self.budget.told(bytes))))
     }
 
     /// Asks apps to sleep to which nobody is connected, until who waits for memory will
@@ -417,29 +465,37 @@ impl Node {
         if missing == 0 {
             return;
         }
+        for handle in self.idle(|_| true) {
+            if missing == 0 {
+                break;
+            }
+            missing = missing.saturating_sub(self.ask_to_sleep(&handle).unwrap_or(0));
+        }
+    }
+
+    /// Those of these apps to which nobody is connected, the least valuable first.
+    pub fn idle(&self, of: impl Fn(&Manifest) -> bool) -> Vec<Handle> {
         let open = self.looks.look_now();
         let mut idle: Vec<_> = self
             .lock()
             .values()
+            .filter(|handle| of(&handle.manifest))
             .filter(|handle| handle.manifest.instances.min == 0 && handle.status.borrow().state == State::Running)
             .filter(|handle| handle.demand.count(&open) == 0)
             .map(|handle| (handle.manifest.priority, handle.demand.needed_unix_ms(), handle.clone()))
             .collect();
         idle.sort_by_key(|(priority, needed, _)| (*priority, *needed));
-        for (_, _, handle) in idle {
-            if missing == 0 {
-                break;
-            }
-            let app = &handle.manifest.app;
-            let Some(bytes) = self.budget.could_yield(app) else {
-                continue;
-            };
-            if handle.orders.try_send(Order::Yield).is_ok() {
-                tracing::info!(app, bytes, "asked to sleep: its memory is wanted");
-                self.budget.yields(app, bytes);
-                missing = missing.saturating_sub(bytes);
-            }
-        }
+        idle.into_iter().map(|(_, _, handle)| handle).collect()
+    }
+
+    /// Answers how much memory that will free, where it may be asked.
+    pub fn ask_to_sleep(&self, handle: &Handle) -> Option<u64> {
+        let app = &handle.manifest.app;
+        let bytes = self.budget.could_yield(app)?;
+        handle.orders.try_send(Order::Yield).ok()?;
+        tracing::info!(app, bytes, "asked to sleep: its memory is wanted");
+        self.budget.yields(app, bytes);
+        Some(bytes)
     }
 
     /// Has `restored` give up so much of what it keeps in waiting, where it has so much.

@@ -9,6 +9,7 @@ use libsnap::ids::HostPid;
 use libsnap::proc;
 use libsnap::store::App;
 use libsnap::sys::{diag, task};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Backlog, listen};
 use nodekit::reply::on_own_thread;
 use std::collections::HashSet;
@@ -176,6 +177,13 @@ impl Sockets {
 pub fn copies(sockets: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
     let copies = sockets.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>();
     copies.or_fail(|| "cannot watch the sockets of the app")
+}
+
+/// Whether somebody has come to one of them whom nobody has accepted yet.
+pub fn somebody_waits(sockets: &[OwnedFd]) -> bool {
+    let waits = |socket| PollFd::new(socket, PollFlags::POLLIN);
+    let mut polled: Vec<PollFd> = sockets.iter().map(|socket| waits(socket.as_fd())).collect();
+    poll(&mut polled, PollTimeout::ZERO).is_ok_and(|count| count > 0)
 }
 
 /// Who comes while the app sleeps is to find room: as long a backlog as the kernel allows

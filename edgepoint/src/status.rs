@@ -37,7 +37,9 @@ use crate::manifest::Instances;
 use crate::node::Deployment;
 use libsnap::ids::HostPid;
 use libsnap::target::Phase;
+use nodekit::traces::Place;
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -157,6 +159,14 @@ pub struct Activation {
     /// From the moment at which that was decided until it ran.
     pub total_micros: u64,
     pub phases: Vec<Phase>,
+    /// Under which it is found where traces are collected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    /// Its span, and when that ended.
+    #[serde(skip)]
+    pub span: Place,
+    #[serde(skip)]
+    pub up: Option<Instant>,
 }
 
 /// How often, since the daemon began.

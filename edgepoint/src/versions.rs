@@ -15,7 +15,7 @@ use crate::budget;
 use crate::caller::Caller;
 use crate::manifest::{Listen, Manifest};
 use crate::metrics::Outcome;
-use crate::node::{Deployment, Held, Node};
+use crate::node::{Deployment, Held, Node, Room};
 use crate::sockets::Sockets;
 use crate::status::{Cause, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
@@ -24,6 +24,7 @@ use libsnap::store::{Store, now_unix_ms};
 use libsnap::target::{Network, RunOptions, SnapshotReport};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
+use nodekit::traces::Place;
 use nodekit::{detach, ending};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -277,14 +278,17 @@ impl Node {
         let app = &to.manifest.app;
         let (store, stale) = (self.store.clone(), name.to_owned());
         on_own_thread(move || clear(&store, &stale)).await?;
-        let Some(_charge) = self.room(app, name, budget::UNKNOWN_BYTES)? else {
-            self.budget.give_up(name);
-            return Err(Error::new(
-                Kind::Unavailable,
-                format!("cannot start version {} of {app}", to.number),
-            )
-            .because(self.budget.told(budget::UNKNOWN_BYTES))
-            .fix("try again in a moment: apps that are idle were asked to sleep"));
+        let _charge = match self.room(app, name, budget::UNKNOWN_BYTES)? {
+            Room::There(charge) => charge,
+            Room::Waits(why) => {
+                self.budget.give_up(name);
+                return Err(Error::new(
+                    Kind::Unavailable,
+                    format!("cannot start version {} of {app}", to.number),
+                )
+                .because(format!("it would have to wait {why}"))
+                .fix("try again in a moment: apps that are idle were asked to sleep"));
+            }
         };
         let options = RunOptions {
             name: name.to_owned(),
@@ -299,7 +303,7 @@ impl Node {
         let started = on_own_thread(move || detach::spawn(start)).await?;
         Sockets::wait(&started.app, &to.manifest, began).await?;
         let request = json!({ "target": name, "replace": true });
-        let _: SnapshotReport = self.snapd.post_async("/v1/snapshots", &request).await?;
+        let _: SnapshotReport = self.snapd.post_async("/v1/snapshots", &request, &Place::here()).await?;
         verify(&self.store, name.to_owned()).await
     }
 

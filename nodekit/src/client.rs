@@ -2,6 +2,7 @@
 //! blocking or within a runtime.
 
 use crate::remote::Remote;
+use crate::traces::{Place, SpanKind};
 use http_body_util::{BodyExt, Full, Limited};
 pub use hyper::Method;
 use hyper::body::Bytes;
@@ -71,11 +72,20 @@ impl Client {
         self.ask(Method::PUT, path, json(body)?)
     }
 
-    /// [`Client::post`] by a task.
-    pub async fn post_async<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let request = request(Method::POST, path, json(body)?)?;
-        let (status, answer) = self.at.exchange(request).await?;
-        understand(status, &answer)
+    /// [`Client::post`] by a task. Spans of the daemon that is asked belong there.
+    pub async fn post_async<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, place: &Place) -> Result<T> {
+        let mut request = request(Method::POST, path, json(body)?)?;
+        let mut span = place.begin(SpanKind::Client, format_args!("POST {path}"));
+        span.place().put(request.headers_mut());
+        let answered = self.at.exchange(request).await;
+        let answer = answered.and_then(|(status, answer)| understand(status, &answer));
+        span.outcome(&answer);
+        answer
+    }
+
+    /// The same by who may wait.
+    pub fn post_below<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, place: &Place) -> Result<T> {
+        block_on(self.post_async(path, body, place))?
     }
 
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
@@ -103,12 +113,15 @@ impl Client {
     }
 
     fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .or_fail(|| "cannot start the client")?;
-        runtime.block_on(self.at.exchange(request))
+        block_on(self.at.exchange(request))?
     }
+}
+
+/// In a runtime of its own.
+pub(crate) fn block_on<F: Future>(work: F) -> Result<F::Output> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().or_fail(|| "cannot start the client")?;
+    Ok(runtime.block_on(work))
 }
 
 impl At {

@@ -4,9 +4,11 @@ use crate::args::Dirs;
 use crate::listen::{self, Listening};
 use crate::notify::{self, notify};
 use crate::peer::{Gate, Peer};
+use crate::traces::{self, Place, SpanKind};
 use crate::{log, peer, signals};
 use axum::Router;
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::{ConnectInfo, MatchedPath, Request};
+use axum::http::Method;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use clap::Args;
@@ -52,13 +54,16 @@ pub fn run_beside<F: Future<Output = ()>>(
     parts: impl FnOnce(Stopping) -> (Router, F),
 ) -> Result<()> {
     log::init(args.log_format);
+    traces::begin(name);
     signals::unblock()?;
     // One thread: what blocks has its own, and a request need not wake others on its way.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .or_fail(|| "cannot start the runtime")?;
-    runtime.block_on(serve(name, args, parts))
+    let served = runtime.block_on(serve(name, args, parts));
+    traces::end();
+    served
 }
 
 async fn serve<F: Future<Output = ()>>(
@@ -71,6 +76,7 @@ async fn serve<F: Future<Output = ()>>(
     let stopping = stop_signals()?;
     let (router, beside) = parts(stopping.clone());
     let router = router
+        .layer(from_fn(traced))
         .layer(from_fn(logged))
         .layer(from_fn_with_state(gate, peer::check));
     tracing::info!(name, socket = %listening.path.display(), "ready");
@@ -128,4 +134,24 @@ async fn logged(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Ne
     }
     .instrument(span)
     .await
+}
+
+/// A span for each request that changes something, below that of who asks.
+async fn traced(request: Request, next: Next) -> Response {
+    if !traces::wanted() || request.method() == Method::GET {
+        return next.run(request).await;
+    }
+    let method = request.method().clone();
+    let path = request.extensions().get::<MatchedPath>();
+    let path = path.map_or("", MatchedPath::as_str).to_owned();
+    let mut span = Place::of(request.headers()).begin(SpanKind::Server, format_args!("{method} {path}"));
+    let response = span.place().within(next.run(request)).await;
+    let status = response.status();
+    span.note("http.request.method", method.to_string());
+    span.note("http.route", path);
+    span.note("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.fail(status.to_string());
+    }
+    response
 }

@@ -13,6 +13,7 @@
 //! | [`hooks`] | telling an app what is done to it |
 //! | [`start`], [`bring_up`], [`supervise`], [`detach`], [`ending`] | bringing an app up, owning it, ending it |
 //! | [`daemon`], [`listen`], [`peer`], [`reply`], [`notify`], [`log`] | the daemons' common shape |
+//! | [`traces`] | spans of what the daemons do, for who collects them |
 //! | [`keeper`], [`descriptors`] | descriptors that outlive a daemon; how many it may have |
 //! | [`client`], [`remote`], [`fingerprint`] | asking a daemon, here or elsewhere |
 //! | [`local`] | asking a server on this machine, to try it |
@@ -50,4 +51,5 @@ pub mod reply;
 pub mod signals;
 pub mod start;
 pub mod supervise;
+pub mod traces;
 pub mod worker;

@@ -11,6 +11,7 @@ use libsnap::target::{Instance, Manner, RestoreOptions, RevertReport};
 use nodekit::daemon::Stopping;
 use nodekit::reply::on_own_thread;
 use nodekit::start::{Ready, Start, What};
+use nodekit::traces::{Place, SpanKind};
 use nodekit::{ending, process, supervise};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -95,7 +96,22 @@ impl Instances {
 
     /// Restores on a thread that stays until the instance ends: ptrace is bound
     /// to its thread, and so is a parent-death signal that the engine may set.
+    ///
+    /// What it took belongs to the request that this task answers.
     pub async fn bring_up(&self, start: Start) -> Result<Instance> {
+        let mut span = Place::here().begin(SpanKind::Internal, format_args!("restore"));
+        span.note("appshot.app", start.name.clone());
+        let brought = self.have_owned(start).await;
+        span.outcome(&brought);
+        if let Ok(instance) = &brought {
+            let processes = i64::try_from(instance.processes).unwrap_or(i64::MAX);
+            span.note("appshot.processes", processes);
+            span.place().steps(&instance.phases, Instant::now());
+        }
+        brought
+    }
+
+    async fn have_owned(&self, start: Start) -> Result<Instance> {
         let (answer, answered) = oneshot::channel();
         let (shelf, reverts) = (self.shelf.clone(), self.reverts.clone());
         let kind = match &start.what {
@@ -124,7 +140,8 @@ impl Instances {
             while failed.is_none() && under_way.len() < AT_A_TIME {
                 let Some((number, start)) = starts.next() else { break };
                 let this = self.clone();
-                under_way.spawn(async move { this.bring_up(start).await.map(|instance| (number, instance)) });
+                let made = async move { this.bring_up(start).await.map(|instance| (number, instance)) };
+                under_way.spawn(Place::here().within(made));
             }
             match under_way.join_next().await {
                 None => break,

@@ -11,10 +11,11 @@ use nodekit::jobs::{self, Job, Place, Snapshot};
 use nodekit::peer::Peer;
 use nodekit::periodic::Series;
 use nodekit::reply::{self, Body, Reply, on_own_thread};
+use nodekit::traces::{self, SpanKind};
 use nodekit::worker;
 use serde::Deserialize;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub fn router(store: Store) -> Router {
     let routes = Router::new()
@@ -135,8 +136,17 @@ async fn snapshot(
     ConnectInfo(peer): ConnectInfo<Peer>,
     Body(request): Body<SnapshotRequest>,
 ) -> Reply<SnapshotReport> {
+    let mut span = traces::Place::here().begin(SpanKind::Internal, format_args!("snapshot"));
     let job = request.job(store, peer)?;
-    let report = on_own_thread(move || take(&job)).await?;
+    let taken = on_own_thread(move || take(&job)).await;
+    span.outcome(&taken);
+    let report = taken?;
+    span.note("appshot.app", report.app.clone());
+    span.note(
+        "appshot.memory_bytes",
+        i64::try_from(report.memory_bytes).unwrap_or(i64::MAX),
+    );
+    span.place().steps(&report.phases, Instant::now());
     Ok(Json(report))
 }
 

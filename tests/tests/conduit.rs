@@ -4,12 +4,14 @@
 use anyhow::{Context, Result, ensure};
 use appshot_tests::clients::{free_port, http_get};
 use appshot_tests::installed::{Daemon, Registry};
+use appshot_tests::node as nodes;
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, need_program, poll};
-use libsnap::error::Error;
+use libsnap::error::{Error, Kind};
 use nodekit::client::Client;
+use nodekit::local::connect;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -778,4 +780,153 @@ fn what_is_told() {
         let _ = follow.wait();
         node.end(&[app, &name])
     });
+}
+
+const SERVER: &str = "import sys, http.server as h; \
+    h.test(h.SimpleHTTPRequestHandler, h.ThreadingHTTPServer, port=int(sys.argv[1]), bind='127.0.0.1')";
+
+/// What a provider may not have is refused or waits, told by name; nobody else's app gives way.
+#[test]
+fn what_a_provider_may_have() {
+    in_place("conduit_quotas", |place| {
+        let entry = free_port()?;
+        let node = nodes::Node::new(place, &["--http", &format!("127.0.0.1:{entry}")])?;
+        let (registry, name) = (&node.registry, |app: &str| format!("{}-{app}", place.unique()));
+        let manifest = |app: &str, provider: &str, port: u16| {
+            let host = format!("[[route]]\nhost = \"{app}.example\"\n[timeouts]\nwake = \"2s\"");
+            format!(
+                "app = {:?}\n{provider}{}",
+                name(app),
+                nodes::python(SERVER, port, &host)
+            )
+        };
+        let deploy = |app: &str, provider: &str, port: u16| -> Result<Value, Error> {
+            let manifest = manifest(app, provider, port);
+            node.client().post("/v1/apps", &json!({ "manifest": manifest }))
+        };
+        let set = |words: &[&str]| registry.appshot(&[&["provider", "set", "acme"], words].concat());
+        let get = |app: &str| -> Result<String> {
+            let mut stream = connect(entry)?;
+            write!(
+                stream,
+                "GET / HTTP/1.1\r\nHost: {app}.example\r\nConnection: close\r\n\r\n"
+            )?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let acme = "provider = \"acme\"\n";
+        registry.appshot(&[
+            "provider",
+            "add",
+            "acme",
+            "--user",
+            "nobody",
+            "--apps",
+            "2",
+            "--instances",
+            "1",
+        ])?;
+        deploy("other", "", free_port()?)?;
+        node.reach(&name("other"), "running")?;
+
+        // One at once: the second has the first sleep, which is idle.
+        let busy = free_port()?;
+        deploy("first", acme, free_port()?)?;
+        node.reach(&name("first"), "running")?;
+        deploy("second", acme, busy)?;
+        node.reach(&name("second"), "running")?;
+        ensure!(node.status(&name("first"))?["state"] == "asleep");
+        let refused = deploy("third", acme, free_port()?).err().context("a third app")?;
+        ensure!(refused.kind == Kind::Refused, "{refused}");
+        let told = format!("{refused} {:?}", refused.fix);
+        for part in [
+            "provider acme may have apps: 2, and has 2",
+            "appshot remove",
+            "appshot provider set acme",
+        ] {
+            ensure!(told.contains(part), "{part}: {told}");
+        }
+        ensure!(node.status(&name("third")).is_err(), "it is there");
+
+        // The one that runs has a connection: the other waits, and its client is told for what.
+        let open = connect(busy)?;
+        node.holds(&name("second"), "connections", false)?;
+        let answer = get("first")?;
+        ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        ensure!(
+            answer.contains("waits for its provider's quota of instances\n"),
+            "{answer}"
+        );
+        let why = node.status(&name("first"))?["why"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        ensure!(why.contains("acme may have 1 at once, and has 1"), "{why}");
+        drop(open);
+        let answer = get("first")?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        node.reach(&name("second"), "asleep")?;
+
+        // Two, but not so much memory as that takes.
+        let shown = set(&["--instances", "2", "--memory", "1M"])?;
+        ensure!(
+            shown.contains("instances  1/2") && shown.contains("/1.0 MiB"),
+            "{shown}"
+        );
+        let _held = connect(node_port(&node, &name("first"))?)?;
+        node.holds(&name("first"), "connections", false)?;
+        let answer = get("second")?;
+        ensure!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("quota of memory\n"),
+            "{answer}"
+        );
+        set(&["--memory", "none"])?;
+        let answer = get("second")?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+        // No more that never sleep than may run, and no version where appshots take all there may be.
+        let bounds = json!({ "min": 3, "max": 3 });
+        let scaled: Result<Value, Error> = node
+            .client()
+            .put(&format!("/v1/apps/{}/scale", name("second")), &bounds);
+        let error = scaled.err().context("three instances")?;
+        ensure!(error.to_string().contains("may have instances at once: 2"), "{error}");
+        set(&["--appshots", "1K"])?;
+        let path = format!("/v1/apps/{}", name("first"));
+        let changed = json!({ "manifest": manifest("first", acme, free_port()?) });
+        let updated: Result<Value, Error> = node.client().put(&path, &changed);
+        let error = updated.err().context("another version")?;
+        ensure!(error.to_string().contains("may have appshots: 1.0 KiB"), "{error}");
+
+        // It is told, and stays over a restart.
+        let used: Value = node.client().get("/v1/providers/acme")?;
+        ensure!(used["used"]["apps"] == 2 && used["used"]["instances"] == 2, "{used}");
+        ensure!(used["used"]["memory"].as_u64() > Some(1 << 20), "{used}");
+        ensure!(used["used"]["appshots"].as_u64() > Some(1 << 10), "{used}");
+        let said = json!({ "apps": 2, "instances": 2, "memory": null, "appshots": 1024 });
+        ensure!(used["quota"] == said, "{used}");
+        let list = registry.appshot(&["provider", "ls"])?;
+        ensure!(list.contains(" 2/2 "), "{list}");
+        let sleeps = node.count(&name("other"), "sleeps")?;
+        ensure!(sleeps == 0, "an app of somebody else was asked to sleep");
+        ensure!(set(&[]).is_err() && set(&["--apps", "many"]).is_err());
+        let (node, ()) = node.replace(true, &["--http", &format!("127.0.0.1:{entry}")], || Ok(()))?;
+        let again: Value = node.client().get("/v1/providers/acme")?;
+        ensure!(again["quota"] == said, "{again}");
+        let manifest = format!(
+            "app = {:?}\n{acme}{}",
+            name("third"),
+            nodes::python(SERVER, free_port()?, "")
+        );
+        let third: Result<Value, Error> = node.client().post("/v1/apps", &json!({ "manifest": manifest }));
+        ensure!(third.is_err(), "what may be had is forgotten");
+        node.end()
+    });
+}
+
+fn node_port(node: &nodes::Node, app: &str) -> Result<u16> {
+    let status = node.status(app)?;
+    let listen = status["listen"][0].as_str().context("it listens nowhere")?;
+    Ok(listen.rsplit(':').next().context("no port")?.parse()?)
 }

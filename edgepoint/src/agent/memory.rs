@@ -2,10 +2,12 @@
 
 use super::{Agent, Next, Order};
 use crate::budget;
+use crate::node::Room;
 use crate::status::State;
 use libsnap::error::Result;
 use libsnap::store::{App, now_unix_ms};
 use nodekit::reply::on_own_thread;
+use nodekit::traces::{Place, Span, SpanKind};
 use std::time::Instant;
 
 /// All memory of one that was restored is there by then.
@@ -39,22 +41,26 @@ impl Agent {
     /// Waits until there is room for it; what comes instead where it is told otherwise.
     pub(super) async fn room(&mut self, state: State, bytes: u64) -> Result<Option<Next>> {
         let mut waits_since: Option<Instant> = None;
+        let mut waits = Span::default();
         loop {
             if let Some(since) = waits_since.replace(Instant::now()) {
                 // Told as it goes on: the guarantee of the app is credited by it.
                 let waited_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 self.demand.traffic.waited_ns.inc_by(waited_ns);
             }
-            if let Some(charge) = self.node.room(self.name(), self.name(), bytes)? {
-                self.charge = Some(charge);
-                self.meter().waits(false);
-                return Ok(None);
-            }
+            let why = match self.node.room(self.name(), self.name(), bytes)? {
+                Room::Waits(why) => format!("waits {why}"),
+                Room::There(charge) => {
+                    self.charge = Some(charge);
+                    self.meter().waits(false);
+                    return Ok(None);
+                }
+            };
             self.meter().waits(true);
-            self.turn(
-                state,
-                Some(format!("waits for memory: {}", self.node.budget.told(bytes))),
-            );
+            if waits.place() == Place::default() {
+                waits = self.span.place().begin(SpanKind::Internal, format_args!("room"));
+            }
+            self.turn(state, Some(why));
             let next = tokio::select! {
                 () = self.node.budget.changed() => continue,
                 order = self.orders.recv() => match order {

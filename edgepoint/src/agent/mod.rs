@@ -29,6 +29,7 @@ use libsnap::store::{App, State as AppState, now_unix_ms};
 use libsnap::target::{Instance, Memory, Phase, SnapshotReport, TcpPolicy, Time};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
+use nodekit::traces::{self, Place, Span, SpanKind};
 use nodekit::{detach, ending};
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
@@ -38,6 +39,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// How often one that starts is.
 const LISTENS_YET: Duration = Duration::from_millis(10);
+/// How often it is looked whether a woken app has accepted who had come, and how long.
+const ACCEPTED_YET: Duration = Duration::from_millis(1);
+const ACCEPTS: Duration = Duration::from_secs(2);
 /// How long connections may stay open when an app is told to sleep.
 const LET_GO: Duration = Duration::from_secs(5);
 /// Before a failed one is tried again; doubled each time.
@@ -121,6 +125,8 @@ pub struct Agent {
     refusals: u32,
     /// Since when it runs.
     running: Instant,
+    /// What it does just now, for who collects traces; empty in states that last.
+    span: Span,
 }
 
 impl Agent {
@@ -154,6 +160,7 @@ impl Agent {
             failures: 0,
             refusals: 0,
             running: Instant::now(),
+            span: Span::default(),
         }
     }
 
@@ -179,7 +186,8 @@ impl Agent {
                 // Dropped, they tell that it was given up.
                 self.switching = None;
             }
-            next = match next {
+            self.span = self.begins(&next);
+            let came = match next {
                 Next::Start => self.start().await,
                 Next::Run(why) => self.watch(why).await,
                 Next::Sleep { suspended } => self.sleep(suspended).await,
@@ -192,8 +200,36 @@ impl Agent {
                     Ok(()) => return self.meter().gone(),
                     Err(error) => Ok(Next::Failed(error)),
                 },
-            }
-            .unwrap_or_else(Next::Failed);
+            };
+            self.span.outcome(&came);
+            self.span = Span::default();
+            next = came.unwrap_or_else(Next::Failed);
+        }
+    }
+
+    /// The span of what comes and goes; that of a wake belongs to the request which wants it.
+    fn begins(&self, next: &Next) -> Span {
+        let (name, place, cause) = match next {
+            Next::Start => ("start", Place::default(), Some(Cause::Deploy)),
+            Next::Wake(cause) => ("wake", self.node.proxy.asked_first(self.name()), Some(*cause)),
+            Next::Sleep { .. } => ("sleep", Place::default(), None),
+            Next::Switch => ("switch", Place::default(), Some(Cause::Update)),
+            _ => return Span::default(),
+        };
+        let mut span = place.begin(SpanKind::Internal, format_args!("{name}"));
+        self.describe(&mut span, cause);
+        span
+    }
+
+    fn describe(&self, span: &mut Span, cause: Option<Cause>) {
+        if !traces::wanted() {
+            return;
+        }
+        span.note("appshot.app", self.name().to_owned());
+        span.note("appshot.provider", self.manifest().provider.clone());
+        span.note("appshot.version", i64::from(self.deployment.versions.current));
+        if let Some(cause) = cause {
+            span.note("appshot.cause", cause.name());
         }
     }
 
@@ -359,9 +395,11 @@ impl Agent {
     fn came_up(&mut self, cause: Cause, kind: Kind, began: Instant, phases: Vec<Phase>) {
         self.demand.needed();
         self.why.begin();
+        self.scale.begin();
         self.awaited = self.due.take();
         (self.running, self.kind) = (Instant::now(), Some(kind));
-        let activation = self.activation(cause, kind, began, phases);
+        let span = std::mem::take(&mut self.span);
+        let activation = self.activation(span, cause, kind, began, phases);
         self.status.send_modify(|status| {
             match kind {
                 Kind::Started => status.counts.starts += 1,
@@ -371,8 +409,12 @@ impl Agent {
         });
     }
 
-    fn activation(&self, cause: Cause, kind: Kind, began: Instant, phases: Vec<Phase>) -> Activation {
-        let total_micros = micros(began);
+    fn activation(&self, mut span: Span, cause: Cause, kind: Kind, began: Instant, phases: Vec<Phase>) -> Activation {
+        let (total_micros, up) = (micros(began), Instant::now());
+        self.describe(&mut span, Some(cause));
+        span.note("appshot.kind", kind.name());
+        let place = span.place();
+        span.end_at(up);
         tracing::info!(app = self.name(), ?cause, kind = kind.name(), total_micros, "up");
         let activation = Activation {
             cause,
@@ -380,6 +422,9 @@ impl Agent {
             unix_ms: now_unix_ms().unwrap_or_default(),
             total_micros,
             phases,
+            trace_id: place.trace_id(),
+            span: place,
+            up: Some(up),
         };
         self.meter().came_up(&activation);
         self.node
@@ -427,6 +472,7 @@ impl Agent {
             }
             Err(error) => {
                 tracing::info!(app = self.name(), %error, "goes on");
+                self.span.fail(error.to_string());
                 // Somebody may have come at that moment.
                 let asked = self.load().await > 0;
                 self.node.budget.stays(self.name(), !asked);
@@ -464,7 +510,8 @@ impl Agent {
             "sockets": sockets::numbers(&self.sockets),
             "tcp": if leave_running { TcpPolicy::Refuse } else { self.manifest().idle.tcp() },
         });
-        self.node.snapd.post_async("/v1/snapshots", &request).await
+        let place = self.span.place();
+        self.node.snapd.post_async("/v1/snapshots", &request, &place).await
     }
 
     /// Has an appshot to make further instances of, where it may have some. It goes on
@@ -592,7 +639,8 @@ impl Agent {
             // What waits for a timer has to see it coming.
             "time": if self.due.is_some() { Time::Passes } else { Time::Stands },
         });
-        let woken: Instance = match self.node.restored.post_async("/v1/instances", &request).await {
+        let (restored, place) = (&self.node.restored, self.span.place());
+        let woken: Instance = match restored.post_async("/v1/instances", &request, &place).await {
             // Nobody is there to restore anything.
             Err(error) if error.kind == libsnap::error::Kind::Unavailable => return Err(error),
             Err(error) if self.deployment.versions.untried => return self.fall_back(error).await,
@@ -600,8 +648,31 @@ impl Agent {
         };
         self.woken_in = began.elapsed();
         self.came_up(cause, Kind::Woken, began, woken.phases);
+        self.follow_accept(cause)?;
         self.tried()?;
         Ok(Next::Run(None))
+    }
+
+    /// Whom the app answers itself we do not see: how long it took until nobody waited at its
+    /// sockets any more belongs to the trace of the wake.
+    fn follow_accept(&self, cause: Cause) -> Result<()> {
+        let (place, up) = match &self.status.borrow().last {
+            Some(woken) if cause == Cause::Request && woken.span.is_known() => (woken.span.clone(), woken.up),
+            _ => return Ok(()),
+        };
+        let up = up.unwrap_or_else(Instant::now);
+        let mut span = place.begin_at(SpanKind::Internal, format_args!("accept"), up);
+        let sockets = sockets::copies(&self.sockets)?;
+        tokio::spawn(async move {
+            let begin = Instant::now();
+            while sockets::somebody_waits(&sockets) {
+                if begin.elapsed() > ACCEPTS {
+                    return span.fail("somebody waits still");
+                }
+                tokio::time::sleep(ACCEPTED_YET).await;
+            }
+        });
+        Ok(())
     }
 
     /// Until it is resumed.

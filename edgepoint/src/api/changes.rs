@@ -164,6 +164,7 @@ async fn make(change: Change, manifest: Manifest) -> Answer {
     let app = manifest.app.clone();
     change
         .answer(app, async move {
+            node.may_store(&manifest).await?;
             let status = node.deploy(manifest, &caller)?.borrow().clone();
             Ok(Shown::of(&node, status))
         })
@@ -200,7 +201,11 @@ pub async fn put(change: Change, Path(app): Path<String>, Body(request): Body<De
             let held = node.hold(&name, &condition, &caller)?;
             let status = match held.deployment.declared() == manifest {
                 true => node.status(&name)?.borrow().clone(),
-                false => node.update(held, manifest, &caller).await?,
+                false => {
+                    node.may_have(&manifest)?;
+                    node.may_store(&manifest).await?;
+                    node.update(held, manifest, &caller).await?
+                }
             };
             Ok(Shown::of(&node, status))
         })
@@ -238,10 +243,11 @@ pub async fn scale(change: Change, Path(app): Path<String>, Body(bounds): Body<B
     let bounds = Instances { min, max };
     let change = change.again()?;
     let manifest = change.node.manifest_of(&app, &change.caller)?;
-    Manifest {
+    let scaled = Manifest {
         instances: bounds,
         ..manifest
-    }
-    .counts("scale")?;
+    };
+    scaled.counts("scale")?;
+    change.node.may_have(&scaled)?;
     change.order(app, Order::Scale(bounds)).await
 }

@@ -1,9 +1,10 @@
 //! Who may ask from elsewhere: for root.
 
 use crate::node::Node;
+use crate::quota::{Limits, Shown};
 use axum::Json;
 use axum::extract::{Path, State as Extract};
-use control::{Issued, Provider};
+use control::{Issued, Provider, Quota};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::units::parse_span;
 use nodekit::args::User;
@@ -17,6 +18,9 @@ use std::time::Duration;
 pub struct Add {
     name: String,
     users: Vec<String>,
+    /// What it may have; anything without.
+    #[serde(default)]
+    quota: Limits,
 }
 
 #[derive(Debug, Deserialize)]
@@ -32,8 +36,25 @@ pub struct Rotate {
     grace: Option<String>,
 }
 
-pub async fn list(Extract(node): Extract<Node>) -> Reply<Vec<Provider>> {
-    Ok(Json(node.control.providers()?))
+pub async fn list(Extract(node): Extract<Node>) -> Reply<Vec<Shown>> {
+    let mut all = Vec::new();
+    for provider in node.control.providers()? {
+        all.push(node.shown(provider).await?);
+    }
+    Ok(Json(all))
+}
+
+pub async fn show(Extract(node): Extract<Node>, Path(name): Path<String>) -> Reply<Shown> {
+    let provider = node.control.provider(&name)?;
+    Ok(Json(node.shown(provider).await?))
+}
+
+/// From now on: what it has stays, and it gets nothing more.
+pub async fn limit(Extract(node): Extract<Node>, Path(name): Path<String>, Body(limits): Body<Limits>) -> Reply<Shown> {
+    let provider = node.control.limit(&name, |quota| limits.change(quota))?;
+    node.limited(&name, provider.quota);
+    node.events.tell_of("provider-limited", &name, json!(provider.quota));
+    Ok(Json(node.shown(provider).await?))
 }
 
 pub async fn add(Extract(node): Extract<Node>, Body(request): Body<Add>) -> Reply<Issued> {
@@ -45,8 +66,11 @@ pub async fn add(Extract(node): Extract<Node>, Body(request): Body<Add>) -> Repl
             .into());
     }
     sensible(&request.name, &request.users)?;
-    let issued = node.control.add_provider(&request.name, request.users)?;
-    let users = json!({ "users": issued.provider.users });
+    let mut quota = Quota::default();
+    request.quota.change(&mut quota);
+    let issued = node.control.add_provider(&request.name, request.users, quota)?;
+    node.limited(&request.name, quota);
+    let users = json!({ "users": issued.provider.users, "quota": quota });
     node.events.tell_of("provider-added", &request.name, users);
     Ok(Json(issued))
 }
@@ -85,6 +109,7 @@ pub async fn rotate(
 
 pub async fn remove(Extract(node): Extract<Node>, Path(name): Path<String>) -> Reply<Provider> {
     let provider = node.control.remove_provider(&name)?;
+    node.limited(&name, Quota::default());
     node.events.tell_of("provider-removed", &name, json!({}));
     Ok(Json(provider))
 }

@@ -10,12 +10,13 @@ use super::serve::Active;
 use super::traffic::One;
 use super::upstream::Lease;
 use super::{App, Proxy, Target, headers, tunnel};
-use crate::status::{State, Status};
+use crate::status::{Activation, State, Status};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::{Authority, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use nodekit::traces::{self, Place, Span, SpanKind};
 use prometheus_client::metrics::counter::Counter;
 use std::io;
 use std::net::IpAddr;
@@ -46,6 +47,8 @@ pub struct InFlight {
     _quiet: Option<One>,
     served: Counter,
     _active: Active,
+    /// Ends with the answer.
+    _span: Span,
 }
 
 impl Seen for InFlight {}
@@ -73,6 +76,7 @@ impl Proxy {
             Err(refusal) => return unserved(None, began, Duration::ZERO, refusal.answer()),
         };
         let app = target.app.clone();
+        let span = span(&app, caller, &request, began);
         let forward = Forward {
             client: headers::client(request.headers(), caller.address, trust),
             came: app.moment(began),
@@ -80,10 +84,15 @@ impl Proxy {
             target,
             host,
             caller,
+            span,
             trust,
         };
         let (answer, receipt) = forward.go(active, request).await;
         receipt.tell(&app.name, answer.status().as_u16());
+        // That of a wake says nothing of how many instances it takes.
+        if app.timed && ["warm", "cloned"].contains(&receipt.kind) {
+            app.traffic.answers.note(receipt.total);
+        }
         self.0
             .traffic
             .answered(&app.name, answer.status().as_u16(), receipt.kind, receipt.total);
@@ -109,6 +118,30 @@ impl Proxy {
     }
 }
 
+/// That of a request, below that of the client.
+fn span(app: &App, caller: &Caller, request: &Request<Incoming>, began: std::time::Instant) -> Span {
+    if !traces::wanted() {
+        return Span::default();
+    }
+    let method = request.method();
+    let mut span = Place::of(request.headers()).begin_at(SpanKind::Server, format_args!("{method}"), began);
+    span.note("http.request.method", method.to_string());
+    span.note("url.scheme", caller.scheme);
+    span.note("url.path", request.uri().path().to_owned());
+    span.note("appshot.app", app.name.clone());
+    span.note("appshot.provider", app.provider.clone());
+    span
+}
+
+/// How a span has ended that was answered so.
+fn answered(span: &mut Span, kind: &'static str, status: StatusCode) {
+    span.note("appshot.kind", kind);
+    span.note("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.fail(status.as_str().to_owned());
+    }
+}
+
 /// With the receipt of an answer that is our own.
 fn unserved(app: Option<&App>, began: std::time::Instant, queued: Duration, mut answer: Answered) -> Answered {
     let receipt = Receipt::of_none(began, queued);
@@ -125,6 +158,7 @@ struct Forward<'a> {
     queued: Duration,
     host: Authority,
     caller: &'a Caller,
+    span: Span,
     /// Who asks, perhaps through others.
     client: IpAddr,
     trust: &'a [Network],
@@ -154,6 +188,7 @@ impl Forward<'_> {
         match self.serve(active, request).await {
             Ok(served) => served,
             Err(own) => {
+                answered(&mut self.span, "none", own.status());
                 let receipt = Receipt::of_none(self.came.began, self.queued);
                 (unserved(Some(self.app()), self.came.began, self.queued, *own), receipt)
             }
@@ -169,30 +204,46 @@ impl Forward<'_> {
         let refuse = |refusal: Refusal| Box::new(refusal.answer());
         let app = self.target.app.clone();
         let quiet = self.quiet(&request)?;
+        let asking = app.asks(self.span.place());
         // Who is quiet stands in no queue: a probe asks whether the app lives.
         let permit = match quiet {
             true => None,
             false => Some(self.enter().await.map_err(refuse)?),
         };
+        let waited = permit.as_ref().is_some_and(|permit| permit.waited);
         let quietly = quiet.then(|| One::more(&app.traffic.quiet_open));
         self.queued = self.came.began.elapsed();
+        if waited || !self.came.running {
+            let place = self.span.place();
+            place.passed(format_args!("queue"), self.came.began, std::time::Instant::now());
+        }
+        let method = request.method();
+        let mut upstream = self.span.place().begin(SpanKind::Client, format_args!("{method}"));
         let by = Instant::now() + app.timeouts.wake.0;
         let lease = match app.waiting.page && !self.came.running && is_navigation(&request) {
             true => Some(self.wait_or_page(by).await?),
             false => None,
         };
-        let outgoing = self.outgoing(request);
-        let answered = self.ask(outgoing, lease, quiet, by).await.map_err(refuse)?;
-        let waited = permit.as_ref().is_some_and(|permit| permit.waited);
+        let outgoing = self.outgoing(request, &upstream.place());
+        let arrived = self.ask(outgoing, lease, quiet, by).await.map_err(|refusal| {
+            upstream.fail(refusal.because.clone());
+            refuse(refusal)
+        })?;
+        drop(asking);
+        let head = std::time::Instant::now();
         let receipt = app.receipt(self.came, self.queued, waited).await;
+        let status = arrived.response.status();
+        self.belongs(upstream, receipt.wake.as_ref(), head, status);
+        answered(&mut self.span, receipt.kind, status);
         let in_flight = InFlight {
-            _lease: answered.lease,
+            _lease: arrived.lease,
             _permit: permit,
             _quiet: quietly,
             served: app.traffic.served.clone(),
             _active: active,
+            _span: std::mem::take(&mut self.span),
         };
-        let answer = pass_on(&app, answered.response, answered.upgrade, &receipt, in_flight);
+        let answer = pass_on(&app, arrived.response, arrived.upgrade, &receipt, in_flight);
         Ok((answer.map_err(refuse)?, receipt))
     }
 
@@ -344,8 +395,15 @@ impl Forward<'_> {
     }
 
     fn not_in_time(&self) -> Refusal {
-        let state = self.app().status.borrow().state.name();
-        Refusal::busy(format!("the app did not come up in time: it is {state}"))
+        let status = self.app().status.borrow();
+        // For what it waits, and not how much of that others have.
+        let waits = status.why.as_deref().filter(|why| why.starts_with("waits "));
+        let waits = waits.and_then(|why| why.split(':').next());
+        let waits = waits.map_or(String::new(), |waits| format!(", and {waits}"));
+        Refusal::busy(format!(
+            "the app did not come up in time: it is {}{waits}",
+            status.state.name()
+        ))
     }
 
     /// Comes back when the app has let the request wait for too long.
@@ -375,8 +433,24 @@ impl Forward<'_> {
         }
     }
 
+    /// Ends the span of what was asked of the app with the head of its answer. The first answer
+    /// after a wake is a span of its own; where the wake is another request's, this tells which.
+    fn belongs(&mut self, mut upstream: Span, wake: Option<&Activation>, head: std::time::Instant, status: StatusCode) {
+        let (own, place) = (self.span.place(), upstream.place());
+        if let Some(wake) = wake.filter(|_| place.is_known()) {
+            if wake.span.trace_id() != own.trace_id() {
+                self.span.link(&wake.span);
+            }
+            // It may answer before that is told.
+            let up = wake.up.map_or(head, |up| up.min(head));
+            place.passed(format_args!("answer"), up, head);
+        }
+        upstream.note("http.response.status_code", i64::from(status.as_u16()));
+        upstream.end_at(head);
+    }
+
     /// The request as the app gets it.
-    fn outgoing(&self, mut request: Request<Incoming>) -> Outgoing {
+    fn outgoing(&self, mut request: Request<Incoming>, place: &Place) -> Outgoing {
         let app = self.app();
         let h2c = self.target.upstream.protocol() == Protocol::H2c;
         let client = hyper::upgrade::on(&mut request);
@@ -389,6 +463,7 @@ impl Forward<'_> {
             &self.host,
             self.trust,
         );
+        place.put(&mut parts.headers);
         // We have asked for the body already when the app reads it.
         parts.headers.remove(header::EXPECT);
         aim(&mut parts, &self.host, h2c);

@@ -36,6 +36,7 @@ mod upstream;
 use crate::manifest::{INSTANCES_MAX, Manifest};
 use crate::status::Status;
 use libsnap::error::{Error, Kind, Result};
+use nodekit::traces::Place;
 use queue::Gate;
 use routes::Table;
 use rules::{Quiet, Timeouts, Waiting};
@@ -84,8 +85,39 @@ struct App {
     gate: Arc<Gate>,
     traffic: Traffic,
     upstreams: Vec<Arc<Upstream>>,
+    /// How long its answers take decides about its instances.
+    timed: bool,
     /// Its owner has it fall asleep: who comes waits until it does.
     resting: AtomicBool,
+    /// Spans of requests that wait for it, in the order in which they came.
+    asking: Mutex<Vec<Place>>,
+}
+
+/// A request waits for the app as long as this lives.
+struct Asking<'a> {
+    app: &'a App,
+    place: Place,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if self.place.is_known() {
+            self.app.asking().retain(|place| *place != self.place);
+        }
+    }
+}
+
+impl App {
+    fn asking(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn asks(&self, place: Place) -> Asking<'_> {
+        if place.is_known() {
+            self.asking().push(place.clone());
+        }
+        Asking { app: self, place }
+    }
 }
 
 impl Proxy {
@@ -201,7 +233,9 @@ impl Proxy {
             ),
             traffic,
             upstreams: upstreams.values().cloned().collect(),
+            timed: capacity.response_time.is_some(),
             resting: AtomicBool::new(false),
+            asking: Mutex::default(),
         });
         if !targets.is_empty() {
             self.change(|table| {
@@ -226,6 +260,18 @@ impl Proxy {
     /// What this app is asked for.
     pub fn traffic(&self, app: &str) -> Traffic {
         self.apps().get(app).map(|app| app.traffic.clone()).unwrap_or_default()
+    }
+
+    /// To which request a wake of this app belongs.
+    pub fn asked_first(&self, app: &str) -> Place {
+        let app = self.apps().get(app).cloned();
+        app.and_then(|app| app.asking().first().cloned()).unwrap_or_default()
+    }
+
+    /// And a further instance.
+    pub fn asked_last(&self, app: &str) -> Place {
+        let app = self.apps().get(app).cloned();
+        app.and_then(|app| app.asking().last().cloned()).unwrap_or_default()
     }
 
     /// So many instances of the app run.

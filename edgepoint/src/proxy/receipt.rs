@@ -37,7 +37,7 @@ pub struct Receipt {
     began: Instant,
     pub total: Duration,
     queue: Duration,
-    wake: Option<Activation>,
+    pub wake: Option<Activation>,
 }
 
 impl App {
@@ -168,6 +168,7 @@ mod tests {
     use super::*;
     use crate::status::{Cause, Kind};
     use libsnap::target::Phase;
+    use nodekit::traces::Place;
 
     #[test]
     fn it_is_added_to_what_the_app_says() {
@@ -186,6 +187,9 @@ mod tests {
                     name: "Put back".to_owned(),
                     micros: 4100,
                 }],
+                trace_id: None,
+                span: Place::default(),
+                up: None,
             }),
         };
         let mut headers = HeaderMap::new();
