@@ -243,6 +243,9 @@ pub struct Capacity {
     /// Requests at once, of those that come over a route; as many as come by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u32>,
+    /// In which 95 of 100 requests that come over a route are to be answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_time: Option<Span>,
     /// Requests that may wait for that, of all instances together.
     pub queue: u32,
     /// And for how long.
@@ -255,6 +258,7 @@ impl Default for Capacity {
             connections: None,
             cpu: None,
             requests: None,
+            response_time: None,
             queue: 1000,
             queue_timeout: Span(Duration::from_secs(10)),
         }
@@ -264,7 +268,7 @@ impl Default for Capacity {
 impl Capacity {
     /// Whether it says when there is too much for one instance.
     fn is_bounded(&self) -> bool {
-        self.connections.is_some() || self.cpu.is_some() || self.requests.is_some()
+        self.connections.is_some() || self.cpu.is_some() || self.requests.is_some() || self.response_time.is_some()
     }
 }
 
@@ -334,6 +338,8 @@ const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 
 /// The shortest time after which an app sleeps.
 const IDLE_MIN: Duration = Duration::from_secs(1);
+/// What is shorter the clocks of a busy machine do not tell.
+const RESPONSE_MIN: Duration = Duration::from_millis(1);
 
 impl Manifest {
     /// Whatever is wrong is told with its line.
@@ -417,6 +423,17 @@ impl Manifest {
         if self.capacity.requests == Some(0) {
             return wrong("capacity.requests is 0: nobody could ask it", "1 at least");
         }
+        if let Some(limit) = self.capacity.response_time {
+            if limit.0 < RESPONSE_MIN {
+                return wrong("capacity.response_time is too short", "1ms at least");
+            }
+            if self.route.is_empty() {
+                return wrong(
+                    "capacity.response_time is measured by the node's HTTP entry, and it has no [[route]]",
+                    "a [[route]], or another bound of [capacity]",
+                );
+            }
+        }
         if self.capacity.queue_timeout.0.is_zero() {
             return wrong(
                 "capacity.queue_timeout is no time at all",
@@ -474,7 +491,7 @@ impl Manifest {
         if max > 1 && min < max && !self.capacity.is_bounded() {
             return wrong(
                 "nothing says when further instances are needed",
-                "[capacity] with connections = N, requests = N, or cpu = PERCENT",
+                "[capacity] with connections = N, requests = N, cpu = PERCENT, or response_time = TIME",
             );
         }
         let longest = [self.instance_name(max), self.version_name(u32::MAX)];
@@ -766,6 +783,7 @@ max = 4
             ("connections = 20", "cpu = 0.0", "percent"),
             ("connections = 20", "cpu = inf", "percent"),
             ("connections = 20\nrequests = 8", "", "nothing says when"),
+            ("[capacity]", "[capacity]\nresponse_time = \"0s\"", "too short"),
             ("[capacity]", "[versions]\nkeep = 0\n[capacity]", "from 1 to 20"),
             ("[capacity]", "[versions]\nkeep = 21\n[capacity]", "from 1 to 20"),
             ("provider = \"acme\"", "priority = 101", "from -100 to 100"),

@@ -5,9 +5,10 @@ use anyhow::{Context, Result, bail, ensure};
 use appshot_tests::app::Place;
 use appshot_tests::clients::free_port;
 use appshot_tests::installed::{Daemon, Registry};
+use appshot_tests::node::python;
 use appshot_tests::servers::run;
 use appshot_tests::trial::in_place;
-use appshot_tests::verdict::{PATIENCE, need_program, poll, skip};
+use appshot_tests::verdict::{PATIENCE, need_program, note, poll, skip};
 use libsnap::error::{Error, Kind};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -537,6 +538,110 @@ fn instances_share_the_requests() {
         })?;
         entry.reach("shop", "asleep")?;
         ensure!(entry.get("shop.example", "/host")?.kind() == "woken");
+        entry.end()
+    });
+}
+
+/// One request after the other, however many come: 20 ms each.
+const SERIAL: &str = "import sys, threading, time, http.server as h
+lock = threading.Lock()
+class Serial(h.BaseHTTPRequestHandler):
+    def do_GET(self):
+        with lock: time.sleep(0.02)
+        self.send_response(200)
+        self.send_header('content-length', '2')
+        self.end_headers()
+        self.wfile.write(b'ok')
+h.test(Serial, h.ThreadingHTTPServer, port=int(sys.argv[1]), bind='127.0.0.1')";
+
+/// An app that gets slower the more ask it: instances come until answers are in time again, and
+/// go when few ask.
+#[test]
+fn answers_in_time() {
+    in_place("answers_in_time", |place| {
+        let entry = Entry::new(place)?;
+        let rules = format!(
+            "[idle]\ntimeout = \"2s\"\ncpu = 60.0\n{SHOP}[instances]\nmax = 8\n[capacity]\nresponse_time = \"120ms\""
+        );
+        entry.deploy("shop", &python(SERIAL, free_port()?, &rules))?;
+        let (port, stop) = (entry.port, AtomicBool::new(false));
+        let instances = || -> Result<usize> {
+            let all = entry.status("shop")?["instances"].clone();
+            let all = all.as_array().context("no instances")?;
+            Ok(all.iter().filter(|one| one["state"] == "running").count())
+        };
+        let why = || -> Result<Value> {
+            let told: Value = entry.client()?.get(&format!("/v1/apps/{}/why", entry.name("shop")))?;
+            let carried = told["instances"]["carried"].as_array().context("not told")?;
+            let time = carried.iter().find(|one| one["name"] == "response-time");
+            Ok(time.with_context(|| format!("{told}"))?.clone())
+        };
+        let took = std::thread::scope(|scope| -> Result<Vec<(Instant, Duration)>> {
+            let stop = &stop;
+            let asked: Vec<_> = (0..10)
+                .map(|_| {
+                    scope.spawn(move || -> Result<Vec<(Instant, Duration)>> {
+                        let mut took = Vec::new();
+                        while !stop.load(Ordering::Relaxed) {
+                            let began = Instant::now();
+                            let answer = get(port, "shop.example", "/", "")?;
+                            ensure!(answer.status == 200, "{answer:?}");
+                            took.push((began, began.elapsed()));
+                        }
+                        Ok(took)
+                    })
+                })
+                .collect();
+            let slow = poll("it to be told", PATIENCE, || {
+                Ok(why().ok().filter(|time| time["holds"] == false).map(drop))
+            });
+            // Long enough for one more to show, and all of the last look to be of that.
+            let enough = slow.and_then(|()| {
+                let mut since = None;
+                poll("answers in time", Duration::from_secs(60), || {
+                    let well = why()?["holds"] == true && instances()? > 1;
+                    since = since.filter(|_| well).or(well.then(Instant::now));
+                    Ok(since
+                        .filter(|since| since.elapsed() > Duration::from_secs(3))
+                        .map(|_| ()))
+                })
+            });
+            let count = instances();
+            stop.store(true, Ordering::Relaxed);
+            let mut all = Vec::new();
+            for one in asked {
+                all.extend(one.join().expect("it does not panic")?);
+            }
+            enough.with_context(|| format!("{:?} instances; {:?}", instances(), why()))?;
+            let count = count?;
+            ensure!((2..=8).contains(&count), "{count} instances");
+            note("answers_in_time", &format!("{count} instances"));
+            Ok(all)
+        })?;
+        let p95 = |of: &dyn Fn(&Instant) -> bool| {
+            let mut all: Vec<Duration> = took.iter().filter(|(at, _)| of(at)).map(|(_, took)| *took).collect();
+            all.sort();
+            all.get(all.len() * 95 / 100).copied().unwrap_or_default()
+        };
+        let times = took.iter().map(|(at, _)| *at);
+        let (first, last) = (times.clone().min().context("none")?, times.max().context("none")?);
+        let before = p95(&|at| *at < first + Duration::from_secs(1));
+        let after = p95(&|at| *at + Duration::from_secs(2) > last);
+        note(
+            "answers_in_time",
+            &format!("95 of 100 within {before:.0?} at first, {after:.0?} at last"),
+        );
+        ensure!(
+            before > Duration::from_millis(150) && after < before * 2 / 3,
+            "{before:?} {after:?}"
+        );
+        // One who asks on alone is answered fast, and needs no more than one.
+        poll("the others to go", Duration::from_secs(60), || {
+            get(port, "shop.example", "/", "")?;
+            std::thread::sleep(Duration::from_millis(20));
+            Ok((instances()? == 1).then_some(()))
+        })?;
+        entry.reach("shop", "asleep")?;
         entry.end()
     });
 }

@@ -395,6 +395,7 @@ impl Agent {
     fn came_up(&mut self, cause: Cause, kind: Kind, began: Instant, phases: Vec<Phase>) {
         self.demand.needed();
         self.why.begin();
+        self.scale.begin();
         self.awaited = self.due.take();
         (self.running, self.kind) = (Instant::now(), Some(kind));
         let span = std::mem::take(&mut self.span);

@@ -165,6 +165,12 @@ impl Agent {
         let carried = carried
             .into_iter()
             .filter_map(|(name, unit, value, each)| Some(Condition::at_most(name, unit, value, each? * all)));
+        // However many there are, each answer is to come in time.
+        let time = capacity.response_time.map(|limit| {
+            let (value, limit) = (wanted.answered_ms, limit.0.as_secs_f64() * 1e3);
+            Condition::at_most("response-time", "ms for 95 of 100", value, limit)
+        });
+        let carried = carried.chain(time);
         self.why.scaled(Scaled {
             count,
             least: wanted.least,

@@ -212,13 +212,20 @@ impl Agent {
         let (bounds, capacity) = (self.manifest().instances, self.manifest().capacity.clone());
         let stable = self.manifest().idle.timeout.0;
         let requests = self.demand.traffic.wanted();
-        let load = Load { open, requests, share };
+        let count = 1 + self.further.count();
+        let answers = &self.demand.traffic.answers;
+        let load = Load {
+            open,
+            requests,
+            share,
+            answers,
+            count,
+        };
         let mut wanted = self.scale.look(Instant::now(), load, bounds, &capacity, stable);
         wanted.most = wanted.most.min(bounds.max);
         if seen.leaving {
             (wanted.least, wanted.most) = (1, 1);
         }
-        let count = 1 + self.further.count();
         self.tell_scale(wanted, share, count);
         if wanted.least > count {
             if self.appshot().is_none() && (open > 0 || !self.copy().await) {

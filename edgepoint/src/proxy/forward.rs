@@ -89,6 +89,10 @@ impl Proxy {
         };
         let (answer, receipt) = forward.go(active, request).await;
         receipt.tell(&app.name, answer.status().as_u16());
+        // That of a wake says nothing of how many instances it takes.
+        if app.timed && ["warm", "cloned"].contains(&receipt.kind) {
+            app.traffic.answers.note(receipt.total);
+        }
         self.0
             .traffic
             .answered(&app.name, answer.status().as_u16(), receipt.kind, receipt.total);

@@ -85,6 +85,8 @@ struct App {
     gate: Arc<Gate>,
     traffic: Traffic,
     upstreams: Vec<Arc<Upstream>>,
+    /// How long its answers take decides about its instances.
+    timed: bool,
     /// Its owner has it fall asleep: who comes waits until it does.
     resting: AtomicBool,
     /// Spans of requests that wait for it, in the order in which they came.
@@ -231,6 +233,7 @@ impl Proxy {
             ),
             traffic,
             upstreams: upstreams.values().cloned().collect(),
+            timed: capacity.response_time.is_some(),
             resting: AtomicBool::new(false),
             asking: Mutex::default(),
         });

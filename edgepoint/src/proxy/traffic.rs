@@ -9,7 +9,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use serde::Serialize;
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Of one app, since this daemon began. The counts only grow; clones are the same numbers.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +38,38 @@ pub struct Traffic {
     pub bytes_out: Counter,
     /// Nanoseconds in which it was wanted and waited for the node's memory.
     pub waited_ns: Counter,
+    /// How long answers took, where that decides about instances.
+    pub answers: Answers,
+}
+
+/// So many answers are looked at, at most: the last ones.
+const ANSWERS_MAX: usize = 4096;
+
+/// When answers were given, and how long their clients had waited until they began.
+#[derive(Clone, Debug, Default)]
+pub struct Answers(Arc<Mutex<VecDeque<(Instant, Duration)>>>);
+
+impl Answers {
+    pub fn note(&self, took: Duration) {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() == ANSWERS_MAX {
+            answers.pop_front();
+        }
+        answers.push_back((Instant::now(), took));
+    }
+
+    /// How many were given since then, and within what time 95 of 100 of them.
+    pub fn since(&self, since: Instant) -> (usize, Duration) {
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = answers.iter().rev().take_while(|(at, _)| *at >= since);
+        let mut took: Vec<Duration> = recent.map(|(_, took)| *took).collect();
+        drop(answers);
+        if took.is_empty() {
+            return (0, Duration::ZERO);
+        }
+        let at = (took.len() * 95).div_ceil(100) - 1;
+        (took.len(), *took.select_nth_unstable(at).1)
+    }
 }
 
 /// The same as told in JSON.
@@ -224,6 +258,7 @@ impl Families {
             bytes_in: self.bytes_in.get_or_create_owned(&of),
             bytes_out: self.bytes_out.get_or_create_owned(&of),
             waited_ns: Counter::default(),
+            answers: Answers::default(),
         }
     }
 
