@@ -95,6 +95,9 @@ pub struct Node {
     /// What `restored` keeps for who may come: it is charged, too, and given up first.
     spares: Arc<Mutex<Option<Charge>>>,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
+    /// Held from the first look at what is deployed until the app is there: names, addresses,
+    /// routes and quotas are about others, too.
+    deploying: Arc<Mutex<()>>,
     /// Of providers that have any, as they are written down.
     quotas: Arc<Mutex<BTreeMap<String, Quota>>>,
 }
@@ -143,6 +146,7 @@ impl Node {
             looks: Arc::default(),
             spares: Arc::default(),
             apps: Arc::default(),
+            deploying: Arc::default(),
             quotas: Arc::default(),
         };
         for provider in node.control.providers()? {
@@ -224,6 +228,7 @@ impl Node {
                 .because(because)
                 .state("nothing was changed")
         };
+        let _alone = self.deploying.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(handle) = self.lock().get(&manifest.app) {
             return match self.read(&manifest.app)?.declared() == manifest {
                 true => Ok(handle.status.clone()),

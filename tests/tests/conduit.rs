@@ -815,6 +815,12 @@ fn what_a_provider_may_have() {
             stream.read_to_string(&mut answer)?;
             Ok(answer)
         };
+        // One that may wait for its turn is served, within two seconds or later.
+        let served = |app: &str| {
+            poll("it to be served", PATIENCE, || {
+                Ok(get(app)?.starts_with("HTTP/1.1 200").then_some(()))
+            })
+        };
         let acme = "provider = \"acme\"\n";
         registry.appshot(&[
             "provider",
@@ -864,8 +870,7 @@ fn what_a_provider_may_have() {
             .to_owned();
         ensure!(why.contains("acme may have 1 at once, and has 1"), "{why}");
         drop(open);
-        let answer = get("first")?;
-        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        served("first")?;
         node.reach(&name("second"), "asleep")?;
 
         // Two, but not so much memory as that takes.
@@ -882,8 +887,7 @@ fn what_a_provider_may_have() {
             "{answer}"
         );
         set(&["--memory", "none"])?;
-        let answer = get("second")?;
-        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        served("second")?;
 
         // No more that never sleep than may run, and no version where appshots take all there may be.
         let bounds = json!({ "min": 3, "max": 3 });
@@ -921,6 +925,45 @@ fn what_a_provider_may_have() {
         );
         let third: Result<Value, Error> = node.client().post("/v1/apps", &json!({ "manifest": manifest }));
         ensure!(third.is_err(), "what may be had is forgotten");
+        node.end()
+    });
+}
+
+/// Of many who deploy at the same moment under one name, or at one address, one has it.
+#[test]
+fn one_of_many_deploys() {
+    in_place("conduit_one_of_many", |place| {
+        let node = nodes::Node::new(place, &[])?;
+        let deploy = |app: String, port: u16, said: &str| -> Result<Value, Error> {
+            let manifest = format!(
+                "app = {app:?}\n{}",
+                nodes::python(&format!("{SERVER} # {said}"), port, "")
+            );
+            node.client().post("/v1/apps", &json!({ "manifest": manifest }))
+        };
+        for (what, one_name) in [("name", true), ("address", false)] {
+            let (port, said) = (free_port()?, ["a", "b", "c", "d", "e", "f", "g", "h"]);
+            let done: Vec<Result<Value, Error>> = std::thread::scope(|scope| {
+                let all: Vec<_> = said
+                    .iter()
+                    .map(|said| {
+                        let last = if one_name { "one" } else { *said };
+                        let app = format!("{}-{what}-{last}", place.unique());
+                        scope.spawn(|| deploy(app, port, said))
+                    })
+                    .collect();
+                let answers = all.into_iter().map(|one| one.join());
+                answers.map(|answer| answer.expect("it does not panic")).collect()
+            });
+            let (had, refused): (Vec<_>, Vec<_>) = done.iter().partition(|answer| answer.is_ok());
+            ensure!(had.len() == 1, "{what}: {done:?}");
+            for answer in refused {
+                let error = answer.as_ref().err().context("partitioned")?;
+                ensure!(error.kind == Kind::Conflict, "{what}: {error}");
+            }
+        }
+        let deployed: Vec<Value> = node.client().get("/v1/apps")?;
+        ensure!(deployed.len() == 2, "{deployed:?}");
         node.end()
     });
 }

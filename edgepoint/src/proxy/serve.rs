@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -33,6 +33,11 @@ const HEAD: Duration = Duration::from_secs(10);
 const UNUSED: Duration = Duration::from_secs(60);
 /// A client that takes nothing of an answer for so long gets no more of it.
 const TAKES: Duration = Duration::from_secs(60);
+/// One that has ended its side waits for its answer, or is gone: the network does not tell which
+/// until something is sent. To whom nothing was for so long is taken to be gone.
+const GONE: Duration = Duration::from_secs(5);
+/// How often that is looked at, and whether what was sent came back.
+const GONE_YET: Duration = Duration::from_millis(100);
 /// Bytes of a head, and its fields.
 const HEAD_BYTES_MAX: u32 = 64 << 10;
 const FIELDS_MAX: usize = 128;
@@ -138,6 +143,8 @@ fn server() -> auto::Builder<TokioExecutor> {
     server
         .http1()
         .timer(TokioTimer::new())
+        // `Client::gone` sees to that.
+        .half_close(true)
         // `Line::slow` sees to that: it answers, and knows connections without a first byte.
         .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX as usize)
@@ -214,6 +221,22 @@ impl Client {
         }
     }
 
+    /// Comes back when nobody is there any more who waits for an answer.
+    async fn gone(&self) {
+        // What it sends is no such moment; the end of that is.
+        let ended = self.stream.ready(Interest::PRIORITY).await;
+        let since = Instant::now();
+        while ended.is_ok() {
+            let reset = !matches!(self.stream.take_error(), Ok(None));
+            let waits = self.line.requests.load(Ordering::Relaxed) > 0;
+            if reset || waits && since.max(self.line.sending().last).elapsed() > GONE {
+                return;
+            }
+            tokio::time::sleep(GONE_YET).await;
+        }
+        std::future::pending().await
+    }
+
     /// Until it ends, or the client lets us wait for too long.
     async fn serve<S>(&self, stream: S, scheme: &'static str, shared: Arc<Shared>, watcher: Watcher) -> Option<Slow>
     where
@@ -239,6 +262,7 @@ impl Client {
                 None
             }
             slow = self.line.slow() => Some(slow),
+            () = self.gone() => Some(Slow::Gone),
         }
     }
 }
@@ -254,10 +278,17 @@ struct Line {
     /// It speaks HTTP/2, which sees to itself.
     framed: AtomicBool,
     since: Mutex<Instant>,
-    /// The client has taken nothing since then.
-    stuck: Mutex<Option<Instant>>,
+    sending: Mutex<Sending>,
     /// Also as long as an upgraded connection lives.
     _room: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Sending {
+    /// The client has taken nothing since then.
+    stuck: Option<Instant>,
+    /// When something was sent to it last.
+    last: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,6 +296,7 @@ enum Slow {
     Head,
     Unused,
     Stuck,
+    Gone,
 }
 
 /// A request is being answered as long as this lives.
@@ -286,7 +318,10 @@ impl Line {
             begun: AtomicBool::new(false),
             framed: AtomicBool::new(false),
             since: Mutex::new(Instant::now()),
-            stuck: Mutex::default(),
+            sending: Mutex::new(Sending {
+                stuck: None,
+                last: Instant::now(),
+            }),
         })
     }
 
@@ -313,8 +348,8 @@ impl Line {
         }
     }
 
-    fn stuck(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sending(&self) -> MutexGuard<'_, Sending> {
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Comes back when the client has let us wait for too long.
@@ -326,7 +361,7 @@ impl Line {
                 false => (Slow::Unused, UNUSED),
             };
             let waited = self.since().elapsed();
-            if self.stuck().is_some_and(|since| since.elapsed() > TAKES) {
+            if self.sending().stuck.is_some_and(|since| since.elapsed() > TAKES) {
                 return Slow::Stuck;
             } else if self.requests.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(HEAD).await;
@@ -378,13 +413,16 @@ impl AsyncWrite for Wire {
         loop {
             let ready = self.stream.poll_write_ready(cx);
             if ready.is_pending() {
-                self.line.stuck().get_or_insert_with(Instant::now);
+                self.line.sending().stuck.get_or_insert_with(Instant::now);
             }
             ready!(ready)?;
             match self.stream.try_write_vectored(bufs) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => {
-                    *self.line.stuck() = None;
+                    *self.line.sending() = Sending {
+                        stuck: None,
+                        last: Instant::now(),
+                    };
                     return Poll::Ready(written);
                 }
             }
