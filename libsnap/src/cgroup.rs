@@ -160,6 +160,12 @@ pub fn hold(group: Option<&Path>) -> Result<()> {
     }
 }
 
+/// Whether nothing runs in a group that is held.
+pub fn is_still(group: &Path) -> bool {
+    let events = fs::read_to_string(group.join("cgroup.events"));
+    events.is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
+}
+
 /// Whether the group is held still, or about to be.
 pub fn is_held(group: &Path) -> bool {
     fs::read_to_string(group.join("cgroup.freeze")).is_ok_and(|word| word.trim() == "1")

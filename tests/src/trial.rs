@@ -7,6 +7,8 @@
 //! side_by_side   run, ready, freeze, gone, restore twice, go, exit 0 both
 //! host_pids      as cycle, with the same pids on the host
 //! same           run, ready, freeze, restore without running, freeze: all as it was
+//! verify         run, ready, freeze and rehearse beside the standing app, gone, restore, go, exit 0;
+//!                before that the same while it runs on, untouched
 //! warm           as two_cycles, from memory and in a husk that was there before
 //! bridged        as two_cycles, as if restored under another kernel's vdso
 //! ```
@@ -18,7 +20,7 @@ use crate::{app, programs};
 use anyhow::{Context, Result, bail, ensure};
 use libsnap::error::Kind;
 use libsnap::image::{Appshot, compare};
-use libsnap::target::{PidMode, RestoreOptions, RunOptions, SnapshotReport};
+use libsnap::target::{PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -75,6 +77,7 @@ pub enum Variant {
     Warm,
     Clones,
     Same,
+    Verify,
 }
 
 /// How long a program about time is away: longer than its tolerance.
@@ -178,6 +181,7 @@ impl Trial<'_> {
             Variant::SideBySide => self.side_by_side(),
             Variant::Clones => self.clones(),
             Variant::Same => self.same(),
+            Variant::Verify => self.verify(),
         }
     }
 
@@ -295,6 +299,44 @@ impl Trial<'_> {
         Ok(())
     }
 
+    /// What is rehearsed beside the app that it was taken of is as it was, and neither the app
+    /// that runs nor the one that is ended notices.
+    fn verify(&self) -> Result<()> {
+        if !libsnap::cgroup::is_v2() {
+            return skip("cgroup v2, to hold still what was restored");
+        }
+        let app = self.start(PidMode::New)?;
+        let before = Fingerprint::take(app.top());
+        let [beside, last] = ["appshot-0", "appshot-1"].map(|name| self.place.path(name));
+        let wanted = SnapshotOptions {
+            verify: true,
+            leave_running: true,
+            ..SnapshotOptions::default()
+        };
+        match app.snapshot(&beside, &wanted) {
+            Ok(report) => self.verified(report, &beside)?,
+            Err(error) => {
+                self.refusal(error)?;
+                return self.finish_refused(app);
+            }
+        }
+        judge_untouched(&before, &Fingerprint::take(app.top()), self.traits.changes)?;
+        let report = app.snapshot(&last, &SnapshotOptions { leave_running: false, ..wanted })?;
+        self.verified(report, &last)?;
+        app.wait_gone()?;
+        self.verify_gone()?;
+        let app = self.place.restore(&last).context("restore")?;
+        self.go()?;
+        self.expect_success(app).context("after restore")
+    }
+
+    fn verified(&self, report: SnapshotReport, shot: &Path) -> Result<()> {
+        self.plausible(&report, shot)?;
+        let rehearsal = report.rehearsal.context("there was no rehearsal")?;
+        rehearsal.into_result(shot, "the trial ends")?;
+        Ok(())
+    }
+
     fn start(&self, pids: PidMode) -> Result<App> {
         let program = programs::build(self.program)?.display().to_string();
         let file = |name: &str| self.place.path(name).display().to_string();
@@ -394,6 +436,7 @@ macro_rules! app_test {
             $crate::variant_test!(warm, Warm, $program, alone $(, $trait)*);
             $crate::variant_test!(clones, Clones, $program, alone $(, $trait)*);
             $crate::variant_test!(same, Same, $program, alone $(, $trait)*);
+            $crate::variant_test!(verify, Verify, $program, alone $(, $trait)*);
         }
     };
     ($program:ident $(, $trait:ident)*) => {
@@ -404,6 +447,7 @@ macro_rules! app_test {
             $crate::variant_test!(warm, Warm, $program $(, $trait)*);
             $crate::variant_test!(clones, Clones, $program $(, $trait)*);
             $crate::variant_test!(same, Same, $program $(, $trait)*);
+            $crate::variant_test!(verify, Verify, $program $(, $trait)*);
             $crate::variant_test!(side_by_side, SideBySide, $program $(, $trait)*);
         }
     };

@@ -10,7 +10,7 @@ use super::records::{Blocked, FileKind, LockKind, Manifest, SocketState, Vma, Vm
 use super::{Appshot, Core, PAGE, ProcessImage, Segment, ThreadImage};
 use crate::error::{OrFail, Result};
 use crate::ids::{FileId, ShmId, VirtualPid};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -44,7 +44,8 @@ const SLACK_NS: u64 = 5_000_000;
 const RSEQ_NUMBERS: [(u64, u64); 2] = [(0, 8), (20, 8)];
 
 /// Something that is not the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Difference {
     /// Such as `process/7/threads/0/record/sigmask`.
     pub what: String,
