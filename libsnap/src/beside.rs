@@ -75,10 +75,7 @@ impl Note {
 
     fn is_left(self, file: &Path) -> bool {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let Some((appshot, writer)) = name
-            .strip_prefix('.')
-            .and_then(|name| name.rsplit_once(self.suffix()))
-        else {
+        let Some((appshot, writer)) = name.strip_prefix('.').and_then(|name| name.rsplit_once(self.suffix())) else {
             return false;
         };
         let writes = |writer: &str| Path::new("/proc").join(writer).exists();

@@ -130,7 +130,9 @@ pub fn snapshot_unless(
                 continue;
             }
             let finished = politely(true, || finish_running(request, taken, writer, precopy, &mut steps));
-            finished.map(|(sealed, stored)| (sealed, stored, None)).map_err(undisturbed)
+            finished
+                .map(|(sealed, stored)| (sealed, stored, None))
+                .map_err(undisturbed)
         } else {
             drop(urgent);
             let finished = finish_standing(request, frozen, taken, writer, precopy, &mut journal, &mut steps);
@@ -300,7 +302,7 @@ impl Request<'_> {
         if !self.options.verify {
             return None;
         }
-        steps.start("rehearse");
+        steps.start(rehearsal::STEP);
         Some(rehearsal::rehearse(&sealed.path, self.options, self.cancelled))
     }
 }

@@ -18,7 +18,7 @@ use crate::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_un
 use crate::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switched_on};
 use crate::{app, programs};
 use anyhow::{Context, Result, bail, ensure};
-use libsnap::error::Kind;
+use libsnap::error::{Kind, Refusal};
 use libsnap::image::{Appshot, compare};
 use libsnap::target::{PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport};
 use std::path::{Path, PathBuf};
@@ -50,8 +50,8 @@ pub struct Traits {
     pub ticking: bool,
     /// It is about time: the app stays away for a while before its restore.
     pub clocked: bool,
-    /// The engine may refuse it, by name, and leave it untouched.
-    pub may_refuse: bool,
+    /// The engine refuses it, by name, and leaves it untouched.
+    pub refused: bool,
     /// What it does all by itself while the judge looks.
     pub changes: Changes,
 }
@@ -61,7 +61,7 @@ impl Traits {
         alone: false,
         ticking: false,
         clocked: false,
-        may_refuse: false,
+        refused: false,
         changes: Changes::NONE,
     };
 }
@@ -321,7 +321,13 @@ impl Trial<'_> {
             }
         }
         judge_untouched(&before, &Fingerprint::take(app.top()), self.traits.changes)?;
-        let report = app.snapshot(&last, &SnapshotOptions { leave_running: false, ..wanted })?;
+        let report = app.snapshot(
+            &last,
+            &SnapshotOptions {
+                leave_running: false,
+                ..wanted
+            },
+        )?;
         self.verified(report, &last)?;
         app.wait_gone()?;
         self.verify_gone()?;
@@ -333,8 +339,9 @@ impl Trial<'_> {
     fn verified(&self, report: SnapshotReport, shot: &Path) -> Result<()> {
         self.plausible(&report, shot)?;
         let rehearsal = report.rehearsal.context("there was no rehearsal")?;
-        rehearsal.into_result(shot, "the trial ends")?;
-        Ok(())
+        let all: Vec<String> = rehearsal.differences.iter().map(ToString::to_string).collect();
+        let verified = rehearsal.into_result(shot, "the trial ends");
+        verified.map(drop).with_context(|| all.join("\n"))
     }
 
     fn start(&self, pids: PidMode) -> Result<App> {
@@ -365,13 +372,22 @@ impl Trial<'_> {
     fn freeze(&self, app: &App, number: usize) -> Result<Taken> {
         let shot = self.place.path(&format!("appshot-{number}"));
         let before = Fingerprint::take(app.top());
+        let foreseen = self.check(app)?;
         match app.freeze(&shot) {
             Ok(report) => {
+                ensure!(foreseen.is_empty(), "what was taken was to be refused: {foreseen:?}");
                 self.plausible(&report, &shot)?;
                 Ok(Taken::Appshot(shot))
             }
             Err(error) => {
+                let refused = error
+                    .downcast_ref::<libsnap::error::Error>()
+                    .map(|error| error.refusals.clone());
                 self.refusal(error)?;
+                ensure!(
+                    refused.as_ref() == Some(&foreseen),
+                    "refused: {refused:?}; foreseen: {foreseen:?}"
+                );
                 let after = Fingerprint::take(app.top());
                 judge_untouched(&before, &after, self.traits.changes)?;
                 ensure!(!shot.exists(), "a refused snapshot left {}", shot.display());
@@ -380,14 +396,27 @@ impl Trial<'_> {
         }
     }
 
+    /// What a check says of it, which knows everything that a snapshot does.
+    fn check(&self, app: &App) -> Result<Vec<Refusal>> {
+        let look = || libsnap::snapshot::check(&app.target(), &SnapshotOptions::default());
+        if !self.traits.changes.processes {
+            return Ok(look()?.refusals);
+        }
+        // What forks and ends meanwhile makes a look fail.
+        poll("a look that fits together", PATIENCE, || {
+            Ok(look().ok().map(|report| report.refusals).filter(Vec::is_empty))
+        })
+    }
+
     fn plausible(&self, report: &SnapshotReport, shot: &Path) -> Result<()> {
+        ensure!(!self.traits.refused, "it was to be refused");
         app::report_is_plausible(report, shot)
     }
 
     /// A refusal where it is allowed; any other error is the test's.
     fn refusal(&self, error: anyhow::Error) -> Result<()> {
         let cause = error.downcast_ref::<libsnap::error::Error>();
-        let Some(cause) = cause.filter(|e| self.traits.may_refuse && e.kind == Kind::Refused) else {
+        let Some(cause) = cause.filter(|e| self.traits.refused && e.kind == Kind::Refused) else {
             return Err(error.context("snapshot"));
         };
         let Some(first) = cause.refusals.first() else {
@@ -495,8 +524,8 @@ macro_rules! app_trait {
     ($traits:ident, clocked) => {
         $traits.clocked = true
     };
-    ($traits:ident, may_refuse) => {
-        $traits.may_refuse = true
+    ($traits:ident, refused) => {
+        $traits.refused = true
     };
     // It forks, maps and opens all the time.
     ($traits:ident, restless) => {

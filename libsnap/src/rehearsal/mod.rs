@@ -35,6 +35,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// The step of a snapshot in which this is done.
+pub const STEP: &str = "rehearse";
+
 /// More differences are counted, not listed.
 const LISTED_MAX: usize = 50;
 
@@ -103,7 +106,14 @@ pub fn rehearse(path: &Path, options: &SnapshotOptions, cancelled: Cancelled<'_>
     let compared = thread::scope(|scope| {
         // It enters namespaces and does not come back.
         let own = thread::Builder::new().name("rehearsal".to_owned());
-        let play = || Play { path, options, cancelled }.play(&mut apart);
+        let play = || {
+            Play {
+                path,
+                options,
+                cancelled,
+            }
+            .play(&mut apart)
+        };
         match own.spawn_scoped(scope, play) {
             Ok(thread) => thread.join().expect("a rehearsal does not panic"),
             Err(error) => Err(Error::failed("cannot begin a rehearsal").because(error)),
@@ -183,7 +193,7 @@ const STILL_MAX: Duration = Duration::from_secs(10);
 impl Restored {
     fn of(from: &From, cancelled: Cancelled<'_>) -> Result<Restored> {
         let options = RestoreOptions {
-            name: Some(format!("rehearsal-{}", crate::identity::uuid()?)),
+            name: Some(cgroup::rehearsal_name()),
             frozen: true,
             dies_with_restorer: true,
             ..RestoreOptions::default()

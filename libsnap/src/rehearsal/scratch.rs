@@ -16,6 +16,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::identity;
 use crate::image::Appshot;
 use crate::image::compare::Difference;
+use crate::image::records::ExternalFile;
 use crate::launch;
 use crate::sys::fd as sysfd;
 use nix::errno::Errno;
@@ -76,17 +77,20 @@ impl Scratch {
         Path::new(ROOM).join("appshots")
     }
 
-    /// Whether this is so because files are copies.
+    /// Whether this is so because files are copies, or because the app has gone on writing to one.
     pub fn explains(&self, one: &Appshot, difference: &Difference) -> bool {
         let mut parts = difference.what.split('/');
         if (parts.next(), parts.next()) != (Some("manifest"), Some("external")) {
             return false;
         }
-        let mut paths: Vec<&str> = one.manifest.external.iter().map(|file| file.path.as_str()).collect();
-        paths.sort_unstable();
-        let path = parts.next().and_then(|at| paths.get(at.parse::<usize>().ok()?));
-        let is_copy = path.is_some_and(|path| self.copied.iter().any(|dir| Path::new(path).starts_with(dir)));
-        parts.next() == Some("ino") && is_copy
+        let mut files: Vec<&ExternalFile> = one.manifest.external.iter().collect();
+        files.sort_by(|one, other| one.path.cmp(&other.path));
+        let file = parts.next().and_then(|at| files.get(at.parse::<usize>().ok()?));
+        file.is_some_and(|file| match parts.next() {
+            Some("ino") => self.copied.iter().any(|dir| Path::new(&file.path).starts_with(dir)),
+            Some("size" | "mtime_ns") => !file.must_equal,
+            _ => false,
+        })
     }
 
     /// Mounts a copy of a directory in its place, unless that is one already.
@@ -97,7 +101,10 @@ impl Scratch {
                 .fix("have the app put it into a directory"));
         }
         let mounts = mount_points()?;
-        let on = mounts.iter().filter(|point| dir.starts_with(point)).max_by_key(|point| point.as_os_str().len());
+        let on = mounts
+            .iter()
+            .filter(|point| dir.starts_with(point))
+            .max_by_key(|point| point.as_os_str().len());
         let is_within = |copied: &PathBuf| dir.starts_with(copied) && on.is_none_or(|on| copied.starts_with(on));
         if self.copied.iter().any(is_within) {
             return Ok(());
@@ -108,7 +115,10 @@ impl Scratch {
         kept.sort();
         kept.dedup_by(|next, former| next.starts_with(&*former));
         let failed = || format!("cannot keep what is mounted below {}", dir.display());
-        let held = kept.iter().map(|point| handle(point)).collect::<std::io::Result<Vec<_>>>();
+        let held = kept
+            .iter()
+            .map(|point| handle(point))
+            .collect::<std::io::Result<Vec<_>>>();
         let held = held.or_fail(failed)?;
         self.copy(dir, dir)?;
         for (point, file) in kept.iter().zip(&held) {
@@ -161,7 +171,10 @@ fn directories(claims: &[Claim]) -> BTreeSet<PathBuf> {
 }
 
 fn handle(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path)
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+        .open(path)
 }
 
 /// A name of an open file that holds whatever is mounted over its own.
