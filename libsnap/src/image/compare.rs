@@ -41,6 +41,9 @@ pub const MAY_DIFFER: [(&str, &str); 10] = [
 /// What a timer may be off by, beside the time that has passed. In nanoseconds.
 const SLACK_NS: u64 = 5_000_000;
 
+/// As `open(2)` sets it on a 64-bit machine: libc says 0 there.
+const O_LARGEFILE: i32 = 0o100_000;
+
 /// The kernel writes the number of the processor there each time a thread returns from it
 /// (rseq(2)): `cpu_id_start`, `cpu_id`, `node_id`, `mm_cid` of `struct rseq`.
 const RSEQ_NUMBERS: [(u64, u64); 2] = [(0, 8), (20, 8)];
@@ -320,6 +323,8 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
                 watches.iter_mut().for_each(|watch| file(&mut watch.file));
                 watches.sort_by_key(|watch| (watch.fd, watch.file));
             }
+            // Open by another way than its name (TIOCGPTPEER) it lacks what open(2) sets.
+            FileKind::Pty(_) | FileKind::PtySlave { .. } => open.flags &= !O_LARGEFILE,
             FileKind::Pipe { ino } => *ino = inodes.of(*ino),
             FileKind::Socket(socket) => {
                 socket.ino = inodes.of(socket.ino);
