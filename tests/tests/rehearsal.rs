@@ -211,6 +211,8 @@ fn what_comes_back_otherwise_is_not_verified() {
             "{mark}"
         );
         ensure!(registry.appshot(&["store", "ls"])?.contains("NOT verified"));
+        ensure!(registry.appshot(&["inspect", "forged"])?.contains("NOT verified"));
+        ensure!(registry.appshot(&["inspect", "it"])?.contains("rehearsed  verified"));
         ensure!(groups().is_empty(), "{:?}", groups());
         Ok(())
     });
@@ -258,12 +260,14 @@ fn an_app_outlives_a_rehearsal_that_fails() {
 fn a_killed_worker_leaves_nothing_of_a_rehearsal() {
     in_place("a_killed_worker_leaves_nothing_of_a_rehearsal", |place| {
         let registry = with_app(place, &["sleep", "1000"])?;
-        let (mut killed, mut moment) = (0, 10);
+        let (mut killed, mut rehearsing, mut moment) = (0, 0, 10);
         // Moments before the rehearsal are other trials'.
         loop {
             let mut command = registry.command("appshot");
             command.env("APPSHOT_DIE_AT", format!("--worker:{moment}"));
             let output = command.args(["snapshot", "it", "--verify", "--replace"]).output()?;
+            // An empty group is what is left until the next command.
+            rehearsing += usize::from(!groups().is_empty());
             let gone = || Ok(groups().iter().all(|group| !is_populated(group)).then_some(()));
             poll("what was rehearsed to be gone", PATIENCE, gone)?;
             if output.status.success() {
@@ -278,8 +282,14 @@ fn a_killed_worker_leaves_nothing_of_a_rehearsal() {
         }
         registry.appshot(&["store", "gc"])?;
         ensure!(groups().is_empty(), "{:?}", groups());
-        note("rehearsal", &format!("{killed} workers were killed"));
-        ensure!(killed > 3, "only {killed} workers were killed");
+        note(
+            "rehearsal",
+            &format!("{killed} workers were killed, {rehearsing} of them in a rehearsal"),
+        );
+        ensure!(
+            rehearsing > 3,
+            "only {rehearsing} of {killed} were killed in a rehearsal"
+        );
         Ok(())
     });
 }
