@@ -70,6 +70,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Tell in what the app of one appshot is not as in another
     Diff(Diff),
+    /// Restore an appshot unseen, hold it against itself, and end that again
+    Rehearse(Rehearse),
     /// Tell what a snapshot would refuse; touch nothing
     Check(Check),
     /// Send a signal to an app
@@ -153,13 +155,18 @@ pub struct Snapshot {
     /// Let the app go on; otherwise it ends once the appshot is sealed
     #[arg(long)]
     pub leave_running: bool,
+    /// Rehearse the new appshot: restore it unseen and without running it, freeze that again,
+    /// and hold the two against each other. An app that is to end waits for that, and goes on
+    /// if the appshot is not verified (exit 7)
+    #[arg(long)]
+    pub verify: bool,
     /// Store only what differs from this appshot of the same app, which is needed from
     /// then on. It must stand in the same directory; give the new one a name with --tag
     #[arg(long, value_name = "NAME|PATH")]
     pub parent: Option<String>,
     /// Take one after the other while the app runs, such as every 30s, until Ctrl-C or the
     /// end of the app; they are called PREFIX-DATE-TIME
-    #[arg(long, value_name = "TIME", value_parser = libsnap::units::parse_span, conflicts_with_all = ["dest", "tag", "replace", "parent"])]
+    #[arg(long, value_name = "TIME", value_parser = libsnap::units::parse_span, conflicts_with_all = ["dest", "tag", "replace", "parent", "verify"])]
     pub every: Option<Duration>,
     /// How many of these are kept; the oldest goes once a newer one is sealed. As many more
     /// may be there whose pages they borrow
@@ -193,6 +200,7 @@ impl Snapshot {
         SnapshotOptions {
             leave_running: self.leave_running,
             precopy: self.precopy,
+            verify: self.verify,
             ..policies(self.policies)
         }
     }
@@ -860,6 +868,15 @@ pub struct Diff {
 }
 
 #[derive(Args, Debug)]
+pub struct Rehearse {
+    /// Name of an appshot in the store, or its path
+    #[arg(value_name = "NAME|PATH")]
+    pub appshot: String,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
 pub struct Flatten {
     /// Name of an appshot in the store, or its path
     #[arg(value_name = "NAME|PATH")]
@@ -1112,6 +1129,7 @@ mod tests {
             &["snapshot", "web", "--every", "30"],
             &["snapshot", "web", "--every", "30s", "--tag", "y"],
             &["snapshot", "web", "--keep", "3"],
+            &["snapshot", "web", "--every", "30s", "--verify"],
             &["kill", "web", "-s", "NOPE"],
             &["ps", "-o", "yaml"],
             &["store", "gc", "--quota", "10X"],
@@ -1134,6 +1152,6 @@ mod tests {
     #[test]
     fn exit_codes_are_in_the_help() {
         let help = Cli::command().render_help().to_string();
-        assert!(help.contains("Exit codes:") && help.contains("  6  unavailable"));
+        assert!(help.contains("Exit codes:") && help.contains("  6  unavailable") && help.contains("  7  "));
     }
 }

@@ -44,6 +44,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Store(command) => commands::store::store(&dirs, &command, quiet),
         Command::Usage(command) => commands::usage::usage(&dirs.open()?, &command, quiet),
         Command::Diff(args) => commands::diff::diff(&dirs.open()?, &args),
+        Command::Rehearse(args) => commands::rehearse::rehearse(&dirs.open()?, &args, quiet),
         Command::Flatten(args) => commands::flatten::flatten(&dirs.open()?, &args, quiet),
         Command::Doctor(args) => commands::doctor::doctor(&args),
         Command::Demo(args) => demo::demo(&args),

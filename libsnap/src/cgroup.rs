@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// All app groups stand below this one.
 const PARENT: &str = "appshot";
+/// What names of rehearsals begin with.
+const REHEARSAL: &str = "rehearsal-";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mounts {
@@ -82,6 +84,26 @@ pub fn create_spare() -> Result<Option<PathBuf>> {
             // Another process that had our number left it, with an app that lives.
             Err(error) if error.kind == Kind::Conflict => {}
             made => return made,
+        }
+    }
+}
+
+/// What the group of a rehearsal by this process is called.
+pub fn rehearsal_name() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("{REHEARSAL}{}-{number}", std::process::id())
+}
+
+/// Removes the groups of rehearsals by processes that were killed; the kernel has ended what
+/// was in them.
+pub fn sweep_rehearsals() {
+    let groups = of(REHEARSAL).and_then(|group| group.parent()?.read_dir().ok());
+    for entry in groups.into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let maker = name.strip_prefix(REHEARSAL).and_then(|rest| rest.split('-').next());
+        if maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            fs::remove_dir(entry.path()).ok();
         }
     }
 }
@@ -158,6 +180,12 @@ pub fn hold(group: Option<&Path>) -> Result<()> {
             .because("cgroup v2 is not mounted")
             .needs("cgroup v2, for cgroup.freeze (Linux 5.2)")),
     }
+}
+
+/// Whether nothing runs in a group that is held.
+pub fn is_still(group: &Path) -> bool {
+    let events = fs::read_to_string(group.join("cgroup.events"));
+    events.is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
 }
 
 /// Whether the group is held still, or about to be.

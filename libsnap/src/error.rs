@@ -29,6 +29,8 @@ pub enum Kind {
     Conflict,
     /// The kernel, a right or a resource is missing (exit 6).
     Unavailable,
+    /// A new appshot is there, and its rehearsal has failed (exit 7).
+    Unverified,
 }
 
 impl Kind {
@@ -41,6 +43,7 @@ impl Kind {
             Kind::Refused => 4,
             Kind::Conflict => 5,
             Kind::Unavailable => 6,
+            Kind::Unverified => 7,
         }
     }
 }
@@ -87,6 +90,12 @@ impl Error {
 
     pub fn refused(what: impl Into<String>) -> Self {
         Self::new(Kind::Refused, what)
+    }
+
+    /// What and why on one line, as part of another failure.
+    pub fn in_short(&self) -> String {
+        let because = self.because.iter().map(|because| format!(": {because}"));
+        format!("{}{}", self.what, because.collect::<String>())
     }
 
     #[must_use]

@@ -228,7 +228,8 @@ pub fn loopback_up() -> [u8; 40] {
     request
 }
 
-fn raise_loopback() -> Sys<()> {
+/// Of this thread's network namespace.
+pub(crate) fn raise_loopback() -> Sys<()> {
     let socket = nix::sys::socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     sysfd::ioctl_bytes(&socket, libc::SIOCSIFFLAGS, &mut loopback_up()).map(drop)
 }

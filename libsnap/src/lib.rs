@@ -1,4 +1,5 @@
 //! The appshot engine: freezes process trees into appshots and brings them back.
+pub mod beside;
 pub mod cgroup;
 pub mod clocks;
 pub mod drain;
@@ -25,6 +26,7 @@ pub mod proc;
 pub mod process;
 pub mod randomness;
 pub mod refusals;
+pub mod rehearsal;
 pub mod restore;
 pub mod seccomp;
 pub mod snapshot;

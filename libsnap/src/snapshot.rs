@@ -40,6 +40,8 @@ use crate::precopy::{self, Precopy};
 use crate::proc::{self, Fields, Mapping};
 use crate::process;
 use crate::refusals::Refusals;
+use crate::rehearsal::{self, Rehearsal};
+use crate::restore::Cancelled;
 use crate::seccomp::Filters;
 use crate::survey::{self, Wanted};
 use crate::sys::memory::Span;
@@ -80,7 +82,7 @@ const NICE: i32 = 10;
 /// [`snapshot`], given up and undone once `cancelled` says so. It is asked at
 /// each step and at each megabyte of memory; not any more once sealing begins.
 pub fn snapshot_unless(
-    cancelled: &dyn Fn() -> bool,
+    cancelled: Cancelled<'_>,
     target: &Target,
     dest: &Path,
     options: &SnapshotOptions,
@@ -127,16 +129,20 @@ pub fn snapshot_unless(
                 exact = true;
                 continue;
             }
-            politely(true, || finish_running(request, taken, writer, precopy, &mut steps)).map_err(undisturbed)
+            let finished = politely(true, || finish_running(request, taken, writer, precopy, &mut steps));
+            finished
+                .map(|(sealed, stored)| (sealed, stored, None))
+                .map_err(undisturbed)
         } else {
             drop(urgent);
             let finished = finish_standing(request, frozen, taken, writer, precopy, &mut journal, &mut steps);
-            finished.map(|(sealed, stored, last)| {
+            finished.map(|(sealed, stored, last, rehearsal)| {
                 stood += last;
-                (sealed, stored)
+                (sealed, stored, rehearsal)
             })
         };
-        let (sealed, stored) = result?;
+        let (sealed, stored, rehearsal) = result?;
+        let rehearsal = rehearsal.or_else(|| request.rehearse(&sealed, &mut steps));
         return Ok(SnapshotReport {
             appshot: sealed.path,
             app: stored.app,
@@ -147,6 +153,7 @@ pub fn snapshot_unless(
             frozen_micros: stood.as_micros() as u64,
             total_micros: begin.elapsed().as_micros() as u64,
             phases: steps.end(),
+            rehearsal,
         });
     }
 }
@@ -286,7 +293,18 @@ struct Request<'a> {
     options: &'a SnapshotOptions,
     /// How messages name the target.
     subject: &'a str,
-    cancelled: &'a dyn Fn() -> bool,
+    cancelled: Cancelled<'a>,
+}
+
+impl Request<'_> {
+    /// Where that is wanted.
+    fn rehearse(self, sealed: &Sealed, steps: &mut Steps<'_>) -> Option<Rehearsal> {
+        if !self.options.verify {
+            return None;
+        }
+        steps.start(rehearsal::STEP);
+        Some(rehearsal::rehearse(&sealed.path, self.options, self.cancelled))
+    }
 }
 
 fn told(mut error: Error, subject: &str) -> Error {
@@ -796,7 +814,7 @@ fn finish_standing(
     precopy: Option<Precopy>,
     journal: &mut Journal,
     steps: &mut Steps<'_>,
-) -> Result<(Sealed, Stored, Duration)> {
+) -> Result<(Sealed, Stored, Duration, Option<Rehearsal>)> {
     let Request {
         target,
         options,
@@ -810,12 +828,16 @@ fn finish_standing(
         let stood = frozen.thaw();
         steps.start("seal");
         let sealed = politely(true, || appshot.seal(manifest)).map_err(|e| e.state("the app is running as before"))?;
-        return Ok((sealed, stored, stood));
+        return Ok((sealed, stored, stood, None));
     }
     steps.start("seal");
     let sealed = appshot.seal(manifest).map_err(let_go)?;
+    let rehearsal = request.rehearse(&sealed, steps);
+    if rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.verified) {
+        return Ok((sealed, stored, frozen.thaw(), rehearsal));
+    }
     steps.start("end");
-    Ok((sealed, stored, frozen.kill(target, || journal.end())))
+    Ok((sealed, stored, frozen.kill(target, || journal.end()), rehearsal))
 }
 
 /// Lists everything that a snapshot would refuse; touches nothing.

@@ -105,6 +105,7 @@ impl Store {
     /// in the middle of a snapshot, appshots half-written or half-removed, files of locks.
     pub fn recover(&self) -> Result<()> {
         self.sweep();
+        crate::cgroup::sweep_rehearsals();
         crate::journal::replay(self)?;
         files::sweep_locks(&self.locks_dir())
     }

@@ -2,6 +2,7 @@
 
 use crate::error::Refusal;
 use crate::ids::HostPid;
+use crate::rehearsal::Rehearsal;
 use crate::restore::revert::Point;
 use crate::store::Room;
 use nix::sys::signal::Signal;
@@ -71,6 +72,9 @@ pub struct SnapshotOptions {
     /// Listening sockets of the app that somebody holds: who waits there to be accepted
     /// is not lost.
     pub held: Vec<HeldSocket>,
+    /// Once sealed it is rehearsed ([`crate::rehearsal`]); an app that is to be halted waits for
+    /// that, and goes on where the appshot is not verified.
+    pub verify: bool,
     /// How large the appshot may be: refused before the app is touched, by the memory
     /// that it has, and before it is sealed, by what was written.
     pub room: Option<Room>,
@@ -104,6 +108,17 @@ pub struct SnapshotReport {
     pub frozen_micros: u64,
     pub total_micros: u64,
     pub phases: Vec<Phase>,
+    /// How its rehearsal went, where one was wanted. An app that was to be halted runs on if the
+    /// appshot is not verified.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rehearsal: Option<Rehearsal>,
+}
+
+impl SnapshotReport {
+    /// Whether there was a rehearsal that has failed.
+    pub fn is_unverified(&self) -> bool {
+        self.rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.verified)
+    }
 }
 
 /// What the app's monotonic clocks, and so its timers, make of the time in which it slept.
@@ -356,6 +371,9 @@ pub struct RestoreOptions {
     /// It stands still from its first instruction on, until its cgroup is let go
     /// ([`crate::cgroup::freeze`]). Needs cgroup v2.
     pub frozen: bool,
+    /// It is ended should this thread end before.
+    #[serde(skip)]
+    pub dies_with_restorer: bool,
     pub time: Time,
     /// Its files and sockets are opened, made and removed with the rights over files that
     /// its first process had, not with the caller's.

@@ -21,6 +21,7 @@ Exit codes:
   4  refused: state that cannot be carried, or an appshot that asks for too much
   5  conflict: a name, number or port is taken, or another tracer is there
   6  unavailable: the kernel, a right or a resource is missing
+  7  an appshot was taken, and its rehearsal has failed
 `appshot run`, `appshot restore` and `restore` without -d end with the app's own code, 128 + N after signal N.";
 
 /// Where the registry is.

@@ -2,6 +2,7 @@
 
 use crate::{hooks, worker};
 use libsnap::error::{Error, Kind, OrFail, Result};
+use libsnap::rehearsal::mark;
 use libsnap::store::{Lock, Store};
 use libsnap::target::{CheckReport, Hooks, SnapshotOptions, SnapshotReport, Target};
 use serde::{Deserialize, Serialize};
@@ -65,11 +66,24 @@ impl Snapshot {
             options.room = self.store.room(&tag)?;
         }
         progress("hooks");
-        let told = hooks::before_snapshot(&self.hooks(&target)?, &target, &worker::cancelled)?;
-        let mut report = libsnap::snapshot::snapshot_unless(&worker::cancelled, &target, &dest, &options, progress)?;
+        let mut told = hooks::before_snapshot(&self.hooks(&target)?, &target, &worker::cancelled)?;
+        let mut step = |step: &str| {
+            // The app that runs on need not wait for its rehearsal.
+            if step == libsnap::rehearsal::STEP && options.leave_running {
+                drop(told.take());
+            }
+            progress(step);
+        };
+        let taken = libsnap::snapshot::snapshot_unless(&worker::cancelled, &target, &dest, &options, &mut step);
         drop(told);
+        let mut report = taken?;
         report.appshot = self.settled(&tag, dest)?;
-        if !self.options.leave_running {
+        if let Some(rehearsal) = &report.rehearsal
+            && let Err(error) = mark::write(&report.appshot, rehearsal)
+        {
+            tracing::warn!(%error, "how its rehearsal went is not kept");
+        }
+        if !self.options.leave_running && !report.is_unverified() {
             self.asleep(&target, &report.appshot)?;
         }
         Ok(report)

@@ -32,6 +32,7 @@ fn status(kind: Kind) -> StatusCode {
         Kind::Refused => StatusCode::FORBIDDEN,
         Kind::Conflict => StatusCode::CONFLICT,
         Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Unverified => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

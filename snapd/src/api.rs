@@ -63,6 +63,9 @@ struct SnapshotRequest {
     target: Which,
     #[serde(default)]
     leave_running: bool,
+    /// The appshot is rehearsed once it is sealed; what came of that is in the report.
+    #[serde(default)]
+    verify: bool,
     /// Memory is copied while the app runs; by default where it has much.
     precopy: Option<bool>,
     #[serde(default)]
@@ -103,6 +106,7 @@ impl SnapshotRequest {
         });
         let options = SnapshotOptions {
             leave_running: self.leave_running,
+            verify: self.verify,
             precopy: self.precopy,
             parent: parent.transpose()?,
             tcp: self.tcp,

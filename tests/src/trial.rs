@@ -7,6 +7,8 @@
 //! side_by_side   run, ready, freeze, gone, restore twice, go, exit 0 both
 //! host_pids      as cycle, with the same pids on the host
 //! same           run, ready, freeze, restore without running, freeze: all as it was
+//! verify         run, ready, freeze and rehearse beside the standing app, gone, restore, go, exit 0;
+//!                before that the same while it runs on, untouched
 //! warm           as two_cycles, from memory and in a husk that was there before
 //! bridged        as two_cycles, as if restored under another kernel's vdso
 //! ```
@@ -16,9 +18,9 @@ use crate::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_un
 use crate::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switched_on};
 use crate::{app, programs};
 use anyhow::{Context, Result, bail, ensure};
-use libsnap::error::Kind;
+use libsnap::error::{Kind, Refusal};
 use libsnap::image::{Appshot, compare};
-use libsnap::target::{PidMode, RestoreOptions, RunOptions, SnapshotReport};
+use libsnap::target::{PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -48,8 +50,8 @@ pub struct Traits {
     pub ticking: bool,
     /// It is about time: the app stays away for a while before its restore.
     pub clocked: bool,
-    /// The engine may refuse it, by name, and leave it untouched.
-    pub may_refuse: bool,
+    /// The engine refuses it, by name, and leaves it untouched.
+    pub refused: bool,
     /// What it does all by itself while the judge looks.
     pub changes: Changes,
 }
@@ -59,7 +61,7 @@ impl Traits {
         alone: false,
         ticking: false,
         clocked: false,
-        may_refuse: false,
+        refused: false,
         changes: Changes::NONE,
     };
 }
@@ -75,6 +77,7 @@ pub enum Variant {
     Warm,
     Clones,
     Same,
+    Verify,
 }
 
 /// How long a program about time is away: longer than its tolerance.
@@ -178,6 +181,7 @@ impl Trial<'_> {
             Variant::SideBySide => self.side_by_side(),
             Variant::Clones => self.clones(),
             Variant::Same => self.same(),
+            Variant::Verify => self.verify(),
         }
     }
 
@@ -295,6 +299,51 @@ impl Trial<'_> {
         Ok(())
     }
 
+    /// What is rehearsed beside the app that it was taken of is as it was, and neither the app
+    /// that runs nor the one that is ended notices.
+    fn verify(&self) -> Result<()> {
+        if !libsnap::cgroup::is_v2() {
+            return skip("cgroup v2, to hold still what was restored");
+        }
+        let app = self.start(PidMode::New)?;
+        let before = Fingerprint::take(app.top());
+        let [beside, last] = ["appshot-0", "appshot-1"].map(|name| self.place.path(name));
+        let wanted = SnapshotOptions {
+            verify: true,
+            leave_running: true,
+            ..SnapshotOptions::default()
+        };
+        match app.snapshot(&beside, &wanted) {
+            Ok(report) => self.verified(report, &beside)?,
+            Err(error) => {
+                self.refusal(error)?;
+                return self.finish_refused(app);
+            }
+        }
+        judge_untouched(&before, &Fingerprint::take(app.top()), self.traits.changes)?;
+        let report = app.snapshot(
+            &last,
+            &SnapshotOptions {
+                leave_running: false,
+                ..wanted
+            },
+        )?;
+        self.verified(report, &last)?;
+        app.wait_gone()?;
+        self.verify_gone()?;
+        let app = self.place.restore(&last).context("restore")?;
+        self.go()?;
+        self.expect_success(app).context("after restore")
+    }
+
+    fn verified(&self, report: SnapshotReport, shot: &Path) -> Result<()> {
+        self.plausible(&report, shot)?;
+        let rehearsal = report.rehearsal.context("there was no rehearsal")?;
+        let all: Vec<String> = rehearsal.differences.iter().map(ToString::to_string).collect();
+        let verified = rehearsal.into_result(shot, "the trial ends");
+        verified.map(drop).with_context(|| all.join("\n"))
+    }
+
     fn start(&self, pids: PidMode) -> Result<App> {
         let program = programs::build(self.program)?.display().to_string();
         let file = |name: &str| self.place.path(name).display().to_string();
@@ -323,13 +372,22 @@ impl Trial<'_> {
     fn freeze(&self, app: &App, number: usize) -> Result<Taken> {
         let shot = self.place.path(&format!("appshot-{number}"));
         let before = Fingerprint::take(app.top());
+        let foreseen = self.check(app)?;
         match app.freeze(&shot) {
             Ok(report) => {
+                ensure!(foreseen.is_empty(), "what was taken was to be refused: {foreseen:?}");
                 self.plausible(&report, &shot)?;
                 Ok(Taken::Appshot(shot))
             }
             Err(error) => {
+                let refused = error
+                    .downcast_ref::<libsnap::error::Error>()
+                    .map(|error| error.refusals.clone());
                 self.refusal(error)?;
+                ensure!(
+                    refused.as_ref() == Some(&foreseen),
+                    "refused: {refused:?}; foreseen: {foreseen:?}"
+                );
                 let after = Fingerprint::take(app.top());
                 judge_untouched(&before, &after, self.traits.changes)?;
                 ensure!(!shot.exists(), "a refused snapshot left {}", shot.display());
@@ -338,14 +396,27 @@ impl Trial<'_> {
         }
     }
 
+    /// What a check says of it, which knows everything that a snapshot does.
+    fn check(&self, app: &App) -> Result<Vec<Refusal>> {
+        let look = || libsnap::snapshot::check(&app.target(), &SnapshotOptions::default());
+        if !self.traits.changes.processes {
+            return Ok(look()?.refusals);
+        }
+        // What forks and ends meanwhile makes a look fail.
+        poll("a look that fits together", PATIENCE, || {
+            Ok(look().ok().map(|report| report.refusals).filter(Vec::is_empty))
+        })
+    }
+
     fn plausible(&self, report: &SnapshotReport, shot: &Path) -> Result<()> {
+        ensure!(!self.traits.refused, "it was to be refused");
         app::report_is_plausible(report, shot)
     }
 
     /// A refusal where it is allowed; any other error is the test's.
     fn refusal(&self, error: anyhow::Error) -> Result<()> {
         let cause = error.downcast_ref::<libsnap::error::Error>();
-        let Some(cause) = cause.filter(|e| self.traits.may_refuse && e.kind == Kind::Refused) else {
+        let Some(cause) = cause.filter(|e| self.traits.refused && e.kind == Kind::Refused) else {
             return Err(error.context("snapshot"));
         };
         let Some(first) = cause.refusals.first() else {
@@ -394,6 +465,7 @@ macro_rules! app_test {
             $crate::variant_test!(warm, Warm, $program, alone $(, $trait)*);
             $crate::variant_test!(clones, Clones, $program, alone $(, $trait)*);
             $crate::variant_test!(same, Same, $program, alone $(, $trait)*);
+            $crate::variant_test!(verify, Verify, $program, alone $(, $trait)*);
         }
     };
     ($program:ident $(, $trait:ident)*) => {
@@ -404,6 +476,7 @@ macro_rules! app_test {
             $crate::variant_test!(warm, Warm, $program $(, $trait)*);
             $crate::variant_test!(clones, Clones, $program $(, $trait)*);
             $crate::variant_test!(same, Same, $program $(, $trait)*);
+            $crate::variant_test!(verify, Verify, $program $(, $trait)*);
             $crate::variant_test!(side_by_side, SideBySide, $program $(, $trait)*);
         }
     };
@@ -451,8 +524,8 @@ macro_rules! app_trait {
     ($traits:ident, clocked) => {
         $traits.clocked = true
     };
-    ($traits:ident, may_refuse) => {
-        $traits.may_refuse = true
+    ($traits:ident, refused) => {
+        $traits.refused = true
     };
     // It forks, maps and opens all the time.
     ($traits:ident, restless) => {

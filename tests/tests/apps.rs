@@ -4,7 +4,7 @@
 //!
 //! `alone`: owns something of which the host has one (a port, a path, a file it
 //! changes). `clocked`: is away for a while. `ticking`: its timers tick meanwhile. `restless`, `handlers`: changes by
-//! itself. `may_refuse`: may be refused by name instead of carried.
+//! itself. `refused`: is refused by name, as a check foretells.
 
 use appshot_tests::{app_test, programs};
 use std::collections::BTreeSet;
@@ -81,7 +81,7 @@ app_test!(process_flags);
 
 // How processes belong together.
 app_test!(sessions);
-app_test!(dead_leaders, may_refuse);
+app_test!(dead_leaders);
 app_test!(zombies);
 app_test!(stopped_child);
 app_test!(pdeathsig);
@@ -94,23 +94,23 @@ app_test!(pidfd);
 app_test!(regular_files, alone);
 app_test!(unlinked_file);
 app_test!(shared_offsets);
-app_test!(shared_fd_table, may_refuse);
+app_test!(shared_fd_table, refused);
 app_test!(directories);
 app_test!(devices);
-app_test!(file_locks, alone, may_refuse);
+app_test!(file_locks, alone);
 app_test!(inotify, alone);
-app_test!(inotify_queue, alone, may_refuse);
+app_test!(inotify_queue, alone, refused);
 
 // Pipes, sockets, terminals, events.
 app_test!(pipes);
 app_test!(fifos, alone);
 app_test!(unix_pairs);
-app_test!(unix_rights, may_refuse);
+app_test!(unix_rights, refused);
 app_test!(unix_listen, alone);
-app_test!(unix_backlog, alone, may_refuse);
+app_test!(unix_backlog, alone, refused);
 app_test!(tcp_listener, alone);
-app_test!(tcp_inside, alone, may_refuse);
-app_test!(tcp_ended, alone, may_refuse);
+app_test!(tcp_inside, alone, refused);
+app_test!(tcp_ended, alone, refused);
 app_test!(udp, alone);
 app_test!(pty);
 app_test!(ctty);
@@ -141,7 +141,7 @@ app_test!(block_sigtimedwait);
 app_test!(block_recv);
 app_test!(block_msgrcv);
 app_test!(block_semop);
-app_test!(block_flock, alone, may_refuse);
+app_test!(block_flock, alone);
 app_test!(block_handler);
 
 // The same pids on the host.

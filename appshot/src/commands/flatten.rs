@@ -2,7 +2,6 @@
 
 use crate::cli;
 use libsnap::error::{Error, Kind, Result};
-use libsnap::restore::working_set;
 use libsnap::store::Store;
 use nodekit::out;
 
@@ -22,7 +21,7 @@ pub fn flatten(store: &Store, args: &cli::Flatten, quiet: bool) -> Result<u8> {
         None => {
             libsnap::store::nobody_needs(&path, "flatten")?;
             let sealed = libsnap::image::flatten_in_place(&path)?;
-            working_set::remove(&path);
+            libsnap::beside::remove(&path);
             sealed
         }
     };

@@ -14,6 +14,7 @@ pub mod node;
 pub mod periodic;
 pub mod provider;
 pub mod ps;
+pub mod rehearse;
 pub mod run;
 pub mod snapshot;
 pub mod store;

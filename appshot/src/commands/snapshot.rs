@@ -28,6 +28,12 @@ pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
     out::show(format, &report, |report| format!("{}\n", report.appshot.display()))?;
     if !quiet && format == nodekit::args::Format::Text {
         eprintln!("{}", told(&report));
+        if let Some(rehearsal) = &report.rehearsal {
+            eprint!("{}", super::rehearse::told(rehearsal));
+        }
+    }
+    if let Some(rehearsal) = report.rehearsal {
+        rehearsal.into_result(&report.appshot, "the app is running as before")?;
     }
     Ok(0)
 }

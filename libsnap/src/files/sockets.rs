@@ -305,7 +305,7 @@ fn walk_queue(
     refused("too many messages are queued in it", "let the app receive them first")
 }
 
-fn in_flight<T>() -> Result<T, Refused> {
+pub(super) fn in_flight<T>() -> Result<T, Refused> {
     refused(
         "descriptors are in flight in its queue",
         "let the app receive them first",

@@ -57,6 +57,10 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     } else {
         SocketState::Fresh
     };
+    // Told while the app runs, too (Linux 5.4): for that no queue has to be looked into.
+    if diag.state != LISTEN && description.found.info.number("scm_fds").unwrap_or(0) > 0 {
+        return sockets::in_flight();
+    }
     if context.frozen.is_some() && diag.state != LISTEN && sockets::readable(&description.dup) {
         record.queue = sockets::peek_queue(context, description, (record.domain, record.kind))?;
     }

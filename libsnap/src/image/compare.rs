@@ -6,11 +6,13 @@
 //! in an app that was restored and frozen again, without having run, is a short list
 //! ([`MAY_DIFFER`]) and what the passing of time does.
 
-use super::records::{Blocked, FileKind, LockKind, Manifest, SocketState, Vma, VmaKind};
+mod timers;
+
+use super::records::{Blocked, Clocks, FileKind, LockKind, Manifest, SocketState, Vma, VmaKind};
 use super::{Appshot, Core, PAGE, ProcessImage, Segment, ThreadImage};
 use crate::error::{OrFail, Result};
 use crate::ids::{FileId, ShmId, VirtualPid};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -39,12 +41,16 @@ pub const MAY_DIFFER: [(&str, &str); 10] = [
 /// What a timer may be off by, beside the time that has passed. In nanoseconds.
 const SLACK_NS: u64 = 5_000_000;
 
+/// As `open(2)` sets it on a 64-bit machine: libc says 0 there.
+const O_LARGEFILE: i32 = 0o100_000;
+
 /// The kernel writes the number of the processor there each time a thread returns from it
 /// (rseq(2)): `cpu_id_start`, `cpu_id`, `node_id`, `mm_cid` of `struct rseq`.
 const RSEQ_NUMBERS: [(u64, u64); 2] = [(0, 8), (20, 8)];
 
 /// Something that is not the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Difference {
     /// Such as `process/7/threads/0/record/sigmask`.
     pub what: String,
@@ -62,24 +68,31 @@ impl fmt::Display for Difference {
 
 /// Everything in which `other`, taken later, is not as `one`.
 pub fn differences(one: &Appshot, other: &Appshot) -> Result<Vec<Difference>> {
-    let passed = other.manifest.clocks.monotonic_ns - one.manifest.clocks.monotonic_ns;
-    let passed = u64::try_from(passed).unwrap_or_default();
-    let (mut all, mut rest) = (fields(one)?, fields(other)?);
+    let passed = passed_ns(&one.manifest.clocks, &other.manifest.clocks);
+    let (was, mut is) = (Named::of(one), Named::of(other));
+    timers::take_back(&was, &mut is, passed);
+    let (mut all, mut rest) = (was.fields()?, is.fields()?);
+    let outside = was.outside();
     let mut found = Vec::new();
     let names: Vec<String> = all.keys().chain(rest.keys()).cloned().collect();
     for what in names {
         let (was, is) = (all.remove(&what), rest.remove(&what));
-        let is_fine =
-            || may_differ(&what) || has_run(&what, &was, &is, passed) || waits_have_gone_on(one, &what, passed);
+        let is_fine = || {
+            may_differ(&what)
+                || outside.iter().any(|file| what.starts_with(file))
+                || has_run(&what, &was, &is, passed)
+                || waits_have_gone_on([one, other], &what, passed)
+        };
         if was != is && !is_fine() {
             let (one, other) = (was, is);
             found.push(Difference { what, one, other });
         }
     }
+    let places = [Places::of(one), Places::of(other)];
     for core in &one.cores {
         let pid = core.image.process.pid;
         if let Some(counterpart) = other.cores.iter().find(|core| core.image.process.pid == pid) {
-            found.extend(memory((one, core), (other, counterpart))?);
+            found.extend(memory((one, core), (other, counterpart), &places)?);
         }
     }
     Ok(found)
@@ -118,17 +131,23 @@ const CALL: usize = 15;
 
 /// Whether this is of a thread that waited with a time-out, of which some has passed: what is
 /// left of it stands in the call's arguments, and one that has run out has ended the call.
-fn waits_have_gone_on(shot: &Appshot, what: &str, passed_ns: u64) -> bool {
+fn waits_have_gone_on(shots: [&Appshot; 2], what: &str, passed_ns: u64) -> bool {
     let mut parts = what.split('/');
     let ["process", pid, "threads", at, part] = std::array::from_fn(|_| parts.next().unwrap_or_default()) else {
         return false;
     };
-    let core = shot.cores.iter().find(|core| core.image.process.pid.to_string() == pid);
-    let thread = core.and_then(|core| core.image.threads.get(at.parse::<usize>().ok()?));
-    let is_over = match thread.map(|thread| thread.record.blocked_in) {
-        Some(Blocked::Timed { left_ns }) => left_ns <= passed_ns + SLACK_NS,
-        // It had just begun, or was about to end.
-        Some(Blocked::Restart) => true,
+    let blocked = shots.map(|shot| {
+        let core = shot
+            .cores
+            .iter()
+            .find(|core| core.image.process.pid.to_string() == pid)?;
+        let thread = core.image.threads.get(at.parse::<usize>().ok()?)?;
+        Some(thread.record.blocked_in)
+    });
+    let is_over = match blocked {
+        // It had just begun, or was about to end; or it was yet to begin again.
+        [Some(Blocked::Restart), _] | [Some(Blocked::Timed { .. }), Some(Blocked::Restart)] => true,
+        [Some(Blocked::Timed { left_ns }), _] => left_ns <= passed_ns + SLACK_NS,
         _ => return false,
     };
     let rest: Vec<&str> = parts.collect();
@@ -139,44 +158,105 @@ fn waits_have_gone_on(shot: &Appshot, what: &str, passed_ns: u64) -> bool {
     }
 }
 
-/// Every field by its name.
-fn fields(shot: &Appshot) -> Result<BTreeMap<String, String>> {
-    let failed = || "cannot tell what an appshot holds";
-    let mut manifest = shot.manifest.clone();
-    let mut images: Vec<ProcessImage> = shot.cores.iter().map(|core| core.image.clone()).collect();
-    name_by_order(&mut manifest, &mut images);
-    for shared in &mut manifest.shmem {
-        // What is in it, not where.
-        let parts = &shot.manifest.parts;
-        let part = parts.iter().find(|part| shared.part.as_ref() == Some(&part.name));
-        shared.part = part.map(|part| part.blake3.clone());
+/// How much time has passed by the clock that has gone furthest.
+fn passed_ns(one: &Clocks, other: &Clocks) -> u64 {
+    let clocks = [
+        (one.monotonic_ns, other.monotonic_ns),
+        (one.boottime_ns, other.boottime_ns),
+        (one.realtime_ns, other.realtime_ns),
+    ];
+    let passed = clocks.map(|(then, now)| u64::try_from(now - then).unwrap_or_default());
+    // Timers are read while the app stands.
+    let stood = one.stood_ns.saturating_add(other.stood_ns);
+    passed.into_iter().max().unwrap_or_default().saturating_add(stood)
+}
+
+/// What an appshot says, with names that do not depend on the order in which it was found.
+struct Named {
+    manifest: Manifest,
+    images: Vec<ProcessImage>,
+}
+
+impl Named {
+    fn of(shot: &Appshot) -> Named {
+        let mut manifest = shot.manifest.clone();
+        let mut images: Vec<ProcessImage> = shot.cores.iter().map(|core| core.image.clone()).collect();
+        name_by_order(&mut manifest, &mut images);
+        for image in &mut images {
+            image.vmas = joined(std::mem::take(&mut image.vmas));
+        }
+        for shared in &mut manifest.shmem {
+            // What is in it, not where.
+            let parts = &shot.manifest.parts;
+            let part = parts.iter().find(|part| shared.part.as_ref() == Some(&part.name));
+            shared.part = part.map(|part| part.blake3.clone());
+        }
+        manifest.external.sort_by(|one, other| one.path.cmp(&other.path));
+        Named { manifest, images }
     }
-    manifest.external.sort_by(|one, other| one.path.cmp(&other.path));
-    let mut fields = BTreeMap::new();
-    add(
-        "manifest",
-        &serde_json::to_value(&manifest).or_fail(failed)?,
-        &mut fields,
-    );
-    for image in images {
-        let own = format!("process/{}", image.process.pid);
-        let mut part = |name: &str, value: serde_json::Result<Value>| -> Result<()> {
-            add(&format!("{own}/{name}"), &value.or_fail(failed)?, &mut fields);
-            Ok(())
-        };
-        part("record", serde_json::to_value(&image.process))?;
-        part("comm", serde_json::to_value(&image.comm))?;
-        part("group", serde_json::to_value([image.pgid, image.sid, image.ppid]))?;
-        part("vmas", serde_json::to_value(&image.vmas))?;
-        for (at, thread) in image.threads.iter().enumerate() {
-            part(&format!("threads/{at}/record"), serde_json::to_value(&thread.record))?;
-            part(&format!("threads/{at}/regs"), serde_json::to_value(thread.regs))?;
-            let words = thread.xsave.as_chunks::<8>().0;
-            let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-            part(&format!("threads/{at}/xsave"), serde_json::to_value(words))?;
+
+    /// Fields of open files that are no part of the app: who restores it gives what stands there.
+    fn outside(&self) -> Vec<String> {
+        let files = self.manifest.files.iter().enumerate();
+        let outside = files.filter(|(_, file)| matches!(file.kind, FileKind::Outside { .. }));
+        outside.map(|(at, _)| format!("manifest/files/{at}/")).collect()
+    }
+
+    /// Every field by its name.
+    fn fields(&self) -> Result<BTreeMap<String, String>> {
+        let failed = || "cannot tell what an appshot holds";
+        let mut fields = BTreeMap::new();
+        let manifest = serde_json::to_value(&self.manifest).or_fail(failed)?;
+        add("manifest", &manifest, &mut fields);
+        for image in &self.images {
+            let own = format!("process/{}", image.process.pid);
+            let mut part = |name: &str, value: serde_json::Result<Value>| -> Result<()> {
+                add(&format!("{own}/{name}"), &value.or_fail(failed)?, &mut fields);
+                Ok(())
+            };
+            part("record", serde_json::to_value(&image.process))?;
+            part("comm", serde_json::to_value(&image.comm))?;
+            part("group", serde_json::to_value([image.pgid, image.sid, image.ppid]))?;
+            part("vmas", serde_json::to_value(&image.vmas))?;
+            for (at, thread) in image.threads.iter().enumerate() {
+                part(&format!("threads/{at}/record"), serde_json::to_value(&thread.record))?;
+                part(&format!("threads/{at}/regs"), serde_json::to_value(thread.regs))?;
+                let words = thread.xsave.as_chunks::<8>().0;
+                let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+                part(&format!("threads/{at}/xsave"), serde_json::to_value(words))?;
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// What lies side by side and is alike is one mapping: where the kernel keeps it apart it is for
+/// what was there before, as pages that a fork shared.
+fn joined(vmas: Vec<Vma>) -> Vec<Vma> {
+    let mut joined: Vec<Vma> = Vec::with_capacity(vmas.len());
+    for vma in vmas {
+        match joined.last_mut().filter(|last| goes_on(last, &vma)) {
+            Some(last) => {
+                last.end = vma.end;
+                last.huge_bytes += vma.huge_bytes;
+            }
+            None => joined.push(vma),
         }
     }
-    Ok(fields)
+    joined
+}
+
+/// Whether `next` has what would come behind `vma`.
+fn goes_on(vma: &Vma, next: &Vma) -> bool {
+    let mut kind = vma.kind.clone();
+    match &mut kind {
+        VmaKind::Anon => {}
+        VmaKind::PrivateFile { offset, .. } | VmaKind::SharedFile { offset, .. } | VmaKind::Shm { offset, .. } => {
+            *offset += vma.end - vma.start;
+        }
+        VmaKind::Vvar | VmaKind::Vdso => return false,
+    }
+    (vma.end, vma.prot, &vma.flags, &kind) == (next.start, next.prot, &next.flags, &next.kind)
 }
 
 /// Adds what is in a value, by names that tell the way to it.
@@ -243,6 +323,8 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
                 watches.iter_mut().for_each(|watch| file(&mut watch.file));
                 watches.sort_by_key(|watch| (watch.fd, watch.file));
             }
+            // Open by another way than its name (TIOCGPTPEER) it lacks what open(2) sets.
+            FileKind::Pty(_) | FileKind::PtySlave { .. } => open.flags &= !O_LARGEFILE,
             FileKind::Pipe { ino } => *ino = inodes.of(*ino),
             FileKind::Socket(socket) => {
                 socket.ino = inodes.of(socket.ino);
@@ -267,7 +349,11 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
 }
 
 /// Where the private memory of two processes differs, one difference a mapping.
-fn memory((one, own): (&Appshot, &Core), (other, counterpart): (&Appshot, &Core)) -> Result<Vec<Difference>> {
+fn memory(
+    (one, own): (&Appshot, &Core),
+    (other, counterpart): (&Appshot, &Core),
+    places: &[Places; 2],
+) -> Result<Vec<Difference>> {
     let failed = || "cannot read the memory of an appshot";
     let forgotten: Vec<(u64, u64)> = own.image.threads.iter().flat_map(kernels).collect();
     let mut found = Vec::new();
@@ -281,6 +367,10 @@ fn memory((one, own): (&Appshot, &Core), (other, counterpart): (&Appshot, &Core)
         let mut first = None;
         let mut count = 0;
         for page in stored {
+            let stands = [places[0].stands(own, page), places[1].stands(counterpart, page)];
+            if stands[0].is_some() && stands[0] == stands[1] {
+                continue;
+            }
             let mut pages = [[0u8; PAGE as usize]; 2];
             let there = [
                 one.read_memory(own, page, &mut pages[0]).or_fail(failed)?,
@@ -306,6 +396,31 @@ fn memory((one, own): (&Appshot, &Core), (other, counterpart): (&Appshot, &Core)
         }
     }
     Ok(found)
+}
+
+/// Where an appshot has its pages: identity of the appshot and name of the part, for each number
+/// of a part.
+struct Places(Vec<(String, String)>);
+
+impl Places {
+    fn of(shot: &Appshot) -> Places {
+        let manifest = &shot.manifest;
+        let lent = manifest.lenders.iter().filter(|lender| lender.parent.is_some());
+        let named = |number: usize| {
+            let lender = shot.lender(number);
+            let parent = lender.parent.and_then(|at| manifest.parents.get(at as usize));
+            let identity = parent.map_or_else(|| shot.identity.to_hex().to_string(), |parent| parent.identity.clone());
+            (identity, lender.part)
+        };
+        Places((0..manifest.parts.len() + lent.count()).map(named).collect())
+    }
+
+    /// What holds this page, and at which offset.
+    fn stands(&self, core: &Core, page: u64) -> Option<(&(String, String), u64)> {
+        let segment = Segment::at(&core.segments, page)?;
+        let place = segment.place().ahead(page - segment.vaddr);
+        Some((self.0.get(place.part)?, place.offset))
+    }
 }
 
 fn is_private(vma: &Vma) -> bool {
@@ -381,6 +496,28 @@ mod tests {
         ];
         assert_eq!(names, expected);
         assert!(found[0].to_string().ends_with(", then elsewhere"), "{}", found[0]);
+    }
+
+    #[test]
+    fn mappings_that_are_alike_are_one() {
+        let vma = |start: u64, end: u64, offset: u64| Vma {
+            start,
+            end,
+            prot: 3,
+            kind: VmaKind::PrivateFile {
+                path: "/bin/sh".into(),
+                offset,
+            },
+            flags: Vec::new(),
+            huge_bytes: 0,
+        };
+        assert_eq!(joined(vec![vma(0, 2, 5), vma(2, 7, 7)]), [vma(0, 7, 5)]);
+        for apart in [[vma(0, 2, 5), vma(3, 7, 7)], [vma(0, 2, 5), vma(2, 7, 8)]] {
+            assert_eq!(joined(apart.to_vec()), apart);
+        }
+        let mut read_only = vma(2, 7, 7);
+        read_only.prot = 1;
+        assert_eq!(joined(vec![vma(0, 2, 5), read_only]).len(), 2);
     }
 
     #[test]

@@ -403,6 +403,7 @@ impl Prepared {
             way,
             ..
         } = self;
+        skeleton.is_bound = options.dies_with_restorer;
         let group = skeleton.group().cloned();
         skeleton.notify(&options.notices)?;
         if options.frozen {

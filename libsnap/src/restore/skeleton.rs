@@ -56,6 +56,8 @@ pub struct Skeleton {
     pub(super) is_template: bool,
     /// Its init only has to be let go.
     init_waits: bool,
+    /// Its init is killed when the thread ends that has made it.
+    pub(super) is_bound: bool,
     /// The instance is in a network namespace of its own.
     pub(super) has_network: bool,
     pub(super) eager: Option<Eager>,
@@ -153,6 +155,7 @@ impl Skeleton {
             is_empty: false,
             is_template: false,
             init_waits: false,
+            is_bound: false,
             has_network: false,
             eager: None,
             had: Had::default(),
@@ -375,6 +378,10 @@ impl Skeleton {
         if let Some(hold) = hold {
             script.flush()?;
             held = Some(self.hand_over(init, hold)?);
+        }
+        if self.is_bound {
+            let bound = [libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64];
+            script.must("prctl(PR_SET_PDEATHSIG)", libc::SYS_prctl, &bound)?;
         }
         self.leave(&mut script)?;
         script.flush()?;

@@ -15,12 +15,11 @@
 
 use super::opened::Opened;
 use super::owed::Owed;
-use crate::error::{Error, OrFail, Result};
+use crate::beside::Note;
+use crate::error::{Error, Result};
 use crate::image::{LEAF, Segment};
 use crate::sys::memory::{PAGE, Span};
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What comes before the app runs; more would hold it up.
@@ -68,40 +67,16 @@ pub struct WorkingSet {
     pub inherited: bool,
 }
 
-const SUFFIX: &str = ".working-set";
-
 /// Where that of an appshot is.
 pub fn path(appshot: &Path) -> Option<PathBuf> {
-    let name = appshot.file_name()?.to_string_lossy();
-    Some(appshot.with_file_name(format!(".{name}{SUFFIX}")))
-}
-
-/// Whether a file of this name has been left: its appshot is gone, or its writer was
-/// killed before it had its name.
-pub fn is_left(file: &Path) -> bool {
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let Some((appshot, writer)) = name.strip_prefix('.').and_then(|name| name.rsplit_once(SUFFIX)) else {
-        return false;
-    };
-    let writes = |writer: &str| Path::new("/proc").join(writer).exists();
-    !file.with_file_name(appshot).exists() || writer.strip_prefix('.').is_some_and(|writer| !writes(writer))
-}
-
-/// Removes that of an appshot which goes.
-pub fn remove(appshot: &Path) {
-    path(appshot).map(std::fs::remove_file);
+    Note::WorkingSet.path(appshot)
 }
 
 impl WorkingSet {
     /// That of an appshot, if there is one.
     pub fn read(opened: &Opened) -> Option<WorkingSet> {
         let mut bytes = Vec::new();
-        let path = path(&opened.shot.path)?;
-        let open = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path);
-        let file: File = open.ok().filter(is_ours)?;
+        let file = Note::WorkingSet.open(&opened.shot.path)?;
         file.take(2 * BYTES_MAX).read_to_end(&mut bytes).ok()?;
         let (appshot, found) = parse(&bytes)?;
         match appshot == opened.shot.identity.to_hex().as_str() {
@@ -170,7 +145,7 @@ impl WorkingSet {
 
     /// Writes it for the next program that restores the appshot.
     pub fn write(&self, opened: &Opened) -> Result<()> {
-        write(&opened.shot.path, &self.encode(&opened.shot.identity.to_hex()))
+        Note::WorkingSet.write(&opened.shot.path, &self.encode(&opened.shot.identity.to_hex()))
     }
 
     fn encode(&self, appshot: &str) -> Vec<u8> {
@@ -183,14 +158,6 @@ impl WorkingSet {
         bytes.append(&mut body);
         bytes
     }
-}
-
-/// Its digest tells damage, not who wrote it: in a directory like /tmp, where others
-/// may put a file beside our appshot, only what we wrote ourselves is believed.
-fn is_ours(file: &File) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    file.metadata()
-        .is_ok_and(|meta| meta.is_file() && meta.uid() == own && meta.mode() & 0o022 == 0)
 }
 
 /// Those of these pages, by process and address, that the appshot holds.
@@ -302,23 +269,6 @@ fn parse(bytes: &[u8]) -> Option<(&str, WorkingSet)> {
     (totals[0] == content.len() as u64).then_some((appshot, found))
 }
 
-fn write(appshot: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = || "cannot write the working set";
-    let path = path(appshot).ok_or_else(|| Error::failed(failed()).because("the appshot has no name"))?;
-    let temp = path.with_extension(format!("{}.{}", &SUFFIX[1..], std::process::id()));
-    // Another thread may be at it: one is enough.
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp);
-    let written = file.or_fail(failed)?.write_all(bytes);
-    let written = written.and_then(|()| std::fs::rename(&temp, &path));
-    if !appshot.exists() {
-        // Removed meanwhile, and its working set with it.
-        let _ = std::fs::remove_file(&path);
-    }
-    written.or_fail(failed).inspect_err(|_| {
-        let _ = std::fs::remove_file(&temp);
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,24 +295,6 @@ mod tests {
         assert_eq!(merged(runs, 3 * PAGE), [run(0, 3, 7), run(1, 5, 3)]);
         let large = BYTES_MAX / PAGE;
         assert_eq!(merged(vec![run(0, 0, 5), run(1, 0, large)], 0), [run(0, 0, 5)]);
-    }
-
-    #[test]
-    fn what_is_left_is_known() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = |name: &str| dir.path().join(name);
-        let left = |name: &str| is_left(&file(name));
-        std::fs::write(file("web.appshot"), "").unwrap();
-        let own = std::process::id();
-        assert!(!left(".web.appshot.working-set"));
-        assert!(!left(&format!(".web.appshot.working-set.{own}")));
-        assert!(left(".web.appshot.working-set.4194304"));
-        assert!(left(".gone.appshot.working-set"));
-        assert!(!left("web.appshot") && !left(".web.appshot.next"));
-        assert_eq!(path(&file("web.appshot")), Some(file(".web.appshot.working-set")));
-        std::fs::write(file(".web.appshot.working-set"), "").unwrap();
-        remove(&file("web.appshot"));
-        assert!(!file(".web.appshot.working-set").exists());
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use super::collect::Leftover;
 use super::{Store, files, names};
+use crate::beside;
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::restore::working_set;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -155,7 +155,7 @@ impl Store {
             let doomed = entry.file_name().to_string_lossy().starts_with(DOOMED);
             match entry.path() {
                 path if doomed => Some(Leftover::new(path, "who removed it was killed")),
-                path if working_set::is_left(&path) => Some(Leftover::new(path, "a working set of no appshot")),
+                path if beside::is_left(&path) => Some(Leftover::new(path, "it was beside an appshot that is gone")),
                 _ => None,
             }
         })
@@ -175,7 +175,7 @@ impl Store {
         let (path, new) = (self.appshot_path(from), self.appshot_path(to));
         for path in [&path, &new] {
             nobody_needs(path, "rename")?;
-            working_set::remove(path);
+            beside::remove(path);
         }
         if new.exists() {
             self.delete_appshot(to)?;
@@ -196,7 +196,7 @@ impl Store {
     pub(super) fn delete_appshot(&self, name: &str) -> Result<()> {
         let path = self.appshot_path(name);
         match path.exists() {
-            true => delete(&path).map(|()| working_set::remove(&path)),
+            true => delete(&path).map(|()| beside::remove(&path)),
             false => Err(self.no_appshot(name)),
         }
     }

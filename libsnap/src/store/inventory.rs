@@ -10,6 +10,7 @@
 use super::{App, SUFFIX, Store, files, names};
 use crate::error::Result;
 use crate::image::{self, Glance};
+use crate::rehearsal::mark::{self, Mark};
 use crate::restore::working_set;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -34,6 +35,9 @@ pub struct Stored {
     /// Appshots that it borrows pages of.
     pub parents: Vec<String>,
     pub needed_by: Vec<Need>,
+    /// How its last rehearsal on this machine went.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rehearsed: Option<Mark>,
     /// Why its manifest cannot be read.
     pub problem: Option<String>,
     /// Tells it from one that takes its place: of the directory or file.
@@ -88,6 +92,7 @@ impl Stored {
             packed_bytes: None,
             parents: Vec::new(),
             needed_by: Vec::new(),
+            rehearsed: None,
             problem: None,
             inode,
             identity: String::new(),
@@ -143,6 +148,7 @@ impl Store {
         let deployed = self.pinned()?;
         for stored in &mut all {
             stored.parents.clear();
+            stored.rehearsed = mark::read(&stored.path, &stored.identity);
             stored.needed_by = apps.iter().filter_map(|app| need_of(app, &stored.path)).collect();
             let of_it = |app: &&String| **app == stored.name || names::version_named(app, &stored.name).is_some();
             let deployed = deployed.iter().filter(of_it).cloned().map(Need::Deployed);

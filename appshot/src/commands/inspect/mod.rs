@@ -13,6 +13,7 @@ use libsnap::error::{Error, Kind, Result};
 use libsnap::ids::VirtualPid;
 use libsnap::image::records::{Lender, Manifest, ProcessRecord, ThreadRecord, Vma};
 use libsnap::image::{self, Appshot, Core};
+use libsnap::rehearsal::mark::{self, Mark};
 use libsnap::store::Store;
 use nodekit::out;
 use serde::Serialize;
@@ -24,6 +25,9 @@ pub struct Inspection {
     pub path: PathBuf,
     /// Whether every byte was held against its digest.
     pub verified: bool,
+    /// How its last rehearsal on this machine went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rehearsed: Option<Mark>,
     pub manifest: Manifest,
     pub processes: Vec<Process>,
 }
@@ -79,6 +83,7 @@ impl Inspection {
         Inspection {
             path: appshot.path.clone(),
             verified,
+            rehearsed: mark::read(&appshot.path, &appshot.identity.to_hex()),
             processes: appshot.cores.iter().map(|core| Process::of(&appshot, core)).collect(),
             manifest: appshot.manifest,
         }

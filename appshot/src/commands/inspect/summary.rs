@@ -2,6 +2,7 @@
 
 use super::Inspection;
 use libsnap::image::records::{Life, Manifest, Parent};
+use libsnap::rehearsal::mark::Mark;
 use libsnap::store::now_unix_ms;
 use nodekit::out;
 
@@ -19,6 +20,7 @@ pub fn text(inspection: &Inspection) -> String {
         ("needs", needs(manifest)),
         ("verified", verified(inspection)),
     ];
+    lines.extend(inspection.rehearsed.as_ref().map(|mark| ("rehearsed", rehearsed(mark))));
     let memory = lines
         .iter()
         .position(|(label, _)| *label == "memory")
@@ -30,6 +32,17 @@ pub fn text(inspection: &Inspection) -> String {
         .iter()
         .map(|(label, value)| format!("{label:<10} {value}\n"))
         .collect()
+}
+
+/// `verified 3h ago, on Linux 6.1.0-18-amd64`
+fn rehearsed(mark: &Mark) -> String {
+    let ago = now_unix_ms().map_or_else(|_| "before".to_owned(), |now| out::age(mark.unix_ms, now) + " ago");
+    let found = match &mark.because {
+        Some(because) => format!(": {because}"),
+        None => String::new(),
+    };
+    let outcome = if mark.verified { "verified" } else { "NOT verified" };
+    format!("{outcome} {ago}, on Linux {}{found}", mark.kernel)
 }
 
 fn taken(manifest: &Manifest) -> String {

@@ -2,6 +2,7 @@
 
 use crate::cli;
 use libsnap::error::Result;
+use libsnap::rehearsal::mark::Mark;
 use libsnap::store::{Store, Stored, now_unix_ms};
 use nodekit::out;
 
@@ -18,11 +19,20 @@ pub fn ls(store: &Store, args: &cli::StoreLs) -> Result<u8> {
             "ON DISK",
             "PACKED",
             "PARENTS",
+            "REHEARSED",
             "NEEDED",
         ];
         out::table(&head, &rows)
     })?;
     Ok(0)
+}
+
+/// What a rehearsal has shown.
+fn outcome(mark: &Mark) -> String {
+    match mark.verified {
+        true => "verified".to_owned(),
+        false => "NOT verified".to_owned(),
+    }
 }
 
 fn row(stored: &Stored, now: u64) -> Vec<String> {
@@ -38,6 +48,7 @@ fn row(stored: &Stored, now: u64) -> Vec<String> {
         out::bytes(stored.disk_bytes),
         or_dash(stored.packed_bytes.map(out::bytes)),
         or_dash(parents),
+        or_dash(stored.rehearsed.as_ref().map(outcome)),
         or_dash(stored.needs().or(problem)),
     ]
 }
