@@ -21,8 +21,8 @@ pub fn events(dirs: &Dirs, args: &cli::Events) -> Result<u8> {
     }
     let first: Value = client.get(&format!("/v1/events?limit={}{of}", args.lines))?;
     let mut last = tell(&first, args.edgepoint.output.format)?;
-    if args.follow && last == 0 {
-        // None is wanted of those that there are, or there are none.
+    if args.follow && args.lines == 0 {
+        // None is wanted of those that there are. Where there are none, all that come are.
         let newest: Value = client.get(&format!("/v1/events?limit=1{of}"))?;
         last = newest["last"].as_u64().unwrap_or_default();
     }
