@@ -95,7 +95,15 @@ pub fn spawn(args: CloneArgs, act: &mut dyn FnMut()) -> Sys<HostPid> {
     let mut before = 0u64;
     let got: i64;
     // SAFETY: both masks are live words of the kernel's size.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut before, 8) };
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const all,
+            &raw mut before,
+            8,
+        )
+    };
     // SAFETY: the child begins on a stack of its own, which is aligned, and never comes back to
     // this frame; this thread goes on when the child has left our memory, and finds its
     // registers as the kernel keeps them. `args` and `act` are live until then.
