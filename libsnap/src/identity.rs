@@ -23,6 +23,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::participants::{NEXT_PHASE, PHASE, RESTORED, RUNNING};
 use crate::sys::Sys;
 use crate::target::Identity;
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use std::fs::File;
@@ -145,7 +146,10 @@ impl Directory {
 
     fn write(&self, files: &[(String, String)]) -> Sys<()> {
         if files.iter().any(|(path, _)| path.starts_with("vars/")) {
-            mkdirat(&self.0, "vars", Mode::from_bits_truncate(0o755))?;
+            match mkdirat(&self.0, "vars", Mode::from_bits_truncate(0o755)) {
+                Err(Errno::EEXIST) => {}
+                made => made?,
+            }
         }
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
         for (path, text) in files {
@@ -161,6 +165,11 @@ impl Directory {
         // Who watches the directory hears of it as of any other phase.
         renameat(&self.0, NEXT_PHASE, &self.0, PHASE)
     }
+}
+
+/// Whether this is a file of the instance's own directory, as it sees it.
+pub fn is_file(path: &str) -> bool {
+    Path::new(path).starts_with(DIRECTORY)
 }
 
 /// Writes the files of an instance. Where it has no directory of its own, that is an

@@ -410,6 +410,29 @@ fn told_after_a_restore() {
     });
 }
 
+/// An app that has a file of its own directory open when it is frozen has that of the instance
+/// which it becomes.
+#[test]
+fn what_is_open_of_its_own() {
+    in_place("what_is_open_of_its_own", |place| {
+        let rig = Rig::new(place)?;
+        let [ready, go, told] = ["ready", "go", "told"].map(|name| rig.file(name));
+        let script = format!(
+            "exec 9</run/appshot-instance/name; touch {ready}; while [ ! -e {go} ]; do sleep 0.02; done; \
+             cat <&9 >{told}.next; mv {told}.next {told}; exec sleep 1000"
+        );
+        rig.run(&[], &["/bin/sh", "-c", &script])?;
+        rig.appshot(&["-q", "snapshot", rig.name()])?;
+        let other = format!("{}-other", rig.name());
+        rig.appshot(&["-q", "restore", rig.name(), "-d", "--name", &other])?;
+        fs::write(&go, "")?;
+        poll("its name", PATIENCE, || {
+            Ok((rig.told() == format!("{other}\n")).then_some(()))
+        })?;
+        rig.end(&[other])
+    });
+}
+
 fn phase(instance: &Instance) -> Result<String> {
     let directory = Directory::of(instance.root).context("it has no directory of its own")?;
     directory.phase().context("it has no phase")

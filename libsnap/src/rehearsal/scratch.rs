@@ -77,7 +77,8 @@ impl Scratch {
         Path::new(ROOM).join("appshots")
     }
 
-    /// Whether this is so because files are copies, or because the app has gone on writing to one.
+    /// Whether this is so because files are copies or the instance's own, or because the app has
+    /// gone on writing to one.
     pub fn explains(&self, one: &Appshot, difference: &Difference) -> bool {
         let mut parts = difference.what.split('/');
         if (parts.next(), parts.next()) != (Some("manifest"), Some("external")) {
@@ -86,11 +87,14 @@ impl Scratch {
         let mut files: Vec<&ExternalFile> = one.manifest.external.iter().collect();
         files.sort_by(|one, other| one.path.cmp(&other.path));
         let file = parts.next().and_then(|at| files.get(at.parse::<usize>().ok()?));
-        file.is_some_and(|file| match parts.next() {
-            Some("ino") => self.copied.iter().any(|dir| Path::new(&file.path).starts_with(dir)),
-            Some("size" | "mtime_ns") => !file.must_equal,
-            _ => false,
-        })
+        // The instance has others of these.
+        let is_own = file.is_some_and(|file| identity::is_file(&file.path));
+        is_own
+            || file.is_some_and(|file| match parts.next() {
+                Some("ino") => self.copied.iter().any(|dir| Path::new(&file.path).starts_with(dir)),
+                Some("size" | "mtime_ns") => !file.must_equal,
+                _ => false,
+            })
     }
 
     /// Mounts a copy of a directory in its place, unless that is one already.

@@ -3,6 +3,7 @@
 use super::rights;
 use super::vdso::{self, Vdso};
 use crate::error::{Error, Kind, Result};
+use crate::identity;
 use crate::image::records::ExternalFile;
 use crate::image::{Appshot, Core};
 use crate::memory;
@@ -118,9 +119,13 @@ fn processor(shot: &Appshot) -> Result<()> {
     Ok(())
 }
 
-/// A file the app maps or reads must be the one it knew.
+/// A file the app maps or reads must be the one it knew. Those of the instance's own directory
+/// are its own: each has others, of the same names.
 fn external(file: &ExternalFile, seen: &Seen, allow: &Allow) -> Result<()> {
     let path = &file.path;
+    if identity::is_file(path) {
+        return Ok(());
+    }
     let Some(meta) = seen.metadata(path) else {
         return Err(Error::new(Kind::NotFound, "cannot restore this appshot")
             .because(format!("the app needs {path}, which is missing"))

@@ -370,6 +370,10 @@ impl Prepared {
             Time::Passes => Timeline::passed(shot.manifest.clocks),
         };
         let own = identity::files(&name, &options.identity, Origin::Restored(&shot.manifest.participants))?;
+        // What it has open of these has to be there. That it was restored it hears later.
+        if shot.manifest.external.iter().any(|file| identity::is_file(&file.path)) {
+            identity::write(self.directory.as_ref(), &own)?;
+        }
         let files = self.files(shot, options)?;
         phases.start("processes")?;
         let waits = self.give(shot, &files, options.identity.renewed.then_some(name.as_str()))?;
