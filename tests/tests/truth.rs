@@ -573,9 +573,14 @@ fn corrected(loads: &Loads, card: &str, rows: &[Value]) -> Result<()> {
     let rates = loads.usage_dir().join("rates");
     std::fs::create_dir_all(&rates)?;
     std::fs::write(rates.join("day.toml"), card)?;
+    // Not one that the guarantee covers.
+    let costs = |row: &Value| {
+        let cost = row["BilledCost"].as_str().and_then(|cost| cost.parse::<f64>().ok());
+        cost.is_some_and(|cost| cost > 0.0)
+    };
     let row = rows
         .iter()
-        .filter(|row| row["SkuId"] == "core_second" && row["x_Quality"] == "measured")
+        .filter(|row| row["SkuId"] == "core_second" && row["x_Quality"] == "measured" && costs(row))
         .max_by_key(|row| {
             row["ConsumedQuantity"]
                 .as_str()
