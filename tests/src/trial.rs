@@ -321,14 +321,17 @@ impl Trial<'_> {
             }
         }
         judge_untouched(&before, &Fingerprint::take(app.top()), self.traits.changes)?;
-        let report = app.snapshot(
-            &last,
-            &SnapshotOptions {
-                leave_running: false,
-                ..wanted
-            },
-        )?;
-        self.verified(report, &last)?;
+        // One that ticks in between need not be found the same, and would then go on.
+        let verify = !self.traits.ticking;
+        let halting = SnapshotOptions {
+            leave_running: false,
+            verify,
+            ..wanted
+        };
+        let report = app.snapshot(&last, &halting)?;
+        if verify {
+            self.verified(report, &last)?;
+        }
         app.wait_gone()?;
         self.verify_gone()?;
         let app = self.place.restore(&last).context("restore")?;
@@ -339,6 +342,9 @@ impl Trial<'_> {
     fn verified(&self, report: SnapshotReport, shot: &Path) -> Result<()> {
         self.plausible(&report, shot)?;
         let rehearsal = report.rehearsal.context("there was no rehearsal")?;
+        if self.traits.ticking && rehearsal.failure.is_none() {
+            return Ok(());
+        }
         let all: Vec<String> = rehearsal.differences.iter().map(ToString::to_string).collect();
         let verified = rehearsal.into_result(shot, "the trial ends");
         verified.map(drop).with_context(|| all.join("\n"))
