@@ -15,6 +15,7 @@ use crate::manifest::Manifest;
 use crate::node::Node;
 use control::{Provider, Quota};
 use libsnap::error::{Error, Result};
+use libsnap::store::Stored;
 use libsnap::units;
 use nodekit::reply::on_own_thread;
 use serde::Serialize;
@@ -38,31 +39,31 @@ pub struct Shown {
 }
 
 impl Node {
-    /// Shows a provider with what it has.
-    pub async fn shown(&self, provider: Provider) -> Result<Shown> {
+    /// Shows a provider with what it has, by what the [store holds](Node::stored).
+    pub fn shown(&self, provider: Provider, stored: &[Stored]) -> Shown {
         let apps = self.apps_of(&provider.name);
         let Use { instances, memory } = self.budget.of(&apps);
         let used = Used {
             apps: apps.len() as u64,
             instances,
             memory,
-            appshots: self.appshots_of(&provider.name).await?,
+            appshots: self.appshots_of(&provider.name, stored),
         };
-        Ok(Shown { provider, used })
+        Shown { provider, used }
+    }
+
+    /// What the store holds.
+    pub async fn stored(&self) -> Result<Vec<Stored>> {
+        let store = self.store.clone();
+        on_own_thread(move || store.inventory()).await
     }
 
     /// Bytes on disk of the appshots of a provider's apps, of all their versions.
-    async fn appshots_of(&self, provider: &str) -> Result<u64> {
-        let (store, own) = (self.store.clone(), self.manifests_of(provider));
-        let is_own = move |name: &str| own.iter().any(|app| app.app == name || app.has_name(name));
-        on_own_thread(move || {
-            let stored = store.inventory()?.into_iter();
-            Ok(stored
-                .filter(|stored| is_own(&stored.name))
-                .map(|stored| stored.disk_bytes)
-                .sum())
-        })
-        .await
+    fn appshots_of(&self, provider: &str, stored: &[Stored]) -> u64 {
+        let own = self.manifests_of(provider);
+        let is_own = |name: &str| own.iter().any(|app| app.app == name || app.has_name(name));
+        let of_own = stored.iter().filter(|stored| is_own(&stored.name));
+        of_own.map(|stored| stored.disk_bytes).sum()
     }
 
     /// Refuses what would have its provider keep more appshots than it may.
@@ -70,7 +71,7 @@ impl Node {
         let Some(most) = self.quota(&manifest.provider).appshots else {
             return Ok(());
         };
-        let has = self.appshots_of(&manifest.provider).await?;
+        let has = self.appshots_of(&manifest.provider, &self.stored().await?);
         match has < most {
             true => Ok(()),
             false => Err(beyond(

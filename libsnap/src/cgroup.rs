@@ -182,10 +182,11 @@ pub fn hold(group: Option<&Path>) -> Result<()> {
     }
 }
 
-/// Whether nothing runs in a group that is held.
+/// Whether nothing runs in a group that is held: v2 tells it in `cgroup.events`, v1 in
+/// `freezer.state`.
 pub fn is_still(group: &Path) -> bool {
-    let events = fs::read_to_string(group.join("cgroup.events"));
-    events.is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
+    let read = |file| fs::read_to_string(group.join(file)).unwrap_or_default();
+    read("cgroup.events").lines().any(|line| line == "frozen 1") || read("freezer.state").trim() == "FROZEN"
 }
 
 /// Whether the group is held still, or about to be.

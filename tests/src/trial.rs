@@ -20,6 +20,7 @@ use crate::{app, programs};
 use anyhow::{Context, Result, bail, ensure};
 use libsnap::error::{Kind, Refusal};
 use libsnap::image::{Appshot, compare};
+use libsnap::rehearsal::Rehearsal;
 use libsnap::target::{PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -133,6 +134,13 @@ fn without_snapshot(program: &str) -> Result<()> {
     };
     let code = status.code().with_context(|| format!("{status}: {}", place.log()))?;
     judge_exit(code, &place)
+}
+
+/// A rehearsal that has verified the appshot; otherwise the error tells all that differs.
+pub fn verified(rehearsal: Rehearsal, shot: &Path) -> Result<Rehearsal> {
+    let all: Vec<String> = rehearsal.differences.iter().map(ToString::to_string).collect();
+    let verified = rehearsal.into_result(shot, "the trial ends");
+    verified.with_context(|| all.join("\n"))
 }
 
 fn judge_exit(code: i32, place: &Place) -> Result<()> {
@@ -282,8 +290,7 @@ impl Trial<'_> {
         let app = self.place.restore_with(&first, frozen).context("restore")?;
         let group = app.instance.cgroup.clone().context("a cgroup")?;
         poll("it to stand still", PATIENCE, || {
-            let events = std::fs::read_to_string(group.join("cgroup.events"))?;
-            Ok(events.contains("frozen 1").then_some(()))
+            Ok(libsnap::cgroup::is_still(&group).then_some(()))
         })?;
         let second = self.place.path("appshot-1");
         app.freeze(&second).context("snapshot of what was restored")?;
@@ -345,9 +352,7 @@ impl Trial<'_> {
         if self.traits.ticking && rehearsal.failure.is_none() {
             return Ok(());
         }
-        let all: Vec<String> = rehearsal.differences.iter().map(ToString::to_string).collect();
-        let verified = rehearsal.into_result(shot, "the trial ends");
-        verified.map(drop).with_context(|| all.join("\n"))
+        verified(rehearsal, shot).map(drop)
     }
 
     fn start(&self, pids: PidMode) -> Result<App> {

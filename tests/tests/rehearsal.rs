@@ -8,7 +8,7 @@ use appshot_tests::installed::Registry;
 use appshot_tests::judge::{Changes, Fingerprint, judge_untouched};
 use appshot_tests::scenario::{self, Manner, Server};
 use appshot_tests::servers;
-use appshot_tests::trial::in_place;
+use appshot_tests::trial::{in_place, verified};
 use appshot_tests::verdict::{PATIENCE, need_root, note, on_own_thread, poll, skip, switched_on};
 use libsnap::target::{RunOptions, SnapshotOptions, SnapshotReport};
 use serde_json::Value;
@@ -70,9 +70,7 @@ impl Rehearsed<'_> {
         };
         let report = self.app()?.snapshot(shot, &options)?;
         let rehearsal = report.rehearsal.context("there was no rehearsal")?;
-        let all: Vec<String> = rehearsal.differences.iter().map(ToString::to_string).collect();
-        let verified = rehearsal.into_result(shot, "the trial ends");
-        let took = verified.with_context(|| all.join("\n"))?.micros;
+        let took = verified(rehearsal, shot)?.micros;
         note("rehearsal", &format!("{} ms of {}", took / 1000, shot.display()));
         Ok(())
     }

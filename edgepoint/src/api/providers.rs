@@ -37,16 +37,14 @@ pub struct Rotate {
 }
 
 pub async fn list(Extract(node): Extract<Node>) -> Reply<Vec<Shown>> {
-    let mut all = Vec::new();
-    for provider in node.control.providers()? {
-        all.push(node.shown(provider).await?);
-    }
-    Ok(Json(all))
+    let (providers, stored) = (node.control.providers()?, node.stored().await?);
+    let shown = providers.into_iter().map(|provider| node.shown(provider, &stored));
+    Ok(Json(shown.collect()))
 }
 
 pub async fn show(Extract(node): Extract<Node>, Path(name): Path<String>) -> Reply<Shown> {
     let provider = node.control.provider(&name)?;
-    Ok(Json(node.shown(provider).await?))
+    Ok(Json(node.shown(provider, &node.stored().await?)))
 }
 
 /// From now on: what it has stays, and it gets nothing more.
@@ -54,7 +52,7 @@ pub async fn limit(Extract(node): Extract<Node>, Path(name): Path<String>, Body(
     let provider = node.control.limit(&name, |quota| limits.change(quota))?;
     node.limited(&name, provider.quota);
     node.events.tell_of("provider-limited", &name, json!(provider.quota));
-    Ok(Json(node.shown(provider).await?))
+    Ok(Json(node.shown(provider, &node.stored().await?)))
 }
 
 pub async fn add(Extract(node): Extract<Node>, Body(request): Body<Add>) -> Reply<Issued> {

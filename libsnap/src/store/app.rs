@@ -1,11 +1,12 @@
 //! The record of one app, and what /proc says about it now.
 
+use crate::cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::ids::HostPid;
 use crate::target::{Hooks, Instance, Target};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// One app that was started or restored on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +137,7 @@ impl App {
 
     /// Frozen by its cgroup, or stopped under a tracer.
     fn held(&self) -> bool {
-        let frozen = self.cgroup.as_deref().is_some_and(cgroup_frozen);
+        let frozen = self.cgroup.as_deref().is_some_and(cgroup::is_still);
         frozen || Stat::read(self.root).is_some_and(|stat| stat.state == 't')
     }
 
@@ -158,12 +159,6 @@ impl App {
             init: self.init,
         })
     }
-}
-
-/// cgroup v2 tells it in `cgroup.events`, v1 in `freezer.state`.
-fn cgroup_frozen(cgroup: &Path) -> bool {
-    let read = |file| std::fs::read_to_string(cgroup.join(file)).unwrap_or_default();
-    read("cgroup.events").lines().any(|line| line == "frozen 1") || read("freezer.state").trim() == "FROZEN"
 }
 
 /// Whether `pid` is alive and still the process that started then.
