@@ -185,8 +185,12 @@ pub fn hold(group: Option<&Path>) -> Result<()> {
 /// Whether nothing runs in a group that is held: v2 tells it in `cgroup.events`, v1 in
 /// `freezer.state`.
 pub fn is_still(group: &Path) -> bool {
-    let read = |file| fs::read_to_string(group.join(file)).unwrap_or_default();
-    read("cgroup.events").lines().any(|line| line == "frozen 1") || read("freezer.state").trim() == "FROZEN"
+    let (file, still) = match is_v2() {
+        true => ("cgroup.events", "frozen 1"),
+        false => ("freezer.state", "FROZEN"),
+    };
+    let told = crate::proc::read(group.join(file)).unwrap_or_default();
+    String::from_utf8_lossy(&told).lines().any(|line| line == still)
 }
 
 /// Whether the group is held still, or about to be.
@@ -265,24 +269,33 @@ pub struct Counters {
 
 /// All counters of the group.
 pub fn counters(group: &Path) -> std::io::Result<Counters> {
-    let Ok(text) = fs::read_to_string(group.join("cpu.stat")) else {
+    let number = |file: &str| fs::read_to_string(group.join(file)).ok()?.trim().parse().ok();
+    let io = fs::read_to_string(group.join("io.stat")).ok();
+    let moved = |key: &str| io.as_deref().map(|io| sum_of(io, key));
+    Ok(Counters {
+        memory_peak: number("memory.peak"),
+        read_bytes: moved("rbytes="),
+        written_bytes: moved("wbytes="),
+        ..processor_counters(group)?
+    })
+}
+
+/// Those of them that a group has without any controller.
+pub fn processor_counters(group: &Path) -> std::io::Result<Counters> {
+    let Ok(text) = crate::proc::read(group.join("cpu.stat")) else {
         let cpu_ns = cpu_ns_v1(group)?;
         return Ok(Counters {
             cpu_ns,
             ..Counters::default()
         });
     };
-    let number = |file: &str| fs::read_to_string(group.join(file)).ok()?.trim().parse().ok();
-    let io = fs::read_to_string(group.join("io.stat")).ok();
-    let moved = |key: &str| io.as_deref().map(|io| sum_of(io, key));
+    let text = String::from_utf8_lossy(&text);
     let micros = |key: &str| Some(field(&text, key)? * 1000);
     Ok(Counters {
         cpu_ns: micros("usage_usec ").unwrap_or_default(),
         user_ns: micros("user_usec "),
         system_ns: micros("system_usec "),
-        memory_peak: number("memory.peak"),
-        read_bytes: moved("rbytes="),
-        written_bytes: moved("wbytes="),
+        ..Counters::default()
     })
 }
 

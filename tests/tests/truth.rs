@@ -82,7 +82,7 @@ fn memory_of_many_is_held_times_time() {
     in_place("memory_of_many_is_held_times_time", |place| {
         let loads = Loads::new(place)?;
         let perfd = loads.perfd()?;
-        let count = instances(6).min(20);
+        let count = instances(6);
         let names: Vec<String> = (1..=count).map(|number| format!("{}-{number}", loads.name)).collect();
         for name in &names {
             loads.start(name, 64, 1)?;
@@ -125,7 +125,7 @@ fn shared_pages_are_billed_once() {
         let loads = Loads::new(place)?;
         let _restored = loads.registry.daemon("restored", "")?;
         let perfd = loads.perfd()?;
-        let (name, count) = (&loads.name, instances(5).min(20));
+        let (name, count) = (&loads.name, instances(5));
         loads.start(name, 64, 1)?;
         loads.registry.appshot(&["snapshot", name])?;
         let began = Instant::now();

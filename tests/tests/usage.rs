@@ -3,12 +3,15 @@
 
 use anyhow::{Context, Result, ensure};
 use appshot_tests::clients::{free_port, http_get};
-use appshot_tests::loads::{CARD, INIT_NS, Loads, Used, focus_toolkit, month};
+use appshot_tests::installed::Daemon;
+use appshot_tests::loads::{CARD, Counted, INIT_NS, Loads, Used, focus_toolkit, month};
+use appshot_tests::node::python;
 use appshot_tests::trial::in_place;
-use appshot_tests::verdict::{PATIENCE, need_program, poll};
+use appshot_tests::verdict::{PATIENCE, need_program, note, poll};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -170,6 +173,19 @@ fn kills() -> usize {
     told.unwrap_or(40)
 }
 
+/// Different ones each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
 #[test]
 fn killed_at_any_time_it_counts_once() {
     in_place("killed_at_any_time_it_counts_once", |place| {
@@ -178,19 +194,18 @@ fn killed_at_any_time_it_counts_once() {
         let mut perfd = loads.perfd()?;
         loads.start(name, 100, 50)?;
         let mut used = BTreeMap::new();
-        let mut seed = u64::from(std::process::id());
+        let mut random = Random(std::process::id().into());
         let began = Instant::now();
         for round in 0..kills() {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             // Something that comes and goes, and a load that goes on.
             let brief = format!("{name}-{round}");
             loads.start(&brief, 1, 20)?;
             if round % 5 == 4 {
                 loads.burn(name, u32::try_from(round / 5)? + 2)?;
             }
-            std::thread::sleep(Duration::from_millis((seed >> 33) % 120));
+            std::thread::sleep(Duration::from_millis(random.below(120)));
             // Killed before, at or after the end of that.
-            if seed >> 63 == 1 {
+            if random.below(2) == 1 {
                 used.insert(brief.clone(), loads.end(&brief)?);
             }
             perfd.child.kill()?;
@@ -229,6 +244,138 @@ fn killed_at_any_time_it_counts_once() {
                 of.get("unseen_ns")
             );
         }
+        loads.recompute()
+    });
+}
+
+/// Burns so many milliseconds for each request, and says what it has used for it.
+const BURNER: &str = r#"
+import sys, time
+from http.server import HTTPServer, BaseHTTPRequestHandler
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        began = time.process_time_ns()
+        while time.process_time_ns() < began + 20_000_000:
+            pass
+        body = str(time.process_time_ns() - began).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *a):
+        pass
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"#;
+
+/// Asks an app that falls asleep in between. Answers how many answers came and what was used
+/// for them.
+fn ask_until(stopped: &AtomicBool, port: u16) -> Result<(u64, u64)> {
+    let (mut answers, mut used_ns) = (0, 0);
+    while !stopped.load(Ordering::Relaxed) {
+        used_ns += http_get(port, "/")?.trim().parse::<u64>().context("no number")?;
+        answers += 1;
+        // Mostly longer than it may be idle.
+        std::thread::sleep(Duration::from_millis(if answers % 4 == 0 { 200 } else { 2200 }));
+    }
+    Ok((answers, used_ns))
+}
+
+/// Any of the daemons is killed at any time, while apps come and go by each of them: `snapd`
+/// takes snapshots of one, `restored` restores others, `edgepointd` puts one to sleep and
+/// wakes it for requests. No use is counted twice and none is lost.
+#[test]
+fn whichever_daemon_is_killed_it_counts_once() {
+    in_place("whichever_daemon_is_killed_it_counts_once", |place| {
+        let loads = Loads::new(place)?;
+        let (name, registry) = (&loads.name, &loads.registry);
+        const DAEMONS: [&str; 4] = ["perfd", "restored", "snapd", "edgepointd"];
+        let start = |daemon| registry.daemon(daemon, "");
+        let mut daemons: Vec<Daemon> = DAEMONS.into_iter().map(start).collect::<Result<_>>()?;
+        let (asked, template, port) = (format!("{name}-asked"), format!("{name}-t"), free_port()?);
+        let manifest = format!(
+            "app = {asked:?}\nprovider = \"acme\"\n{}",
+            python(BURNER, port, "[idle]\ntimeout = \"1s\"\ncpu = 50.0")
+        );
+        let began = Instant::now();
+        let _: Value = daemons[3].client.post("/v1/apps", &json!({ "manifest": manifest }))?;
+        let _: Value = daemons[3]
+            .client
+            .get(&format!("/v1/apps/{asked}?wait=running&timeout=60"))?;
+        loads.start(&template, 1, 20)?;
+        registry.appshot(&["snapshot", &template])?;
+        loads.start(name, 100, 50)?;
+        let mut used = BTreeMap::new();
+        let mut random = Random(std::process::id().into());
+        let stopped = AtomicBool::new(false);
+        let (answers, told_ns) = std::thread::scope(|scope| -> Result<(u64, u64)> {
+            let asks = scope.spawn(|| ask_until(&stopped, port));
+            let rounds = (0..kills()).try_for_each(|round| -> Result<()> {
+                let brief = format!("{name}-{round}");
+                registry.appshot(&["restore", &template, "-d", "--name", &brief])?;
+                let snapshot = (round % 3 == 0)
+                    .then(|| {
+                        let mut command = registry.command("appshot");
+                        command.args(["snapshot", name, "--leave-running", "--replace"]);
+                        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+                    })
+                    .transpose()?;
+                if round % 5 == 4 {
+                    loads.burn(name, u32::try_from(round / 5)? + 2)?;
+                }
+                std::thread::sleep(Duration::from_millis(random.below(150)));
+                let before = random.below(2) == 1;
+                if before {
+                    used.insert(brief.clone(), loads.end(&brief)?);
+                }
+                let which = random.below(4) as usize;
+                daemons[which].child.kill()?;
+                daemons[which].child.wait()?;
+                if !before {
+                    used.insert(brief.clone(), loads.end(&brief)?);
+                }
+                daemons[which] = start(DAEMONS[which])?;
+                // It may have lost its daemon; the app goes on.
+                snapshot.map(|mut child| child.wait()).transpose()?;
+                Ok(())
+            });
+            stopped.store(true, Ordering::Relaxed);
+            let asked = asks.join().map_err(|_| anyhow::anyhow!("who asks has panicked"))?;
+            rounds.and(asked)
+        })?;
+        used.insert(name.clone(), loads.end(name)?);
+        let _: Value = daemons[3].client.delete(&format!("/v1/apps/{asked}"))?;
+        loads.settled()?;
+        let lasted = began.elapsed();
+        daemons.into_iter().rev().try_for_each(Daemon::stop)?;
+        loads.verify()?;
+        let counted = loads.counted()?;
+        for (name, used) in &used {
+            let all: Vec<&Counted> = counted.iter().filter(|of| of.name == *name).collect();
+            ensure!(all.len() == 1, "{name} is counted {} times", all.len());
+            all[0].cpu_is(*used)?;
+        }
+        let of_asked: Vec<&Counted> = counted.iter().filter(|of| of.name == asked).collect();
+        let total = |meter| of_asked.iter().map(|of| of.get(meter)).sum::<u128>();
+        let (lives, cpu, told) = (of_asked.len() as u128, total("cpu_ns"), u128::from(told_ns));
+        note(
+            "whichever_daemon_is_killed_it_counts_once",
+            &format!(
+                "{} kills in {:.0} s: {answers} answers used {:.3} s, {:.3} s are billed in {lives} lives",
+                kills(),
+                lasted.as_secs_f64(),
+                told as f64 / 1e9,
+                cpu as f64 / 1e9
+            ),
+        );
+        ensure!(of_asked.iter().all(|of| of.ended), "{of_asked:?}");
+        // Besides: its interpreter's start, what each wake needs, and the HTTP of each answer.
+        let besides = 1_000_000_000 + lives * 40_000_000 + u128::from(answers) * 4_000_000;
+        ensure!(
+            (told..=told + besides).contains(&cpu),
+            "{answers} answers used {told} ns, {cpu} are billed"
+        );
+        // There never were two of it.
+        ensure!(total("running_ns") <= lasted.as_nanos(), "{of_asked:?}, {lasted:?}");
         loads.recompute()
     });
 }

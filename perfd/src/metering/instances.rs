@@ -5,6 +5,7 @@ use super::owners::Owners;
 use super::{FIRST_NS, LOOK_NS, SECOND_NS};
 use libsnap::cgroup;
 use libsnap::error::Result;
+use libsnap::ids::HostPid;
 use libsnap::store::{App, Reading, State as AppState, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -34,6 +35,7 @@ struct Live {
     /// As the ledger has them.
     told: Counters,
     state: State,
+    source: Source,
     memory: Memory,
     look_at: u64,
     pause_ns: u64,
@@ -64,7 +66,7 @@ impl Instances {
         due.map(|live| live.look_at).min().unwrap_or(u64::MAX)
     }
 
-    /// Takes up instances that are new.
+    /// Takes up instances that are new, and lets go of those whose place another has taken.
     pub fn follow(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment) -> Result<()> {
         let apps = store.list()?;
         for app in &apps {
@@ -269,6 +271,7 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
         counters,
         told: counters,
         state: State::Running,
+        source: source(app.cgroup.as_deref()),
         memory,
         look_at: at.boot_ns,
         pause_ns: FIRST_NS,
@@ -316,24 +319,42 @@ impl Live {
             self.counters.running_ns = now.saturating_sub(self.app.started_boot_ns);
             return 0;
         };
-        let Ok(read) = cgroup::counters(&group) else {
+        let processes = cgroup::processes(&group).unwrap_or_default();
+        let Some(state) = self.state(&group, &processes) else {
+            // Its last reading tells the rest.
+            self.gone_since.get_or_insert(now);
             return 0;
         };
-        let state = self.app.state();
-        if !matches!(state, AppState::Running | AppState::Frozen) {
-            // Its last reading tells the rest.
+        self.state = state;
+        let read = match self.source {
+            Source::Proc => cgroup::processor_counters(&group),
+            _ => cgroup::counters(&group),
+        };
+        let Ok(read) = read else {
             return 0;
-        }
-        self.state = if state == AppState::Frozen {
-            State::Frozen
-        } else {
-            State::Running
         };
         self.take(&read);
-        self.memory.look(&group, now, &mut self.counters);
+        self.memory
+            .look(&group, self.source, processes, now, &mut self.counters);
         let running_ns = now.saturating_sub(self.app.started_boot_ns);
         self.counters.running_ns = self.counters.running_ns.max(running_ns);
         self.sum()
+    }
+
+    /// `None` of one that has ended.
+    fn state(&self, group: &Path, processes: &[HostPid]) -> Option<State> {
+        // Whoever is in it is of this instance: no other has its number.
+        if cgroup::is_v2() && processes.contains(&self.app.child()) {
+            return Some(match cgroup::is_still(group) {
+                true => State::Frozen,
+                false => State::Running,
+            });
+        }
+        match self.app.state() {
+            AppState::Running => Some(State::Running),
+            AppState::Frozen => Some(State::Frozen),
+            AppState::Asleep | AppState::Exited => None,
+        }
     }
 
     /// What the kernel has counted; never less than before.

@@ -4,7 +4,7 @@ use super::SEEN_NS;
 use libsnap::cgroup;
 use libsnap::ids::HostPid;
 use std::path::Path;
-use usage::record::Counters;
+use usage::record::{Counters, Source};
 
 /// The sum of all processes' proportional set sizes is read at least so often.
 const STALE_NS: u64 = 5_000_000_000;
@@ -38,8 +38,19 @@ impl Memory {
     }
 
     /// Looks, and counts what was held since the last look: a line from then to now.
-    pub fn look(&mut self, cgroup: &Path, at_ns: u64, counters: &mut Counters) {
-        let bytes = self.read(cgroup, at_ns);
+    pub fn look(
+        &mut self,
+        cgroup: &Path,
+        source: Source,
+        processes: Vec<HostPid>,
+        at_ns: u64,
+        counters: &mut Counters,
+    ) {
+        let charged = match source {
+            Source::Proc => None,
+            _ => cgroup::charged_bytes(cgroup),
+        };
+        let bytes = Some(charged.unwrap_or_else(|| self.proportional(processes, at_ns)));
         let (Some(before), Some(now)) = (self.bytes, bytes) else {
             counters.unseen_ns += at_ns.saturating_sub(self.at_ns);
             (self.at_ns, self.bytes) = (at_ns, bytes);
@@ -68,28 +79,22 @@ impl Memory {
         counters.memory_peak = counters.memory_peak.max(before).max(now);
     }
 
-    /// What the cgroup is charged with. Where the host does not tell it, the sum of
-    /// proportional set sizes; that walks all page tables, so it is asked for only when
-    /// what is resident has changed, or after a while, as others may share it by now.
-    fn read(&mut self, cgroup: &Path, at_ns: u64) -> Option<u64> {
-        if let Some(charged) = cgroup::charged_bytes(cgroup) {
-            return Some(charged);
-        }
-        let processes = cgroup::processes(cgroup).ok()?;
+    /// The sum of proportional set sizes. That walks all page tables, so it is asked for only
+    /// when what is resident has changed, or after a while, as others may share it by now.
+    fn proportional(&mut self, processes: Vec<HostPid>, at_ns: u64) -> u64 {
         let resident = processes.iter().filter_map(|pid| resident_pages(*pid)).sum();
         let is_fresh = at_ns.saturating_sub(self.exact_at_ns) < STALE_NS;
-        if is_fresh && resident == self.resident && self.bytes.is_some() {
-            return self.bytes;
+        if let Some(bytes) = self.bytes.filter(|_| is_fresh && resident == self.resident) {
+            return bytes;
         }
         (self.resident, self.exact_at_ns) = (resident, at_ns);
         // One that ends meanwhile holds nothing any more.
-        Some(processes.into_iter().filter_map(cgroup::pss_bytes).sum())
+        processes.into_iter().filter_map(cgroup::pss_bytes).sum()
     }
 }
 
 fn resident_pages(pid: HostPid) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    text.split(' ').nth(1)?.parse().ok()
+    libsnap::proc::text(pid, "statm").ok()?.split(' ').nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

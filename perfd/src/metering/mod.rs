@@ -47,6 +47,8 @@ const SECOND_NS: u64 = 1_000_000_000;
 const LOOK_NS: u64 = SECOND_NS;
 /// What is new, first.
 const FIRST_NS: u64 = SECOND_NS / 100;
+/// The registry tells what changes in it; it is looked through so often all the same.
+const FOLLOW_NS: u64 = 10 * SECOND_NS;
 const STORAGE_NS: u64 = 10 * SECOND_NS;
 const NODE_NS: u64 = 60 * SECOND_NS;
 const TIDY_NS: u64 = 86_400 * SECOND_NS;
@@ -127,6 +129,7 @@ struct Meter {
     node: Node,
     /// When these are due, on CLOCK_BOOTTIME.
     list_at: u64,
+    follow_at: u64,
     storage_at: u64,
     node_at: u64,
     tidy_at: u64,
@@ -177,6 +180,7 @@ impl Meter {
             ledger,
             board,
             list_at: 0,
+            follow_at: 0,
             storage_at: 0,
             node_at: 0,
             tidy_at: 0,
@@ -229,7 +233,10 @@ impl Meter {
         }
         self.owners.look(&self.store);
         let owners = &self.owners;
-        self.instances.follow(&self.store, owners, &mut self.ledger, at)?;
+        if changed || at.boot_ns >= self.follow_at {
+            self.follow_at = at.boot_ns + FOLLOW_NS;
+            self.instances.follow(&self.store, owners, &mut self.ledger, at)?;
+        }
         self.instances.look(at, all);
         let taken = self.instances.end(&self.store, owners, &mut self.ledger, at)?;
         if !taken.is_empty() {
