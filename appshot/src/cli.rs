@@ -606,7 +606,9 @@ pub enum Usage {
     /// Tell where a row of the bill comes from: records, counters, price
     Explain(UsageExplain),
     /// Verify the ledger: its chain, signatures and counters, and the node's own counters
-    /// against what was billed
+    /// against what was billed; make the bill again
+    ///
+    /// A bill that was exported before is held against the one that is made now, line by line.
     Verify(UsageVerify),
     /// Write down that a row of the bill should have counted more, or less
     ///
@@ -712,6 +714,12 @@ pub struct UsageExplain {
 
 #[derive(Args, Debug)]
 pub struct UsageVerify {
+    /// A bill that was exported in whatever format with the same provider, period and rate
+    /// cards
+    #[arg(value_name = "BILL")]
+    pub bill: Option<PathBuf>,
+    #[command(flatten)]
+    pub billed: Billed,
     #[command(flatten)]
     pub output: Output,
 }

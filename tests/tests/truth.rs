@@ -486,7 +486,7 @@ fn day(clock: &Clock, midnight: u64, apps: &[Deployed]) -> Result<usize> {
 fn read_by_others(loads: &Loads, toolkit: &std::path::Path, tables: &std::path::Path) -> Result<()> {
     let (card, period) = (loads.dir.join("card.toml").display().to_string(), month()?);
     let mut files = Vec::new();
-    for format in ["csv", "json", "parquet"] {
+    for format in ["csv", "json", "parquet", "cloudevents"] {
         let file = loads.dir.join(format!("day.{format}"));
         let words = [
             "usage", "export", "--rates", &card, "--period", &period, "--format", format, "-o",
@@ -504,10 +504,42 @@ fn read_by_others(loads: &Loads, toolkit: &std::path::Path, tables: &std::path::
         ensure!(output.status.success(), "{command:?}: {told}{error}");
         Ok(())
     };
+    for file in &files {
+        let held = [
+            "usage",
+            "verify",
+            &file.display().to_string(),
+            "--rates",
+            &card,
+            "--period",
+            &period,
+        ];
+        loads.registry.appshot(&held)?;
+    }
+    tampered(loads, &files[0], &card, &period)?;
     ran(Command::new(toolkit)
         .args(["validate", "--dataset", "cost-and-usage"])
         .arg(&files[0]))?;
-    ran(Command::new(tables).arg(source_dir().join("totals.py")).args(&files))
+    ran(Command::new(tables)
+        .arg(source_dir().join("totals.py"))
+        .args(&files[..3]))
+}
+
+/// A bill that somebody has changed is not what the ledger comes to.
+fn tampered(loads: &Loads, bill: &std::path::Path, card: &str, period: &str) -> Result<()> {
+    let text = std::fs::read_to_string(bill)?;
+    let path = loads.dir.join("tampered.csv");
+    let (first, second) = text.split_once("acme").context("no row of acme")?;
+    std::fs::write(&path, format!("{first}bolt{second}"))?;
+    let path = path.display().to_string();
+    let words = ["usage", "verify", &path, "--rates", card, "--period", period];
+    let told = loads.registry.command("appshot").args(words).output()?;
+    let (line, error) = (first.lines().count(), String::from_utf8_lossy(&told.stderr));
+    ensure!(
+        !told.status.success() && error.contains(&format!("line {line}, ")) && error.contains("the ledger says \"acme"),
+        "{error}"
+    );
+    Ok(())
 }
 
 /// Statements of each provider come to what the export of all comes to.

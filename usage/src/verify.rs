@@ -1,4 +1,8 @@
-//! All of the ledger, held against itself.
+//! All of the ledger, held against itself; a bill, held against the ledger.
+
+mod given;
+
+pub use given::hold_against;
 
 use crate::ledger::SIGNED;
 use crate::read::{Entry, Reached, damaged, no_ledger, read};

@@ -12,14 +12,14 @@ use rust_decimal::Decimal;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
 use usage::bill::{Bill, rows};
 use usage::card::{Cards, NONE};
-use usage::export::{self, Summary};
+use usage::export::{self, Format, Summary};
 use usage::meter::Meter;
 use usage::statement;
-use usage::verify::{Report, verify};
+use usage::verify::{Report, hold_against, verify};
 
 pub fn usage(store: &Store, command: &cli::Usage, quiet: bool) -> Result<u8> {
     match command {
@@ -210,16 +210,42 @@ fn row(shown: &Shown) -> Vec<String> {
     ]
 }
 
+/// What the ledger is like, and the bill that it comes to.
+#[derive(Serialize)]
+struct Verified {
+    #[serde(flatten)]
+    report: Report,
+    bill: Summary,
+    /// The one that was held against it.
+    same: Option<PathBuf>,
+}
+
 fn verify_all(store: &Store, args: &cli::UsageVerify) -> Result<u8> {
     let report = verify(&store.usage_dir())?;
-    out::show(args.output.format, &report, sentences)?;
-    match report.imbalances.first() {
+    let bill = open(store, &args.billed)?;
+    let provider = args.billed.provider.as_deref();
+    let summary = match &args.bill {
+        None => export::write(&bill.hours, &bill.wanted(provider), Format::Csv, &mut std::io::sink())?,
+        Some(path) => {
+            let name = path.display().to_string();
+            let file = File::open(path).or_fail(|| format!("cannot read {name}"))?;
+            hold_against(&bill, provider, BufReader::new(file), &name)?
+        }
+    };
+    let verified = Verified {
+        report,
+        bill: summary,
+        same: args.bill.clone(),
+    };
+    out::show(args.output.format, &verified, sentences)?;
+    match verified.report.imbalances.first() {
         None => Ok(0),
         Some(first) => Err(Error::new(Kind::Failed, "the two sides of the books do not agree").because(first)),
     }
 }
 
-fn sentences(report: &Report) -> String {
+fn sentences(verified: &Verified) -> String {
+    let report = &verified.report;
     let part = |ns: u64| format!("{:.2} %", ns as f64 * 100.0 / report.node_ns as f64);
     let mut text = format!(
         "the ledger is whole: {} records in {} segments, {} accounts, {} signatures\n",
@@ -252,5 +278,13 @@ fn sentences(report: &Report) -> String {
     if let Some(first) = &report.first_gap {
         text += &format!("{} gaps; the first at {first}\n", report.gaps);
     }
-    text
+    let same = verified
+        .same
+        .as_ref()
+        .map(|path| format!(", as {} has it", path.display()));
+    text + &format!(
+        "the bill comes to {}{}\n",
+        told(&verified.bill),
+        same.unwrap_or_default()
+    )
 }
