@@ -267,6 +267,22 @@ pub struct Counters {
     pub written_bytes: Option<u64>,
 }
 
+impl Counters {
+    /// What was counted since `before`.
+    #[must_use]
+    pub fn since(self, before: Counters) -> Counters {
+        let rest = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before.unwrap_or_default()));
+        Counters {
+            cpu_ns: self.cpu_ns.saturating_sub(before.cpu_ns),
+            user_ns: rest(self.user_ns, before.user_ns),
+            system_ns: rest(self.system_ns, before.system_ns),
+            memory_peak: self.memory_peak,
+            read_bytes: rest(self.read_bytes, before.read_bytes),
+            written_bytes: rest(self.written_bytes, before.written_bytes),
+        }
+    }
+}
+
 /// All counters of the group.
 pub fn counters(group: &Path) -> std::io::Result<Counters> {
     let number = |file: &str| fs::read_to_string(group.join(file)).ok()?.trim().parse().ok();

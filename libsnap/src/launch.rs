@@ -419,6 +419,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
             micros: begin.elapsed().as_micros() as u64,
         }],
         warnings: Vec::new(),
+        ahead: None,
         point: None,
     })
 }

@@ -401,6 +401,9 @@ pub struct Instance {
     /// What did not go as its owner wanted.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub warnings: Vec<String>,
+    /// What its cgroup had counted before anybody asked for it.
+    #[serde(skip)]
+    pub ahead: Option<crate::cgroup::Counters>,
     /// To what it can be reverted by the process that has restored it.
     #[serde(skip)]
     pub point: Option<Arc<Point>>,

@@ -461,7 +461,10 @@ impl Pool {
         let (sender, jobs) = channel();
         let mut made = self.make(kind.as_ref());
         let thread = made.as_mut().ok().and_then(|ready| match &mut ready.prepared {
-            Some(prepared) => prepared.await_eagerly(),
+            Some(prepared) => {
+                prepared.waits();
+                prepared.await_eagerly()
+            }
             None => ready.spare.as_mut().and_then(Spare::await_eagerly),
         });
         let prepared = made.as_ref().ok().and_then(|ready| ready.prepared.as_ref());

@@ -308,7 +308,10 @@ impl Templates {
                     let forked = Ready::forked(&self.store, nursery, eager.as_ref());
                     match forked.and_then(|ready| ready.warmed(&own)) {
                         Ok(mut ready) => {
-                            ready.prepared.iter_mut().for_each(Prepared::read_ahead);
+                            if let Some(prepared) = &mut ready.prepared {
+                                prepared.read_ahead();
+                                prepared.waits();
+                            }
                             waiting.push_back(ready);
                         }
                         Err(error) => {

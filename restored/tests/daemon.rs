@@ -42,6 +42,7 @@ fn apps_without_a_supervisor_are_followed() {
         total_micros: 0,
         phases: Vec::new(),
         warnings: Vec::new(),
+        ahead: None,
         point: None,
     };
     let mut record = libsnap::store::App::of_instance(&instance, Vec::new()).unwrap();

@@ -243,6 +243,7 @@ fn run_plainly(options: &RunOptions, log: &Path) -> Result<Instance> {
         total_micros: 0,
         phases: Vec::new(),
         warnings: Vec::new(),
+        ahead: None,
         point: None,
     })
 }

@@ -58,6 +58,55 @@ fn processor_time_is_what_was_used() {
     });
 }
 
+/// An instance that was made ready before anybody asked for it has used that for the platform.
+#[test]
+fn what_was_made_ahead_is_not_billed() {
+    in_place("what_was_made_ahead_is_not_billed", |place| {
+        let loads = Loads::new(place)?;
+        let restored = loads.registry.daemon("restored", "")?;
+        let perfd = loads.perfd()?;
+        let name = &loads.name;
+        loads.start(name, 200, 20)?;
+        loads.registry.appshot(&["snapshot", name])?;
+        let _: Value = restored
+            .client
+            .post("/v1/prepare", &json!({ "appshot": name, "instance": true }))?;
+        poll("one to wait", PATIENCE, || {
+            let waiting: Vec<Value> = restored.client.get("/v1/prepare")?;
+            Ok(waiting.iter().any(|one| one["ready"] == 1).then_some(()))
+        })?;
+        let _: Value = restored
+            .client
+            .post("/v1/instances", &json!({ "appshot": name, "name": name }))?;
+        let record = loads.registry.run.join(format!("apps/{name}.json"));
+        let record: Value = serde_json::from_str(&std::fs::read_to_string(record)?)?;
+        let ahead = record["ahead"]["cpu_ns"].as_u64().context("nothing was made ahead")?;
+        loads.burn(name, 2)?;
+        let used = loads.end(name)?;
+        loads.settled()?;
+        perfd.stop()?;
+        let counted = loads.counted()?;
+        note(
+            "what_was_made_ahead_is_not_billed",
+            &format!(
+                "{:.2} ms ahead; {:.2} ms used, {:.2} are billed",
+                ahead as f64 / 1e6,
+                used.cpu_ns as f64 / 1e6,
+                counted[1].get("cpu_ns") as f64 / 1e6
+            ),
+        );
+        ensure!(ahead > 0, "{record}");
+        counted[1].cpu_is(used)?;
+        // Its own end, which it cannot tell of, and nothing of what came before.
+        ensure!(
+            counted[1].get("cpu_ns") < u128::from(used.cpu_ns + ahead),
+            "{ahead} ns ahead, {used:?}, {counted:?}"
+        );
+        loads.verify()?;
+        loads.recompute()
+    });
+}
+
 #[test]
 fn memory_is_held_times_time() {
     in_place("memory_is_held_times_time", |place| {

@@ -90,6 +90,8 @@ pub struct Prepared {
     pager: Option<Pager>,
     /// Where the instance finds what it is.
     directory: Option<Directory>,
+    /// What it had used when it was ready, before anybody asked for it.
+    ahead: Option<cgroup::Counters>,
 }
 
 impl Prepared {
@@ -144,6 +146,7 @@ impl Prepared {
             vdsos,
             pager: None,
             directory,
+            ahead: None,
         };
         prepared.pager = prepared.fill(Protect::All, phases)?;
         Ok(prepared)
@@ -168,6 +171,7 @@ impl Prepared {
             vdsos,
             pager: None,
             directory: None,
+            ahead: None,
         };
         template.fill(Protect::Forked, phases)?;
         Ok(Prepared { way, ..template })
@@ -183,6 +187,7 @@ impl Prepared {
             shared: Shared::default(),
             vdsos,
             pager: None,
+            ahead: None,
         })
     }
 
@@ -255,6 +260,11 @@ impl Prepared {
     /// Its cgroup, which stays the instance's.
     pub fn group(&self) -> Option<&std::path::Path> {
         self.skeleton.group().map(std::path::PathBuf::as_path)
+    }
+
+    /// Nobody has asked for it so far: what it has used, no instance has.
+    pub fn waits(&mut self) {
+        self.ahead = self.group().and_then(|group| cgroup::processor_counters(group).ok());
     }
 
     /// Reads what would have to be read of it when it is asked for.
@@ -405,6 +415,7 @@ impl Prepared {
             mut skeleton,
             pager,
             way,
+            ahead,
             ..
         } = self;
         skeleton.is_bound = options.dies_with_restorer;
@@ -433,6 +444,7 @@ impl Prepared {
             total_micros: begin.elapsed().as_micros() as u64,
             phases: phases.steps.end(),
             warnings: Vec::new(),
+            ahead,
             point,
         })
     }

@@ -40,6 +40,10 @@ pub struct App {
     /// Why it was brought up, where that was said: `request`, `operator`, `recovery` ...
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cause: Option<String>,
+    /// What its cgroup had counted when it began: it had been prepared before anybody asked for
+    /// it, which is the platform's doing.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ahead: Option<cgroup::Counters>,
     /// What its owner wants it to be told.
     #[serde(skip_serializing_if = "Hooks::are_none", default)]
     pub hooks: Hooks,
@@ -89,6 +93,7 @@ impl App {
             exit: None,
             appshot: None,
             cause: None,
+            ahead: instance.ahead,
             hooks: Hooks::default(),
         })
     }

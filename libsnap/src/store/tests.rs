@@ -18,6 +18,7 @@ fn app(name: &str) -> App {
         total_micros: 1,
         phases: Vec::new(),
         warnings: Vec::new(),
+        ahead: None,
         point: None,
     };
     App::of_instance(&instance, vec!["true".to_owned()]).unwrap()

@@ -26,6 +26,7 @@ pub struct Instances {
     /// When the meter began; what began later began with nothing.
     began_ns: u64,
     tenants_ns: u64,
+    ahead_ns: u64,
 }
 
 #[derive(Debug)]
@@ -52,12 +53,18 @@ impl Instances {
             missed: BTreeMap::new(),
             began_ns: began.boot_ns,
             tenants_ns: 0,
+            ahead_ns: 0,
         }
     }
 
     /// CPU time that all of them used since the meter began.
     pub fn tenants_ns(&self) -> u64 {
         self.tenants_ns
+    }
+
+    /// CPU time that those that began since then had used before anybody asked for them.
+    pub fn ahead_ns(&self) -> u64 {
+        self.ahead_ns
     }
 
     /// When the next one is to be looked at.
@@ -74,6 +81,9 @@ impl Instances {
                 continue;
             }
             let live = open(app, store, owners, ledger, at, self.began_ns);
+            if app.started_boot_ns >= self.began_ns {
+                self.ahead_ns += app.ahead.unwrap_or_default().cpu_ns;
+            }
             self.live.insert(app.instance.clone(), live);
         }
         let alive: BTreeSet<&String> = apps.iter().filter(|app| app.alive()).map(|app| &app.instance).collect();
@@ -263,8 +273,8 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
         _ => app
             .cgroup
             .as_deref()
-            .and_then(|group| cgroup::cpu_ns(group).ok())
-            .unwrap_or(u64::MAX),
+            .and_then(|group| cgroup::processor_counters(group).ok())
+            .map_or(u64::MAX, |read| read.since(app.ahead.unwrap_or_default()).cpu_ns),
     };
     Live {
         app: app.clone(),
@@ -357,8 +367,9 @@ impl Live {
         }
     }
 
-    /// What the kernel has counted; never less than before.
+    /// What the kernel has counted since somebody asked for it; never less than before.
     fn take(&mut self, read: &cgroup::Counters) {
+        let read = read.since(self.app.ahead.unwrap_or_default());
         let mut now = self.counters;
         now.cpu_ns = read.cpu_ns;
         now.user_ns = read.user_ns.unwrap_or_default();

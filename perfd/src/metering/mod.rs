@@ -255,7 +255,8 @@ impl Meter {
         self.traffic.look(&self.store, owners, &mut self.ledger, at);
         if at.boot_ns >= self.node_at {
             self.node_at = at.boot_ns + NODE_NS;
-            let look = self.node.look(self.instances.tenants_ns())?;
+            let (tenants_ns, ahead_ns) = (self.instances.tenants_ns(), self.instances.ahead_ns());
+            let look = self.node.look(tenants_ns, ahead_ns)?;
             self.ledger.append(at, Body::Node(look));
             self.board.show_node(look);
             self.ledger.checkpoint(at);

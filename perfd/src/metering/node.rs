@@ -32,12 +32,14 @@ impl Node {
         node
     }
 
-    pub fn look(&mut self, tenants_ns: u64) -> Result<record::Node> {
+    /// What apps have used, and what was used for them before anybody asked for it: that is the
+    /// platform's.
+    pub fn look(&mut self, tenants_ns: u64, ahead_ns: u64) -> Result<record::Node> {
         let what = "/proc/stat";
         let text = std::fs::read_to_string(what).or_fail(|| format!("cannot read {what}"))?;
         let mut look = parse(&text).ok_or_else(|| Error::failed(format!("cannot understand {what}")))?;
         self.platform();
-        (look.tenants_ns, look.platform_ns) = (tenants_ns, self.platform_ns);
+        (look.tenants_ns, look.platform_ns) = (tenants_ns, self.platform_ns + ahead_ns);
         Ok(look)
     }
 
