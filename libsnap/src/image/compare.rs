@@ -328,7 +328,7 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
             FileKind::Pipe { ino } => *ino = inodes.of(*ino),
             FileKind::Socket(socket) => {
                 socket.ino = inodes.of(socket.ino);
-                if let SocketState::Paired { peer, .. } = &mut socket.state
+                if let SocketState::Paired { peer, .. } | SocketState::Joined { peer, .. } = &mut socket.state
                     && *peer != 0
                 {
                     *peer = inodes.of(*peer);

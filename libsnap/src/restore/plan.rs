@@ -4,7 +4,7 @@ use super::rights;
 use super::vdso::{self, Vdso};
 use crate::error::{Error, Kind, Result};
 use crate::identity;
-use crate::image::records::ExternalFile;
+use crate::image::records::{ExternalFile, FileKind, OpenFile, SocketRecord, SocketState};
 use crate::image::{Appshot, Core};
 use crate::memory;
 use crate::target::{Allow, Notice, RestoreOptions, signal_name};
@@ -23,6 +23,9 @@ pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<Vec<Vdso>> {
 /// The same, but for what depends on who asks, and when.
 pub fn here(shot: &Appshot, force_vdso_bridge: bool) -> Result<Vec<Vdso>> {
     needed()?;
+    for file in &shot.manifest.files {
+        connects(file)?;
+    }
     processor(shot)?;
     vdso::plan(shot, force_vdso_bridge)
 }
@@ -101,6 +104,23 @@ fn needed() -> Result<()> {
         }
     }
     crate::kernel::require_unfiltered("cannot restore an appshot").map_err(|e| e.state("nothing was started"))
+}
+
+/// Both ends of a TCP connection are made in repair mode.
+fn connects(file: &OpenFile) -> Result<()> {
+    use caps::{CapSet, Capability::CAP_NET_ADMIN};
+    let joined = |socket: &SocketRecord| matches!(socket.state, SocketState::Joined { .. });
+    let is_end = matches!(&file.kind, FileKind::Socket(socket) if joined(socket));
+    if !is_end || caps::has_cap(None, CapSet::Effective, CAP_NET_ADMIN).unwrap_or(false) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Unavailable, "cannot restore this appshot")
+        .because(format!(
+            "it has a TCP connection, and this process has not the right {CAP_NET_ADMIN}"
+        ))
+        .needs(format!("{CAP_NET_ADMIN}"))
+        .fix("run as root")
+        .state("nothing was started"))
 }
 
 fn processor(shot: &Appshot) -> Result<()> {
