@@ -6,7 +6,7 @@
 //! To leave it without a probe of the peer's window needs Linux 4.19, and takes
 //! SO_REUSEADDR from the socket, which is set again.
 
-use super::{Description, Member};
+use super::{Description, Member, inet};
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
 use crate::proc;
@@ -137,6 +137,12 @@ impl Drop for Repair<'_> {
             tracing::warn!(%errno, "a TCP socket stays in repair mode");
         }
     }
+}
+
+/// Whether the kernel, and who we are, let us.
+pub fn works() -> bool {
+    let socket = inet::socket(libc::AF_INET, libc::SOCK_STREAM, TCP);
+    socket.is_ok_and(|socket| Repair::enter(&socket).and_then(Repair::leave).is_ok())
 }
 
 /// Whether somebody has the socket in repair mode.

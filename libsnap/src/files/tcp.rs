@@ -65,10 +65,11 @@ pub type Ends = HashMap<FileId, Result<End, Refused>>;
 /// Finds them, and looks into them where the app stands still: then there is a journal.
 pub fn look(members: &[Member], descriptions: &[Description], journal: Option<&mut Journal>) -> Result<Ends> {
     let pairs = pairs(descriptions);
+    let works = !pairs.is_empty() && repair::works();
     let mut ends = Ends::new();
     for (one, other) in &pairs {
         for (end, peer) in [(one, other), (other, one)] {
-            ends.insert(end.id, judge(end, peer));
+            ends.insert(end.id, judge(end, peer, works));
         }
     }
     let Some(journal) = journal.filter(|_| !pairs.is_empty() && ends.values().all(Result::is_ok)) else {
@@ -147,15 +148,14 @@ fn parse(raw: &[u8]) -> Option<Address> {
 }
 
 /// What can be told while the app runs.
-fn judge(end: &Description, peer: &Description) -> Result<End, Refused> {
+fn judge(end: &Description, peer: &Description, works: bool) -> Result<End, Refused> {
     if end.id == peer.id {
         return refused("a TCP connection with itself", "close it before the snapshot");
     }
-    let right = caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_NET_ADMIN);
-    if !right.unwrap_or(false) {
+    if !works {
         return refused(
-            "the queues of a TCP connection inside the app cannot be read without CAP_NET_ADMIN",
-            "take the snapshot as root",
+            "the queues of a TCP connection inside the app cannot be read (TCP_REPAIR)",
+            "take the snapshot as root, on Linux 4.19 or later",
         );
     }
     if repair::is_on(&end.dup) {
