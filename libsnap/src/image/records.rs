@@ -845,12 +845,13 @@ pub struct SocketFile {
 /// Bytes as lower-case hex in JSON.
 pub mod hex_bytes {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use std::fmt::Write;
 
     pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = String::with_capacity(bytes.len() * 2);
         for byte in bytes {
-            let _ = write!(text, "{byte:02x}");
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
         }
         to.serialize_str(&text)
     }
