@@ -163,7 +163,7 @@ fn options(context: &Context<'_>, description: &Description, record: &SocketReco
             name,
             value: value?,
         };
-        Some(option.to_be_set())
+        Some(option.evened())
     });
     options.collect()
 }
@@ -185,7 +185,7 @@ const RECKONED: [(i32, i32); 3] = [
 
 impl SockOpt {
     /// Buffers are set to twice a number: to no odd one.
-    fn to_be_set(mut self) -> SockOpt {
+    fn evened(mut self) -> SockOpt {
         let is_size = BUFFERS[..2].contains(&(self.level, self.name));
         if let Some(lowest) = self.value.first_mut().filter(|_| is_size) {
             *lowest &= !1;
