@@ -114,6 +114,7 @@ app_test!(tcp_half_closed, alone);
 app_test!(tcp_full_queues, alone);
 app_test!(tcp_epoll, alone);
 app_test!(tcp_streams, alone);
+app_test!(tcp_urgent, alone, refused);
 app_test!(tcp_ended, alone, refused);
 app_test!(udp, alone);
 app_test!(pty);
