@@ -6,6 +6,8 @@
 //!     {"begin":{..}}     the app, the appshot         before anything is touched
 //!     {"waits":{..}}     time-outs of its threads     before the cgroup is frozen (by rescuers too)
 //!     {"turns":{..}}     when they get a processor    before any is stopped
+//!     {"repair":[..]}    TCP sockets                  before they are read in repair mode; none of
+//!                                                     them afterwards
 //!     {"enter":[..]}     registers, masks, places     before any register changes
 //!     "left"             all that was entered is as it was, and goes on
 //!     "end"              the app ends now             before its first process is killed
@@ -28,6 +30,7 @@
 //! - its cgroup is frozen and its threads are on their way back into their calls;
 //! - some threads run code of ours, or wait in it (see [`crate::executor`]), with
 //!   all signals blocked, and two mappings of ours are there;
+//! - some of its sockets are in repair mode;
 //! - some of its processes were killed: then the rest is, for the appshot is whole.
 //!
 //! The half-written appshot is removed. An app that was being born is ended: its
@@ -38,6 +41,7 @@
 use crate::cgroup;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Executor, Gate};
+use crate::files::repair::Repaired;
 use crate::freeze::{self, Before, Frozen, FrozenProcess, FrozenThread, HELD};
 use crate::ids::HostPid;
 use crate::image;
@@ -74,6 +78,7 @@ enum Line {
     Begin { target: Target, dest: PathBuf },
     Waits(Vec<(HostPid, Wait)>),
     Turns(Vec<(HostPid, Turn)>),
+    Repair(Vec<Repaired>),
     Enter(Vec<Entered>),
     Left,
     End,
@@ -199,6 +204,11 @@ impl Journal {
         let turns = before.turns.iter().map(|(tid, turn)| (*tid, *turn)).collect();
         self.write(&Line::Turns(turns))?;
         self.write(&Line::Waits(waits))
+    }
+
+    /// Notes sockets that are about to be in repair mode: these and no others.
+    pub fn repair(&mut self, repaired: Vec<Repaired>) -> Result<()> {
+        self.write(&Line::Repair(repaired))
     }
 
     /// Notes what the processes have, before anything of it changes.
@@ -367,6 +377,7 @@ fn end_spare(store: &Store, cgroup: &Path) -> Result<()> {
 struct Left {
     begin: Option<(Target, PathBuf)>,
     before: Before,
+    repaired: Vec<Repaired>,
     entered: Vec<Entered>,
     ended: bool,
     birth: Option<String>,
@@ -384,6 +395,7 @@ impl Left {
                 Ok(Line::Begin { target, dest }) => left.begin = Some((target, dest)),
                 Ok(Line::Waits(waits)) => left.before.waits = waits.into_iter().collect(),
                 Ok(Line::Turns(turns)) => left.before.turns = turns.into_iter().collect(),
+                Ok(Line::Repair(repaired)) => left.repaired = repaired,
                 Ok(Line::Enter(entered)) => left.entered.extend(entered),
                 Ok(Line::Left) => left.entered.clear(),
                 Ok(Line::End) => left.ended = true,
@@ -440,6 +452,8 @@ impl Left {
         for (tid, turn) in &self.before.turns {
             turn.give_back(*tid);
         }
+        // First: where nothing else holds the app still, it cannot read from them.
+        self.repaired.iter().try_for_each(Repaired::put_back)?;
         let Some(mut frozen) = self.stop(target, journal)? else {
             return Ok("the app is gone");
         };

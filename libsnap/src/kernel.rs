@@ -185,6 +185,13 @@ pub fn features() -> Vec<Feature> {
             "CONFIG_UNIX_DIAG",
         ),
         feature(
+            "TCP_REPAIR",
+            crate::files::repair::works(),
+            false,
+            "keeping TCP connections inside an app",
+            "Linux 4.19, run as root",
+        ),
+        feature(
             "inet_diag",
             crate::sys::diag::tcp_connections(libc::AF_INET).is_ok(),
             false,

@@ -23,7 +23,8 @@
 use crate::clocks::Timeline;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::executor::{self, Executor, Gate};
-use crate::files::{self, FileTable, Member};
+use crate::files::tcp::Ending;
+use crate::files::{self, FileTable, Member, Still};
 use crate::frames;
 use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::ids::{HostPid, VirtualPid};
@@ -426,6 +427,8 @@ struct Taken {
     vdso: Vec<u8>,
     tables: Tables,
     stock: Stock,
+    /// Of its sockets, for when it is ended.
+    ending: Ending,
     /// To be closed when the app runs again.
     _open: (Ahead, Vec<Member>),
     /// Nothing has to be read of the app any more.
@@ -484,7 +487,11 @@ fn take(
             vec![None; pids.len()],
         ),
     };
-    let table = files::capture(&members, options, Some(frozen.at), &mut tables, &mut refusals)?;
+    let still = Still {
+        since: frozen.at,
+        journal: &mut *journal,
+    };
+    let mut table = files::capture(&members, options, Some(still), &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
     let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
     let mut objects = ipc::look(&numbers, target, &ahead.ipc, &mut tables.shm, true, &mut refusals);
@@ -534,6 +541,7 @@ fn take(
     if is_held {
         tables.shm.hold()?;
     }
+    let ending = std::mem::take(&mut table.ending);
     let mut manifest = manifest(names, target, timeline.app, snaplist, table);
     manifest.seccomp = filters.into_records();
     manifest.participants = participants::of(frozen.processes[0].pid, ahead.participants.as_ref());
@@ -544,6 +552,7 @@ fn take(
         manifest,
         tables,
         stock: std::mem::take(&mut ahead.stock),
+        ending,
         _open: (ahead, members),
         is_held,
     })
@@ -809,7 +818,7 @@ fn finish_running(
 fn finish_standing(
     request: Request<'_>,
     frozen: Frozen,
-    taken: Taken,
+    mut taken: Taken,
     writer: Writer,
     precopy: Option<Precopy>,
     journal: &mut Journal,
@@ -823,6 +832,7 @@ fn finish_standing(
     } = request;
     let let_go = |e: Error| told(e, subject).state("the app was let go and is running as before");
     steps.start("write");
+    let ending = std::mem::take(&mut taken.ending);
     let (appshot, manifest, stored) = taken.store(writer, precopy, request).map_err(let_go)?;
     if options.leave_running {
         let stood = frozen.thaw();
@@ -837,7 +847,11 @@ fn finish_standing(
         return Ok((sealed, stored, frozen.thaw(), rehearsal));
     }
     steps.start("end");
-    Ok((sealed, stored, frozen.kill(target, || journal.end()), rehearsal))
+    let decided = || {
+        journal.end();
+        ending.begin();
+    };
+    Ok((sealed, stored, frozen.kill(target, decided), rehearsal))
 }
 
 /// Lists everything that a snapshot would refuse; touches nothing.

@@ -60,7 +60,10 @@ fn compile(source: &Path, binary: &Path) -> Result<()> {
 }
 
 fn headers_modified() -> Result<SystemTime> {
-    Ok(modified(&source_dir().join("check.h"))?.max(modified(&source_dir().join("registers.h"))?))
+    let headers = ["check.h", "registers.h", "tcp_pair.h"].map(|name| modified(&source_dir().join(name)));
+    headers
+        .into_iter()
+        .try_fold(SystemTime::UNIX_EPOCH, |newest, header| Ok(newest.max(header?)))
 }
 
 fn modified(path: &Path) -> Result<SystemTime> {

@@ -524,6 +524,22 @@ fn port_taken() {
     });
 }
 
+/// Another instance has the connection, and goes on over it.
+#[test]
+fn connection_taken() {
+    trial("connection_taken", |place| {
+        let app = start(place, "tcp_streams")?;
+        let shot = place.path("appshot");
+        app.freeze(&shot)?;
+        app.wait_gone()?;
+        let first = place.restore(&shot).context("first restore")?;
+        let second = place.restore(&shot).map(drop);
+        let error = fails("a taken connection", second, &[Kind::Conflict])?;
+        names(&error, "there is one with these addresses")?;
+        passes(place, first)
+    });
+}
+
 #[test]
 fn pid_taken() {
     trial("pid_taken", |place| {

@@ -190,23 +190,33 @@ fn stride() -> usize {
 /// The requester undoes before it answers, whatever its worker was at.
 #[test]
 fn worker() {
-    trial("worker", |registry| {
-        registry.start("steadfast")?;
-        let before = Fingerprint::take(registry.top()?);
-        for moment in (1..ENOUGH).step_by(stride()) {
-            let taken = registry.snapshot(&format!("--worker:{moment}"))?;
-            let untouched = || -> Result<()> {
-                judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE)?;
-                registry.nothing_pending()
-            };
-            untouched().with_context(|| format!("moment {moment}: {}", told(&taken)))?;
-            if taken.status.success() {
-                note("worker", &format!("killed at {} moments", moment / stride()));
-                return registry.passes();
-            }
-        }
-        bail!("the snapshot has more than {ENOUGH} moments")
+    trial("worker", |registry| killed_worker(registry, "steadfast"));
+}
+
+/// No socket stays in repair mode, which the next snapshot would refuse.
+#[test]
+fn worker_that_reads_connections() {
+    trial("worker_that_reads_connections", |registry| {
+        killed_worker(registry, "tcp_inside")
     });
+}
+
+fn killed_worker(registry: &Registry<'_>, program: &str) -> Result<()> {
+    registry.start(program)?;
+    let before = Fingerprint::take(registry.top()?);
+    for moment in (1..ENOUGH).step_by(stride()) {
+        let taken = registry.snapshot(&format!("--worker:{moment}"))?;
+        let untouched = || -> Result<()> {
+            judge_untouched(&before, &Fingerprint::take(registry.top()?), Changes::NONE)?;
+            registry.nothing_pending()
+        };
+        untouched().with_context(|| format!("moment {moment}: {}", told(&taken)))?;
+        if taken.status.success() {
+            note(program, &format!("killed at {} moments", moment / stride()));
+            return registry.passes();
+        }
+    }
+    bail!("the snapshot has more than {ENOUGH} moments")
 }
 
 /// The requester stands still, as if it were not there: the guard undoes alone.

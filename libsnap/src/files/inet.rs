@@ -1,8 +1,8 @@
 //! TCP and UDP sockets (tcp(7), udp(7)).
 //!
 //! Listening and unconnected sockets are bound again; the listen backlog is read
-//! from TCP_INFO. A connection whose peer is outside the app is refused, or
-//! restored as closed by its peer (`--tcp=close`). Queued datagrams are peeked at
+//! from TCP_INFO. A connection inside the app is kept ([`super::tcp`]); one whose peer is
+//! outside is refused, or restored as closed by its peer (`--tcp=close`). Queued datagrams are peeked at
 //! and sent again, by the app's own socket that has the sender's address or by
 //! one that has it for that moment; sockets are connected after that, since a
 //! connected one takes from its peer only.
@@ -38,7 +38,7 @@ pub fn socket(domain: i32, kind: i32, protocol: i32) -> Sys<OwnedFd> {
 
 pub fn capture(context: &Context<'_>, description: &Description, record: &mut SocketRecord) -> Result<(), Refused> {
     record.state = match (record.kind, record.protocol) {
-        (libc::SOCK_STREAM, libc::IPPROTO_TCP) => tcp(context, description)?,
+        (libc::SOCK_STREAM, libc::IPPROTO_TCP) => tcp(context, description, record)?,
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => udp(context, description, record)?,
         (_, 262) => {
             return refused(
@@ -64,7 +64,10 @@ fn is_bound(name: &[u8]) -> bool {
     name.get(2..4).is_some_and(|port| port != [0, 0])
 }
 
-fn tcp(context: &Context<'_>, description: &Description) -> Result<SocketState, Refused> {
+fn tcp(context: &Context<'_>, description: &Description, record: &mut SocketRecord) -> Result<SocketState, Refused> {
+    if let Some(end) = context.tcp.get(&description.id) {
+        return Ok(end.clone()?.record(name_of(description), record));
+    }
     let info = diag::getsockopt(&description.dup, libc::IPPROTO_TCP, libc::TCP_INFO, 256)
         .map_err(|e| (format!("its state cannot be read: {e}"), "try again".to_owned()))?;
     let word = |at: usize| {
@@ -328,7 +331,8 @@ pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
     let made = socket(record.domain, record.kind, record.protocol).or_fail(|| "cannot make a socket")?;
     sockets::set_options(&made, record)?;
     match &record.state {
-        SocketState::Fresh | SocketState::Paired { .. } | SocketState::Severed => {}
+        // The ends of a connection come last, all together.
+        SocketState::Fresh | SocketState::Paired { .. } | SocketState::Joined { .. } | SocketState::Severed => {}
         SocketState::Bound { name, .. } => bind(&made, name, record)?,
         SocketState::Listening { name, backlog, .. } => {
             bind(&made, name, record)?;
@@ -358,14 +362,16 @@ fn bind(made: &OwnedFd, name: &[u8], record: &SocketRecord) -> Result<()> {
     if !wanted && record.kind == libc::SOCK_STREAM {
         reuse(0).ok();
     }
-    bound.map_err(|errno| {
-        let error = Error::new(Kind::Conflict, format!("cannot bind {}", shown(name))).because(errno);
-        match errno {
-            nix::Error::EADDRINUSE => error.fix("end the program that uses this port"),
-            nix::Error::EADDRNOTAVAIL => error.fix("give this host the address, or restore on the host that has it"),
-            _ => error,
-        }
-    })
+    bound.map_err(|errno| not_bound(errno, name))
+}
+
+pub fn not_bound(errno: nix::Error, name: &[u8]) -> Error {
+    let error = Error::new(Kind::Conflict, format!("cannot bind {}", shown(name))).because(errno);
+    match errno {
+        nix::Error::EADDRINUSE => error.fix("end the program that uses this port"),
+        nix::Error::EADDRNOTAVAIL => error.fix("give this host the address, or restore on the host that has it"),
+        _ => error,
+    }
 }
 
 /// A connected socket whose peer has closed: reading gives what is left (nothing),

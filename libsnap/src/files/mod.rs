@@ -16,13 +16,16 @@ pub mod paths;
 pub mod pipes;
 pub mod pty;
 pub mod pty_queue;
+pub mod repair;
 pub mod sockets;
+pub mod tcp;
 pub mod unix;
 
 use crate::clocks::{Reading, Timeline};
 use crate::error::{OrFail, Result};
 use crate::ids::{FdNum, FileId, HostPid, VirtualPid};
 use crate::image::records::{FdEntry, FileKind, FileOwner, OpenFile, PipeRecord};
+use crate::journal::Journal;
 use crate::memory::{FileKey, Tables};
 use crate::nsthread;
 use crate::proc::{self, Fields};
@@ -98,6 +101,8 @@ pub struct FileTable {
     pub pipes: Vec<PipeRecord>,
     /// Per member, in its order.
     pub fds: Vec<Vec<FdEntry>>,
+    /// For when the app is ended.
+    pub ending: tcp::Ending,
 }
 
 /// What the capture of one kind may look at.
@@ -108,6 +113,8 @@ pub struct Context<'a> {
     pub descriptions: &'a [Description],
     pub fds: &'a [Vec<FdEntry>],
     pub unix: HashMap<u64, UnixSocket>,
+    /// TCP connections inside the app.
+    pub tcp: tcp::Ends,
     /// Options of fresh sockets, by family, type and protocol.
     pub usual: RefCell<HashMap<(i32, i32, i32), sockets::Usual>>,
     /// The app stands still since then: queues may be looked into.
@@ -129,22 +136,31 @@ impl Context<'_> {
     }
 }
 
+/// An app that stands still: since when, and where is noted what is done to it.
+#[derive(Debug)]
+pub struct Still<'a> {
+    pub since: Reading,
+    pub journal: &'a mut Journal,
+}
+
 /// Captures the descriptors of all members.
 pub fn capture(
     members: &[Member],
     options: &SnapshotOptions,
-    frozen: Option<Reading>,
+    still: Option<Still<'_>>,
     tables: &mut Tables,
     refusals: &mut Refusals,
 ) -> Result<FileTable> {
     let mut table = FileTable::default();
     let descriptions = describe(members, &mut table.fds)?;
+    let frozen = still.as_ref().map(|still| still.since);
     let context = Context {
         members,
         options,
         descriptions: &descriptions,
         fds: &table.fds,
         unix: unix_table(members, &descriptions)?,
+        tcp: tcp::look(members, &descriptions, still.map(|still| still.journal))?,
         usual: RefCell::default(),
         frozen,
     };
@@ -162,6 +178,8 @@ pub fn capture(
             }
         }
     }
+    let ends = context.tcp;
+    table.ending = tcp::Ending::of(&ends, descriptions);
     Ok(table)
 }
 
@@ -373,6 +391,7 @@ pub fn restore_all(
     }
     unix.finish(builder, &made, manifest)?;
     inet::finish(&made, manifest)?;
+    tcp::finish(&made, manifest)?;
     pty::lock(&made, manifest)?;
     drop(ptys);
     for file in &manifest.files {

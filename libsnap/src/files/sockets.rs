@@ -8,6 +8,7 @@ use super::{Builder, Context, Description, Refused, inet, refused, unix};
 use crate::error::{OrFail, Result};
 use crate::image::limits;
 use crate::image::records::{FileKind, Message, Sender, SockOpt, SocketRecord, SocketState};
+use crate::sys::Sys;
 use crate::sys::diag::{self, Peeked};
 use crate::sys::fd as sysfd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,12 +17,20 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const SOL_TCP: i32 = libc::IPPROTO_TCP;
 const SOL_UDP: i32 = libc::IPPROTO_UDP;
+const SO_MAX_PACING_RATE: i32 = 47;
+const TCP_NOTSENT_LOWAT: i32 = 25;
+const TCP_INQ: i32 = 36;
+
+/// Whether the sizes of the buffers were set (SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK): the kernel
+/// does not change them by itself then. Linux 5.14.
+const SO_BUF_LOCK: i32 = 72;
 
 /// Options that can be read and set. Buffer sizes are set first: data queued
 /// needs their room.
-pub const OPTIONS: [(i32, i32); 49] = [
+pub const OPTIONS: [(i32, i32); 55] = [
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
+    (libc::SOL_SOCKET, SO_BUF_LOCK),
     (libc::SOL_SOCKET, libc::SO_REUSEADDR),
     (libc::SOL_SOCKET, libc::SO_REUSEPORT),
     (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
@@ -40,6 +49,7 @@ pub const OPTIONS: [(i32, i32); 49] = [
     (libc::SOL_SOCKET, libc::SO_BUSY_POLL),
     (libc::SOL_SOCKET, libc::SO_NO_CHECK),
     (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
+    (libc::SOL_SOCKET, SO_MAX_PACING_RATE),
     (libc::IPPROTO_IP, libc::IP_TOS),
     (libc::IPPROTO_IP, libc::IP_TTL),
     (libc::IPPROTO_IP, libc::IP_RECVERR),
@@ -59,6 +69,10 @@ pub const OPTIONS: [(i32, i32); 49] = [
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
     (SOL_TCP, libc::TCP_MAXSEG),
     (SOL_TCP, libc::TCP_NODELAY),
+    (SOL_TCP, libc::TCP_CORK),
+    (SOL_TCP, libc::TCP_LINGER2),
+    (SOL_TCP, TCP_NOTSENT_LOWAT),
+    (SOL_TCP, TCP_INQ),
     (SOL_TCP, libc::TCP_KEEPIDLE),
     (SOL_TCP, libc::TCP_KEEPINTVL),
     (SOL_TCP, libc::TCP_KEEPCNT),
@@ -112,7 +126,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     Ok(FileKind::Socket(Box::new(record)))
 }
 
-fn fresh(record: &SocketRecord) -> crate::sys::Sys<OwnedFd> {
+fn fresh(record: &SocketRecord) -> Sys<OwnedFd> {
     inet::socket(record.domain, record.kind, record.protocol)
 }
 
@@ -136,15 +150,48 @@ fn options(context: &Context<'_>, description: &Description, record: &SocketReco
     };
     let found = all_options(&description.dup).into_iter();
     let found = found.zip(usual.iter()).zip(OPTIONS);
-    let differs = found.filter(|((value, usual), _)| value != *usual);
+    let differs = found.filter(|((value, usual), option)| match record.state {
+        SocketState::Joined { .. } if BUFFERS.contains(option) => true,
+        SocketState::Joined { .. } if RECKONED.contains(option) => false,
+        // Set together with a size.
+        _ if *option == (libc::SOL_SOCKET, SO_BUF_LOCK) => false,
+        _ => value != *usual,
+    });
     let options = differs.filter_map(|((value, _), (level, name))| {
-        Some(SockOpt {
+        let option = SockOpt {
             level,
             name,
             value: value?,
-        })
+        };
+        Some(option.evened())
     });
     options.collect()
+}
+
+/// What the buffers of a connection have grown to, whether they were set or not.
+const BUFFERS: [(i32, i32); 3] = [
+    (libc::SOL_SOCKET, libc::SO_SNDBUF),
+    (libc::SOL_SOCKET, libc::SO_RCVBUF),
+    (libc::SOL_SOCKET, SO_BUF_LOCK),
+];
+
+/// What a connection shows here is the kernel's: the segments that it sends, how far the
+/// first of its peer had come, what bind(2) makes of a socket.
+const RECKONED: [(i32, i32); 3] = [
+    (SOL_TCP, libc::TCP_MAXSEG),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+];
+
+impl SockOpt {
+    /// Buffers are set to twice a number: to no odd one.
+    fn evened(mut self) -> SockOpt {
+        let is_size = BUFFERS[..2].contains(&(self.level, self.name));
+        if let Some(lowest) = self.value.first_mut().filter(|_| is_size) {
+            *lowest &= !1;
+        }
+        self
+    }
 }
 
 /// Who sent a message is noted by what is set when it is sent: set once all that
@@ -186,6 +233,27 @@ fn set<'a>(fd: &OwnedFd, options: impl Iterator<Item = &'a SockOpt>) -> Result<(
             .or_fail(|| format!("cannot set socket option {}:{} again", option.level, option.name))?;
     }
     Ok(())
+}
+
+/// Sets the sizes of the buffers again, as they were.
+pub fn set_buffers(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {
+    let is_one = |option: &&SockOpt| BUFFERS.contains(&(option.level, option.name));
+    set(fd, record.options.iter().filter(is_one))
+}
+
+/// The same of one of them.
+pub fn set_buffer(fd: &OwnedFd, record: &SocketRecord, which: i32) -> Sys<()> {
+    let is_it = |option: &&SockOpt| (option.level, option.name) == (libc::SOL_SOCKET, which);
+    record.options.iter().filter(is_it).try_for_each(|option| {
+        let (name, value) = forced(option);
+        diag::setsockopt(fd, option.level, name, &value)
+    })
+}
+
+/// A buffer (SO_SNDBUFFORCE, SO_RCVBUFFORCE) that takes whatever was queued.
+pub fn make_room(fd: &OwnedFd, which: i32) -> Sys<()> {
+    const ENOUGH: i32 = 1 << 29;
+    diag::setsockopt(fd, libc::SOL_SOCKET, which, &ENOUGH.to_ne_bytes())
 }
 
 /// The kernel doubles the buffer sizes it is given, and caps them unless forced.

@@ -8,7 +8,7 @@
 
 mod timers;
 
-use super::records::{Blocked, Clocks, FileKind, LockKind, Manifest, SocketState, Vma, VmaKind};
+use super::records::{Blocked, Clocks, FileKind, LockKind, Manifest, Message, SocketRecord, SocketState, Vma, VmaKind};
 use super::{Appshot, Core, PAGE, ProcessImage, Segment, ThreadImage};
 use crate::error::{OrFail, Result};
 use crate::ids::{FileId, ShmId, VirtualPid};
@@ -19,7 +19,7 @@ use std::fmt;
 use std::hash::Hash;
 
 /// Fields that may differ, and why. A part `*` of a name stands for any, `**` for any rest.
-pub const MAY_DIFFER: [(&str, &str); 10] = [
+pub const MAY_DIFFER: [(&str, &str); 13] = [
     ("manifest/app", "an instance has a name of its own"),
     ("manifest/product", "who wrote it"),
     ("manifest/created_unix_ms", "when it was written"),
@@ -32,6 +32,15 @@ pub const MAY_DIFFER: [(&str, &str); 10] = [
         "manifest/files/*/kind/timerfd/settime_flags",
         "a timer of a clock that nobody sets is armed for an instant",
     ),
+    (
+        "manifest/files/*/kind/socket/state/joined/connection/window",
+        "what one end of a TCP connection offers comes with each segment that the kernel sends by itself",
+    ),
+    (
+        "manifest/files/*/kind/socket/state/joined/connection/peer_window_max",
+        "the same",
+    ),
+    ("manifest/files/*/kind/socket/state/joined/connection/clamp", "the same"),
     (
         "process/*/vmas/*/huge_bytes",
         "the kernel may not find a huge page at once",
@@ -181,6 +190,7 @@ impl Named {
     fn of(shot: &Appshot) -> Named {
         let mut manifest = shot.manifest.clone();
         let mut images: Vec<ProcessImage> = shot.cores.iter().map(|core| core.image.clone()).collect();
+        deliver(&mut manifest);
         name_by_order(&mut manifest, &mut images);
         for image in &mut images {
             image.vmas = joined(std::mem::take(&mut image.vmas));
@@ -293,6 +303,55 @@ impl<N: Hash + Eq + Copy> Names<N> {
     }
 }
 
+/// The kernel goes on to deliver what one end of a TCP connection has sent, and fits buffers
+/// to that unless they were set: what is unsent counts as received, an end too.
+fn deliver(manifest: &mut Manifest) {
+    /// SO_SNDBUF and SO_RCVBUF, with their bits of SO_BUF_LOCK.
+    const BUFFERS: [(i32, u8); 2] = [(7, 1), (8, 2)];
+    const SO_BUF_LOCK: i32 = 72;
+    const SOL_SOCKET: i32 = 1;
+    const SEND: u8 = 2;
+    const RECEIVE: u8 = 1;
+    let mut unsent: HashMap<u64, (Vec<u8>, bool)> = HashMap::new();
+    for socket in sockets(manifest) {
+        let SocketState::Joined { peer, connection, .. } = &mut socket.state else {
+            continue;
+        };
+        let ended = socket.shutdown & SEND != 0;
+        unsent.insert(*peer, (std::mem::take(&mut connection.unsent), ended));
+        let lock = socket.options.iter().find(|option| option.name == SO_BUF_LOCK);
+        let set = lock.and_then(|option| option.value.first()).map_or(3, |bits| *bits);
+        let grows = |name: i32| BUFFERS.iter().any(|(buffer, bit)| *buffer == name && set & bit == 0);
+        socket
+            .options
+            .retain(|option| option.level != SOL_SOCKET || !grows(option.name));
+    }
+    for socket in sockets(manifest) {
+        let Some((more, ended)) = unsent.remove(&socket.ino) else {
+            continue;
+        };
+        if ended {
+            socket.shutdown |= RECEIVE;
+        }
+        match socket.queue.first_mut() {
+            _ if more.is_empty() => {}
+            Some(queued) => queued.data.extend(more),
+            None => socket.queue.push(Message {
+                data: more,
+                from: Vec::new(),
+                sender: None,
+            }),
+        }
+    }
+}
+
+fn sockets(manifest: &mut Manifest) -> impl Iterator<Item = &mut SocketRecord> {
+    manifest.files.iter_mut().filter_map(|file| match &mut file.kind {
+        FileKind::Socket(socket) => Some(&mut **socket),
+        _ => None,
+    })
+}
+
 fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
     let mut files: Names<u32> = Names::new();
     let mut objects: Names<u32> = Names::new();
@@ -328,7 +387,7 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
             FileKind::Pipe { ino } => *ino = inodes.of(*ino),
             FileKind::Socket(socket) => {
                 socket.ino = inodes.of(socket.ino);
-                if let SocketState::Paired { peer, .. } = &mut socket.state
+                if let SocketState::Paired { peer, .. } | SocketState::Joined { peer, .. } = &mut socket.state
                     && *peer != 0
                 {
                     *peer = inodes.of(*peer);

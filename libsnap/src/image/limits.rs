@@ -60,6 +60,10 @@ pub const SOCKET_OPTION_BYTES: usize = 65536;
 /// `struct sockaddr_storage`.
 pub const SOCKADDR_BYTES: usize = 128;
 pub const MESSAGES_PER_SOCKET: usize = 1 << 20;
+/// Segments, from the least that RFC 791 has a path carry; windows and their scale (RFC 7323).
+pub const TCP_MSS: std::ops::RangeInclusive<u32> = 28..=65535;
+pub const TCP_WINDOW: u32 = 1 << 30;
+pub const TCP_WINDOW_SCALE: u8 = 14;
 pub const PIPE_CAPACITY: u32 = 1 << 31;
 /// `struct termios2`.
 pub const TERMIOS_BYTES: usize = 44;

@@ -800,8 +800,38 @@ pub enum SocketState {
         #[serde(with = "hex_bytes")]
         peer: Vec<u8>,
     },
+    /// TCP: connected with the socket of this inode, inside the app, whose name is the
+    /// address of the peer.
+    Joined {
+        #[serde(with = "hex_bytes")]
+        name: Vec<u8>,
+        peer: u64,
+        connection: Box<Connection>,
+    },
     /// A connection to outside that is restored as closed by its peer (`--tcp=close`).
     Severed,
+}
+
+/// A TCP connection as one end has it. Its sequence numbers are nobody else's, and not kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Connection {
+    /// The largest segment that the peer takes.
+    pub mss: u32,
+    /// By what powers of two the peer's windows and its own are told, where they are.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub scales: Option<(u8, u8)>,
+    pub sack: bool,
+    pub timestamps: bool,
+    /// How much more it has said that the peer may send.
+    pub window: u32,
+    /// The most that the peer has ever said.
+    pub peer_window_max: u32,
+    /// TCP_WINDOW_CLAMP.
+    pub clamp: u32,
+    /// What the app has written to it and the peer has not received.
+    #[serde(with = "hex_bytes")]
+    pub unsent: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -815,12 +845,13 @@ pub struct SocketFile {
 /// Bytes as lower-case hex in JSON.
 pub mod hex_bytes {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use std::fmt::Write;
 
     pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = String::with_capacity(bytes.len() * 2);
         for byte in bytes {
-            let _ = write!(text, "{byte:02x}");
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
         }
         to.serialize_str(&text)
     }

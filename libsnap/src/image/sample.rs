@@ -182,6 +182,31 @@ fn files() -> Vec<OpenFile> {
             }],
         }))
     };
+    let end = |ino, peer, port| {
+        FileKind::Socket(Box::new(SocketRecord {
+            ino,
+            domain: 2,
+            kind: 1,
+            protocol: 6,
+            state: SocketState::Joined {
+                name: vec![2, 0, 0x9c, port, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+                peer,
+                connection: Box::new(Connection {
+                    mss: 65495,
+                    scales: Some((7, 7)),
+                    sack: true,
+                    timestamps: true,
+                    window: 65536,
+                    peer_window_max: 65536,
+                    clamp: 65536,
+                    unsent: vec![0, 255],
+                }),
+            },
+            options: Vec::new(),
+            shutdown: 2,
+            queue: Vec::new(),
+        }))
+    };
     let time = TimerValue {
         interval_ns: 0,
         value_ns: 10,
@@ -253,6 +278,8 @@ fn files() -> Vec<OpenFile> {
             index: 0,
             through_tty: false,
         },
+        end(95, 96, 1),
+        end(96, 95, 2),
     ];
     let owner = Some(FileOwner {
         kind: 1,
@@ -270,7 +297,7 @@ fn files() -> Vec<OpenFile> {
 }
 
 pub fn process(pid: i32, ppid: i32) -> ProcessImage {
-    let fds = (0..14).map(|n| FdEntry {
+    let fds = (0..16).map(|n| FdEntry {
         fd: FdNum(n),
         file: FileId(n as u32),
         cloexec: n > 2,

@@ -8,9 +8,15 @@ use super::validate::{count, path, text};
 use super::{MANIFEST, limits, validate_ipc};
 use crate::error::Result;
 use crate::ids::{FdNum, FileId, ShmId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 const PART: &str = MANIFEST;
+
+/// What a TCP socket is made of (socket(2)).
+const INET: i32 = 2;
+const INET6: i32 = 10;
+const STREAM: i32 = 1;
+const TCP: i32 = 6;
 
 /// The names that records use for each other.
 #[derive(Default)]
@@ -19,6 +25,8 @@ struct Names {
     shmem: BTreeSet<ShmId>,
     pipes: BTreeSet<u64>,
     sockets: BTreeSet<u64>,
+    /// Ends of TCP connections, and which is the other.
+    joined: BTreeMap<u64, u64>,
     ptys: BTreeSet<u32>,
 }
 
@@ -64,6 +72,9 @@ fn collect_names(manifest: &Manifest) -> Result<Names> {
         if let FileKind::Socket(socket) = &file.kind {
             let new = socket.ino != 0 && names.sockets.insert(socket.ino);
             ensure(new, PART, || format!("socket {} is listed twice", socket.ino))?;
+            if let SocketState::Joined { peer, .. } = socket.state {
+                names.joined.insert(socket.ino, peer);
+            }
         }
     }
     Ok(names)
@@ -145,6 +156,7 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
             self::socket(id, socket)?;
             match socket.state {
                 SocketState::Paired { peer, .. } => has(peer == 0 || names.sockets.contains(&peer), "peer"),
+                SocketState::Joined { peer, .. } => has(names.joined.get(&peer) == Some(&socket.ino), "peer"),
                 _ => Ok(()),
             }
         }
@@ -195,8 +207,22 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
             [name, &[]]
         }
         SocketState::Connected { name, peer } => [name, peer],
+        SocketState::Joined { name, .. } => [name, &[]],
         SocketState::Fresh | SocketState::Severed => [&[], &[]],
     };
+    if let SocketState::Joined { peer, connection, .. } = &socket.state {
+        let is_tcp = (socket.domain, socket.kind, socket.protocol);
+        let sound = [(INET, STREAM, TCP), (INET6, STREAM, TCP)].contains(&is_tcp)
+            && *peer != socket.ino
+            && socket.queue.len() <= 1
+            && limits::TCP_MSS.contains(&connection.mss)
+            && connection.window.max(connection.peer_window_max) <= limits::TCP_WINDOW
+            && connection.clamp <= i32::MAX as u32
+            && connection
+                .scales
+                .is_none_or(|(peer, own)| peer.max(own) <= limits::TCP_WINDOW_SCALE);
+        ensure(sound, PART, || format!("file {id}: its TCP connection is malformed"))?;
+    }
     let senders = socket.queue.iter().map(|message| message.from.as_slice());
     let longest = addresses.into_iter().chain(senders).map(<[u8]>::len).max().unwrap_or(0);
     count(PART, "bytes of a socket address", longest, limits::SOCKADDR_BYTES)

@@ -43,6 +43,17 @@ fn other_versions_and_machines_are_refused() {
     assert_eq!(error.state.as_deref(), Some("nothing was started"));
 }
 
+/// The last file, an end of a TCP connection: who the other is, and what they have agreed on.
+fn end(manifest: &mut Manifest) -> (&mut u64, &mut Connection) {
+    match manifest.files.last_mut().map(|file| &mut file.kind) {
+        Some(FileKind::Socket(socket)) => match &mut socket.state {
+            SocketState::Joined { peer, connection, .. } => (peer, connection),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn bad_manifests_are_refused() {
     let changes: Vec<Change<Manifest>> = vec![
@@ -84,6 +95,11 @@ fn bad_manifests_are_refused() {
         ),
         ("out of place", Box::new(|m| m.shmem[0].runs[1].1 = u64::MAX)),
         ("capacity", Box::new(|m| m.pipes[0].capacity = 3)),
+        ("peer is not listed", Box::new(|m| *end(m).0 = 91)),
+        ("peer is not listed", Box::new(|m| drop(m.files.pop()))),
+        ("malformed", Box::new(|m| end(m).1.mss = 0)),
+        ("malformed", Box::new(|m| end(m).1.window = u32::MAX)),
+        ("malformed", Box::new(|m| end(m).1.scales = Some((15, 0)))),
     ];
     for (expected, change) in changes {
         let error = manifest_with(change);

@@ -3,8 +3,9 @@
 use super::rights;
 use super::vdso::{self, Vdso};
 use crate::error::{Error, Kind, Result};
+use crate::files::repair;
 use crate::identity;
-use crate::image::records::ExternalFile;
+use crate::image::records::{ExternalFile, FileKind, OpenFile, SocketState};
 use crate::image::{Appshot, Core};
 use crate::memory;
 use crate::target::{Allow, Notice, RestoreOptions, signal_name};
@@ -23,6 +24,7 @@ pub fn check(shot: &Appshot, options: &RestoreOptions) -> Result<Vec<Vdso>> {
 /// The same, but for what depends on who asks, and when.
 pub fn here(shot: &Appshot, force_vdso_bridge: bool) -> Result<Vec<Vdso>> {
     needed()?;
+    connects(shot)?;
     processor(shot)?;
     vdso::plan(shot, force_vdso_bridge)
 }
@@ -101,6 +103,22 @@ fn needed() -> Result<()> {
         }
     }
     crate::kernel::require_unfiltered("cannot restore an appshot").map_err(|e| e.state("nothing was started"))
+}
+
+/// Both ends of a TCP connection are made in repair mode.
+fn connects(shot: &Appshot) -> Result<()> {
+    let is_end = |file: &OpenFile| match &file.kind {
+        FileKind::Socket(socket) => matches!(socket.state, SocketState::Joined { .. }),
+        _ => false,
+    };
+    if !shot.manifest.files.iter().any(is_end) || repair::works() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Unavailable, "cannot restore this appshot")
+        .because("it has a TCP connection inside, and none can be made as it was (TCP_REPAIR)")
+        .needs("CAP_NET_ADMIN, Linux 4.19")
+        .fix("run as root")
+        .state("nothing was started"))
 }
 
 fn processor(shot: &Appshot) -> Result<()> {

@@ -46,6 +46,19 @@ pub fn send_fds(socket: &impl AsRawFd, fds: &[BorrowedFd<'_>]) -> Sys<()> {
     sendmsg::<()>(socket.as_raw_fd(), &data, &rights, MsgFlags::empty(), None).map(drop)
 }
 
+/// poll(2) without waiting: which of these events there are. Also those that nix has no
+/// name for (POLLRDHUP).
+pub fn events(fd: &impl AsRawFd, wanted: i16) -> Sys<i16> {
+    let mut polled = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: wanted,
+        revents: 0,
+    };
+    // SAFETY: `polled` is live, and one.
+    check(i64::from(unsafe { libc::poll(&mut polled, 1, 0) }))?;
+    Ok(polled.revents)
+}
+
 /// An ioctl that fills an `i32`.
 pub fn ioctl_i32(fd: &impl AsRawFd, request: u64) -> Sys<i32> {
     let mut value = 0i32;

@@ -99,6 +99,7 @@ fn is_unfit(kind: &FileKind, manifest: &Manifest) -> Option<&'static str> {
         FileKind::Socket(socket) if !socket.queue.is_empty() => Some("it has a socket with something in it"),
         FileKind::Socket(socket) => match socket.state {
             SocketState::Severed => Some("it has a severed connection"),
+            SocketState::Joined { .. } => Some("it has a TCP connection with itself"),
             _ => None,
         },
         FileKind::Timerfd { .. } => Some("it has a timerfd"),

@@ -1,0 +1,218 @@
+//! The repair mode of a TCP socket (TCP_REPAIR of `linux/tcp.h`, Linux 3.5; takes
+//! CAP_NET_ADMIN in its network).
+//!
+//! A socket in it shows its queues and sequence numbers, and takes others; it connects and
+//! is closed without a word to its peer. Its owner can neither read nor write meanwhile.
+//! To leave it without a probe of the peer's window needs Linux 4.19, and takes
+//! SO_REUSEADDR from the socket, which is set again.
+
+use super::{Description, Member, inet};
+use crate::error::{OrFail, Result};
+use crate::ids::HostPid;
+use crate::proc;
+use crate::sys::{Sys, diag, task};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+const TCP: i32 = libc::IPPROTO_TCP;
+const ON: i32 = 1;
+/// TCP_REPAIR_OFF_NO_WP.
+const OFF_SILENTLY: i32 = -1;
+const TCP_REPAIR_WINDOW: i32 = 29;
+
+/// What is shown and taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    Received = 1,
+    Sent = 2,
+}
+
+/// `struct tcp_repair_window`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Sequence number of the segment by which the peer told its window last.
+    pub told_at: u32,
+    /// What may be sent, and the most that ever might be.
+    pub peer: u32,
+    pub peer_max: u32,
+    /// What was offered to the peer, counted from `own_from`.
+    pub own: u32,
+    pub own_from: u32,
+}
+
+/// A socket that is in repair mode as long as this lives.
+#[derive(Debug)]
+#[must_use]
+pub struct Repair<'a> {
+    socket: &'a OwnedFd,
+    reuse: i32,
+}
+
+impl<'a> Repair<'a> {
+    pub fn enter(socket: &'a OwnedFd) -> Sys<Repair<'a>> {
+        let reuse = reuse(socket)?;
+        crate::sys::moment();
+        set(socket, libc::TCP_REPAIR, ON)?;
+        Ok(Repair { socket, reuse })
+    }
+
+    pub fn leave(self) -> Sys<()> {
+        let (socket, reuse) = (self.socket, self.reuse);
+        std::mem::forget(self);
+        leave(socket, reuse)
+    }
+
+    pub fn choose(&self, queue: Queue) -> Sys<()> {
+        set(self.socket, libc::TCP_REPAIR_QUEUE, queue as i32)
+    }
+
+    /// Of the chosen queue: the number of the next byte that is written, or comes.
+    pub fn sequence(&self) -> Sys<u32> {
+        diag::getsockopt_i32(self.socket, TCP, libc::TCP_QUEUE_SEQ).map(|number| number as u32)
+    }
+
+    /// The same of one that is not connected yet.
+    pub fn set_sequence(&self, number: u32) -> Sys<()> {
+        set(self.socket, libc::TCP_QUEUE_SEQ, number as i32)
+    }
+
+    /// The largest segment that the peer takes.
+    pub fn mss(&self) -> Sys<u32> {
+        diag::getsockopt_i32(self.socket, TCP, libc::TCP_MAXSEG).map(|mss| mss as u32)
+    }
+
+    pub fn window(&self) -> Sys<Window> {
+        let bytes = diag::getsockopt(self.socket, TCP, TCP_REPAIR_WINDOW, 20)?;
+        let words = bytes.as_chunks::<4>().0;
+        let words: Vec<u32> = words.iter().map(|word| u32::from_ne_bytes(*word)).collect();
+        match words[..] {
+            [told_at, peer, peer_max, own, own_from] => Ok(Window {
+                told_at,
+                peer,
+                peer_max,
+                own,
+                own_from,
+            }),
+            _ => Err(nix::Error::EINVAL),
+        }
+    }
+
+    pub fn set_window(&self, window: Window) -> Sys<()> {
+        let Window {
+            told_at,
+            peer,
+            peer_max,
+            own,
+            own_from,
+        } = window;
+        let bytes = [told_at, peer, peer_max, own, own_from].map(u32::to_ne_bytes).concat();
+        diag::setsockopt(self.socket, TCP, TCP_REPAIR_WINDOW, &bytes)
+    }
+
+    /// What the two ends have agreed on (`struct tcp_repair_opt`, by the kinds of RFC 793,
+    /// 7323 and 2018).
+    pub fn agree(&self, mss: u32, scales: Option<(u8, u8)>, sack: bool, timestamps: bool) -> Sys<()> {
+        const MSS: u32 = 2;
+        const WINDOW_SCALE: u32 = 3;
+        const SACK_PERMITTED: u32 = 4;
+        const TIMESTAMPS: u32 = 8;
+        let scales = scales.map(|(peer, own)| (WINDOW_SCALE, u32::from(peer) | u32::from(own) << 16));
+        let agreed = [
+            Some((MSS, mss)),
+            scales,
+            sack.then_some((SACK_PERMITTED, 0)),
+            timestamps.then_some((TIMESTAMPS, 0)),
+        ];
+        let words = agreed.into_iter().flatten().flat_map(|(kind, value)| [kind, value]);
+        let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
+        diag::setsockopt(self.socket, TCP, libc::TCP_REPAIR_OPTIONS, &bytes)
+    }
+}
+
+impl Drop for Repair<'_> {
+    fn drop(&mut self) {
+        if let Err(errno) = leave(self.socket, self.reuse) {
+            tracing::warn!(%errno, "a TCP socket stays in repair mode");
+        }
+    }
+}
+
+/// Whether the kernel, and who we are, let us.
+pub fn works() -> bool {
+    let socket = inet::socket(libc::AF_INET, libc::SOCK_STREAM, TCP);
+    socket.is_ok_and(|socket| Repair::enter(&socket).and_then(Repair::leave).is_ok())
+}
+
+/// Whether somebody has the socket in repair mode.
+pub fn is_on(socket: &OwnedFd) -> bool {
+    diag::getsockopt_i32(socket, TCP, libc::TCP_REPAIR).is_ok_and(|mode| mode != 0)
+}
+
+/// Whoever closes it from now on does so without a word: no end of a connection lingers.
+pub fn end_silently(socket: &OwnedFd) -> Sys<()> {
+    set(socket, libc::TCP_REPAIR, ON)
+}
+
+fn leave(socket: &OwnedFd, reuse: i32) -> Sys<()> {
+    crate::sys::moment();
+    set(socket, libc::TCP_REPAIR, OFF_SILENTLY)?;
+    crate::sys::moment();
+    set_reuse(socket, reuse)
+}
+
+fn set(socket: &OwnedFd, name: i32, value: i32) -> Sys<()> {
+    diag::setsockopt(socket, TCP, name, &value.to_ne_bytes())
+}
+
+fn reuse(socket: &OwnedFd) -> Sys<i32> {
+    diag::getsockopt_i32(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR)
+}
+
+fn set_reuse(socket: &OwnedFd, reuse: i32) -> Sys<()> {
+    diag::setsockopt(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, &reuse.to_ne_bytes())
+}
+
+/// A socket of the app that is about to be in repair mode, as a journal notes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repaired {
+    pid: HostPid,
+    start_time: u64,
+    fd: i32,
+    ino: u64,
+    reuse: i32,
+}
+
+impl Repaired {
+    pub fn of(member: &Member, description: &Description) -> Result<Repaired> {
+        let failed = || format!("cannot look at {} of pid {}", description.found.object(), member.pid);
+        Ok(Repaired {
+            pid: member.pid,
+            start_time: proc::kept_stat(member.pid).or_fail(failed)?.start_time,
+            fd: description.found.fd,
+            ino: description.found.key.1,
+            reuse: reuse(&description.dup).or_fail(failed)?,
+        })
+    }
+
+    /// Puts the socket back as it was when it was noted, for who has died over it.
+    pub fn put_back(&self) -> Result<()> {
+        let failed = || format!("cannot take fd {} of pid {} out of repair mode", self.fd, self.pid);
+        let lives = || proc::stat(self.pid).is_ok_and(|stat| stat.start_time == self.start_time);
+        let Ok(pidfd) = task::pidfd_open(self.pid) else {
+            return Ok(());
+        };
+        if !lives() {
+            return Ok(());
+        }
+        let socket = match task::pidfd_getfd(pidfd.as_fd(), self.fd) {
+            Err(nix::Error::EBADF) => return Ok(()),
+            socket => File::from(socket.or_fail(failed)?),
+        };
+        if socket.metadata().or_fail(failed)?.ino() != self.ino {
+            return Ok(());
+        }
+        leave(&OwnedFd::from(socket), self.reuse).or_fail(failed)
+    }
+}

@@ -1,0 +1,596 @@
+//! TCP connections of which the app has both ends (tcp(7)).
+//!
+//! Ends are told by their addresses. While the app stands still nobody writes or reads, but
+//! the kernel goes on to deliver what one end has sent: so all that was sent is read first,
+//! then all that was received, and what is in both is taken for received.
+//!
+//! ```text
+//!    written by one end ──────────────────────────────────────────────┐
+//!    ├── read by the other ──┼── its queue ──┼── unsent ──┼── its end ┤
+//!                            │            received        │
+//!                          `queue`                     `unsent`, `shutdown`
+//! ```
+//!
+//! Read and written back in repair mode ([`super::repair`]): both ends are connected and have
+//! their queues before either leaves it, with sequence numbers of our choice, and all
+//! that was received is acknowledged. Then each writes what is unsent, as the app
+//! did, and ends its side where it had: the kernel sends of it what it would.
+//!
+//! When the app is ended, its ends go without a word: their addresses are free at once.
+//! Refused: explicit congestion notification, urgent data, protocols on top (TLS in the
+//! kernel), ends in repair mode, and ends connected with themselves. Not kept: what the
+//! kernel has measured (round trips, congestion, counters of TCP_INFO).
+
+use super::repair::{self, Queue, Repair, Repaired, Window};
+use super::{Description, Member, Refused, inet, refused, sockets};
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::ids::FileId;
+use crate::image::records::{Connection, FileKind, Manifest, Message, SocketRecord, SocketState};
+use crate::journal::Journal;
+use crate::sys::{Sys, diag, fd as sysfd};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+
+const TCP: i32 = libc::IPPROTO_TCP;
+const TCP_WINDOW_CLAMP: i32 = 10;
+const TCP_ULP: i32 = 31;
+const SO_NETNS_COOKIE: i32 = 71;
+
+/// States of an end (`net/tcp_states.h`).
+const ESTABLISHED: u8 = 1;
+const FIN_WAIT1: u8 = 4;
+const FIN_WAIT2: u8 = 5;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const CLOSING: u8 = 11;
+
+/// Bits of [`SocketRecord::shutdown`].
+const RECEIVE: u8 = 1;
+const SEND: u8 = 2;
+
+/// One end of a connection.
+#[derive(Clone, Debug, Default)]
+pub struct End {
+    /// Inode of the other.
+    peer: u64,
+    shutdown: u8,
+    queue: Vec<u8>,
+    connection: Connection,
+}
+
+/// By their descriptions, or why they are refused.
+pub type Ends = HashMap<FileId, Result<End, Refused>>;
+
+/// Finds them, and looks into them where the app stands still: then there is a journal.
+pub fn look(members: &[Member], descriptions: &[Description], journal: Option<&mut Journal>) -> Result<Ends> {
+    let pairs = pairs(descriptions);
+    let works = !pairs.is_empty() && repair::works();
+    let mut ends = Ends::new();
+    for (one, other) in &pairs {
+        for (end, peer) in [(one, other), (other, one)] {
+            ends.insert(end.id, judge(end, peer, works));
+        }
+    }
+    let Some(journal) = journal.filter(|_| !pairs.is_empty() && ends.values().all(Result::is_ok)) else {
+        return Ok(ends);
+    };
+    let all: Vec<&Description> = pairs.iter().flat_map(|(one, other)| [*one, *other]).collect();
+    let repaired = all.iter().map(|end| Repaired::of(&members[end.found.member], end));
+    journal.repair(repaired.collect::<Result<_>>()?)?;
+    let read = read(&all).or_fail(|| "cannot read the app's TCP connections");
+    journal.repair(Vec::new())?;
+    let read = read?;
+    for (at, end) in all.iter().enumerate() {
+        if let Some(found) = ends.get_mut(&end.id) {
+            let whole = found.clone().and_then(|found| read[at].against(&read[at ^ 1], found));
+            *found = whole;
+        }
+    }
+    Ok(ends)
+}
+
+/// Where an end is: its network, its own address, its peer's.
+type Place = (Vec<u8>, Address, Address);
+/// Also of version 4 where a socket of version 6 has it; with the device of a local one.
+type Address = (IpAddr, u16, u32);
+
+fn pairs(descriptions: &[Description]) -> Vec<(&Description, &Description)> {
+    let mut alone: HashMap<Place, &Description> = HashMap::new();
+    let mut pairs = Vec::new();
+    for end in descriptions {
+        let Some((network, own, peer)) = place(end) else {
+            continue;
+        };
+        if own == peer {
+            pairs.push((end, end));
+            continue;
+        }
+        let place = (network, own, peer);
+        match alone.remove(&(place.0.clone(), peer, own)) {
+            Some(other) => pairs.push((other, end)),
+            None => drop(alone.insert(place, end)),
+        }
+    }
+    pairs
+}
+
+fn place(end: &Description) -> Option<Place> {
+    if !end.found.link.starts_with("socket:") {
+        return None;
+    }
+    let get = |name| diag::getsockopt_i32(&end.dup, libc::SOL_SOCKET, name).ok();
+    let is_internet = get(libc::SO_DOMAIN).is_some_and(|domain| [libc::AF_INET, libc::AF_INET6].contains(&domain));
+    if !is_internet || get(libc::SO_PROTOCOL) != Some(TCP) {
+        return None;
+    }
+    let peer = parse(&diag::address(&end.dup, true).ok()?)?;
+    let own = parse(&diag::address(&end.dup, false).ok()?)?;
+    // Linux 5.14.
+    let network = diag::getsockopt(&end.dup, libc::SOL_SOCKET, SO_NETNS_COOKIE, 8);
+    Some((network.unwrap_or_default(), own, peer))
+}
+
+fn parse(raw: &[u8]) -> Option<Address> {
+    let port = u16::from_be_bytes(*raw.get(2..)?.first_chunk()?);
+    match i32::from(u16::from_ne_bytes(*raw.first_chunk()?)) {
+        libc::AF_INET => Some((Ipv4Addr::from(*raw.get(4..)?.first_chunk::<4>()?).into(), port, 0)),
+        libc::AF_INET6 => {
+            let ip = Ipv6Addr::from(*raw.get(8..)?.first_chunk::<16>()?);
+            Some((
+                ip.to_canonical(),
+                port,
+                u32::from_ne_bytes(*raw.get(24..)?.first_chunk()?),
+            ))
+        }
+        _ => None,
+    }
+}
+
+/// What can be told while the app runs.
+fn judge(end: &Description, peer: &Description, works: bool) -> Result<End, Refused> {
+    if end.id == peer.id {
+        return refused("a TCP connection with itself", "close it before the snapshot");
+    }
+    if !works {
+        return refused(
+            "the queues of a TCP connection inside the app cannot be read (TCP_REPAIR)",
+            "take the snapshot as root, on Linux 4.19 or later",
+        );
+    }
+    if repair::is_on(&end.dup) {
+        return refused(
+            "a TCP connection that is in repair mode",
+            "let the app take it out of that (TCP_REPAIR)",
+        );
+    }
+    let ulp = diag::getsockopt(&end.dup, TCP, TCP_ULP, 16).unwrap_or_default();
+    if ulp.first().is_some_and(|letter| *letter != 0) {
+        return refused(
+            "a TCP connection inside the app that has a protocol in the kernel (TLS)",
+            "turn kernel TLS off in the app",
+        );
+    }
+    let events = sysfd::events(&end.dup, libc::POLLPRI | libc::POLLRDHUP).map_err(unread)?;
+    if events & libc::POLLPRI != 0 {
+        return refused(
+            "urgent data of a TCP connection waits in it, which is not carried",
+            "let the app receive it first",
+        );
+    }
+    let info = Info::of(&end.dup).map_err(unread)?;
+    if !info.is_open() {
+        return refused("a TCP connection inside the app is being made or closed", "try again");
+    }
+    if info.has(Info::ECN) {
+        return refused(
+            "a TCP connection inside the app that uses explicit congestion notification, which is not carried",
+            "set net.ipv4.tcp_ecn to 0, and have the app connect again",
+        );
+    }
+    let sends_no_more = if info.ended() { SEND } else { 0 };
+    let receives_no_more = if events & libc::POLLRDHUP != 0 { RECEIVE } else { 0 };
+    let connection = Connection {
+        scales: info.has(Info::WINDOW_SCALE).then_some(info.scales),
+        sack: info.has(Info::SACK),
+        timestamps: info.has(Info::TIMESTAMPS),
+        ..Connection::default()
+    };
+    Ok(End {
+        peer: peer.found.key.1,
+        shutdown: sends_no_more | receives_no_more,
+        queue: Vec::new(),
+        connection,
+    })
+}
+
+fn unread(errno: nix::Error) -> Refused {
+    let reason = format!("the state of a TCP connection cannot be read: {errno}");
+    (reason, "try again".into())
+}
+
+/// Of `struct tcp_info`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Info {
+    state: u8,
+    options: u8,
+    /// The peer's, and its own.
+    scales: (u8, u8),
+}
+
+impl Info {
+    const TIMESTAMPS: u8 = 1;
+    const SACK: u8 = 2;
+    const WINDOW_SCALE: u8 = 4;
+    const ECN: u8 = 8;
+
+    fn of(socket: &OwnedFd) -> Sys<Info> {
+        let info = diag::getsockopt(socket, TCP, libc::TCP_INFO, 8)?;
+        match info[..] {
+            [state, _, _, _, _, options, scales, ..] => Ok(Info {
+                state,
+                options,
+                scales: (scales & 15, scales >> 4),
+            }),
+            _ => Err(nix::Error::EINVAL),
+        }
+    }
+
+    fn has(self, option: u8) -> bool {
+        self.options & option != 0
+    }
+
+    /// Whether this side was ended: the kernel counts that as a byte.
+    fn ended(self) -> bool {
+        [FIN_WAIT1, FIN_WAIT2, CLOSING, LAST_ACK].contains(&self.state)
+    }
+
+    /// Whether the peer's end has come.
+    fn peer_ended(self) -> bool {
+        [CLOSE_WAIT, CLOSING, LAST_ACK].contains(&self.state)
+    }
+
+    fn is_open(self) -> bool {
+        self.state == ESTABLISHED || self.ended() || self.peer_ended()
+    }
+}
+
+/// What an end tells in repair mode.
+#[derive(Debug)]
+struct Read {
+    mss: u32,
+    /// All that is not acknowledged, and what number comes after it.
+    sent: Vec<u8>,
+    sent_to: u32,
+    /// All that is not read, and what number comes after it.
+    queue: Vec<u8>,
+    received_to: u32,
+    peer_ended: bool,
+    window: Window,
+    clamp: u32,
+}
+
+/// The ends of pairs, two after each other.
+fn read(ends: &[&Description]) -> Sys<Vec<Read>> {
+    let repairs = ends.iter().map(|end| Repair::enter(&end.dup));
+    let repairs = repairs.collect::<Sys<Vec<_>>>()?;
+    let mut sent = Vec::with_capacity(ends.len());
+    for (end, repair) in ends.iter().zip(&repairs) {
+        repair.choose(Queue::Sent)?;
+        let read = read_sent(&end.dup, repair);
+        // In the other one the kernel would take for sent what falls due to be sent.
+        repair.choose(Queue::Received)?;
+        sent.push(read?);
+    }
+    let all = ends.iter().zip(&repairs).zip(sent);
+    all.map(|((end, repair), (sent, sent_to))| {
+        let (queue, received_to, info) = read_received(&end.dup, repair)?;
+        Ok(Read {
+            mss: repair.mss()?,
+            sent,
+            sent_to,
+            queue,
+            received_to,
+            peer_ended: info.peer_ended(),
+            window: repair.window()?,
+            clamp: diag::getsockopt_i32(&end.dup, TCP, TCP_WINDOW_CLAMP)? as u32,
+        })
+    })
+    .collect()
+}
+
+fn read_sent(socket: &OwnedFd, repair: &Repair<'_>) -> Sys<(Vec<u8>, u32)> {
+    let ended = Info::of(socket)?.ended();
+    let sent_to = repair.sequence()?.wrapping_sub(u32::from(ended));
+    let queued = sysfd::ioctl_i32(socket, libc::TIOCOUTQ)?;
+    Ok((peek(socket, queued)?, sent_to))
+}
+
+/// Again where something has come meanwhile.
+fn read_received(socket: &OwnedFd, repair: &Repair<'_>) -> Sys<(Vec<u8>, u32, Info)> {
+    const TRIES: usize = 100;
+    for _ in 0..TRIES {
+        let before = (repair.sequence()?, Info::of(socket)?);
+        let queue = peek(socket, sysfd::ioctl_i32(socket, libc::FIONREAD)?)?;
+        let (received_to, info) = (repair.sequence()?, Info::of(socket)?);
+        if before == (received_to, info) {
+            return Ok((queue, received_to.wrapping_sub(u32::from(info.peer_ended())), info));
+        }
+    }
+    Err(nix::Error::EAGAIN)
+}
+
+/// Looks at the chosen queue.
+fn peek(socket: &OwnedFd, bytes: i32) -> Sys<Vec<u8>> {
+    if bytes <= 0 {
+        return Ok(Vec::new());
+    }
+    let peeked = diag::peek_message(socket, bytes as usize)?;
+    Ok(peeked.map_or_else(Vec::new, |peeked| peeked.data))
+}
+
+impl Read {
+    /// This end, of which `peer` is the other.
+    fn against(&self, peer: &Read, end: End) -> Result<End, Refused> {
+        let unsent = self.sent_to.wrapping_sub(peer.received_to) as usize;
+        let received = self.sent.len().checked_sub(unsent);
+        let Some(received) = received.filter(|_| !peer.peer_ended || unsent == 0) else {
+            return refused("the two ends of a TCP connection do not fit together", "try again");
+        };
+        // What it has offered reaches to there; what has come since is part of it.
+        let offered = self.window.own_from.wrapping_add(self.window.own);
+        let taken = self.received_to.wrapping_add(u32::from(self.peer_ended));
+        let window = offered.wrapping_sub(taken) as i32;
+        let connection = Connection {
+            mss: self.mss,
+            window: window.max(0) as u32,
+            peer_window_max: self.window.peer_max,
+            clamp: self.clamp,
+            unsent: self.sent[received..].to_vec(),
+            ..end.connection
+        };
+        Ok(End {
+            queue: self.queue.clone(),
+            connection,
+            ..end
+        })
+    }
+}
+
+impl End {
+    /// What is recorded of it.
+    pub fn record(&self, name: Vec<u8>, record: &mut SocketRecord) -> SocketState {
+        record.shutdown = self.shutdown;
+        if !self.queue.is_empty() {
+            record.queue = vec![Message {
+                data: self.queue.clone(),
+                from: Vec::new(),
+                sender: None,
+            }];
+        }
+        SocketState::Joined {
+            name,
+            peer: self.peer,
+            connection: Box::new(self.connection.clone()),
+        }
+    }
+}
+
+/// Sockets that go without a word when their app is ended.
+#[derive(Debug, Default)]
+pub struct Ending(Vec<OwnedFd>);
+
+impl Ending {
+    pub fn of(ends: &Ends, descriptions: Vec<Description>) -> Ending {
+        let own = descriptions.into_iter().filter(|end| ends.contains_key(&end.id));
+        Ending(own.map(|end| end.dup).collect())
+    }
+
+    /// The app is about to be killed. What fails leaves its addresses taken for a minute.
+    pub fn begin(&self) {
+        for socket in &self.0 {
+            if let Err(errno) = repair::end_silently(socket) {
+                tracing::warn!(%errno, "an end of a TCP connection lingers");
+            }
+        }
+    }
+}
+
+/// A socket that is made again as an end.
+struct Made<'a> {
+    fd: &'a OwnedFd,
+    record: &'a SocketRecord,
+    name: &'a [u8],
+    peer: u64,
+    connection: &'a Connection,
+}
+
+/// Once all sockets exist and those that listen are bound: connects the ends.
+pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()> {
+    let ends = manifest.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Socket(record) => Made::of(&made[&file.id], record),
+        _ => None,
+    });
+    let ends: HashMap<u64, Made<'_>> = ends.map(|end| (end.record.ino, end)).collect();
+    let mut pairs = Vec::new();
+    for end in ends.values().filter(|end| end.record.ino < end.peer) {
+        // Validated with the manifest: each has its other.
+        pairs.extend(ends.get(&end.peer).map(|other| [end, other]));
+    }
+    let built = pairs.iter().map(|pair| Ok((pair, build(pair)?)));
+    for (pair, repairs) in built.collect::<Result<Vec<_>>>()? {
+        let [one, other] = pair;
+        let failed = || format!("cannot restore the TCP connection {}", shown(one, other));
+        repairs.into_iter().try_for_each(Repair::leave).or_fail(failed)?;
+        for end in pair {
+            end.send().or_fail(failed)?;
+        }
+        for end in pair {
+            end.shut().or_fail(failed)?;
+            sockets::set_buffers(end.fd, end.record)?;
+        }
+    }
+    Ok(())
+}
+
+/// Connects two ends in repair mode, and gives them their queues.
+fn build<'a>([one, other]: &[&'a Made<'a>; 2]) -> Result<[Repair<'a>; 2]> {
+    let failed = || format!("cannot restore the TCP connection {}", shown(one, other));
+    let mut begin = [[0; 4]; 2];
+    for number in &mut begin {
+        crate::sys::random(number).or_fail(failed)?;
+    }
+    let [own, peers] = begin.map(u32::from_ne_bytes);
+    let repairs = [
+        Repair::enter(one.fd).or_fail(failed)?,
+        Repair::enter(other.fd).or_fail(failed)?,
+    ];
+    let ends = [(one, own, peers), (other, peers, own)];
+    for ((end, sent_to, received_to), repair) in ends.iter().zip(&repairs) {
+        diag::set_address(end.fd, false, end.name).map_err(|errno| inet::not_bound(errno, end.name))?;
+        end.count_from(repair, *sent_to, *received_to).or_fail(failed)?;
+    }
+    for ((end, peer), repair) in [(one, other), (other, one)].into_iter().zip(&repairs) {
+        let to = seen_by(end.record.domain, peer.name).or_fail(failed)?;
+        diag::set_address(end.fd, true, &to).map_err(|errno| taken(errno, failed()))?;
+        end.agree(repair, peer).or_fail(failed)?;
+    }
+    Ok(repairs)
+}
+
+fn shown(one: &Made<'_>, other: &Made<'_>) -> String {
+    let [one, other] = [one, other].map(|end| inet::show_address(end.name).unwrap_or_else(|| "?".into()));
+    format!("{one} <- {other}")
+}
+
+fn taken(errno: nix::Error, failed: String) -> Error {
+    match errno {
+        nix::Error::EADDRNOTAVAIL | nix::Error::EADDRINUSE => Error::new(Kind::Conflict, failed)
+            .because("there is one with these addresses, or was less than a minute ago (TIME_WAIT)")
+            .needs("a network in which the two ports are free")
+            .fix("end the app that has it, wait a minute, or restore it in a network of its own (--network own)"),
+        errno => Error::failed(failed).because(errno),
+    }
+}
+
+/// The address as a socket of this family has it.
+fn seen_by(domain: i32, name: &[u8]) -> Sys<Vec<u8>> {
+    let family = (domain as u16).to_ne_bytes();
+    let mapped = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets();
+    match (domain, name.len()) {
+        (libc::AF_INET, 28) => Ok([&family, &name[2..4], &name[20..24], &[0; 8]].concat()),
+        (libc::AF_INET6, 16) => Ok([&family, &name[2..4], &[0; 4], &mapped[..12], &name[4..8], &[0; 4]].concat()),
+        (libc::AF_INET, 16) | (libc::AF_INET6, 28) => Ok(name.to_vec()),
+        _ => Err(nix::Error::EINVAL),
+    }
+}
+
+impl<'a> Made<'a> {
+    fn of(fd: &'a OwnedFd, record: &'a SocketRecord) -> Option<Made<'a>> {
+        match &record.state {
+            SocketState::Joined { name, peer, connection } => Some(Made {
+                fd,
+                record,
+                name,
+                peer: *peer,
+                connection,
+            }),
+            _ => None,
+        }
+    }
+
+    fn queue(&self) -> &'a [u8] {
+        self.record.queue.first().map_or(&[], |message| &message.data)
+    }
+
+    /// The numbers that it has before its queue comes.
+    fn count_from(&self, repair: &Repair<'_>, sent_to: u32, received_to: u32) -> Sys<()> {
+        repair.choose(Queue::Sent)?;
+        repair.set_sequence(sent_to)?;
+        repair.choose(Queue::Received)?;
+        repair.set_sequence(received_to.wrapping_sub(self.queue().len() as u32))
+    }
+
+    /// What it has of the connection, after connect(2).
+    fn agree(&self, repair: &Repair<'_>, peer: &Made<'_>) -> Sys<()> {
+        let own = self.connection;
+        repair.agree(own.mss, own.scales, own.sack, own.timestamps)?;
+        repair.choose(Queue::Received)?;
+        // What the kernel keeps beside the bytes is not what it was.
+        sockets::make_room(self.fd, libc::SO_RCVBUFFORCE)?;
+        send_all(self.fd, self.queue())?;
+        sockets::set_buffer(self.fd, self.record, libc::SO_RCVBUF)?;
+        let received_to = repair.sequence()?;
+        let peer_window = peer.offers(self);
+        repair.set_window(Window {
+            told_at: received_to,
+            peer: peer_window,
+            peer_max: own.peer_window_max.max(peer_window),
+            own: self.offers(peer),
+            own_from: received_to,
+        })?;
+        let clamp = (own.clamp as i32).to_ne_bytes();
+        diag::setsockopt(self.fd, TCP, TCP_WINDOW_CLAMP, &clamp)?;
+        self.fit_segments()
+    }
+
+    /// How much the peer may send. The end of its side counts as a byte: where that is next it
+    /// has come already, and must not wait for room.
+    fn offers(&self, peer: &Made<'_>) -> u32 {
+        let ended = self.record.shutdown & RECEIVE != 0 && peer.record.shutdown & SEND != 0;
+        let least = u32::from(ended && peer.connection.unsent.is_empty());
+        self.connection.window.max(least)
+    }
+
+    /// The size of its segments was reckoned at connect(2), before the peer's was known. To
+    /// set options of its packets has it reckoned again; these are none.
+    fn fit_segments(&self) -> Sys<()> {
+        const IPV6_2292PKTOPTIONS: i32 = 6;
+        let set = |level, name, value: &[u8]| diag::setsockopt(self.fd, level, name, value);
+        match parse(self.name) {
+            Some((IpAddr::V6(_), ..)) => {
+                // `struct cmsghdr`, of another level than IPv6's: a list of options that is empty.
+                let ignored = [&16u64.to_ne_bytes()[..], &TCP.to_ne_bytes(), &[0; 4]].concat();
+                set(libc::IPPROTO_IPV6, IPV6_2292PKTOPTIONS, &ignored)?;
+                set(libc::IPPROTO_IPV6, IPV6_2292PKTOPTIONS, &[])
+            }
+            _ => set(libc::IPPROTO_IP, libc::IP_OPTIONS, &[]),
+        }
+    }
+
+    fn send(&self) -> Sys<()> {
+        sockets::make_room(self.fd, libc::SO_SNDBUFFORCE)?;
+        send_all(self.fd, &self.connection.unsent)
+    }
+
+    /// Ends what was ended.
+    fn shut(&self) -> Sys<()> {
+        let both = [(RECEIVE, libc::SHUT_RD), (SEND, libc::SHUT_WR)];
+        let mut wanted = both.into_iter().filter(|(bit, _)| self.record.shutdown & bit != 0);
+        wanted.try_for_each(|(_, how)| sysfd::shutdown(self.fd, how))
+    }
+}
+
+fn send_all(socket: &OwnedFd, mut bytes: &[u8]) -> Sys<()> {
+    while !bytes.is_empty() {
+        let sent = diag::send_message(socket, bytes, None, None)?;
+        bytes = bytes.get(sent..).filter(|_| sent > 0).ok_or(nix::Error::EMSGSIZE)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_as_the_other_family_has_it() {
+        let four = [2u16.to_ne_bytes().to_vec(), vec![1, 2, 127, 0, 0, 1], vec![0; 8]].concat();
+        let six = seen_by(libc::AF_INET6, &four).unwrap();
+        assert_eq!(parse(&six), parse(&four));
+        assert_eq!(seen_by(libc::AF_INET, &six).unwrap(), four);
+        assert_eq!(seen_by(libc::AF_INET6, &six).unwrap(), six);
+        assert!(seen_by(libc::AF_INET, &four[..15]).is_err());
+        assert_eq!(parse(&four[..7]), None);
+    }
+}
