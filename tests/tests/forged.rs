@@ -349,11 +349,11 @@ fn raw_socket() {
     });
 }
 
-/// SO_ATTACH_FILTER: a program for the kernel.
+/// SO_ATTACH_REUSEPORT_CBPF: a program for the kernel that chooses who gets a connection.
 #[test]
 fn socket_option() {
     of_manifest("socket_option", "tcp_listener", "no snapshot carries", |_, manifest| {
-        let option = json!({ "level": 1, "name": 26, "value": "00" });
+        let option = json!({ "level": 1, "name": 51, "value": "00" });
         socket(manifest)["options"]
             .as_array_mut()
             .expect("options")

@@ -12,6 +12,7 @@ pub mod held;
 pub mod inet;
 pub mod inotify;
 pub mod looked;
+pub mod netlink;
 pub mod paths;
 pub mod pipes;
 pub mod pty;

@@ -1,13 +1,16 @@
 //! Sockets of every family: what they share (options, queues, names).
 //!
 //! Options are compared with those of a fresh socket of the same kind; only
-//! what differs is recorded and set again.
+//! what differs is recorded and set again. Two of them are read by one name and set by
+//! another: a filter of what comes (SO_GET_FILTER, SO_ATTACH_FILTER) and the groups of a
+//! netlink socket.
 
 use super::looked::Look;
-use super::{Builder, Context, Description, Refused, inet, refused, unix};
+use super::{Builder, Context, Description, Refused, inet, netlink, refused, unix};
 use crate::error::{OrFail, Result};
 use crate::image::limits;
 use crate::image::records::{FileKind, Message, Sender, SockOpt, SocketRecord, SocketState};
+use crate::sys::Sys;
 use crate::sys::diag::{self, Peeked};
 use crate::sys::fd as sysfd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,7 +22,7 @@ const SOL_UDP: i32 = libc::IPPROTO_UDP;
 
 /// Options that can be read and set. Buffer sizes are set first: data queued
 /// needs their room.
-pub const OPTIONS: [(i32, i32); 49] = [
+pub const OPTIONS: [(i32, i32); 58] = [
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, libc::SO_REUSEADDR),
@@ -40,6 +43,15 @@ pub const OPTIONS: [(i32, i32); 49] = [
     (libc::SOL_SOCKET, libc::SO_BUSY_POLL),
     (libc::SOL_SOCKET, libc::SO_NO_CHECK),
     (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
+    (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
+    (libc::SOL_NETLINK, libc::NETLINK_PKTINFO),
+    (libc::SOL_NETLINK, libc::NETLINK_BROADCAST_ERROR),
+    (libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS),
+    (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID),
+    (libc::SOL_NETLINK, libc::NETLINK_CAP_ACK),
+    (libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
+    (libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK),
+    (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS),
     (libc::IPPROTO_IP, libc::IP_TOS),
     (libc::IPPROTO_IP, libc::IP_TTL),
     (libc::IPPROTO_IP, libc::IP_RECVERR),
@@ -71,6 +83,10 @@ pub const OPTIONS: [(i32, i32); 49] = [
     (SOL_UDP, libc::UDP_CORK),
 ];
 
+/// A filter of what comes, as `struct sock_filter`s. Its length is counted in these: it is
+/// none of [`OPTIONS`], which are read by their bytes.
+pub const FILTER: (i32, i32) = (libc::SOL_SOCKET, libc::SO_GET_FILTER);
+
 pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
     let dup = &description.dup;
     let get = |name| diag::getsockopt_i32(dup, libc::SOL_SOCKET, name).unwrap_or(-1);
@@ -84,9 +100,6 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         shutdown: 0,
         queue: Vec::new(),
     };
-    if get(libc::SO_ERROR) > 0 {
-        return refused("a socket error that the app has not read yet", "try again");
-    }
     // -1: it does not.
     if get(libc::SO_PEEK_OFF) >= 0 {
         return refused(
@@ -97,7 +110,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     match record.domain {
         libc::AF_UNIX => unix::capture(context, description, &mut record)?,
         libc::AF_INET | libc::AF_INET6 => inet::capture(context, description, &mut record)?,
-        libc::AF_NETLINK => return refused("netlink sockets are not carried yet", "close it before the snapshot"),
+        libc::AF_NETLINK => netlink::capture(context, description, &mut record)?,
         other => {
             return refused(
                 format!("sockets of address family {other} are not carried"),
@@ -107,12 +120,31 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     }
     // The end of a connection is made again without any.
     if record.state != SocketState::Severed {
-        record.options = options(context, description, &record);
+        // SO_ERROR would take it from the app.
+        if has(dup, PollFlags::POLLERR) {
+            return refused("a socket error that the app has not read yet", "let the app read it");
+        }
+        // Once it is locked a filter can be changed no more.
+        record.options = filter(dup)?.into_iter().collect();
+        record.options.extend(options(context, description, &record));
     }
     Ok(FileKind::Socket(Box::new(record)))
 }
 
-fn fresh(record: &SocketRecord) -> crate::sys::Sys<OwnedFd> {
+fn filter(dup: &OwnedFd) -> Result<Option<SockOpt>, Refused> {
+    let found = diag::socket_filter(dup).map_err(|errno| {
+        let reason = format!("a filter is attached to it that cannot be read: {errno}");
+        (reason, "detach it before the snapshot".to_owned())
+    })?;
+    let (level, name) = FILTER;
+    Ok((!found.is_empty()).then_some(SockOpt {
+        level,
+        name,
+        value: found,
+    }))
+}
+
+pub fn fresh(record: &SocketRecord) -> Sys<OwnedFd> {
     inet::socket(record.domain, record.kind, record.protocol)
 }
 
@@ -149,8 +181,8 @@ fn options(context: &Context<'_>, description: &Description, record: &SocketReco
 
 /// Who sent a message is noted by what is set when it is sent: set once all that
 /// was queued is back.
-fn is_late(option: &SockOpt) -> bool {
-    (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_PASSCRED)
+fn is_late(record: &SocketRecord, option: &SockOpt) -> bool {
+    record.domain == libc::AF_UNIX && (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_PASSCRED)
 }
 
 /// Whether a snapshot makes such a record at all. The restorer has rights that the
@@ -162,30 +194,51 @@ pub fn is_carried(record: &SocketRecord) -> bool {
             let pair = (record.kind, record.protocol);
             pair == (libc::SOCK_STREAM, libc::IPPROTO_TCP) || pair == (libc::SOCK_DGRAM, libc::IPPROTO_UDP)
         }
+        libc::AF_NETLINK => netlink::is_carried(record),
         _ => false,
     };
     kind && record
         .options
         .iter()
-        .all(|option| OPTIONS.contains(&(option.level, option.name)))
+        .all(|option| OPTIONS.contains(&(option.level, option.name)) || is_filter(option))
+}
+
+fn is_filter(option: &SockOpt) -> bool {
+    let whole = option.value.len().is_multiple_of(diag::INSTRUCTION_BYTES);
+    (option.level, option.name) == FILTER && whole && !option.value.is_empty()
 }
 
 /// Sets the recorded options; those that decide who may bind come before bind.
 pub fn set_options(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {
-    set(fd, record.options.iter().filter(|option| !is_late(option)))
+    set(fd, record.options.iter().filter(|option| !is_late(record, option)))
 }
 
 pub fn set_late_options(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {
-    set(fd, record.options.iter().filter(|option| is_late(option)))
+    set(fd, record.options.iter().filter(|option| is_late(record, option)))
 }
 
 fn set<'a>(fd: &OwnedFd, options: impl Iterator<Item = &'a SockOpt>) -> Result<()> {
     for option in options {
-        let (name, value) = forced(option);
-        diag::setsockopt(fd, option.level, name, &value)
-            .or_fail(|| format!("cannot set socket option {}:{} again", option.level, option.name))?;
+        set_one(fd, option).or_fail(|| format!("cannot set socket option {}:{} again", option.level, option.name))?;
     }
     Ok(())
+}
+
+fn set_one(fd: &OwnedFd, option: &SockOpt) -> Sys<()> {
+    match (option.level, option.name) {
+        FILTER => diag::attach_filter(fd, &option.value),
+        (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS) => {
+            let join = |group: u32| {
+                let add = libc::NETLINK_ADD_MEMBERSHIP;
+                diag::setsockopt(fd, libc::SOL_NETLINK, add, &group.to_le_bytes())
+            };
+            netlink::groups(&option.value).try_for_each(join)
+        }
+        _ => {
+            let (name, value) = forced(option);
+            diag::setsockopt(fd, option.level, name, &value)
+        }
+    }
 }
 
 /// The kernel doubles the buffer sizes it is given, and caps them unless forced.
@@ -211,6 +264,7 @@ pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::So
     }
     match record.domain {
         libc::AF_UNIX => unix.open(builder, record),
+        libc::AF_NETLINK => netlink::restore(record),
         _ => inet::restore(record),
     }
 }
@@ -336,11 +390,13 @@ fn sender(context: &Context<'_>, (pid, uid, gid): (i32, u32, u32)) -> Result<Opt
 
 /// Whether there is something to read: also an empty message, or the end.
 pub fn readable(fd: &OwnedFd) -> bool {
-    let mut polled = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    has(fd, PollFlags::POLLIN)
+}
+
+fn has(fd: &OwnedFd, event: PollFlags) -> bool {
+    let mut polled = [PollFd::new(fd.as_fd(), event)];
     poll(&mut polled, PollTimeout::ZERO).ok();
-    polled[0]
-        .revents()
-        .is_some_and(|events| events.contains(PollFlags::POLLIN))
+    polled[0].revents().is_some_and(|events| events.contains(event))
 }
 
 /// Bytes waiting to be read (FIONREAD).

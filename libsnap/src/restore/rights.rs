@@ -260,6 +260,8 @@ impl<'a> Judge<'a> {
             (libc::SOL_SOCKET, libc::SO_MARK),
             (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
             (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+            (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS),
+            (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID),
         ];
         if record
             .options
@@ -274,6 +276,9 @@ impl<'a> Judge<'a> {
             SocketState::Connected { name, .. } => (name, None),
             SocketState::Fresh | SocketState::Severed => return Ok(()),
         };
+        if record.domain == libc::AF_NETLINK {
+            return Ok(());
+        }
         if record.domain != libc::AF_UNIX {
             let port = name.get(2..4).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
             return match port {

@@ -64,6 +64,25 @@ pub fn tcp_connections(family: i32) -> Sys<Vec<TcpConnection>> {
     Ok(found)
 }
 
+/// What sock_diag tells of one netlink socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetlinkSocket {
+    pub state: u8,
+    /// The kernel is in the middle of a long answer.
+    pub answering: bool,
+    pub all_namespaces: bool,
+}
+
+/// The netlink sockets of a protocol in this network namespace, by inode: those that are
+/// bound or in a group.
+pub fn netlink_sockets(protocol: u8) -> Sys<HashMap<u64, NetlinkSocket>> {
+    let mut found = HashMap::new();
+    dump(&request(&netlink_request(protocol)), &mut |body| {
+        found.extend(netlink_message(body));
+    })?;
+    Ok(found)
+}
+
 fn dump(request: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<()> {
     let fd = socket(
         AddressFamily::Netlink,
@@ -112,6 +131,43 @@ fn tcp_request(family: u8) -> Vec<u8> {
     bytes
 }
 
+/// `netlink_diag_req`, asking for the flags of each.
+fn netlink_request(protocol: u8) -> Vec<u8> {
+    const NDIAG_SHOW_FLAGS: u32 = 16;
+    let mut bytes = vec![libc::AF_NETLINK as u8, protocol, 0, 0];
+    bytes.extend_from_slice(&0u32.to_le_bytes());
+    bytes.extend_from_slice(&NDIAG_SHOW_FLAGS.to_le_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes
+}
+
+/// `netlink_diag_msg`, by inode.
+fn netlink_message(body: &[u8]) -> Option<(u64, NetlinkSocket)> {
+    const NETLINK_DIAG_FLAGS: u16 = 4;
+    const CB_RUNNING: u32 = 1;
+    const LISTEN_ALL_NSID: u32 = 16;
+    let head = body.get(..28)?;
+    let flags = attributes(&body[28..]).find(|(kind, value)| *kind == NETLINK_DIAG_FLAGS && value.len() >= 4);
+    let flags = flags.map_or(0, |(_, value)| u32_at(value, 0));
+    let socket = NetlinkSocket {
+        state: head[3],
+        answering: flags & CB_RUNNING != 0,
+        all_namespaces: flags & LISTEN_ALL_NSID != 0,
+    };
+    Some((u64::from(u32_at(head, 16)), socket))
+}
+
+/// `nlattr`s: kind and value of each.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from(u16::from_le_bytes(*bytes.first_chunk()?));
+        let value = bytes.get(4..len)?;
+        let kind = u16_at(bytes, 2);
+        bytes = &bytes[len.next_multiple_of(4).min(bytes.len())..];
+        Some((kind, value))
+    })
+}
+
 /// Reads one datagram of an answer; false once the dump is done.
 pub fn messages(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<bool> {
     while bytes.len() >= 16 {
@@ -154,14 +210,8 @@ pub fn unix_message(body: &[u8]) -> (u64, UnixSocket) {
     }
     socket.state = body[2];
     let inode = u64::from(u32_at(body, 4));
-    let mut attributes = &body[16..];
-    while attributes.len() >= 4 {
-        let len = usize::from(u16_at(attributes, 0));
-        if len < 4 || len > attributes.len() {
-            break;
-        }
-        let value = &attributes[4..len];
-        match u16_at(attributes, 2) {
+    for (kind, value) in attributes(&body[16..]) {
+        match kind {
             UNIX_DIAG_NAME => socket.name = value.to_vec(),
             UNIX_DIAG_PEER if value.len() >= 4 => socket.peer = u64::from(u32_at(value, 0)),
             UNIX_DIAG_ICONS => {
@@ -173,7 +223,6 @@ pub fn unix_message(body: &[u8]) -> (u64, UnixSocket) {
             UNIX_DIAG_SHUTDOWN if !value.is_empty() => socket.shutdown = value[0],
             _ => {}
         }
-        attributes = &attributes[len.next_multiple_of(4).min(attributes.len())..];
     }
     (inode, socket)
 }
@@ -201,6 +250,59 @@ pub fn getsockopt(fd: &impl AsRawFd, level: i32, name: i32, max: usize) -> Sys<V
 pub fn getsockopt_i32(fd: &impl AsRawFd, level: i32, name: i32) -> Sys<i32> {
     let value = getsockopt(fd, level, name, 4)?;
     Ok(value.try_into().map_or(0, i32::from_le_bytes))
+}
+
+/// `struct sock_filter`.
+pub const INSTRUCTION_BYTES: usize = 8;
+
+/// The classic filter that is attached to a socket: 8 bytes an instruction; empty where
+/// there is none. EACCES: it is none of these (eBPF).
+pub fn socket_filter(fd: &impl AsRawFd) -> Sys<Vec<u8>> {
+    let get = |to: *mut u8, mut count: libc::socklen_t| {
+        // SAFETY: `to` has room for `count` instructions, in which the kernel counts here.
+        let got = unsafe {
+            libc::getsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_GET_FILTER,
+                to.cast(),
+                &mut count,
+            )
+        };
+        check(i64::from(got)).map(|_| count)
+    };
+    let count = get(std::ptr::null_mut(), 0)?;
+    let mut filter = vec![0u8; count as usize * INSTRUCTION_BYTES];
+    if count > 0 && get(filter.as_mut_ptr(), count)? != count {
+        return Err(Errno::EAGAIN);
+    }
+    Ok(filter)
+}
+
+/// Attaches such a filter.
+pub fn attach_filter(fd: &impl AsRawFd, filter: &[u8]) -> Sys<()> {
+    let mut code: Vec<libc::sock_filter> = Vec::with_capacity(filter.len() / 8);
+    code.extend(filter.as_chunks::<8>().0.iter().map(|bytes| libc::sock_filter {
+        code: u16_at(bytes, 0),
+        jt: bytes[2],
+        jf: bytes[3],
+        k: u32_at(bytes, 4),
+    }));
+    let program = libc::sock_fprog {
+        len: u16::try_from(code.len()).map_err(|_| Errno::EINVAL)?,
+        filter: code.as_mut_ptr(),
+    };
+    // SAFETY: the program and its instructions are live.
+    check(i64::from(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    }))
+    .map(drop)
 }
 
 pub fn setsockopt(fd: &impl AsRawFd, level: i32, name: i32, value: &[u8]) -> Sys<()> {

@@ -323,6 +323,7 @@ impl Questions {
         for (level, name) in sockets::OPTIONS {
             self.option(fd, (level, name), 16, 0..16);
         }
+        self.filter(fd);
         self.option(fd, (libc::SOL_SOCKET, libc::SO_ERROR), 8, 0..4);
         self.option(fd, (libc::SOL_SOCKET, libc::SO_ACCEPTCONN), 8, 0..4);
         let info = (libc::IPPROTO_TCP, libc::TCP_INFO);
@@ -331,6 +332,19 @@ impl Questions {
         if listens {
             self.listening.push((fd, slot));
         }
+    }
+
+    /// The length of its filter, in instructions: no room is given for them.
+    fn filter(&mut self, fd: i32) {
+        let (level, name) = sockets::FILTER;
+        let what = Asked {
+            call: "the length of its filter",
+            fd: Some(fd),
+            which: 0,
+        };
+        self.filled(what, libc::SYS_getsockopt, 8, 0..4, |count| {
+            vec![fd as u64, level as u64, name as u64, 0, count]
+        });
     }
 
     fn option(&mut self, fd: i32, (level, name): (i32, i32), bytes: usize, kept: Range<usize>) -> Slot {
