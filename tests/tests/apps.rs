@@ -111,6 +111,7 @@ app_test!(unix_backlog, alone, refused);
 app_test!(tcp_listener, alone);
 app_test!(tcp_inside, alone, refused);
 app_test!(tcp_ended, alone, refused);
+app_test!(mptcp_listener, alone);
 app_test!(udp, alone);
 app_test!(netlink, alone);
 app_test!(netlink_queue, alone, refused);

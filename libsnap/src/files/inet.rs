@@ -1,7 +1,7 @@
 //! TCP and UDP sockets (tcp(7), udp(7)).
 //!
-//! Listening and unconnected sockets are bound again; the listen backlog is read
-//! from TCP_INFO. A connection whose peer is outside the app is refused, or
+//! Listening and unconnected sockets are bound again, Multipath TCP ones where they
+//! listen; the listen backlog is read from TCP_INFO. A connection whose peer is outside the app is refused, or
 //! restored as closed by its peer (`--tcp=close`). Queued datagrams are peeked at
 //! and sent again, by the app's own socket that has the sender's address or by
 //! one that has it for that moment; sockets are connected after that, since a
@@ -40,10 +40,12 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     record.state = match (record.kind, record.protocol) {
         (libc::SOCK_STREAM, libc::IPPROTO_TCP) => tcp(context, description)?,
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => udp(context, description, record)?,
-        (_, 262) => {
+        // TCP_INFO tells of its first path only.
+        (libc::SOCK_STREAM, libc::IPPROTO_MPTCP) if listens(description) => tcp(context, description)?,
+        (libc::SOCK_STREAM, libc::IPPROTO_MPTCP) => {
             return refused(
-                "Multipath TCP sockets are not carried yet",
-                "turn MPTCP off in the app (GODEBUG=multipathtcp=0)",
+                "Multipath TCP sockets are not carried yet, but for listening ones",
+                "close it, or turn MPTCP off in the app (GODEBUG=multipathtcp=0)",
             );
         }
         (kind, protocol) => {
@@ -58,6 +60,10 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
 
 fn name_of(description: &Description) -> Vec<u8> {
     diag::address(&description.dup, false).unwrap_or_default()
+}
+
+fn listens(description: &Description) -> bool {
+    diag::getsockopt_i32(&description.dup, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1)
 }
 
 fn is_bound(name: &[u8]) -> bool {

@@ -192,7 +192,12 @@ pub fn is_carried(record: &SocketRecord) -> bool {
         libc::AF_UNIX => [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].contains(&record.kind),
         libc::AF_INET | libc::AF_INET6 => {
             let pair = (record.kind, record.protocol);
-            pair == (libc::SOCK_STREAM, libc::IPPROTO_TCP) || pair == (libc::SOCK_DGRAM, libc::IPPROTO_UDP)
+            [
+                (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+                (libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
+                (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+            ]
+            .contains(&pair)
         }
         libc::AF_NETLINK => netlink::is_carried(record),
         _ => false,
