@@ -75,12 +75,12 @@ impl ShmTable {
     }
 
     /// Enters an object that neither a mapping nor a descriptor of the app holds.
-    pub fn enter_held(&mut self, file: File, kind: ShmKind) -> io::Result<()> {
+    pub fn enter_held(&mut self, file: File, kind: ShmKind) -> io::Result<ShmId> {
         let meta = file.metadata()?;
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-        self.enter((meta.dev(), meta.ino()), &source, || kind);
+        let id = self.enter((meta.dev(), meta.ino()), &source, || kind);
         self.held.push(file);
-        Ok(())
+        Ok(id)
     }
 
     pub fn records_mut(&mut self) -> impl Iterator<Item = &mut ShmRecord> {

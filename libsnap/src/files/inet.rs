@@ -41,7 +41,7 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
         (libc::SOCK_STREAM, libc::IPPROTO_TCP) => tcp(context, description)?,
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => udp(context, description, record)?,
         // TCP_INFO tells of its first path only.
-        (libc::SOCK_STREAM, libc::IPPROTO_MPTCP) if listens(description) => tcp(context, description)?,
+        (libc::SOCK_STREAM, libc::IPPROTO_MPTCP) if sockets::listens(&description.dup) => tcp(context, description)?,
         (libc::SOCK_STREAM, libc::IPPROTO_MPTCP) => {
             return refused(
                 "Multipath TCP sockets are not carried yet, but for listening ones",
@@ -60,10 +60,6 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
 
 fn name_of(description: &Description) -> Vec<u8> {
     diag::address(&description.dup, false).unwrap_or_default()
-}
-
-fn listens(description: &Description) -> bool {
-    diag::getsockopt_i32(&description.dup, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1)
 }
 
 fn is_bound(name: &[u8]) -> bool {
@@ -201,7 +197,7 @@ fn udp(context: &Context<'_>, description: &Description, record: &mut SocketReco
             );
         }
         if sockets::readable(&description.dup) {
-            record.queue = sockets::peek_queue(context, description, (record.domain, record.kind))?;
+            record.queue = sockets::peek_queue(context, description)?;
         }
         sendable(context, description, record)?;
     }
@@ -298,8 +294,14 @@ fn deliver(fd: &OwnedFd, record: &SocketRecord, names: &[(Vec<u8>, &OwnedFd)]) -
     let to = reachable(diag::address(fd, false)?);
     for message in &record.queue {
         let sent = match names.iter().find(|(name, _)| *name == message.from) {
-            Some((_, sender)) => diag::send_message(*sender, &message.data, Some(&to), None),
-            None => diag::send_message(&stand_in(record.domain, &message.from)?, &message.data, Some(&to), None),
+            Some((_, sender)) => diag::send_message(*sender, &message.data, Some(&to), None, &[]),
+            None => diag::send_message(
+                &stand_in(record.domain, &message.from)?,
+                &message.data,
+                Some(&to),
+                None,
+                &[],
+            ),
         };
         if sent? != message.data.len() {
             return Err(nix::Error::EMSGSIZE);

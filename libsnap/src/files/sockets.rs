@@ -6,7 +6,7 @@
 //! netlink socket.
 
 use super::looked::Look;
-use super::{Builder, Context, Description, Refused, inet, netlink, refused, unix};
+use super::{Builder, Context, Description, Member, Refused, inet, netlink, refused, unix, virtual_pid};
 use crate::error::{OrFail, Result};
 use crate::image::limits;
 use crate::image::records::{FileKind, Message, Sender, SockOpt, SocketRecord, SocketState};
@@ -102,10 +102,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     };
     // -1: it does not.
     if get(libc::SO_PEEK_OFF) >= 0 {
-        return refused(
-            "it looks at what is queued with an offset (SO_PEEK_OFF), which is not carried",
-            "set SO_PEEK_OFF to -1 before the snapshot",
-        );
+        return looks_with_offset();
     }
     match record.domain {
         libc::AF_UNIX => unix::capture(context, description, &mut record)?,
@@ -129,6 +126,13 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         record.options.extend(options(context, description, &record));
     }
     Ok(FileKind::Socket(Box::new(record)))
+}
+
+fn looks_with_offset<T>() -> Result<T, Refused> {
+    refused(
+        "it looks at what is queued with an offset (SO_PEEK_OFF), which is not carried",
+        "set SO_PEEK_OFF to -1 before the snapshot",
+    )
 }
 
 fn filter(dup: &OwnedFd) -> Result<Option<SockOpt>, Refused> {
@@ -274,15 +278,30 @@ pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::So
     }
 }
 
-/// Messages waiting in a socket, left where they are: SO_PEEK_OFF walks over
-/// them. Of a unix socket the senders' credentials come with them; that they do
-/// also tells an empty packet from the end.
-pub fn peek_queue(
-    context: &Context<'_>,
-    description: &Description,
-    (domain, kind): (i32, i32),
-) -> Result<Vec<Message>, Refused> {
+/// Messages waiting in a socket, left where they are.
+pub fn peek_queue(context: &Context<'_>, description: &Description) -> Result<Vec<Message>, Refused> {
+    if let Some(queue) = context.queues.get(&description.id) {
+        return queue.clone();
+    }
+    let queue = look_into(context.members, description)?;
+    if queue.iter().any(|(_, rights)| !rights.is_empty()) {
+        return refused("descriptors have come into its queue just now", "try again");
+    }
+    Ok(queue.into_iter().map(|(message, _)| message).collect())
+}
+
+/// A message and the descriptors that came with it.
+pub type Queued = (Message, Vec<OwnedFd>);
+
+/// SO_PEEK_OFF walks over the messages. Of a unix socket the senders' credentials come with
+/// them; that they do also tells an empty packet from the end.
+pub fn look_into(members: &[Member], description: &Description) -> Result<Vec<Queued>, Refused> {
     let dup = &description.dup;
+    let get = |name| diag::getsockopt_i32(dup, libc::SOL_SOCKET, name).map_err(unread);
+    let (domain, kind) = (get(libc::SO_DOMAIN)?, get(libc::SO_TYPE)?);
+    if get(libc::SO_PEEK_OFF)? >= 0 {
+        return looks_with_offset();
+    }
     let set = |name: i32, value: i32| {
         let set = diag::setsockopt(dup, libc::SOL_SOCKET, name, &value.to_le_bytes());
         set.map_err(unread)
@@ -295,17 +314,17 @@ pub fn peek_queue(
     if !asks {
         set(libc::SO_PASSCRED, 1)?;
     }
-    let walked = first_if_empty(context, description, (domain, kind)).and_then(|first| {
+    let walked = first_if_empty(members, description, (domain, kind)).and_then(|first| {
         set(libc::SO_PEEK_OFF, 0)?;
-        let walked = walk_queue(context, description, (domain, kind));
+        let walked = walk_queue(members, description, (domain, kind));
         set(libc::SO_PEEK_OFF, -1)?;
         Ok(first.into_iter().chain(walked?).collect())
     });
     if !asks {
         set(libc::SO_PASSCRED, 0)?;
     }
-    let queue: Vec<Message> = walked?;
-    look.map_or(Ok(()), |look| look.end(&queue))?;
+    let queue: Vec<Queued> = walked?;
+    look.map_or(Ok(()), |look| look.end(queue.iter().map(|(message, _)| message)))?;
     Ok(queue)
 }
 
@@ -317,10 +336,10 @@ fn unread(errno: nix::Error) -> Refused {
 /// The first message where it is an empty one: looked at like this, whoever did that, it
 /// does not show on the way.
 fn first_if_empty(
-    context: &Context<'_>,
+    members: &[Member],
     description: &Description,
     (domain, kind): (i32, i32),
-) -> Result<Option<Message>, Refused> {
+) -> Result<Option<Queued>, Refused> {
     if kind == libc::SOCK_STREAM {
         return Ok(None);
     }
@@ -328,26 +347,26 @@ fn first_if_empty(
     let first = diag::peek_message(&description.dup, 1).map_err(unread)?;
     let empty = first.filter(|peeked| peeked.data.is_empty());
     if unix && empty.as_ref().is_some_and(|peeked| peeked.control) {
-        return in_flight();
+        return too_much_beside();
     }
     let empty = empty.filter(|peeked| !unix || peeked.credentials.is_some());
-    empty.map(|peeked| message(context, peeked)).transpose()
+    empty.map(|peeked| message(members, peeked)).transpose()
 }
 
 fn walk_queue(
-    context: &Context<'_>,
+    members: &[Member],
     description: &Description,
     (domain, kind): (i32, i32),
-) -> Result<Vec<Message>, Refused> {
+) -> Result<Vec<Queued>, Refused> {
     const LONGEST: usize = 1 << 20;
     let unix = domain == libc::AF_UNIX;
-    let mut queue = Vec::new();
+    let mut queue: Vec<Queued> = Vec::new();
+    // In bytes: where in a stream the next look begins.
+    let mut at = 0;
     while queue.len() < limits::MESSAGES_PER_SOCKET {
         match diag::peek_message(&description.dup, LONGEST) {
             Ok(None) => return Ok(queue),
-            Ok(Some(peeked)) if peeked.control && unix => {
-                return in_flight();
-            }
+            Ok(Some(peeked)) if peeked.control && unix => return too_much_beside(),
             Ok(Some(peeked)) if peeked.cut => {
                 return refused(
                     "a message of more than 1 MiB is queued in it",
@@ -357,34 +376,67 @@ fn walk_queue(
             // The end; a stream has credentials there, too.
             Ok(Some(peeked)) if kind == libc::SOCK_STREAM && peeked.data.is_empty() => return Ok(queue),
             Ok(Some(peeked)) if unix && peeked.credentials.is_none() => return Ok(queue),
-            Ok(Some(peeked)) => queue.push(message(context, peeked)?),
+            Ok(Some(mut peeked)) => {
+                let bytes = peeked.data.len();
+                if kind == libc::SOCK_STREAM && !peeked.rights.is_empty() {
+                    let before = before_rights(&description.dup, at, bytes).map_err(unread)?;
+                    if before > 0 {
+                        let data = peeked.data.drain(..before).collect();
+                        let plain = Peeked {
+                            data,
+                            from: peeked.from.clone(),
+                            rights: Vec::new(),
+                            ..peeked
+                        };
+                        queue.push(message(members, plain)?);
+                    }
+                }
+                at += bytes;
+                queue.push(message(members, peeked)?);
+            }
             Err(errno) => return Err(unread(errno)),
         }
     }
     refused("too many messages are queued in it", "let the app receive them first")
 }
 
-pub(super) fn in_flight<T>() -> Result<T, Refused> {
+fn too_much_beside<T>() -> Result<T, Refused> {
     refused(
-        "descriptors are in flight in its queue",
-        "let the app receive them first",
+        "a message with more beside it than can be looked at is queued in it",
+        "let the app receive it first",
     )
 }
 
-fn message(context: &Context<'_>, peeked: Peeked) -> Result<Message, Refused> {
-    Ok(Message {
-        sender: peeked.credentials.map_or(Ok(None), |known| sender(context, known))?,
+/// How many bytes of a stream a look shows from `at` on that come before those with which
+/// descriptors came: it goes on over what was written without any. Leaves the next look
+/// where it was, behind `bytes`.
+fn before_rights(dup: &OwnedFd, at: usize, bytes: usize) -> Sys<usize> {
+    let look_from = |at: usize| {
+        let at = i32::try_from(at).map_err(|_| nix::Error::EOVERFLOW)?;
+        diag::setsockopt(dup, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &at.to_le_bytes())
+    };
+    look_from(at)?;
+    let before = diag::peek_all_but_last(dup, bytes)?;
+    look_from(at + bytes)?;
+    Ok(before)
+}
+
+fn message(members: &[Member], peeked: Peeked) -> Result<Queued, Refused> {
+    let message = Message {
+        sender: peeked.credentials.map_or(Ok(None), |known| sender(members, known))?,
         data: peeked.data,
         from: peeked.from,
-    })
+        rights: Vec::new(),
+    };
+    Ok((message, peeked.rights))
 }
 
 /// The process by the app's number; none where nothing was noted.
-fn sender(context: &Context<'_>, (pid, uid, gid): (i32, u32, u32)) -> Result<Option<Sender>, Refused> {
+fn sender(members: &[Member], (pid, uid, gid): (i32, u32, u32)) -> Result<Option<Sender>, Refused> {
     if pid == 0 {
         return Ok(None);
     }
-    match context.virtual_pid(pid) {
+    match virtual_pid(members, pid) {
         Some(pid) => Ok(Some(Sender { pid, uid, gid })),
         None => refused(
             "a message with the credentials of a process outside the app is queued in it",
@@ -402,6 +454,10 @@ fn has(fd: &OwnedFd, event: PollFlags) -> bool {
     let mut polled = [PollFd::new(fd.as_fd(), event)];
     poll(&mut polled, PollTimeout::ZERO).ok();
     polled[0].revents().is_some_and(|events| events.contains(event))
+}
+
+pub fn listens(fd: &OwnedFd) -> bool {
+    diag::getsockopt_i32(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1)
 }
 
 /// Bytes waiting to be read (FIONREAD).

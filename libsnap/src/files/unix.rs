@@ -7,8 +7,8 @@
 //! name, once what was queued is back (a connected one takes from its peer only).
 //! Messages are sent again by the socket whose name they carry, with the
 //! credentials they had.
-//! Refused: peers and named senders outside the app, descriptors in flight,
-//! connections not yet accepted, relative names.
+//! Refused: peers and named senders outside the app, connections not yet accepted, relative
+//! names.
 
 use super::{Builder, Context, Description, Refused, held, refused, sockets};
 use crate::error::{Error, OrFail, Result};
@@ -18,7 +18,7 @@ use crate::sys::{Sys, diag, fd as sysfd};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -57,12 +57,8 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     } else {
         SocketState::Fresh
     };
-    // Told while the app runs, too (Linux 5.4): for that no queue has to be looked into.
-    if diag.state != LISTEN && description.found.info.number("scm_fds").unwrap_or(0) > 0 {
-        return sockets::in_flight();
-    }
     if context.frozen.is_some() && diag.state != LISTEN && sockets::readable(&description.dup) {
-        record.queue = sockets::peek_queue(context, description, (record.domain, record.kind))?;
+        record.queue = sockets::peek_queue(context, description)?;
     }
     sendable(context, record)
 }
@@ -111,6 +107,9 @@ fn paired(
         return Ok(paired);
     }
     let Some(other) = context.by_inode(peer).next() else {
+        if context.may_be_in_flight() {
+            return Ok(paired);
+        }
         return refused(
             "its peer is a program outside the app",
             "close the connection before the snapshot",
@@ -284,7 +283,7 @@ impl<'a> Sockets<'a> {
         let by_ino: HashMap<u64, &OwnedFd> = unix_records(manifest).map(|(id, r)| (r.ino, &made[&id])).collect();
         for record in self.records.values() {
             for message in &record.queue {
-                self.deliver(builder, record, message, &by_ino)
+                self.deliver(builder, record, message, (&by_ino, made))
                     .or_fail(|| format!("cannot put back what was queued in unix socket {}", record.ino))?;
             }
         }
@@ -305,8 +304,11 @@ impl<'a> Sockets<'a> {
         builder: &Builder<'_>,
         record: &SocketRecord,
         message: &Message,
-        made: &HashMap<u64, &OwnedFd>,
+        (made, files): (&HashMap<u64, &OwnedFd>, &HashMap<FileId, OwnedFd>),
     ) -> Sys<()> {
+        let rights = message.rights.iter().map(|file| files.get(file).map(OwnedFd::as_fd));
+        let rights: Vec<BorrowedFd<'_>> = rights.collect::<Option<_>>().ok_or(nix::Error::EBADF)?;
+        let send = |fd: &OwnedFd, to: Option<&[u8]>| send(builder, fd, message, to, &rights);
         let connected = peer(record).filter(|_| self.by_name(record).is_none());
         if let Some(peer) = connected {
             let sender = if peer == 0 {
@@ -314,7 +316,7 @@ impl<'a> Sockets<'a> {
             } else {
                 made.get(&peer).copied()
             };
-            return send(builder, sender.ok_or(nix::Error::ENOTCONN)?, message, None);
+            return send(sender.ok_or(nix::Error::ENOTCONN)?, None);
         }
         if message.from.len() > UNNAMED {
             let sender = self
@@ -322,10 +324,10 @@ impl<'a> Sockets<'a> {
                 .values()
                 .find(|r| name(r) == message.from)
                 .ok_or(nix::Error::ENOTCONN)?;
-            return send(builder, made[&sender.ino], message, Some(name(record)));
+            return send(made[&sender.ino], Some(name(record)));
         }
         let nobody = sysfd::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
-        send(builder, &nobody, message, Some(name(record)))
+        send(&nobody, Some(name(record)))
     }
 
     /// Connects datagram sockets by name. A connected one can be connected to by
@@ -422,8 +424,14 @@ fn own(path: &Path, file: SocketFile) -> std::io::Result<()> {
     fs::set_permissions(&node, std::os::unix::fs::PermissionsExt::from_mode(file.mode))
 }
 
-/// Sends a message again, with the credentials it had.
-fn send(builder: &Builder<'_>, fd: &OwnedFd, message: &Message, to: Option<&[u8]>) -> Sys<()> {
+/// Sends a message again, with the credentials and descriptors it had.
+fn send(
+    builder: &Builder<'_>,
+    fd: &OwnedFd,
+    message: &Message,
+    to: Option<&[u8]>,
+    rights: &[BorrowedFd<'_>],
+) -> Sys<()> {
     let sender = match message.sender {
         Some(sender) => {
             let pid = builder.processes.get(&sender.pid).ok_or(nix::Error::ESRCH)?;
@@ -431,7 +439,7 @@ fn send(builder: &Builder<'_>, fd: &OwnedFd, message: &Message, to: Option<&[u8]
         }
         None => None,
     };
-    let sent = diag::send_message(fd, &message.data, to, sender)?;
+    let sent = diag::send_message(fd, &message.data, to, sender, rights)?;
     if sent == message.data.len() {
         Ok(())
     } else {

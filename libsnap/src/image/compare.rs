@@ -328,6 +328,8 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
             FileKind::Pipe { ino } => *ino = inodes.of(*ino),
             FileKind::Socket(socket) => {
                 socket.ino = inodes.of(socket.ino);
+                let rights = socket.queue.iter_mut().flat_map(|message| &mut message.rights);
+                rights.for_each(&mut file);
                 if let SocketState::Paired { peer, .. } = &mut socket.state
                     && *peer != 0
                 {

@@ -60,6 +60,8 @@ pub const SOCKET_OPTION_BYTES: usize = 65536;
 /// `struct sockaddr_storage`.
 pub const SOCKADDR_BYTES: usize = 128;
 pub const MESSAGES_PER_SOCKET: usize = 1 << 20;
+/// SCM_MAX_FD.
+pub const RIGHTS_PER_MESSAGE: usize = 253;
 pub const PIPE_CAPACITY: u32 = 1 << 31;
 /// `struct termios2`.
 pub const TERMIOS_BYTES: usize = 44;

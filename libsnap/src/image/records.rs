@@ -746,6 +746,9 @@ pub struct Message {
     /// Who sent it (SCM_CREDENTIALS), where the kernel noted that.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sender: Option<Sender>,
+    /// Descriptors that come with it (SCM_RIGHTS), by the files that they lead to.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub rights: Vec<FileId>,
 }
 
 /// `struct ucred`, the process by the app's number.

@@ -179,6 +179,7 @@ fn files() -> Vec<OpenFile> {
                 data: vec![1, 2, 255],
                 from: Vec::new(),
                 sender: None,
+                rights: vec![FileId(0)],
             }],
         }))
     };

@@ -11,6 +11,8 @@ use crate::ids::{FdNum, FileId, ShmId};
 use std::collections::BTreeSet;
 
 const PART: &str = MANIFEST;
+/// Descriptors go through sockets of this family only.
+const AF_UNIX: i32 = 1;
 
 /// The names that records use for each other.
 #[derive(Default)]
@@ -143,6 +145,19 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
         }
         FileKind::Socket(socket) => {
             self::socket(id, socket)?;
+            for message in &socket.queue {
+                count(
+                    PART,
+                    "descriptors in flight",
+                    message.rights.len(),
+                    limits::RIGHTS_PER_MESSAGE,
+                )?;
+                let listed = message.rights.iter().all(|file| names.files.contains(file));
+                has(
+                    listed && (message.rights.is_empty() || socket.domain == AF_UNIX),
+                    "file in flight",
+                )?;
+            }
             match socket.state {
                 SocketState::Paired { peer, .. } => has(peer == 0 || names.sockets.contains(&peer), "peer"),
                 _ => Ok(()),

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const UDIAG_SHOW_NAME: u32 = 1;
@@ -358,7 +358,9 @@ pub struct Peeked {
     pub from: Vec<u8>,
     /// Process, user and group of the sender, where the socket asks for them.
     pub credentials: Option<(i32, u32, u32)>,
-    /// It carries descriptors or other control data besides.
+    /// Descriptors that came with it, as ours.
+    pub rights: Vec<OwnedFd>,
+    /// It carries more besides than there was room for.
     pub control: bool,
     /// The data did not fit.
     pub cut: bool,
@@ -378,43 +380,99 @@ pub fn peek_message(fd: &impl AsRawFd, max: usize) -> Sys<Option<Peeked>> {
     header.msg_iovlen = 1;
     header.msg_name = from.as_mut_ptr().cast();
     header.msg_namelen = 128;
-    // Room for SCM_CREDENTIALS, which come first, and for nothing after them.
-    let mut control = [0u64; 4];
+    // Room for SCM_CREDENTIALS, SCM_MAX_FD descriptors, and a name of security.
+    let mut control = [0u64; 256];
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = size_of_val(&control);
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: the header names live buffers with their lengths. A descriptor
-    // that found room in the control buffer would be seen below and closed.
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the header names live buffers with their lengths.
     let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut header, flags) };
     if got < 0 && Errno::last() == Errno::EAGAIN {
         return Ok(None);
     }
     data.truncate(check(got as libc::c_long)? as usize);
-    let credentials = credentials(&control[..header.msg_controllen.min(32) / 8]);
+    let words = (header.msg_controllen as usize).div_ceil(8).min(control.len());
+    let (credentials, rights) = beside(&control[..words]);
     Ok(Some(Peeked {
         data,
         from: from[..(header.msg_namelen as usize).min(128)].to_vec(),
         credentials,
+        rights,
         control: header.msg_flags & libc::MSG_CTRUNC != 0,
         cut: header.msg_flags & libc::MSG_TRUNC != 0,
     }))
 }
 
-/// `struct ucred` in a control message: length, level and type, then the three.
-fn credentials(control: &[u64]) -> Option<(i32, u32, u32)> {
-    const KIND: u64 = libc::SOL_SOCKET as u64 | (libc::SCM_CREDENTIALS as u64) << 32;
-    match control {
-        [28, KIND, first, second] => Some((*first as i32, (*first >> 32) as u32, *second as u32)),
-        _ => None,
+/// How much of the next `bytes` of a stream was written before the last of them was: the
+/// kernel copies what was written at once in whole or not at all, and here the last byte
+/// has no place.
+pub fn peek_all_but_last(fd: &impl AsRawFd, bytes: usize) -> Sys<usize> {
+    let Some(room) = bytes.checked_sub(1).filter(|room| *room > 0) else {
+        return Ok(0);
+    };
+    let mut data = vec![0u8; room];
+    let nowhere = std::ptr::without_provenance_mut(1);
+    let mut pieces =
+        [(data.as_mut_ptr().cast(), room), (nowhere, 1)].map(|(iov_base, iov_len)| libc::iovec { iov_base, iov_len });
+    // SAFETY: all zeroes is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = pieces.as_mut_ptr();
+    header.msg_iovlen = pieces.len();
+    // SAFETY: the first piece is live; the second is no memory of ours, which the kernel
+    // answers with EFAULT. There is no room for descriptors.
+    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut header, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    match check(got as libc::c_long) {
+        Err(Errno::EFAULT) => Ok(0),
+        other => other.map(|bytes| bytes as usize),
     }
 }
 
-/// sendmsg(2) without blocking: to an address, with credentials, where given.
+/// Level and type of a control message, as its second word has them.
+const fn control_kind(kind: i32) -> u64 {
+    libc::SOL_SOCKET as u64 | (kind as u64) << 32
+}
+const CREDENTIALS: u64 = control_kind(libc::SCM_CREDENTIALS);
+const RIGHTS: u64 = control_kind(libc::SCM_RIGHTS);
+/// A pidfd of the sender, for who has set SO_PASSPIDFD (Linux 6.5).
+const PIDFD: u64 = control_kind(4);
+
+/// Credentials and descriptors of control messages: each is its length in bytes, level and
+/// type, then what it says, to whole words.
+fn beside(mut control: &[u64]) -> (Option<(i32, u32, u32)>, Vec<OwnedFd>) {
+    let (mut credentials, mut rights) = (None, Vec::new());
+    while let [len, kind, rest @ ..] = control {
+        let Some(bytes) = (*len as usize).checked_sub(16) else {
+            break;
+        };
+        let (said, next) = rest.split_at(bytes.div_ceil(8).min(rest.len()));
+        let halves = said.iter().flat_map(|word| [*word as u32, (*word >> 32) as u32]);
+        let mut halves = halves.take(bytes / 4);
+        match *kind {
+            CREDENTIALS => {
+                let mut next = || halves.next().unwrap_or_default();
+                credentials = Some((next() as i32, next(), next()));
+            }
+            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+            RIGHTS => rights.extend(halves.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+            // SAFETY: as above; a negative one stands for none.
+            PIDFD => halves
+                .filter(|fd| (*fd as i32) >= 0)
+                .for_each(|fd| drop(unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+            _ => {}
+        }
+        control = next;
+    }
+    (credentials, rights)
+}
+
+/// sendmsg(2) without blocking: to an address, with credentials, where given, and with
+/// descriptors.
 pub fn send_message(
     fd: &impl AsRawFd,
     data: &[u8],
     to: Option<&[u8]>,
     credentials: Option<(i32, u32, u32)>,
+    rights: &[BorrowedFd<'_>],
 ) -> Sys<usize> {
     let mut iov = libc::iovec {
         iov_base: data.as_ptr().cast_mut().cast(),
@@ -428,13 +486,24 @@ pub fn send_message(
         header.msg_name = to.as_ptr().cast_mut().cast();
         header.msg_namelen = to.len() as libc::socklen_t;
     }
-    let mut control = credentials.map(|(pid, uid, gid)| {
-        let kind = libc::SOL_SOCKET as u64 | (libc::SCM_CREDENTIALS as u64) << 32;
-        [28, kind, u64::from(pid as u32) | u64::from(uid) << 32, u64::from(gid)]
-    });
-    if let Some(control) = &mut control {
+    let mut control = Vec::new();
+    let mut add = |kind: u64, said: &[u32]| {
+        control.extend([16 + 4 * said.len() as u64, kind]);
+        control.extend(
+            said.chunks(2)
+                .map(|half| u64::from(half[0]) | u64::from(*half.get(1).unwrap_or(&0)) << 32),
+        );
+    };
+    if let Some((pid, uid, gid)) = credentials {
+        add(CREDENTIALS, &[pid as u32, uid, gid]);
+    }
+    if !rights.is_empty() {
+        let numbers: Vec<u32> = rights.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+        add(RIGHTS, &numbers);
+    }
+    if !control.is_empty() {
         header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = size_of_val(control);
+        header.msg_controllen = size_of_val(&control[..]);
     }
     // SAFETY: the header names live buffers with their lengths; the kernel only
     // reads them.
