@@ -109,6 +109,7 @@ app_test!(unix_rights);
 app_test!(unix_rights_many);
 app_test!(unix_listen, alone);
 app_test!(unix_backlog, alone, refused);
+app_test!(unix_backlog_empty, alone);
 app_test!(tcp_listener, alone);
 app_test!(tcp_inside, alone, refused);
 app_test!(tcp_ended, alone, refused);

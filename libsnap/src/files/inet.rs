@@ -336,7 +336,7 @@ pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
     let made = socket(record.domain, record.kind, record.protocol).or_fail(|| "cannot make a socket")?;
     sockets::set_options(&made, record)?;
     match &record.state {
-        SocketState::Fresh | SocketState::Paired { .. } | SocketState::Severed => {}
+        SocketState::Fresh | SocketState::Paired { .. } | SocketState::Waiting { .. } | SocketState::Severed => {}
         SocketState::Bound { name, .. } => bind(&made, name, record)?,
         SocketState::Listening { name, backlog, .. } => {
             bind(&made, name, record)?;

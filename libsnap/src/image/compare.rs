@@ -330,10 +330,10 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
                 socket.ino = inodes.of(socket.ino);
                 let rights = socket.queue.iter_mut().flat_map(|message| &mut message.rights);
                 rights.for_each(&mut file);
-                if let SocketState::Paired { peer, .. } = &mut socket.state
-                    && *peer != 0
-                {
-                    *peer = inodes.of(*peer);
+                match &mut socket.state {
+                    SocketState::Paired { peer, .. } if *peer != 0 => *peer = inodes.of(*peer),
+                    SocketState::Waiting { listener, .. } => *listener = inodes.of(*listener),
+                    _ => {}
                 }
             }
             _ => {}

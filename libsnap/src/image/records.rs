@@ -770,7 +770,7 @@ pub struct SockOpt {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum SocketState {
     /// Neither bound nor connected.
     Fresh,
@@ -795,6 +795,14 @@ pub enum SocketState {
         peer: u64,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         file: Option<SocketFile>,
+    },
+    /// Unix: connected to the listener of this inode, inside the app, which has not accepted
+    /// it yet; the others before it come first.
+    Waiting {
+        #[serde(with = "hex_bytes")]
+        name: Vec<u8>,
+        listener: u64,
+        place: u32,
     },
     /// UDP connected to an address.
     Connected {

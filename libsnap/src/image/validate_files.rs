@@ -160,6 +160,7 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
             }
             match socket.state {
                 SocketState::Paired { peer, .. } => has(peer == 0 || names.sockets.contains(&peer), "peer"),
+                SocketState::Waiting { listener, .. } => has(names.sockets.contains(&listener), "listener"),
                 _ => Ok(()),
             }
         }
@@ -206,9 +207,10 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
         format!("file {id}: shutdown {}", socket.shutdown)
     })?;
     let addresses: [&[u8]; 2] = match &socket.state {
-        SocketState::Bound { name, .. } | SocketState::Listening { name, .. } | SocketState::Paired { name, .. } => {
-            [name, &[]]
-        }
+        SocketState::Bound { name, .. }
+        | SocketState::Listening { name, .. }
+        | SocketState::Paired { name, .. }
+        | SocketState::Waiting { name, .. } => [name, &[]],
         SocketState::Connected { name, peer } => [name, peer],
         SocketState::Fresh | SocketState::Severed => [&[], &[]],
     };

@@ -81,6 +81,7 @@ fn of_socket(socket: &SocketRecord) -> Option<Claim> {
     let name = match &socket.state {
         SocketState::Bound { name, .. } | SocketState::Listening { name, .. } => name,
         SocketState::Paired { name, .. } | SocketState::Connected { name, .. } => name,
+        SocketState::Waiting { name, .. } => name,
         SocketState::Fresh | SocketState::Severed => return None,
     };
     if socket.domain == libc::AF_NETLINK {

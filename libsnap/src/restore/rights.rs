@@ -273,7 +273,7 @@ impl<'a> Judge<'a> {
         let (name, file) = match &record.state {
             SocketState::Bound { name, file } | SocketState::Listening { name, file, .. } => (name, *file),
             SocketState::Paired { name, file, .. } => (name, *file),
-            SocketState::Connected { name, .. } => (name, None),
+            SocketState::Connected { name, .. } | SocketState::Waiting { name, .. } => (name, None),
             SocketState::Fresh | SocketState::Severed => return Ok(()),
         };
         if record.domain == libc::AF_NETLINK {

@@ -24,7 +24,7 @@ pub struct UnixSocket {
     pub state: u8,
     /// Where it is bound; that of an accepted one is where it was accepted.
     pub name: Vec<u8>,
-    /// Inode of the peer; 0 when there is none any more.
+    /// Inode of the peer; 0 when that is no file any more, or not yet: not accepted.
     pub peer: u64,
     /// Inodes of connections not yet accepted (of a listening socket).
     pub waiting: Vec<u64>,
