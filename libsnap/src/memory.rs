@@ -232,10 +232,28 @@ pub fn parse_build_id(head: &[u8]) -> Option<String> {
 }
 
 /// Everything that mappings are entered into.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tables {
     pub shm: ShmTable,
     pub external: Externals,
+    /// Whose root directory names count from, as /proc tells them: the app's init, or ours.
+    pub base: HostPid,
+}
+
+impl Tables {
+    pub fn new(base: HostPid) -> Tables {
+        Tables {
+            shm: ShmTable::default(),
+            external: Externals::default(),
+            base,
+        }
+    }
+
+    /// A path of the app, as /proc tells it, as it is reached from here: from the root of its
+    /// mount namespace, whatever root a process has for itself.
+    pub fn view(&self, path: &str) -> String {
+        format!("/proc/{}/root{path}", self.base)
+    }
 }
 
 /// Tells what each mapping is; what cannot be carried goes to `refusals`. `precopy`:
@@ -397,7 +415,7 @@ fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<Vma
             "close the object first",
         ));
     }
-    let view = format!("/proc/{pid}/root{}", mapping.name);
+    let view = tables.view(&mapping.name);
     let meta = fs::metadata(&view).map_err(|_| {
         (
             "the mapped file cannot be reached by its name",
@@ -698,7 +716,7 @@ mod tests {
         let pid = HostPid(std::process::id() as i32);
         let mappings = crate::proc::mappings(pid).unwrap();
         let mut refusals = Refusals::default();
-        let vmas = classify(pid, &mappings, None, &mut Tables::default(), &mut refusals);
+        let vmas = classify(pid, &mappings, None, &mut Tables::new(pid), &mut refusals);
         assert_eq!(refusals.into_vec(), []);
         assert!(vmas.iter().any(|v| v.kind == VmaKind::Vdso));
     }

@@ -367,7 +367,7 @@ impl Seen {
     /// going to be refused: then it is told in the stop.
     fn look(target: &Target, precopy: Option<&Precopy>) -> Option<Seen> {
         let mut refusals = Refusals::default();
-        let mut tables = Tables::default();
+        let mut tables = Tables::new(survey::host(target));
         let mut processes = HashMap::new();
         for pid in freeze::members(target).ok()? {
             if survey::is_zombie(pid) {
@@ -397,7 +397,7 @@ impl Seen {
         if self.processes.len() != pids.len() || !pids.iter().all(same) {
             return None;
         }
-        *tables = std::mem::take(&mut self.tables);
+        std::mem::swap(tables, &mut self.tables);
         let mut parts = |pid| {
             let seen = self.processes.get_mut(pid)?;
             Some((std::mem::take(&mut seen.vmas), seen.gate))
@@ -474,7 +474,7 @@ fn take(
         .map(|p| Member::open(p.pid, p.vpid))
         .collect::<Result<Vec<_>>>()?;
     let mut refusals = Refusals::default();
-    let mut tables = Tables::default();
+    let mut tables = Tables::new(survey::host(target));
     survey::processes(&mut ahead.wanted, &frozen_pids(frozen), &mut refusals);
     let pids = frozen_pids(frozen);
     let (spaces, gates) = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
@@ -859,7 +859,7 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
         ..CheckReport::default()
     };
     let mut refusals = Refusals::default();
-    let mut tables = Tables::default();
+    let mut tables = Tables::new(survey::host(target));
     survey::processes(&mut ahead.wanted.clone(), &pids, &mut refusals);
     if spaces {
         address_spaces(&pids, None, &mut tables, &mut refusals)?;

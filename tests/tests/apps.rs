@@ -72,6 +72,7 @@ app_test!(seccomp_threads);
 app_test!(seccomp_strict);
 app_test!(rlimits);
 app_test!(cwd_umask);
+app_test!(chroot, alone);
 app_test!(names);
 app_test!(names_bytes, alone);
 app_test!(environment);

@@ -333,9 +333,9 @@ fn path_that_leads_up() {
 #[test]
 fn root_directory() {
     trial("root_directory", |place| {
-        let forger = forger(place, "pipes", None)?;
+        let forger = forger(place, "pipes", Some(NOBODY))?;
         forger.edit(Record::Process, |process| process["root"] = json!("/etc"))?;
-        refused(place, forger, Allow::default(), "root directory")
+        refused(place, forger, only(NOBODY), "root directory")
     });
 }
 

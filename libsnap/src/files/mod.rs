@@ -119,6 +119,8 @@ pub struct Context<'a> {
     pub frozen: Option<Reading>,
     /// Those with descriptors in them.
     pub queues: in_flight::Queues,
+    /// Whose root directory names count from ([`Tables::view`]).
+    pub base: HostPid,
 }
 
 impl Context<'_> {
@@ -169,6 +171,7 @@ pub fn capture(
         usual: RefCell::default(),
         frozen,
         queues,
+        base: tables.base,
     };
     for description in &descriptions {
         if let Err((reason, fix)) = is_text(&description.found) {

@@ -27,8 +27,7 @@ const MEMORY_MINORS: [u64; 5] = [3, 5, 7, 8, 9];
 
 pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Tables) -> Result<FileKind, Refused> {
     let found = &description.found;
-    let pid = context.member(found).pid;
-    let view = format!("/proc/{pid}/root{}", found.link);
+    let view = tables.view(&found.link);
     let same = fs::symlink_metadata(&view).is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);
     if !same && let Some(kind) = unlinked(description, tables) {
         return Ok(kind);

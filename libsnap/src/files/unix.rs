@@ -185,7 +185,7 @@ fn paired(
     let mutual = context.unix.get(&peer).is_some_and(|diag| diag.peer == record.ino);
     let name = name_of(other);
     let lost = match path_of(&name) {
-        Some(path) => fs::symlink_metadata(seen_from(context.member(&other.found).pid, &path)).is_err(),
+        Some(path) => fs::symlink_metadata(seen_from(context.base, &path)).is_err(),
         None => name.len() <= UNNAMED,
     };
     if lost && !mutual {
@@ -217,9 +217,22 @@ fn socket_file(context: &Context<'_>, description: &Description, name: &[u8]) ->
             "bind it to an absolute path",
         );
     }
-    let pid = context.member(&description.found).pid;
+    // Names are as they were seen when the socket was bound, restored ones as from the root of
+    // all.
+    let own = fs::symlink_metadata(seen_from(context.member(&description.found).pid, &path));
+    let found = fs::symlink_metadata(seen_from(context.base, &path));
+    let key = |meta: &std::io::Result<fs::Metadata>| meta.as_ref().ok().map(|meta| (meta.dev(), meta.ino()));
+    if own.is_ok() && key(&own) != key(&found) {
+        return refused(
+            format!(
+                "it is bound to {}, which leads elsewhere in its process's root directory",
+                path.display()
+            ),
+            "bind it before chroot(2), or close it",
+        );
+    }
     // No file: somebody unlinked it, and restore will leave it unlinked.
-    Ok(fs::symlink_metadata(seen_from(pid, &path)).ok().map(|meta| SocketFile {
+    Ok(found.ok().map(|meta| SocketFile {
         mode: meta.mode() & 0o7777,
         uid: meta.uid(),
         gid: meta.gid(),

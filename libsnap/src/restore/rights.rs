@@ -166,6 +166,10 @@ impl<'a> Judge<'a> {
         for path in [&process.exe, &process.cwd] {
             self.path(&who("names"), path)?;
         }
+        if process.root != "/" {
+            self.takes(Capability::CAP_SYS_CHROOT, who("wants a root directory of its own"))?;
+            self.path(&who("has for its root directory"), &process.root)?;
+        }
         Ok(())
     }
 

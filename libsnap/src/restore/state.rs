@@ -289,9 +289,15 @@ fn set_limit(pid: HostPid, which: u32, wanted: (u64, u64), now: (u64, u64)) -> R
 
 /// Directory, mask, signal actions, prctls.
 pub(super) fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
-    let batch = script.room(3, record.cwd.len() + 1)?;
+    let batch = script.room(1, record.cwd.len() + 1)?;
     let cwd = batch.c_string(&record.cwd);
     batch.must("chdir", libc::SYS_chdir, &[cwd.address]);
+    if record.root != "/" {
+        let batch = script.room(1, record.root.len() + 1)?;
+        let root = batch.c_string(&record.root);
+        batch.must("chroot", libc::SYS_chroot, &[root.address]);
+    }
+    let batch = script.room(2, 0)?;
     batch.must("umask", libc::SYS_umask, &[u64::from(record.umask)]);
     batch.must("personality", libc::SYS_personality, &[record.personality]);
     for (signal, action) in (1u64..).zip(&record.sigactions) {
