@@ -343,7 +343,7 @@ fn root_directory() {
 fn raw_socket() {
     of_manifest("raw_socket", "udp", "no snapshot carries", |_, manifest| {
         let socket = socket(manifest);
-        socket["domain"] = json!(17);
+        socket["domain"] = json!(40);
         socket["kind"] = json!(3);
         socket["protocol"] = json!(0x300);
     });

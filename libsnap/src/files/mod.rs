@@ -14,6 +14,7 @@ pub mod inet;
 pub mod inotify;
 pub mod looked;
 pub mod netlink;
+pub mod packet;
 pub mod paths;
 pub mod pipes;
 pub mod pty;

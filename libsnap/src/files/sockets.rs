@@ -6,7 +6,7 @@
 //! netlink socket.
 
 use super::looked::Look;
-use super::{Builder, Context, Description, Member, Refused, inet, netlink, refused, unix, virtual_pid};
+use super::{Builder, Context, Description, Member, Refused, inet, netlink, packet, refused, unix, virtual_pid};
 use crate::error::{OrFail, Result};
 use crate::image::limits;
 use crate::image::records::{FileKind, Message, Sender, SockOpt, SocketRecord, SocketState};
@@ -19,10 +19,17 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const SOL_TCP: i32 = libc::IPPROTO_TCP;
 const SOL_UDP: i32 = libc::IPPROTO_UDP;
+const SOL_RAW: i32 = libc::IPPROTO_RAW;
+const PACKET_IGNORE_OUTGOING: i32 = 23;
+const PACKET_VNET_HDR_SZ: i32 = 24;
+/// The same number of ICMPv6 sockets.
+const ICMP_FILTER: i32 = 1;
+/// That of ICMPv6; all others have less.
+const LONGEST: usize = 32;
 
 /// Options that can be read and set. Buffer sizes are set first: data queued
 /// needs their room.
-pub const OPTIONS: [(i32, i32); 58] = [
+pub const OPTIONS: [(i32, i32); 76] = [
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, libc::SO_REUSEADDR),
@@ -52,6 +59,24 @@ pub const OPTIONS: [(i32, i32); 58] = [
     (libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
     (libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK),
     (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS),
+    (libc::SOL_PACKET, libc::PACKET_AUXDATA),
+    (libc::SOL_PACKET, libc::PACKET_ORIGDEV),
+    (libc::SOL_PACKET, libc::PACKET_COPY_THRESH),
+    (libc::SOL_PACKET, libc::PACKET_VERSION),
+    (libc::SOL_PACKET, libc::PACKET_RESERVE),
+    (libc::SOL_PACKET, libc::PACKET_LOSS),
+    (libc::SOL_PACKET, libc::PACKET_VNET_HDR),
+    (libc::SOL_PACKET, PACKET_VNET_HDR_SZ),
+    (libc::SOL_PACKET, libc::PACKET_TIMESTAMP),
+    (libc::SOL_PACKET, libc::PACKET_TX_HAS_OFF),
+    (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS),
+    (libc::SOL_PACKET, PACKET_IGNORE_OUTGOING),
+    (SOL_RAW, ICMP_FILTER),
+    (libc::IPPROTO_ICMPV6, ICMP_FILTER),
+    (SOL_RAW, libc::IPV6_CHECKSUM),
+    (libc::IPPROTO_IPV6, libc::IPV6_CHECKSUM),
+    (libc::IPPROTO_IPV6, libc::IPV6_HDRINCL),
+    (libc::IPPROTO_IP, libc::IP_HDRINCL),
     (libc::IPPROTO_IP, libc::IP_TOS),
     (libc::IPPROTO_IP, libc::IP_TTL),
     (libc::IPPROTO_IP, libc::IP_RECVERR),
@@ -108,6 +133,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         libc::AF_UNIX => unix::capture(context, description, &mut record)?,
         libc::AF_INET | libc::AF_INET6 => inet::capture(context, description, &mut record)?,
         libc::AF_NETLINK => netlink::capture(context, description, &mut record)?,
+        libc::AF_PACKET => packet::capture(context, description, &mut record)?,
         other => {
             return refused(
                 format!("sockets of address family {other} are not carried"),
@@ -122,8 +148,9 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
             return refused("a socket error that the app has not read yet", "let the app read it");
         }
         // Once it is locked a filter can be changed no more.
-        record.options = filter(dup)?.into_iter().collect();
-        record.options.extend(options(context, description, &record));
+        let mut all: Vec<SockOpt> = filter(dup)?.into_iter().collect();
+        all.extend(options(context, description, &record));
+        record.options.splice(0..0, all);
     }
     Ok(FileKind::Socket(Box::new(record)))
 }
@@ -156,7 +183,7 @@ pub fn fresh(record: &SocketRecord) -> Sys<OwnedFd> {
 pub type Usual = Vec<Option<Vec<u8>>>;
 
 fn all_options(fd: &OwnedFd) -> Usual {
-    let get = |(level, name): &(i32, i32)| diag::getsockopt(fd, *level, *name, 16).ok();
+    let get = |(level, name): &(i32, i32)| diag::getsockopt(fd, *level, *name, LONGEST).ok();
     OPTIONS.iter().map(get).collect()
 }
 
@@ -202,14 +229,20 @@ pub fn is_carried(record: &SocketRecord) -> bool {
                 (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
             ]
             .contains(&pair)
+                || record.kind == libc::SOCK_RAW
         }
+        libc::AF_PACKET => packet::is_carried(record),
         libc::AF_NETLINK => netlink::is_carried(record),
         _ => false,
     };
     kind && record
         .options
         .iter()
-        .all(|option| OPTIONS.contains(&(option.level, option.name)) || is_filter(option))
+        .all(|option| OPTIONS.contains(&(option.level, option.name)) || is_filter(option) || is_membership(option))
+}
+
+fn is_membership(option: &SockOpt) -> bool {
+    (option.level, option.name) == packet::MEMBERSHIP
 }
 
 fn is_filter(option: &SockOpt) -> bool {
@@ -274,6 +307,7 @@ pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::So
     match record.domain {
         libc::AF_UNIX => unix.open(builder, record),
         libc::AF_NETLINK => netlink::restore(record),
+        libc::AF_PACKET => packet::restore(record),
         _ => inet::restore(record),
     }
 }
@@ -358,13 +392,13 @@ fn walk_queue(
     description: &Description,
     (domain, kind): (i32, i32),
 ) -> Result<Vec<Queued>, Refused> {
-    const LONGEST: usize = 1 << 20;
+    const MESSAGE_MAX: usize = 1 << 20;
     let unix = domain == libc::AF_UNIX;
     let mut queue: Vec<Queued> = Vec::new();
     // In bytes: where in a stream the next look begins.
     let mut at = 0;
     while queue.len() < limits::MESSAGES_PER_SOCKET {
-        match diag::peek_message(&description.dup, LONGEST) {
+        match diag::peek_message(&description.dup, MESSAGE_MAX) {
             Ok(None) => return Ok(queue),
             Ok(Some(peeked)) if peeked.control && unix => return too_much_beside(),
             Ok(Some(peeked)) if peeked.cut => {

@@ -87,6 +87,10 @@ fn of_socket(socket: &SocketRecord) -> Option<Claim> {
     if socket.domain == libc::AF_NETLINK {
         return Some(Claim::Netlink(netlink::port(name), socket.protocol));
     }
+    // As many as like have the same.
+    if socket.kind == libc::SOCK_RAW {
+        return None;
+    }
     if socket.domain != libc::AF_UNIX {
         return inet::show_address(name).map(Claim::Address);
     }

@@ -280,6 +280,11 @@ impl<'a> Judge<'a> {
             SocketState::Connected { name, .. } | SocketState::Waiting { name, .. } => (name, None),
             SocketState::Fresh | SocketState::Severed => return Ok(()),
         };
+        let sees_all = record.domain == libc::AF_PACKET
+            || [libc::AF_INET, libc::AF_INET6].contains(&record.domain) && record.kind == libc::SOCK_RAW;
+        if sees_all {
+            return self.takes(Capability::CAP_NET_RAW, format!("{who} wants packets as they are"));
+        }
         if record.domain == libc::AF_NETLINK {
             return Ok(());
         }

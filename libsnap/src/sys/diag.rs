@@ -83,6 +83,26 @@ pub fn netlink_sockets(protocol: u8) -> Sys<HashMap<u64, NetlinkSocket>> {
     Ok(found)
 }
 
+/// What sock_diag tells of one packet socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PacketSocket {
+    /// It gets packets: it has a protocol, and its device is up.
+    pub running: bool,
+    pub rings: bool,
+    pub fanout: bool,
+    /// `struct packet_mreq` of each, as often as it was asked for.
+    pub memberships: Vec<Vec<u8>>,
+}
+
+/// The packet sockets of this network namespace, by inode.
+pub fn packet_sockets() -> Sys<HashMap<u64, PacketSocket>> {
+    let mut found = HashMap::new();
+    dump(&request(&packet_request()), &mut |body| {
+        found.extend(packet_message(body));
+    })?;
+    Ok(found)
+}
+
 fn dump(request: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<()> {
     let fd = socket(
         AddressFamily::Netlink,
@@ -155,6 +175,47 @@ fn netlink_message(body: &[u8]) -> Option<(u64, NetlinkSocket)> {
         all_namespaces: flags & LISTEN_ALL_NSID != 0,
     };
     Some((u64::from(u32_at(head, 16)), socket))
+}
+
+/// `packet_diag_req`, asking for all of it but filters and memory.
+fn packet_request() -> Vec<u8> {
+    const PACKET_SHOW: u32 = 1 | 2 | 4 | 8;
+    let mut bytes = vec![libc::AF_PACKET as u8, 0, 0, 0];
+    bytes.extend_from_slice(&0u32.to_le_bytes());
+    bytes.extend_from_slice(&PACKET_SHOW.to_le_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes
+}
+
+/// `packet_diag_msg`, by inode.
+fn packet_message(body: &[u8]) -> Option<(u64, PacketSocket)> {
+    const PACKET_DIAG_INFO: u16 = 0;
+    const PACKET_DIAG_MCLIST: u16 = 1;
+    const PACKET_DIAG_RX_RING: u16 = 2;
+    const PACKET_DIAG_TX_RING: u16 = 3;
+    const PACKET_DIAG_FANOUT: u16 = 4;
+    const PDI_RUNNING: u32 = 1;
+    let head = body.get(..16)?;
+    let mut socket = PacketSocket::default();
+    for (kind, value) in attributes(&body[16..]) {
+        match kind {
+            // `packet_diag_info`: the last of six words are flags.
+            PACKET_DIAG_INFO if value.len() >= 24 => socket.running = u32_at(value, 20) & PDI_RUNNING != 0,
+            // `packet_diag_mclist`: device, count, type and length, up to 32 bytes of address.
+            PACKET_DIAG_MCLIST => {
+                let entries = value.as_chunks::<44>().0.iter();
+                let each = entries.flat_map(|entry| {
+                    let mreq = [&entry[..4], &entry[8..12], &entry[12..20]].concat();
+                    std::iter::repeat_n(mreq, u32_at(entry, 4).min(0xffff) as usize)
+                });
+                socket.memberships.extend(each);
+            }
+            PACKET_DIAG_RX_RING | PACKET_DIAG_TX_RING => socket.rings = true,
+            PACKET_DIAG_FANOUT => socket.fanout = true,
+            _ => {}
+        }
+    }
+    Some((u64::from(u32_at(head, 4)), socket))
 }
 
 /// `nlattr`s: kind and value of each.

@@ -320,7 +320,17 @@ impl Questions {
             };
             self.filled(what, number, 128, 0..128, |slot| vec![fd as u64, slot, len]);
         }
-        for (level, name) in sockets::OPTIONS {
+        // Of other families none is put back in place.
+        let levels = [
+            libc::SOL_NETLINK,
+            libc::SOL_PACKET,
+            libc::IPPROTO_RAW,
+            libc::IPPROTO_ICMPV6,
+        ];
+        for (level, name) in sockets::OPTIONS
+            .into_iter()
+            .filter(|(level, _)| !levels.contains(level))
+        {
             self.option(fd, (level, name), 16, 0..16);
         }
         self.filter(fd);

@@ -98,8 +98,11 @@ fn is_unfit(kind: &FileKind, manifest: &Manifest) -> Option<&'static str> {
         FileKind::Pipe { ino } if empty(ino) => None,
         FileKind::Pipe { .. } => Some("it has a pipe with something in it"),
         FileKind::Socket(socket) if !socket.queue.is_empty() => Some("it has a socket with something in it"),
-        FileKind::Socket(socket) if ![libc::AF_UNIX, libc::AF_INET, libc::AF_INET6].contains(&socket.domain) => {
-            Some("it has a socket of another family than unix(7) and ip(7)")
+        FileKind::Socket(socket)
+            if ![libc::AF_UNIX, libc::AF_INET, libc::AF_INET6].contains(&socket.domain)
+                || socket.kind == libc::SOCK_RAW =>
+        {
+            Some("it has a socket of another kind than unix(7), tcp(7) and udp(7)")
         }
         // Only its length can be asked for.
         FileKind::Socket(socket) if socket.options.iter().any(|o| (o.level, o.name) == sockets::FILTER) => {
