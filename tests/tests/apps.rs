@@ -79,6 +79,7 @@ app_test!(environment);
 app_test!(personality);
 app_test!(dumpable);
 app_test!(process_flags);
+app_test!(settings);
 
 // How processes belong together.
 app_test!(sessions);

@@ -52,6 +52,9 @@ pub const PENDING_SIGNALS: usize = 1 << 20;
 pub const POSIX_TIMERS: usize = 1 << 20;
 pub const AUXV_WORDS: usize = 512;
 pub const VMA_FLAGS: usize = 32;
+/// Of one thread or process; words of a memory policy's nodes.
+pub const SETTINGS: usize = 64;
+pub const NODE_WORDS: usize = 16;
 pub const GROUPS: usize = 65536;
 /// 64 CPUs a word.
 pub const AFFINITY_WORDS: usize = 1024;

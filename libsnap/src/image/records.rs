@@ -188,6 +188,39 @@ pub struct ProcessRecord {
     /// Controlling terminal: the index of a pseudo-terminal of this app.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ctty: Option<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub settings: Vec<Setting>,
+}
+
+/// Something that is not as in a fresh process, by what sets it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setting {
+    pub kind: SettingKind,
+    pub value: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum SettingKind {
+    /// PR_SET_TSC.
+    Tsc,
+    /// ARCH_SET_CPUID.
+    Cpuid,
+    /// PR_MCE_KILL.
+    MachineCheck,
+    /// PR_SET_IO_FLUSHER.
+    IoFlusher,
+    /// PR_SET_SPECULATION_CTRL, of this kind of speculation.
+    Speculation(u32),
+    /// PR_SET_MDWE.
+    WriteExecute,
+    /// PR_SET_MEMORY_MERGE.
+    MemoryMerge,
+    /// membarrier(2), one way to be registered.
+    Membarrier,
+    /// set_mempolicy(2): 64 nodes a word.
+    MemoryPolicy { nodes: Vec<u64> },
 }
 
 /// Marks in the address space (`prctl(2)` PR_SET_MM_MAP).
@@ -286,6 +319,8 @@ pub struct ThreadRecord {
     /// `ioprio_get(2)` of the thread; 0 when never set.
     pub ioprio: i32,
     pub blocked_in: Blocked,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub settings: Vec<Setting>,
 }
 
 /// A program that judges system calls (seccomp(2)).

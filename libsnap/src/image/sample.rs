@@ -318,6 +318,10 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
                 overrun: 0,
             }],
             fds: fds.collect(),
+            settings: vec![Setting {
+                kind: SettingKind::Membarrier,
+                value: 16,
+            }],
             ctty: Some(0),
         },
         comm: "sample".into(),
@@ -336,6 +340,10 @@ fn thread(tid: i32) -> ThreadImage {
     regs[19] = 0x7fff_0000_1000; // rsp
     ThreadImage {
         record: ThreadRecord {
+            settings: vec![Setting {
+                kind: SettingKind::MemoryPolicy { nodes: vec![1] },
+                value: 2,
+            }],
             tid: VirtualPid(tid),
             comm: "sample".into(),
             comm_bytes: Some(b"s\xff ".to_vec()),

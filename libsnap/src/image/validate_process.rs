@@ -2,7 +2,7 @@
 
 use super::fault::ensure;
 use super::process::{ProcessImage, Segment, ThreadImage};
-use super::records::{ProcessRecord, Seccomp, VMA_FLAGS, Vma, VmaKind};
+use super::records::{ProcessRecord, Seccomp, Setting, SettingKind, VMA_FLAGS, Vma, VmaKind};
 use super::validate::{count, path, process_id, text};
 use super::validate_files::fd_number;
 use super::{PAGE, limits};
@@ -22,11 +22,20 @@ pub fn process(part: &str, image: &ProcessImage, segments: &[Segment]) -> Result
     segments_within(part, segments, &image.vmas)
 }
 
+fn settings(part: &str, settings: &[Setting]) -> Result<()> {
+    count(part, "settings", settings.len(), limits::SETTINGS)?;
+    settings.iter().try_for_each(|setting| match &setting.kind {
+        SettingKind::MemoryPolicy { nodes } => count(part, "words of nodes", nodes.len(), limits::NODE_WORDS),
+        _ => Ok(()),
+    })
+}
+
 fn record(part: &str, process: &ProcessRecord) -> Result<()> {
     process_id(part, "pid", process.pid)?;
     for (what, name) in [("exe", &process.exe), ("cwd", &process.cwd), ("root", &process.root)] {
         path(part, what, name)?;
     }
+    settings(part, &process.settings)?;
     ensure(process.umask <= 0o777, part, || format!("umask {:o}", process.umask))?;
     ensure((0..=2).contains(&process.dumpable), part, || {
         format!("dumpable {}", process.dumpable)
@@ -93,6 +102,7 @@ fn threads(part: &str, image: &ProcessImage) -> Result<BTreeSet<VirtualPid>> {
 
 fn thread(part: &str, thread: &ThreadImage) -> Result<()> {
     let record = &thread.record;
+    settings(part, &record.settings)?;
     text(part, "comm", &record.comm, limits::COMM_BYTES)?;
     let bytes = record.comm_bytes.as_deref().unwrap_or_default();
     ensure(bytes.len() < 16 && !bytes.contains(&0), part, || {

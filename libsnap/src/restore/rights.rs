@@ -17,7 +17,7 @@ use super::plan::{Seen, refused};
 use crate::error::{OrFail, Result};
 use crate::files::{paths, sockets};
 use crate::image::records::{
-    FileKind, IpcPerm, Manifest, ShmKind, SocketFile, SocketRecord, SocketState, ThreadRecord, VmaKind,
+    FileKind, IpcPerm, Manifest, SettingKind, ShmKind, SocketFile, SocketRecord, SocketState, ThreadRecord, VmaKind,
 };
 use crate::image::{Appshot, Core};
 use crate::target::Allow;
@@ -127,6 +127,14 @@ impl<'a> Judge<'a> {
                 Capability::CAP_SYS_NICE,
                 format!("task {tid} wants to come before others"),
             )?;
+        }
+        if record
+            .settings
+            .iter()
+            .any(|setting| setting.kind == SettingKind::IoFlusher)
+        {
+            let what = format!("task {tid} wants memory before others (PR_SET_IO_FLUSHER)");
+            self.takes(Capability::CAP_SYS_RESOURCE, what)?;
         }
         if record.seccomp.is_off() && !self.allow.unconfined {
             return Err(refused(format!("task {tid} has no filter of system calls (seccomp)"))

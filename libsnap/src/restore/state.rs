@@ -15,6 +15,7 @@ use crate::memory;
 use crate::proc::Fields;
 use crate::process::{with_time_out, write_time_out};
 use crate::seccomp;
+use crate::settings;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs, SchedAttr};
 use crate::timers;
@@ -206,8 +207,11 @@ pub fn finish_becoming(all: Vec<Becoming<'_>>, waits: &mut Waits) -> Result<()> 
 pub(super) fn fits_slice(record: &ThreadRecord) -> bool {
     // Besides at most 40 calls, one for each capability that it has or lacks.
     const SIGNALS_MAX: usize = 8;
+    const SETTINGS_MAX: usize = 8;
     let payload = 4 * record.creds.groups.len() + (SIGINFO_BYTES + 8) * record.pending.len();
-    payload <= executor::SLICE_PAYLOAD / 2 && record.pending.len() <= SIGNALS_MAX
+    payload <= executor::SLICE_PAYLOAD / 2
+        && record.pending.len() <= SIGNALS_MAX
+        && record.settings.len() <= SETTINGS_MAX
 }
 
 /// Credentials of a process that is being built, which those forked off it have, too.
@@ -377,7 +381,8 @@ pub(super) fn own_state(script: &mut impl Calls, record: &ThreadRecord) -> Resul
     let batch = script.room(1, name.len() + 1)?;
     let name = batch.c_string(name);
     prctl(script, libc::PR_SET_NAME, name.address)?;
-    prctl(script, libc::PR_SET_TIMERSLACK, record.timer_slack_ns.max(1))
+    prctl(script, libc::PR_SET_TIMERSLACK, record.timer_slack_ns.max(1))?;
+    settings::restore(script, &record.settings)
 }
 
 /// Pending signals of the process, sent by itself: any siginfo may be sent so.
@@ -473,6 +478,7 @@ fn last(script: &mut Script<'_>, restorer: i32, timeline: &Timeline, record: &Pr
     if record.dumpable != 2 {
         prctl(script, libc::PR_SET_DUMPABLE, record.dumpable as u64)?;
     }
+    settings::restore(script, &record.settings)?;
     timers::arm(script, timeline, record)?;
     script.must("close", libc::SYS_close, &[restorer as u64]).map(drop)
 }
