@@ -2,19 +2,22 @@
 //!
 //! Read from `/proc/PID/smaps`, `/proc/PID/pagemap` and process_vm_readv(2).
 //! A mapped file that has no name any more is kept whole, as shared memory is.
-//! Refused: huge page files, device memory, userfaultfd ranges, sealed mappings
-//! (mseal), a program that has no name any more.
+//! Guards (MADV_GUARD_INSTALL) are told by PAGEMAP_SCAN.
+//! Refused: huge page files, device memory, userfaultfd ranges, protection keys, a program
+//! that has no name any more.
 
 use crate::error::{Error, OrFail, Result};
 use crate::frames::{Common, Frames};
 use crate::ids::{HostPid, ShmId};
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
 use crate::image::{CoreWriter, Layout, Memory, Writer};
+use crate::kernel;
 use crate::pages::{self, Closed, Copies, Held, Pages, Stock};
 use crate::precopy::{Precopy, Watched};
 use crate::proc::Mapping;
 use crate::refusals::Refusals;
-use crate::sys::memory::{PAGE, Span};
+use crate::sys::memory::{self as sys, PAGE, Span};
+use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
@@ -242,6 +245,8 @@ pub struct Tables {
 
 impl Tables {
     pub fn new(base: HostPid) -> Tables {
+        // Found out before the app stands still.
+        kernel::tells_guards();
         Tables {
             shm: ShmTable::default(),
             external: Externals::default(),
@@ -275,6 +280,7 @@ pub fn classify(
                 prot: mapping.prot(),
                 flags: kept_flags(mapping, &kind),
                 huge_bytes: if kind == VmaKind::Anon { mapping.huge_bytes } else { 0 },
+                guards: may_be_guarded(mapping).into_iter().collect(),
                 kind,
             }),
             Err((reason, fix)) => {
@@ -284,6 +290,15 @@ pub fn classify(
         }
     }
     vmas
+}
+
+/// The flag of smaps that parts of a mapping may be guarded.
+pub const GUARDED: &str = "gu";
+
+/// All of it, until it is looked at ([`find_guards`]): where the kernel does not tell, in any.
+fn may_be_guarded(mapping: &Mapping) -> Option<(u64, u64)> {
+    let may = mapping.has(GUARDED) || !kernel::tells_guards();
+    may.then_some((mapping.start, mapping.end))
 }
 
 fn kept_flags(mapping: &Mapping, kind: &VmaKind) -> Vec<String> {
@@ -352,14 +367,15 @@ fn refuse_flags(mapping: &Mapping, ours: bool) -> Result<(), Refused> {
             "a userfaultfd watches this range",
             "end its user before the snapshot",
         ),
-        (
-            "sl",
-            "sealed mappings (mseal) are not carried yet",
-            "run the app without mseal",
-        ),
         ("pf", "memory of a device", "close the device before the snapshot"),
         ("io", "memory of a device", "close the device before the snapshot"),
     ];
+    if mapping.key != 0 {
+        return Err((
+            "its pages have a protection key (pkeys) that is not carried yet",
+            "run the app without protection keys",
+        ));
+    }
     match refused
         .iter()
         .find(|(flag, ..)| mapping.has(flag) && !(ours && *flag == "uw"))
@@ -518,6 +534,23 @@ pub fn holds_pages(kind: &VmaKind) -> bool {
     )
 }
 
+/// Finds the parts that nobody may touch of mappings that may have some, of a process that
+/// stands still.
+pub fn find_guards(pid: HostPid, vmas: &mut [Vma]) -> Result<()> {
+    let failed = || format!("cannot read the memory of pid {pid}");
+    let pagemap = pages::pagemap(pid)?;
+    for vma in vmas.iter_mut().filter(|vma| !vma.guards.is_empty()) {
+        let mut found = Vec::new();
+        match sys::scan_guards(&pagemap, Span::from(&*vma), &mut found) {
+            // Where there are any then, a page cannot be read.
+            Err(Errno::EINVAL | Errno::ENOTTY) => {}
+            told => told.or_fail(failed)?,
+        }
+        vma.guards = found.iter().map(|span| (span.start, span.end)).collect();
+    }
+    Ok(())
+}
+
 /// The private memory of a stopped process, as the appshot is to hold it.
 #[derive(Debug, Default)]
 pub struct Private {
@@ -550,11 +583,12 @@ impl Private {
             let compared = watched
                 .filter(|_| vma.kind == VmaKind::Anon && readable)
                 .and_then(|watched| watched.compare(&pagemap, whole));
+            let guards: Vec<Span> = vma.guards.iter().map(|&(start, end)| Span { start, end }).collect();
             if let Some(compared) = compared {
-                let all = pages::union(&compared.same, &compared.changed);
-                private.keep(&all, vma.prot);
-                private.same.extend(compared.same);
-                private.changed.extend(compared.changed);
+                let [same, changed] = [compared.same, compared.changed].map(|all| pages::without(&all, &guards));
+                private.keep(&pages::union(&same, &changed), vma.prot);
+                private.same.extend(same);
+                private.changed.extend(changed);
                 continue;
             }
             let mut found = Vec::new();
@@ -563,6 +597,7 @@ impl Private {
                 found.push(whole);
             } else if holds_pages(&vma.kind) {
                 pages::find(&pagemap, whole, vma.kind == VmaKind::Anon, &mut found).or_fail(failed)?;
+                found = pages::without(&found, &guards);
             }
             private.keep(&found, vma.prot);
             match readable {

@@ -237,7 +237,7 @@ impl AskProcess {
         let brk = batch.call("brk", libc::SYS_brk, &[0]);
         const AS_IT_IS: u64 = 0xffff_ffff;
         let personality = batch.call("personality", libc::SYS_personality, &[AS_IT_IS]);
-        let settings = settings::OfProcess::ask(&mut batch);
+        let settings = settings::OfProcess::ask(&mut batch, executor.span());
         let main = AskThread::new(&mut batch);
         let timers = timers::Asked::intervals(&mut batch);
         AskProcess {

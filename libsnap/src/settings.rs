@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::executor::{Batch, CallId, Slot};
 use crate::image::records::{Setting, SettingKind};
 use crate::restore::script::Calls;
+use crate::sys::memory::{PAGE, Span};
 use nix::errno::Errno;
 
 const PR_SET_IO_FLUSHER: i32 = 57;
@@ -45,6 +46,7 @@ fn call(setting: &Setting) -> Option<(i64, Vec<u64>)> {
         SettingKind::WriteExecute => prctl([PR_SET_MDWE as u64, value, 0]),
         SettingKind::MemoryMerge => prctl([PR_SET_MEMORY_MERGE as u64, value, 0]),
         SettingKind::Membarrier => Some((libc::SYS_membarrier, vec![value, 0, 0])),
+        SettingKind::LockFuture => Some((libc::SYS_mlockall, vec![value])),
         // Its nodes have to be in memory.
         SettingKind::MemoryPolicy { .. } => None,
     }
@@ -136,10 +138,20 @@ pub struct OfProcess {
     write_execute: CallId,
     memory_merge: CallId,
     membarrier: CallId,
+    locked: CallId,
+    resident: (CallId, Slot),
 }
 
 impl OfProcess {
-    pub fn ask(batch: &mut Batch) -> OfProcess {
+    /// `ours`: memory that was just mapped for us, of which the last page is not used yet. What
+    /// is mapped shows what mlockall(2) has asked for: the kernel refuses to call it cold, and
+    /// has all of it there at once unless it is locked when it is used.
+    pub fn ask(batch: &mut Batch, ours: Span) -> OfProcess {
+        const MADV_COLD: u64 = 20;
+        let resident = batch.space(8);
+        let last = ours.end - PAGE;
+        let locked = batch.call("madvise", libc::SYS_madvise, &[last, PAGE, MADV_COLD]);
+        let is_there = batch.call("mincore", libc::SYS_mincore, &[last, PAGE, resident.address]);
         let mut get = |option: i32| batch.call("prctl", libc::SYS_prctl, &[option as u64, 0, 0, 0, 0]);
         OfProcess {
             write_execute: get(PR_GET_MDWE),
@@ -149,6 +161,8 @@ impl OfProcess {
                 libc::SYS_membarrier,
                 &[MEMBARRIER_GET_REGISTRATIONS, 0, 0],
             ),
+            locked,
+            resident: (is_there, resident),
         }
     }
 
@@ -161,12 +175,27 @@ impl OfProcess {
         let ways = ways.filter_map(|way| one(SettingKind::Membarrier, way));
         let merge = one(SettingKind::MemoryMerge, value(self.memory_merge));
         let write_execute = one(SettingKind::WriteExecute, value(self.write_execute));
-        ways.chain(merge).chain(write_execute).collect()
+        let lock = (batch.result(self.locked) == Err(Errno::EINVAL)).then(|| {
+            let there = batch.result(self.resident.0).is_ok() && batch.read_words(self.resident.1)[0] & 1 != 0;
+            let on_fault = if there { 0 } else { libc::MCL_ONFAULT };
+            let value = (libc::MCL_FUTURE | on_fault) as u64;
+            Setting {
+                kind: SettingKind::LockFuture,
+                value,
+            }
+        });
+        ways.chain(merge).chain(write_execute).chain(lock).collect()
     }
 }
 
+/// Whether it is set while the process may still do everything: to lock memory takes a
+/// limit or a right that it may not have any more.
+pub fn is_early(setting: &Setting) -> bool {
+    setting.kind == SettingKind::LockFuture
+}
+
 /// Sets them again.
-pub fn restore(script: &mut impl Calls, settings: &[Setting]) -> Result<()> {
+pub fn restore<'a>(script: &mut impl Calls, settings: impl IntoIterator<Item = &'a Setting>) -> Result<()> {
     for setting in settings {
         if let SettingKind::MemoryPolicy { nodes } = &setting.kind {
             let batch = script.room(1, 8 * nodes.len().max(1))?;

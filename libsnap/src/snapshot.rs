@@ -412,7 +412,8 @@ impl Seen {
             let now: HashMap<(u64, u64), &Mapping> = now.iter().map(|map| ((map.start, map.end), map)).collect();
             seen.mappings.iter().all(|old| {
                 let new = now.get(&(old.start, old.end));
-                new.is_none_or(|new| VMA_FLAGS.iter().all(|flag| old.has(flag) == new.has(flag)))
+                let mut flags = VMA_FLAGS.iter().chain(&[memory::GUARDED]);
+                new.is_none_or(|new| flags.all(|flag| old.has(flag) == new.has(flag)))
             })
         })
     }
@@ -518,6 +519,7 @@ fn take(
     for process in &mut processes {
         go_on(cancelled)?;
         let watched = precopy.and_then(|precopy| precopy.of(process.pid));
+        memory::find_guards(process.pid, &mut process.image.vmas)?;
         process.private = Private::look(process.pid, &process.image.vmas, watched)?;
     }
     leave_common(&mut processes)?;

@@ -239,6 +239,7 @@ fn joined(vmas: Vec<Vma>) -> Vec<Vma> {
             Some(last) => {
                 last.end = vma.end;
                 last.huge_bytes += vma.huge_bytes;
+                last.guards.extend(vma.guards);
             }
             None => joined.push(vma),
         }
@@ -512,6 +513,7 @@ mod tests {
             },
             flags: Vec::new(),
             huge_bytes: 0,
+            guards: Vec::new(),
         };
         assert_eq!(joined(vec![vma(0, 2, 5), vma(2, 7, 7)]), [vma(0, 7, 5)]);
         for apart in [[vma(0, 2, 5), vma(3, 7, 7)], [vma(0, 2, 5), vma(2, 7, 8)]] {

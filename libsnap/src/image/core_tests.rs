@@ -73,6 +73,7 @@ fn mapping(line: &str) -> Option<Vma> {
         kind,
         flags: Vec::new(),
         huge_bytes: 0,
+        guards: Vec::new(),
     })
 }
 
@@ -172,6 +173,7 @@ fn very_many_mappings() {
         kind: VmaKind::Anon,
         flags: Vec::new(),
         huge_bytes: 0,
+        guards: Vec::new(),
     };
     process.vmas = (0..70_000).map(vma).collect();
     let writer = Writer::create(&dest).unwrap();

@@ -51,6 +51,7 @@ pub const WATCHES_PER_FILE: usize = 1 << 20;
 pub const PENDING_SIGNALS: usize = 1 << 20;
 pub const POSIX_TIMERS: usize = 1 << 20;
 pub const AUXV_WORDS: usize = 512;
+pub const GUARDS_PER_VMA: usize = 1 << 20;
 pub const VMA_FLAGS: usize = 32;
 /// Of one thread or process; words of a memory policy's nodes.
 pub const SETTINGS: usize = 64;

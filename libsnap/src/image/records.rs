@@ -219,6 +219,8 @@ pub enum SettingKind {
     MemoryMerge,
     /// membarrier(2), one way to be registered.
     Membarrier,
+    /// mlockall(2) of what is mapped from now on.
+    LockFuture,
     /// set_mempolicy(2): 64 nodes a word.
     MemoryPolicy { nodes: Vec<u64> },
 }
@@ -421,8 +423,8 @@ pub struct Sched {
 
 /// Two-letter flags of `/proc/PID/smaps` that a mapping keeps; a restore applies
 /// them again.
-pub const VMA_FLAGS: [&str; 13] = [
-    "dc", "dd", "wf", "hg", "nh", "mg", "sr", "rr", "lo", "lf", "nr", "gd", "dp",
+pub const VMA_FLAGS: [&str; 14] = [
+    "dc", "dd", "wf", "hg", "nh", "mg", "sr", "rr", "lo", "lf", "nr", "gd", "dp", "sl",
 ];
 
 /// One mapping (note type 0x41505303 holds all of a process, in address order).
@@ -435,11 +437,14 @@ pub struct Vma {
     pub prot: u32,
     pub kind: VmaKind,
     /// Two-letter flags of `/proc/PID/smaps` that are re-applied
-    /// (`dc dd wf hg nh mg sr rr lo lf nr gd`).
+    /// (`dc dd wf hg nh mg sr rr lo lf nr gd dp sl`).
     pub flags: Vec<String>,
     /// How much of it was in transparent huge pages (`AnonHugePages` of smaps).
     #[serde(skip_serializing_if = "is_none", default)]
     pub huge_bytes: u64,
+    /// Parts of it that nobody may touch, from and to (MADV_GUARD_INSTALL).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub guards: Vec<(u64, u64)>,
 }
 
 fn is_none(bytes: &u64) -> bool {

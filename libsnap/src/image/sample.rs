@@ -401,6 +401,7 @@ fn vmas() -> Vec<Vma> {
         kind,
         flags: vec!["dd".into()],
         huge_bytes: 0,
+        guards: Vec::new(),
     };
     let path = || "/usr/bin/sample".to_string();
     vec![

@@ -143,6 +143,14 @@ fn vmas(part: &str, vmas: &[Vma]) -> Result<()> {
         let known =
             vma.flags.len() <= limits::VMA_FLAGS && vma.flags.iter().all(|flag| VMA_FLAGS.contains(&flag.as_str()));
         ensure(known, part, || format!("{} has an unknown flag", at()))?;
+        count(part, "guards", vma.guards.len(), limits::GUARDS_PER_VMA)?;
+        let mut free = vma.start;
+        for (start, end) in &vma.guards {
+            let placed = *start >= free && start < end && *end <= vma.end;
+            let aligned = start.is_multiple_of(PAGE) && end.is_multiple_of(PAGE);
+            ensure(placed && aligned, part, || format!("{}: a guard is out of place", at()))?;
+            free = *end;
+        }
         let offset = match &vma.kind {
             VmaKind::PrivateFile { path: name, offset } | VmaKind::SharedFile { path: name, offset, .. } => {
                 path(part, "mapped file", name)?;

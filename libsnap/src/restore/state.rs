@@ -317,7 +317,10 @@ pub(super) fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<
     if record.thp_disable {
         prctl(script, libc::PR_SET_THP_DISABLE, 1)?;
     }
-    Ok(())
+    settings::restore(
+        script,
+        record.settings.iter().filter(|setting| settings::is_early(setting)),
+    )
 }
 
 fn prctl(script: &mut impl Calls, option: i32, argument: u64) -> Result<()> {
@@ -478,7 +481,10 @@ fn last(script: &mut Script<'_>, restorer: i32, timeline: &Timeline, record: &Pr
     if record.dumpable != 2 {
         prctl(script, libc::PR_SET_DUMPABLE, record.dumpable as u64)?;
     }
-    settings::restore(script, &record.settings)?;
+    settings::restore(
+        script,
+        record.settings.iter().filter(|setting| !settings::is_early(setting)),
+    )?;
     timers::arm(script, timeline, record)?;
     script.must("close", libc::SYS_close, &[restorer as u64]).map(drop)
 }
