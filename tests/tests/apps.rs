@@ -121,6 +121,8 @@ app_test!(tcp_inside, alone, refused);
 app_test!(tcp_ended, alone, refused);
 app_test!(mptcp_listener, alone);
 app_test!(udp, alone);
+app_test!(multicast, alone);
+app_test!(socket_options);
 app_test!(packet);
 app_test!(packet_ring, refused);
 app_test!(raw);

@@ -13,6 +13,7 @@ pub mod in_flight;
 pub mod inet;
 pub mod inotify;
 pub mod looked;
+pub mod multicast;
 pub mod netlink;
 pub mod packet;
 pub mod paths;

@@ -38,7 +38,7 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
         let reason = format!("what it gets cannot be told (sock_diag): {error}");
         (reason, "load the module af_packet_diag, or close the socket".to_owned())
     })?;
-    let Some(told) = told.remove(&record.ino) else {
+    let Some(mut told) = told.remove(&record.ino) else {
         return refused(
             "it belongs to another network namespace",
             "snapshot the app from its own network namespace",
@@ -67,6 +67,8 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     if sockets::readable(&description.dup) {
         return refused("packets are queued in it", "let the app receive them, then try again");
     }
+    // The kernel lists the newest first.
+    told.memberships.sort();
     let memberships = told.memberships.into_iter().map(|value| SockOpt {
         level: MEMBERSHIP.0,
         name: MEMBERSHIP.1,

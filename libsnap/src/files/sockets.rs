@@ -6,7 +6,9 @@
 //! netlink socket.
 
 use super::looked::Look;
-use super::{Builder, Context, Description, Member, Refused, inet, netlink, packet, refused, unix, virtual_pid};
+use super::{
+    Builder, Context, Description, Member, Refused, inet, multicast, netlink, packet, refused, unix, virtual_pid,
+};
 use crate::error::{OrFail, Result};
 use crate::image::limits;
 use crate::image::records::{FileKind, Message, Sender, SockOpt, SocketRecord, SocketState};
@@ -22,14 +24,21 @@ const SOL_UDP: i32 = libc::IPPROTO_UDP;
 const SOL_RAW: i32 = libc::IPPROTO_RAW;
 const PACKET_IGNORE_OUTGOING: i32 = 23;
 const PACKET_VNET_HDR_SZ: i32 = 24;
+const IPV6_MULTICAST_ALL: i32 = 29;
+const SO_RCVMARK: i32 = 75;
+const SO_PASSPIDFD: i32 = 76;
+const SO_RCVPRIORITY: i32 = 82;
+const SO_PASSRIGHTS: i32 = 83;
+const IP_RECVERR_RFC4884: i32 = 26;
+const IP_LOCAL_PORT_RANGE: i32 = 51;
 /// The same number of ICMPv6 sockets.
 const ICMP_FILTER: i32 = 1;
-/// That of ICMPv6; all others have less.
-const LONGEST: usize = 32;
+/// IP_OPTIONS; all others have less.
+const LONGEST: usize = 40;
 
 /// Options that can be read and set. Buffer sizes are set first: data queued
 /// needs their room.
-pub const OPTIONS: [(i32, i32); 76] = [
+pub const OPTIONS: [(i32, i32); 131] = [
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, libc::SO_REUSEADDR),
@@ -51,6 +60,17 @@ pub const OPTIONS: [(i32, i32); 76] = [
     (libc::SOL_SOCKET, libc::SO_NO_CHECK),
     (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
     (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
+    (libc::SOL_SOCKET, libc::SO_PASSSEC),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMPING),
+    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
+    (libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE),
+    (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE),
+    (libc::SOL_SOCKET, libc::SO_ZEROCOPY),
+    (libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL),
+    (libc::SOL_SOCKET, SO_RCVMARK),
+    (libc::SOL_SOCKET, SO_PASSPIDFD),
+    (libc::SOL_SOCKET, SO_RCVPRIORITY),
+    (libc::SOL_SOCKET, SO_PASSRIGHTS),
     (libc::SOL_NETLINK, libc::NETLINK_PKTINFO),
     (libc::SOL_NETLINK, libc::NETLINK_BROADCAST_ERROR),
     (libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS),
@@ -89,11 +109,45 @@ pub const OPTIONS: [(i32, i32); 76] = [
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IP, libc::IP_OPTIONS),
+    (libc::IPPROTO_IP, libc::IP_RECVOPTS),
+    (libc::IPPROTO_IP, libc::IP_RETOPTS),
+    (libc::IPPROTO_IP, libc::IP_PASSSEC),
+    (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+    (libc::IPPROTO_IP, libc::IP_MINTTL),
+    (libc::IPPROTO_IP, libc::IP_NODEFRAG),
+    (libc::IPPROTO_IP, libc::IP_CHECKSUM),
+    (libc::IPPROTO_IP, libc::IP_RECVFRAGSIZE),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_IF),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
+    (libc::IPPROTO_IP, libc::IP_UNICAST_IF),
+    (libc::IPPROTO_IP, IP_RECVERR_RFC4884),
+    (libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE),
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    (libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL),
+    (libc::IPPROTO_IPV6, libc::IPV6_FLOWINFO_SEND),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVRTHDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVDSTOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPATHMTU),
+    (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL),
+    (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_IF),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVFRAGSIZE),
+    (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
     (SOL_TCP, libc::TCP_MAXSEG),
     (SOL_TCP, libc::TCP_NODELAY),
     (SOL_TCP, libc::TCP_KEEPIDLE),
@@ -104,6 +158,16 @@ pub const OPTIONS: [(i32, i32); 76] = [
     (SOL_TCP, libc::TCP_USER_TIMEOUT),
     (SOL_TCP, libc::TCP_CONGESTION),
     (SOL_TCP, libc::TCP_FASTOPEN),
+    (SOL_TCP, libc::TCP_LINGER2),
+    (SOL_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS),
+    (SOL_TCP, libc::TCP_NOTSENT_LOWAT),
+    (SOL_TCP, libc::TCP_SAVE_SYN),
+    (SOL_TCP, libc::TCP_FASTOPEN_CONNECT),
+    (SOL_TCP, libc::TCP_FASTOPEN_NO_COOKIE),
+    (SOL_TCP, libc::TCP_INQ),
+    (SOL_UDP, libc::UDP_NO_CHECK6_TX),
+    (SOL_UDP, libc::UDP_NO_CHECK6_RX),
+    (SOL_UDP, libc::UDP_GRO),
     (SOL_UDP, libc::UDP_SEGMENT),
     (SOL_UDP, libc::UDP_CORK),
 ];
@@ -131,7 +195,10 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     }
     match record.domain {
         libc::AF_UNIX => unix::capture(context, description, &mut record)?,
-        libc::AF_INET | libc::AF_INET6 => inet::capture(context, description, &mut record)?,
+        libc::AF_INET | libc::AF_INET6 => {
+            inet::capture(context, description, &mut record)?;
+            record.options.extend(multicast::groups(context, description, &record)?);
+        }
         libc::AF_NETLINK => netlink::capture(context, description, &mut record)?,
         libc::AF_PACKET => packet::capture(context, description, &mut record)?,
         other => {
@@ -179,11 +246,29 @@ pub fn fresh(record: &SocketRecord) -> Sys<OwnedFd> {
     inet::socket(record.domain, record.kind, record.protocol)
 }
 
+/// Whether sockets of this kind have options of this level.
+pub fn has_level(record: &SocketRecord, level: i32) -> bool {
+    let ip = [libc::AF_INET, libc::AF_INET6].contains(&record.domain);
+    match level {
+        libc::SOL_SOCKET => true,
+        libc::SOL_NETLINK => record.domain == libc::AF_NETLINK,
+        libc::SOL_PACKET => record.domain == libc::AF_PACKET,
+        libc::IPPROTO_IP => ip,
+        libc::IPPROTO_IPV6 => record.domain == libc::AF_INET6,
+        SOL_RAW | libc::IPPROTO_ICMPV6 => ip && record.kind == libc::SOCK_RAW,
+        SOL_UDP => ip && record.kind == libc::SOCK_DGRAM,
+        _ => ip && record.kind == libc::SOCK_STREAM,
+    }
+}
+
 /// What each of [`OPTIONS`] is at first, where a kind of socket has it.
 pub type Usual = Vec<Option<Vec<u8>>>;
 
-fn all_options(fd: &OwnedFd) -> Usual {
-    let get = |(level, name): &(i32, i32)| diag::getsockopt(fd, *level, *name, LONGEST).ok();
+fn all_options(fd: &OwnedFd, record: &SocketRecord) -> Usual {
+    let get = |(level, name): &(i32, i32)| {
+        let has = has_level(record, *level);
+        has.then(|| diag::getsockopt(fd, *level, *name, LONGEST).ok()).flatten()
+    };
     OPTIONS.iter().map(get).collect()
 }
 
@@ -194,10 +279,10 @@ fn options(context: &Context<'_>, description: &Description, record: &SocketReco
         Entry::Occupied(known) => known.into_mut(),
         Entry::Vacant(place) => {
             let Ok(fresh) = fresh(record) else { return Vec::new() };
-            place.insert(all_options(&fresh))
+            place.insert(all_options(&fresh, record))
         }
     };
-    let found = all_options(&description.dup).into_iter();
+    let found = all_options(&description.dup, record).into_iter();
     let found = found.zip(usual.iter()).zip(OPTIONS);
     let differs = found.filter(|((value, usual), _)| value != *usual);
     let options = differs.filter_map(|((value, _), (level, name))| {
@@ -213,7 +298,8 @@ fn options(context: &Context<'_>, description: &Description, record: &SocketReco
 /// Who sent a message is noted by what is set when it is sent: set once all that
 /// was queued is back.
 fn is_late(record: &SocketRecord, option: &SockOpt) -> bool {
-    record.domain == libc::AF_UNIX && (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_PASSCRED)
+    let late = [libc::SO_PASSCRED, SO_PASSPIDFD, SO_PASSRIGHTS];
+    record.domain == libc::AF_UNIX && option.level == libc::SOL_SOCKET && late.contains(&option.name)
 }
 
 /// Whether a snapshot makes such a record at all. The restorer has rights that the
@@ -235,10 +321,12 @@ pub fn is_carried(record: &SocketRecord) -> bool {
         libc::AF_NETLINK => netlink::is_carried(record),
         _ => false,
     };
-    kind && record
-        .options
-        .iter()
-        .all(|option| OPTIONS.contains(&(option.level, option.name)) || is_filter(option) || is_membership(option))
+    kind && record.options.iter().all(|option| {
+        OPTIONS.contains(&(option.level, option.name))
+            || is_filter(option)
+            || is_membership(option)
+            || multicast::is_group(option)
+    })
 }
 
 fn is_membership(option: &SockOpt) -> bool {

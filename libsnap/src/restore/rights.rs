@@ -272,6 +272,7 @@ impl<'a> Judge<'a> {
             (libc::SOL_SOCKET, libc::SO_MARK),
             (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
             (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+            (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
             (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS),
             (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID),
         ];

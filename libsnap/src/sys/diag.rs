@@ -308,6 +308,16 @@ pub fn getsockopt(fd: &impl AsRawFd, level: i32, name: i32, max: usize) -> Sys<V
     Ok(value)
 }
 
+/// getsockopt(2) of what is named in the value itself, which holds the answer then.
+pub fn getsockopt_of(fd: &impl AsRawFd, level: i32, name: i32, value: &mut [u8]) -> Sys<()> {
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: `value` is live and `len` is its length.
+    check(i64::from(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut len)
+    }))
+    .map(drop)
+}
+
 pub fn getsockopt_i32(fd: &impl AsRawFd, level: i32, name: i32) -> Sys<i32> {
     let value = getsockopt(fd, level, name, 4)?;
     Ok(value.try_into().map_or(0, i32::from_le_bytes))

@@ -4,7 +4,7 @@
 
 use crate::executor::{Batch, CallId, Executor, Slot};
 use crate::files::sockets;
-use crate::image::records::{FdEntry, FileKind, Manifest, SocketState};
+use crate::image::records::{FdEntry, FileKind, Manifest, SocketRecord, SocketState};
 use nix::errno::Errno;
 use std::ops::Range;
 
@@ -269,7 +269,7 @@ impl Questions {
             // What epoll has to tell is told anew by who watches anew.
             FileKind::Path { .. } | FileKind::Outside { .. } | FileKind::Epoll { .. } => return,
             FileKind::Pipe { .. } => self.of(fd, "F_GETPIPE_SZ", 0, libc::SYS_fcntl, &[F_GETPIPE_SZ]),
-            FileKind::Socket(_) => self.socket(fd, listens(kind)),
+            FileKind::Socket(socket) => self.socket(fd, socket, listens(kind)),
             _ => {}
         }
         if !listens(kind) {
@@ -307,7 +307,7 @@ impl Questions {
         });
     }
 
-    fn socket(&mut self, fd: i32, listens: bool) {
+    fn socket(&mut self, fd: i32, record: &SocketRecord, listens: bool) {
         for (call, number) in [
             ("getsockname", libc::SYS_getsockname),
             ("getpeername", libc::SYS_getpeername),
@@ -320,18 +320,11 @@ impl Questions {
             };
             self.filled(what, number, 128, 0..128, |slot| vec![fd as u64, slot, len]);
         }
-        // Of other families none is put back in place.
-        let levels = [
-            libc::SOL_NETLINK,
-            libc::SOL_PACKET,
-            libc::IPPROTO_RAW,
-            libc::IPPROTO_ICMPV6,
-        ];
         for (level, name) in sockets::OPTIONS
             .into_iter()
-            .filter(|(level, _)| !levels.contains(level))
+            .filter(|(level, _)| sockets::has_level(record, *level))
         {
-            self.option(fd, (level, name), 16, 0..16);
+            self.option(fd, (level, name), 40, 0..40);
         }
         self.filter(fd);
         self.option(fd, (libc::SOL_SOCKET, libc::SO_ERROR), 8, 0..4);
