@@ -281,6 +281,7 @@ pub fn classify(
                 flags: kept_flags(mapping, &kind),
                 huge_bytes: if kind == VmaKind::Anon { mapping.huge_bytes } else { 0 },
                 guards: may_be_guarded(mapping).into_iter().collect(),
+                policy: None,
                 kind,
             }),
             Err((reason, fix)) => {

@@ -1,13 +1,14 @@
 //! Settings of a thread or a process that one call tells and another sets (prctl(2),
-//! membarrier(2), set_mempolicy(2)), and that no file of /proc shows.
+//! membarrier(2), set_mempolicy(2), mbind(2)), and that no file of /proc shows at once.
 //!
 //! Each is asked in the batch that asks for the rest; only what differs from a fresh process
 //! is recorded. A kernel that does not know one says so, and then nobody has set it.
 //! Not told by any call, so lost: what Landlock forbids.
 
 use crate::error::{Error, Result};
-use crate::executor::{Batch, CallId, Slot};
-use crate::image::records::{Setting, SettingKind};
+use crate::executor::{Batch, CallId, Executor, Slot};
+use crate::freeze::FrozenThread;
+use crate::image::records::{MemoryPolicy, Setting, SettingKind, Vma, VmaKind};
 use crate::restore::script::Calls;
 use crate::sys::memory::{PAGE, Span};
 use nix::errno::Errno;
@@ -121,14 +122,61 @@ impl OfThread {
                 add(SettingKind::Speculation(which), set);
             }
         }
-        let policy = batch.read_words(self.policy.1);
-        let mode = policy[0] & 0xffff_ffff;
-        if batch.result(self.policy.0).is_ok() && mode != libc::MPOL_DEFAULT as u64 {
-            let mut nodes = policy[1..].to_vec();
-            nodes.truncate(nodes.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1));
+        if let Some(MemoryPolicy { mode, nodes }) = policy(batch, self.policy) {
             add(SettingKind::MemoryPolicy { nodes }, mode);
         }
         found
+    }
+}
+
+/// The answer of get_mempolicy(2), where it is not the default.
+fn policy(batch: &Batch, (call, slot): (CallId, Slot)) -> Option<MemoryPolicy> {
+    batch.result(call).ok()?;
+    let told = batch.read_words(slot);
+    let mode = told[0] & 0xffff_ffff;
+    let mut nodes = told[1..].to_vec();
+    nodes.truncate(nodes.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1));
+    (mode != libc::MPOL_DEFAULT as u64).then_some(MemoryPolicy { mode, nodes })
+}
+
+/// Asks a process on which nodes each of its mappings is to be.
+pub fn ask_mappings(main: &FrozenThread, executor: &Executor, vmas: &mut [Vma]) -> Result<()> {
+    const AT_ONCE: usize = 500;
+    const MPOL_F_ADDR: u64 = 2;
+    for some in vmas.chunks_mut(AT_ONCE) {
+        let mut batch = executor.batch();
+        let asked = some.iter().map(|vma| {
+            let slot = batch.space(8 + NODE_BYTES);
+            let args = [slot.address, slot.address + 8, NODES as u64, vma.start, MPOL_F_ADDR];
+            (batch.call("get_mempolicy", libc::SYS_get_mempolicy, &args), slot)
+        });
+        let asked: Vec<(CallId, Slot)> = asked.collect();
+        executor.run(main.tid, &main.regs, &mut batch)?;
+        for (vma, asked) in some.iter_mut().zip(asked) {
+            vma.policy = policy(&batch, asked).filter(|_| !matches!(vma.kind, VmaKind::Vvar | VmaKind::Vdso));
+        }
+    }
+    Ok(())
+}
+
+/// mbind(2) of a mapping.
+pub fn bind(script: &mut impl Calls, vma: &Vma) -> Result<()> {
+    let Some(MemoryPolicy { mode, nodes }) = &vma.policy else {
+        return Ok(());
+    };
+    let batch = script.room(1, 8 * nodes.len().max(1))?;
+    let (place, count) = placed(batch, nodes);
+    let args = [vma.start, vma.end - vma.start, *mode, place, count, 0];
+    batch.must("mbind", libc::SYS_mbind, &args);
+    Ok(())
+}
+
+/// Where nodes stand for a call, and how many they are: the kernel takes one less than it is
+/// told.
+fn placed(batch: &mut Batch, nodes: &[u64]) -> (u64, u64) {
+    match nodes.is_empty() {
+        true => (0, 0),
+        false => (batch.words(nodes).address, nodes.len() as u64 * 64 + 1),
     }
 }
 
@@ -199,11 +247,7 @@ pub fn restore<'a>(script: &mut impl Calls, settings: impl IntoIterator<Item = &
     for setting in settings {
         if let SettingKind::MemoryPolicy { nodes } = &setting.kind {
             let batch = script.room(1, 8 * nodes.len().max(1))?;
-            // The kernel takes one bit less than it is told.
-            let (place, count) = match nodes.is_empty() {
-                true => (0, 0),
-                false => (batch.words(nodes).address, nodes.len() as u64 * 64 + 1),
-            };
+            let (place, count) = placed(batch, nodes);
             batch.must("set_mempolicy", libc::SYS_set_mempolicy, &[setting.value, place, count]);
             continue;
         }

@@ -43,6 +43,7 @@ use crate::refusals::Refusals;
 use crate::rehearsal::{self, Rehearsal};
 use crate::restore::Cancelled;
 use crate::seccomp::Filters;
+use crate::settings;
 use crate::survey::{self, Wanted};
 use crate::sys::memory::Span;
 use crate::sys::task;
@@ -478,7 +479,7 @@ fn take(
     let mut tables = Tables::new(survey::host(target));
     survey::processes(&mut ahead.wanted, &frozen_pids(frozen), &mut refusals);
     let pids = frozen_pids(frozen);
-    let (spaces, gates) = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
+    let (mut spaces, gates): (Vec<Vec<Vma>>, Vec<_>) = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
         Some(seen) => seen.into_iter().unzip(),
         None => (
             address_spaces(&pids, precopy, &mut tables, &mut refusals)?,
@@ -503,9 +504,9 @@ fn take(
         .collect::<Result<Vec<_>>>()?;
     journal.enter(places.clone())?;
     let mut captured = Vec::with_capacity(spaces.len());
-    for (process, place) in frozen.processes.iter().zip(&places) {
+    for ((process, place), vmas) in frozen.processes.iter().zip(&places).zip(&mut spaces) {
         go_on(cancelled)?;
-        let (record, mut threads) = capture_process(process, place, &mut objects, &timeline)?;
+        let (record, mut threads) = capture_process(process, place, vmas, &mut objects, &timeline)?;
         filters.note(process, &mut threads);
         captured.push((record, threads));
     }
@@ -652,6 +653,7 @@ fn place(process: &FrozenProcess, vmas: &[Vma], known: Option<Gate>) -> Result<E
 fn capture_process(
     process: &FrozenProcess,
     &Entered { gate, base, .. }: &Entered,
+    vmas: &mut [Vma],
     objects: &mut Objects,
     timeline: &Timeline,
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
@@ -660,6 +662,7 @@ fn capture_process(
     let captured = Executor::infect(main.tid, &main.regs, gate, base).and_then(|executor| {
         let captured = objects
             .ask(process, &executor)
+            .and_then(|()| settings::ask_mappings(main, &executor, vmas))
             .and_then(|()| process::capture(process, &executor, timeline));
         let left = process.leave(executor, gate);
         captured.and_then(|captured| left.map(|()| captured))

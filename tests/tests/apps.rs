@@ -16,6 +16,7 @@ app_test!(maps_equal);
 app_test!(huge_pages);
 app_test!(madvise_flags);
 app_test!(guards);
+app_test!(memory_policy);
 app_test!(sealed_memory);
 app_test!(lock_future);
 app_test!(lock_on_fault);

@@ -257,7 +257,8 @@ fn goes_on(vma: &Vma, next: &Vma) -> bool {
         }
         VmaKind::Vvar | VmaKind::Vdso => return false,
     }
-    (vma.end, vma.prot, &vma.flags, &kind) == (next.start, next.prot, &next.flags, &next.kind)
+    (vma.end, vma.prot, &vma.flags, &vma.policy, &kind)
+        == (next.start, next.prot, &next.flags, &next.policy, &next.kind)
 }
 
 /// Adds what is in a value, by names that tell the way to it.
@@ -514,6 +515,7 @@ mod tests {
             flags: Vec::new(),
             huge_bytes: 0,
             guards: Vec::new(),
+            policy: None,
         };
         assert_eq!(joined(vec![vma(0, 2, 5), vma(2, 7, 7)]), [vma(0, 7, 5)]);
         for apart in [[vma(0, 2, 5), vma(3, 7, 7)], [vma(0, 2, 5), vma(2, 7, 8)]] {

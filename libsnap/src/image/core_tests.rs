@@ -74,6 +74,7 @@ fn mapping(line: &str) -> Option<Vma> {
         flags: Vec::new(),
         huge_bytes: 0,
         guards: Vec::new(),
+        policy: None,
     })
 }
 
@@ -174,6 +175,7 @@ fn very_many_mappings() {
         flags: Vec::new(),
         huge_bytes: 0,
         guards: Vec::new(),
+        policy: None,
     };
     process.vmas = (0..70_000).map(vma).collect();
     let writer = Writer::create(&dest).unwrap();

@@ -221,7 +221,7 @@ pub enum SettingKind {
     Membarrier,
     /// mlockall(2) of what is mapped from now on.
     LockFuture,
-    /// set_mempolicy(2): 64 nodes a word.
+    /// set_mempolicy(2), of which the value is the mode: 64 nodes a word.
     MemoryPolicy { nodes: Vec<u64> },
 }
 
@@ -445,6 +445,19 @@ pub struct Vma {
     /// Parts of it that nobody may touch, from and to (MADV_GUARD_INSTALL).
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub guards: Vec<(u64, u64)>,
+    /// mbind(2).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub policy: Option<MemoryPolicy>,
+}
+
+/// On which nodes memory is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryPolicy {
+    /// MPOL_BIND and so on, with flags.
+    pub mode: u64,
+    /// 64 nodes a word.
+    pub nodes: Vec<u64>,
 }
 
 fn is_none(bytes: &u64) -> bool {

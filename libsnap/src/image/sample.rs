@@ -402,6 +402,7 @@ fn vmas() -> Vec<Vma> {
         flags: vec!["dd".into()],
         huge_bytes: 0,
         guards: Vec::new(),
+        policy: None,
     };
     let path = || "/usr/bin/sample".to_string();
     vec![

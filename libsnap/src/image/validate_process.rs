@@ -144,6 +144,8 @@ fn vmas(part: &str, vmas: &[Vma]) -> Result<()> {
             vma.flags.len() <= limits::VMA_FLAGS && vma.flags.iter().all(|flag| VMA_FLAGS.contains(&flag.as_str()));
         ensure(known, part, || format!("{} has an unknown flag", at()))?;
         count(part, "guards", vma.guards.len(), limits::GUARDS_PER_VMA)?;
+        let words = vma.policy.as_ref().map_or(0, |policy| policy.nodes.len());
+        count(part, "words of nodes", words, limits::NODE_WORDS)?;
         let mut free = vma.start;
         for (start, end) in &vma.guards {
             let placed = *start >= free && start < end && *end <= vma.end;

@@ -17,6 +17,7 @@ use crate::image::records::{
 use crate::image::{Appshot, Core, Segment};
 use crate::ipc;
 use crate::nsthread;
+use crate::settings;
 use crate::sys::memory::{MADV_COLLAPSE, Span};
 use crate::sys::{fd as sysfd, shm as sysshm};
 use std::collections::HashMap;
@@ -523,6 +524,9 @@ const MADV_GUARD_INSTALL: u64 = 102;
 
 fn advise(script: &mut Script<'_>, vma: &Vma, what: Protect) -> Result<()> {
     let len = vma.end - vma.start;
+    if what != Protect::NotForked {
+        settings::bind(script, vma)?;
+    }
     // Not in memory that is locked.
     for (start, end) in vma.guards.iter().filter(|_| what != Protect::NotForked) {
         let args = [*start, end - start, MADV_GUARD_INSTALL];
