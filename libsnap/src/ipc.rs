@@ -237,7 +237,7 @@ fn hold(shm: &mut ShmTable, kind: ShmKind) -> io::Result<()> {
         .filter_map(|entry| entry.ok())
         .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
         .ok_or(io::ErrorKind::NotFound)?;
-    shm.enter_held(File::open(link.path())?, kind)
+    shm.enter_held(File::open(link.path())?, kind).map(drop)
 }
 
 fn objects(numbers: &[(HostPid, VirtualPid)]) -> io::Result<Objects> {

@@ -54,6 +54,18 @@ fn read_vdso() -> Option<Vec<u8>> {
 }
 
 /// Every kernel feature the engine uses, probed by use.
+/// Whether smaps tells which mappings may have guards (MADV_GUARD_INSTALL); so it does where
+/// there are none.
+pub fn tells_guards() -> bool {
+    static TOLD: OnceLock<bool> = OnceLock::new();
+    *TOLD.get_or_init(|| {
+        let Ok(page) = mem::Guarded::new() else { return true };
+        let own = crate::proc::mappings(crate::ids::HostPid(std::process::id() as i32)).unwrap_or_default();
+        let mut own = own.iter().filter(|m| (m.start..m.end).contains(&page.address()));
+        own.any(|mapping| mapping.has(crate::memory::GUARDED))
+    })
+}
+
 pub fn features() -> Vec<Feature> {
     let own = crate::ids::HostPid(std::process::id() as i32);
     let feature = |name: &str, present, required, needed_for: &str, how: &str| Feature {

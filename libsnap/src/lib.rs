@@ -29,6 +29,7 @@ pub mod refusals;
 pub mod rehearsal;
 pub mod restore;
 pub mod seccomp;
+pub mod settings;
 pub mod snapshot;
 pub mod store;
 pub mod survey;

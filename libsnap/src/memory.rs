@@ -2,19 +2,22 @@
 //!
 //! Read from `/proc/PID/smaps`, `/proc/PID/pagemap` and process_vm_readv(2).
 //! A mapped file that has no name any more is kept whole, as shared memory is.
-//! Refused: huge page files, device memory, userfaultfd ranges, sealed mappings
-//! (mseal), a program that has no name any more.
+//! Guards (MADV_GUARD_INSTALL) are told by PAGEMAP_SCAN.
+//! Refused: huge page files, device memory, userfaultfd ranges, protection keys, a program
+//! that has no name any more.
 
 use crate::error::{Error, OrFail, Result};
 use crate::frames::{Common, Frames};
 use crate::ids::{HostPid, ShmId};
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
 use crate::image::{CoreWriter, Layout, Memory, Writer};
+use crate::kernel;
 use crate::pages::{self, Closed, Copies, Held, Pages, Stock};
 use crate::precopy::{Precopy, Watched};
 use crate::proc::Mapping;
 use crate::refusals::Refusals;
-use crate::sys::memory::{PAGE, Span};
+use crate::sys::memory::{self as sys, PAGE, Span};
+use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
@@ -75,12 +78,12 @@ impl ShmTable {
     }
 
     /// Enters an object that neither a mapping nor a descriptor of the app holds.
-    pub fn enter_held(&mut self, file: File, kind: ShmKind) -> io::Result<()> {
+    pub fn enter_held(&mut self, file: File, kind: ShmKind) -> io::Result<ShmId> {
         let meta = file.metadata()?;
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-        self.enter((meta.dev(), meta.ino()), &source, || kind);
+        let id = self.enter((meta.dev(), meta.ino()), &source, || kind);
         self.held.push(file);
-        Ok(())
+        Ok(id)
     }
 
     pub fn records_mut(&mut self) -> impl Iterator<Item = &mut ShmRecord> {
@@ -232,10 +235,30 @@ pub fn parse_build_id(head: &[u8]) -> Option<String> {
 }
 
 /// Everything that mappings are entered into.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tables {
     pub shm: ShmTable,
     pub external: Externals,
+    /// Whose root directory names count from, as /proc tells them: the app's init, or ours.
+    pub base: HostPid,
+}
+
+impl Tables {
+    pub fn new(base: HostPid) -> Tables {
+        // Found out before the app stands still.
+        kernel::tells_guards();
+        Tables {
+            shm: ShmTable::default(),
+            external: Externals::default(),
+            base,
+        }
+    }
+
+    /// A path of the app, as /proc tells it, as it is reached from here: from the root of its
+    /// mount namespace, whatever root a process has for itself.
+    pub fn view(&self, path: &str) -> String {
+        format!("/proc/{}/root{path}", self.base)
+    }
 }
 
 /// Tells what each mapping is; what cannot be carried goes to `refusals`. `precopy`:
@@ -257,6 +280,8 @@ pub fn classify(
                 prot: mapping.prot(),
                 flags: kept_flags(mapping, &kind),
                 huge_bytes: if kind == VmaKind::Anon { mapping.huge_bytes } else { 0 },
+                guards: may_be_guarded(mapping).into_iter().collect(),
+                policy: None,
                 kind,
             }),
             Err((reason, fix)) => {
@@ -266,6 +291,15 @@ pub fn classify(
         }
     }
     vmas
+}
+
+/// The flag of smaps that parts of a mapping may be guarded.
+pub const GUARDED: &str = "gu";
+
+/// All of it, until it is looked at ([`find_guards`]): where the kernel does not tell, in any.
+fn may_be_guarded(mapping: &Mapping) -> Option<(u64, u64)> {
+    let may = mapping.has(GUARDED) || !kernel::tells_guards();
+    may.then_some((mapping.start, mapping.end))
 }
 
 fn kept_flags(mapping: &Mapping, kind: &VmaKind) -> Vec<String> {
@@ -334,14 +368,15 @@ fn refuse_flags(mapping: &Mapping, ours: bool) -> Result<(), Refused> {
             "a userfaultfd watches this range",
             "end its user before the snapshot",
         ),
-        (
-            "sl",
-            "sealed mappings (mseal) are not carried yet",
-            "run the app without mseal",
-        ),
         ("pf", "memory of a device", "close the device before the snapshot"),
         ("io", "memory of a device", "close the device before the snapshot"),
     ];
+    if mapping.key != 0 {
+        return Err((
+            "its pages have a protection key (pkeys) that is not carried yet",
+            "run the app without protection keys",
+        ));
+    }
     match refused
         .iter()
         .find(|(flag, ..)| mapping.has(flag) && !(ours && *flag == "uw"))
@@ -397,7 +432,7 @@ fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<Vma
             "close the object first",
         ));
     }
-    let view = format!("/proc/{pid}/root{}", mapping.name);
+    let view = tables.view(&mapping.name);
     let meta = fs::metadata(&view).map_err(|_| {
         (
             "the mapped file cannot be reached by its name",
@@ -500,6 +535,23 @@ pub fn holds_pages(kind: &VmaKind) -> bool {
     )
 }
 
+/// Finds the parts that nobody may touch of mappings that may have some, of a process that
+/// stands still.
+pub fn find_guards(pid: HostPid, vmas: &mut [Vma]) -> Result<()> {
+    let failed = || format!("cannot read the memory of pid {pid}");
+    let pagemap = pages::pagemap(pid)?;
+    for vma in vmas.iter_mut().filter(|vma| !vma.guards.is_empty()) {
+        let mut found = Vec::new();
+        match sys::scan_guards(&pagemap, Span::from(&*vma), &mut found) {
+            // Where there are any then, a page cannot be read.
+            Err(Errno::EINVAL | Errno::ENOTTY) => {}
+            told => told.or_fail(failed)?,
+        }
+        vma.guards = found.iter().map(|span| (span.start, span.end)).collect();
+    }
+    Ok(())
+}
+
 /// The private memory of a stopped process, as the appshot is to hold it.
 #[derive(Debug, Default)]
 pub struct Private {
@@ -532,11 +584,12 @@ impl Private {
             let compared = watched
                 .filter(|_| vma.kind == VmaKind::Anon && readable)
                 .and_then(|watched| watched.compare(&pagemap, whole));
+            let guards: Vec<Span> = vma.guards.iter().map(|&(start, end)| Span { start, end }).collect();
             if let Some(compared) = compared {
-                let all = pages::union(&compared.same, &compared.changed);
-                private.keep(&all, vma.prot);
-                private.same.extend(compared.same);
-                private.changed.extend(compared.changed);
+                let [same, changed] = [compared.same, compared.changed].map(|all| pages::without(&all, &guards));
+                private.keep(&pages::union(&same, &changed), vma.prot);
+                private.same.extend(same);
+                private.changed.extend(changed);
                 continue;
             }
             let mut found = Vec::new();
@@ -545,6 +598,7 @@ impl Private {
                 found.push(whole);
             } else if holds_pages(&vma.kind) {
                 pages::find(&pagemap, whole, vma.kind == VmaKind::Anon, &mut found).or_fail(failed)?;
+                found = pages::without(&found, &guards);
             }
             private.keep(&found, vma.prot);
             match readable {
@@ -698,7 +752,7 @@ mod tests {
         let pid = HostPid(std::process::id() as i32);
         let mappings = crate::proc::mappings(pid).unwrap();
         let mut refusals = Refusals::default();
-        let vmas = classify(pid, &mappings, None, &mut Tables::default(), &mut refusals);
+        let vmas = classify(pid, &mappings, None, &mut Tables::new(pid), &mut refusals);
         assert_eq!(refusals.into_vec(), []);
         assert!(vmas.iter().any(|v| v.kind == VmaKind::Vdso));
     }

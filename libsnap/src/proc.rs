@@ -303,6 +303,8 @@ pub struct Mapping {
     pub flags: Vec<String>,
     /// In transparent huge pages of private memory.
     pub huge_bytes: u64,
+    /// Protection key (pkeys(7)).
+    pub key: u32,
 }
 
 impl Mapping {
@@ -346,6 +348,10 @@ pub fn parse_mappings(text: &str) -> Vec<Mapping> {
                 let kilobytes: Option<u64> = huge.trim().trim_end_matches(" kB").parse().ok();
                 last.huge_bytes = kilobytes.unwrap_or(0) << 10;
             }
+        } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
+            if let Some(last) = found.last_mut() {
+                last.key = key.trim().parse().unwrap_or(0);
+            }
         } else if let Some(mapping) = parse_header(line) {
             found.push(mapping);
         }
@@ -379,6 +385,7 @@ fn parse_header(line: &str) -> Option<Mapping> {
         name: unescape(name.trim_start()),
         flags: Vec::new(),
         huge_bytes: 0,
+        key: 0,
     })
 }
 

@@ -11,9 +11,10 @@ use crate::freeze::{FrozenProcess, FrozenThread};
 use crate::ids::HostPid;
 use crate::image::ThreadImage;
 use crate::image::records::{
-    AltStack, Blocked, Creds, MmRecord, ProcessRecord, Rseq, Sched, Seccomp, SigAction, SigInfo, ThreadRecord,
+    AltStack, Blocked, Creds, MmRecord, ProcessRecord, Rseq, Sched, Seccomp, Setting, SigAction, SigInfo, ThreadRecord,
 };
 use crate::proc::{self, Fields};
+use crate::settings;
 use crate::sys::ptrace::{self, Regs, reg};
 use crate::sys::{Sys, memory, task};
 use crate::timed::Wait;
@@ -165,7 +166,7 @@ pub fn capture(
     let mut asked = AskProcess::new(executor);
     let main = process.main();
     executor.run(main.tid, &main.regs, &mut asked.batch)?;
-    let main_asked = asked.main.answers(&asked.batch);
+    let main_asked = asked.main.answers(&asked.batch, main.tid);
     // Timers before signals: see `timers::settle`.
     let intervals = asked.timers.seen(&asked.batch, false);
     let timers = timers::ask(process, executor, timeline, intervals)?;
@@ -212,6 +213,7 @@ struct AskProcess {
     thp_disable: CallId,
     personality: CallId,
     timers: timers::Asked,
+    settings: settings::OfProcess,
     /// Itself, as a thread.
     main: AskThread,
 }
@@ -235,6 +237,7 @@ impl AskProcess {
         let brk = batch.call("brk", libc::SYS_brk, &[0]);
         const AS_IT_IS: u64 = 0xffff_ffff;
         let personality = batch.call("personality", libc::SYS_personality, &[AS_IT_IS]);
+        let settings = settings::OfProcess::ask(&mut batch, executor.span());
         let main = AskThread::new(&mut batch);
         let timers = timers::Asked::intervals(&mut batch);
         AskProcess {
@@ -246,6 +249,7 @@ impl AskProcess {
             thp_disable,
             personality,
             timers,
+            settings,
             main,
         }
     }
@@ -302,6 +306,7 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess, timers: timers::T
         posix_timers: timers.posix,
         fds: Vec::new(),
         ctty: None,
+        settings: asked.settings.answers(&asked.batch),
     })
 }
 
@@ -370,6 +375,7 @@ fn capture_thread(thread: &FrozenThread, pending: Vec<SigInfo>, asked: AskedThre
         sched,
         ioprio: task::ioprio_get(tid).unwrap_or(0),
         blocked_in: blocked_in(thread),
+        settings: asked.settings,
     };
     Ok(ThreadImage {
         record,
@@ -384,6 +390,7 @@ struct AskedThread {
     pdeathsig: i32,
     timer_slack_ns: u64,
     securebits: u32,
+    settings: Vec<Setting>,
 }
 
 fn ask_thread(thread: &FrozenThread, executor: &Executor) -> Result<AskedThread> {
@@ -391,7 +398,7 @@ fn ask_thread(thread: &FrozenThread, executor: &Executor) -> Result<AskedThread>
     let mut batch = executor.batch();
     let asked = AskThread::new(&mut batch);
     executor.run(thread.tid, &thread.regs, &mut batch)?;
-    Ok(asked.answers(&batch))
+    Ok(asked.answers(&batch, thread.tid))
 }
 
 /// What each thread is asked.
@@ -401,6 +408,7 @@ struct AskThread {
     death: Slot,
     slack: CallId,
     bits: CallId,
+    settings: settings::OfThread,
 }
 
 impl AskThread {
@@ -434,10 +442,11 @@ impl AskThread {
             death,
             slack,
             bits,
+            settings: settings::OfThread::ask(batch),
         }
     }
 
-    fn answers(&self, batch: &Batch) -> AskedThread {
+    fn answers(&self, batch: &Batch, tid: HostPid) -> AskedThread {
         let words = batch.read_words(self.altstack);
         AskedThread {
             altstack: AltStack {
@@ -450,6 +459,9 @@ impl AskThread {
             pdeathsig: batch.read_words(self.death)[0] as i32,
             timer_slack_ns: batch.result(self.slack).unwrap_or(50_000),
             securebits: batch.result(self.bits).unwrap_or(0) as u32,
+            settings: self
+                .settings
+                .answers(batch, || proc::stat(tid).map_or(0, |stat| stat.flags)),
         }
     }
 }

@@ -44,6 +44,7 @@ use crate::refusals::Refusals;
 use crate::rehearsal::{self, Rehearsal};
 use crate::restore::Cancelled;
 use crate::seccomp::Filters;
+use crate::settings;
 use crate::survey::{self, Wanted};
 use crate::sys::memory::Span;
 use crate::sys::task;
@@ -368,7 +369,7 @@ impl Seen {
     /// going to be refused: then it is told in the stop.
     fn look(target: &Target, precopy: Option<&Precopy>) -> Option<Seen> {
         let mut refusals = Refusals::default();
-        let mut tables = Tables::default();
+        let mut tables = Tables::new(survey::host(target));
         let mut processes = HashMap::new();
         for pid in freeze::members(target).ok()? {
             if survey::is_zombie(pid) {
@@ -398,7 +399,7 @@ impl Seen {
         if self.processes.len() != pids.len() || !pids.iter().all(same) {
             return None;
         }
-        *tables = std::mem::take(&mut self.tables);
+        std::mem::swap(tables, &mut self.tables);
         let mut parts = |pid| {
             let seen = self.processes.get_mut(pid)?;
             Some((std::mem::take(&mut seen.vmas), seen.gate))
@@ -413,7 +414,8 @@ impl Seen {
             let now: HashMap<(u64, u64), &Mapping> = now.iter().map(|map| ((map.start, map.end), map)).collect();
             seen.mappings.iter().all(|old| {
                 let new = now.get(&(old.start, old.end));
-                new.is_none_or(|new| VMA_FLAGS.iter().all(|flag| old.has(flag) == new.has(flag)))
+                let mut flags = VMA_FLAGS.iter().chain(&[memory::GUARDED]);
+                new.is_none_or(|new| flags.all(|flag| old.has(flag) == new.has(flag)))
             })
         })
     }
@@ -477,10 +479,10 @@ fn take(
         .map(|p| Member::open(p.pid, p.vpid))
         .collect::<Result<Vec<_>>>()?;
     let mut refusals = Refusals::default();
-    let mut tables = Tables::default();
+    let mut tables = Tables::new(survey::host(target));
     survey::processes(&mut ahead.wanted, &frozen_pids(frozen), &mut refusals);
     let pids = frozen_pids(frozen);
-    let (spaces, gates) = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
+    let (mut spaces, gates): (Vec<Vec<Vma>>, Vec<_>) = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
         Some(seen) => seen.into_iter().unzip(),
         None => (
             address_spaces(&pids, precopy, &mut tables, &mut refusals)?,
@@ -509,9 +511,9 @@ fn take(
         .collect::<Result<Vec<_>>>()?;
     journal.enter(places.clone())?;
     let mut captured = Vec::with_capacity(spaces.len());
-    for (process, place) in frozen.processes.iter().zip(&places) {
+    for ((process, place), vmas) in frozen.processes.iter().zip(&places).zip(&mut spaces) {
         go_on(cancelled)?;
-        let (record, mut threads) = capture_process(process, place, &mut objects, &timeline)?;
+        let (record, mut threads) = capture_process(process, place, vmas, &mut objects, &timeline)?;
         filters.note(process, &mut threads);
         captured.push((record, threads));
     }
@@ -525,6 +527,7 @@ fn take(
     for process in &mut processes {
         go_on(cancelled)?;
         let watched = precopy.and_then(|precopy| precopy.of(process.pid));
+        memory::find_guards(process.pid, &mut process.image.vmas)?;
         process.private = Private::look(process.pid, &process.image.vmas, watched)?;
     }
     leave_common(&mut processes)?;
@@ -659,6 +662,7 @@ fn place(process: &FrozenProcess, vmas: &[Vma], known: Option<Gate>) -> Result<E
 fn capture_process(
     process: &FrozenProcess,
     &Entered { gate, base, .. }: &Entered,
+    vmas: &mut [Vma],
     objects: &mut Objects,
     timeline: &Timeline,
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
@@ -667,6 +671,7 @@ fn capture_process(
     let captured = Executor::infect(main.tid, &main.regs, gate, base).and_then(|executor| {
         let captured = objects
             .ask(process, &executor)
+            .and_then(|()| settings::ask_mappings(main, &executor, vmas))
             .and_then(|()| process::capture(process, &executor, timeline));
         let left = process.leave(executor, gate);
         captured.and_then(|captured| left.map(|()| captured))
@@ -873,7 +878,7 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
         ..CheckReport::default()
     };
     let mut refusals = Refusals::default();
-    let mut tables = Tables::default();
+    let mut tables = Tables::new(survey::host(target));
     survey::processes(&mut ahead.wanted.clone(), &pids, &mut refusals);
     if spaces {
         address_spaces(&pids, None, &mut tables, &mut refusals)?;

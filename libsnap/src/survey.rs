@@ -17,6 +17,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -170,16 +171,24 @@ pub fn processes(wanted: &mut Wanted, pids: &[HostPid], refusals: &mut Refusals)
                 "name a process below it",
             );
         }
-        if proc::link(*pid, "root").is_ok_and(|root| root != "/") {
+        if !has_reachable_root(*pid, &wanted.init) {
             refusals.add(
                 *pid,
                 "root directory",
-                "a changed root (chroot) is not carried yet",
-                "run the app without chroot",
+                "it cannot be reached by its name (any more)",
+                "let the process change its root (chroot) to a directory that has its name",
             );
         }
     }
     shared_parts(pids, refusals);
+}
+
+/// Whether the root directory of a process is found by its name, from that of the init, or
+/// from ours.
+fn has_reachable_root(pid: HostPid, init: &str) -> bool {
+    let Ok(name) = proc::link(pid, "root") else { return true };
+    let key = |path: String| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    name == "/" || key(format!("/proc/{pid}/root/")) == key(format!("/proc/{init}/root{name}"))
 }
 
 /// Controlling terminals that are not among the app's own.

@@ -4,6 +4,11 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#ifndef PROTOCOL
+#define PROTOCOL IPPROTO_TCP
+#define HAS_ALL
+#endif
+
 struct option {
     const char *name;
     int level, number, value;
@@ -20,10 +25,12 @@ static const struct option options[] = {
     {"TCP_KEEPIDLE", IPPROTO_TCP, TCP_KEEPIDLE, 77},
     {"TCP_KEEPINTVL", IPPROTO_TCP, TCP_KEEPINTVL, 11},
     {"TCP_KEEPCNT", IPPROTO_TCP, TCP_KEEPCNT, 4},
-    {"TCP_USER_TIMEOUT", IPPROTO_TCP, TCP_USER_TIMEOUT, 12345},
     {"TCP_MAXSEG", IPPROTO_TCP, TCP_MAXSEG, 1000},
     {"TCP_FASTOPEN", IPPROTO_TCP, TCP_FASTOPEN, 5},
+#ifdef HAS_ALL /* Multipath TCP does not. */
+    {"TCP_USER_TIMEOUT", IPPROTO_TCP, TCP_USER_TIMEOUT, 12345},
     {"TCP_SYNCNT", IPPROTO_TCP, TCP_SYNCNT, 3},
+#endif
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
@@ -43,7 +50,9 @@ static int make(int v6)
 {
     struct sockaddr_in a4 = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct sockaddr_in6 a6 = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
-    int fd = socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), one = 1;
+    int fd = socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, PROTOCOL), one = 1;
+    if (fd < 0 && !v6 && PROTOCOL != IPPROTO_TCP)
+        SKIP("Multipath TCP (net.mptcp.enabled)");
     if (fd < 0 && v6)
         return -1;
     MUST(fd);
@@ -84,6 +93,8 @@ static void verify(int v6, int fd)
     CHECK_EQ("SO_LINGER", 9, linger.l_onoff ? linger.l_linger : -1);
     CHECK_EQ("nonblocking", O_NONBLOCK, fcntl(fd, F_GETFL) & O_NONBLOCK);
     CHECK_EQ("close-on-exec", FD_CLOEXEC, fcntl(fd, F_GETFD));
+    const struct option protocol = {"", SOL_SOCKET, SO_PROTOCOL, 0};
+    CHECK_EQ("SO_PROTOCOL", PROTOCOL, show(fd, &protocol));
     const struct option listening = {"", SOL_SOCKET, SO_ACCEPTCONN, 0};
     CHECK_EQ("SO_ACCEPTCONN", 1, show(fd, &listening));
     struct tcp_info info;
@@ -94,7 +105,7 @@ static void verify(int v6, int fd)
 
 static void accepts(int v6, int fd)
 {
-    int client = MUST(socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM, 0)), server;
+    int client = MUST(socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM, PROTOCOL)), server;
     MUST(connect(client, (struct sockaddr *)&bound[v6], v6 ? sizeof bound[v6] : sizeof(struct sockaddr_in)));
     CHECK_EQ("write", 5, write(client, "hello", 5)); /* TCP_DEFER_ACCEPT waits for data */
     while ((server = accept(fd, NULL, NULL)) < 0) {

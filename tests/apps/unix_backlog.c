@@ -1,4 +1,4 @@
-/* A connection that waits to be accepted, with data, client inside the app. */
+/* A connection that waits to be accepted, with data that nobody can read before. */
 #include "check.h"
 #include <sys/socket.h>
 #include <sys/un.h>

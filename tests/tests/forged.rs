@@ -333,9 +333,9 @@ fn path_that_leads_up() {
 #[test]
 fn root_directory() {
     trial("root_directory", |place| {
-        let forger = forger(place, "pipes", None)?;
+        let forger = forger(place, "pipes", Some(NOBODY))?;
         forger.edit(Record::Process, |process| process["root"] = json!("/etc"))?;
-        refused(place, forger, Allow::default(), "root directory")
+        refused(place, forger, only(NOBODY), "root directory")
     });
 }
 
@@ -343,17 +343,17 @@ fn root_directory() {
 fn raw_socket() {
     of_manifest("raw_socket", "udp", "no snapshot carries", |_, manifest| {
         let socket = socket(manifest);
-        socket["domain"] = json!(17);
+        socket["domain"] = json!(40);
         socket["kind"] = json!(3);
         socket["protocol"] = json!(0x300);
     });
 }
 
-/// SO_ATTACH_FILTER: a program for the kernel.
+/// SO_ATTACH_REUSEPORT_CBPF: a program for the kernel that chooses who gets a connection.
 #[test]
 fn socket_option() {
     of_manifest("socket_option", "tcp_listener", "no snapshot carries", |_, manifest| {
-        let option = json!({ "level": 1, "name": 26, "value": "00" });
+        let option = json!({ "level": 1, "name": 51, "value": "00" });
         socket(manifest)["options"]
             .as_array_mut()
             .expect("options")

@@ -25,9 +25,13 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     for (fd, events, data, ino) in lines {
         // Watches made with one number at different times, in the kernel's order.
         let nth = watches.iter().filter(|w| w.fd == FdNum(fd)).count() as u32;
-        let is = |d: &Description| is_watched(context, description, (fd, nth), d);
+        let is = |d: &Description| is_watched(description, (fd, nth), d);
         let under = watched(context, description.id, fd, ino).filter(|d| is(d));
-        let Some(file) = under.or_else(|| context.by_inode(ino).find(|d| is(d))) else {
+        let found = under.or_else(|| context.by_inode(ino).find(|d| is(d)));
+        let Some(file) = found else {
+            if context.may_be_in_flight() {
+                continue;
+            }
             return refused(
                 format!(
                     "it watches the file that was descriptor {fd}, to which no descriptor of the app leads any more"
@@ -74,9 +78,9 @@ fn watched<'a>(context: &'a Context<'_>, epoll: FileId, fd: i32, ino: u64) -> Op
 }
 
 /// Whether the `target` of the instance, number and count, is this file. (KCMP_EPOLL_TFD).
-fn is_watched(context: &Context<'_>, epoll: &Description, target: (i32, u32), file: &Description) -> bool {
-    let (holder, owner) = (context.member(&epoll.found).pid, context.member(&file.found).pid);
-    task::kcmp_epoll(owner, file.found.fd, holder, epoll.found.fd, target) == Ok(Ordering::Equal)
+fn is_watched(epoll: &Description, target: (i32, u32), file: &Description) -> bool {
+    let (epoll, file) = (&epoll.found, &file.found);
+    task::kcmp_epoll(file.pid, file.fd, epoll.pid, epoll.fd, target) == Ok(Ordering::Equal)
 }
 
 pub fn restore() -> Result<OwnedFd> {

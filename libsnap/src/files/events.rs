@@ -44,7 +44,7 @@ pub fn capture_timerfd(context: &Context<'_>, description: &Description) -> Resu
     let failed = |error: &dyn std::fmt::Display| (format!("its time cannot be read: {error}"), "try again".to_owned());
     let freeze = context.frozen.unwrap_or_else(Reading::now).monotonic_ns;
     let (left_ns, interval_ns, at) = time_left(&description.dup).map_err(|e| failed(&e))?;
-    let info = proc::text(context.member(found).pid, &format!("fdinfo/{}", found.fd)).map_err(|e| failed(&e))?;
+    let info = proc::text(found.pid, &format!("fdinfo/{}", found.fd)).map_err(|e| failed(&e))?;
     let info = Fields::new(info);
     let since_freeze = u64::try_from(at - freeze).unwrap_or(0);
     // `it_value: (seconds, nanoseconds)`; zero once it has fallen due.

@@ -1,19 +1,21 @@
 //! TCP and UDP sockets (tcp(7), udp(7)).
 //!
-//! Listening and unconnected sockets are bound again; the listen backlog is read
-//! from TCP_INFO. A connection inside the app is kept ([`super::tcp`]); one whose peer is
-//! outside is refused, or restored as closed by its peer (`--tcp=close`). Queued datagrams are peeked at
+//! Listening and unconnected sockets are bound again, Multipath TCP ones where they
+//! listen; the listen backlog is read from TCP_INFO. A connection inside the app is kept
+//! ([`super::tcp`]); one whose peer is outside is refused, or restored as closed by its peer
+//! (`--tcp=close`). Queued datagrams are peeked at
 //! and sent again, by the app's own socket that has the sender's address or by
 //! one that has it for that moment; sockets are connected after that, since a
 //! connected one takes from its peer only.
 //! Refused: datagrams held back (UDP_CORK, MSG_MORE) or from an address that this
-//! host cannot take, connections that nobody has accepted yet, raw and other
-//! sockets.
+//! host cannot take, connections that nobody has accepted yet, what a raw socket
+//! (raw(7)) has not read yet, other sockets.
 
 use super::{Context, Description, Refused, held, refused, sockets};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::FileId;
 use crate::image::records::{FileKind, Manifest, SocketRecord, SocketState};
+use crate::proc;
 use crate::sys::fd as sysfd;
 use crate::sys::{Sys, diag};
 use crate::target::TcpPolicy;
@@ -40,12 +42,17 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     record.state = match (record.kind, record.protocol) {
         (libc::SOCK_STREAM, libc::IPPROTO_TCP) => tcp(context, description, record)?,
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => udp(context, description, record)?,
-        (_, 262) => {
+        // TCP_INFO tells of its first path only.
+        (libc::SOCK_STREAM, libc::IPPROTO_MPTCP) if sockets::listens(&description.dup) => {
+            tcp(context, description, record)?
+        }
+        (libc::SOCK_STREAM, libc::IPPROTO_MPTCP) => {
             return refused(
-                "Multipath TCP sockets are not carried yet",
-                "turn MPTCP off in the app (GODEBUG=multipathtcp=0)",
+                "Multipath TCP sockets are not carried yet, but for listening ones",
+                "close it, or turn MPTCP off in the app (GODEBUG=multipathtcp=0)",
             );
         }
+        (libc::SOCK_RAW, _) => raw(context, description)?,
         (kind, protocol) => {
             return refused(
                 format!("IP sockets of type {kind}, protocol {protocol} are not carried"),
@@ -198,7 +205,7 @@ fn udp(context: &Context<'_>, description: &Description, record: &mut SocketReco
             );
         }
         if sockets::readable(&description.dup) {
-            record.queue = sockets::peek_queue(context, description, (record.domain, record.kind))?;
+            record.queue = sockets::peek_queue(context, description)?;
         }
         sendable(context, description, record)?;
     }
@@ -208,6 +215,49 @@ fn udp(context: &Context<'_>, description: &Description, record: &mut SocketReco
         Err(_) if is_bound(&name) => SocketState::Bound { name, file: None },
         Err(_) => SocketState::Fresh,
     })
+}
+
+/// The port of its address is its protocol's number.
+fn raw(context: &Context<'_>, description: &Description) -> Result<SocketState, Refused> {
+    if sockets::readable(&description.dup) {
+        return refused("packets are queued in it", "let the app receive them, then try again");
+    }
+    let name = name_of(description);
+    Ok(match diag::address(&description.dup, true) {
+        Ok(peer) => SocketState::Connected { name, peer },
+        // Without a port the kernel does not tell of its peer.
+        Err(_) if is_connected_raw(context, description) => {
+            return refused(
+                "it is connected to an address without a port, which cannot be told",
+                "connect it with a port that is not 0, or close it",
+            );
+        }
+        Err(_) if has_address(&name) => SocketState::Bound { name, file: None },
+        Err(_) => SocketState::Fresh,
+    })
+}
+
+/// By `/proc/net/raw` and `raw6`: `2: 00000000:0001 0100007F:0000 01 ... inode`.
+fn is_connected_raw(context: &Context<'_>, description: &Description) -> bool {
+    const INODE: usize = 9;
+    let inode = description.found.key.1.to_string();
+    let pid = context.member(&description.found).pid;
+    let texts = ["net/raw", "net/raw6"].map(|name| proc::text(pid, name).unwrap_or_default());
+    let mut lines = texts
+        .iter()
+        .flat_map(|text| text.lines())
+        .map(|line| line.split_whitespace().collect());
+    let own = lines.find(|words: &Vec<&str>| words.get(INODE) == Some(&inode.as_str()));
+    own.is_none_or(|words| words[2].bytes().any(|digit| digit != b'0' && digit != b':'))
+}
+
+fn has_address(name: &[u8]) -> bool {
+    let address = match name.len() {
+        16 => &name[4..8],
+        28 => &name[8..24],
+        _ => &[],
+    };
+    address.iter().any(|byte| *byte != 0)
 }
 
 /// Whether each queued datagram can be sent again from where it came, and will
@@ -295,8 +345,14 @@ fn deliver(fd: &OwnedFd, record: &SocketRecord, names: &[(Vec<u8>, &OwnedFd)]) -
     let to = reachable(diag::address(fd, false)?);
     for message in &record.queue {
         let sent = match names.iter().find(|(name, _)| *name == message.from) {
-            Some((_, sender)) => diag::send_message(*sender, &message.data, Some(&to), None),
-            None => diag::send_message(&stand_in(record.domain, &message.from)?, &message.data, Some(&to), None),
+            Some((_, sender)) => diag::send_message(*sender, &message.data, Some(&to), None, &[]),
+            None => diag::send_message(
+                &stand_in(record.domain, &message.from)?,
+                &message.data,
+                Some(&to),
+                None,
+                &[],
+            ),
         };
         if sent? != message.data.len() {
             return Err(nix::Error::EMSGSIZE);
@@ -332,13 +388,23 @@ pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
     sockets::set_options(&made, record)?;
     match &record.state {
         // The ends of a connection come last, all together.
-        SocketState::Fresh | SocketState::Paired { .. } | SocketState::Joined { .. } | SocketState::Severed => {}
+        SocketState::Fresh
+        | SocketState::Paired { .. }
+        | SocketState::Waiting { .. }
+        | SocketState::Joined { .. }
+        | SocketState::Severed => {}
         SocketState::Bound { name, .. } => bind(&made, name, record)?,
         SocketState::Listening { name, backlog, .. } => {
             bind(&made, name, record)?;
             sysfd::listen(&made, *backlog).or_fail(|| format!("cannot listen on {}", shown(name)))?;
         }
-        SocketState::Connected { name, .. } => bind(&made, name, record)?,
+        SocketState::Connected { name, peer } => {
+            bind(&made, name, record)?;
+            // Others have something put back first.
+            if record.kind == libc::SOCK_RAW {
+                diag::set_address(&made, true, peer).or_fail(|| format!("cannot connect to {}", shown(peer)))?;
+            }
+        }
     }
     Ok(made)
 }

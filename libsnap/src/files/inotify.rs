@@ -28,7 +28,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         .info
         .lines()
         .filter_map(|line| line.strip_prefix("inotify "));
-    let owner = context.members[description.found.member].pid;
+    let owner = context.base;
     let mut watches = lines.map(|line| parse(owner, line)).collect::<Result<Vec<_>, _>>()?;
     watches.sort_by_key(|watch| watch.wd);
     Ok(FileKind::Inotify { watches })

@@ -56,8 +56,8 @@ impl Look {
     }
 
     /// Notes what was seen: all but what `former` hides.
-    pub fn end(self, queue: &[Message]) -> Result<(), Refused> {
-        let seen: Vec<u64> = queue.iter().map(digest).collect();
+    pub fn end<'m>(self, queue: impl Iterator<Item = &'m Message>) -> Result<(), Refused> {
+        let seen: Vec<u64> = queue.map(digest).collect();
         if self.former.is_none_or(|former| hides(&former, &seen)) {
             return refused(
                 "an empty message that an earlier snapshot has seen may wait in it: the kernel shows it once only",

@@ -9,9 +9,13 @@
 pub mod epoll;
 pub mod events;
 pub mod held;
+pub mod in_flight;
 pub mod inet;
 pub mod inotify;
 pub mod looked;
+pub mod multicast;
+pub mod netlink;
+pub mod packet;
 pub mod paths;
 pub mod pipes;
 pub mod pty;
@@ -67,7 +71,10 @@ impl Member {
 /// One descriptor as found.
 #[derive(Debug)]
 pub struct Found {
+    /// Of whom it is: who has it, or in whose queue it is in flight.
     pub member: usize,
+    /// Where it has this number: ours for one that is in flight only.
+    pub pid: HostPid,
     pub fd: i32,
     pub link: String,
     pub key: FileKey,
@@ -119,6 +126,10 @@ pub struct Context<'a> {
     pub usual: RefCell<HashMap<(i32, i32, i32), sockets::Usual>>,
     /// The app stands still since then: queues may be looked into.
     pub frozen: Option<Reading>,
+    /// Those with descriptors in them.
+    pub queues: in_flight::Queues,
+    /// Whose root directory names count from ([`Tables::view`]).
+    pub base: HostPid,
 }
 
 impl Context<'_> {
@@ -128,7 +139,13 @@ impl Context<'_> {
 
     /// The app's number of a process given by its host PID.
     pub fn virtual_pid(&self, pid: i32) -> Option<VirtualPid> {
-        self.members.iter().find(|m| m.pid.0 == pid).map(|m| m.vpid)
+        virtual_pid(self.members, pid)
+    }
+
+    /// The app runs, so that it cannot be told what is in flight, and something is. Who
+    /// misses a file may find it once the app stands still.
+    pub fn may_be_in_flight(&self) -> bool {
+        self.frozen.is_none() && self.descriptions.iter().any(in_flight::has)
     }
 
     pub fn by_inode(&self, ino: u64) -> impl Iterator<Item = &Description> {
@@ -143,6 +160,10 @@ pub struct Still<'a> {
     pub journal: &'a mut Journal,
 }
 
+fn virtual_pid(members: &[Member], pid: i32) -> Option<VirtualPid> {
+    members.iter().find(|m| m.pid.0 == pid).map(|m| m.vpid)
+}
+
 /// Captures the descriptors of all members.
 pub fn capture(
     members: &[Member],
@@ -152,8 +173,12 @@ pub fn capture(
     refusals: &mut Refusals,
 ) -> Result<FileTable> {
     let mut table = FileTable::default();
-    let descriptions = describe(members, &mut table.fds)?;
+    let mut descriptions = describe(members, &mut table.fds)?;
     let frozen = still.as_ref().map(|still| still.since);
+    let queues = match frozen {
+        Some(_) => in_flight::find(members, &mut descriptions),
+        None => in_flight::Queues::new(),
+    };
     let context = Context {
         members,
         options,
@@ -163,9 +188,11 @@ pub fn capture(
         tcp: tcp::look(members, &descriptions, still.map(|still| still.journal))?,
         usual: RefCell::default(),
         frozen,
+        queues,
+        base: tables.base,
     };
     for description in &descriptions {
-        if let Err((reason, fix)) = is_text(members, &description.found) {
+        if let Err((reason, fix)) = is_text(&description.found) {
             let found = &description.found;
             refusals.add(context.member(found).pid, found.object(), reason, fix);
             continue;
@@ -184,9 +211,9 @@ pub fn capture(
 }
 
 /// Records hold text.
-fn is_text(members: &[Member], found: &Found) -> Result<(), Refused> {
+fn is_text(found: &Found) -> Result<(), Refused> {
     let replaced = found.link.contains(char::REPLACEMENT_CHARACTER);
-    let link = || proc::link_bytes(members[found.member].pid, &format!("fd/{}", found.fd));
+    let link = || proc::link_bytes(found.pid, &format!("fd/{}", found.fd));
     if replaced && link().is_ok_and(|link| std::str::from_utf8(&link).is_err()) {
         return refused(survey::NOT_TEXT.0, survey::NOT_TEXT.1);
     }
@@ -217,7 +244,7 @@ fn describe(members: &[Member], fds: &mut Vec<Vec<FdEntry>>) -> Result<Vec<Descr
             let cloexec = found.info.octal("flags") & libc::O_CLOEXEC as u32 != 0;
             let fd = FdNum(found.fd);
             let alike = by_key.entry((found.key, found.flags)).or_default();
-            let file = match alike.iter().find(|i| same(members, &descriptions[**i].found, &found)) {
+            let file = match alike.iter().find(|i| same(&descriptions[**i].found, &found)) {
                 Some(i) => descriptions[*i].id,
                 None => {
                     let Ok(dup) = task::pidfd_getfd(members[at].pidfd.as_fd(), found.fd) else {
@@ -236,9 +263,8 @@ fn describe(members: &[Member], fds: &mut Vec<Vec<FdEntry>>) -> Result<Vec<Descr
     Ok(descriptions)
 }
 
-fn same(members: &[Member], a: &Found, b: &Found) -> bool {
-    let (pa, pb) = (members[a.member].pid, members[b.member].pid);
-    task::kcmp(pa, pb, Compare::File, a.fd, b.fd) == Ok(Ordering::Equal)
+fn same(a: &Found, b: &Found) -> bool {
+    task::kcmp(a.pid, b.pid, Compare::File, a.fd, b.fd) == Ok(Ordering::Equal)
 }
 
 fn find(members: &[Member], at: usize) -> Result<Vec<Found>> {
@@ -253,6 +279,7 @@ fn find_one(pid: HostPid, member: usize, fd: i32) -> Option<Found> {
     let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
     Some(Found {
         member,
+        pid,
         fd,
         link: proc::link(pid, &format!("fd/{fd}")).ok()?,
         key: (meta.dev(), meta.ino()),
@@ -275,11 +302,12 @@ fn capture_one(
         link if link.starts_with("pipe:") => pipes::capture(context, description, pipes)?,
         link if link.starts_with("socket:") => sockets::capture(context, description)?,
         link if link.starts_with("anon_inode:") || link.starts_with("pidfd:") => anonymous(context, description)?,
-        link if link.starts_with("/memfd:") => paths::capture_memfd(description, context, tables),
+        link if link.starts_with("/memfd:") => paths::capture_memfd(description, tables)?,
         _ if found.mode & libc::S_IFMT == libc::S_IFIFO => pipes::capture(context, description, pipes)?,
         _ if pty::is_terminal(found) => pty::capture(context, description)?,
         _ => paths::capture(context, description, tables)?,
     };
+    in_flight::carried(context.members, found, &kind)?;
     Ok(OpenFile {
         id: description.id,
         flags: found.flags,

@@ -9,7 +9,7 @@
 use super::{Builder, Context, Description, Refused, refused};
 use crate::error::{Error, OrFail, Result};
 use crate::ids::{ShmId, VirtualPid};
-use crate::image::records::{FileKind, FileLock, LockKind, OpenFile};
+use crate::image::records::{FileKind, FileLock, LockKind, OpenFile, ShmKind};
 use crate::memory::{self, Tables};
 use crate::sys::fd as sysfd;
 use crate::target::Stdio;
@@ -27,10 +27,9 @@ const MEMORY_MINORS: [u64; 5] = [3, 5, 7, 8, 9];
 
 pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Tables) -> Result<FileKind, Refused> {
     let found = &description.found;
-    let pid = context.member(found).pid;
-    let view = format!("/proc/{pid}/root{}", found.link);
+    let view = tables.view(&found.link);
     let same = fs::symlink_metadata(&view).is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);
-    if !same && let Some(kind) = unlinked(context, description, tables) {
+    if !same && let Some(kind) = unlinked(description, tables) {
         return Ok(kind);
     }
     if !same {
@@ -74,12 +73,24 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
 }
 
 /// A regular file of which no name is left.
-fn unlinked(context: &Context<'_>, description: &Description, tables: &mut Tables) -> Option<FileKind> {
+fn unlinked(description: &Description, tables: &mut Tables) -> Option<FileKind> {
     let found = &description.found;
-    let view = format!("/proc/{}/fd/{}", context.member(found).pid, found.fd);
-    let kind = memory::unlinked(&found.link, &fs::metadata(&view).ok()?)?;
-    let shm = tables.shm.enter(found.key, &view, || kind);
+    let meta = File::from(description.dup.try_clone().ok()?).metadata().ok()?;
+    let kind = memory::unlinked(&found.link, &meta)?;
+    let shm = enter(description, tables, |_| kind)?;
     Some(FileKind::Unlinked { shm, offset: found.pos })
+}
+
+/// Enters a file whose content is kept. What is in flight only is known by a number of ours:
+/// it is held until its content has been read.
+fn enter(description: &Description, tables: &mut Tables, kind: impl FnOnce(&str) -> ShmKind) -> Option<ShmId> {
+    let found = &description.found;
+    let view = format!("/proc/{}/fd/{}", found.pid, found.fd);
+    if found.pid.0 as u32 == std::process::id() {
+        let held = File::from(description.dup.try_clone().ok()?);
+        return tables.shm.enter_held(held, kind(&view)).ok();
+    }
+    Some(tables.shm.enter(found.key, &view, || kind(&view)))
 }
 
 /// Another description of an unlinked file that was made again.
@@ -170,13 +181,14 @@ pub(super) fn open_again(view: &str, flags: i32) -> nix::Result<OwnedFd> {
     open(view, flags, nix::sys::stat::Mode::empty())
 }
 
-pub fn capture_memfd(description: &Description, context: &Context<'_>, tables: &mut Tables) -> FileKind {
+pub fn capture_memfd(description: &Description, tables: &mut Tables) -> Result<FileKind, Refused> {
     let found = &description.found;
-    let view = format!("/proc/{}/fd/{}", context.member(found).pid, found.fd);
     let name = found.link.strip_prefix("/memfd:").unwrap_or(&found.link);
     let name = name.strip_suffix(" (deleted)").unwrap_or(name);
-    let shm = tables.shm.enter(found.key, &view, || memory::memfd_kind(name, &view));
-    FileKind::Memfd { shm, offset: found.pos }
+    match enter(description, tables, |view| memory::memfd_kind(name, view)) {
+        Some(shm) => Ok(FileKind::Memfd { shm, offset: found.pos }),
+        None => refused("its content cannot be reached", "try again"),
+    }
 }
 
 pub fn restore_memfd(builder: &Builder<'_>, shm: ShmId, offset: u64, flags: i32) -> Result<OwnedFd> {

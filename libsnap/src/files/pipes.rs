@@ -51,7 +51,7 @@ pub fn capture(
 fn leads_outside(context: &Context<'_>, description: &Description) -> bool {
     let ino = description.found.key.1;
     let ends = |mode: i32| context.by_inode(ino).any(|d| access(d.found.flags) == mode);
-    if ends(libc::O_RDWR) || (ends(libc::O_RDONLY) && ends(libc::O_WRONLY)) {
+    if context.may_be_in_flight() || ends(libc::O_RDWR) || (ends(libc::O_RDONLY) && ends(libc::O_WRONLY)) {
         return false;
     }
     let mut polled = [PollFd::new(description.dup.as_fd(), PollFlags::empty())];

@@ -129,7 +129,7 @@ fn pair(context: &Context<'_>, slave: &Description) -> Option<u32> {
         sysfd::ioctl_i32(&master.dup, TIOCGPTN) == Ok(index as i32)
             && match slave.found.link.as_str() {
                 "/dev/tty" => controlled_holder(context, slave, master, device),
-                _ => instance(context, &master.found) == Some(slave.found.key.0),
+                _ => instance(context) == Some(slave.found.key.0),
             }
     };
     (major(device) == SLAVE && masters.any(own)).then_some(index)
@@ -153,9 +153,9 @@ fn controlled_holder(context: &Context<'_>, slave: &Description, master: &Descri
     stats.any(|stat| session == stat.session && u64::from(stat.tty as u32) == device)
 }
 
-/// The devpts at /dev/pts, where the holder of the master looks for it.
-fn instance(context: &Context<'_>, master: &Found) -> Option<u64> {
-    let pid = context.member(master).pid;
+/// The devpts at /dev/pts.
+fn instance(context: &Context<'_>) -> Option<u64> {
+    let pid = context.base;
     fs::metadata(format!("/proc/{pid}/root/dev/pts"))
         .ok()
         .map(|meta| meta.dev())
@@ -201,8 +201,8 @@ fn master(context: &Context<'_>, description: &Description) -> Result<PtyRecord,
 
 /// Owner and mode of the slave, which must be of the devpts at /dev/pts.
 fn node(context: &Context<'_>, master: &Description, index: u32) -> Result<SocketFile, Refused> {
-    let pid = context.member(&master.found).pid;
-    let instance = instance(context, &master.found);
+    let pid = context.base;
+    let instance = instance(context);
     let on_devpts = nix::sys::statfs::fstatfs(&master.dup).is_ok_and(|fs| fs.filesystem_type().0 == DEVPTS_MAGIC);
     let known = ["/dev/ptmx", "/dev/pts/ptmx"].contains(&master.found.link.as_str())
         && (!on_devpts || instance == Some(master.found.key.0));

@@ -1,10 +1,14 @@
 //! Sockets of every family: what they share (options, queues, names).
 //!
 //! Options are compared with those of a fresh socket of the same kind; only
-//! what differs is recorded and set again.
+//! what differs is recorded and set again. Two of them are read by one name and set by
+//! another: a filter of what comes (SO_GET_FILTER, SO_ATTACH_FILTER) and the groups of a
+//! netlink socket.
 
 use super::looked::Look;
-use super::{Builder, Context, Description, Refused, inet, refused, unix};
+use super::{
+    Builder, Context, Description, Member, Refused, inet, multicast, netlink, packet, refused, unix, virtual_pid,
+};
 use crate::error::{OrFail, Result};
 use crate::image::limits;
 use crate::image::records::{FileKind, Message, Sender, SockOpt, SocketRecord, SocketState};
@@ -17,7 +21,21 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const SOL_TCP: i32 = libc::IPPROTO_TCP;
 const SOL_UDP: i32 = libc::IPPROTO_UDP;
-const SO_MAX_PACING_RATE: i32 = 47;
+const SOL_RAW: i32 = libc::IPPROTO_RAW;
+const PACKET_IGNORE_OUTGOING: i32 = 23;
+const PACKET_VNET_HDR_SZ: i32 = 24;
+const IPV6_MULTICAST_ALL: i32 = 29;
+const SO_RCVMARK: i32 = 75;
+const SO_PASSPIDFD: i32 = 76;
+const SO_RCVPRIORITY: i32 = 82;
+const SO_PASSRIGHTS: i32 = 83;
+const IP_RECVERR_RFC4884: i32 = 26;
+const IP_LOCAL_PORT_RANGE: i32 = 51;
+/// The same number of ICMPv6 sockets.
+const ICMP_FILTER: i32 = 1;
+/// IP_OPTIONS; all others have less.
+const LONGEST: usize = 40;
+
 const TCP_NOTSENT_LOWAT: i32 = 25;
 const TCP_INQ: i32 = 36;
 
@@ -27,7 +45,7 @@ const SO_BUF_LOCK: i32 = 72;
 
 /// Options that can be read and set. Buffer sizes are set first: data queued
 /// needs their room.
-pub const OPTIONS: [(i32, i32); 55] = [
+pub const OPTIONS: [(i32, i32); 136] = [
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, SO_BUF_LOCK),
@@ -49,7 +67,44 @@ pub const OPTIONS: [(i32, i32); 55] = [
     (libc::SOL_SOCKET, libc::SO_BUSY_POLL),
     (libc::SOL_SOCKET, libc::SO_NO_CHECK),
     (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
-    (libc::SOL_SOCKET, SO_MAX_PACING_RATE),
+    (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
+    (libc::SOL_SOCKET, libc::SO_PASSSEC),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMPING),
+    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
+    (libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE),
+    (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE),
+    (libc::SOL_SOCKET, libc::SO_ZEROCOPY),
+    (libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL),
+    (libc::SOL_SOCKET, SO_RCVMARK),
+    (libc::SOL_SOCKET, SO_PASSPIDFD),
+    (libc::SOL_SOCKET, SO_RCVPRIORITY),
+    (libc::SOL_SOCKET, SO_PASSRIGHTS),
+    (libc::SOL_NETLINK, libc::NETLINK_PKTINFO),
+    (libc::SOL_NETLINK, libc::NETLINK_BROADCAST_ERROR),
+    (libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS),
+    (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID),
+    (libc::SOL_NETLINK, libc::NETLINK_CAP_ACK),
+    (libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
+    (libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK),
+    (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS),
+    (libc::SOL_PACKET, libc::PACKET_AUXDATA),
+    (libc::SOL_PACKET, libc::PACKET_ORIGDEV),
+    (libc::SOL_PACKET, libc::PACKET_COPY_THRESH),
+    (libc::SOL_PACKET, libc::PACKET_VERSION),
+    (libc::SOL_PACKET, libc::PACKET_RESERVE),
+    (libc::SOL_PACKET, libc::PACKET_LOSS),
+    (libc::SOL_PACKET, libc::PACKET_VNET_HDR),
+    (libc::SOL_PACKET, PACKET_VNET_HDR_SZ),
+    (libc::SOL_PACKET, libc::PACKET_TIMESTAMP),
+    (libc::SOL_PACKET, libc::PACKET_TX_HAS_OFF),
+    (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS),
+    (libc::SOL_PACKET, PACKET_IGNORE_OUTGOING),
+    (SOL_RAW, ICMP_FILTER),
+    (libc::IPPROTO_ICMPV6, ICMP_FILTER),
+    (SOL_RAW, libc::IPV6_CHECKSUM),
+    (libc::IPPROTO_IPV6, libc::IPV6_CHECKSUM),
+    (libc::IPPROTO_IPV6, libc::IPV6_HDRINCL),
+    (libc::IPPROTO_IP, libc::IP_HDRINCL),
     (libc::IPPROTO_IP, libc::IP_TOS),
     (libc::IPPROTO_IP, libc::IP_TTL),
     (libc::IPPROTO_IP, libc::IP_RECVERR),
@@ -62,11 +117,45 @@ pub const OPTIONS: [(i32, i32); 55] = [
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IP, libc::IP_OPTIONS),
+    (libc::IPPROTO_IP, libc::IP_RECVOPTS),
+    (libc::IPPROTO_IP, libc::IP_RETOPTS),
+    (libc::IPPROTO_IP, libc::IP_PASSSEC),
+    (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+    (libc::IPPROTO_IP, libc::IP_MINTTL),
+    (libc::IPPROTO_IP, libc::IP_NODEFRAG),
+    (libc::IPPROTO_IP, libc::IP_CHECKSUM),
+    (libc::IPPROTO_IP, libc::IP_RECVFRAGSIZE),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_IF),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
+    (libc::IPPROTO_IP, libc::IP_UNICAST_IF),
+    (libc::IPPROTO_IP, IP_RECVERR_RFC4884),
+    (libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE),
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    (libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL),
+    (libc::IPPROTO_IPV6, libc::IPV6_FLOWINFO_SEND),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVRTHDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVDSTOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPATHMTU),
+    (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL),
+    (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_IF),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVFRAGSIZE),
+    (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
     (SOL_TCP, libc::TCP_MAXSEG),
     (SOL_TCP, libc::TCP_NODELAY),
     (SOL_TCP, libc::TCP_CORK),
@@ -81,9 +170,23 @@ pub const OPTIONS: [(i32, i32); 55] = [
     (SOL_TCP, libc::TCP_USER_TIMEOUT),
     (SOL_TCP, libc::TCP_CONGESTION),
     (SOL_TCP, libc::TCP_FASTOPEN),
+    (SOL_TCP, libc::TCP_LINGER2),
+    (SOL_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS),
+    (SOL_TCP, libc::TCP_NOTSENT_LOWAT),
+    (SOL_TCP, libc::TCP_SAVE_SYN),
+    (SOL_TCP, libc::TCP_FASTOPEN_CONNECT),
+    (SOL_TCP, libc::TCP_FASTOPEN_NO_COOKIE),
+    (SOL_TCP, libc::TCP_INQ),
+    (SOL_UDP, libc::UDP_NO_CHECK6_TX),
+    (SOL_UDP, libc::UDP_NO_CHECK6_RX),
+    (SOL_UDP, libc::UDP_GRO),
     (SOL_UDP, libc::UDP_SEGMENT),
     (SOL_UDP, libc::UDP_CORK),
 ];
+
+/// A filter of what comes, as `struct sock_filter`s. Its length is counted in these: it is
+/// none of [`OPTIONS`], which are read by their bytes.
+pub const FILTER: (i32, i32) = (libc::SOL_SOCKET, libc::SO_GET_FILTER);
 
 pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
     let dup = &description.dup;
@@ -98,20 +201,18 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         shutdown: 0,
         queue: Vec::new(),
     };
-    if get(libc::SO_ERROR) > 0 {
-        return refused("a socket error that the app has not read yet", "try again");
-    }
     // -1: it does not.
     if get(libc::SO_PEEK_OFF) >= 0 {
-        return refused(
-            "it looks at what is queued with an offset (SO_PEEK_OFF), which is not carried",
-            "set SO_PEEK_OFF to -1 before the snapshot",
-        );
+        return looks_with_offset();
     }
     match record.domain {
         libc::AF_UNIX => unix::capture(context, description, &mut record)?,
-        libc::AF_INET | libc::AF_INET6 => inet::capture(context, description, &mut record)?,
-        libc::AF_NETLINK => return refused("netlink sockets are not carried yet", "close it before the snapshot"),
+        libc::AF_INET | libc::AF_INET6 => {
+            inet::capture(context, description, &mut record)?;
+            record.options.extend(multicast::groups(context, description, &record)?);
+        }
+        libc::AF_NETLINK => netlink::capture(context, description, &mut record)?,
+        libc::AF_PACKET => packet::capture(context, description, &mut record)?,
         other => {
             return refused(
                 format!("sockets of address family {other} are not carried"),
@@ -121,20 +222,65 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     }
     // The end of a connection is made again without any.
     if record.state != SocketState::Severed {
-        record.options = options(context, description, &record);
+        // SO_ERROR would take it from the app.
+        if has(dup, PollFlags::POLLERR) {
+            return refused("a socket error that the app has not read yet", "let the app read it");
+        }
+        // Once it is locked a filter can be changed no more.
+        let mut all: Vec<SockOpt> = filter(dup)?.into_iter().collect();
+        all.extend(options(context, description, &record));
+        record.options.splice(0..0, all);
     }
     Ok(FileKind::Socket(Box::new(record)))
 }
 
-fn fresh(record: &SocketRecord) -> Sys<OwnedFd> {
+fn looks_with_offset<T>() -> Result<T, Refused> {
+    refused(
+        "it looks at what is queued with an offset (SO_PEEK_OFF), which is not carried",
+        "set SO_PEEK_OFF to -1 before the snapshot",
+    )
+}
+
+fn filter(dup: &OwnedFd) -> Result<Option<SockOpt>, Refused> {
+    let found = diag::socket_filter(dup).map_err(|errno| {
+        let reason = format!("a filter is attached to it that cannot be read: {errno}");
+        (reason, "detach it before the snapshot".to_owned())
+    })?;
+    let (level, name) = FILTER;
+    Ok((!found.is_empty()).then_some(SockOpt {
+        level,
+        name,
+        value: found,
+    }))
+}
+
+pub fn fresh(record: &SocketRecord) -> Sys<OwnedFd> {
     inet::socket(record.domain, record.kind, record.protocol)
+}
+
+/// Whether sockets of this kind have options of this level.
+pub fn has_level(record: &SocketRecord, level: i32) -> bool {
+    let ip = [libc::AF_INET, libc::AF_INET6].contains(&record.domain);
+    match level {
+        libc::SOL_SOCKET => true,
+        libc::SOL_NETLINK => record.domain == libc::AF_NETLINK,
+        libc::SOL_PACKET => record.domain == libc::AF_PACKET,
+        libc::IPPROTO_IP => ip,
+        libc::IPPROTO_IPV6 => record.domain == libc::AF_INET6,
+        SOL_RAW | libc::IPPROTO_ICMPV6 => ip && record.kind == libc::SOCK_RAW,
+        SOL_UDP => ip && record.kind == libc::SOCK_DGRAM,
+        _ => ip && record.kind == libc::SOCK_STREAM,
+    }
 }
 
 /// What each of [`OPTIONS`] is at first, where a kind of socket has it.
 pub type Usual = Vec<Option<Vec<u8>>>;
 
-fn all_options(fd: &OwnedFd) -> Usual {
-    let get = |(level, name): &(i32, i32)| diag::getsockopt(fd, *level, *name, 16).ok();
+fn all_options(fd: &OwnedFd, record: &SocketRecord) -> Usual {
+    let get = |(level, name): &(i32, i32)| {
+        let has = has_level(record, *level);
+        has.then(|| diag::getsockopt(fd, *level, *name, LONGEST).ok()).flatten()
+    };
     OPTIONS.iter().map(get).collect()
 }
 
@@ -145,10 +291,10 @@ fn options(context: &Context<'_>, description: &Description, record: &SocketReco
         Entry::Occupied(known) => known.into_mut(),
         Entry::Vacant(place) => {
             let Ok(fresh) = fresh(record) else { return Vec::new() };
-            place.insert(all_options(&fresh))
+            place.insert(all_options(&fresh, record))
         }
     };
-    let found = all_options(&description.dup).into_iter();
+    let found = all_options(&description.dup, record).into_iter();
     let found = found.zip(usual.iter()).zip(OPTIONS);
     let differs = found.filter(|((value, usual), option)| match record.state {
         SocketState::Joined { .. } if BUFFERS.contains(option) => true,
@@ -196,8 +342,9 @@ impl SockOpt {
 
 /// Who sent a message is noted by what is set when it is sent: set once all that
 /// was queued is back.
-fn is_late(option: &SockOpt) -> bool {
-    (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_PASSCRED)
+fn is_late(record: &SocketRecord, option: &SockOpt) -> bool {
+    let late = [libc::SO_PASSCRED, SO_PASSPIDFD, SO_PASSRIGHTS];
+    record.domain == libc::AF_UNIX && option.level == libc::SOL_SOCKET && late.contains(&option.name)
 }
 
 /// Whether a snapshot makes such a record at all. The restorer has rights that the
@@ -207,30 +354,47 @@ pub fn is_carried(record: &SocketRecord) -> bool {
         libc::AF_UNIX => [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].contains(&record.kind),
         libc::AF_INET | libc::AF_INET6 => {
             let pair = (record.kind, record.protocol);
-            pair == (libc::SOCK_STREAM, libc::IPPROTO_TCP) || pair == (libc::SOCK_DGRAM, libc::IPPROTO_UDP)
+            [
+                (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+                (libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
+                (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+            ]
+            .contains(&pair)
+                || record.kind == libc::SOCK_RAW
         }
+        libc::AF_PACKET => packet::is_carried(record),
+        libc::AF_NETLINK => netlink::is_carried(record),
         _ => false,
     };
-    kind && record
-        .options
-        .iter()
-        .all(|option| OPTIONS.contains(&(option.level, option.name)))
+    kind && record.options.iter().all(|option| {
+        OPTIONS.contains(&(option.level, option.name))
+            || is_filter(option)
+            || is_membership(option)
+            || multicast::is_group(option)
+    })
+}
+
+fn is_membership(option: &SockOpt) -> bool {
+    (option.level, option.name) == packet::MEMBERSHIP
+}
+
+fn is_filter(option: &SockOpt) -> bool {
+    let whole = option.value.len().is_multiple_of(diag::INSTRUCTION_BYTES);
+    (option.level, option.name) == FILTER && whole && !option.value.is_empty()
 }
 
 /// Sets the recorded options; those that decide who may bind come before bind.
 pub fn set_options(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {
-    set(fd, record.options.iter().filter(|option| !is_late(option)))
+    set(fd, record.options.iter().filter(|option| !is_late(record, option)))
 }
 
 pub fn set_late_options(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {
-    set(fd, record.options.iter().filter(|option| is_late(option)))
+    set(fd, record.options.iter().filter(|option| is_late(record, option)))
 }
 
 fn set<'a>(fd: &OwnedFd, options: impl Iterator<Item = &'a SockOpt>) -> Result<()> {
     for option in options {
-        let (name, value) = forced(option);
-        diag::setsockopt(fd, option.level, name, &value)
-            .or_fail(|| format!("cannot set socket option {}:{} again", option.level, option.name))?;
+        set_one(fd, option).or_fail(|| format!("cannot set socket option {}:{} again", option.level, option.name))?;
     }
     Ok(())
 }
@@ -256,6 +420,23 @@ pub fn make_room(fd: &OwnedFd, which: i32) -> Sys<()> {
     diag::setsockopt(fd, libc::SOL_SOCKET, which, &ENOUGH.to_ne_bytes())
 }
 
+fn set_one(fd: &OwnedFd, option: &SockOpt) -> Sys<()> {
+    match (option.level, option.name) {
+        FILTER => diag::attach_filter(fd, &option.value),
+        (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS) => {
+            let join = |group: u32| {
+                let add = libc::NETLINK_ADD_MEMBERSHIP;
+                diag::setsockopt(fd, libc::SOL_NETLINK, add, &group.to_le_bytes())
+            };
+            netlink::groups(&option.value).try_for_each(join)
+        }
+        _ => {
+            let (name, value) = forced(option);
+            diag::setsockopt(fd, option.level, name, &value)
+        }
+    }
+}
+
 /// The kernel doubles the buffer sizes it is given, and caps them unless forced.
 fn forced(option: &SockOpt) -> (i32, Vec<u8>) {
     let half = || match option.value.as_slice().try_into().map(i32::from_le_bytes) {
@@ -279,19 +460,36 @@ pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::So
     }
     match record.domain {
         libc::AF_UNIX => unix.open(builder, record),
+        libc::AF_NETLINK => netlink::restore(record),
+        libc::AF_PACKET => packet::restore(record),
         _ => inet::restore(record),
     }
 }
 
-/// Messages waiting in a socket, left where they are: SO_PEEK_OFF walks over
-/// them. Of a unix socket the senders' credentials come with them; that they do
-/// also tells an empty packet from the end.
-pub fn peek_queue(
-    context: &Context<'_>,
-    description: &Description,
-    (domain, kind): (i32, i32),
-) -> Result<Vec<Message>, Refused> {
+/// Messages waiting in a socket, left where they are.
+pub fn peek_queue(context: &Context<'_>, description: &Description) -> Result<Vec<Message>, Refused> {
+    if let Some(queue) = context.queues.get(&description.id) {
+        return queue.clone();
+    }
+    let queue = look_into(context.members, description)?;
+    if queue.iter().any(|(_, rights)| !rights.is_empty()) {
+        return refused("descriptors have come into its queue just now", "try again");
+    }
+    Ok(queue.into_iter().map(|(message, _)| message).collect())
+}
+
+/// A message and the descriptors that came with it.
+pub type Queued = (Message, Vec<OwnedFd>);
+
+/// SO_PEEK_OFF walks over the messages. Of a unix socket the senders' credentials come with
+/// them; that they do also tells an empty packet from the end.
+pub fn look_into(members: &[Member], description: &Description) -> Result<Vec<Queued>, Refused> {
     let dup = &description.dup;
+    let get = |name| diag::getsockopt_i32(dup, libc::SOL_SOCKET, name).map_err(unread);
+    let (domain, kind) = (get(libc::SO_DOMAIN)?, get(libc::SO_TYPE)?);
+    if get(libc::SO_PEEK_OFF)? >= 0 {
+        return looks_with_offset();
+    }
     let set = |name: i32, value: i32| {
         let set = diag::setsockopt(dup, libc::SOL_SOCKET, name, &value.to_le_bytes());
         set.map_err(unread)
@@ -304,17 +502,17 @@ pub fn peek_queue(
     if !asks {
         set(libc::SO_PASSCRED, 1)?;
     }
-    let walked = first_if_empty(context, description, (domain, kind)).and_then(|first| {
+    let walked = first_if_empty(members, description, (domain, kind)).and_then(|first| {
         set(libc::SO_PEEK_OFF, 0)?;
-        let walked = walk_queue(context, description, (domain, kind));
+        let walked = walk_queue(members, description, (domain, kind));
         set(libc::SO_PEEK_OFF, -1)?;
         Ok(first.into_iter().chain(walked?).collect())
     });
     if !asks {
         set(libc::SO_PASSCRED, 0)?;
     }
-    let queue: Vec<Message> = walked?;
-    look.map_or(Ok(()), |look| look.end(&queue))?;
+    let queue: Vec<Queued> = walked?;
+    look.map_or(Ok(()), |look| look.end(queue.iter().map(|(message, _)| message)))?;
     Ok(queue)
 }
 
@@ -326,10 +524,10 @@ fn unread(errno: nix::Error) -> Refused {
 /// The first message where it is an empty one: looked at like this, whoever did that, it
 /// does not show on the way.
 fn first_if_empty(
-    context: &Context<'_>,
+    members: &[Member],
     description: &Description,
     (domain, kind): (i32, i32),
-) -> Result<Option<Message>, Refused> {
+) -> Result<Option<Queued>, Refused> {
     if kind == libc::SOCK_STREAM {
         return Ok(None);
     }
@@ -337,26 +535,26 @@ fn first_if_empty(
     let first = diag::peek_message(&description.dup, 1).map_err(unread)?;
     let empty = first.filter(|peeked| peeked.data.is_empty());
     if unix && empty.as_ref().is_some_and(|peeked| peeked.control) {
-        return in_flight();
+        return too_much_beside();
     }
     let empty = empty.filter(|peeked| !unix || peeked.credentials.is_some());
-    empty.map(|peeked| message(context, peeked)).transpose()
+    empty.map(|peeked| message(members, peeked)).transpose()
 }
 
 fn walk_queue(
-    context: &Context<'_>,
+    members: &[Member],
     description: &Description,
     (domain, kind): (i32, i32),
-) -> Result<Vec<Message>, Refused> {
-    const LONGEST: usize = 1 << 20;
+) -> Result<Vec<Queued>, Refused> {
+    const MESSAGE_MAX: usize = 1 << 20;
     let unix = domain == libc::AF_UNIX;
-    let mut queue = Vec::new();
+    let mut queue: Vec<Queued> = Vec::new();
+    // In bytes: where in a stream the next look begins.
+    let mut at = 0;
     while queue.len() < limits::MESSAGES_PER_SOCKET {
-        match diag::peek_message(&description.dup, LONGEST) {
+        match diag::peek_message(&description.dup, MESSAGE_MAX) {
             Ok(None) => return Ok(queue),
-            Ok(Some(peeked)) if peeked.control && unix => {
-                return in_flight();
-            }
+            Ok(Some(peeked)) if peeked.control && unix => return too_much_beside(),
             Ok(Some(peeked)) if peeked.cut => {
                 return refused(
                     "a message of more than 1 MiB is queued in it",
@@ -366,34 +564,67 @@ fn walk_queue(
             // The end; a stream has credentials there, too.
             Ok(Some(peeked)) if kind == libc::SOCK_STREAM && peeked.data.is_empty() => return Ok(queue),
             Ok(Some(peeked)) if unix && peeked.credentials.is_none() => return Ok(queue),
-            Ok(Some(peeked)) => queue.push(message(context, peeked)?),
+            Ok(Some(mut peeked)) => {
+                let bytes = peeked.data.len();
+                if kind == libc::SOCK_STREAM && !peeked.rights.is_empty() {
+                    let before = before_rights(&description.dup, at, bytes).map_err(unread)?;
+                    if before > 0 {
+                        let data = peeked.data.drain(..before).collect();
+                        let plain = Peeked {
+                            data,
+                            from: peeked.from.clone(),
+                            rights: Vec::new(),
+                            ..peeked
+                        };
+                        queue.push(message(members, plain)?);
+                    }
+                }
+                at += bytes;
+                queue.push(message(members, peeked)?);
+            }
             Err(errno) => return Err(unread(errno)),
         }
     }
     refused("too many messages are queued in it", "let the app receive them first")
 }
 
-pub(super) fn in_flight<T>() -> Result<T, Refused> {
+fn too_much_beside<T>() -> Result<T, Refused> {
     refused(
-        "descriptors are in flight in its queue",
-        "let the app receive them first",
+        "a message with more beside it than can be looked at is queued in it",
+        "let the app receive it first",
     )
 }
 
-fn message(context: &Context<'_>, peeked: Peeked) -> Result<Message, Refused> {
-    Ok(Message {
-        sender: peeked.credentials.map_or(Ok(None), |known| sender(context, known))?,
+/// How many bytes of a stream a look shows from `at` on that come before those with which
+/// descriptors came: it goes on over what was written without any. Leaves the next look
+/// where it was, behind `bytes`.
+fn before_rights(dup: &OwnedFd, at: usize, bytes: usize) -> Sys<usize> {
+    let look_from = |at: usize| {
+        let at = i32::try_from(at).map_err(|_| nix::Error::EOVERFLOW)?;
+        diag::setsockopt(dup, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &at.to_le_bytes())
+    };
+    look_from(at)?;
+    let before = diag::peek_all_but_last(dup, bytes)?;
+    look_from(at + bytes)?;
+    Ok(before)
+}
+
+fn message(members: &[Member], peeked: Peeked) -> Result<Queued, Refused> {
+    let message = Message {
+        sender: peeked.credentials.map_or(Ok(None), |known| sender(members, known))?,
         data: peeked.data,
         from: peeked.from,
-    })
+        rights: Vec::new(),
+    };
+    Ok((message, peeked.rights))
 }
 
 /// The process by the app's number; none where nothing was noted.
-fn sender(context: &Context<'_>, (pid, uid, gid): (i32, u32, u32)) -> Result<Option<Sender>, Refused> {
+fn sender(members: &[Member], (pid, uid, gid): (i32, u32, u32)) -> Result<Option<Sender>, Refused> {
     if pid == 0 {
         return Ok(None);
     }
-    match context.virtual_pid(pid) {
+    match virtual_pid(members, pid) {
         Some(pid) => Ok(Some(Sender { pid, uid, gid })),
         None => refused(
             "a message with the credentials of a process outside the app is queued in it",
@@ -404,11 +635,17 @@ fn sender(context: &Context<'_>, (pid, uid, gid): (i32, u32, u32)) -> Result<Opt
 
 /// Whether there is something to read: also an empty message, or the end.
 pub fn readable(fd: &OwnedFd) -> bool {
-    let mut polled = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    has(fd, PollFlags::POLLIN)
+}
+
+fn has(fd: &OwnedFd, event: PollFlags) -> bool {
+    let mut polled = [PollFd::new(fd.as_fd(), event)];
     poll(&mut polled, PollTimeout::ZERO).ok();
-    polled[0]
-        .revents()
-        .is_some_and(|events| events.contains(PollFlags::POLLIN))
+    polled[0].revents().is_some_and(|events| events.contains(event))
+}
+
+pub fn listens(fd: &OwnedFd) -> bool {
+    diag::getsockopt_i32(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1)
 }
 
 /// Bytes waiting to be read (FIONREAD).

@@ -22,7 +22,7 @@
 //! kernel has measured (round trips, congestion, counters of TCP_INFO).
 
 use super::repair::{self, Queue, Repair, Repaired, Window};
-use super::{Description, Member, Refused, inet, refused, sockets};
+use super::{Description, Member, Refused, in_flight, inet, refused, sockets};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::FileId;
 use crate::image::records::{Connection, FileKind, Manifest, Message, SocketRecord, SocketState};
@@ -69,7 +69,9 @@ pub fn look(members: &[Member], descriptions: &[Description], journal: Option<&m
     let mut ends = Ends::new();
     for (one, other) in &pairs {
         for (end, peer) in [(one, other), (other, one)] {
-            ends.insert(end.id, judge(end, peer, works));
+            // One that dies over it would leave nobody who could find it.
+            let found = in_flight::in_a_process(members, &end.found).and_then(|()| judge(end, peer, works));
+            ends.insert(end.id, found);
         }
     }
     let Some(journal) = journal.filter(|_| !pairs.is_empty() && ends.values().all(Result::is_ok)) else {
@@ -366,6 +368,7 @@ impl End {
                 data: self.queue.clone(),
                 from: Vec::new(),
                 sender: None,
+                rights: Vec::new(),
             }];
         }
         SocketState::Joined {
@@ -573,7 +576,7 @@ impl<'a> Made<'a> {
 
 fn send_all(socket: &OwnedFd, mut bytes: &[u8]) -> Sys<()> {
     while !bytes.is_empty() {
-        let sent = diag::send_message(socket, bytes, None, None)?;
+        let sent = diag::send_message(socket, bytes, None, None, &[])?;
         bytes = bytes.get(sent..).filter(|_| sent > 0).ok_or(nix::Error::EMSGSIZE)?;
     }
     Ok(())

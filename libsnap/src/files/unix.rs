@@ -7,8 +7,10 @@
 //! name, once what was queued is back (a connected one takes from its peer only).
 //! Messages are sent again by the socket whose name they carry, with the
 //! credentials they had.
-//! Refused: peers and named senders outside the app, descriptors in flight,
-//! connections not yet accepted, relative names.
+//! A connection that waits to be accepted is made again in its turn; what its client has
+//! written meanwhile cannot be read by anybody before.
+//! Refused: peers and named senders outside the app, connections not yet accepted with
+//! something in them or with a client outside, relative names.
 
 use super::{Builder, Context, Description, Refused, held, refused, sockets};
 use crate::error::{Error, OrFail, Result};
@@ -18,12 +20,15 @@ use crate::sys::{Sys, diag, fd as sysfd};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const LISTEN: u8 = 10;
+/// Shut down both ways, as the end of its peer leaves a socket. One that is neither that nor
+/// has a peer with an inode has not been accepted yet.
+const CLOSED: u8 = 3;
 /// Length of a name that says only the family: an unnamed socket.
 const UNNAMED: usize = 2;
 
@@ -39,17 +44,34 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     record.shutdown = diag.shutdown;
     let connected = diag::address(&description.dup, true).is_ok();
     record.state = if diag.state == LISTEN {
-        if !diag.waiting.is_empty() && !held::is_held(&context.options.held, &description.dup) {
-            return refused(
-                format!("{} connections to it are not accepted yet", diag.waiting.len()),
-                "try again",
-            );
+        let unlinked = file.is_none() && path_of(&name).is_some();
+        match held::is_held(&context.options.held, &description.dup) {
+            // Whoever waits goes on waiting, which clients that end with the app cannot.
+            true if diag
+                .waiting
+                .iter()
+                .any(|client| context.by_inode(*client).next().is_some()) =>
+            {
+                return refused(
+                    "connections of the app's own wait at it, and it is held for others",
+                    "try again",
+                );
+            }
+            true => {}
+            false => waiting(context, &diag.waiting, unlinked)?,
         }
         SocketState::Listening {
             name,
             file,
             backlog: diag.queue.1 as i32,
         }
+    } else if let Some((listener, place)) = waits_for(context, record.ino) {
+        if file.is_some() {
+            return refused("it waits to be accepted, and has a path of its own", "try again");
+        }
+        SocketState::Waiting { name, listener, place }
+    } else if connected && record.kind != libc::SOCK_DGRAM && diag.peer == 0 && diag.shutdown != CLOSED {
+        return peer_outside();
     } else if connected {
         paired(context, record, diag.peer, name, file)?
     } else if name.len() > UNNAMED {
@@ -57,14 +79,55 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     } else {
         SocketState::Fresh
     };
-    // Told while the app runs, too (Linux 5.4): for that no queue has to be looked into.
-    if diag.state != LISTEN && description.found.info.number("scm_fds").unwrap_or(0) > 0 {
-        return sockets::in_flight();
-    }
     if context.frozen.is_some() && diag.state != LISTEN && sockets::readable(&description.dup) {
-        record.queue = sockets::peek_queue(context, description, (record.domain, record.kind))?;
+        record.queue = sockets::peek_queue(context, description)?;
     }
     sendable(context, record)
+}
+
+/// Whether what waits at a listener can be made again. `unlinked`: its path was removed.
+fn waiting(context: &Context<'_>, clients: &[u64], unlinked: bool) -> Result<(), Refused> {
+    let count = clients.len();
+    if clients.is_empty() {
+        return Ok(());
+    }
+    // What is in such a connection is what its client has written and nobody has got.
+    let empty = |client: &u64| {
+        let client = context.by_inode(*client).next();
+        client.map(|client| sysfd::ioctl_i32(&client.dup, libc::TIOCOUTQ) == Ok(0))
+    };
+    let reason = match clients.iter().map(empty).collect::<Option<Vec<bool>>>() {
+        None if context.may_be_in_flight() => return Ok(()),
+        None => format!("{count} connections to it are not accepted yet, not all of the app's own"),
+        Some(empty) if empty.contains(&false) => {
+            format!("{count} connections to it are not accepted yet, and something was written to them")
+        }
+        Some(_) if unlinked => format!("{count} connections to it are not accepted yet, and its path was removed"),
+        Some(_) => return Ok(()),
+    };
+    refused(reason, "let the app accept them, then try again")
+}
+
+/// The listener that has not accepted the connection of this client yet, and which of those
+/// that wait there it is.
+fn waits_for(context: &Context<'_>, client: u64) -> Option<(u64, u32)> {
+    let mut listeners = context.descriptions.iter().map(|d| d.found.key.1);
+    listeners.find_map(|ino| {
+        let place = context
+            .unix
+            .get(&ino)?
+            .waiting
+            .iter()
+            .position(|waits| *waits == client)?;
+        Some((ino, place as u32))
+    })
+}
+
+fn peer_outside<T>() -> Result<T, Refused> {
+    refused(
+        "its peer is a program outside the app",
+        "close the connection before the snapshot",
+    )
 }
 
 /// Whether each queued message can be sent again: by its sender, to a name.
@@ -111,10 +174,10 @@ fn paired(
         return Ok(paired);
     }
     let Some(other) = context.by_inode(peer).next() else {
-        return refused(
-            "its peer is a program outside the app",
-            "close the connection before the snapshot",
-        );
+        if context.may_be_in_flight() {
+            return Ok(paired);
+        }
+        return peer_outside();
     };
     if record.kind != libc::SOCK_DGRAM {
         return Ok(paired);
@@ -122,7 +185,7 @@ fn paired(
     let mutual = context.unix.get(&peer).is_some_and(|diag| diag.peer == record.ino);
     let name = name_of(other);
     let lost = match path_of(&name) {
-        Some(path) => fs::symlink_metadata(seen_from(context.member(&other.found).pid, &path)).is_err(),
+        Some(path) => fs::symlink_metadata(seen_from(context.base, &path)).is_err(),
         None => name.len() <= UNNAMED,
     };
     if lost && !mutual {
@@ -154,9 +217,22 @@ fn socket_file(context: &Context<'_>, description: &Description, name: &[u8]) ->
             "bind it to an absolute path",
         );
     }
-    let pid = context.member(&description.found).pid;
+    // Names are as they were seen when the socket was bound, restored ones as from the root of
+    // all.
+    let own = fs::symlink_metadata(seen_from(context.member(&description.found).pid, &path));
+    let found = fs::symlink_metadata(seen_from(context.base, &path));
+    let key = |meta: &std::io::Result<fs::Metadata>| meta.as_ref().ok().map(|meta| (meta.dev(), meta.ino()));
+    if own.is_ok() && key(&own) != key(&found) {
+        return refused(
+            format!(
+                "it is bound to {}, which leads elsewhere in its process's root directory",
+                path.display()
+            ),
+            "bind it before chroot(2), or close it",
+        );
+    }
     // No file: somebody unlinked it, and restore will leave it unlinked.
-    Ok(fs::symlink_metadata(seen_from(pid, &path)).ok().map(|meta| SocketFile {
+    Ok(found.ok().map(|meta| SocketFile {
         mode: meta.mode() & 0o7777,
         uid: meta.uid(),
         gid: meta.gid(),
@@ -184,7 +260,10 @@ fn unix_records(manifest: &Manifest) -> impl Iterator<Item = (FileId, &SocketRec
 /// The name of a socket; empty when it has none.
 fn name(record: &SocketRecord) -> &[u8] {
     match &record.state {
-        SocketState::Bound { name, .. } | SocketState::Listening { name, .. } | SocketState::Paired { name, .. }
+        SocketState::Bound { name, .. }
+        | SocketState::Listening { name, .. }
+        | SocketState::Paired { name, .. }
+        | SocketState::Waiting { name, .. }
             if name.len() > UNNAMED =>
         {
             name
@@ -266,6 +345,7 @@ impl<'a> Sockets<'a> {
         sockets::set_options(&made, record)?;
         match &record.state {
             SocketState::Bound { name, file } => bind(builder, &made, name, *file)?,
+            SocketState::Waiting { name, .. } if name.len() > UNNAMED => bind(builder, &made, name, None)?,
             SocketState::Paired { name, file, .. } if record.kind == libc::SOCK_DGRAM && name.len() > UNNAMED => {
                 bind(builder, &made, name, *file)?;
             }
@@ -284,11 +364,12 @@ impl<'a> Sockets<'a> {
         let by_ino: HashMap<u64, &OwnedFd> = unix_records(manifest).map(|(id, r)| (r.ino, &made[&id])).collect();
         for record in self.records.values() {
             for message in &record.queue {
-                self.deliver(builder, record, message, &by_ino)
+                self.deliver(builder, record, message, (&by_ino, made))
                     .or_fail(|| format!("cannot put back what was queued in unix socket {}", record.ino))?;
             }
         }
         self.connect(&by_ino)?;
+        self.wait(&by_ino)?;
         for (id, record) in unix_records(manifest) {
             sockets::set_late_options(&made[&id], record)?;
             if (1..=3).contains(&record.shutdown) {
@@ -305,8 +386,11 @@ impl<'a> Sockets<'a> {
         builder: &Builder<'_>,
         record: &SocketRecord,
         message: &Message,
-        made: &HashMap<u64, &OwnedFd>,
+        (made, files): (&HashMap<u64, &OwnedFd>, &HashMap<FileId, OwnedFd>),
     ) -> Sys<()> {
+        let rights = message.rights.iter().map(|file| files.get(file).map(OwnedFd::as_fd));
+        let rights: Vec<BorrowedFd<'_>> = rights.collect::<Option<_>>().ok_or(nix::Error::EBADF)?;
+        let send = |fd: &OwnedFd, to: Option<&[u8]>| send(builder, fd, message, to, &rights);
         let connected = peer(record).filter(|_| self.by_name(record).is_none());
         if let Some(peer) = connected {
             let sender = if peer == 0 {
@@ -314,7 +398,7 @@ impl<'a> Sockets<'a> {
             } else {
                 made.get(&peer).copied()
             };
-            return send(builder, sender.ok_or(nix::Error::ENOTCONN)?, message, None);
+            return send(sender.ok_or(nix::Error::ENOTCONN)?, None);
         }
         if message.from.len() > UNNAMED {
             let sender = self
@@ -322,10 +406,33 @@ impl<'a> Sockets<'a> {
                 .values()
                 .find(|r| name(r) == message.from)
                 .ok_or(nix::Error::ENOTCONN)?;
-            return send(builder, made[&sender.ino], message, Some(name(record)));
+            return send(made[&sender.ino], Some(name(record)));
         }
         let nobody = sysfd::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
-        send(builder, &nobody, message, Some(name(record)))
+        send(&nobody, Some(name(record)))
+    }
+
+    /// Connects those that wait to be accepted, in their turn.
+    fn wait(&self, made: &HashMap<u64, &OwnedFd>) -> Result<()> {
+        let places = self.records.values().filter_map(|record| match record.state {
+            SocketState::Waiting { listener, place, .. } => Some((listener, place, record.ino)),
+            _ => None,
+        });
+        let mut places: Vec<(u64, u32, u64)> = places.collect();
+        places.sort_unstable();
+        for (listener, _, client) in places {
+            let failed = || format!("cannot connect unix socket {client} again");
+            let Some(SocketState::Listening { name, backlog, .. }) = self.records.get(&listener).map(|r| &r.state)
+            else {
+                return Err(Error::failed(failed()).because("what it waits at does not listen"));
+            };
+            let at = made[&listener];
+            // It may have been made to take fewer since.
+            sysfd::listen(at, i32::MAX).or_fail(failed)?;
+            diag::set_address(made[&client], true, name).or_fail(failed)?;
+            sysfd::listen(at, *backlog).or_fail(failed)?;
+        }
+        Ok(())
     }
 
     /// Connects datagram sockets by name. A connected one can be connected to by
@@ -422,8 +529,14 @@ fn own(path: &Path, file: SocketFile) -> std::io::Result<()> {
     fs::set_permissions(&node, std::os::unix::fs::PermissionsExt::from_mode(file.mode))
 }
 
-/// Sends a message again, with the credentials it had.
-fn send(builder: &Builder<'_>, fd: &OwnedFd, message: &Message, to: Option<&[u8]>) -> Sys<()> {
+/// Sends a message again, with the credentials and descriptors it had.
+fn send(
+    builder: &Builder<'_>,
+    fd: &OwnedFd,
+    message: &Message,
+    to: Option<&[u8]>,
+    rights: &[BorrowedFd<'_>],
+) -> Sys<()> {
     let sender = match message.sender {
         Some(sender) => {
             let pid = builder.processes.get(&sender.pid).ok_or(nix::Error::ESRCH)?;
@@ -431,7 +544,7 @@ fn send(builder: &Builder<'_>, fd: &OwnedFd, message: &Message, to: Option<&[u8]
         }
         None => None,
     };
-    let sent = diag::send_message(fd, &message.data, to, sender)?;
+    let sent = diag::send_message(fd, &message.data, to, sender, rights)?;
     if sent == message.data.len() {
         Ok(())
     } else {

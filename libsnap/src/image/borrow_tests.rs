@@ -57,6 +57,8 @@ fn image(pid: i32, ppid: i32) -> super::ProcessImage {
         kind: VmaKind::Anon,
         flags: Vec::new(),
         huge_bytes: 0,
+        guards: Vec::new(),
+        policy: None,
     };
     let before = image.vmas.partition_point(|vma| vma.end <= start);
     image.vmas.insert(before, whole);

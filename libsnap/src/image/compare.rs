@@ -249,6 +249,7 @@ fn joined(vmas: Vec<Vma>) -> Vec<Vma> {
             Some(last) => {
                 last.end = vma.end;
                 last.huge_bytes += vma.huge_bytes;
+                last.guards.extend(vma.guards);
             }
             None => joined.push(vma),
         }
@@ -266,7 +267,8 @@ fn goes_on(vma: &Vma, next: &Vma) -> bool {
         }
         VmaKind::Vvar | VmaKind::Vdso => return false,
     }
-    (vma.end, vma.prot, &vma.flags, &kind) == (next.start, next.prot, &next.flags, &next.kind)
+    (vma.end, vma.prot, &vma.flags, &vma.policy, &kind)
+        == (next.start, next.prot, &next.flags, &next.policy, &next.kind)
 }
 
 /// Adds what is in a value, by names that tell the way to it.
@@ -340,6 +342,7 @@ fn deliver(manifest: &mut Manifest) {
                 data: more,
                 from: Vec::new(),
                 sender: None,
+                rights: Vec::new(),
             }),
         }
     }
@@ -387,10 +390,14 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
             FileKind::Pipe { ino } => *ino = inodes.of(*ino),
             FileKind::Socket(socket) => {
                 socket.ino = inodes.of(socket.ino);
-                if let SocketState::Paired { peer, .. } | SocketState::Joined { peer, .. } = &mut socket.state
-                    && *peer != 0
-                {
-                    *peer = inodes.of(*peer);
+                let rights = socket.queue.iter_mut().flat_map(|message| &mut message.rights);
+                rights.for_each(&mut file);
+                match &mut socket.state {
+                    SocketState::Paired { peer, .. } | SocketState::Joined { peer, .. } if *peer != 0 => {
+                        *peer = inodes.of(*peer);
+                    }
+                    SocketState::Waiting { listener, .. } => *listener = inodes.of(*listener),
+                    _ => {}
                 }
             }
             _ => {}
@@ -569,6 +576,8 @@ mod tests {
             },
             flags: Vec::new(),
             huge_bytes: 0,
+            guards: Vec::new(),
+            policy: None,
         };
         assert_eq!(joined(vec![vma(0, 2, 5), vma(2, 7, 7)]), [vma(0, 7, 5)]);
         for apart in [[vma(0, 2, 5), vma(3, 7, 7)], [vma(0, 2, 5), vma(2, 7, 8)]] {

@@ -73,6 +73,8 @@ fn mapping(line: &str) -> Option<Vma> {
         kind,
         flags: Vec::new(),
         huge_bytes: 0,
+        guards: Vec::new(),
+        policy: None,
     })
 }
 
@@ -172,6 +174,8 @@ fn very_many_mappings() {
         kind: VmaKind::Anon,
         flags: Vec::new(),
         huge_bytes: 0,
+        guards: Vec::new(),
+        policy: None,
     };
     process.vmas = (0..70_000).map(vma).collect();
     let writer = Writer::create(&dest).unwrap();

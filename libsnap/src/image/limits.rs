@@ -51,7 +51,11 @@ pub const WATCHES_PER_FILE: usize = 1 << 20;
 pub const PENDING_SIGNALS: usize = 1 << 20;
 pub const POSIX_TIMERS: usize = 1 << 20;
 pub const AUXV_WORDS: usize = 512;
+pub const GUARDS_PER_VMA: usize = 1 << 20;
 pub const VMA_FLAGS: usize = 32;
+/// Of one thread or process; words of a memory policy's nodes.
+pub const SETTINGS: usize = 64;
+pub const NODE_WORDS: usize = 16;
 pub const GROUPS: usize = 65536;
 /// 64 CPUs a word.
 pub const AFFINITY_WORDS: usize = 1024;
@@ -64,6 +68,8 @@ pub const MESSAGES_PER_SOCKET: usize = 1 << 20;
 pub const TCP_MSS: std::ops::RangeInclusive<u32> = 28..=65535;
 pub const TCP_WINDOW: u32 = 1 << 30;
 pub const TCP_WINDOW_SCALE: u8 = 14;
+/// SCM_MAX_FD.
+pub const RIGHTS_PER_MESSAGE: usize = 253;
 pub const PIPE_CAPACITY: u32 = 1 << 31;
 /// `struct termios2`.
 pub const TERMIOS_BYTES: usize = 44;

@@ -188,6 +188,41 @@ pub struct ProcessRecord {
     /// Controlling terminal: the index of a pseudo-terminal of this app.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ctty: Option<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub settings: Vec<Setting>,
+}
+
+/// Something that is not as in a fresh process, by what sets it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setting {
+    pub kind: SettingKind,
+    pub value: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum SettingKind {
+    /// PR_SET_TSC.
+    Tsc,
+    /// ARCH_SET_CPUID.
+    Cpuid,
+    /// PR_MCE_KILL.
+    MachineCheck,
+    /// PR_SET_IO_FLUSHER.
+    IoFlusher,
+    /// PR_SET_SPECULATION_CTRL, of this kind of speculation.
+    Speculation(u32),
+    /// PR_SET_MDWE.
+    WriteExecute,
+    /// PR_SET_MEMORY_MERGE.
+    MemoryMerge,
+    /// membarrier(2), one way to be registered.
+    Membarrier,
+    /// mlockall(2) of what is mapped from now on.
+    LockFuture,
+    /// set_mempolicy(2), of which the value is the mode: 64 nodes a word.
+    MemoryPolicy { nodes: Vec<u64> },
 }
 
 /// Marks in the address space (`prctl(2)` PR_SET_MM_MAP).
@@ -286,6 +321,8 @@ pub struct ThreadRecord {
     /// `ioprio_get(2)` of the thread; 0 when never set.
     pub ioprio: i32,
     pub blocked_in: Blocked,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub settings: Vec<Setting>,
 }
 
 /// A program that judges system calls (seccomp(2)).
@@ -386,8 +423,8 @@ pub struct Sched {
 
 /// Two-letter flags of `/proc/PID/smaps` that a mapping keeps; a restore applies
 /// them again.
-pub const VMA_FLAGS: [&str; 13] = [
-    "dc", "dd", "wf", "hg", "nh", "mg", "sr", "rr", "lo", "lf", "nr", "gd", "dp",
+pub const VMA_FLAGS: [&str; 14] = [
+    "dc", "dd", "wf", "hg", "nh", "mg", "sr", "rr", "lo", "lf", "nr", "gd", "dp", "sl",
 ];
 
 /// One mapping (note type 0x41505303 holds all of a process, in address order).
@@ -400,11 +437,27 @@ pub struct Vma {
     pub prot: u32,
     pub kind: VmaKind,
     /// Two-letter flags of `/proc/PID/smaps` that are re-applied
-    /// (`dc dd wf hg nh mg sr rr lo lf nr gd`).
+    /// (`dc dd wf hg nh mg sr rr lo lf nr gd dp sl`).
     pub flags: Vec<String>,
     /// How much of it was in transparent huge pages (`AnonHugePages` of smaps).
     #[serde(skip_serializing_if = "is_none", default)]
     pub huge_bytes: u64,
+    /// Parts of it that nobody may touch, from and to (MADV_GUARD_INSTALL).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub guards: Vec<(u64, u64)>,
+    /// mbind(2).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub policy: Option<MemoryPolicy>,
+}
+
+/// On which nodes memory is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryPolicy {
+    /// MPOL_BIND and so on, with flags.
+    pub mode: u64,
+    /// 64 nodes a word.
+    pub nodes: Vec<u64>,
 }
 
 fn is_none(bytes: &u64) -> bool {
@@ -746,6 +799,9 @@ pub struct Message {
     /// Who sent it (SCM_CREDENTIALS), where the kernel noted that.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sender: Option<Sender>,
+    /// Descriptors that come with it (SCM_RIGHTS), by the files that they lead to.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub rights: Vec<FileId>,
 }
 
 /// `struct ucred`, the process by the app's number.
@@ -767,7 +823,7 @@ pub struct SockOpt {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum SocketState {
     /// Neither bound nor connected.
     Fresh,
@@ -792,6 +848,14 @@ pub enum SocketState {
         peer: u64,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         file: Option<SocketFile>,
+    },
+    /// Unix: connected to the listener of this inode, inside the app, which has not accepted
+    /// it yet; the others before it come first.
+    Waiting {
+        #[serde(with = "hex_bytes")]
+        name: Vec<u8>,
+        listener: u64,
+        place: u32,
     },
     /// UDP connected to an address.
     Connected {

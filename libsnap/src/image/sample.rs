@@ -179,6 +179,7 @@ fn files() -> Vec<OpenFile> {
                 data: vec![1, 2, 255],
                 from: Vec::new(),
                 sender: None,
+                rights: vec![FileId(0)],
             }],
         }))
     };
@@ -344,6 +345,10 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
                 overrun: 0,
             }],
             fds: fds.collect(),
+            settings: vec![Setting {
+                kind: SettingKind::Membarrier,
+                value: 16,
+            }],
             ctty: Some(0),
         },
         comm: "sample".into(),
@@ -362,6 +367,10 @@ fn thread(tid: i32) -> ThreadImage {
     regs[19] = 0x7fff_0000_1000; // rsp
     ThreadImage {
         record: ThreadRecord {
+            settings: vec![Setting {
+                kind: SettingKind::MemoryPolicy { nodes: vec![1] },
+                value: 2,
+            }],
             tid: VirtualPid(tid),
             comm: "sample".into(),
             comm_bytes: Some(b"s\xff ".to_vec()),
@@ -419,6 +428,8 @@ fn vmas() -> Vec<Vma> {
         kind,
         flags: vec!["dd".into()],
         huge_bytes: 0,
+        guards: Vec::new(),
+        policy: None,
     };
     let path = || "/usr/bin/sample".to_string();
     vec![

@@ -11,6 +11,8 @@ use crate::ids::{FdNum, FileId, ShmId};
 use std::collections::{BTreeMap, BTreeSet};
 
 const PART: &str = MANIFEST;
+/// Descriptors go through sockets of this family only.
+const AF_UNIX: i32 = 1;
 
 /// What a TCP socket is made of (socket(2)).
 const INET: i32 = 2;
@@ -154,9 +156,23 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
         }
         FileKind::Socket(socket) => {
             self::socket(id, socket)?;
+            for message in &socket.queue {
+                count(
+                    PART,
+                    "descriptors in flight",
+                    message.rights.len(),
+                    limits::RIGHTS_PER_MESSAGE,
+                )?;
+                let listed = message.rights.iter().all(|file| names.files.contains(file));
+                has(
+                    listed && (message.rights.is_empty() || socket.domain == AF_UNIX),
+                    "file in flight",
+                )?;
+            }
             match socket.state {
                 SocketState::Paired { peer, .. } => has(peer == 0 || names.sockets.contains(&peer), "peer"),
                 SocketState::Joined { peer, .. } => has(names.joined.get(&peer) == Some(&socket.ino), "peer"),
+                SocketState::Waiting { listener, .. } => has(names.sockets.contains(&listener), "listener"),
                 _ => Ok(()),
             }
         }
@@ -203,9 +219,10 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
         format!("file {id}: shutdown {}", socket.shutdown)
     })?;
     let addresses: [&[u8]; 2] = match &socket.state {
-        SocketState::Bound { name, .. } | SocketState::Listening { name, .. } | SocketState::Paired { name, .. } => {
-            [name, &[]]
-        }
+        SocketState::Bound { name, .. }
+        | SocketState::Listening { name, .. }
+        | SocketState::Paired { name, .. }
+        | SocketState::Waiting { name, .. } => [name, &[]],
         SocketState::Connected { name, peer } => [name, peer],
         SocketState::Joined { name, .. } => [name, &[]],
         SocketState::Fresh | SocketState::Severed => [&[], &[]],

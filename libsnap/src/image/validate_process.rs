@@ -2,7 +2,7 @@
 
 use super::fault::ensure;
 use super::process::{ProcessImage, Segment, ThreadImage};
-use super::records::{ProcessRecord, Seccomp, VMA_FLAGS, Vma, VmaKind};
+use super::records::{ProcessRecord, Seccomp, Setting, SettingKind, VMA_FLAGS, Vma, VmaKind};
 use super::validate::{count, path, process_id, text};
 use super::validate_files::fd_number;
 use super::{PAGE, limits};
@@ -22,12 +22,20 @@ pub fn process(part: &str, image: &ProcessImage, segments: &[Segment]) -> Result
     segments_within(part, segments, &image.vmas)
 }
 
+fn settings(part: &str, settings: &[Setting]) -> Result<()> {
+    count(part, "settings", settings.len(), limits::SETTINGS)?;
+    settings.iter().try_for_each(|setting| match &setting.kind {
+        SettingKind::MemoryPolicy { nodes } => count(part, "words of nodes", nodes.len(), limits::NODE_WORDS),
+        _ => Ok(()),
+    })
+}
+
 fn record(part: &str, process: &ProcessRecord) -> Result<()> {
     process_id(part, "pid", process.pid)?;
     for (what, name) in [("exe", &process.exe), ("cwd", &process.cwd), ("root", &process.root)] {
         path(part, what, name)?;
     }
-    ensure(process.root == "/", part, || "a root directory of its own")?;
+    settings(part, &process.settings)?;
     ensure(process.umask <= 0o777, part, || format!("umask {:o}", process.umask))?;
     ensure((0..=2).contains(&process.dumpable), part, || {
         format!("dumpable {}", process.dumpable)
@@ -94,6 +102,7 @@ fn threads(part: &str, image: &ProcessImage) -> Result<BTreeSet<VirtualPid>> {
 
 fn thread(part: &str, thread: &ThreadImage) -> Result<()> {
     let record = &thread.record;
+    settings(part, &record.settings)?;
     text(part, "comm", &record.comm, limits::COMM_BYTES)?;
     let bytes = record.comm_bytes.as_deref().unwrap_or_default();
     ensure(bytes.len() < 16 && !bytes.contains(&0), part, || {
@@ -134,6 +143,16 @@ fn vmas(part: &str, vmas: &[Vma]) -> Result<()> {
         let known =
             vma.flags.len() <= limits::VMA_FLAGS && vma.flags.iter().all(|flag| VMA_FLAGS.contains(&flag.as_str()));
         ensure(known, part, || format!("{} has an unknown flag", at()))?;
+        count(part, "guards", vma.guards.len(), limits::GUARDS_PER_VMA)?;
+        let words = vma.policy.as_ref().map_or(0, |policy| policy.nodes.len());
+        count(part, "words of nodes", words, limits::NODE_WORDS)?;
+        let mut free = vma.start;
+        for (start, end) in &vma.guards {
+            let placed = *start >= free && start < end && *end <= vma.end;
+            let aligned = start.is_multiple_of(PAGE) && end.is_multiple_of(PAGE);
+            ensure(placed && aligned, part, || format!("{}: a guard is out of place", at()))?;
+            free = *end;
+        }
         let offset = match &vma.kind {
             VmaKind::PrivateFile { path: name, offset } | VmaKind::SharedFile { path: name, offset, .. } => {
                 path(part, "mapped file", name)?;

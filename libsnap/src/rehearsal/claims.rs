@@ -1,6 +1,6 @@
 //! What an appshot asks for of which there is one on a machine.
 
-use crate::files::inet;
+use crate::files::{inet, netlink};
 use crate::image::Appshot;
 use crate::image::records::{FileKind, OpenFile, ShmKind, SocketRecord, SocketState};
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,8 @@ pub enum Claim {
     Address(String),
     /// The abstract name of a Unix socket.
     Abstract(String),
+    /// The port id of a netlink socket, and its protocol.
+    Netlink(u32, i32),
     /// What stood outside the app; its restorer gives something else.
     Outside(String),
 }
@@ -37,6 +39,7 @@ impl fmt::Display for Claim {
             Claim::Unlinked(path) => write!(f, "unlinked file {}", path.display()),
             Claim::Address(address) => write!(f, "address {address}"),
             Claim::Abstract(name) => write!(f, "abstract socket {name}"),
+            Claim::Netlink(port, protocol) => write!(f, "netlink port {port} of protocol {protocol}"),
             Claim::Outside(what) => write!(f, "{what}, outside the app"),
         }
     }
@@ -47,7 +50,7 @@ impl Claim {
     pub(super) fn directory(&self) -> Option<&Path> {
         match self {
             Claim::Lock(path) | Claim::Socket(path) | Claim::Fifo(path) | Claim::Unlinked(path) => path.parent(),
-            Claim::Address(_) | Claim::Abstract(_) | Claim::Outside(_) => None,
+            Claim::Address(_) | Claim::Abstract(_) | Claim::Netlink(..) | Claim::Outside(_) => None,
         }
     }
 }
@@ -78,9 +81,16 @@ fn of_socket(socket: &SocketRecord) -> Option<Claim> {
     let name = match &socket.state {
         SocketState::Bound { name, .. } | SocketState::Listening { name, .. } => name,
         SocketState::Paired { name, .. } | SocketState::Connected { name, .. } => name,
-        SocketState::Joined { name, .. } => name,
+        SocketState::Waiting { name, .. } | SocketState::Joined { name, .. } => name,
         SocketState::Fresh | SocketState::Severed => return None,
     };
+    if socket.domain == libc::AF_NETLINK {
+        return Some(Claim::Netlink(netlink::port(name), socket.protocol));
+    }
+    // As many as like have the same.
+    if socket.kind == libc::SOCK_RAW {
+        return None;
+    }
     if socket.domain != libc::AF_UNIX {
         return inet::show_address(name).map(Claim::Address);
     }

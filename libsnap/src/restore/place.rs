@@ -17,6 +17,7 @@ use crate::image::records::{
 use crate::image::{Appshot, Core, Segment};
 use crate::ipc;
 use crate::nsthread;
+use crate::settings;
 use crate::sys::memory::{MADV_COLLAPSE, Span};
 use crate::sys::{fd as sysfd, shm as sysshm};
 use std::collections::HashMap;
@@ -261,8 +262,20 @@ pub fn protection(script: &mut Script<'_>, core: &Core, vdso: &Vdso, what: Prote
     }
     match what {
         Protect::NotForked => Ok(()),
-        Protect::All | Protect::Forked => vdso.patch(script),
+        Protect::All | Protect::Forked => {
+            vdso.patch(script)?;
+            seal(script, &core.image.vmas)
+        }
     }
+}
+
+/// mseal(2) (Linux 6.10), once nothing has to be changed any more.
+fn seal(script: &mut Script<'_>, vmas: &[Vma]) -> Result<()> {
+    const SYS_MSEAL: i64 = 462;
+    for vma in vmas.iter().filter(|vma| vma.flags.iter().any(|flag| flag == "sl")) {
+        script.must("mseal", SYS_MSEAL, &[vma.start, vma.end - vma.start, 0])?;
+    }
+    Ok(())
 }
 
 /// Has the kernel map now what the files hold that a process runs and reads: later it
@@ -506,8 +519,19 @@ fn protect(script: &mut Script<'_>, vma: &Vma, filled: bool) -> Result<()> {
     Ok(())
 }
 
+/// Linux 6.13.
+const MADV_GUARD_INSTALL: u64 = 102;
+
 fn advise(script: &mut Script<'_>, vma: &Vma, what: Protect) -> Result<()> {
     let len = vma.end - vma.start;
+    if what != Protect::NotForked {
+        settings::bind(script, vma)?;
+    }
+    // Not in memory that is locked.
+    for (start, end) in vma.guards.iter().filter(|_| what != Protect::NotForked) {
+        let args = [*start, end - start, MADV_GUARD_INSTALL];
+        script.must("madvise(MADV_GUARD_INSTALL)", libc::SYS_madvise, &args)?;
+    }
     // A mapping that is not to be forked is not there after a fork.
     let forked = |flag: &str| !["dc", "lo"].contains(&flag);
     let wanted = |flag: &&String| match what {

@@ -17,7 +17,7 @@ use super::plan::{Seen, refused};
 use crate::error::{OrFail, Result};
 use crate::files::{paths, sockets};
 use crate::image::records::{
-    FileKind, IpcPerm, Manifest, ShmKind, SocketFile, SocketRecord, SocketState, ThreadRecord, VmaKind,
+    FileKind, IpcPerm, Manifest, SettingKind, ShmKind, SocketFile, SocketRecord, SocketState, ThreadRecord, VmaKind,
 };
 use crate::image::{Appshot, Core};
 use crate::target::Allow;
@@ -128,6 +128,14 @@ impl<'a> Judge<'a> {
                 format!("task {tid} wants to come before others"),
             )?;
         }
+        if record
+            .settings
+            .iter()
+            .any(|setting| setting.kind == SettingKind::IoFlusher)
+        {
+            let what = format!("task {tid} wants memory before others (PR_SET_IO_FLUSHER)");
+            self.takes(Capability::CAP_SYS_RESOURCE, what)?;
+        }
         if record.seccomp.is_off() && !self.allow.unconfined {
             return Err(refused(format!("task {tid} has no filter of system calls (seccomp)"))
                 .fix("take the snapshot of an app that has one, or leave --require-seccomp out"));
@@ -165,6 +173,10 @@ impl<'a> Judge<'a> {
         }
         for path in [&process.exe, &process.cwd] {
             self.path(&who("names"), path)?;
+        }
+        if process.root != "/" {
+            self.takes(Capability::CAP_SYS_CHROOT, who("wants a root directory of its own"))?;
+            self.path(&who("has for its root directory"), &process.root)?;
         }
         Ok(())
     }
@@ -260,6 +272,9 @@ impl<'a> Judge<'a> {
             (libc::SOL_SOCKET, libc::SO_MARK),
             (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
             (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+            (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+            (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS),
+            (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID),
         ];
         if record
             .options
@@ -271,9 +286,19 @@ impl<'a> Judge<'a> {
         let (name, file) = match &record.state {
             SocketState::Bound { name, file } | SocketState::Listening { name, file, .. } => (name, *file),
             SocketState::Paired { name, file, .. } => (name, *file),
-            SocketState::Connected { name, .. } | SocketState::Joined { name, .. } => (name, None),
+            SocketState::Connected { name, .. }
+            | SocketState::Waiting { name, .. }
+            | SocketState::Joined { name, .. } => (name, None),
             SocketState::Fresh | SocketState::Severed => return Ok(()),
         };
+        let sees_all = record.domain == libc::AF_PACKET
+            || [libc::AF_INET, libc::AF_INET6].contains(&record.domain) && record.kind == libc::SOCK_RAW;
+        if sees_all {
+            return self.takes(Capability::CAP_NET_RAW, format!("{who} wants packets as they are"));
+        }
+        if record.domain == libc::AF_NETLINK {
+            return Ok(());
+        }
         if record.domain != libc::AF_UNIX {
             let port = name.get(2..4).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
             return match port {

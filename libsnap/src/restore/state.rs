@@ -15,6 +15,7 @@ use crate::memory;
 use crate::proc::Fields;
 use crate::process::{with_time_out, write_time_out};
 use crate::seccomp;
+use crate::settings;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs, SchedAttr};
 use crate::timers;
@@ -206,8 +207,11 @@ pub fn finish_becoming(all: Vec<Becoming<'_>>, waits: &mut Waits) -> Result<()> 
 pub(super) fn fits_slice(record: &ThreadRecord) -> bool {
     // Besides at most 40 calls, one for each capability that it has or lacks.
     const SIGNALS_MAX: usize = 8;
+    const SETTINGS_MAX: usize = 8;
     let payload = 4 * record.creds.groups.len() + (SIGINFO_BYTES + 8) * record.pending.len();
-    payload <= executor::SLICE_PAYLOAD / 2 && record.pending.len() <= SIGNALS_MAX
+    payload <= executor::SLICE_PAYLOAD / 2
+        && record.pending.len() <= SIGNALS_MAX
+        && record.settings.len() <= SETTINGS_MAX
 }
 
 /// Credentials of a process that is being built, which those forked off it have, too.
@@ -289,9 +293,15 @@ fn set_limit(pid: HostPid, which: u32, wanted: (u64, u64), now: (u64, u64)) -> R
 
 /// Directory, mask, signal actions, prctls.
 pub(super) fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
-    let batch = script.room(3, record.cwd.len() + 1)?;
+    let batch = script.room(1, record.cwd.len() + 1)?;
     let cwd = batch.c_string(&record.cwd);
     batch.must("chdir", libc::SYS_chdir, &[cwd.address]);
+    if record.root != "/" {
+        let batch = script.room(1, record.root.len() + 1)?;
+        let root = batch.c_string(&record.root);
+        batch.must("chroot", libc::SYS_chroot, &[root.address]);
+    }
+    let batch = script.room(2, 0)?;
     batch.must("umask", libc::SYS_umask, &[u64::from(record.umask)]);
     batch.must("personality", libc::SYS_personality, &[record.personality]);
     for (signal, action) in (1u64..).zip(&record.sigactions) {
@@ -307,7 +317,10 @@ pub(super) fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<
     if record.thp_disable {
         prctl(script, libc::PR_SET_THP_DISABLE, 1)?;
     }
-    Ok(())
+    settings::restore(
+        script,
+        record.settings.iter().filter(|setting| settings::is_early(setting)),
+    )
 }
 
 fn prctl(script: &mut impl Calls, option: i32, argument: u64) -> Result<()> {
@@ -371,7 +384,8 @@ pub(super) fn own_state(script: &mut impl Calls, record: &ThreadRecord) -> Resul
     let batch = script.room(1, name.len() + 1)?;
     let name = batch.c_string(name);
     prctl(script, libc::PR_SET_NAME, name.address)?;
-    prctl(script, libc::PR_SET_TIMERSLACK, record.timer_slack_ns.max(1))
+    prctl(script, libc::PR_SET_TIMERSLACK, record.timer_slack_ns.max(1))?;
+    settings::restore(script, &record.settings)
 }
 
 /// Pending signals of the process, sent by itself: any siginfo may be sent so.
@@ -467,6 +481,10 @@ fn last(script: &mut Script<'_>, restorer: i32, timeline: &Timeline, record: &Pr
     if record.dumpable != 2 {
         prctl(script, libc::PR_SET_DUMPABLE, record.dumpable as u64)?;
     }
+    settings::restore(
+        script,
+        record.settings.iter().filter(|setting| !settings::is_early(setting)),
+    )?;
     timers::arm(script, timeline, record)?;
     script.must("close", libc::SYS_close, &[restorer as u64]).map(drop)
 }

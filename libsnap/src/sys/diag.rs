@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const UDIAG_SHOW_NAME: u32 = 1;
@@ -24,7 +24,7 @@ pub struct UnixSocket {
     pub state: u8,
     /// Where it is bound; that of an accepted one is where it was accepted.
     pub name: Vec<u8>,
-    /// Inode of the peer; 0 when there is none any more.
+    /// Inode of the peer; 0 when that is no file any more, or not yet: not accepted.
     pub peer: u64,
     /// Inodes of connections not yet accepted (of a listening socket).
     pub waiting: Vec<u64>,
@@ -60,6 +60,45 @@ pub fn tcp_connections(family: i32) -> Sys<Vec<TcpConnection>> {
     let mut found = Vec::new();
     dump(&request(&tcp_request(family as u8)), &mut |body| {
         found.extend(tcp_message(body));
+    })?;
+    Ok(found)
+}
+
+/// What sock_diag tells of one netlink socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetlinkSocket {
+    pub state: u8,
+    /// The kernel is in the middle of a long answer.
+    pub answering: bool,
+    pub all_namespaces: bool,
+}
+
+/// The netlink sockets of a protocol in this network namespace, by inode: those that are
+/// bound or in a group.
+pub fn netlink_sockets(protocol: u8) -> Sys<HashMap<u64, NetlinkSocket>> {
+    let mut found = HashMap::new();
+    dump(&request(&netlink_request(protocol)), &mut |body| {
+        found.extend(netlink_message(body));
+    })?;
+    Ok(found)
+}
+
+/// What sock_diag tells of one packet socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PacketSocket {
+    /// It gets packets: it has a protocol, and its device is up.
+    pub running: bool,
+    pub rings: bool,
+    pub fanout: bool,
+    /// `struct packet_mreq` of each, as often as it was asked for.
+    pub memberships: Vec<Vec<u8>>,
+}
+
+/// The packet sockets of this network namespace, by inode.
+pub fn packet_sockets() -> Sys<HashMap<u64, PacketSocket>> {
+    let mut found = HashMap::new();
+    dump(&request(&packet_request()), &mut |body| {
+        found.extend(packet_message(body));
     })?;
     Ok(found)
 }
@@ -112,6 +151,84 @@ fn tcp_request(family: u8) -> Vec<u8> {
     bytes
 }
 
+/// `netlink_diag_req`, asking for the flags of each.
+fn netlink_request(protocol: u8) -> Vec<u8> {
+    const NDIAG_SHOW_FLAGS: u32 = 16;
+    let mut bytes = vec![libc::AF_NETLINK as u8, protocol, 0, 0];
+    bytes.extend_from_slice(&0u32.to_le_bytes());
+    bytes.extend_from_slice(&NDIAG_SHOW_FLAGS.to_le_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes
+}
+
+/// `netlink_diag_msg`, by inode.
+fn netlink_message(body: &[u8]) -> Option<(u64, NetlinkSocket)> {
+    const NETLINK_DIAG_FLAGS: u16 = 4;
+    const CB_RUNNING: u32 = 1;
+    const LISTEN_ALL_NSID: u32 = 16;
+    let head = body.get(..28)?;
+    let flags = attributes(&body[28..]).find(|(kind, value)| *kind == NETLINK_DIAG_FLAGS && value.len() >= 4);
+    let flags = flags.map_or(0, |(_, value)| u32_at(value, 0));
+    let socket = NetlinkSocket {
+        state: head[3],
+        answering: flags & CB_RUNNING != 0,
+        all_namespaces: flags & LISTEN_ALL_NSID != 0,
+    };
+    Some((u64::from(u32_at(head, 16)), socket))
+}
+
+/// `packet_diag_req`, asking for all of it but filters and memory.
+fn packet_request() -> Vec<u8> {
+    const PACKET_SHOW: u32 = 1 | 2 | 4 | 8;
+    let mut bytes = vec![libc::AF_PACKET as u8, 0, 0, 0];
+    bytes.extend_from_slice(&0u32.to_le_bytes());
+    bytes.extend_from_slice(&PACKET_SHOW.to_le_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes
+}
+
+/// `packet_diag_msg`, by inode.
+fn packet_message(body: &[u8]) -> Option<(u64, PacketSocket)> {
+    const PACKET_DIAG_INFO: u16 = 0;
+    const PACKET_DIAG_MCLIST: u16 = 1;
+    const PACKET_DIAG_RX_RING: u16 = 2;
+    const PACKET_DIAG_TX_RING: u16 = 3;
+    const PACKET_DIAG_FANOUT: u16 = 4;
+    const PDI_RUNNING: u32 = 1;
+    let head = body.get(..16)?;
+    let mut socket = PacketSocket::default();
+    for (kind, value) in attributes(&body[16..]) {
+        match kind {
+            // `packet_diag_info`: the last of six words are flags.
+            PACKET_DIAG_INFO if value.len() >= 24 => socket.running = u32_at(value, 20) & PDI_RUNNING != 0,
+            // `packet_diag_mclist`: device, count, type and length, up to 32 bytes of address.
+            PACKET_DIAG_MCLIST => {
+                let entries = value.as_chunks::<44>().0.iter();
+                let each = entries.flat_map(|entry| {
+                    let mreq = [&entry[..4], &entry[8..12], &entry[12..20]].concat();
+                    std::iter::repeat_n(mreq, u32_at(entry, 4).min(0xffff) as usize)
+                });
+                socket.memberships.extend(each);
+            }
+            PACKET_DIAG_RX_RING | PACKET_DIAG_TX_RING => socket.rings = true,
+            PACKET_DIAG_FANOUT => socket.fanout = true,
+            _ => {}
+        }
+    }
+    Some((u64::from(u32_at(head, 4)), socket))
+}
+
+/// `nlattr`s: kind and value of each.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from(u16::from_le_bytes(*bytes.first_chunk()?));
+        let value = bytes.get(4..len)?;
+        let kind = u16_at(bytes, 2);
+        bytes = &bytes[len.next_multiple_of(4).min(bytes.len())..];
+        Some((kind, value))
+    })
+}
+
 /// Reads one datagram of an answer; false once the dump is done.
 pub fn messages(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<bool> {
     while bytes.len() >= 16 {
@@ -154,14 +271,8 @@ pub fn unix_message(body: &[u8]) -> (u64, UnixSocket) {
     }
     socket.state = body[2];
     let inode = u64::from(u32_at(body, 4));
-    let mut attributes = &body[16..];
-    while attributes.len() >= 4 {
-        let len = usize::from(u16_at(attributes, 0));
-        if len < 4 || len > attributes.len() {
-            break;
-        }
-        let value = &attributes[4..len];
-        match u16_at(attributes, 2) {
+    for (kind, value) in attributes(&body[16..]) {
+        match kind {
             UNIX_DIAG_NAME => socket.name = value.to_vec(),
             UNIX_DIAG_PEER if value.len() >= 4 => socket.peer = u64::from(u32_at(value, 0)),
             UNIX_DIAG_ICONS => {
@@ -173,7 +284,6 @@ pub fn unix_message(body: &[u8]) -> (u64, UnixSocket) {
             UNIX_DIAG_SHUTDOWN if !value.is_empty() => socket.shutdown = value[0],
             _ => {}
         }
-        attributes = &attributes[len.next_multiple_of(4).min(attributes.len())..];
     }
     (inode, socket)
 }
@@ -198,9 +308,72 @@ pub fn getsockopt(fd: &impl AsRawFd, level: i32, name: i32, max: usize) -> Sys<V
     Ok(value)
 }
 
+/// getsockopt(2) of what is named in the value itself, which holds the answer then.
+pub fn getsockopt_of(fd: &impl AsRawFd, level: i32, name: i32, value: &mut [u8]) -> Sys<()> {
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: `value` is live and `len` is its length.
+    check(i64::from(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut len)
+    }))
+    .map(drop)
+}
+
 pub fn getsockopt_i32(fd: &impl AsRawFd, level: i32, name: i32) -> Sys<i32> {
     let value = getsockopt(fd, level, name, 4)?;
     Ok(value.try_into().map_or(0, i32::from_le_bytes))
+}
+
+/// `struct sock_filter`.
+pub const INSTRUCTION_BYTES: usize = 8;
+
+/// The classic filter that is attached to a socket: 8 bytes an instruction; empty where
+/// there is none. EACCES: it is none of these (eBPF).
+pub fn socket_filter(fd: &impl AsRawFd) -> Sys<Vec<u8>> {
+    let get = |to: *mut u8, mut count: libc::socklen_t| {
+        // SAFETY: `to` has room for `count` instructions, in which the kernel counts here.
+        let got = unsafe {
+            libc::getsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_GET_FILTER,
+                to.cast(),
+                &mut count,
+            )
+        };
+        check(i64::from(got)).map(|_| count)
+    };
+    let count = get(std::ptr::null_mut(), 0)?;
+    let mut filter = vec![0u8; count as usize * INSTRUCTION_BYTES];
+    if count > 0 && get(filter.as_mut_ptr(), count)? != count {
+        return Err(Errno::EAGAIN);
+    }
+    Ok(filter)
+}
+
+/// Attaches such a filter.
+pub fn attach_filter(fd: &impl AsRawFd, filter: &[u8]) -> Sys<()> {
+    let mut code: Vec<libc::sock_filter> = Vec::with_capacity(filter.len() / 8);
+    code.extend(filter.as_chunks::<8>().0.iter().map(|bytes| libc::sock_filter {
+        code: u16_at(bytes, 0),
+        jt: bytes[2],
+        jf: bytes[3],
+        k: u32_at(bytes, 4),
+    }));
+    let program = libc::sock_fprog {
+        len: u16::try_from(code.len()).map_err(|_| Errno::EINVAL)?,
+        filter: code.as_mut_ptr(),
+    };
+    // SAFETY: the program and its instructions are live.
+    check(i64::from(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    }))
+    .map(drop)
 }
 
 pub fn setsockopt(fd: &impl AsRawFd, level: i32, name: i32, value: &[u8]) -> Sys<()> {
@@ -256,7 +429,9 @@ pub struct Peeked {
     pub from: Vec<u8>,
     /// Process, user and group of the sender, where the socket asks for them.
     pub credentials: Option<(i32, u32, u32)>,
-    /// It carries descriptors or other control data besides.
+    /// Descriptors that came with it, as ours.
+    pub rights: Vec<OwnedFd>,
+    /// It carries more besides than there was room for.
     pub control: bool,
     /// The data did not fit.
     pub cut: bool,
@@ -276,43 +451,99 @@ pub fn peek_message(fd: &impl AsRawFd, max: usize) -> Sys<Option<Peeked>> {
     header.msg_iovlen = 1;
     header.msg_name = from.as_mut_ptr().cast();
     header.msg_namelen = 128;
-    // Room for SCM_CREDENTIALS, which come first, and for nothing after them.
-    let mut control = [0u64; 4];
+    // Room for SCM_CREDENTIALS, SCM_MAX_FD descriptors, and a name of security.
+    let mut control = [0u64; 256];
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = size_of_val(&control);
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: the header names live buffers with their lengths. A descriptor
-    // that found room in the control buffer would be seen below and closed.
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the header names live buffers with their lengths.
     let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut header, flags) };
     if got < 0 && Errno::last() == Errno::EAGAIN {
         return Ok(None);
     }
     data.truncate(check(got as libc::c_long)? as usize);
-    let credentials = credentials(&control[..header.msg_controllen.min(32) / 8]);
+    let words = (header.msg_controllen as usize).div_ceil(8).min(control.len());
+    let (credentials, rights) = beside(&control[..words]);
     Ok(Some(Peeked {
         data,
         from: from[..(header.msg_namelen as usize).min(128)].to_vec(),
         credentials,
+        rights,
         control: header.msg_flags & libc::MSG_CTRUNC != 0,
         cut: header.msg_flags & libc::MSG_TRUNC != 0,
     }))
 }
 
-/// `struct ucred` in a control message: length, level and type, then the three.
-fn credentials(control: &[u64]) -> Option<(i32, u32, u32)> {
-    const KIND: u64 = libc::SOL_SOCKET as u64 | (libc::SCM_CREDENTIALS as u64) << 32;
-    match control {
-        [28, KIND, first, second] => Some((*first as i32, (*first >> 32) as u32, *second as u32)),
-        _ => None,
+/// How much of the next `bytes` of a stream was written before the last of them was: the
+/// kernel copies what was written at once in whole or not at all, and here the last byte
+/// has no place.
+pub fn peek_all_but_last(fd: &impl AsRawFd, bytes: usize) -> Sys<usize> {
+    let Some(room) = bytes.checked_sub(1).filter(|room| *room > 0) else {
+        return Ok(0);
+    };
+    let mut data = vec![0u8; room];
+    let nowhere = std::ptr::without_provenance_mut(1);
+    let mut pieces =
+        [(data.as_mut_ptr().cast(), room), (nowhere, 1)].map(|(iov_base, iov_len)| libc::iovec { iov_base, iov_len });
+    // SAFETY: all zeroes is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = pieces.as_mut_ptr();
+    header.msg_iovlen = pieces.len();
+    // SAFETY: the first piece is live; the second is no memory of ours, which the kernel
+    // answers with EFAULT. There is no room for descriptors.
+    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut header, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    match check(got as libc::c_long) {
+        Err(Errno::EFAULT) => Ok(0),
+        other => other.map(|bytes| bytes as usize),
     }
 }
 
-/// sendmsg(2) without blocking: to an address, with credentials, where given.
+/// Level and type of a control message, as its second word has them.
+const fn control_kind(kind: i32) -> u64 {
+    libc::SOL_SOCKET as u64 | (kind as u64) << 32
+}
+const CREDENTIALS: u64 = control_kind(libc::SCM_CREDENTIALS);
+const RIGHTS: u64 = control_kind(libc::SCM_RIGHTS);
+/// A pidfd of the sender, for who has set SO_PASSPIDFD (Linux 6.5).
+const PIDFD: u64 = control_kind(4);
+
+/// Credentials and descriptors of control messages: each is its length in bytes, level and
+/// type, then what it says, to whole words.
+fn beside(mut control: &[u64]) -> (Option<(i32, u32, u32)>, Vec<OwnedFd>) {
+    let (mut credentials, mut rights) = (None, Vec::new());
+    while let [len, kind, rest @ ..] = control {
+        let Some(bytes) = (*len as usize).checked_sub(16) else {
+            break;
+        };
+        let (said, next) = rest.split_at(bytes.div_ceil(8).min(rest.len()));
+        let halves = said.iter().flat_map(|word| [*word as u32, (*word >> 32) as u32]);
+        let mut halves = halves.take(bytes / 4);
+        match *kind {
+            CREDENTIALS => {
+                let mut next = || halves.next().unwrap_or_default();
+                credentials = Some((next() as i32, next(), next()));
+            }
+            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+            RIGHTS => rights.extend(halves.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+            // SAFETY: as above; a negative one stands for none.
+            PIDFD => halves
+                .filter(|fd| (*fd as i32) >= 0)
+                .for_each(|fd| drop(unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+            _ => {}
+        }
+        control = next;
+    }
+    (credentials, rights)
+}
+
+/// sendmsg(2) without blocking: to an address, with credentials, where given, and with
+/// descriptors.
 pub fn send_message(
     fd: &impl AsRawFd,
     data: &[u8],
     to: Option<&[u8]>,
     credentials: Option<(i32, u32, u32)>,
+    rights: &[BorrowedFd<'_>],
 ) -> Sys<usize> {
     let mut iov = libc::iovec {
         iov_base: data.as_ptr().cast_mut().cast(),
@@ -326,13 +557,24 @@ pub fn send_message(
         header.msg_name = to.as_ptr().cast_mut().cast();
         header.msg_namelen = to.len() as libc::socklen_t;
     }
-    let mut control = credentials.map(|(pid, uid, gid)| {
-        let kind = libc::SOL_SOCKET as u64 | (libc::SCM_CREDENTIALS as u64) << 32;
-        [28, kind, u64::from(pid as u32) | u64::from(uid) << 32, u64::from(gid)]
-    });
-    if let Some(control) = &mut control {
+    let mut control = Vec::new();
+    let mut add = |kind: u64, said: &[u32]| {
+        control.extend([16 + 4 * said.len() as u64, kind]);
+        control.extend(
+            said.chunks(2)
+                .map(|half| u64::from(half[0]) | u64::from(*half.get(1).unwrap_or(&0)) << 32),
+        );
+    };
+    if let Some((pid, uid, gid)) = credentials {
+        add(CREDENTIALS, &[pid as u32, uid, gid]);
+    }
+    if !rights.is_empty() {
+        let numbers: Vec<u32> = rights.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+        add(RIGHTS, &numbers);
+    }
+    if !control.is_empty() {
         header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = size_of_val(control);
+        header.msg_controllen = size_of_val(&control[..]);
     }
     // SAFETY: the header names live buffers with their lengths; the kernel only
     // reads them.

@@ -244,6 +244,54 @@ pub fn scan_written(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()
     scan(pagemap, span, &wanted, found)
 }
 
+/// A page of ours that nobody may touch.
+#[derive(Debug)]
+pub struct Guarded(*mut libc::c_void);
+
+impl Guarded {
+    /// EINVAL: this kernel has no guards (Linux 6.13).
+    pub fn new() -> Sys<Guarded> {
+        const MADV_GUARD_INSTALL: i32 = 102;
+        let (access, kind) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: the kernel chooses a place where nothing is.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE as usize, access, kind, -1, 0) };
+        if page == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let page = Guarded(page);
+        // SAFETY: the page is our own, and nothing is in it.
+        check(i64::from(unsafe {
+            libc::madvise(page.0, PAGE as usize, MADV_GUARD_INSTALL)
+        }))?;
+        Ok(page)
+    }
+
+    pub fn address(&self) -> u64 {
+        self.0 as u64
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped by us, and nothing refers to it.
+        unsafe { libc::munmap(self.0, PAGE as usize) };
+    }
+}
+
+/// Pages that nobody may touch (MADV_GUARD_INSTALL). EINVAL where the kernel does not tell
+/// them (before Linux 6.16).
+pub fn scan_guards(pagemap: &File, span: Span, found: &mut Vec<Span>) -> Sys<()> {
+    const PAGE_IS_GUARD: u64 = 1 << 8;
+    let wanted = Wanted {
+        flags: 0,
+        inverted: 0,
+        all: PAGE_IS_GUARD,
+        any: 0,
+        told: PAGE_IS_GUARD,
+    };
+    scan(pagemap, span, &wanted, found)
+}
+
 /// What a page of private memory has become.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dirt {

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 pub const NONE: &str = "-";
 
-/// `127.0.0.1:80`, `[::1]:80`, `/run/x.sock`, `@abstract`; hex of anything else.
+/// `127.0.0.1:80`, `[::1]:80`, `/run/x.sock`, `@abstract`, `port 7 groups 0x1`; hex of anything else.
 pub fn text(raw: &[u8]) -> String {
     decode(raw).unwrap_or_else(|| raw.iter().map(|byte| format!("{byte:02x}")).collect())
 }
@@ -26,6 +26,10 @@ fn decode(raw: &[u8]) -> Option<String> {
             let ip = Ipv6Addr::from(bytes::<16>(raw, 8)?);
             let scope = u32::from_ne_bytes(bytes(raw, 24)?);
             Some(SocketAddrV6::new(ip, port, 0, scope).to_string())
+        }
+        16 => {
+            let [port, groups] = [4, 8].map(|at| bytes(raw, at).map(u32::from_ne_bytes));
+            Some(format!("port {} groups {:#x}", port?, groups?))
         }
         _ => None,
     }

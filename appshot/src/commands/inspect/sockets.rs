@@ -59,6 +59,9 @@ pub fn state(state: &SocketState) -> (&'static str, String, String) {
         SocketState::Listening { name, .. } => ("listening", address::text(name), none()),
         SocketState::Paired { name, peer: 0, .. } => ("paired", address::text(name), "closed".to_owned()),
         SocketState::Paired { name, peer, .. } => ("paired", address::text(name), format!("socket {peer}")),
+        SocketState::Waiting { name, listener, .. } => {
+            ("not accepted", address::text(name), format!("listener {listener}"))
+        }
         SocketState::Connected { name, peer } => ("connected", address::text(name), address::text(peer)),
         SocketState::Joined { name, peer, .. } => ("joined", address::text(name), format!("socket {peer}")),
         SocketState::Severed => ("severed", none(), none()),

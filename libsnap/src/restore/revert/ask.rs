@@ -4,7 +4,7 @@
 
 use crate::executor::{Batch, CallId, Executor, Slot};
 use crate::files::sockets;
-use crate::image::records::{FdEntry, FileKind, Manifest, SocketState};
+use crate::image::records::{FdEntry, FileKind, Manifest, SocketRecord, SocketState};
 use nix::errno::Errno;
 use std::ops::Range;
 
@@ -269,7 +269,7 @@ impl Questions {
             // What epoll has to tell is told anew by who watches anew.
             FileKind::Path { .. } | FileKind::Outside { .. } | FileKind::Epoll { .. } => return,
             FileKind::Pipe { .. } => self.of(fd, "F_GETPIPE_SZ", 0, libc::SYS_fcntl, &[F_GETPIPE_SZ]),
-            FileKind::Socket(_) => self.socket(fd, listens(kind)),
+            FileKind::Socket(socket) => self.socket(fd, socket, listens(kind)),
             _ => {}
         }
         if !listens(kind) {
@@ -307,7 +307,7 @@ impl Questions {
         });
     }
 
-    fn socket(&mut self, fd: i32, listens: bool) {
+    fn socket(&mut self, fd: i32, record: &SocketRecord, listens: bool) {
         for (call, number) in [
             ("getsockname", libc::SYS_getsockname),
             ("getpeername", libc::SYS_getpeername),
@@ -320,9 +320,13 @@ impl Questions {
             };
             self.filled(what, number, 128, 0..128, |slot| vec![fd as u64, slot, len]);
         }
-        for (level, name) in sockets::OPTIONS {
-            self.option(fd, (level, name), 16, 0..16);
+        for (level, name) in sockets::OPTIONS
+            .into_iter()
+            .filter(|(level, _)| sockets::has_level(record, *level))
+        {
+            self.option(fd, (level, name), 40, 0..40);
         }
+        self.filter(fd);
         self.option(fd, (libc::SOL_SOCKET, libc::SO_ERROR), 8, 0..4);
         self.option(fd, (libc::SOL_SOCKET, libc::SO_ACCEPTCONN), 8, 0..4);
         let info = (libc::IPPROTO_TCP, libc::TCP_INFO);
@@ -331,6 +335,19 @@ impl Questions {
         if listens {
             self.listening.push((fd, slot));
         }
+    }
+
+    /// The length of its filter, in instructions: no room is given for them.
+    fn filter(&mut self, fd: i32) {
+        let (level, name) = sockets::FILTER;
+        let what = Asked {
+            call: "the length of its filter",
+            fd: Some(fd),
+            which: 0,
+        };
+        self.filled(what, libc::SYS_getsockopt, 8, 0..4, |count| {
+            vec![fd as u64, level as u64, name as u64, 0, count]
+        });
     }
 
     fn option(&mut self, fd: i32, (level, name): (i32, i32), bytes: usize, kept: Range<usize>) -> Slot {

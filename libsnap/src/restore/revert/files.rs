@@ -8,6 +8,7 @@ use super::Why;
 use super::look::Text;
 use crate::error::{OrFail, Result};
 use crate::executor::Batch;
+use crate::files::sockets;
 use crate::ids::HostPid;
 use crate::image::Core;
 use crate::image::records::{EpollWatch, FileKind, Manifest, SocketState};
@@ -97,6 +98,16 @@ fn is_unfit(kind: &FileKind, manifest: &Manifest) -> Option<&'static str> {
         FileKind::Pipe { ino } if empty(ino) => None,
         FileKind::Pipe { .. } => Some("it has a pipe with something in it"),
         FileKind::Socket(socket) if !socket.queue.is_empty() => Some("it has a socket with something in it"),
+        FileKind::Socket(socket)
+            if ![libc::AF_UNIX, libc::AF_INET, libc::AF_INET6].contains(&socket.domain)
+                || socket.kind == libc::SOCK_RAW =>
+        {
+            Some("it has a socket of another kind than unix(7), tcp(7) and udp(7)")
+        }
+        // Only its length can be asked for.
+        FileKind::Socket(socket) if socket.options.iter().any(|o| (o.level, o.name) == sockets::FILTER) => {
+            Some("it has a socket with a filter")
+        }
         FileKind::Socket(socket) => match socket.state {
             SocketState::Severed => Some("it has a severed connection"),
             SocketState::Joined { .. } => Some("it has a TCP connection with itself"),

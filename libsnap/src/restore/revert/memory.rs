@@ -222,6 +222,9 @@ impl Space {
         let mut areas = Vec::new();
         let mut brought = Vec::new();
         for vma in &core.image.vmas {
+            if vma.flags.iter().any(|flag| flag == "sl") || !vma.guards.is_empty() {
+                return Err(Why::anew("it has memory that is sealed or guarded"));
+            }
             let span = Span::from(vma);
             let under = match &vma.kind {
                 VmaKind::Anon => Under::Zeroes,
