@@ -321,11 +321,13 @@ const BUFFERS: [(i32, i32); 3] = [
     (libc::SOL_SOCKET, SO_BUF_LOCK),
 ];
 
-/// What a connection shows here is the kernel's: the segments that it sends, how far the
-/// first of its peer had come, what bind(2) makes of a socket.
-const RECKONED: [(i32, i32); 3] = [
+/// What a connection shows here is the kernel's: the segments that it sends, how far and by
+/// which device the first of its peer had come, what bind(2) makes of a socket.
+const RECKONED: [(i32, i32); 5] = [
     (SOL_TCP, libc::TCP_MAXSEG),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
 ];
 
