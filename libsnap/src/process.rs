@@ -484,12 +484,20 @@ pub fn creds(status: &Fields, securebits: u32) -> Creds {
 
 fn sched(thread: &FrozenThread) -> Sys<Sched> {
     let turn = thread.turn;
+    // One with a deadline is never made to come first by us.
+    let times = match turn.policy == libc::SCHED_DEADLINE as u32 {
+        true => task::sched_getattr(thread.tid).map(|attr| [attr.runtime, attr.deadline, attr.period])?,
+        false => [turn.slice_ns().unwrap_or(0), 0, 0],
+    };
     Ok(Sched {
         policy: turn.policy,
         flags: turn.flags,
         nice: turn.nice,
         priority: turn.priority,
         affinity: task::sched_getaffinity(thread.tid)?,
+        runtime_ns: times[0],
+        deadline_ns: times[1],
+        period_ns: times[2],
     })
 }
 

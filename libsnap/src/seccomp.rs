@@ -50,6 +50,14 @@ impl Filters {
     }
 
     fn thread(&mut self, pid: HostPid, tid: HostPid, refusals: &mut Refusals) -> Result<Seccomp> {
+        if ptrace::user_dispatch(tid).unwrap_or(false) {
+            refusals.add(
+                pid,
+                format!("system calls of task {tid}"),
+                "the program handles them itself (PR_SET_SYSCALL_USER_DISPATCH), which is not carried",
+                "run it without that",
+            );
+        }
         let status = Fields::status(tid).or_fail(|| format!("cannot read the state of task {tid}"))?;
         match status.number("Seccomp").unwrap_or(0) {
             0 => Ok(Seccomp::Off),

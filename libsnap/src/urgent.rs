@@ -267,6 +267,11 @@ impl Turn {
         [SCHED_OTHER, SCHED_BATCH, SCHED_IDLE].contains(&self.policy)
     }
 
+    /// How long it may keep a processor, where it has asked for that.
+    pub fn slice_ns(&self) -> Option<u64> {
+        Some(self.slice_ns).filter(|slice| self.is_ordinary() && *slice != 0)
+    }
+
     /// How long its timers may be late, as prctl(PR_GET_TIMERSLACK) tells it.
     pub fn slack_ns(&self) -> Option<u64> {
         self.slack_ns.filter(|_| self.is_ordinary())

@@ -46,6 +46,7 @@ app_test!(rseq);
 app_test!(rseq_abort);
 app_test!(scheduling);
 app_test!(realtime);
+app_test!(deadline);
 app_test!(steadfast);
 app_test!(steadfast_forks, restless);
 

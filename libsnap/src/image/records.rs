@@ -419,6 +419,13 @@ pub struct Sched {
     pub priority: u32,
     /// CPU mask, 64 CPUs a word.
     pub affinity: Vec<u64>,
+    /// SCHED_DEADLINE; of an ordinary thread the slice that it has asked for.
+    #[serde(skip_serializing_if = "is_none", default)]
+    pub runtime_ns: u64,
+    #[serde(skip_serializing_if = "is_none", default)]
+    pub deadline_ns: u64,
+    #[serde(skip_serializing_if = "is_none", default)]
+    pub period_ns: u64,
 }
 
 /// Two-letter flags of `/proc/PID/smaps` that a mapping keeps; a restore applies
@@ -460,8 +467,8 @@ pub struct MemoryPolicy {
     pub nodes: Vec<u64>,
 }
 
-fn is_none(bytes: &u64) -> bool {
-    *bytes == 0
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -400,6 +400,9 @@ fn thread(tid: i32) -> ThreadImage {
             timer_slack_ns: 50_000,
             sched: Sched {
                 affinity: vec![3],
+                runtime_ns: 1,
+                deadline_ns: 2,
+                period_ns: 3,
                 ..Sched::default()
             },
             ioprio: 0,

@@ -335,26 +335,31 @@ fn is_realtime(policy: u32) -> bool {
 fn schedule(tid: HostPid, record: &ThreadRecord) -> Result<()> {
     let failed = || format!("cannot set the scheduling of task {}", record.tid);
     let sched = &record.sched;
+    // Before: one that is bound to some processors only can be given no deadline.
+    if task::sched_getaffinity(tid).or_fail(failed)? != sched.affinity {
+        task::sched_setaffinity(tid, &sched.affinity)
+            .or_fail(|| format!("cannot bind task {} to the processors it was bound to", record.tid))?;
+    }
     let attr = SchedAttr {
         size: 48,
         policy: sched.policy,
         flags: sched.flags,
         nice: sched.nice,
         priority: sched.priority,
-        ..SchedAttr::default()
+        runtime: sched.runtime_ns,
+        deadline: sched.deadline_ns,
+        period: sched.period_ns,
     };
     let now = task::sched_getattr(tid).or_fail(failed)?;
-    if (now.policy, now.flags, now.nice, now.priority) != (attr.policy, attr.flags, attr.nice, attr.priority) {
+    let turn = |attr: &SchedAttr| (attr.policy, attr.flags, attr.nice, attr.priority);
+    // Without a slice of its own one is told that of all.
+    if turn(&now) != turn(&attr) || attr.runtime != 0 && now.runtime != attr.runtime {
         task::sched_setattr(tid, &attr).or_fail(failed)?;
         // One that came first had none, and could be given none (Linux 6.12).
         if is_realtime(now.policy) && !is_realtime(attr.policy) {
             let slack = record.timer_slack_ns.max(1).to_string();
             std::fs::write(format!("/proc/{tid}/timerslack_ns"), slack).or_fail(failed)?;
         }
-    }
-    if task::sched_getaffinity(tid).or_fail(failed)? != sched.affinity {
-        task::sched_setaffinity(tid, &sched.affinity)
-            .or_fail(|| format!("cannot bind task {} to the processors it was bound to", record.tid))?;
     }
     if record.ioprio != task::ioprio_get(tid).unwrap_or(0) {
         task::ioprio_set(tid, record.ioprio).or_fail(failed)?;
