@@ -19,6 +19,7 @@ use crate::sys::ptrace::{self, Regs, reg};
 use crate::sys::{Sys, memory, task};
 use crate::timed::Wait;
 use crate::timers;
+use std::io;
 
 const PR_GET_TID_ADDRESS: u64 = 40;
 /// Signals kept of one queue at most; RLIMIT_SIGPENDING is of this order.
@@ -299,7 +300,7 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess, timers: timers::T
         coredump_filter: hex("coredump_filter") as u32,
         thp_disable: asked.result(asked.thp_disable) != 0,
         mm: mm_record(pid, asked.result(asked.brk))?,
-        rlimits: rlimits(pid),
+        rlimits: rlimits(pid).or_fail(failed)?,
         sigactions: asked.actions.iter().map(|slot| asked.action(*slot)).collect(),
         pending,
         itimers: timers.interval,
@@ -336,10 +337,29 @@ fn mm_record(pid: HostPid, brk: u64) -> Result<MmRecord> {
     })
 }
 
-fn rlimits(pid: HostPid) -> Vec<(u64, u64)> {
-    (0..16)
-        .map(|which| task::prlimit_get(pid, which).unwrap_or((u64::MAX, u64::MAX)))
-        .collect()
+/// Those of another user tells prlimit(2) to who has CAP_SYS_RESOURCE only, and /proc to
+/// everybody.
+fn rlimits(pid: HostPid) -> io::Result<Vec<(u64, u64)>> {
+    let asked: Sys<Vec<(u64, u64)>> = (0..16).map(|which| task::prlimit_get(pid, which)).collect();
+    asked.or_else(|_| {
+        let all = parse_limits(&proc::text(pid, "limits")?);
+        all.filter(|all| all.len() == 16)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    })
+}
+
+/// `/proc/PID/limits`: a head, then soft and hard limit of each resource in the order of their
+/// numbers, behind its name in 25 columns.
+fn parse_limits(text: &str) -> Option<Vec<(u64, u64)>> {
+    let limit = |word: &str| match word {
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    };
+    let line = |line: &str| {
+        let mut words = line.get(25..)?.split_whitespace();
+        Some((limit(words.next()?)?, limit(words.next()?)?))
+    };
+    text.lines().skip(1).map(line).collect()
 }
 
 fn capture_thread(thread: &FrozenThread, pending: Vec<SigInfo>, asked: AskedThread) -> Result<ThreadImage> {
@@ -504,6 +524,17 @@ fn sched(thread: &FrozenThread) -> Sys<Sched> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_the_same_by_both_ways() {
+        let own = HostPid(std::process::id() as i32);
+        let asked: Vec<(u64, u64)> = (0..16).map(|which| task::prlimit_get(own, which).unwrap()).collect();
+        assert_eq!(parse_limits(&proc::text(own, "limits").unwrap()), Some(asked));
+        assert_eq!(
+            parse_limits("Limit\nMax cpu time              soft hard seconds\n"),
+            None
+        );
+    }
 
     #[test]
     fn only_listed_calls_are_restarted_after_eintr() {

@@ -349,6 +349,54 @@ fn raw_socket() {
     });
 }
 
+fn becomes(manifest: &mut Value, domain: i32, protocol: i32, state: Value) {
+    let socket = socket(manifest);
+    socket["domain"] = json!(domain);
+    socket["kind"] = json!(3);
+    socket["protocol"] = json!(protocol);
+    socket["state"] = state;
+    socket["options"] = json!([]);
+    socket["queue"] = json!([]);
+}
+
+/// Bound to nothing it hears all packets.
+#[test]
+fn unbound_packet_socket() {
+    trial("unbound_packet_socket", |place| {
+        let mut forger = forger(place, "udp", Some(NOBODY))?;
+        becomes(&mut forger.manifest, 17, 0x300, json!("fresh"));
+        refused(place, forger, only(NOBODY), "takes CAP_NET_RAW")
+    });
+}
+
+#[test]
+fn unbound_raw_socket() {
+    trial("unbound_raw_socket", |place| {
+        let mut forger = forger(place, "udp", Some(NOBODY))?;
+        becomes(&mut forger.manifest, 2, 255, json!("fresh"));
+        refused(place, forger, only(NOBODY), "takes CAP_NET_RAW")
+    });
+}
+
+/// A state in which there is no such socket.
+#[test]
+fn severed_packet_socket() {
+    of_manifest("severed_packet_socket", "udp", "and severed", |_, manifest| {
+        becomes(manifest, 17, 0x300, json!("severed"));
+    });
+}
+
+/// NETLINK_XFRM, whose messages tell the host's keys, by the groups of its address.
+#[test]
+fn netlink_groups() {
+    trial("netlink_groups", |place| {
+        let mut forger = forger(place, "udp", Some(NOBODY))?;
+        let state = json!({ "bound": { "name": "100000000000000001000000", "file": null } });
+        becomes(&mut forger.manifest, 16, 6, state);
+        refused(place, forger, only(NOBODY), "takes CAP_NET_ADMIN")
+    });
+}
+
 /// SO_ATTACH_REUSEPORT_CBPF: a program for the kernel that chooses who gets a connection.
 #[test]
 fn socket_option() {

@@ -120,6 +120,8 @@ pub struct Context<'a> {
     pub descriptions: &'a [Description],
     pub fds: &'a [Vec<FdEntry>],
     pub unix: HashMap<u64, UnixSocket>,
+    /// The cookie of the app's network namespace, where the kernel tells it.
+    pub network: Option<Vec<u8>>,
     /// TCP connections inside the app.
     pub tcp: tcp::Ends,
     /// Options of fresh sockets, by family, type and protocol.
@@ -179,12 +181,14 @@ pub fn capture(
         Some(_) => in_flight::find(members, &mut descriptions),
         None => in_flight::Queues::new(),
     };
+    let (unix, network) = network_of(members, &descriptions)?;
     let context = Context {
         members,
         options,
         descriptions: &descriptions,
         fds: &table.fds,
-        unix: unix_table(members, &descriptions)?,
+        unix,
+        network,
         tcp: tcp::look(members, &descriptions, still.map(|still| still.journal))?,
         usual: RefCell::default(),
         frozen,
@@ -221,17 +225,24 @@ fn is_text(found: &Found) -> Result<(), Refused> {
 }
 
 /// Those of the app's network namespace, which is that of all its processes.
-fn unix_table(members: &[Member], descriptions: &[Description]) -> Result<HashMap<u64, UnixSocket>> {
+/// The unix sockets of the app's network namespace, and its cookie.
+type Network = (HashMap<u64, UnixSocket>, Option<Vec<u8>>);
+
+fn network_of(members: &[Member], descriptions: &[Description]) -> Result<Network> {
     let failed = || "cannot list unix sockets (sock_diag)";
     let Some(member) = members.first() else {
-        return Ok(HashMap::new());
+        return Ok(Network::default());
     };
     if !descriptions.iter().any(|d| d.found.link.starts_with("socket:")) {
-        return Ok(HashMap::new());
+        return Ok(Network::default());
     }
-    nsthread::inside(member.pid, &["net"], crate::sys::diag::unix_sockets)
-        .or_fail(failed)?
-        .or_fail(failed)
+    let look = || {
+        let one = crate::sys::fd::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
+        let cookie = crate::sys::diag::getsockopt(&one, libc::SOL_SOCKET, sockets::SO_NETNS_COOKIE, 8);
+        Ok((crate::sys::diag::unix_sockets()?, cookie.ok()))
+    };
+    let looked: crate::sys::Sys<Network> = nsthread::inside(member.pid, &["net"], look).or_fail(failed)?;
+    looked.or_fail(failed)
 }
 
 /// Finds which descriptors share a description, and numbers the descriptions.

@@ -21,6 +21,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const SOL_TCP: i32 = libc::IPPROTO_TCP;
 const SOL_UDP: i32 = libc::IPPROTO_UDP;
+/// Linux 5.14.
+pub const SO_NETNS_COOKIE: i32 = 71;
 const SOL_RAW: i32 = libc::IPPROTO_RAW;
 const PACKET_IGNORE_OUTGOING: i32 = 23;
 const PACKET_VNET_HDR_SZ: i32 = 24;
@@ -201,6 +203,16 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         shutdown: 0,
         queue: Vec::new(),
     };
+    // Processes of another one are refused before; this socket may be older than the change.
+    let network = diag::getsockopt(dup, libc::SOL_SOCKET, SO_NETNS_COOKIE, 8).ok();
+    if let (Some(own), Some(network)) = (&context.network, network)
+        && *own != network
+    {
+        return refused(
+            "it belongs to another network namespace than its process",
+            "close it, or open it again in the namespace of the app",
+        );
+    }
     // -1: it does not.
     if get(libc::SO_PEEK_OFF) >= 0 {
         return looks_with_offset();
@@ -228,7 +240,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         }
         // Once it is locked a filter can be changed no more.
         let mut all: Vec<SockOpt> = filter(dup)?.into_iter().collect();
-        all.extend(options(context, description, &record));
+        all.extend(options(context, description, &record)?);
         record.options.splice(0..0, all);
     }
     Ok(FileKind::Socket(Box::new(record)))
@@ -284,13 +296,16 @@ fn all_options(fd: &OwnedFd, record: &SocketRecord) -> Usual {
     OPTIONS.iter().map(get).collect()
 }
 
-fn options(context: &Context<'_>, description: &Description, record: &SocketRecord) -> Vec<SockOpt> {
+fn options(context: &Context<'_>, description: &Description, record: &SocketRecord) -> Result<Vec<SockOpt>, Refused> {
     let kind = (record.domain, record.kind, record.protocol);
     let mut known = context.usual.borrow_mut();
     let usual = match known.entry(kind) {
         Entry::Occupied(known) => known.into_mut(),
         Entry::Vacant(place) => {
-            let Ok(fresh) = fresh(record) else { return Vec::new() };
+            let fresh = fresh(record).map_err(|errno| {
+                let reason = format!("no socket can be made to hold its options against: {errno}");
+                (reason, "let the host make sockets of its kind".to_owned())
+            })?;
             place.insert(all_options(&fresh, record))
         }
     };
@@ -311,7 +326,7 @@ fn options(context: &Context<'_>, description: &Description, record: &SocketReco
         };
         Some(option.evened())
     });
-    options.collect()
+    Ok(options.collect())
 }
 
 /// What the buffers of a connection have grown to, whether they were set or not.
@@ -346,7 +361,9 @@ impl SockOpt {
 /// was queued is back.
 fn is_late(record: &SocketRecord, option: &SockOpt) -> bool {
     let late = [libc::SO_PASSCRED, SO_PASSPIDFD, SO_PASSRIGHTS];
-    record.domain == libc::AF_UNIX && option.level == libc::SOL_SOCKET && late.contains(&option.name)
+    // At a listener nothing is queued, and who waits there has taken this over (Linux 6.16).
+    let listens = matches!(record.state, SocketState::Listening { .. });
+    record.domain == libc::AF_UNIX && !listens && option.level == libc::SOL_SOCKET && late.contains(&option.name)
 }
 
 /// Whether a snapshot makes such a record at all. The restorer has rights that the

@@ -16,6 +16,8 @@ use super::{Builder, Context, Description, Refused, held, refused, sockets};
 use crate::error::{Error, OrFail, Result};
 use crate::ids::{FileId, HostPid};
 use crate::image::records::{FileKind, Manifest, Message, SocketFile, SocketRecord, SocketState};
+use crate::proc::Fields;
+use crate::sys::diag::UnixSocket;
 use crate::sys::{Sys, diag, fd as sysfd};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -40,7 +42,7 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
         );
     };
     let name = diag::address(&description.dup, false).unwrap_or_default();
-    let file = socket_file(context, description, &name)?;
+    let file = socket_file(context, description, diag, &name)?;
     record.shutdown = diag.shutdown;
     let connected = diag::address(&description.dup, true).is_ok();
     record.state = if diag.state == LISTEN {
@@ -96,12 +98,16 @@ fn waiting(context: &Context<'_>, clients: &[u64], unlinked: bool) -> Result<(),
         let client = context.by_inode(*client).next();
         client.map(|client| sysfd::ioctl_i32(&client.dup, libc::TIOCOUTQ) == Ok(0))
     };
+    // Who accepts them is told that root has connected.
+    let by_root = |pid| Fields::status(pid).is_ok_and(|status| status.numbers::<u32>("Uid").get(1) == Some(&0));
+    let others = !context.members.iter().all(|member| by_root(member.pid));
     let reason = match clients.iter().map(empty).collect::<Option<Vec<bool>>>() {
         None if context.may_be_in_flight() => return Ok(()),
         None => format!("{count} connections to it are not accepted yet, not all of the app's own"),
         Some(empty) if empty.contains(&false) => {
             format!("{count} connections to it are not accepted yet, and something was written to them")
         }
+        Some(_) if others => format!("{count} connections to it are not accepted yet, not all of root's own"),
         Some(_) if unlinked => format!("{count} connections to it are not accepted yet, and its path was removed"),
         Some(_) => return Ok(()),
     };
@@ -209,7 +215,12 @@ fn seen_from(pid: HostPid, path: &Path) -> PathBuf {
     Path::new(&format!("/proc/{pid}/root")).join(path.strip_prefix("/").unwrap_or(path))
 }
 
-fn socket_file(context: &Context<'_>, description: &Description, name: &[u8]) -> Result<Option<SocketFile>, Refused> {
+fn socket_file(
+    context: &Context<'_>,
+    description: &Description,
+    diag: &UnixSocket,
+    name: &[u8],
+) -> Result<Option<SocketFile>, Refused> {
     let Some(path) = path_of(name) else { return Ok(None) };
     if !path.is_absolute() {
         return refused(
@@ -222,6 +233,13 @@ fn socket_file(context: &Context<'_>, description: &Description, name: &[u8]) ->
     let own = fs::symlink_metadata(seen_from(context.member(&description.found).pid, &path));
     let found = fs::symlink_metadata(seen_from(context.base, &path));
     let key = |meta: &std::io::Result<fs::Metadata>| meta.as_ref().ok().map(|meta| (meta.dev(), meta.ino()));
+    let is_bound = |meta: &fs::Metadata| diag.file.is_none_or(|ino| ino == meta.ino() as u32);
+    if own.is_err() && found.as_ref().is_ok_and(|found| !is_bound(found)) {
+        return refused(
+            format!("it is bound to {}, where another file is by now", path.display()),
+            "close it, or bind it before chroot(2)",
+        );
+    }
     if own.is_ok() && key(&own) != key(&found) {
         return refused(
             format!(
@@ -429,7 +447,13 @@ impl<'a> Sockets<'a> {
             let at = made[&listener];
             // It may have been made to take fewer since.
             sysfd::listen(at, i32::MAX).or_fail(failed)?;
-            diag::set_address(made[&client], true, name).or_fail(failed)?;
+            let connecting = made[&client];
+            let flags = sysfd::fcntl(connecting.as_raw_fd(), libc::F_GETFL, 0).or_fail(failed)?;
+            let set = |flags: i32| sysfd::fcntl(connecting.as_raw_fd(), libc::F_SETFL, i64::from(flags));
+            // More than this host lets wait are refused, and not waited for.
+            set(flags | libc::O_NONBLOCK).or_fail(failed)?;
+            diag::set_address(connecting, true, name).or_fail(failed)?;
+            set(flags).or_fail(failed)?;
             sysfd::listen(at, *backlog).or_fail(failed)?;
         }
         Ok(())

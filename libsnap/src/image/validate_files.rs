@@ -227,9 +227,12 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
         SocketState::Joined { name, .. } => [name, &[]],
         SocketState::Fresh | SocketState::Severed => [&[], &[]],
     };
+    let is_tcp = [INET, INET6].contains(&socket.domain) && (socket.kind, socket.protocol) == (STREAM, TCP);
+    if socket.state == SocketState::Severed {
+        ensure(is_tcp, PART, || format!("file {id}: no TCP connection, and severed"))?;
+    }
     if let SocketState::Joined { peer, connection, .. } = &socket.state {
-        let is_tcp = (socket.domain, socket.kind, socket.protocol);
-        let sound = [(INET, STREAM, TCP), (INET6, STREAM, TCP)].contains(&is_tcp)
+        let sound = is_tcp
             && *peer != socket.ino
             && socket.queue.len() <= 1
             && limits::TCP_MSS.contains(&connection.mss)

@@ -15,11 +15,14 @@
 
 use super::plan::{Seen, refused};
 use crate::error::{OrFail, Result};
-use crate::files::{paths, sockets};
+use crate::files::{netlink, paths, sockets};
+use crate::ids::HostPid;
 use crate::image::records::{
-    FileKind, IpcPerm, Manifest, SettingKind, ShmKind, SocketFile, SocketRecord, SocketState, ThreadRecord, VmaKind,
+    FileKind, IpcPerm, Manifest, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord, SocketState, ThreadRecord,
+    VmaKind,
 };
 use crate::image::{Appshot, Core};
+use crate::sys::task;
 use crate::target::Allow;
 use caps::{CapSet, Capability};
 use nix::unistd::{Gid, Uid, User, getgrouplist, getresuid};
@@ -146,6 +149,16 @@ impl<'a> Judge<'a> {
     fn process(&self, core: &Core) -> Result<()> {
         let process = &core.image.process;
         let who = |what: &str| format!("process {} {what}", process.pid);
+        // Limits that stand for a capability: the hard ones, beyond what we have ourselves.
+        for which in [libc::RLIMIT_NICE, libc::RLIMIT_RTPRIO] {
+            let wanted = process.rlimits.get(which as usize).map_or(0, |limit| limit.1);
+            if task::prlimit_get(HostPid(0), which).is_ok_and(|own| wanted > own.1) {
+                self.takes(
+                    Capability::CAP_SYS_NICE,
+                    who("wants to come before others by its limits"),
+                )?;
+            }
+        }
         if process.oom_score_adj < 0 {
             self.takes(
                 Capability::CAP_SYS_RESOURCE,
@@ -268,20 +281,25 @@ impl<'a> Judge<'a> {
                 record.domain, record.kind, record.protocol
             )));
         }
-        let net_admin = [
-            (libc::SOL_SOCKET, libc::SO_MARK),
-            (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
-            (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
-            (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
-            (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS),
-            (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID),
-        ];
-        if record
-            .options
-            .iter()
-            .any(|option| net_admin.contains(&(option.level, option.name)))
-        {
-            self.takes(Capability::CAP_NET_ADMIN, format!("{who} wants a socket option"))?;
+        // In whatever state: one that is not bound hears everything.
+        let sees_all = record.domain == libc::AF_PACKET
+            || [libc::AF_INET, libc::AF_INET6].contains(&record.domain) && record.kind == libc::SOCK_RAW;
+        if sees_all {
+            self.takes(Capability::CAP_NET_RAW, format!("{who} wants packets as they are"))?;
+        }
+        for option in &record.options {
+            let wants = || format!("{who} wants socket option {}:{}", option.level, option.name);
+            match (option.level, option.name) {
+                (libc::IPPROTO_IP, libc::IP_OPTIONS) => self.takes(Capability::CAP_NET_RAW, wants())?,
+                _ if is_privileged(option) => self.takes(Capability::CAP_NET_ADMIN, wants())?,
+                _ => {}
+            }
+        }
+        if record.domain == libc::AF_NETLINK && hears_or_tells_others(record) {
+            self.takes(
+                Capability::CAP_NET_ADMIN,
+                format!("{who} wants netlink messages that are not for everybody"),
+            )?;
         }
         let (name, file) = match &record.state {
             SocketState::Bound { name, file } | SocketState::Listening { name, file, .. } => (name, *file),
@@ -291,12 +309,11 @@ impl<'a> Judge<'a> {
             | SocketState::Joined { name, .. } => (name, None),
             SocketState::Fresh | SocketState::Severed => return Ok(()),
         };
-        let sees_all = record.domain == libc::AF_PACKET
-            || [libc::AF_INET, libc::AF_INET6].contains(&record.domain) && record.kind == libc::SOCK_RAW;
-        if sees_all {
-            return self.takes(Capability::CAP_NET_RAW, format!("{who} wants packets as they are"));
+        if matches!(record.state, SocketState::Waiting { .. }) {
+            // Who accepts it is told that we have made it.
+            self.uid(format!("{who} is to be accepted from"), 0)?;
         }
-        if record.domain == libc::AF_NETLINK {
+        if sees_all || record.domain == libc::AF_NETLINK {
             return Ok(());
         }
         if record.domain != libc::AF_UNIX {
@@ -367,4 +384,66 @@ fn groups_of(uids: &[u32]) -> Vec<u32> {
         getgrouplist(&name, user.gid).unwrap_or_else(|_| vec![user.gid])
     });
     groups.map(Gid::as_raw).collect()
+}
+
+/// What only CAP_NET_ADMIN sets, or sets so high (socket(7), ip(7)).
+fn is_privileged(option: &SockOpt) -> bool {
+    const SO_PREFER_BUSY_POLL: i32 = 69;
+    const SO_RCVMARK: i32 = 75;
+    /// TC_PRIO_INTERACTIVE
+    const PRIORITY_MAX: i32 = 6;
+    let number = || {
+        option
+            .value
+            .as_chunks::<4>()
+            .0
+            .first()
+            .map_or(0, |word| i32::from_le_bytes(*word))
+    };
+    match (option.level, option.name) {
+        (libc::SOL_SOCKET, libc::SO_PRIORITY) => !(0..=PRIORITY_MAX).contains(&number()),
+        (libc::SOL_SOCKET, name) => [
+            libc::SO_MARK,
+            libc::SO_BINDTODEVICE,
+            libc::SO_BUSY_POLL,
+            SO_PREFER_BUSY_POLL,
+            SO_RCVMARK,
+        ]
+        .contains(&name),
+        (libc::IPPROTO_TCP, libc::TCP_CONGESTION) => !is_for_everybody(&option.value),
+        (libc::IPPROTO_IP, libc::IP_TRANSPARENT) | (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT) => true,
+        (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID) => true,
+        _ => false,
+    }
+}
+
+/// Whether everybody may choose this congestion control (tcp(7)).
+fn is_for_everybody(congestion: &[u8]) -> bool {
+    let name = congestion.split(|byte| *byte == 0).next().unwrap_or_default();
+    let allowed = fs::read("/proc/sys/net/ipv4/tcp_allowed_congestion_control").unwrap_or_default();
+    allowed.split(u8::is_ascii_whitespace).any(|allowed| allowed == name)
+}
+
+/// Groups and peers of a netlink socket that the kernel does not leave to everybody.
+fn hears_or_tells_others(record: &SocketRecord) -> bool {
+    // Their kinds of socket say so (NL_CFG_F_NONROOT_RECV, NL_CFG_F_NONROOT_SEND).
+    let to_all = [
+        libc::NETLINK_ROUTE,
+        libc::NETLINK_SOCK_DIAG,
+        libc::NETLINK_KOBJECT_UEVENT,
+    ];
+    let from_all = [libc::NETLINK_USERSOCK];
+    let groups = |name: &[u8]| name.get(8..12).is_some_and(|groups| groups != [0; 4]);
+    let in_groups = record
+        .options
+        .iter()
+        .any(|option| (option.level, option.name) == (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS));
+    let (name, peer) = match &record.state {
+        SocketState::Bound { name, .. } => (&name[..], &[][..]),
+        SocketState::Connected { name, peer } => (&name[..], &peer[..]),
+        _ => (&[][..], &[][..]),
+    };
+    let hears = (in_groups || groups(name)) && !to_all.contains(&record.protocol);
+    let tells = (netlink::port(peer) != 0 || groups(peer)) && !from_all.contains(&record.protocol);
+    hears || tells
 }

@@ -9,10 +9,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const UDIAG_SHOW_NAME: u32 = 1;
+const UDIAG_SHOW_VFS: u32 = 2;
 const UDIAG_SHOW_PEER: u32 = 4;
 const UDIAG_SHOW_ICONS: u32 = 8;
 const UDIAG_SHOW_RQLEN: u32 = 16;
 const UNIX_DIAG_NAME: u16 = 0;
+const UNIX_DIAG_VFS: u16 = 1;
 const UNIX_DIAG_PEER: u16 = 2;
 const UNIX_DIAG_ICONS: u16 = 3;
 const UNIX_DIAG_RQLEN: u16 = 4;
@@ -24,6 +26,8 @@ pub struct UnixSocket {
     pub state: u8,
     /// Where it is bound; that of an accepted one is where it was accepted.
     pub name: Vec<u8>,
+    /// The last 32 bits of the inode of its file, where it is bound to a path.
+    pub file: Option<u32>,
     /// Inode of the peer; 0 when that is no file any more, or not yet: not accepted.
     pub peer: u64,
     /// Inodes of connections not yet accepted (of a listening socket).
@@ -137,7 +141,7 @@ fn unix_request() -> Vec<u8> {
     let mut bytes = vec![libc::AF_UNIX as u8, 0, 0, 0];
     bytes.extend_from_slice(&u32::MAX.to_le_bytes());
     bytes.extend_from_slice(&0u32.to_le_bytes());
-    let show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
+    let show = UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
     bytes.extend_from_slice(&show.to_le_bytes());
     bytes.extend_from_slice(&[0; 8]);
     bytes
@@ -274,6 +278,7 @@ pub fn unix_message(body: &[u8]) -> (u64, UnixSocket) {
     for (kind, value) in attributes(&body[16..]) {
         match kind {
             UNIX_DIAG_NAME => socket.name = value.to_vec(),
+            UNIX_DIAG_VFS if value.len() >= 8 => socket.file = Some(u32_at(value, 0)),
             UNIX_DIAG_PEER if value.len() >= 4 => socket.peer = u64::from(u32_at(value, 0)),
             UNIX_DIAG_ICONS => {
                 socket.waiting = value.chunks_exact(4).map(|c| u64::from(u32_at(c, 0))).collect();
