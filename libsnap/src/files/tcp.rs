@@ -604,6 +604,7 @@ pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()
         for end in pair {
             end.shut().or_fail(failed)?;
             sockets::set_buffers(end.fd, end.record)?;
+            sockets::set_late_options(end.fd, end.record)?;
         }
     }
     Ok(())
@@ -627,6 +628,7 @@ fn build<'a>([one, other]: &[&'a Made<'a>; 2]) -> Result<[Repair<'a>; 2]> {
         end.count_from(repair, *sent_to, *received_to).or_fail(failed)?;
     }
     for ((end, peer), repair) in [(one, other), (other, one)].into_iter().zip(&repairs) {
+        end.keep_unscaled().or_fail(failed)?;
         let to = seen_by(end.record.domain, peer.name).or_fail(failed)?;
         diag::set_address(end.fd, true, &to).map_err(|errno| taken(errno, failed()))?;
         end.agree(repair, peer).or_fail(failed)?;
@@ -686,6 +688,16 @@ impl<'a> Made<'a> {
         received.set_sequence(received_to.wrapping_sub(self.queue().len() as u32))
     }
 
+    /// connect(2) reckons by which power of two windows are told, from the largest there may
+    /// be, and nothing takes that back where none was agreed on.
+    fn keep_unscaled(&self) -> Sys<()> {
+        let largest = i32::from(u16::MAX);
+        match self.connection.scales {
+            None => diag::setsockopt(self.fd, TCP, TCP_WINDOW_CLAMP, &largest.to_ne_bytes()),
+            Some(_) => Ok(()),
+        }
+    }
+
     /// What it has of the connection, after connect(2).
     fn agree(&self, repair: &Repair<'_>, peer: &Made<'_>) -> Sys<()> {
         let own = self.connection;
@@ -718,7 +730,7 @@ impl<'a> Made<'a> {
     }
 
     /// The size of its segments was reckoned at connect(2), before the peer's was known. To
-    /// set options of its packets has it reckoned again; these are none.
+    /// set options of its packets has it reckoned again: those that it has, or none.
     fn fit_segments(&self) -> Sys<()> {
         const IPV6_2292PKTOPTIONS: i32 = 6;
         let set = |level, name, value: &[u8]| diag::setsockopt(self.fd, level, name, value);
@@ -729,7 +741,12 @@ impl<'a> Made<'a> {
                 set(libc::IPPROTO_IPV6, IPV6_2292PKTOPTIONS, &ignored)?;
                 set(libc::IPPROTO_IPV6, IPV6_2292PKTOPTIONS, &[])
             }
-            _ => set(libc::IPPROTO_IP, libc::IP_OPTIONS, &[]),
+            _ => {
+                let (level, name) = (libc::IPPROTO_IP, libc::IP_OPTIONS);
+                let mut options = self.record.options.iter();
+                let recorded = options.find(|option| (option.level, option.name) == (level, name));
+                set(level, name, recorded.map_or(&[], |option| &option.value))
+            }
         }
     }
 
