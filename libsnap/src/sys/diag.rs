@@ -680,13 +680,15 @@ mod tests {
                 all.into_iter().filter(|one| one.local == local).collect()
             };
             assert_eq!(here(), []);
-            let peer = std::net::TcpStream::connect(local).unwrap();
+            let mut peer = std::net::TcpStream::connect(local).unwrap();
             assert_eq!(here(), [TcpConnection { local, inode: 0 }]);
             let (mut accepted, client) = listener.accept().unwrap();
             let end = || TcpEnds::open().unwrap().find(client, local, 0).unwrap();
             assert_eq!((end().unread, end().signs), (0, false));
             std::io::Write::write_all(&mut accepted, b"four").unwrap();
             assert_eq!(end().unread, 4);
+            std::io::Read::read_exact(&mut peer, &mut [0; 4]).unwrap();
+            assert_eq!(end().unread, 0);
             let none = TcpEnds::open().unwrap().find(client, client, 0);
             assert!(none.is_err() || none.unwrap().inode != end().inode);
             assert!(matches!(here()[..], [one] if one.inode != 0));
