@@ -267,3 +267,64 @@ impl Repaired {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+
+    fn noted(pid: i32, start_time: u64, socket: &OwnedFd) -> Repaired {
+        Repaired {
+            pid: HostPid(pid),
+            start_time,
+            fd: socket.as_raw_fd(),
+            ino: File::from(socket.try_clone().unwrap()).metadata().unwrap().ino(),
+            reuse: 1,
+        }
+    }
+
+    /// It is found at whoever has it still.
+    #[test]
+    fn a_socket_is_put_back_whose_first_holder_is_gone() {
+        if !works() {
+            return;
+        }
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let ends = [0, 1].map(|_| OwnedFd::from(TcpStream::connect(listener.local_addr().unwrap()).unwrap()));
+        let own = std::process::id() as i32;
+        let start_time = proc::stat(HostPid(own)).unwrap().start_time;
+        let mut all = Vec::new();
+        for end in &ends {
+            std::mem::forget(Repair::enter(end).unwrap());
+            // Neither the process of this number nor the one of that start.
+            all.extend(
+                [(i32::MAX, 1), (own, start_time + 1), (own, start_time)].map(|(pid, start)| noted(pid, start, end)),
+            );
+        }
+        // A number that is another file's by now.
+        all[2].fd = ends[1].as_raw_fd();
+        Repaired::put_all_back(&all).unwrap();
+        assert!(is_on(&ends[0]) && !is_on(&ends[1]));
+        assert_eq!(reuse(&ends[1]), Ok(1));
+        all[2].fd = ends[0].as_raw_fd();
+        Repaired::put_all_back(&all).unwrap();
+        assert!(!is_on(&ends[0]));
+    }
+
+    #[test]
+    fn nothing_is_chosen_but_for_a_look() {
+        if !works() {
+            return;
+        }
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = OwnedFd::from(stream.try_clone().unwrap());
+        let repair = Repair::enter(&socket).unwrap();
+        let number = repair.choose(Queue::Received).unwrap().sequence().unwrap();
+        assert!(std::io::Write::write(&mut stream, b"stray").is_err());
+        assert_eq!(repair.choose(Queue::Received).unwrap().sequence(), Ok(number));
+        repair.leave().unwrap();
+        std::io::Write::write_all(&mut stream, b"again").unwrap();
+    }
+}
