@@ -193,7 +193,9 @@ fn tcp_request(family: u8) -> Vec<u8> {
 /// `inet_diag_req_v2`, asking for one by its addresses.
 fn tcp_end_request(own: SocketAddr, peer: SocketAddr, device: u32) -> Vec<u8> {
     let family = if own.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let mut bytes = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+    // INET_DIAG_INFO: keys are told beside it only.
+    const INFO: u8 = 1 << 1;
+    let mut bytes = vec![family as u8, libc::IPPROTO_TCP as u8, INFO, 0];
     bytes.extend_from_slice(&u32::MAX.to_le_bytes());
     bytes.extend_from_slice(&own.port().to_be_bytes());
     bytes.extend_from_slice(&peer.port().to_be_bytes());
