@@ -453,7 +453,7 @@ impl Left {
             turn.give_back(*tid);
         }
         // First: where nothing else holds the app still, it cannot read from them.
-        self.repaired.iter().try_for_each(Repaired::put_back)?;
+        let put_back = Repaired::put_all_back(&self.repaired);
         let Some(mut frozen) = self.stop(target, journal)? else {
             return Ok("the app is gone");
         };
@@ -466,7 +466,7 @@ impl Left {
         }
         frozen.thaw();
         thaw(target)?;
-        Ok("the app was let go")
+        put_back.map(|()| "the app was let go")
     }
 
     fn stop(&mut self, target: &Target, journal: &mut Journal) -> Result<Option<Frozen>> {

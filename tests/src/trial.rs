@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use libsnap::error::{Kind, Refusal};
 use libsnap::image::{Appshot, compare};
 use libsnap::rehearsal::Rehearsal;
-use libsnap::target::{PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport};
+use libsnap::target::{Network, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -53,6 +53,8 @@ pub struct Traits {
     pub clocked: bool,
     /// The engine refuses it, by name, and leaves it untouched.
     pub refused: bool,
+    /// It begins in a network of its own, and is restored into the host's.
+    pub own_network: bool,
     /// What it does all by itself while the judge looks.
     pub changes: Changes,
 }
@@ -63,6 +65,7 @@ impl Traits {
         ticking: false,
         clocked: false,
         refused: false,
+        own_network: false,
         changes: Changes::NONE,
     };
 }
@@ -362,6 +365,10 @@ impl Trial<'_> {
             command: vec![program, file("ready"), file("go")],
             env: vec!["APPSHOT_TEST_ENV=kept".to_owned()],
             pids,
+            network: match self.traits.own_network {
+                true => Network::Own,
+                false => Network::Host,
+            },
             ..RunOptions::default()
         })?;
         let ready = self.place.path("ready");
@@ -536,6 +543,9 @@ macro_rules! app_trait {
     };
     ($traits:ident, refused) => {
         $traits.refused = true
+    };
+    ($traits:ident, own_network) => {
+        $traits.own_network = true
     };
     // It forks, maps and opens all the time.
     ($traits:ident, restless) => {

@@ -4,7 +4,8 @@
 //!
 //! `alone`: owns something of which the host has one (a port, a path, a file it
 //! changes). `clocked`: is away for a while. `ticking`: its timers tick meanwhile. `restless`, `handlers`: changes by
-//! itself. `refused`: is refused by name, as a check foretells.
+//! itself. `refused`: is refused by name, as a check foretells. `own_network`: begins in a network
+//! of its own, and is restored into the host's.
 
 use appshot_tests::{app_test, programs};
 use std::collections::BTreeSet;
@@ -124,7 +125,12 @@ app_test!(tcp_half_closed, alone);
 app_test!(tcp_full_queues, alone);
 app_test!(tcp_epoll, alone);
 app_test!(tcp_streams, alone);
+app_test!(tcp_options, alone);
+app_test!(tcp_unscaled, alone, own_network);
 app_test!(tcp_urgent, alone, refused);
+app_test!(tcp_urgent_read, alone, refused);
+app_test!(tcp_zerocopy, alone, refused);
+app_test!(tcp_signed, alone, refused);
 app_test!(tcp_ended, alone, refused);
 app_test!(mptcp_listener, alone);
 app_test!(udp, alone);

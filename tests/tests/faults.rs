@@ -13,9 +13,11 @@ use appshot_tests::trial::in_place as trial;
 use appshot_tests::verdict::{PATIENCE, need_program, poll, skip};
 use libsnap::error::{Error, Kind};
 use libsnap::ids::HostPid;
+use libsnap::sys::task;
 use libsnap::target::{Allow, Memory, PidMode, RestoreOptions, RunOptions, SnapshotOptions, Target};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -537,6 +539,39 @@ fn connection_taken() {
         let error = fails("a taken connection", second, &[Kind::Conflict])?;
         names(&error, "there is one with these addresses")?;
         passes(place, first)
+    });
+}
+
+/// A process outside got an end from the app, and goes on to run.
+#[test]
+fn connection_shared_with_others() {
+    trial("connection_shared_with_others", |place| {
+        let app = start(place, "tcp_streams")?;
+        let links = fs::read_dir(format!("/proc/{}/fd", app.instance.root))?.flatten();
+        let is_socket =
+            |link: &Path| fs::read_link(link).is_ok_and(|to| to.display().to_string().starts_with("socket:"));
+        let first = links
+            .map(|entry| entry.path())
+            .find(|link| is_socket(link))
+            .context("no socket")?;
+        let number: i32 = first
+            .file_name()
+            .and_then(|name| name.to_str())
+            .context("no number")?
+            .parse()?;
+        let pidfd = task::pidfd_open(app.instance.root)?;
+        let end = task::pidfd_getfd(pidfd.as_fd(), number)?;
+        let mut other = Command::new("sleep").arg("1000").stdin(end).spawn()?;
+        let error = fails("a shared end", app.freeze(&place.path("appshot")), &[Kind::Refused]);
+        let named =
+            error.and_then(|error| names(&error, &format!("a process outside has open too: pid {}", other.id())));
+        other.kill()?;
+        other.wait()?;
+        named?;
+        let shot = place.path("again");
+        app.freeze(&shot)?;
+        app.wait_gone()?;
+        passes(place, place.restore(&shot)?)
     });
 }
 

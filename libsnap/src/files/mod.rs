@@ -9,6 +9,7 @@
 pub mod epoll;
 pub mod events;
 pub mod held;
+mod holders;
 pub mod in_flight;
 pub mod inet;
 pub mod inotify;
@@ -189,7 +190,7 @@ pub fn capture(
         fds: &table.fds,
         unix,
         network,
-        tcp: tcp::look(members, &descriptions, still.map(|still| still.journal))?,
+        tcp: tcp::look(members, &descriptions, &table.fds, still.map(|still| still.journal))?,
         usual: RefCell::default(),
         frozen,
         queues,

@@ -9,9 +9,11 @@
 use super::{Description, Member, inet};
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
+use crate::image::records::FdEntry;
 use crate::proc;
 use crate::sys::{Sys, diag, task};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -64,18 +66,10 @@ impl<'a> Repair<'a> {
         leave(socket, reuse)
     }
 
-    pub fn choose(&self, queue: Queue) -> Sys<()> {
-        set(self.socket, libc::TCP_REPAIR_QUEUE, queue as i32)
-    }
-
-    /// Of the chosen queue: the number of the next byte that is written, or comes.
-    pub fn sequence(&self) -> Sys<u32> {
-        diag::getsockopt_i32(self.socket, TCP, libc::TCP_QUEUE_SEQ).map(|number| number as u32)
-    }
-
-    /// The same of one that is not connected yet.
-    pub fn set_sequence(&self, number: u32) -> Sys<()> {
-        set(self.socket, libc::TCP_QUEUE_SEQ, number as i32)
+    /// For as long as the answer lives: with none chosen nobody can write to the socket.
+    pub fn choose(&self, queue: Queue) -> Sys<Chosen<'a>> {
+        set(self.socket, libc::TCP_REPAIR_QUEUE, queue as i32)?;
+        Ok(Chosen(self.socket))
     }
 
     /// The largest segment that the peer takes.
@@ -128,6 +122,33 @@ impl<'a> Repair<'a> {
         let words = agreed.into_iter().flatten().flat_map(|(kind, value)| [kind, value]);
         let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
         diag::setsockopt(self.socket, TCP, libc::TCP_REPAIR_OPTIONS, &bytes)
+    }
+}
+
+/// A queue that is shown and taken. Chosen, that of what was received would take what somebody
+/// writes, and the other take for sent what falls due to be sent.
+#[derive(Debug)]
+#[must_use]
+pub struct Chosen<'a>(&'a OwnedFd);
+
+impl Chosen<'_> {
+    /// The number of the next byte that is written, or comes.
+    pub fn sequence(&self) -> Sys<u32> {
+        diag::getsockopt_i32(self.0, TCP, libc::TCP_QUEUE_SEQ).map(|number| number as u32)
+    }
+
+    /// The same of one that is not connected yet.
+    pub fn set_sequence(&self, number: u32) -> Sys<()> {
+        set(self.0, libc::TCP_QUEUE_SEQ, number as i32)
+    }
+}
+
+impl Drop for Chosen<'_> {
+    fn drop(&mut self) {
+        const NONE: i32 = 0;
+        if let Err(errno) = set(self.0, libc::TCP_REPAIR_QUEUE, NONE) {
+            tracing::warn!(%errno, "a queue of a TCP socket stays chosen");
+        }
     }
 }
 
@@ -185,34 +206,125 @@ pub struct Repaired {
 }
 
 impl Repaired {
-    pub fn of(member: &Member, description: &Description) -> Result<Repaired> {
-        let failed = || format!("cannot look at {} of pid {}", description.found.object(), member.pid);
-        Ok(Repaired {
-            pid: member.pid,
-            start_time: proc::kept_stat(member.pid).or_fail(failed)?.start_time,
-            fd: description.found.fd,
-            ino: description.found.key.1,
-            reuse: reuse(&description.dup).or_fail(failed)?,
-        })
+    /// Once for each process that has it: any of them may have ended when it is looked for.
+    pub fn of(members: &[Member], fds: &[Vec<FdEntry>], description: &Description) -> Result<Vec<Repaired>> {
+        let failed = || format!("cannot look at {}", description.found.object());
+        let reuse = reuse(&description.dup).or_fail(failed)?;
+        let holders = members.iter().zip(fds).filter_map(|(member, fds)| {
+            let held = fds.iter().find(|entry| entry.file == description.id)?;
+            Some((member.pid, held.fd.0))
+        });
+        let noted = holders.map(|(pid, fd)| {
+            Ok(Repaired {
+                pid,
+                start_time: proc::kept_stat(pid).or_fail(failed)?.start_time,
+                fd,
+                ino: description.found.key.1,
+                reuse,
+            })
+        });
+        noted.collect()
     }
 
-    /// Puts the socket back as it was when it was noted, for who has died over it.
-    pub fn put_back(&self) -> Result<()> {
+    /// Puts all back, for who has died over them: each once. The first error counts, when all
+    /// else was done.
+    pub fn put_all_back(noted: &[Repaired]) -> Result<()> {
+        let mut done = HashSet::new();
+        let mut first = Ok(());
+        for repaired in noted {
+            if done.contains(&repaired.ino) {
+                continue;
+            }
+            match repaired.put_back() {
+                Ok(true) => drop(done.insert(repaired.ino)),
+                Ok(false) => {}
+                Err(error) => first = first.and(Err(error)),
+            }
+        }
+        first
+    }
+
+    /// Puts the socket back as it was when it was noted; `false` when this process has it no
+    /// more.
+    fn put_back(&self) -> Result<bool> {
         let failed = || format!("cannot take fd {} of pid {} out of repair mode", self.fd, self.pid);
         let lives = || proc::stat(self.pid).is_ok_and(|stat| stat.start_time == self.start_time);
         let Ok(pidfd) = task::pidfd_open(self.pid) else {
-            return Ok(());
+            return Ok(false);
         };
         if !lives() {
-            return Ok(());
+            return Ok(false);
         }
         let socket = match task::pidfd_getfd(pidfd.as_fd(), self.fd) {
-            Err(nix::Error::EBADF) => return Ok(()),
+            // Of one that ends just now: one or the other, as the kernel is.
+            Err(nix::Error::EBADF | nix::Error::ESRCH) => return Ok(false),
             socket => File::from(socket.or_fail(failed)?),
         };
         if socket.metadata().or_fail(failed)?.ino() != self.ino {
-            return Ok(());
+            return Ok(false);
         }
-        leave(&OwnedFd::from(socket), self.reuse).or_fail(failed)
+        leave(&OwnedFd::from(socket), self.reuse).or_fail(failed)?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+
+    fn noted(pid: i32, start_time: u64, socket: &OwnedFd) -> Repaired {
+        Repaired {
+            pid: HostPid(pid),
+            start_time,
+            fd: socket.as_raw_fd(),
+            ino: File::from(socket.try_clone().unwrap()).metadata().unwrap().ino(),
+            reuse: 1,
+        }
+    }
+
+    /// It is found at whoever has it still.
+    #[test]
+    fn a_socket_is_put_back_whose_first_holder_is_gone() {
+        if !works() {
+            return;
+        }
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let ends = [0, 1].map(|_| OwnedFd::from(TcpStream::connect(listener.local_addr().unwrap()).unwrap()));
+        let own = std::process::id() as i32;
+        let start_time = proc::stat(HostPid(own)).unwrap().start_time;
+        let mut all = Vec::new();
+        for end in &ends {
+            std::mem::forget(Repair::enter(end).unwrap());
+            // Neither the process of this number nor the one of that start.
+            all.extend(
+                [(i32::MAX, 1), (own, start_time + 1), (own, start_time)].map(|(pid, start)| noted(pid, start, end)),
+            );
+        }
+        // A number that is another file's by now.
+        all[2].fd = ends[1].as_raw_fd();
+        Repaired::put_all_back(&all).unwrap();
+        assert!(is_on(&ends[0]) && !is_on(&ends[1]));
+        assert_eq!(reuse(&ends[1]), Ok(1));
+        all[2].fd = ends[0].as_raw_fd();
+        Repaired::put_all_back(&all).unwrap();
+        assert!(!is_on(&ends[0]));
+    }
+
+    #[test]
+    fn nothing_is_chosen_but_for_a_look() {
+        if !works() {
+            return;
+        }
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = OwnedFd::from(stream.try_clone().unwrap());
+        let repair = Repair::enter(&socket).unwrap();
+        let number = repair.choose(Queue::Received).unwrap().sequence().unwrap();
+        assert!(std::io::Write::write(&mut stream, b"stray").is_err());
+        assert_eq!(repair.choose(Queue::Received).unwrap().sequence(), Ok(number));
+        repair.leave().unwrap();
+        std::io::Write::write_all(&mut stream, b"again").unwrap();
     }
 }

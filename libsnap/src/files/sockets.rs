@@ -338,8 +338,10 @@ const BUFFERS: [(i32, i32); 3] = [
 
 /// What a connection shows here is the kernel's: the segments that it sends, how far and by
 /// which device the first of its peer had come, what bind(2) makes of a socket.
-const RECKONED: [(i32, i32); 5] = [
+const RECKONED: [(i32, i32); 6] = [
     (SOL_TCP, libc::TCP_MAXSEG),
+    // Of no use any more; a new one would put its connect(2) off.
+    (SOL_TCP, libc::TCP_FASTOPEN_CONNECT),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
@@ -358,12 +360,27 @@ impl SockOpt {
 }
 
 /// Who sent a message is noted by what is set when it is sent: set once all that
-/// was queued is back.
+/// was queued is back. And what keeps an end of a connection from connecting or sending.
 fn is_late(record: &SocketRecord, option: &SockOpt) -> bool {
-    let late = [libc::SO_PASSCRED, SO_PASSPIDFD, SO_PASSRIGHTS];
-    // At a listener nothing is queued, and who waits there has taken this over (Linux 6.16).
-    let listens = matches!(record.state, SocketState::Listening { .. });
-    record.domain == libc::AF_UNIX && !listens && option.level == libc::SOL_SOCKET && late.contains(&option.name)
+    const OF_MESSAGES: [(i32, i32); 3] = [
+        (libc::SOL_SOCKET, libc::SO_PASSCRED),
+        (libc::SOL_SOCKET, SO_PASSPIDFD),
+        (libc::SOL_SOCKET, SO_PASSRIGHTS),
+    ];
+    const OF_ENDS: [(i32, i32); 2] = [(libc::SOL_SOCKET, libc::SO_TIMESTAMPING), (SOL_TCP, TCP_NOTSENT_LOWAT)];
+    let late: &[(i32, i32)] = match (record.domain, &record.state) {
+        // At a listener nothing is queued, and who waits there has taken this over (Linux 6.16).
+        (libc::AF_UNIX, SocketState::Listening { .. }) => &[],
+        (libc::AF_UNIX, _) => &OF_MESSAGES,
+        (_, SocketState::Joined { .. }) => &OF_ENDS,
+        _ => &[],
+    };
+    late.contains(&(option.level, option.name))
+}
+
+/// Appshots of former versions have it of ends, too.
+fn is_left_out(record: &SocketRecord, option: &SockOpt) -> bool {
+    matches!(record.state, SocketState::Joined { .. }) && RECKONED.contains(&(option.level, option.name))
 }
 
 /// Whether a snapshot makes such a record at all. The restorer has rights that the
@@ -404,7 +421,8 @@ fn is_filter(option: &SockOpt) -> bool {
 
 /// Sets the recorded options; those that decide who may bind come before bind.
 pub fn set_options(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {
-    set(fd, record.options.iter().filter(|option| !is_late(record, option)))
+    let now = |option: &&SockOpt| !is_late(record, option) && !is_left_out(record, option);
+    set(fd, record.options.iter().filter(now))
 }
 
 pub fn set_late_options(fd: &OwnedFd, record: &SocketRecord) -> Result<()> {

@@ -17,24 +17,36 @@
 //! did, and ends its side where it had: the kernel sends of it what it would.
 //!
 //! When the app is ended, its ends go without a word: their addresses are free at once.
+//! A look ([MSG_PEEK]) stops at a mark of urgent data, also where that was received already:
+//! what is behind it shows by the numbers only (sock_diag(7)).
+//!
 //! Refused: explicit congestion notification, urgent data, protocols on top (TLS in the
-//! kernel), ends in repair mode, and ends connected with themselves. Not kept: what the
-//! kernel has measured (round trips, congestion, counters of TCP_INFO).
+//! kernel), keys (TCP_MD5SIG, TCP-AO), counts of what was sent (SO_ZEROCOPY, time stamps),
+//! ends in repair mode, ends connected with themselves, ends that others have open too. Not
+//! kept: what the kernel has measured (round trips, congestion, counters of TCP_INFO).
+//!
+//! [MSG_PEEK]: https://man7.org/linux/man-pages/man2/recv.2.html
 
 use super::repair::{self, Queue, Repair, Repaired, Window};
-use super::{Description, Member, Refused, in_flight, inet, refused, sockets};
+use super::{Description, Member, Refused, holders, in_flight, inet, refused, sockets};
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::ids::FileId;
+use crate::ids::{FileId, HostPid};
+use crate::image::limits;
+use crate::image::records::FdEntry;
 use crate::image::records::{Connection, FileKind, Manifest, Message, SocketRecord, SocketState};
 use crate::journal::Journal;
+use crate::nsthread;
+use crate::sys::diag::TcpEnds;
 use crate::sys::{Sys, diag, fd as sysfd};
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 const TCP: i32 = libc::IPPROTO_TCP;
 const TCP_WINDOW_CLAMP: i32 = 10;
 const TCP_ULP: i32 = 31;
+const TCP_AO_INFO: i32 = 40;
+const SO_BINDTOIFINDEX: i32 = 62;
 const SO_NETNS_COOKIE: i32 = 71;
 
 /// States of an end (`net/tcp_states.h`).
@@ -55,6 +67,8 @@ pub struct End {
     /// Inode of the other.
     peer: u64,
     shutdown: u8,
+    /// Bytes in its queues when it was looked at first.
+    waiting: u64,
     queue: Vec<u8>,
     connection: Connection,
 }
@@ -63,24 +77,43 @@ pub struct End {
 pub type Ends = HashMap<FileId, Result<End, Refused>>;
 
 /// Finds them, and looks into them where the app stands still: then there is a journal.
-pub fn look(members: &[Member], descriptions: &[Description], journal: Option<&mut Journal>) -> Result<Ends> {
+pub fn look(
+    members: &[Member],
+    descriptions: &[Description],
+    fds: &[Vec<FdEntry>],
+    journal: Option<&mut Journal>,
+) -> Result<Ends> {
     let pairs = pairs(descriptions);
-    let works = !pairs.is_empty() && repair::works();
     let mut ends = Ends::new();
-    for (one, other) in &pairs {
-        for (end, peer) in [(one, other), (other, one)] {
-            // One that dies over it would leave nobody who could find it.
-            let found = in_flight::in_a_process(members, &end.found).and_then(|()| judge(end, peer, works));
-            ends.insert(end.id, found);
-        }
-    }
-    let Some(journal) = journal.filter(|_| !pairs.is_empty() && ends.values().all(Result::is_ok)) else {
+    let (Some(member), false) = (members.first(), pairs.is_empty()) else {
         return Ok(ends);
     };
+    let failed = || "cannot ask for TCP connections (sock_diag)";
+    let told = nsthread::inside(member.pid, &["net"], TcpEnds::open).or_fail(failed)?;
+    let looker = Looker {
+        works: repair::works(),
+        told: told.or_fail(failed)?,
+    };
     let all: Vec<&Description> = pairs.iter().flat_map(|(one, other)| [*one, *other]).collect();
-    let repaired = all.iter().map(|end| Repaired::of(&members[end.found.member], end));
-    journal.repair(repaired.collect::<Result<_>>()?)?;
-    let read = read(&all).or_fail(|| "cannot read the app's TCP connections");
+    let sockets: HashSet<u64> = all.iter().map(|end| end.found.key.1).collect();
+    let strangers = holders::outside(members, &sockets);
+    for (at, end) in all.iter().enumerate() {
+        // One that dies over it would leave nobody who could find it.
+        let found = in_flight::in_a_process(members, &end.found)
+            .and_then(|()| looker.judge(end, all[at ^ 1]))
+            .and_then(|found| held_inside(found, strangers.get(&end.found.key.1)));
+        ends.insert(end.id, found);
+    }
+    bound(&mut ends);
+    let Some(journal) = journal.filter(|_| ends.values().all(Result::is_ok)) else {
+        return Ok(ends);
+    };
+    let mut repaired = Vec::new();
+    for end in &all {
+        repaired.extend(Repaired::of(members, fds, end)?);
+    }
+    journal.repair(repaired)?;
+    let read = looker.read(&all).or_fail(|| "cannot read the app's TCP connections");
     journal.repair(Vec::new())?;
     let read = read?;
     for (at, end) in all.iter().enumerate() {
@@ -149,61 +182,67 @@ fn parse(raw: &[u8]) -> Option<Address> {
     }
 }
 
-/// What can be told while the app runs.
-fn judge(end: &Description, peer: &Description, works: bool) -> Result<End, Refused> {
-    if end.id == peer.id {
-        return refused("a TCP connection with itself", "close it before the snapshot");
+/// Others run meanwhile: they would find it in repair mode, also when the app has ended.
+fn held_inside(end: End, stranger: Option<&HostPid>) -> Result<End, Refused> {
+    match stranger {
+        Some(pid) => refused(
+            format!("a TCP connection inside the app that a process outside has open too: pid {pid}"),
+            "close it there",
+        ),
+        None => Ok(end),
     }
-    if !works {
-        return refused(
-            "the queues of a TCP connection inside the app cannot be read (TCP_REPAIR)",
-            "take the snapshot as root, on Linux 4.19 or later",
+}
+
+/// What is in all queues goes through our memory, and stands in the manifest as hex.
+fn bound(ends: &mut Ends) {
+    let waiting: u64 = ends.values().flatten().map(|end| end.waiting).sum();
+    if waiting <= limits::MANIFEST_BYTES / 2 {
+        return;
+    }
+    for end in ends
+        .values_mut()
+        .filter(|end| end.as_ref().is_ok_and(|end| end.waiting > 0))
+    {
+        *end = refused(
+            "more than 256 MB wait in TCP connections inside the app",
+            "let the app receive what it was sent",
         );
     }
-    if repair::is_on(&end.dup) {
+}
+
+/// Looks into ends.
+#[derive(Debug)]
+struct Looker {
+    /// Repair mode does.
+    works: bool,
+    told: TcpEnds,
+}
+
+/// What is counted by the bytes that an end has sent would begin anew.
+fn counts_nothing(socket: &OwnedFd) -> Result<(), Refused> {
+    /// SOF_TIMESTAMPING_OPT_ID
+    const OPT_ID: i32 = 1 << 7;
+    let get = |name| diag::getsockopt_i32(socket, libc::SOL_SOCKET, name).unwrap_or(0);
+    if get(libc::SO_ZEROCOPY) != 0 {
         return refused(
-            "a TCP connection that is in repair mode",
-            "let the app take it out of that (TCP_REPAIR)",
+            "a TCP connection inside the app that may lend its memory to the kernel (SO_ZEROCOPY)",
+            "let the app send without MSG_ZEROCOPY, and not set SO_ZEROCOPY",
         );
     }
-    let ulp = diag::getsockopt(&end.dup, TCP, TCP_ULP, 16).unwrap_or_default();
-    if ulp.first().is_some_and(|letter| *letter != 0) {
+    if get(libc::SO_TIMESTAMPING) & OPT_ID != 0 {
         return refused(
-            "a TCP connection inside the app that has a protocol in the kernel (TLS)",
-            "turn kernel TLS off in the app",
+            "a TCP connection inside the app whose time stamps have numbers (SOF_TIMESTAMPING_OPT_ID)",
+            "let the app set SO_TIMESTAMPING without that",
         );
     }
-    let events = sysfd::events(&end.dup, libc::POLLPRI | libc::POLLRDHUP).map_err(unread)?;
-    if events & libc::POLLPRI != 0 {
-        return refused(
-            "urgent data of a TCP connection waits in it, which is not carried",
-            "let the app receive it first",
-        );
-    }
-    let info = Info::of(&end.dup).map_err(unread)?;
-    if !info.is_open() {
-        return refused("a TCP connection inside the app is being made or closed", "try again");
-    }
-    if info.has(Info::ECN) {
-        return refused(
-            "a TCP connection inside the app that uses explicit congestion notification, which is not carried",
-            "set net.ipv4.tcp_ecn to 0, and have the app connect again",
-        );
-    }
-    let sends_no_more = if info.ended() { SEND } else { 0 };
-    let receives_no_more = if events & libc::POLLRDHUP != 0 { RECEIVE } else { 0 };
-    let connection = Connection {
-        scales: info.has(Info::WINDOW_SCALE).then_some(info.scales),
-        sack: info.has(Info::SACK),
-        timestamps: info.has(Info::TIMESTAMPS),
-        ..Connection::default()
-    };
-    Ok(End {
-        peer: peer.found.key.1,
-        shutdown: sends_no_more | receives_no_more,
-        queue: Vec::new(),
-        connection,
-    })
+    Ok(())
+}
+
+fn marked<T>() -> Result<T, Refused> {
+    refused(
+        "a mark of urgent data in what a TCP connection inside the app has received, which is not carried",
+        "let the app read on behind it",
+    )
 }
 
 fn unread(errno: nix::Error) -> Refused {
@@ -267,73 +306,207 @@ struct Read {
     /// All that is not read, and what number comes after it.
     queue: Vec<u8>,
     received_to: u32,
+    /// It is, up to a mark only.
+    marked: bool,
     peer_ended: bool,
     window: Window,
     clamp: u32,
 }
 
-/// The ends of pairs, two after each other.
-fn read(ends: &[&Description]) -> Sys<Vec<Read>> {
-    let repairs = ends.iter().map(|end| Repair::enter(&end.dup));
-    let repairs = repairs.collect::<Sys<Vec<_>>>()?;
-    let mut sent = Vec::with_capacity(ends.len());
-    for (end, repair) in ends.iter().zip(&repairs) {
-        repair.choose(Queue::Sent)?;
-        let read = read_sent(&end.dup, repair);
-        // In the other one the kernel would take for sent what falls due to be sent.
-        repair.choose(Queue::Received)?;
-        sent.push(read?);
-    }
-    let all = ends.iter().zip(&repairs).zip(sent);
-    all.map(|((end, repair), (sent, sent_to))| {
-        let (queue, received_to, info) = read_received(&end.dup, repair)?;
-        Ok(Read {
-            mss: repair.mss()?,
-            sent,
-            sent_to,
-            queue,
-            received_to,
-            peer_ended: info.peer_ended(),
-            window: repair.window()?,
-            clamp: diag::getsockopt_i32(&end.dup, TCP, TCP_WINDOW_CLAMP)? as u32,
+impl Looker {
+    /// What can be told while the app runs.
+    fn judge(&self, end: &Description, peer: &Description) -> Result<End, Refused> {
+        if end.id == peer.id {
+            return refused("a TCP connection with itself", "close it before the snapshot");
+        }
+        if !self.works {
+            return refused(
+                "the queues of a TCP connection inside the app cannot be read (TCP_REPAIR)",
+                "take the snapshot as root, on Linux 4.19 or later",
+            );
+        }
+        if repair::is_on(&end.dup) {
+            return refused(
+                "a TCP connection that is in repair mode",
+                "let the app take it out of that (TCP_REPAIR)",
+            );
+        }
+        let ulp = diag::getsockopt(&end.dup, TCP, TCP_ULP, 16).unwrap_or_default();
+        if ulp.first().is_some_and(|letter| *letter != 0) {
+            return refused(
+                "a TCP connection inside the app that has a protocol in the kernel (TLS)",
+                "turn kernel TLS off in the app",
+            );
+        }
+        counts_nothing(&end.dup)?;
+        let events = sysfd::events(&end.dup, libc::POLLPRI | libc::POLLRDHUP).map_err(unread)?;
+        if events & libc::POLLPRI != 0 {
+            return refused(
+                "urgent data of a TCP connection waits in it, which is not carried",
+                "let the app receive it first",
+            );
+        }
+        let info = Info::of(&end.dup).map_err(unread)?;
+        if !info.is_open() {
+            return refused("a TCP connection inside the app is being made or closed", "try again");
+        }
+        if info.has(Info::ECN) {
+            return refused(
+                "a TCP connection inside the app that uses explicit congestion notification, which is not carried",
+                "set net.ipv4.tcp_ecn to 0, and have the app connect again",
+            );
+        }
+        let sends_no_more = if info.ended() { SEND } else { 0 };
+        let receives_no_more = if events & libc::POLLRDHUP != 0 { RECEIVE } else { 0 };
+        let waiting = self.waiting(end, info)?;
+        let connection = Connection {
+            scales: info.has(Info::WINDOW_SCALE).then_some(info.scales),
+            sack: info.has(Info::SACK),
+            timestamps: info.has(Info::TIMESTAMPS),
+            ..Connection::default()
+        };
+        Ok(End {
+            peer: peer.found.key.1,
+            shutdown: sends_no_more | receives_no_more,
+            waiting,
+            queue: Vec::new(),
+            connection,
         })
-    })
-    .collect()
+    }
+
+    /// Bytes in both queues; refuses those that a look does not show.
+    fn waiting(&self, end: &Description, info: Info) -> Result<u64, Refused> {
+        let ioctl = |request| sysfd::ioctl_i32(&end.dup, request).map_err(unread);
+        let told = self.ask(end).map_err(|errno| {
+            let reason =
+                format!("a TCP connection inside the app that sock_diag does not show in its network: {errno}");
+            (reason, "try again, on a kernel with CONFIG_INET_DIAG".to_owned())
+        })?;
+        // TCP_AO_INFO answers who has keys only. Linux 6.7.
+        if told.signs || diag::getsockopt(&end.dup, TCP, TCP_AO_INFO, 64).is_ok() {
+            return refused(
+                "a TCP connection inside the app that signs what it sends (TCP_MD5SIG, TCP-AO)",
+                "connect it without keys",
+            );
+        }
+        // Some may have come in between.
+        let before = ioctl(libc::FIONREAD)?;
+        let queued = queued(self.ask(end).map_err(unread)?, info);
+        let shown = ioctl(libc::FIONREAD)?;
+        if before == shown && (shown as usize) < queued {
+            return marked();
+        }
+        Ok(queued as u64 + ioctl(libc::TIOCOUTQ)? as u64)
+    }
+
+    fn ask(&self, end: &Description) -> Sys<diag::TcpEnd> {
+        let (_, own, peer) = place(end).ok_or(nix::Error::ENOTCONN)?;
+        let device = diag::getsockopt_i32(&end.dup, libc::SOL_SOCKET, SO_BINDTOIFINDEX);
+        let device = device.map_or(own.2, |device| device as u32);
+        let [from, to] = [own, peer].map(|(ip, port, _)| SocketAddr::new(ip, port));
+        let told = self.told.find(from, to, device)?;
+        match told.inode == end.found.key.1 {
+            true => Ok(told),
+            false => Err(nix::Error::ENOENT),
+        }
+    }
+
+    /// The ends of pairs, two after each other.
+    fn read(&self, ends: &[&Description]) -> Sys<Vec<Read>> {
+        let repairs = ends.iter().map(|end| Repair::enter(&end.dup));
+        let repairs = repairs.collect::<Sys<Vec<_>>>()?;
+        let sent = ends.iter().zip(&repairs);
+        let sent = sent
+            .map(|(end, repair)| read_sent(&end.dup, repair))
+            .collect::<Sys<Vec<_>>>()?;
+        let all = ends.iter().zip(&repairs).zip(sent);
+        all.map(|((end, repair), (sent, sent_to))| {
+            let received = self.read_received(end, repair)?;
+            Ok(Read {
+                mss: repair.mss()?,
+                sent,
+                sent_to,
+                queue: received.queue,
+                received_to: received.to,
+                marked: received.marked,
+                peer_ended: received.info.peer_ended(),
+                window: repair.window()?,
+                clamp: diag::getsockopt_i32(&end.dup, TCP, TCP_WINDOW_CLAMP)? as u32,
+            })
+        })
+        .collect()
+    }
+
+    /// Again where something has come meanwhile.
+    fn read_received(&self, end: &Description, repair: &Repair<'_>) -> Sys<Received> {
+        const TRIES: usize = 100;
+        let socket = &end.dup;
+        for _ in 0..TRIES {
+            let chosen = repair.choose(Queue::Received)?;
+            let before = (chosen.sequence()?, Info::of(socket)?);
+            let (number, info) = before;
+            let queued = queued(self.ask(end)?, info);
+            let queue = peek(socket, queued)?;
+            let after = (chosen.sequence()?, Info::of(socket)?);
+            drop(chosen);
+            if before == after {
+                return Ok(Received {
+                    marked: queue.len() != queued,
+                    queue,
+                    to: number.wrapping_sub(u32::from(info.peer_ended())),
+                    info,
+                });
+            }
+        }
+        Err(nix::Error::EAGAIN)
+    }
+}
+
+/// How many bytes of it are not read.
+fn queued(told: diag::TcpEnd, info: Info) -> usize {
+    // The end is read, or the last.
+    told.unread.saturating_sub(u32::from(info.peer_ended())) as usize
+}
+
+/// What is not read of an end.
+#[derive(Debug)]
+struct Received {
+    queue: Vec<u8>,
+    marked: bool,
+    to: u32,
+    info: Info,
 }
 
 fn read_sent(socket: &OwnedFd, repair: &Repair<'_>) -> Sys<(Vec<u8>, u32)> {
+    // The first segment is shown in whole, some of it acknowledged or not.
+    const SEGMENT_MAX: usize = 1 << 16;
     let ended = Info::of(socket)?.ended();
-    let sent_to = repair.sequence()?.wrapping_sub(u32::from(ended));
-    let queued = sysfd::ioctl_i32(socket, libc::TIOCOUTQ)?;
-    Ok((peek(socket, queued)?, sent_to))
+    let chosen = repair.choose(Queue::Sent)?;
+    let sent_to = chosen.sequence()?.wrapping_sub(u32::from(ended));
+    let queued = sysfd::ioctl_i32(socket, libc::TIOCOUTQ)?.max(0) as usize;
+    // All up to the last byte, or EFAULT.
+    let sent = match queued {
+        0 => Vec::new(),
+        queued => peek(socket, queued + SEGMENT_MAX)?,
+    };
+    Ok((sent, sent_to))
 }
 
-/// Again where something has come meanwhile.
-fn read_received(socket: &OwnedFd, repair: &Repair<'_>) -> Sys<(Vec<u8>, u32, Info)> {
-    const TRIES: usize = 100;
-    for _ in 0..TRIES {
-        let before = (repair.sequence()?, Info::of(socket)?);
-        let queue = peek(socket, sysfd::ioctl_i32(socket, libc::FIONREAD)?)?;
-        let (received_to, info) = (repair.sequence()?, Info::of(socket)?);
-        if before == (received_to, info) {
-            return Ok((queue, received_to.wrapping_sub(u32::from(info.peer_ended())), info));
-        }
-    }
-    Err(nix::Error::EAGAIN)
-}
-
-/// Looks at the chosen queue.
-fn peek(socket: &OwnedFd, bytes: i32) -> Sys<Vec<u8>> {
-    if bytes <= 0 {
+/// Looks at the chosen queue; nothing comes later than asked for.
+fn peek(socket: &OwnedFd, bytes: usize) -> Sys<Vec<u8>> {
+    if bytes == 0 {
         return Ok(Vec::new());
     }
-    let peeked = diag::peek_message(socket, bytes as usize)?;
+    let peeked = diag::peek_message(socket, bytes)?;
     Ok(peeked.map_or_else(Vec::new, |peeked| peeked.data))
 }
 
 impl Read {
     /// This end, of which `peer` is the other.
     fn against(&self, peer: &Read, end: End) -> Result<End, Refused> {
+        if self.marked {
+            return marked();
+        }
         let unsent = self.sent_to.wrapping_sub(peer.received_to) as usize;
         let received = self.sent.len().checked_sub(unsent);
         let Some(received) = received.filter(|_| !peer.peer_ended || unsent == 0) else {
@@ -431,6 +604,7 @@ pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()
         for end in pair {
             end.shut().or_fail(failed)?;
             sockets::set_buffers(end.fd, end.record)?;
+            sockets::set_late_options(end.fd, end.record)?;
         }
     }
     Ok(())
@@ -454,6 +628,7 @@ fn build<'a>([one, other]: &[&'a Made<'a>; 2]) -> Result<[Repair<'a>; 2]> {
         end.count_from(repair, *sent_to, *received_to).or_fail(failed)?;
     }
     for ((end, peer), repair) in [(one, other), (other, one)].into_iter().zip(&repairs) {
+        end.keep_unscaled().or_fail(failed)?;
         let to = seen_by(end.record.domain, peer.name).or_fail(failed)?;
         diag::set_address(end.fd, true, &to).map_err(|errno| taken(errno, failed()))?;
         end.agree(repair, peer).or_fail(failed)?;
@@ -508,22 +683,31 @@ impl<'a> Made<'a> {
 
     /// The numbers that it has before its queue comes.
     fn count_from(&self, repair: &Repair<'_>, sent_to: u32, received_to: u32) -> Sys<()> {
-        repair.choose(Queue::Sent)?;
-        repair.set_sequence(sent_to)?;
-        repair.choose(Queue::Received)?;
-        repair.set_sequence(received_to.wrapping_sub(self.queue().len() as u32))
+        repair.choose(Queue::Sent)?.set_sequence(sent_to)?;
+        let received = repair.choose(Queue::Received)?;
+        received.set_sequence(received_to.wrapping_sub(self.queue().len() as u32))
+    }
+
+    /// connect(2) reckons by which power of two windows are told, from the largest there may
+    /// be, and nothing takes that back where none was agreed on.
+    fn keep_unscaled(&self) -> Sys<()> {
+        let largest = i32::from(u16::MAX);
+        match self.connection.scales {
+            None => diag::setsockopt(self.fd, TCP, TCP_WINDOW_CLAMP, &largest.to_ne_bytes()),
+            Some(_) => Ok(()),
+        }
     }
 
     /// What it has of the connection, after connect(2).
     fn agree(&self, repair: &Repair<'_>, peer: &Made<'_>) -> Sys<()> {
         let own = self.connection;
         repair.agree(own.mss, own.scales, own.sack, own.timestamps)?;
-        repair.choose(Queue::Received)?;
+        let received = repair.choose(Queue::Received)?;
         // What the kernel keeps beside the bytes is not what it was.
         sockets::make_room(self.fd, libc::SO_RCVBUFFORCE)?;
         send_all(self.fd, self.queue())?;
         sockets::set_buffer(self.fd, self.record, libc::SO_RCVBUF)?;
-        let received_to = repair.sequence()?;
+        let received_to = received.sequence()?;
         let peer_window = peer.offers(self);
         repair.set_window(Window {
             told_at: received_to,
@@ -546,7 +730,7 @@ impl<'a> Made<'a> {
     }
 
     /// The size of its segments was reckoned at connect(2), before the peer's was known. To
-    /// set options of its packets has it reckoned again; these are none.
+    /// set options of its packets has it reckoned again: those that it has, or none.
     fn fit_segments(&self) -> Sys<()> {
         const IPV6_2292PKTOPTIONS: i32 = 6;
         let set = |level, name, value: &[u8]| diag::setsockopt(self.fd, level, name, value);
@@ -557,7 +741,12 @@ impl<'a> Made<'a> {
                 set(libc::IPPROTO_IPV6, IPV6_2292PKTOPTIONS, &ignored)?;
                 set(libc::IPPROTO_IPV6, IPV6_2292PKTOPTIONS, &[])
             }
-            _ => set(libc::IPPROTO_IP, libc::IP_OPTIONS, &[]),
+            _ => {
+                let (level, name) = (libc::IPPROTO_IP, libc::IP_OPTIONS);
+                let mut options = self.record.options.iter();
+                let recorded = options.find(|option| (option.level, option.name) == (level, name));
+                set(level, name, recorded.map_or(&[], |option| &option.value))
+            }
         }
     }
 

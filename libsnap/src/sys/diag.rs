@@ -40,7 +40,7 @@ pub struct UnixSocket {
 /// All unix sockets of this network namespace, by inode.
 pub fn unix_sockets() -> Sys<HashMap<u64, UnixSocket>> {
     let mut found = HashMap::new();
-    dump(&request(&unix_request()), &mut |body| {
+    dump(&unix_request(), &mut |body| {
         let (inode, socket) = unix_message(body);
         found.insert(inode, socket);
     })?;
@@ -62,10 +62,44 @@ pub struct TcpConnection {
 /// thousands.
 pub fn tcp_connections(family: i32) -> Sys<Vec<TcpConnection>> {
     let mut found = Vec::new();
-    dump(&request(&tcp_request(family as u8)), &mut |body| {
+    dump(&tcp_request(family as u8), &mut |body| {
         found.extend(tcp_message(body));
     })?;
     Ok(found)
+}
+
+/// What sock_diag tells of one end of a TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpEnd {
+    pub inode: u64,
+    /// From the next byte that is read to the next that comes, by their numbers; an end
+    /// that has come is one, too.
+    pub unread: u32,
+    /// It has keys to sign by (TCP_MD5SIG); told to who has CAP_NET_ADMIN.
+    pub signs: bool,
+}
+
+/// Asks for single TCP connections of one network namespace.
+#[derive(Debug)]
+pub struct TcpEnds(OwnedFd);
+
+impl TcpEnds {
+    /// Of this thread's.
+    pub fn open() -> Sys<TcpEnds> {
+        asking().map(TcpEnds)
+    }
+
+    /// Of these addresses, here and there; `device` where the socket is bound to one.
+    /// ENOENT: there is none.
+    pub fn find(&self, own: SocketAddr, peer: SocketAddr, device: u32) -> Sys<TcpEnd> {
+        let request = request(libc::NLM_F_REQUEST, &tcp_end_request(own, peer, device));
+        send(self.0.as_raw_fd(), &request, MsgFlags::empty())?;
+        let mut buffer = vec![0u8; 64 * 1024];
+        let got = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut found = None;
+        messages(&buffer[..got], &mut |body| found = found.or(tcp_end_message(body)))?;
+        found.ok_or(Errno::ENOENT)
+    }
 }
 
 /// What sock_diag tells of one netlink socket.
@@ -81,7 +115,7 @@ pub struct NetlinkSocket {
 /// bound or in a group.
 pub fn netlink_sockets(protocol: u8) -> Sys<HashMap<u64, NetlinkSocket>> {
     let mut found = HashMap::new();
-    dump(&request(&netlink_request(protocol)), &mut |body| {
+    dump(&netlink_request(protocol), &mut |body| {
         found.extend(netlink_message(body));
     })?;
     Ok(found)
@@ -101,20 +135,26 @@ pub struct PacketSocket {
 /// The packet sockets of this network namespace, by inode.
 pub fn packet_sockets() -> Sys<HashMap<u64, PacketSocket>> {
     let mut found = HashMap::new();
-    dump(&request(&packet_request()), &mut |body| {
+    dump(&packet_request(), &mut |body| {
         found.extend(packet_message(body));
     })?;
     Ok(found)
 }
 
-fn dump(request: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<()> {
-    let fd = socket(
+fn asking() -> Sys<OwnedFd> {
+    socket(
         AddressFamily::Netlink,
         SockType::Raw,
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::NetlinkSockDiag,
-    )?;
-    send(fd.as_raw_fd(), request, MsgFlags::empty())?;
+    )
+}
+
+/// All that there are.
+fn dump(asked: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<()> {
+    let fd = asking()?;
+    let request = request(libc::NLM_F_REQUEST | libc::NLM_F_DUMP, asked);
+    send(fd.as_raw_fd(), &request, MsgFlags::empty())?;
     let mut buffer = vec![0u8; 256 * 1024];
     loop {
         let got = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -124,12 +164,11 @@ fn dump(request: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<()> {
     }
 }
 
-/// `nlmsghdr` before what is asked for, of all that there are.
-fn request(body: &[u8]) -> Vec<u8> {
+/// `nlmsghdr` before what is asked for.
+fn request(flags: i32, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&(16 + body.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_le_bytes());
-    let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
     bytes.extend_from_slice(&(flags as u16).to_le_bytes());
     bytes.extend_from_slice(&[0; 8]);
     bytes.extend_from_slice(body);
@@ -153,6 +192,40 @@ fn tcp_request(family: u8) -> Vec<u8> {
     bytes.extend_from_slice(&(1u32 << 1 | 1 << 8).to_le_bytes());
     bytes.extend_from_slice(&[0; 48]);
     bytes
+}
+
+/// `inet_diag_req_v2`, asking for one by its addresses.
+fn tcp_end_request(own: SocketAddr, peer: SocketAddr, device: u32) -> Vec<u8> {
+    let family = if own.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // INET_DIAG_INFO: keys are told beside it only.
+    const INFO: u8 = 1 << 1;
+    let mut bytes = vec![family as u8, libc::IPPROTO_TCP as u8, INFO, 0];
+    bytes.extend_from_slice(&u32::MAX.to_le_bytes());
+    bytes.extend_from_slice(&own.port().to_be_bytes());
+    bytes.extend_from_slice(&peer.port().to_be_bytes());
+    for end in [own, peer] {
+        let mut ip = [0; 16];
+        match end.ip() {
+            IpAddr::V4(four) => ip[..4].copy_from_slice(&four.octets()),
+            IpAddr::V6(six) => ip = six.octets(),
+        }
+        bytes.extend_from_slice(&ip);
+    }
+    bytes.extend_from_slice(&device.to_le_bytes());
+    // INET_DIAG_NOCOOKIE
+    bytes.extend_from_slice(&[0xff; 8]);
+    bytes
+}
+
+/// `inet_diag_msg`: families and states, the addresses, then words.
+fn tcp_end_message(body: &[u8]) -> Option<TcpEnd> {
+    const INET_DIAG_MD5SIG: u16 = 18;
+    let head = body.get(..72)?;
+    Some(TcpEnd {
+        inode: u64::from(u32_at(head, 68)),
+        unread: u32_at(head, 56),
+        signs: attributes(&body[72..]).any(|(kind, _)| kind == INET_DIAG_MD5SIG),
+    })
 }
 
 /// `netlink_diag_req`, asking for the flags of each.
@@ -614,9 +687,17 @@ mod tests {
                 all.into_iter().filter(|one| one.local == local).collect()
             };
             assert_eq!(here(), []);
-            let peer = std::net::TcpStream::connect(local).unwrap();
+            let mut peer = std::net::TcpStream::connect(local).unwrap();
             assert_eq!(here(), [TcpConnection { local, inode: 0 }]);
-            let (accepted, _) = listener.accept().unwrap();
+            let (mut accepted, client) = listener.accept().unwrap();
+            let end = || TcpEnds::open().unwrap().find(client, local, 0).unwrap();
+            assert_eq!((end().unread, end().signs), (0, false));
+            std::io::Write::write_all(&mut accepted, b"four").unwrap();
+            assert_eq!(end().unread, 4);
+            std::io::Read::read_exact(&mut peer, &mut [0; 4]).unwrap();
+            assert_eq!(end().unread, 0);
+            let none = TcpEnds::open().unwrap().find(client, client, 0);
+            assert!(none.is_err() || none.unwrap().inode != end().inode);
             assert!(matches!(here()[..], [one] if one.inode != 0));
             drop(peer);
             assert_eq!(here().len(), 1, "closed by its peer only");
