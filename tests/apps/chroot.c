@@ -7,12 +7,13 @@
 
 enum { NOBODY = 65534 };
 
-static int told[2];
+static int told[2], stands[2];
 
 static void *still_inside(void *arg)
 {
     char c;
     (void)arg;
+    CHECK_EQ("write", 1, write(stands[1], "t", 1));
     CHECK_EQ("read", 1, read(told[0], &c, 1));
     CHECK_EQ("the jail's file", 0, access("/inside", F_OK));
     CHECK_EQ("a file outside", -1, access("/proc/version", F_OK));
@@ -34,6 +35,7 @@ static void confined(const char *jail)
     MUST(setuid(NOBODY));
     CHECK_EQ("chroot", -1, chroot("/"));
     pthread_t thread = check_thread(still_inside, NULL);
+    CHECK_EQ("write", 1, write(stands[1], "m", 1));
     check_wait();
     MUST0(pthread_join(thread, NULL));
     CHECK(getcwd(now, sizeof now) && !strcmp(now, "/etc"), "cwd, expected /etc, got %s", now);
@@ -66,6 +68,7 @@ int main(int argc, char **argv)
     CHECK_EQ("write", 6, write(file, "inside", 6));
     MUST(close(file));
     MUST(pipe(told));
+    MUST(pipe(stands));
     /* What the trial is about lies outside: it is reached from the working directory. */
     snprintf(path, sizeof path, "%s/..", jail);
     MUST(chdir(path));
@@ -77,6 +80,9 @@ int main(int argc, char **argv)
         check_go_path = "/etc/go";
         confined(jail);
     });
+    char both;
+    for (int i = 0; i < 2; i++)
+        CHECK_EQ("read", 1, read(stands[0], &both, 1));
     MUST(chroot(jail));
     check_freeze_here();
     MUST(stat(".", &now));
