@@ -15,6 +15,7 @@ use libsnap::target::{
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -320,9 +321,48 @@ impl App {
     /// The app's exit code, as a shell gives it (128 + N for signal N).
     pub fn wait_exit(&mut self) -> Result<i32> {
         let what = format!("the end of {}", self.instance.name);
-        let code = poll(&what, PATIENCE, || self.try_exit())?;
+        let code = poll(&what, PATIENCE, || self.try_exit()).with_context(|| self.told())?;
         self.clean();
         Ok(code)
+    }
+
+    /// What its processes and their threads are at.
+    fn told(&self) -> String {
+        let mut told = String::from("there are");
+        for task in self.pids().into_iter().flat_map(|pid| {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+                .into_iter()
+                .flatten()
+                .flatten();
+            tasks.map(|task| task.path())
+        }) {
+            let read = |name: &str| fs::read_to_string(task.join(name)).unwrap_or_default();
+            let status = read("status");
+            let kept = [
+                "Name",
+                "State",
+                "Pid",
+                "PPid",
+                "TracerPid",
+                "SigPnd",
+                "ShdPnd",
+                "SigBlk",
+            ];
+            let lines = status
+                .lines()
+                .filter(|line| kept.iter().any(|kept| line.starts_with(&format!("{kept}:"))));
+            let status: Vec<String> = lines.map(|line| line.replace('\t', " ")).collect();
+            told += &format!(
+                "\n  {}; wchan {}; call {}; stack {}",
+                status.join(", "),
+                read("wchan"),
+                read("syscall").trim(),
+                read("stack").replace('\n', " ")
+            );
+        }
+        let group = self.instance.cgroup.as_deref();
+        let events = group.map(|group| fs::read_to_string(group.join("cgroup.events")).unwrap_or_default());
+        told + &format!("\n  cgroup: {:?}", events.map(|events| events.replace('\n', " ")))
     }
 
     /// The exit code if it has ended; never waits.
