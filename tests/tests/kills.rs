@@ -934,7 +934,12 @@ fn pager() {
             let gone = poll("the app to be whole or gone", PATIENCE, || {
                 let gone = processes().is_subset(&whole.processes);
                 let holds = fs::read_dir(format!("/proc/{init}/fd")).is_ok_and(|fds| fds.count() > 0);
-                Ok((gone || !holds).then_some(gone))
+                if !gone && !holds {
+                    // Or it is just ending, and has closed them.
+                    std::thread::sleep(Duration::from_millis(20));
+                    return Ok(Some(processes().is_subset(&whole.processes)));
+                }
+                Ok(gone.then_some(gone))
             })?;
             longest = longest.max(since.elapsed());
             let context = || format!("step {step}, after {:?}: {}", since.elapsed(), registry.place.log());
