@@ -317,10 +317,7 @@ pub fn processor_counters(group: &Path) -> std::io::Result<Counters> {
 
 /// CPU time of all that was ever in the group, since it was made.
 pub fn cpu_ns(group: &Path) -> std::io::Result<u64> {
-    match fs::read_to_string(group.join("cpu.stat")) {
-        Ok(text) => Ok(field(&text, "usage_usec ").unwrap_or(0) * 1000),
-        Err(_) => cpu_ns_v1(group),
-    }
+    Ok(processor_counters(group)?.cpu_ns)
 }
 
 fn cpu_ns_v1(group: &Path) -> std::io::Result<u64> {

@@ -359,23 +359,25 @@ fn becomes(manifest: &mut Value, domain: i32, protocol: i32, state: Value) {
     socket["queue"] = json!([]);
 }
 
+/// A socket that nobody's app is to have, which may have no capability.
+fn of_nobodys_socket(test: &'static str, words: &'static str, domain: i32, protocol: i32, state: Value) {
+    trial(test, move |place| {
+        let mut forger = forger(place, "udp", Some(NOBODY))?;
+        becomes(&mut forger.manifest, domain, protocol, state);
+        refused(place, forger, only(NOBODY), words)
+    });
+}
+
 /// Bound to nothing it hears all packets.
 #[test]
 fn unbound_packet_socket() {
-    trial("unbound_packet_socket", |place| {
-        let mut forger = forger(place, "udp", Some(NOBODY))?;
-        becomes(&mut forger.manifest, 17, 0x300, json!("fresh"));
-        refused(place, forger, only(NOBODY), "takes CAP_NET_RAW")
-    });
+    let fresh = json!("fresh");
+    of_nobodys_socket("unbound_packet_socket", "takes CAP_NET_RAW", 17, 0x300, fresh);
 }
 
 #[test]
 fn unbound_raw_socket() {
-    trial("unbound_raw_socket", |place| {
-        let mut forger = forger(place, "udp", Some(NOBODY))?;
-        becomes(&mut forger.manifest, 2, 255, json!("fresh"));
-        refused(place, forger, only(NOBODY), "takes CAP_NET_RAW")
-    });
+    of_nobodys_socket("unbound_raw_socket", "takes CAP_NET_RAW", 2, 255, json!("fresh"));
 }
 
 /// A state in which there is no such socket.
@@ -389,12 +391,8 @@ fn severed_packet_socket() {
 /// NETLINK_XFRM, whose messages tell the host's keys, by the groups of its address.
 #[test]
 fn netlink_groups() {
-    trial("netlink_groups", |place| {
-        let mut forger = forger(place, "udp", Some(NOBODY))?;
-        let state = json!({ "bound": { "name": "100000000000000001000000", "file": null } });
-        becomes(&mut forger.manifest, 16, 6, state);
-        refused(place, forger, only(NOBODY), "takes CAP_NET_ADMIN")
-    });
+    let in_a_group = json!({ "bound": { "name": "100000000000000001000000", "file": null } });
+    of_nobodys_socket("netlink_groups", "takes CAP_NET_ADMIN", 16, 6, in_a_group);
 }
 
 /// SO_ATTACH_REUSEPORT_CBPF: a program for the kernel that chooses who gets a connection.

@@ -47,7 +47,6 @@ const TCP_WINDOW_CLAMP: i32 = 10;
 const TCP_ULP: i32 = 31;
 const TCP_AO_INFO: i32 = 40;
 const SO_BINDTOIFINDEX: i32 = 62;
-const SO_NETNS_COOKIE: i32 = 71;
 
 /// States of an end (`net/tcp_states.h`).
 const ESTABLISHED: u8 = 1;
@@ -162,7 +161,7 @@ fn place(end: &Description) -> Option<Place> {
     let peer = parse(&diag::address(&end.dup, true).ok()?)?;
     let own = parse(&diag::address(&end.dup, false).ok()?)?;
     // Linux 5.14.
-    let network = diag::getsockopt(&end.dup, libc::SOL_SOCKET, SO_NETNS_COOKIE, 8);
+    let network = diag::getsockopt(&end.dup, libc::SOL_SOCKET, sockets::SO_NETNS_COOKIE, 8);
     Some((network.unwrap_or_default(), own, peer))
 }
 

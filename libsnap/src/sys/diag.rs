@@ -231,9 +231,14 @@ fn tcp_end_message(body: &[u8]) -> Option<TcpEnd> {
 /// `netlink_diag_req`, asking for the flags of each.
 fn netlink_request(protocol: u8) -> Vec<u8> {
     const NDIAG_SHOW_FLAGS: u32 = 16;
-    let mut bytes = vec![libc::AF_NETLINK as u8, protocol, 0, 0];
+    shown_request(libc::AF_NETLINK, protocol, NDIAG_SHOW_FLAGS)
+}
+
+/// What the two are alike in: family, protocol, no inode, what is to be shown, no cookie.
+fn shown_request(family: i32, protocol: u8, show: u32) -> Vec<u8> {
+    let mut bytes = vec![family as u8, protocol, 0, 0];
     bytes.extend_from_slice(&0u32.to_le_bytes());
-    bytes.extend_from_slice(&NDIAG_SHOW_FLAGS.to_le_bytes());
+    bytes.extend_from_slice(&show.to_le_bytes());
     bytes.extend_from_slice(&[0; 8]);
     bytes
 }
@@ -257,11 +262,7 @@ fn netlink_message(body: &[u8]) -> Option<(u64, NetlinkSocket)> {
 /// `packet_diag_req`, asking for all of it but filters and memory.
 fn packet_request() -> Vec<u8> {
     const PACKET_SHOW: u32 = 1 | 2 | 4 | 8;
-    let mut bytes = vec![libc::AF_PACKET as u8, 0, 0, 0];
-    bytes.extend_from_slice(&0u32.to_le_bytes());
-    bytes.extend_from_slice(&PACKET_SHOW.to_le_bytes());
-    bytes.extend_from_slice(&[0; 8]);
-    bytes
+    shown_request(libc::AF_PACKET, 0, PACKET_SHOW)
 }
 
 /// `packet_diag_msg`, by inode.

@@ -26,7 +26,7 @@ pub fn hold_against(
     };
     let written = export::write(&bill.hours, &bill.wanted(provider), format, &mut against);
     let ended = match &written {
-        Ok(_) => against.end().map(drop),
+        Ok(_) => against.end(),
         Err(_) => Ok(()),
     };
     if let Some(because) = against.differs {
