@@ -36,6 +36,8 @@ use std::time::{Duration, Instant};
 
 /// A tree that is not still by then is let go again.
 pub const BUDGET: Duration = Duration::from_secs(2);
+/// How long the end of a task that was killed is waited for.
+const END_MAX: Duration = Duration::from_secs(30);
 /// How long tasks that were asked to stop in vain may take to do so, to be let go
 /// as they were: on a busy machine, and in an uninterruptible wait.
 const LET_GO_MAX: Duration = Duration::from_secs(10);
@@ -818,17 +820,37 @@ fn is_our_child(pid: HostPid) -> bool {
     proc::stat(pid).is_ok_and(|stat| stat.ppid == std::process::id() as i32)
 }
 
-/// The tracer is told of an end first; the real parent reaps afterwards. A task
-/// that does not end in time is left to the kernel, which detaches it with us.
+/// The tracer is told of an end first; the real parent reaps afterwards. One that was killed
+/// and does not end in time is left to a thread: as long as nobody takes the end of a task
+/// that we trace, its parent never hears of it.
 pub fn await_end(tid: HostPid) {
     let since = Instant::now();
-    while since.elapsed() < BUDGET {
-        match ptrace::wait(tid, false) {
-            Ok(Some(Stop::Exited(_) | Stop::Killed(_))) | Err(_) => return,
-            Ok(Some(_)) => {}
-            Ok(None) => std::thread::sleep(Duration::from_micros(50)),
+    loop {
+        // Read before the look: this thread, or the machine, may be away in between.
+        let is_late = since.elapsed() > END_MAX;
+        if has_ended(tid) {
+            return;
         }
+        if is_late {
+            tracing::warn!(%tid, "killed, and not at its end in {} s", END_MAX.as_secs());
+            let start_time = proc::stat(tid).map(|stat| stat.start_time).ok();
+            std::thread::spawn(move || {
+                let is_same = || proc::stat(tid).map(|stat| stat.start_time).ok() == start_time;
+                while is_same() && !has_ended(tid) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(50));
     }
+}
+
+fn has_ended(tid: HostPid) -> bool {
+    matches!(
+        ptrace::wait(tid, false),
+        Ok(Some(Stop::Exited(_) | Stop::Killed(_))) | Err(_)
+    )
 }
 
 impl Drop for Frozen {

@@ -83,10 +83,12 @@ pub fn need_program(names: &[&str]) -> Result<std::path::PathBuf> {
 pub fn poll<T>(what: &str, patience: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + patience;
     loop {
+        // Read before the look: the machine may be away in between.
+        let is_late = Instant::now() > deadline;
         if let Some(value) = condition()? {
             return Ok(value);
         }
-        if Instant::now() > deadline {
+        if is_late {
             bail!("waited {} s in vain for {what}", patience.as_secs());
         }
         std::thread::sleep(Duration::from_millis(1));
