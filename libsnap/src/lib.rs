@@ -21,6 +21,7 @@ pub mod memory;
 pub mod nsthread;
 pub mod pages;
 pub mod participants;
+mod polite;
 pub mod precopy;
 pub mod proc;
 pub mod process;

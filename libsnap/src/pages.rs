@@ -8,6 +8,7 @@
 use crate::error::{Error, OrFail, Result};
 use crate::ids::HostPid;
 use crate::image::Memory;
+use crate::polite;
 use crate::sys::memory::{self as sys, PAGE, Span};
 use std::fs::File;
 use std::ops::Range;
@@ -257,7 +258,7 @@ impl Stock {
         for spans in groups(spans) {
             let bytes: u64 = spans.iter().map(Span::len).sum();
             let place = self.room(bytes as usize);
-            let missing = read(&spans, self.at(place, bytes));
+            let missing = polite::piece(|| read(&spans, self.at(place, bytes)));
             copies.enter(&spans, place);
             if !missing.is_empty() {
                 copies.leave_out(&missing);

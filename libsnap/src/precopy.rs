@@ -33,6 +33,7 @@ use crate::ids::{HostPid, VirtualPid};
 use crate::image::{CoreWriter, Memory, Writer};
 use crate::journal::{Entered, Journal};
 use crate::pages::{self, Copies, Held, Pages, Stock};
+use crate::polite;
 use crate::proc::{self, Fields, Mapping};
 use crate::survey;
 use crate::sys::memory::{self as sys, PAGE, Span};
@@ -251,10 +252,16 @@ impl Precopy {
         process.is_some_and(|process| process.overlaps(mapping.span()))
     }
 
-    /// Nothing is watched any more. The kernel takes 30 ms a GiB for it.
+    /// Nothing is watched any more. The kernel takes 30 ms a GiB for it, in which an app
+    /// would get no page: it is done in parts that take none from anybody, and what is left
+    /// for the end is only to be gone through.
     pub fn let_go(&mut self) {
         for process in &mut self.processes {
-            process.notes = None;
+            let notes = process.notes.take();
+            for part in process.registered.iter().flat_map(tables) {
+                // EAGAIN, ENOENT: what has changed meanwhile is left for the end.
+                polite::piece(|| notes.as_ref().map(|notes| notes.forget(part)));
+            }
         }
     }
 

@@ -37,6 +37,7 @@ use crate::memory::{self, Private, Tables};
 use crate::nsthread::Door;
 use crate::pages::Stock;
 use crate::participants;
+use crate::polite::politely;
 use crate::precopy::{self, Precopy};
 use crate::proc::{self, Fields, Mapping};
 use crate::process;
@@ -47,7 +48,6 @@ use crate::seccomp::Filters;
 use crate::settings;
 use crate::survey::{self, Wanted};
 use crate::sys::memory::Span;
-use crate::sys::task;
 use crate::sys::uffd::WriteNotes;
 use crate::target::{CheckReport, Phase, SnapshotOptions, SnapshotReport, Target};
 use crate::urgent::Urgent;
@@ -78,8 +78,6 @@ const PRECOPY_PROCESS_MIN: u64 = 1 << 20;
 const SPARE: u64 = 512 << 10;
 /// Looks at what runs before that is given up.
 const LOOKS: usize = 5;
-/// What writes while the app runs takes a tenth of what the app gets of a processor.
-const NICE: i32 = 10;
 
 /// [`snapshot`], given up and undone once `cancelled` says so. It is asked at
 /// each step and at each megabyte of memory; not any more once sealing begins.
@@ -160,18 +158,6 @@ pub fn snapshot_unless(
     }
 }
 
-/// Lets others go first.
-fn politely<T>(politely: bool, job: impl FnOnce() -> T) -> T {
-    let own = HostPid(0);
-    let before = task::nice(own).ok().filter(|_| politely);
-    let changed = before.filter(|before| task::set_nice(own, NICE.max(*before)).is_ok());
-    let done = job();
-    if let Some(before) = changed {
-        task::set_nice(own, before).ok();
-    }
-    done
-}
-
 /// Copies the memory of a large app while it runs. Where that cannot be done, or where
 /// the snapshot is going to be refused, it is left to the stop.
 fn copy_ahead(
@@ -211,8 +197,10 @@ fn copy_ahead(
     };
     *stood += took;
     steps.start("copy");
-    precopy.copy(&|| go_on(cancelled))?;
-    precopy.again(&|| go_on(cancelled))?;
+    politely(options.leave_running, || {
+        precopy.copy(&|| go_on(cancelled))?;
+        precopy.again(&|| go_on(cancelled))
+    })?;
     if !options.leave_running {
         steps.start("prove");
         precopy.prove()?;

@@ -15,6 +15,7 @@ use super::data_runs;
 use super::digest::{self, BLOCK, ChainingValue, LEAF};
 use super::source::Source;
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::polite;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -426,7 +427,7 @@ fn work(queue: &Mutex<Receiver<Job>>, state: &State) {
         let next = locked(queue).recv();
         let Ok(job) = next else { return };
         if state.failure().is_ok()
-            && let Err(error) = job.work(&mut buffer)
+            && let Err(error) = polite::piece(|| job.work(&mut buffer))
         {
             locked(&state.failed).get_or_insert(error);
         }

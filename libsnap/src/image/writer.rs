@@ -12,6 +12,7 @@ use super::staging::Staging;
 use super::{MANIFEST, manifest, validate};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::VirtualPid;
+use crate::polite;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -196,7 +197,7 @@ fn verify(parts: &[(String, Finished)]) -> io::Result<()> {
     }
     digest::share_out(blocks.len() as u64, digest::processors(), |number, buffer| {
         let (part, bytes, block) = blocks[number as usize];
-        part.prove(block, bytes, buffer)
+        polite::piece(|| part.prove(block, bytes, buffer))
     })
     .map(drop)
 }

@@ -23,6 +23,8 @@ const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 /// `_IOWR(0xaa, 0x04, struct uffdio_zeropage)`
 const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+/// `_IOWR(0xaa, 0x06, struct uffdio_writeprotect)`
+const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 /// `_IOR(0xaa, 0x01, struct uffdio_range)`
 const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 /// `_IOR(0xaa, 0x02, struct uffdio_range)`
@@ -269,6 +271,19 @@ impl WriteNotes {
     /// userfaultfd watches it, ESRCH when the process has another address space by now.
     pub fn register(&self, span: Span) -> Sys<()> {
         register(&self.0, span, REGISTER_MODE_WP)
+    }
+
+    /// Writes to `span` are not noted any more, until it is looked at anew. Unlike the end of
+    /// it all, for which the kernel goes through everything that is registered at once, this
+    /// keeps nobody from a page fault.
+    pub fn forget(&self, span: Span) -> Sys<()> {
+        // struct uffdio_writeprotect: start, length, mode
+        let mut protect = [span.start, span.len(), 0];
+        // SAFETY: the structure is three words, which `protect` provides.
+        check(i64::from(unsafe {
+            libc::ioctl(self.0.as_raw_fd(), UFFDIO_WRITEPROTECT, protect.as_mut_ptr())
+        }))
+        .map(drop)
     }
 }
 
