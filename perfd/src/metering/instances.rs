@@ -15,6 +15,8 @@ use usage::record::{Account, AccountKind, Body, Counters, End, Gap, Moment, Sour
 /// An instance that was found so late had a past that nobody has seen. What is found sooner
 /// is taken to have got its memory evenly until then.
 const LATE_NS: u64 = SECOND_NS / 4;
+/// Where nothing of an instance runs it is as it was; it is looked at as a whole so often all the same.
+const WHOLE_NS: u64 = 5 * SECOND_NS;
 /// How long a last reading is waited for when the cgroup is gone.
 const PATIENCE_NS: u64 = 5 * SECOND_NS;
 
@@ -40,6 +42,10 @@ struct Live {
     memory: Memory,
     look_at: u64,
     pause_ns: u64,
+    /// The processor's counters, and the time, when it was looked at as a whole last.
+    whole: (cgroup::Counters, u64),
+    /// Nothing had changed by then.
+    rests: bool,
     /// Of its CPU time, what is in the sum over all.
     summed_ns: u64,
     /// Since when it is not alive any more.
@@ -177,7 +183,7 @@ impl Instances {
             let memory = Memory::unknown(app.started_boot_ns + live.counters.running_ns);
             Live { memory, ..live }
         });
-        live.memory.end(reading.boot_ns, &mut live.counters);
+        live.memory.stay(reading.boot_ns, &mut live.counters);
         live.take(&reading.counters);
         live.counters.running_ns = live
             .counters
@@ -285,6 +291,8 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
         memory,
         look_at: at.boot_ns,
         pause_ns: FIRST_NS,
+        whole: (cgroup::Counters::default(), 0),
+        rests: false,
         summed_ns,
         gone_since: None,
     }
@@ -325,30 +333,38 @@ impl Live {
         let now = libsnap::clocks::boottime_ns();
         self.look_at = now + self.pause_ns;
         self.pause_ns = (self.pause_ns * 2).min(LOOK_NS);
-        let Some(group) = self.app.cgroup.clone() else {
-            self.counters.running_ns = now.saturating_sub(self.app.started_boot_ns);
-            return 0;
-        };
-        let processes = cgroup::processes(&group).unwrap_or_default();
-        let Some(state) = self.state(&group, &processes) else {
-            // Its last reading tells the rest.
-            self.gone_since.get_or_insert(now);
-            return 0;
-        };
-        self.state = state;
-        let read = match self.source {
-            Source::Proc => cgroup::processor_counters(&group),
-            _ => cgroup::counters(&group),
-        };
-        let Ok(read) = read else {
-            return 0;
-        };
-        self.take(&read);
-        self.memory
-            .look(&group, self.source, processes, now, &mut self.counters);
+        if let Some(group) = self.app.cgroup.clone() {
+            let processor = cgroup::processor_counters(&group).unwrap_or_default();
+            let (before, whole_ns) = self.whole;
+            match self.rests && processor == before && now.saturating_sub(whole_ns) < WHOLE_NS {
+                true => self.memory.stay(now, &mut self.counters),
+                false if self.look_whole(&group, processor, now) => {}
+                false => return 0,
+            }
+        }
         let running_ns = now.saturating_sub(self.app.started_boot_ns);
         self.counters.running_ns = self.counters.running_ns.max(running_ns);
         self.sum()
+    }
+
+    /// Answers whether it is there.
+    fn look_whole(&mut self, group: &Path, processor: cgroup::Counters, now: u64) -> bool {
+        let processes = cgroup::processes(group).unwrap_or_default();
+        let Some(state) = self.state(group, &processes) else {
+            // Its last reading tells the rest.
+            self.gone_since.get_or_insert(now);
+            return false;
+        };
+        let read = match self.source {
+            Source::Proc => processor,
+            _ => cgroup::counters(group).unwrap_or(processor),
+        };
+        self.take(&read);
+        let held = self.memory.bytes();
+        self.memory.look(group, self.source, processes, now, &mut self.counters);
+        self.rests = state == self.state && processor == self.whole.0 && held == self.memory.bytes();
+        (self.state, self.whole) = (state, (processor, now));
+        true
     }
 
     /// `None` of one that has ended.

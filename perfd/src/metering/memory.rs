@@ -60,8 +60,13 @@ impl Memory {
         self.bytes = bytes;
     }
 
-    /// It has ended: what it held when it was looked at last it held until then.
-    pub fn end(&mut self, at_ns: u64, counters: &mut Counters) {
+    /// What was seen last.
+    pub fn bytes(&self) -> Option<u64> {
+        self.bytes
+    }
+
+    /// What it held when it was looked at last it has held until then.
+    pub fn stay(&mut self, at_ns: u64, counters: &mut Counters) {
         match self.bytes {
             Some(bytes) => self.count(bytes, bytes, at_ns, counters),
             None => counters.unseen_ns += at_ns.saturating_sub(self.at_ns),
@@ -109,13 +114,13 @@ mod tests {
         memory.bytes = Some(100);
         memory.count(100, 100, 30, &mut counters);
         assert_eq!(counters.memory_byte_ns, 500 + 2000);
-        memory.end(40, &mut counters);
+        memory.stay(40, &mut counters);
         assert_eq!((counters.memory_byte_ns, counters.memory_peak), (3500, 100));
         // Nobody looked for longer than that.
-        memory.end(41 + SEEN_NS, &mut counters);
+        memory.stay(41 + SEEN_NS, &mut counters);
         assert_eq!((counters.memory_byte_ns, counters.unseen_ns), (3500, SEEN_NS + 1));
         let mut memory = Memory::unknown(0);
-        memory.end(7, &mut counters);
+        memory.stay(7, &mut counters);
         assert_eq!(counters.unseen_ns, SEEN_NS + 8);
     }
 }
