@@ -7,17 +7,20 @@
 //!      ── measure    one round of one workload on one side
 //!      ── report     Markdown and JSON
 //!      ── table      the rows that are to be reached, each with its floor
+//!      ── entry      a node's two ways to an app, beside nginx and haproxy
 //! ```
 #![forbid(unsafe_code)]
 
 mod clock;
 mod command;
 mod engine;
+mod entry;
 mod files;
 mod floor;
 mod machine;
 mod measure;
 mod net;
+mod node;
 mod pages;
 mod place;
 mod proc;
@@ -46,6 +49,9 @@ struct Arguments {
     /// The table of what is to be reached, instead of the comparison of workloads.
     #[arg(long)]
     table: bool,
+    /// What clients of a node get, beside nginx and haproxy, instead of the comparison.
+    #[arg(long, conflicts_with_all = ["table", "criu", "only"])]
+    entry: bool,
     /// Rounds of each workload on each side; by default 10, in the table 50, or
     /// 10 for gigabytes.
     #[arg(long)]
@@ -93,18 +99,23 @@ fn compare(arguments: &Arguments) -> Result<()> {
         };
         return table::run(&request, &place);
     }
+    if arguments.entry {
+        let report = entry::measure(&place, arguments.runs.unwrap_or(RUNS))?;
+        return write(arguments, &report, &report.markdown());
+    }
     let report = measure_all(arguments, &place)?;
-    drop(place);
+    write(arguments, &report, &report.markdown())
+}
+
+fn write(arguments: &Arguments, report: &impl serde::Serialize, markdown: &str) -> Result<()> {
     if let Some(path) = &arguments.json {
-        std::fs::write(path, serde_json::to_string_pretty(&report)?)
+        std::fs::write(path, serde_json::to_string_pretty(report)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     match &arguments.markdown {
-        Some(path) => {
-            std::fs::write(path, report.markdown()).with_context(|| format!("cannot write {}", path.display()))
-        }
+        Some(path) => std::fs::write(path, markdown).with_context(|| format!("cannot write {}", path.display())),
         None => {
-            print!("{}", report.markdown());
+            print!("{markdown}");
             Ok(())
         }
     }

@@ -9,6 +9,8 @@ mod postgres;
 mod pythons;
 mod redis;
 
+pub use nginx::Nginx;
+
 use crate::place::Place;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
@@ -174,7 +176,7 @@ pub fn all(place: &Place, preload: Option<&Path>) -> Vec<Box<dyn Workload>> {
 }
 
 /// Names a missing program and how to get it.
-fn missing_program(program: &str, package: &str) -> Option<String> {
+pub fn missing_program(program: &str, package: &str) -> Option<String> {
     crate::command::find(program)
         .is_none()
         .then(|| format!("{program} (apt-get install {package})"))

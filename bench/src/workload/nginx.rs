@@ -29,7 +29,7 @@ impl Workload for Nginx {
 
     fn prepare(&self, place: &Place) -> Result<Box<dyn App>> {
         let (port, nonce) = (net::free_port()?, nonce());
-        let dir = place.disk().join("nginx");
+        let dir = place.disk().join(format!("nginx-{port}"));
         std::fs::create_dir_all(&dir)?;
         let config = dir.join("nginx.conf");
         std::fs::write(&config, configuration(&dir, port, nonce))?;
@@ -45,8 +45,8 @@ fn configuration(dir: &Path, port: u16, nonce: u64) -> String {
         .collect();
     format!(
         "daemon off; user root; worker_processes 2; error_log /dev/null; pid {dir}/pid;\n\
-         events {{ worker_connections 256; }}\n\
-         http {{ access_log off; {temporary}\
+         events {{ worker_connections 1024; }}\n\
+         http {{ access_log off; keepalive_requests 100000000; {temporary}\
          server {{ listen 127.0.0.1:{port}; location / {{ return 200 \"{nonce}\"; }} }} }}\n"
     )
 }
