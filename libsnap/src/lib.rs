@@ -16,6 +16,7 @@ pub mod image;
 pub mod ipc;
 pub mod journal;
 pub mod kernel;
+pub mod kernel_memory;
 pub mod launch;
 pub mod memory;
 pub mod nsthread;

@@ -147,6 +147,10 @@ app_test!(ctty);
 app_test!(epoll);
 app_test!(epoll_shared);
 app_test!(eventfd);
+app_test!(uring);
+app_test!(uring_registered);
+app_test!(uring_shared);
+app_test!(uring_in_flight, refused);
 
 // In the middle of a blocking system call.
 app_test!(block_nanosleep, clocked);
@@ -164,6 +168,7 @@ app_test!(block_pipe_read);
 app_test!(block_pipe_write);
 app_test!(block_epoll_wait);
 app_test!(block_epoll_timeout, clocked);
+app_test!(block_uring);
 app_test!(block_waitpid);
 app_test!(block_sigsuspend);
 app_test!(block_pause);

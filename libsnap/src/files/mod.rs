@@ -25,6 +25,7 @@ pub mod repair;
 pub mod sockets;
 pub mod tcp;
 pub mod unix;
+pub mod uring;
 
 use crate::clocks::{Reading, Timeline};
 use crate::error::{OrFail, Result};
@@ -339,7 +340,7 @@ fn anonymous(context: &Context<'_>, description: &Description) -> Result<FileKin
         "pidfd" => events::capture_pidfd(context, found),
         "eventpoll" => epoll::capture(context, description),
         "inotify" => inotify::capture(context, description),
-        "io_uring" => refused("io_uring instances are not carried yet", "run the app without io_uring"),
+        "io_uring" => uring::capture(context, description),
         "userfaultfd" => refused("userfaultfd is not carried yet", "close it before the snapshot"),
         other => refused(
             format!("descriptors of kind {other} are not carried"),
@@ -420,6 +421,7 @@ pub fn restore_all(
             FileKind::Epoll { .. } => epoll::restore()?,
             FileKind::Inotify { watches } => inotify::restore(builder, watches)?,
             FileKind::Pidfd { pid } => events::restore_pidfd(builder, *pid)?,
+            FileKind::Uring(record) => uring::restore(record)?,
             FileKind::Socket(record) => sockets::restore(builder, record, &mut unix)?,
             FileKind::Pty(record) => ptys.master(record.index)?,
             FileKind::PtySlave { index, through_tty } => {
@@ -432,6 +434,7 @@ pub fn restore_all(
     unix.finish(builder, &made, manifest)?;
     inet::finish(&made, manifest)?;
     tcp::finish(&made, manifest)?;
+    uring::finish(&made, manifest)?;
     pty::lock(&made, manifest)?;
     drop(ptys);
     for file in &manifest.files {
