@@ -33,10 +33,21 @@ pub struct KernelMemory {
 }
 
 /// All that is asked for.
-const MEMBERS: [&str; 56] = [
+const MEMBERS: [&str; 67] = [
     "task_struct.files",
     "task_struct.pid",
     "task_struct.io_uring",
+    "task_struct.pid_links",
+    "task_struct.signal",
+    "task_struct.thread_node",
+    "task_struct.cred",
+    "task_struct.nsproxy",
+    "signal_struct.thread_head",
+    "cred.security",
+    "landlock_ruleset.num_layers",
+    "file.f_inode",
+    "inode.i_private",
+    "pid.tasks",
     "files_struct.fdt",
     "fdtable.fd",
     "file.private_data",
@@ -132,6 +143,28 @@ impl KernelMemory {
             all.extend(&words[..WORDS.min(count - at)]);
         }
         Ok(all)
+    }
+
+    /// The `task_struct` of the calling thread.
+    pub fn current(&self) -> Result<u64, Unread> {
+        Ok(self.peek.current()?)
+    }
+
+    /// Those of all threads of a process, of which this is a pidfd.
+    pub fn threads(&self, pidfd: &impl AsRawFd) -> Result<Vec<u64>, Unread> {
+        const THREADS_MAX: usize = 65536;
+        let inode = self.u64(self.file(pidfd)?, "file.f_inode")?;
+        let number = self.u64(inode, "inode.i_private")?;
+        let link = self.u64(number, "pid.tasks")?;
+        let main = link - self.offset("task_struct.pid_links")?;
+        let list = self.part(self.u64(main, "task_struct.signal")?, "signal_struct.thread_head")?;
+        let mut tasks = Vec::new();
+        let mut next = self.words(list, 1)?[0];
+        while next != list && tasks.len() < THREADS_MAX {
+            tasks.push(next - self.offset("task_struct.thread_node")?);
+            next = self.words(next, 1)?[0];
+        }
+        Ok(tasks)
     }
 
     /// The `struct file` behind a descriptor of ours.

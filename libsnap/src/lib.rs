@@ -9,6 +9,7 @@ pub mod executor;
 pub mod files;
 mod frames;
 pub mod freeze;
+mod hidden;
 pub mod holds;
 pub mod identity;
 pub mod ids;

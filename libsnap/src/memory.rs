@@ -320,6 +320,12 @@ fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> 
         "[vvar]" | "[vvar_vclock]" => return Ok(VmaKind::Vvar),
         _ => refuse_flags(mapping, ours)?,
     }
+    if mapping.name.starts_with("/secretmem") {
+        return Err((
+            "memory that nobody but the app may read (memfd_secret)",
+            "close and unmap it before the snapshot",
+        ));
+    }
     if mapping.name == "anon_inode:[io_uring]" {
         return ring_kind(pid, mapping);
     }

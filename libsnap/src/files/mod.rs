@@ -341,6 +341,11 @@ fn anonymous(context: &Context<'_>, description: &Description) -> Result<FileKin
         "eventpoll" => epoll::capture(context, description),
         "inotify" => inotify::capture(context, description),
         "io_uring" => uring::capture(context, description),
+        "bpf-map" | "bpf-prog" | "bpf-link" | "btf" => refused(
+            "programs of the kernel and what belongs to them (bpf(2)) are not carried",
+            "let a program outside the app load them, or close them before the snapshot",
+        ),
+        "fanotify" => refused("fanotify groups are not carried yet", "close it before the snapshot"),
         "userfaultfd" => refused("userfaultfd is not carried yet", "close it before the snapshot"),
         other => refused(
             format!("descriptors of kind {other} are not carried"),
@@ -420,7 +425,7 @@ pub fn restore_all(
             FileKind::Signalfd { mask } => events::restore_signalfd(*mask)?,
             FileKind::Epoll { .. } => epoll::restore()?,
             FileKind::Inotify { watches } => inotify::restore(builder, watches)?,
-            FileKind::Pidfd { pid } => events::restore_pidfd(builder, *pid)?,
+            FileKind::Pidfd { pid } => events::restore_pidfd(builder, *pid, file.flags)?,
             FileKind::Uring(record) => uring::restore(record)?,
             FileKind::Socket(record) => sockets::restore(builder, record, &mut unix)?,
             FileKind::Pty(record) => ptys.master(record.index)?,

@@ -380,7 +380,10 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
     manifest.files.sort_by_key(|open| open.id);
     for open in &mut manifest.files {
         // Whoever took the others: they belong to the file.
-        let others = open.locks.iter_mut().filter(|lock| lock.kind != LockKind::Process);
+        let others = open
+            .locks
+            .iter_mut()
+            .filter(|lock| ![LockKind::Process, LockKind::Lease].contains(&lock.kind));
         others.for_each(|lock| lock.pid = VirtualPid::default());
         match &mut open.kind {
             FileKind::Unlinked { shm, .. } | FileKind::Memfd { shm, .. } => object(shm),

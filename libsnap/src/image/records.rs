@@ -635,7 +635,7 @@ pub struct OpenFile {
     pub kind: FileKind,
 }
 
-/// An advisory lock: flock(2), or fcntl(2) of an open file description or a process.
+/// An advisory lock: flock(2), or fcntl(2) of an open file description or a process. Or a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileLock {
@@ -654,6 +654,8 @@ pub enum LockKind {
     Flock,
     OpenFile,
     Process,
+    /// F_SETLEASE, by this process.
+    Lease,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use crate::error::{OrFail, Result};
 use crate::executor::CallId;
 use crate::files::paths;
 use crate::files::uring::{self, Winder};
-use crate::ids::{FileId, HostPid, ShmId};
+use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{
     EpollWatch, FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, UringRecord, Vma, VmaKind,
 };
@@ -598,6 +598,7 @@ pub fn descriptors(
         put(script, entry, number)?;
     }
     let user = Process {
+        pid: process.pid,
         restorer,
         entries: &entries,
         made,
@@ -605,6 +606,7 @@ pub fn descriptors(
     };
     user.watches(script)?;
     user.watches_away(script)?;
+    user.signals(script)?;
     process_locks(script, process, manifest)
 }
 
@@ -631,6 +633,7 @@ fn put(script: &mut Script<'_>, entry: &FdEntry, number: i32) -> Result<()> {
 
 /// A process that has its descriptors.
 struct Process<'a> {
+    pid: VirtualPid,
     restorer: i32,
     /// By number.
     entries: &'a [FdEntry],
@@ -664,6 +667,25 @@ impl<'a> Process<'a> {
         }
         for (entry, watch) in armed {
             add_watch(script, entry, watch)?;
+        }
+        Ok(())
+    }
+
+    /// A signal that tells of a file names the descriptor through which it was asked for
+    /// (O_ASYNC, F_SETSIG): it is asked for again by who gets it.
+    fn signals(&self, script: &mut Script<'_>) -> Result<()> {
+        let mut asked = Vec::new();
+        for entry in self.entries {
+            let file = &self.manifest.files[entry.file.0 as usize];
+            let is_own = file.owner.is_some_and(|owner| owner.id == self.pid);
+            if file.flags & libc::O_ASYNC == 0 || !is_own || asked.contains(&entry.file) {
+                continue;
+            }
+            asked.push(entry.file);
+            for flags in [file.flags & !libc::O_ASYNC, file.flags] {
+                let args = [entry.fd.0 as u64, libc::F_SETFL as u64, flags as u64];
+                script.must("fcntl(F_SETFL)", libc::SYS_fcntl, &args)?;
+            }
         }
         Ok(())
     }
@@ -911,10 +933,22 @@ fn sorted(entries: &[FdEntry]) -> Vec<FdEntry> {
 fn process_locks(script: &mut Script<'_>, process: &ProcessRecord, manifest: &Manifest) -> Result<()> {
     for entry in &process.fds {
         let locks = &manifest.files[entry.file.0 as usize].locks;
-        for lock in locks
+        let own = locks.iter().filter(|lock| lock.pid == process.pid);
+        // The signal that tells of its break names the descriptor.
+        let first = process
+            .fds
             .iter()
-            .filter(|l| l.kind == LockKind::Process && l.pid == process.pid)
-        {
+            .filter(|other| other.file == entry.file)
+            .map(|other| other.fd)
+            .min();
+        let leases = own.clone().filter(|lock| lock.kind == LockKind::Lease);
+        for lease in leases.filter(|_| first == Some(entry.fd)) {
+            const F_SETLEASE: u64 = 1024;
+            let kind = if lease.write { libc::F_WRLCK } else { libc::F_RDLCK };
+            let args = [entry.fd.0 as u64, F_SETLEASE, kind as u64];
+            script.must("fcntl(F_SETLEASE)", libc::SYS_fcntl, &args)?;
+        }
+        for lock in own.filter(|lock| lock.kind == LockKind::Process) {
             let wanted = paths::as_flock(lock);
             let kinds = u64::from(wanted.l_type as u16) | (wanted.l_whence as u64) << 16;
             let batch = script.room(1, 32)?;
