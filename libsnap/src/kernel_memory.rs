@@ -33,7 +33,7 @@ pub struct KernelMemory {
 }
 
 /// All that is asked for.
-const MEMBERS: [&str; 67] = [
+const MEMBERS: [&str; 69] = [
     "task_struct.files",
     "task_struct.pid",
     "task_struct.io_uring",
@@ -51,6 +51,8 @@ const MEMBERS: [&str; 67] = [
     "files_struct.fdt",
     "fdtable.fd",
     "file.private_data",
+    "socket.sk",
+    "tcp_sock.md5sig_info",
     "io_rings.sq",
     "io_rings.cq",
     "io_ring_ctx.flags",
