@@ -178,6 +178,12 @@ app_test!(uring);
 app_test!(uring_registered);
 app_test!(uring_shared);
 app_test!(uring_in_flight, refused);
+app_test!(uring_overflow, refused);
+app_test!(uring_direct, refused);
+app_test!(uring_moved, refused);
+app_test!(uring_provided, refused);
+app_test!(uring_other_thread, refused);
+app_test!(uring_sqpoll, refused);
 
 // In the middle of a blocking system call.
 app_test!(block_nanosleep, clocked);
