@@ -1,6 +1,7 @@
 //! What the kernel keeps and tells nobody, read from its memory by the names that its types
 //! give it (BTF, `/sys/kernel/btf/vmlinux`). Nothing is written there.
 
+use crate::sys::Sys;
 use crate::sys::bpf::{Peek, WORDS};
 use std::collections::HashMap;
 use std::fs;
@@ -28,7 +29,7 @@ impl From<nix::Error> for Unread {
 /// A door to the memory of the kernel.
 #[derive(Debug)]
 pub struct KernelMemory {
-    peek: Peek,
+    peek: &'static Peek,
     offsets: &'static Offsets,
 }
 
@@ -112,7 +113,9 @@ impl KernelMemory {
             let types = fs::read("/sys/kernel/btf/vmlinux").unwrap_or_default();
             Offsets::find(&types).unwrap_or_default()
         });
-        let peek = Peek::new()?;
+        // The kernel examines a program when it is loaded: that takes longer than its use.
+        static PEEK: OnceLock<Sys<Peek>> = OnceLock::new();
+        let peek = PEEK.get_or_init(Peek::new).as_ref().map_err(|errno| *errno)?;
         Ok(KernelMemory { peek, offsets })
     }
 
