@@ -447,12 +447,23 @@ impl Seized {
         }
     }
 
+    /// Lets go of a thread that has nothing to be looked at.
+    fn leave_alone(&self, tid: HostPid) {
+        if let Some(turn) = self.before.turns.get(&tid).filter(|_| self.hurried.contains(&tid)) {
+            turn.give_back(tid);
+        }
+        ptrace::detach(tid, 0).ok();
+    }
+
     fn finish(mut self, since: Instant, root: HostPid) -> Result<Frozen> {
         let order = self.order.clone();
         let mut processes = Vec::with_capacity(order.len());
         for pid in order {
             let tids = self.threads.iter().filter(|(p, _)| *p == pid).map(|(_, t)| *t);
+            let (workers, tids): (Vec<HostPid>, Vec<HostPid>) = tids.partition(|tid| is_worker(*tid));
+            workers.into_iter().for_each(|worker| self.leave_alone(worker));
             let mut threads = tids
+                .into_iter()
                 .map(|tid| {
                     let thread = inspect(tid, self.before.waits.get(&tid), &self.at)?;
                     Ok(match self.before.turns.get(&tid) {
@@ -573,6 +584,12 @@ fn cannot_seize(pid: HostPid, tid: HostPid, errno: Errno) -> Error {
         .needs("CAP_SYS_PTRACE and CAP_SYS_ADMIN over the app")
         .fix("run as root")
         .state("the app was not changed and is running")
+}
+
+/// A thread that works for a ring of the process (io_uring(7)) and never leaves the kernel,
+/// which is told by its registers. It is at rest when the ring is, and ends with the process.
+fn is_worker(tid: HostPid) -> bool {
+    ptrace::get_regs(tid).is_ok_and(|regs| (regs.get(reg::RIP), regs.get(reg::RSP)) == (0, 0))
 }
 
 /// A task on its way out cannot be seized (EPERM) for a moment before it is gone.

@@ -31,6 +31,7 @@ use crate::proc;
 use crate::refusals::Refusals;
 use crate::restore::script::Script;
 use crate::restore::skeleton::Skeleton;
+use crate::sys::fd as sysfd;
 use crate::sys::ptrace::Regs;
 use crate::sys::sysv::{self, Owner, SemOp};
 use crate::sys::task::{self, Compare};
@@ -62,6 +63,8 @@ pub struct Space {
     door: Door,
     /// `/proc/sysvipc/`: each shows the namespace in which it was opened.
     tables: Vec<File>,
+    /// Its POSIX message queues, as a directory that is nowhere mounted.
+    queues: Option<File>,
 }
 
 impl Space {
@@ -71,7 +74,15 @@ impl Space {
         let tables = ["shm", "sem", "msg"].iter();
         let tables = tables.map(|table| File::open(format!("/proc/sysvipc/{table}")));
         let tables = door.inside(|| tables.collect::<io::Result<Vec<_>>>())??;
-        Ok(Space { door, tables })
+        let queues = door.inside(sysfd::message_queues)?.ok().map(File::from);
+        Ok(Space { door, tables, queues })
+    }
+
+    /// Each queue makes the directory longer (`ipc/mqueue.c`).
+    fn has_posix_queues(&self) -> bool {
+        const EMPTY_BYTES: u64 = 40;
+        let meta = self.queues.as_ref().and_then(|queues| queues.metadata().ok());
+        meta.is_some_and(|meta| meta.len() > EMPTY_BYTES)
     }
 
     /// No object is in it now: there is nothing but the heads of the tables.
@@ -100,6 +111,14 @@ pub fn look(
     };
     // In the host's namespace the rest belongs to others.
     let own = matches!(target, Target::App { init: Some(_), .. });
+    if own && space.has_posix_queues() {
+        refusals.add(
+            pid,
+            "POSIX message queues",
+            "there are some in its IPC namespace, which are not carried yet",
+            "let the app remove them (mq_unlink)",
+        );
+    }
     let has_attached = shm
         .records_mut()
         .any(|record| matches!(record.kind, ShmKind::Sysv { .. }));

@@ -1,6 +1,7 @@
 //! What this kernel and processor can do, found out by trying.
 
 use crate::error::{Error, Kind, Result};
+use crate::kernel_memory::KernelMemory;
 use crate::sys::uffd::{self, Userfault};
 use crate::sys::{fd as sysfd, memory as mem, ptrace, task};
 use crate::target::Feature;
@@ -160,6 +161,13 @@ pub fn features() -> Vec<Feature> {
             false,
             "holding an app together; being born into its cgroup",
             "mount cgroup2; groups of v1 are the fallback",
+        ),
+        feature(
+            "bpf(2), BTF",
+            KernelMemory::open().is_ok_and(|memory| memory.offset("io_ring_ctx.nr_req_allocated").is_ok()),
+            false,
+            "io_uring at rest",
+            "Linux 6.16, CONFIG_DEBUG_INFO_BTF; run as root",
         ),
         feature(
             "PAGEMAP_SCAN",

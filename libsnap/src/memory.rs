@@ -7,6 +7,7 @@
 //! that has no name any more.
 
 use crate::error::{Error, OrFail, Result};
+use crate::files;
 use crate::frames::{Common, Frames};
 use crate::ids::{HostPid, ShmId};
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
@@ -17,6 +18,7 @@ use crate::precopy::{Precopy, Watched};
 use crate::proc::Mapping;
 use crate::refusals::Refusals;
 use crate::sys::memory::{self as sys, PAGE, Span};
+use crate::sys::uring;
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -318,6 +320,15 @@ fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> 
         "[vvar]" | "[vvar_vclock]" => return Ok(VmaKind::Vvar),
         _ => refuse_flags(mapping, ours)?,
     }
+    if mapping.name.starts_with("/secretmem") {
+        return Err((
+            "memory that nobody but the app may read (memfd_secret)",
+            "close and unmap it before the snapshot",
+        ));
+    }
+    if mapping.name == "anon_inode:[io_uring]" {
+        return ring_kind(pid, mapping);
+    }
     if mapping.ino == 0 && !mapping.name.starts_with('/') {
         return if mapping.shared {
             Err(("shared memory of an unknown kind", "end the user of this mapping first"))
@@ -383,6 +394,21 @@ fn refuse_flags(mapping: &Mapping, ours: bool) -> Result<(), Refused> {
     {
         Some((_, reason, fix)) => Err((reason, fix)),
         None => Ok(()),
+    }
+}
+
+/// Which ring it is of is told by its first page.
+fn ring_kind(pid: HostPid, mapping: &Mapping) -> Result<VmaKind, Refused> {
+    const WHOLE: [u64; 3] = [uring::OFF_SQ_RING, uring::OFF_CQ_RING, uring::OFF_SQES];
+    match files::uring::frame(pid, mapping.start).filter(|_| WHOLE.contains(&mapping.offset)) {
+        Some(memory) => Ok(VmaKind::Uring {
+            memory,
+            offset: mapping.offset,
+        }),
+        None => Err((
+            "a part of the memory of an io_uring",
+            "let the app unmap it, or map all of it",
+        )),
     }
 }
 

@@ -32,7 +32,7 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 
 /// Calls that end with EINTR on any stop, even when no handler runs (signal(7)).
 /// Having been stopped by us, they are restarted unless a handler runs.
-const EINTR_CALLS: [i64; 22] = [
+const EINTR_CALLS: [i64; 23] = [
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
@@ -42,6 +42,7 @@ const EINTR_CALLS: [i64; 22] = [
     libc::SYS_msgrcv,
     libc::SYS_msgsnd,
     libc::SYS_io_getevents,
+    libc::SYS_io_uring_enter,
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_connect,
@@ -57,6 +58,17 @@ const EINTR_CALLS: [i64; 22] = [
     libc::SYS_writev,
 ];
 
+/// A wait for completions (io_uring_enter(2)) with a relative time-out: made again it would be
+/// as long as the whole.
+fn ends(regs: &Regs) -> bool {
+    const ENTER_EXT_ARG: u64 = 1 << 3;
+    const ENTER_ABS_TIMER: u64 = 1 << 5;
+    let flags = regs.get(reg::R10);
+    regs.get(reg::ORIG_RAX) as i64 == libc::SYS_io_uring_enter
+        && flags & ENTER_EXT_ARG != 0
+        && flags & ENTER_ABS_TIMER == 0
+}
+
 /// Whether the thread still was in that wait when it stopped.
 pub fn is_waiting(regs: &Regs, wait: &Wait) -> bool {
     regs.get(reg::ORIG_RAX) as i64 == wait.shown
@@ -68,7 +80,7 @@ pub fn is_waiting(regs: &Regs, wait: &Wait) -> bool {
 pub fn resumable(regs: Regs, left_ns: Option<u64>) -> Regs {
     let call = regs.get(reg::ORIG_RAX) as i64;
     let interrupted = regs.get(reg::RAX) as i64 == -i64::from(libc::EINTR);
-    if !interrupted || !EINTR_CALLS.contains(&call) {
+    if !interrupted || !EINTR_CALLS.contains(&call) || ends(&regs) {
         return regs;
     }
     let regs = regs.with(reg::RAX, ERESTARTNOHAND as u64);

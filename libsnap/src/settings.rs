@@ -3,7 +3,7 @@
 //!
 //! Each is asked in the batch that asks for the rest; only what differs from a fresh process
 //! is recorded. A kernel that does not know one says so, and then nobody has set it.
-//! Not told by any call, so lost: what Landlock forbids.
+//! What Landlock forbids is told by no call: see [`crate::hidden`].
 
 use crate::error::{Error, Result};
 use crate::executor::{Batch, CallId, Executor, Slot};

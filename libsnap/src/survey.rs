@@ -5,6 +5,7 @@ use crate::clocks::Reading;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::files::{FileTable, Member, pty};
 use crate::freeze;
+use crate::hidden;
 use crate::ids::HostPid;
 use crate::image::records::Clocks;
 use crate::nsthread::Door;
@@ -181,6 +182,7 @@ pub fn processes(wanted: &mut Wanted, pids: &[HostPid], refusals: &mut Refusals)
         }
     }
     shared_parts(pids, refusals);
+    hidden::look(pids, |tid| wanted.has_own(tid), refusals);
 }
 
 /// Whether the root directory of a process is found by its name, from that of the init, or
@@ -292,6 +294,20 @@ impl Wanted {
         }
     }
 
+    /// The name of a namespace that this thread is in, which it should not be.
+    fn has_own(&self, tid: HostPid) -> Option<&'static str> {
+        let names = ["mnt", "ipc", "uts", "net"].map(|name| (self.init.as_str(), name));
+        let mut all = names
+            .into_iter()
+            .chain([("self", "cgroup"), (self.root.as_str(), "pid_for_children")]);
+        let differs = |(owner, name): &(&str, &'static str)| {
+            let wanted = if *name == "pid_for_children" { "pid" } else { name };
+            let found = ns(&tid.to_string(), name);
+            found.is_some() && found != ns(owner, wanted)
+        };
+        all.find(differs).map(|(_, name)| name)
+    }
+
     fn check_one(&mut self, pid: HostPid, name: &str, (owner, own): (&str, &'static str), refusals: &mut Refusals) {
         let process = pid.to_string();
         if (process.as_str(), name) == (owner, own) {
@@ -303,12 +319,14 @@ impl Wanted {
             .entry(key)
             .or_insert_with_key(|(owner, name)| ns(owner, name));
         let found = ns(&process, name);
-        if found.is_some() && found != *wanted {
+        // One for children has no name before the first of them.
+        let is_empty = found.is_none() && name == "pid_for_children" && proc::exists(pid);
+        if is_empty || found.is_some() && found != *wanted {
             refusals.add(
                 pid,
                 format!("{name} namespace"),
                 "the process is in a namespace of its own that is not carried yet",
-                "start the app with `appshot run`, which makes the namespaces it needs",
+                "start the app with `appshot run`, which makes the namespaces it needs, and let it make none by itself",
             );
         }
     }

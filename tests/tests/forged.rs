@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 
 /// A user without a name here, and without rights.
 const NOBODY: u32 = 4711;
+const NET_ADMIN: u64 = 1 << 12;
+const IPC_LOCK: u64 = 1 << 14;
 const NET_BIND_SERVICE: u64 = 1 << 10;
 
 /// A copy of an appshot of this program, in the forger's hands.
@@ -405,6 +407,51 @@ fn socket_option() {
             .expect("options")
             .push(option);
     });
+}
+
+/// Larger than this host lets anybody have one.
+#[test]
+fn large_buffer() {
+    trial("large_buffer", |place| {
+        let mut forger = forger(place, "udp", None)?;
+        let options = socket(&mut forger.manifest)["options"]
+            .as_array_mut()
+            .context("no options")?;
+        options.retain(|option| (&option["level"], &option["name"]) != (&json!(1), &json!(8)));
+        options.push(json!({ "level": 1, "name": 8, "value": "00000040" }));
+        let allow = without(&forger, NET_ADMIN)?;
+        refused(place, forger, allow, "a larger buffer than this host gives")
+    });
+}
+
+/// More than the limit of who restores it.
+#[test]
+fn locked_memory() {
+    trial("locked_memory", |place| {
+        let forger = forger(place, "pipes", None)?;
+        let allow = without(&forger, IPC_LOCK)?;
+        forger.edit(Record::Mappings, |vmas| {
+            for vma in vmas.as_array_mut().into_iter().flatten() {
+                vma["flags"] = json!(["lo"]);
+            }
+        })?;
+        forger.edit(Record::Process, |process| process["rlimits"][8] = json!([4096, 4096]))?;
+        refused(place, forger, allow, "of memory locked")
+    });
+}
+
+/// All but this capability, which the app has not either.
+fn without(forger: &Forger, capability: u64) -> Result<Allow> {
+    forger.edit(Record::Thread, |thread| {
+        for set in ["cap_permitted", "cap_effective", "cap_bounding"] {
+            let mask = thread["creds"][set].as_u64().unwrap_or(0);
+            thread["creds"][set] = json!(mask & !(NET_ADMIN | IPC_LOCK));
+        }
+    })?;
+    Ok(Allow {
+        capabilities: !capability,
+        ..Allow::default()
+    })
 }
 
 #[test]

@@ -149,8 +149,14 @@ pub fn restore_signalfd(mask: u64) -> Result<OwnedFd> {
 
 pub fn capture_pidfd(context: &Context<'_>, found: &Found) -> Result<FileKind, Refused> {
     let host = found.info.number("Pid").unwrap_or(-1) as i32;
+    let is_thread = found.flags & task::PIDFD_THREAD != 0;
+    let leader = || Fields::status(HostPid(host)).ok()?.number("Tgid");
     match context.virtual_pid(host) {
         Some(pid) => Ok(FileKind::Pidfd { pid }),
+        None if is_thread && leader().is_some_and(|leader| context.virtual_pid(leader as i32).is_some()) => refused(
+            format!("a pidfd of thread {host}, which is not the main one of its process"),
+            "close it before the snapshot",
+        ),
         None => refused(
             format!("a pidfd of process {host}, which is not of this app or has ended"),
             "close it before the snapshot",
@@ -158,12 +164,16 @@ pub fn capture_pidfd(context: &Context<'_>, found: &Found) -> Result<FileKind, R
     }
 }
 
-pub fn restore_pidfd(builder: &Builder<'_>, pid: VirtualPid) -> Result<OwnedFd> {
+pub fn restore_pidfd(builder: &Builder<'_>, pid: VirtualPid, flags: i32) -> Result<OwnedFd> {
     let host: HostPid = *builder
         .processes
         .get(&pid)
         .ok_or_else(|| Error::failed(format!("cannot open a pidfd: process {pid} is not in the appshot")))?;
-    let made = task::pidfd_open(host).or_fail(|| format!("cannot open a pidfd of process {pid}"))?;
+    let made = match flags & task::PIDFD_THREAD {
+        0 => task::pidfd_open(host),
+        _ => task::pidfd_open_thread(host),
+    };
+    let made = made.or_fail(|| format!("cannot open a pidfd of process {pid}"))?;
     debug_assert!(made.as_raw_fd() >= 0);
     Ok(made)
 }

@@ -8,13 +8,14 @@
 //! one that has it for that moment; sockets are connected after that, since a
 //! connected one takes from its peer only.
 //! Refused: datagrams held back (UDP_CORK, MSG_MORE) or from an address that this
-//! host cannot take, connections that nobody has accepted yet, what a raw socket
+//! host cannot take, keys of a socket that listens, connections that nobody has accepted yet, what a raw socket
 //! (raw(7)) has not read yet, other sockets.
 
 use super::{Context, Description, Refused, held, refused, sockets};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::FileId;
 use crate::image::records::{FileKind, Manifest, SocketRecord, SocketState};
+use crate::kernel_memory::{KernelMemory, Unread};
 use crate::proc;
 use crate::sys::fd as sysfd;
 use crate::sys::{Sys, diag};
@@ -63,6 +64,18 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     Ok(())
 }
 
+/// Whether it has keys: TCP_AO_INFO answers only who has some (Linux 6.7), and those of
+/// TCP_MD5SIG stand in the kernel's memory alone.
+fn signs(description: &Description) -> bool {
+    let has_md5 = || {
+        let kernel = KernelMemory::open()?;
+        let socket = kernel.u64(kernel.file(&description.dup)?, "file.private_data")?;
+        Ok::<_, Unread>(kernel.u64(kernel.u64(socket, "socket.sk")?, "tcp_sock.md5sig_info")? != 0)
+    };
+    diag::getsockopt(&description.dup, libc::IPPROTO_TCP, super::tcp::TCP_AO_INFO, 64).is_ok()
+        || has_md5().unwrap_or(false)
+}
+
 fn name_of(description: &Description) -> Vec<u8> {
     diag::address(&description.dup, false).unwrap_or_default()
 }
@@ -81,6 +94,12 @@ fn tcp(context: &Context<'_>, description: &Description, record: &mut SocketReco
         info.get(at..at + 4)
             .map_or(0, |b| i32::from_le_bytes(b.try_into().unwrap_or_default()))
     };
+    if signs(description) {
+        return refused(
+            "keys are set for it to sign by (TCP_MD5SIG, TCP-AO), which are not carried yet",
+            "let the app set them when it connects or accepts, or close it before the snapshot",
+        );
+    }
     // One that has ended is no fresh one, though it has no peer any more.
     let carried = info.get(TCPI_BYTES).is_some_and(|bytes| bytes != [0; 16]);
     let name = name_of(description);

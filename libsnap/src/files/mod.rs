@@ -25,6 +25,7 @@ pub mod repair;
 pub mod sockets;
 pub mod tcp;
 pub mod unix;
+pub mod uring;
 
 use crate::clocks::{Reading, Timeline};
 use crate::error::{OrFail, Result};
@@ -339,7 +340,12 @@ fn anonymous(context: &Context<'_>, description: &Description) -> Result<FileKin
         "pidfd" => events::capture_pidfd(context, found),
         "eventpoll" => epoll::capture(context, description),
         "inotify" => inotify::capture(context, description),
-        "io_uring" => refused("io_uring instances are not carried yet", "run the app without io_uring"),
+        "io_uring" => uring::capture(context, description),
+        "bpf-map" | "bpf-prog" | "bpf-link" | "btf" => refused(
+            "programs of the kernel and what belongs to them (bpf(2)) are not carried",
+            "let a program outside the app load them, or close them before the snapshot",
+        ),
+        "fanotify" => refused("fanotify groups are not carried yet", "close it before the snapshot"),
         "userfaultfd" => refused("userfaultfd is not carried yet", "close it before the snapshot"),
         other => refused(
             format!("descriptors of kind {other} are not carried"),
@@ -419,7 +425,8 @@ pub fn restore_all(
             FileKind::Signalfd { mask } => events::restore_signalfd(*mask)?,
             FileKind::Epoll { .. } => epoll::restore()?,
             FileKind::Inotify { watches } => inotify::restore(builder, watches)?,
-            FileKind::Pidfd { pid } => events::restore_pidfd(builder, *pid)?,
+            FileKind::Pidfd { pid } => events::restore_pidfd(builder, *pid, file.flags)?,
+            FileKind::Uring(record) => uring::restore(record)?,
             FileKind::Socket(record) => sockets::restore(builder, record, &mut unix)?,
             FileKind::Pty(record) => ptys.master(record.index)?,
             FileKind::PtySlave { index, through_tty } => {
@@ -432,6 +439,7 @@ pub fn restore_all(
     unix.finish(builder, &made, manifest)?;
     inet::finish(&made, manifest)?;
     tcp::finish(&made, manifest)?;
+    uring::finish(&made, manifest)?;
     pty::lock(&made, manifest)?;
     drop(ptys);
     for file in &manifest.files {

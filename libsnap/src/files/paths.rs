@@ -4,11 +4,12 @@
 //! Opened again by path inside the app's root, with their offset and flags. A
 //! regular file that has no name any more is kept whole and made anew in its
 //! directory; its descriptions are opened through /proc/self/fd.
-//! Refused: files that lost one name of several, devices with state, leases.
+//! Refused: files that lost one name of several, devices with state, leases that are broken,
+//! POSIX message queues, secret memory.
 
 use super::{Builder, Context, Description, Refused, refused};
 use crate::error::{Error, OrFail, Result};
-use crate::ids::{ShmId, VirtualPid};
+use crate::ids::{FileId, ShmId, VirtualPid};
 use crate::image::records::{FileKind, FileLock, LockKind, OpenFile, ShmKind};
 use crate::memory::{self, Tables};
 use crate::sys::fd as sysfd;
@@ -23,10 +24,24 @@ const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
 /// Devices of the kernel's memory driver: null, zero, full, random, urandom. Others
 /// of it are the machine's memory and its log.
 const MEMORY_DEVICES: u64 = 1;
+/// MQUEUE_MAGIC of the kernel.
+const MQUEUE: i64 = 0x1980_0202;
 const MEMORY_MINORS: [u64; 5] = [3, 5, 7, 8, 9];
 
 pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Tables) -> Result<FileKind, Refused> {
     let found = &description.found;
+    if nix::sys::statfs::fstatfs(&description.dup).is_ok_and(|fs| fs.filesystem_type().0 == MQUEUE) {
+        return refused(
+            "a POSIX message queue, which is not carried yet",
+            "let the app close and remove it (mq_unlink)",
+        );
+    }
+    if found.link.starts_with("/secretmem") {
+        return refused(
+            "memory that nobody but the app may read (memfd_secret)",
+            "close and unmap it before the snapshot",
+        );
+    }
     let view = tables.view(&found.link);
     let same = fs::symlink_metadata(&view).is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);
     if !same && let Some(kind) = unlinked(description, tables) {
@@ -235,11 +250,16 @@ pub fn locks(context: &Context<'_>, description: &Description) -> Result<Vec<Fil
         .found
         .info
         .all("lock")
-        .map(|line| parse_lock(context, line))
+        .map(|line| parse_lock(context, description.id, line))
         .collect()
 }
 
-fn parse_lock(context: &Context<'_>, line: &str) -> Result<FileLock, Refused> {
+fn has_open(context: &Context<'_>, process: VirtualPid, file: FileId) -> bool {
+    let mut fds = context.members.iter().zip(context.fds);
+    fds.any(|(member, fds)| member.vpid == process && fds.iter().any(|entry| entry.file == file))
+}
+
+fn parse_lock(context: &Context<'_>, id: FileId, line: &str) -> Result<FileLock, Refused> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let unknown = || {
         (
@@ -247,14 +267,21 @@ fn parse_lock(context: &Context<'_>, line: &str) -> Result<FileLock, Refused> {
             "release it before the snapshot".to_owned(),
         )
     };
-    let [_, kind, _, access, pid, _, start, end] = words[..] else {
+    let [_, kind, state, access, pid, _, start, end] = words[..] else {
         return Err(unknown());
     };
     let kind = match kind {
         "FLOCK" => LockKind::Flock,
         "POSIX" => LockKind::Process,
         "OFDLCK" => LockKind::OpenFile,
-        _ => return refused("a file lease is not carried yet", "release it before the snapshot"),
+        "LEASE" if state == "ACTIVE" => LockKind::Lease,
+        "LEASE" => {
+            return refused(
+                "a file lease that somebody waits for",
+                "let the app give it up, then try again",
+            );
+        }
+        _ => return refused("a file delegation is not carried", "release it before the snapshot"),
     };
     let start: u64 = start.parse().map_err(|_| unknown())?;
     let len = match end {
@@ -262,6 +289,12 @@ fn parse_lock(context: &Context<'_>, line: &str) -> Result<FileLock, Refused> {
         end => end.parse::<u64>().map_err(|_| unknown())?.saturating_sub(start) + 1,
     };
     let owner = pid.parse().ok().and_then(|pid| context.virtual_pid(pid));
+    if kind == LockKind::Lease && !owner.is_some_and(|owner| has_open(context, owner, id)) {
+        return refused(
+            "a file lease that was taken by a process that has ended or has closed the file",
+            "release it before the snapshot",
+        );
+    }
     Ok(FileLock {
         kind,
         write: access == "WRITE",
@@ -284,7 +317,7 @@ pub fn restore_locks(file: &OpenFile, fd: &OwnedFd) -> Result<()> {
                 let wanted = as_flock(lock);
                 nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_OFD_SETLK(&wanted)).or_fail(failed)?;
             }
-            LockKind::Process => {}
+            LockKind::Process | LockKind::Lease => {}
         }
     }
     Ok(())

@@ -35,8 +35,17 @@ const IP_RECVERR_RFC4884: i32 = 26;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 /// The same number of ICMPv6 sockets.
 const ICMP_FILTER: i32 = 1;
-/// IP_OPTIONS; all others have less.
+/// IP_OPTIONS; all others have less, but for those that stand in packets (ipv6(7)).
 const LONGEST: usize = 40;
+/// As many units of eight bytes as a byte counts, and one.
+const LONGEST_HEADER: usize = 2048;
+/// In packets of version 6 before all that is sent: for every router, for where they go, the way.
+pub const HEADERS: [(i32, i32); 4] = [
+    (libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RTHDRDSTOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RTHDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS),
+];
 
 const TCP_NOTSENT_LOWAT: i32 = 25;
 const TCP_INQ: i32 = 36;
@@ -47,7 +56,7 @@ const SO_BUF_LOCK: i32 = 72;
 
 /// Options that can be read and set. Buffer sizes are set first: data queued
 /// needs their room.
-pub const OPTIONS: [(i32, i32); 136] = [
+pub const OPTIONS: [(i32, i32); 141] = [
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, SO_BUF_LOCK),
@@ -158,6 +167,12 @@ pub const OPTIONS: [(i32, i32); 136] = [
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_IF),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVFRAGSIZE),
     (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
+    (libc::IPPROTO_IPV6, libc::IPV6_ADDR_PREFERENCES),
+    // The way may stand behind what is for those on it: that comes later.
+    HEADERS[0],
+    HEADERS[2],
+    HEADERS[1],
+    HEADERS[3],
     (SOL_TCP, libc::TCP_MAXSEG),
     (SOL_TCP, libc::TCP_NODELAY),
     (SOL_TCP, libc::TCP_CORK),
@@ -291,7 +306,12 @@ pub type Usual = Vec<Option<Vec<u8>>>;
 fn all_options(fd: &OwnedFd, record: &SocketRecord) -> Usual {
     let get = |(level, name): &(i32, i32)| {
         let has = has_level(record, *level);
-        has.then(|| diag::getsockopt(fd, *level, *name, LONGEST).ok()).flatten()
+        let longest = if HEADERS.contains(&(*level, *name)) {
+            LONGEST_HEADER
+        } else {
+            LONGEST
+        };
+        has.then(|| diag::getsockopt(fd, *level, *name, longest).ok()).flatten()
     };
     OPTIONS.iter().map(get).collect()
 }

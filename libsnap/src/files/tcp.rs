@@ -45,7 +45,7 @@ use std::os::fd::OwnedFd;
 const TCP: i32 = libc::IPPROTO_TCP;
 const TCP_WINDOW_CLAMP: i32 = 10;
 const TCP_ULP: i32 = 31;
-const TCP_AO_INFO: i32 = 40;
+pub const TCP_AO_INFO: i32 = 40;
 const SO_BINDTOIFINDEX: i32 = 62;
 
 /// States of an end (`net/tcp_states.h`).

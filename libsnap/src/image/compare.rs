@@ -265,7 +265,7 @@ fn goes_on(vma: &Vma, next: &Vma) -> bool {
         VmaKind::PrivateFile { offset, .. } | VmaKind::SharedFile { offset, .. } | VmaKind::Shm { offset, .. } => {
             *offset += vma.end - vma.start;
         }
-        VmaKind::Vvar | VmaKind::Vdso => return false,
+        VmaKind::Uring { .. } | VmaKind::Vvar | VmaKind::Vdso => return false,
     }
     (vma.end, vma.prot, &vma.flags, &vma.policy, &kind)
         == (next.start, next.prot, &next.flags, &next.policy, &next.kind)
@@ -358,6 +358,7 @@ fn sockets(manifest: &mut Manifest) -> impl Iterator<Item = &mut SocketRecord> {
 fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
     let mut files: Names<u32> = Names::new();
     let mut objects: Names<u32> = Names::new();
+    let mut rings: Names<u64> = Names::new();
     let mut inodes: Names<u64> = Names::new();
     let mut file = |id: &mut FileId| id.0 = files.of(id.0) as u32;
     let mut object = |id: &mut ShmId| id.0 = objects.of(id.0) as u32;
@@ -368,8 +369,10 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
         image.process.fds.sort_by_key(|entry| entry.fd);
         image.process.fds.iter_mut().for_each(|entry| file(&mut entry.file));
         for vma in &mut image.vmas {
-            if let VmaKind::Shm { shm, .. } = &mut vma.kind {
-                object(shm);
+            match &mut vma.kind {
+                VmaKind::Shm { shm, .. } => object(shm),
+                VmaKind::Uring { memory, .. } => *memory = rings.of(*memory),
+                _ => {}
             }
         }
     }
@@ -377,7 +380,10 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
     manifest.files.sort_by_key(|open| open.id);
     for open in &mut manifest.files {
         // Whoever took the others: they belong to the file.
-        let others = open.locks.iter_mut().filter(|lock| lock.kind != LockKind::Process);
+        let others = open
+            .locks
+            .iter_mut()
+            .filter(|lock| ![LockKind::Process, LockKind::Lease].contains(&lock.kind));
         others.for_each(|lock| lock.pid = VirtualPid::default());
         match &mut open.kind {
             FileKind::Unlinked { shm, .. } | FileKind::Memfd { shm, .. } => object(shm),
@@ -388,6 +394,13 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
             // Open by another way than its name (TIOCGPTPEER) it lacks what open(2) sets.
             FileKind::Pty(_) | FileKind::PtySlave { .. } => open.flags &= !O_LARGEFILE,
             FileKind::Pipe { ino } => *ino = inodes.of(*ino),
+            FileKind::Uring(record) => {
+                record.rings = rings.of(record.rings);
+                record.entries = rings.of(record.entries);
+                record.events.iter_mut().for_each(|events| file(&mut events.file));
+                let registered = record.files.iter_mut().filter_map(|slot| slot.file.as_mut());
+                registered.for_each(&mut file);
+            }
             FileKind::Socket(socket) => {
                 socket.ino = inodes.of(socket.ino);
                 let rights = socket.queue.iter_mut().flat_map(|message| &mut message.rights);

@@ -71,6 +71,14 @@ pub const TCP_WINDOW_SCALE: u8 = 14;
 /// SCM_MAX_FD.
 pub const RIGHTS_PER_MESSAGE: usize = 253;
 pub const PIPE_CAPACITY: u32 = 1 << 31;
+/// IORING_MAX_ENTRIES; the memory of as many, of 128 bytes each, with all the rest.
+pub const URING_ENTRIES: u32 = 32768;
+pub const URING_BYTES: usize = 8 << 20;
+/// How much of an io_uring's past is made again.
+pub const URING_REPLAYED: u32 = 1 << 26;
+/// IORING_MAX_FIXED_FILES.
+pub const URING_FILES: usize = 1 << 20;
+pub const URING_BUFFERS: usize = 1024;
 /// `struct termios2`.
 pub const TERMIOS_BYTES: usize = 44;
 /// Indices of pseudo-terminals (`NR_UNIX98_PTY_MAX`).

@@ -494,6 +494,11 @@ pub enum VmaKind {
         offset: u64,
         private: bool,
     },
+    /// Memory of an io_uring, by its name there; the offset says which it is.
+    Uring {
+        memory: u64,
+        offset: u64,
+    },
     /// `[vvar]`, `[vvar_vclock]`: provided by the kernel.
     Vvar,
     Vdso,
@@ -630,7 +635,7 @@ pub struct OpenFile {
     pub kind: FileKind,
 }
 
-/// An advisory lock: flock(2), or fcntl(2) of an open file description or a process.
+/// An advisory lock: flock(2), or fcntl(2) of an open file description or a process. Or a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileLock {
@@ -649,6 +654,8 @@ pub enum LockKind {
     Flock,
     OpenFile,
     Process,
+    /// F_SETLEASE, by this process.
+    Lease,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -704,6 +711,7 @@ pub enum FileKind {
     Pidfd {
         pid: VirtualPid,
     },
+    Uring(Box<UringRecord>),
     Socket(Box<SocketRecord>),
     /// The master of a pseudo-terminal, with the state of both sides.
     Pty(Box<PtyRecord>),
@@ -750,6 +758,79 @@ pub struct InotifyWatch {
     pub wd: i32,
     pub path: String,
     pub mask: u32,
+}
+
+/// An io_uring at rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UringRecord {
+    /// Names of its memories in the appshot: that of its rings, and that of what is submitted.
+    pub rings: u64,
+    pub entries: u64,
+    /// IORING_SETUP_*, without those that only say how large it was to be.
+    pub flags: u32,
+    pub sq_entries: u32,
+    pub cq_entries: u32,
+    /// How many entries the kernel has taken, and how many completions it has told.
+    pub taken: u32,
+    pub told: u32,
+    #[serde(with = "hex_bytes")]
+    pub rings_content: Vec<u8>,
+    #[serde(with = "hex_bytes")]
+    pub entries_content: Vec<u8>,
+    /// The only thread that may submit (IORING_SETUP_SINGLE_ISSUER).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub submitter: Option<VirtualPid>,
+    pub clock: i32,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub events: Option<UringEvents>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub files: Vec<UringFile>,
+    /// Places among them that the kernel chooses from, from and to.
+    pub slots: (u32, u32),
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub buffers: Vec<UringBuffer>,
+    /// The only process that has it, where there is but one: the buffers are its.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub user: Option<VirtualPid>,
+    /// Limits of its workers, bounded and unbounded.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub workers: Option<(u32, u32)>,
+    /// Main threads that have registered it for themselves, and under which number.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub registered: Vec<(VirtualPid, u32)>,
+}
+
+impl UringRecord {
+    pub fn memories(&self) -> [u64; 2] {
+        [self.rings, self.entries]
+    }
+}
+
+/// The eventfd that is told of completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UringEvents {
+    pub file: FileId,
+    /// IORING_REGISTER_EVENTFD_ASYNC.
+    pub only_async: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UringFile {
+    /// None: a place without one.
+    pub file: Option<FileId>,
+    pub tag: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UringBuffer {
+    /// 0: a place without one.
+    pub address: u64,
+    pub bytes: u64,
+    pub tag: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

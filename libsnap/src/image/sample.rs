@@ -279,6 +279,28 @@ fn files() -> Vec<OpenFile> {
             index: 0,
             through_tty: false,
         },
+        FileKind::Uring(Box::new(UringRecord {
+            rings: 4711,
+            entries: 4712,
+            flags: 1 << 8,
+            sq_entries: 8,
+            cq_entries: 16,
+            taken: 3,
+            told: 2,
+            rings_content: vec![7; 64],
+            entries_content: vec![8; 64],
+            clock: 1,
+            events: Some(UringEvents {
+                file: FileId(4),
+                only_async: false,
+            }),
+            files: vec![UringFile {
+                file: Some(FileId(1)),
+                tag: 9,
+            }],
+            slots: (0, 1),
+            ..UringRecord::default()
+        })),
         end(95, 96, 1),
         end(96, 95, 2),
     ];

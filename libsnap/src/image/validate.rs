@@ -271,6 +271,12 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
                     format!("mapping {:#x}: there is no shared memory {shm}", vma.start)
                 })?;
             }
+            if let VmaKind::Uring { memory, .. } = vma.kind {
+                let has = |kind: &FileKind| matches!(kind, FileKind::Uring(ring) if ring.memories().contains(&memory));
+                ensure(manifest.files.iter().any(|file| has(&file.kind)), part, || {
+                    format!("mapping {:#x}: there is no io_uring with this memory", vma.start)
+                })?;
+            }
         }
     }
     filters_used(manifest, cores)?;

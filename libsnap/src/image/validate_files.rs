@@ -2,7 +2,7 @@
 
 use super::fault::ensure;
 use super::records::{
-    FileKind, Manifest, OpenFile, PipeRecord, PtyRecord, ShmKind, ShmRecord, SocketRecord, SocketState,
+    FileKind, Manifest, OpenFile, PipeRecord, PtyRecord, ShmKind, ShmRecord, SocketRecord, SocketState, UringRecord,
 };
 use super::validate::{count, path, text};
 use super::{MANIFEST, limits, validate_ipc};
@@ -30,6 +30,7 @@ struct Names {
     /// Ends of TCP connections, and which is the other.
     joined: BTreeMap<u64, u64>,
     ptys: BTreeSet<u32>,
+    rings: BTreeSet<u64>,
 }
 
 pub fn all(manifest: &Manifest) -> Result<()> {
@@ -70,6 +71,10 @@ fn collect_names(manifest: &Manifest) -> Result<Names> {
             ensure(names.ptys.insert(pty.index), PART, || {
                 format!("pseudo-terminal {} is listed twice", pty.index)
             })?;
+        }
+        if let FileKind::Uring(ring) = &file.kind {
+            let new = names.rings.insert(ring.rings) && names.rings.insert(ring.entries);
+            ensure(new, PART, || format!("file {}: its memory is another ring's", file.id))?;
         }
         if let FileKind::Socket(socket) = &file.kind {
             let new = socket.ino != 0 && names.sockets.insert(socket.ino);
@@ -176,6 +181,15 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
                 _ => Ok(()),
             }
         }
+        FileKind::Uring(ring) => {
+            self::uring(id, ring)?;
+            let registered = ring.files.iter().filter_map(|slot| slot.file);
+            let mut named = registered.chain(ring.events.map(|events| events.file));
+            has(
+                named.all(|file| file != id && names.files.contains(&file)),
+                "registered file",
+            )
+        }
         FileKind::Pty(pty) => self::pty(id, pty),
         FileKind::PtySlave { index, .. } => has(names.ptys.contains(index), "pseudo-terminal"),
         FileKind::Outside { what } => text(PART, "outside file", what, limits::TEXT_BYTES),
@@ -246,6 +260,27 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
     let senders = socket.queue.iter().map(|message| message.from.as_slice());
     let longest = addresses.into_iter().chain(senders).map(<[u8]>::len).max().unwrap_or(0);
     count(PART, "bytes of a socket address", longest, limits::SOCKADDR_BYTES)
+}
+
+fn uring(id: FileId, ring: &UringRecord) -> Result<()> {
+    let power = |entries: u32, most: u32| entries.is_power_of_two() && entries <= most;
+    let sized = power(ring.sq_entries, limits::URING_ENTRIES)
+        && power(ring.cq_entries, 2 * limits::URING_ENTRIES)
+        && ring.cq_entries >= ring.sq_entries;
+    let filled = [&ring.rings_content, &ring.entries_content]
+        .iter()
+        .all(|bytes| bytes.len() <= limits::URING_BYTES && !bytes.is_empty());
+    let made = ring.taken.max(ring.told) <= limits::URING_REPLAYED;
+    ensure(sized && filled && made, PART, || {
+        format!("file {id}: its rings are malformed")
+    })?;
+    count(PART, "registered files", ring.files.len(), limits::URING_FILES)?;
+    count(PART, "registered buffers", ring.buffers.len(), limits::URING_BUFFERS)?;
+    let sound = ring.slots.0 <= ring.slots.1 && ring.slots.1 as usize <= ring.files.len();
+    let numbered = ring.registered.iter().all(|(_, slot)| *slot < 16);
+    ensure(sound && numbered, PART, || {
+        format!("file {id}: what is registered with it is malformed")
+    })
 }
 
 fn pty(id: FileId, pty: &PtyRecord) -> Result<()> {

@@ -159,6 +159,7 @@ fn vmas(part: &str, vmas: &[Vma]) -> Result<()> {
                 *offset
             }
             VmaKind::Shm { offset, .. } => *offset,
+            VmaKind::Uring { offset, .. } => *offset,
             VmaKind::Anon | VmaKind::Vvar | VmaKind::Vdso => 0,
         };
         let end = offset

@@ -54,6 +54,15 @@ fn end(manifest: &mut Manifest) -> (&mut u64, &mut Connection) {
     }
 }
 
+fn ring(manifest: &mut Manifest) -> &mut UringRecord {
+    let mut files = manifest.files.iter_mut();
+    let ring = files.find_map(|file| match &mut file.kind {
+        FileKind::Uring(ring) => Some(&mut **ring),
+        _ => None,
+    });
+    ring.expect("the sample has one")
+}
+
 #[test]
 fn bad_manifests_are_refused() {
     let changes: Vec<Change<Manifest>> = vec![
@@ -98,6 +107,14 @@ fn bad_manifests_are_refused() {
         ("peer is not listed", Box::new(|m| *end(m).0 = 91)),
         ("peer is not listed", Box::new(|m| drop(m.files.pop()))),
         ("malformed", Box::new(|m| end(m).1.mss = 0)),
+        ("malformed", Box::new(|m| ring(m).sq_entries = 7)),
+        ("malformed", Box::new(|m| ring(m).taken = u32::MAX)),
+        ("malformed", Box::new(|m| ring(m).slots = (0, 2))),
+        ("another ring's", Box::new(|m| ring(m).entries = 4711)),
+        (
+            "registered file is not listed",
+            Box::new(|m| ring(m).files[0].file = Some(FileId(99))),
+        ),
         ("malformed", Box::new(|m| end(m).1.window = u32::MAX)),
         ("malformed", Box::new(|m| end(m).1.scales = Some((15, 0)))),
     ];

@@ -10,16 +10,19 @@ use super::vdso::{self, Vdso};
 use crate::error::{OrFail, Result};
 use crate::executor::CallId;
 use crate::files::paths;
-use crate::ids::{FileId, HostPid, ShmId};
+use crate::files::uring::{self, Winder};
+use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{
-    EpollWatch, FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind,
+    EpollWatch, FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, UringRecord, Vma, VmaKind,
 };
-use crate::image::{Appshot, Core, Segment};
+use crate::image::{Appshot, Core, Segment, limits};
 use crate::ipc;
 use crate::nsthread;
+use crate::pages;
+use crate::proc;
 use crate::settings;
 use crate::sys::memory::{MADV_COLLAPSE, Span};
-use crate::sys::{fd as sysfd, shm as sysshm};
+use crate::sys::{fd as sysfd, shm as sysshm, uring as sys_uring};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -254,7 +257,8 @@ pub enum Protect {
 /// Protection and advice, once the pages are in.
 pub fn protection(script: &mut Script<'_>, core: &Core, vdso: &Vdso, what: Protect) -> Result<()> {
     let kept = vdso.kept(&core.image.vmas);
-    for vma in core.image.vmas.iter().filter(|vma| kept != Some(*vma)) {
+    let there = |vma: &&Vma| kept != Some(*vma) && !matches!(vma.kind, VmaKind::Uring { .. });
+    for vma in core.image.vmas.iter().filter(there) {
         if what != Protect::NotForked {
             protect(script, vma, has_pages(core, vma))?;
         }
@@ -431,7 +435,7 @@ impl Mapper<'_, '_> {
         let len = vma.end - vma.start;
         let fixed = libc::MAP_FIXED_NOREPLACE;
         let (flags, fd, offset) = match &vma.kind {
-            VmaKind::Vvar => return Ok(()),
+            VmaKind::Vvar | VmaKind::Uring { .. } => return Ok(()),
             VmaKind::Vdso if !self.bridged => return Ok(()),
             VmaKind::Anon | VmaKind::Vdso => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
             VmaKind::PrivateFile { path, offset } => (libc::MAP_PRIVATE, self.file(path, false)?, *offset),
@@ -585,16 +589,16 @@ pub fn descriptors(
     manifest: &Manifest,
 ) -> Result<()> {
     close_all(script, restorer)?;
-    let mut entries = process.fds.clone();
     // In ascending order the lowest free number is never above where the next
     // one belongs.
-    entries.sort_by_key(|entry| entry.fd);
+    let entries = sorted(&process.fds);
     for (at, entry) in entries.iter().enumerate() {
         let number = free_number(&entries[..at], restorer);
         take(script, restorer, made[&entry.file].as_raw_fd(), number)?;
         put(script, entry, number)?;
     }
     let user = Process {
+        pid: process.pid,
         restorer,
         entries: &entries,
         made,
@@ -602,6 +606,7 @@ pub fn descriptors(
     };
     user.watches(script)?;
     user.watches_away(script)?;
+    user.signals(script)?;
     process_locks(script, process, manifest)
 }
 
@@ -628,6 +633,7 @@ fn put(script: &mut Script<'_>, entry: &FdEntry, number: i32) -> Result<()> {
 
 /// A process that has its descriptors.
 struct Process<'a> {
+    pid: VirtualPid,
     restorer: i32,
     /// By number.
     entries: &'a [FdEntry],
@@ -661,6 +667,25 @@ impl<'a> Process<'a> {
         }
         for (entry, watch) in armed {
             add_watch(script, entry, watch)?;
+        }
+        Ok(())
+    }
+
+    /// A signal that tells of a file names the descriptor through which it was asked for
+    /// (O_ASYNC, F_SETSIG): it is asked for again by who gets it.
+    fn signals(&self, script: &mut Script<'_>) -> Result<()> {
+        let mut asked = Vec::new();
+        for entry in self.entries {
+            let file = &self.manifest.files[entry.file.0 as usize];
+            let is_own = file.owner.is_some_and(|owner| owner.id == self.pid);
+            if file.flags & libc::O_ASYNC == 0 || !is_own || asked.contains(&entry.file) {
+                continue;
+            }
+            asked.push(entry.file);
+            for flags in [file.flags & !libc::O_ASYNC, file.flags] {
+                let args = [entry.fd.0 as u64, libc::F_SETFL as u64, flags as u64];
+                script.must("fcntl(F_SETFL)", libc::SYS_fcntl, &args)?;
+            }
         }
         Ok(())
     }
@@ -738,14 +763,192 @@ fn add_watch(script: &mut Script<'_>, entry: &FdEntry, watch: &EpollWatch) -> Re
     Ok(call)
 }
 
+/// Gives a process the memory of the rings (io_uring(7)) that it has mapped, and has it do
+/// what nobody can do for it.
+pub fn rings(
+    script: &mut Script<'_>,
+    restorer: i32,
+    core: &Core,
+    made: &HashMap<FileId, OwnedFd>,
+    manifest: &Manifest,
+) -> Result<()> {
+    let process = &core.image.process;
+    let numbers = free_numbers(&process.fds, restorer);
+    let given = numbers[0];
+    let room = Room::make(script, core)?;
+    for (id, record) in uring::all(manifest) {
+        let mapped = core.image.vmas.iter().filter_map(|vma| match vma.kind {
+            VmaKind::Uring { memory, offset } if record.memories().contains(&memory) => Some((vma, offset)),
+            _ => None,
+        });
+        let mapped: Vec<(&Vma, u64)> = mapped.collect();
+        let own = Some(process.pid);
+        let registered = record.registered.iter().filter(|(pid, _)| *pid == process.pid);
+        let buffers = record.user == own && !record.buffers.is_empty();
+        if mapped.is_empty() && record.submitter != own && !buffers && registered.clone().next().is_none() {
+            continue;
+        }
+        take(script, restorer, made[&id].as_raw_fd(), given)?;
+        for (vma, offset) in mapped {
+            let (len, flags) = (vma.end - vma.start, (libc::MAP_SHARED | libc::MAP_POPULATE) as u64);
+            script.must("munmap", libc::SYS_munmap, &[vma.start, len])?;
+            let args = [0, len, u64::from(vma.prot), flags, given as u64, offset];
+            let call = script.must("mmap", libc::SYS_mmap, &args)?;
+            script.expect(call, "mapping an io_uring where it was", vma.start);
+            advise(script, vma, Protect::All)?;
+        }
+        if record.submitter == own {
+            issue(script, (restorer, numbers), record, id, made)?;
+        }
+        if buffers {
+            register_buffers(script, given, record)?;
+        }
+        for (_, slot) in registered {
+            let batch = script.room(1, 16)?;
+            let argument = batch.words(&uring::ring_argument(*slot, given)).address;
+            let args = [given as u64, u64::from(sys_uring::REGISTER_RING_FDS), argument, 1];
+            batch.must("io_uring_register", libc::SYS_io_uring_register, &args);
+        }
+        script.must("close", libc::SYS_close, &[given as u64])?;
+    }
+    room.leave(script)
+}
+
+/// The kernel alone says where a ring is mapped, and takes no address: there is room nowhere
+/// but where it is to be.
+struct Room {
+    filled: Vec<Span>,
+}
+
+impl Room {
+    /// Fills all of an address space that is free, with what cannot be touched.
+    fn make(script: &mut Script<'_>, core: &Core) -> Result<Room> {
+        let is_ring = |vma: &&Vma| matches!(vma.kind, VmaKind::Uring { .. });
+        let rings: Vec<Span> = core.image.vmas.iter().filter(is_ring).map(Span::from).collect();
+        let mut free = Vec::new();
+        if !rings.is_empty() {
+            script.flush()?;
+            free = holes(script.tid()).or_fail(|| format!("cannot read the mappings of pid {}", script.tid()))?;
+        }
+        for hole in &free {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+            let args = [hole.start, hole.len(), 0, flags as u64, u64::MAX, 0];
+            script.must("mmap", libc::SYS_mmap, &args)?;
+        }
+        let filled = pages::without(&free, &rings);
+        Ok(Room { filled })
+    }
+
+    fn leave(self, script: &mut Script<'_>) -> Result<()> {
+        for span in &self.filled {
+            script.must("munmap", libc::SYS_munmap, &[span.start, span.len()])?;
+        }
+        Ok(())
+    }
+}
+
+/// What of an address space is free.
+fn holes(pid: HostPid) -> std::io::Result<Vec<Span>> {
+    let maps = proc::text(pid, "maps")?;
+    let number = |text: &str| u64::from_str_radix(text, 16).unwrap_or(0);
+    let used = maps.lines().filter_map(|line| {
+        let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+        Some((number(start), number(end)))
+    });
+    let mut start = limits::ADDRESS_MIN;
+    let mut holes = Vec::new();
+    for (from, to) in used.chain([(limits::ADDRESS_END, limits::ADDRESS_END)]) {
+        let end = from.min(limits::ADDRESS_END);
+        if start < end {
+            holes.push(Span { start, end });
+        }
+        start = start.max(to);
+    }
+    Ok(holes)
+}
+
+/// A ring of which this is the only thread: it enables it, and brings it to where it was.
+fn issue(
+    script: &mut Script<'_>,
+    (restorer, [number, next]): (i32, [i32; 2]),
+    record: &UringRecord,
+    id: FileId,
+    made: &HashMap<FileId, OwnedFd>,
+) -> Result<()> {
+    let failed = || "cannot make an io_uring again";
+    let register = [number as u64, u64::from(sys_uring::REGISTER_ENABLE_RINGS), 0, 0];
+    script.must("io_uring_register", libc::SYS_io_uring_register, &register)?;
+    let mut winder = Winder::new(&made[&id], record).or_fail(failed)?;
+    while let Some(count) = winder.step().or_fail(failed)? {
+        let args = [number as u64, u64::from(count), 0, 0, 0, 0];
+        let call = script.must("io_uring_enter", libc::SYS_io_uring_enter, &args)?;
+        script.expect(call, "bringing an io_uring to where it was", u64::from(count));
+        script.flush()?;
+    }
+    winder.put_back().or_fail(failed)?;
+    if let Some(events) = &record.events {
+        take(script, restorer, made[&events.file].as_raw_fd(), next)?;
+        let (operation, words) = uring::events_argument(events, next);
+        let batch = script.room(1, 8)?;
+        let argument = batch.words(&words).address;
+        let args = [number as u64, u64::from(operation), argument, 1];
+        batch.must("io_uring_register", libc::SYS_io_uring_register, &args);
+        script.must("close", libc::SYS_close, &[next as u64])?;
+    }
+    Ok(())
+}
+
+fn register_buffers(script: &mut Script<'_>, number: i32, record: &UringRecord) -> Result<()> {
+    let buffers = &record.buffers;
+    let batch = script.room(1, 24 * buffers.len() + 32)?;
+    let pieces: Vec<u64> = buffers.iter().flat_map(|b| [b.address, b.bytes]).collect();
+    let tags: Vec<u64> = buffers.iter().map(|buffer| buffer.tag).collect();
+    let (pieces, tags) = (batch.words(&pieces).address, batch.words(&tags).address);
+    let (words, size) = uring::resources(buffers.len(), pieces, tags);
+    let argument = batch.words(&words).address;
+    let args = [
+        number as u64,
+        u64::from(sys_uring::REGISTER_BUFFERS2),
+        argument,
+        u64::from(size),
+    ];
+    batch.must("io_uring_register", libc::SYS_io_uring_register, &args);
+    Ok(())
+}
+
+/// The two lowest numbers that are free.
+fn free_numbers(entries: &[FdEntry], restorer: i32) -> [i32; 2] {
+    let is_free = |number: &i32| *number != restorer && !entries.iter().any(|entry| entry.fd.0 == *number);
+    let mut free = (0..).filter(is_free);
+    [(); 2].map(|()| free.next().unwrap_or(i32::MAX))
+}
+
+fn sorted(entries: &[FdEntry]) -> Vec<FdEntry> {
+    let mut entries = entries.to_vec();
+    entries.sort_by_key(|entry| entry.fd);
+    entries
+}
+
 /// Locks that belong to a process are taken by it.
 fn process_locks(script: &mut Script<'_>, process: &ProcessRecord, manifest: &Manifest) -> Result<()> {
     for entry in &process.fds {
         let locks = &manifest.files[entry.file.0 as usize].locks;
-        for lock in locks
+        let own = locks.iter().filter(|lock| lock.pid == process.pid);
+        // The signal that tells of its break names the descriptor.
+        let first = process
+            .fds
             .iter()
-            .filter(|l| l.kind == LockKind::Process && l.pid == process.pid)
-        {
+            .filter(|other| other.file == entry.file)
+            .map(|other| other.fd)
+            .min();
+        let leases = own.clone().filter(|lock| lock.kind == LockKind::Lease);
+        for lease in leases.filter(|_| first == Some(entry.fd)) {
+            const F_SETLEASE: u64 = 1024;
+            let kind = if lease.write { libc::F_WRLCK } else { libc::F_RDLCK };
+            let args = [entry.fd.0 as u64, F_SETLEASE, kind as u64];
+            script.must("fcntl(F_SETLEASE)", libc::SYS_fcntl, &args)?;
+        }
+        for lock in own.filter(|lock| lock.kind == LockKind::Process) {
             let wanted = paths::as_flock(lock);
             let kinds = u64::from(wanted.l_type as u16) | (wanted.l_whence as u64) << 16;
             let batch = script.room(1, 32)?;

@@ -491,6 +491,7 @@ impl Prepared {
             }
             let process = &core.image.process;
             place::descriptors(&mut script, skeleton.restorer, process, files, &shot.manifest)?;
+            place::rings(&mut script, skeleton.restorer, core, files, &shot.manifest)?;
             state::common(&mut script, process)?;
             scripts.push(script);
         }

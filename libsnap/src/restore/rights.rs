@@ -18,8 +18,8 @@ use crate::error::{OrFail, Result};
 use crate::files::{netlink, paths, sockets};
 use crate::ids::HostPid;
 use crate::image::records::{
-    FileKind, IpcPerm, Manifest, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord, SocketState, ThreadRecord,
-    VmaKind,
+    FileKind, IpcPerm, LockKind, Manifest, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord, SocketState,
+    ThreadRecord, VmaKind,
 };
 use crate::image::{Appshot, Core};
 use crate::sys::task;
@@ -29,7 +29,7 @@ use nix::unistd::{Gid, Uid, User, getgrouplist, getresuid};
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// `capabilities(7)`: user 0 gains them at execve(2) unless this is set.
@@ -165,6 +165,24 @@ impl<'a> Judge<'a> {
                 who("wants to be spared when memory runs out"),
             )?;
         }
+        let locked = core
+            .image
+            .vmas
+            .iter()
+            .filter(|vma| vma.flags.iter().any(|flag| flag == "lo"));
+        let locked: u64 = locked.map(|vma| vma.end - vma.start).sum();
+        let limit = process
+            .rlimits
+            .get(libc::RLIMIT_MEMLOCK as usize)
+            .map_or(0, |limit| limit.1);
+        if locked > limit || beyond_own_limit(locked) {
+            self.takes(
+                Capability::CAP_IPC_LOCK,
+                who(&format!(
+                    "has {locked} bytes of memory locked, beyond its limit or ours"
+                )),
+            )?;
+        }
         let mut mapped = false;
         let mut judged = HashSet::new();
         for vma in &core.image.vmas {
@@ -204,6 +222,10 @@ impl<'a> Judge<'a> {
                 FileKind::Path { path, .. } => {
                     self.path(&who, path)?;
                     self.is_of_kind(&who, path, paths::is_carried)?;
+                    let leased = file.locks.iter().any(|lock| lock.kind == LockKind::Lease);
+                    if let Some(meta) = self.seen.metadata(path).filter(|_| leased) {
+                        self.uid(format!("{who} has a lease of a file of"), meta.uid())?;
+                    }
                 }
                 FileKind::Inotify { watches } => watches.iter().try_for_each(|watch| self.path(&who, &watch.path))?,
                 FileKind::Socket(socket) => self.socket(&who, socket)?,
@@ -291,6 +313,11 @@ impl<'a> Judge<'a> {
             let wants = || format!("{who} wants socket option {}:{}", option.level, option.name);
             match (option.level, option.name) {
                 (libc::IPPROTO_IP, libc::IP_OPTIONS) => self.takes(Capability::CAP_NET_RAW, wants())?,
+                header if sockets::HEADERS.contains(&header) => self.takes(Capability::CAP_NET_RAW, wants())?,
+                _ if is_too_large(record, option) => self.takes(
+                    Capability::CAP_NET_ADMIN,
+                    format!("{who} wants a larger buffer than this host gives"),
+                )?,
                 _ if is_privileged(option) => self.takes(Capability::CAP_NET_ADMIN, wants())?,
                 _ => {}
             }
@@ -387,6 +414,34 @@ fn groups_of(uids: &[u32]) -> Vec<u32> {
 }
 
 /// What only CAP_NET_ADMIN sets, or sets so high (socket(7), ip(7)).
+/// What the limit of an app is, its appshot says.
+fn beyond_own_limit(locked: u64) -> bool {
+    task::prlimit_get(HostPid(0), libc::RLIMIT_MEMLOCK).is_ok_and(|own| locked > own.1)
+}
+
+/// A buffer beyond what anybody may set, of which the kernel makes twice as much; those of
+/// connections grow by themselves.
+fn is_too_large(record: &SocketRecord, option: &SockOpt) -> bool {
+    let (of_all, of_tcp) = match (option.level, option.name) {
+        (libc::SOL_SOCKET, libc::SO_SNDBUF) => ("core/wmem_max", "ipv4/tcp_wmem"),
+        (libc::SOL_SOCKET, libc::SO_RCVBUF) => ("core/rmem_max", "ipv4/tcp_rmem"),
+        _ => return false,
+    };
+    let last = |name: &str| {
+        let text = fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap_or_default();
+        text.split_whitespace()
+            .last()
+            .and_then(|word| word.parse::<i64>().ok())
+            .unwrap_or(0)
+    };
+    let grown = match record.kind {
+        libc::SOCK_STREAM if record.domain != libc::AF_UNIX => last(of_tcp),
+        _ => 0,
+    };
+    let wanted = option.value.first_chunk().map_or(0, |word| i32::from_le_bytes(*word));
+    i64::from(wanted) > grown.max(2 * last(of_all))
+}
+
 fn is_privileged(option: &SockOpt) -> bool {
     const SO_PREFER_BUSY_POLL: i32 = 69;
     const SO_RCVMARK: i32 = 75;

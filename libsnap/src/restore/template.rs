@@ -88,6 +88,8 @@ impl Template {
             return false;
         };
         let terminal = |kind: &FileKind| matches!(kind, FileKind::Pty(_) | FileKind::PtySlave { .. });
+        // Its buffers are pinned, which a fork of them is not.
+        let ring = |kind: &FileKind| matches!(kind, FileKind::Uring(_));
         matches!(root.life, Life::Alive { .. })
             && root.sid == root.pid
             && root.pid.0 > 1
@@ -95,7 +97,7 @@ impl Template {
             && shot.manifest.shmem.is_empty()
             // A fork renews memory of some kinds whether that is wanted or not.
             && (way.renewed || !shot.cores.iter().any(|core| core.image.vmas.iter().any(is_unique)))
-            && !shot.manifest.files.iter().any(|file| terminal(&file.kind))
+            && !shot.manifest.files.iter().any(|file| terminal(&file.kind) || ring(&file.kind))
     }
 
     /// The process that holds the memory.

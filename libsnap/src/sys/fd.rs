@@ -166,6 +166,22 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Sys<Ow
     owned(check(got)? as i32)
 }
 
+/// The directory of the POSIX message queues of this thread's IPC namespace, mounted nowhere
+/// (fsopen(2), Linux 5.2).
+pub fn message_queues() -> Sys<OwnedFd> {
+    const FSOPEN_CLOEXEC: i32 = 1;
+    const FSCONFIG_CMD_CREATE: i32 = 6;
+    let nothing = std::ptr::null::<u8>();
+    // SAFETY: the name is a live C string.
+    let opened = check(unsafe { libc::syscall(libc::SYS_fsopen, c"mqueue".as_ptr(), FSOPEN_CLOEXEC) })?;
+    let opened = owned(opened as i32)?;
+    let fd = opened.as_raw_fd();
+    // SAFETY: the command takes neither key nor value.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, nothing, nothing, 0) })?;
+    // SAFETY: only numbers are passed.
+    owned(check(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSOPEN_CLOEXEC, 0) })? as i32)
+}
+
 pub fn socket(domain: i32, kind: i32, protocol: i32) -> Sys<OwnedFd> {
     // SAFETY: only numbers are passed.
     owned(unsafe { libc::socket(domain, kind, protocol) })

@@ -2,6 +2,7 @@
 //! project. Nothing here decides anything.
 
 pub mod blob;
+pub mod bpf;
 pub mod diag;
 pub mod exec;
 pub mod fd;
@@ -11,6 +12,7 @@ pub mod shm;
 pub mod sysv;
 pub mod task;
 pub mod uffd;
+pub mod uring;
 
 use nix::errno::Errno;
 

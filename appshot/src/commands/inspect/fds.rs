@@ -40,6 +40,7 @@ fn describe(file: &OpenFile) -> (&'static str, String) {
         FileKind::Signalfd { mask } => ("signalfd", format!("mask {mask:#x}")),
         FileKind::Epoll { watches } => ("epoll", format!("{} watches", watches.len())),
         FileKind::Inotify { watches } => ("inotify", format!("{} watches", watches.len())),
+        FileKind::Uring(ring) => ("io_uring", format!("{} entries", ring.sq_entries)),
         FileKind::Pidfd { pid } => ("pidfd", pid.to_string()),
         FileKind::Socket(socket) => ("socket", socket_line(socket)),
         FileKind::Pty(pty) => ("pty", format!("master of {}", pty.index)),

@@ -42,6 +42,7 @@ fn what(kind: &VmaKind) -> String {
         VmaKind::PrivateFile { path, offset } => format!("{path} at {offset:#x}, private"),
         VmaKind::SharedFile { path, offset, .. } => format!("{path} at {offset:#x}, shared"),
         VmaKind::Shm { shm, offset, .. } => format!("memory {shm} at {offset:#x}"),
+        VmaKind::Uring { offset, .. } => format!("io_uring at {offset:#x}"),
         VmaKind::Vvar => "vvar".to_owned(),
         VmaKind::Vdso => "vdso".to_owned(),
     }

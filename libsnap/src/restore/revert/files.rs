@@ -114,6 +114,7 @@ fn is_unfit(kind: &FileKind, manifest: &Manifest) -> Option<&'static str> {
             _ => None,
         },
         FileKind::Timerfd { .. } => Some("it has a timerfd"),
+        FileKind::Uring(_) => Some("it has an io_uring"),
         FileKind::Pidfd { .. } => Some("it has a pidfd"),
         FileKind::Unlinked { .. } | FileKind::Memfd { .. } => Some("it has a file without a name"),
         FileKind::Pty(_) | FileKind::PtySlave { .. } => Some("it has a pseudo-terminal"),

@@ -233,6 +233,7 @@ impl Space {
                     offset: *offset,
                 },
                 VmaKind::SharedFile { .. } | VmaKind::Vvar | VmaKind::Vdso => continue,
+                VmaKind::Uring { .. } => return Err(Why::anew("it has an io_uring")),
                 VmaKind::Shm { .. } => return Err(Why::anew("it has shared memory")),
             };
             areas.push(Area {

@@ -1,0 +1,717 @@
+//! io_uring(7): rings, what stands in them, what is registered.
+//!
+//! ```text
+//!   taken    entries that the kernel has taken     replayed: as many requests that do nothing
+//!   told     completions that it has put down      (IORING_OP_NOP), with a completion or without
+//!   memory   of rings and entries, both mapped     put back behind them
+//! ```
+//!
+//! The kernel counts by itself, and programs go by its counters, so a fresh ring has to come
+//! to the same numbers. What no interface tells (flags, what is in flight, which files are
+//! registered) is read from the kernel's memory ([`KernelMemory`]), files by their address.
+//! A ring for one thread alone (IORING_SETUP_SINGLE_ISSUER) is begun here and finished by that
+//! thread; buffers are registered by the process that has them.
+//! Refused: requests in flight, rings that a kernel thread submits for, rings in the app's
+//! own memory, rings of buffers, restrictions, personalities.
+
+use super::{Context, Description, Refused, refused};
+use crate::error::{OrFail, Result};
+use crate::ids::{FileId, HostPid, VirtualPid};
+use crate::image::limits;
+use crate::image::records::{FileKind, Manifest, UringBuffer, UringEvents, UringFile, UringRecord};
+use crate::kernel_memory::{KernelMemory, Unread};
+use crate::pages;
+use crate::sys::Sys;
+use crate::sys::memory::PAGE;
+use crate::sys::uring::{self as sys, Memory, Params};
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+/// IOPOLL, CLAMP, SUBMIT_ALL, COOP_TASKRUN, TASKRUN_FLAG, SQE128, CQE32, SINGLE_ISSUER,
+/// DEFER_TASKRUN, NO_SQARRAY; and what says how it was made.
+pub const CARRIED: u32 = 1
+    | 1 << 7
+    | 1 << 8
+    | 1 << 9
+    | sys::SETUP_SQE128
+    | 1 << 11
+    | sys::SETUP_SINGLE_ISSUER
+    | 1 << 13
+    | sys::SETUP_NO_SQARRAY
+    | sys::SETUP_R_DISABLED;
+/// Of no meaning once it is made, unless a kernel thread submits.
+const MADE_BY: u32 = sys::SETUP_CQSIZE | sys::SETUP_CLAMP | sys::SETUP_ATTACH_WQ;
+/// For each of these a thread of the app is asked.
+const ROUNDS_MAX: u32 = 1 << 16;
+
+const OUT_OF_REACH: &str = "run the app without io_uring";
+
+impl From<Unread> for Refused {
+    fn from(unread: Unread) -> Refused {
+        match unread {
+            Unread::Unknown(member) => (
+                format!("this kernel does not tell what it keeps for it ({member})"),
+                "run Linux 6.16 or later with its types (CONFIG_DEBUG_INFO_BTF), or the app without io_uring"
+                    .to_owned(),
+            ),
+            Unread::Denied(errno) => (
+                format!("what the kernel keeps for it cannot be read: {errno}"),
+                "take the snapshot as root (CAP_BPF, CAP_PERFMON), and let the kernel be read (lockdown)".to_owned(),
+            ),
+        }
+    }
+}
+
+pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
+    let kernel = KernelMemory::open()?;
+    let at = kernel.u64(kernel.file(&description.dup)?, "file.private_data")?;
+    let look = Look {
+        kernel,
+        at,
+        context,
+        description,
+    };
+    let flags = look.flags()?;
+    look.idle()?;
+    look.plain()?;
+    let unread = |errno| Refused::from(Unread::Denied(errno));
+    let memory = |region, offset| {
+        let bytes = look.region(region)? * PAGE;
+        let memory = Memory::map(&description.dup, offset, bytes as usize).map_err(unread)?;
+        let own = HostPid(std::process::id() as i32);
+        let name = frame(own, memory.address()).ok_or_else(|| unread(nix::Error::EPERM))?;
+        Ok::<_, Refused>((name, memory.bytes()))
+    };
+    let (rings, rings_content) = memory("io_ring_ctx.ring_region", sys::OFF_SQ_RING)?;
+    let (entries, entries_content) = memory("io_ring_ctx.sq_region", sys::OFF_SQES)?;
+    let word = |member| look.kernel.u32(at, member);
+    let record = UringRecord {
+        rings,
+        entries,
+        flags,
+        sq_entries: word("io_ring_ctx.sq_entries")?,
+        cq_entries: word("io_ring_ctx.cq_entries")?,
+        taken: word("io_ring_ctx.cached_sq_head")?,
+        told: word("io_ring_ctx.cached_cq_tail")?,
+        rings_content,
+        entries_content,
+        submitter: look.submitter(flags)?,
+        clock: word("io_ring_ctx.clockid")? as i32,
+        events: look.events()?,
+        files: look.files()?,
+        slots: (
+            word("io_ring_ctx.file_alloc_start")?,
+            word("io_ring_ctx.file_alloc_end")?,
+        ),
+        buffers: look.buffers(rings)?,
+        user: look.user(),
+        workers: look.workers()?,
+        registered: look.registered()?,
+    };
+    replayable(&record)?;
+    Ok(FileKind::Uring(Box::new(record)))
+}
+
+fn replayable(record: &UringRecord) -> Result<(), Refused> {
+    if record.taken.max(record.told) > limits::URING_REPLAYED {
+        return refused(
+            "more requests than a new one can be brought to were made with it",
+            "let the app make it anew once in a while",
+        );
+    }
+    let rounds = record.taken / record.sq_entries.min(record.cq_entries).max(1);
+    if record.submitter.is_some() && (rounds > ROUNDS_MAX || record.told > record.taken) {
+        return refused(
+            "more completions than a new one for one thread alone (IORING_SETUP_SINGLE_ISSUER) can be brought to \
+             have come in it",
+            "let the app make it anew once in a while, or without that",
+        );
+    }
+    Ok(())
+}
+
+/// The page frame that a process has at this address.
+pub fn frame(pid: HostPid, address: u64) -> Option<u64> {
+    const PRESENT: u64 = 1 << 63;
+    const FRAME: u64 = (1 << 55) - 1;
+    let mut entry = [0; 8];
+    let pagemap = pages::pagemap(pid).ok()?;
+    pagemap.read_exact_at(&mut entry, address / PAGE * 8).ok()?;
+    let entry = u64::from_ne_bytes(entry);
+    (entry & PRESENT != 0 && entry & FRAME != 0).then_some(entry & FRAME)
+}
+
+/// A ring of the app, as the kernel has it.
+struct Look<'a> {
+    kernel: KernelMemory,
+    /// Its `io_ring_ctx`.
+    at: u64,
+    context: &'a Context<'a>,
+    description: &'a Description,
+}
+
+impl Look<'_> {
+    fn flags(&self) -> Result<u32, Refused> {
+        let flags = self.kernel.u32(self.at, "io_ring_ctx.flags")? & !MADE_BY;
+        if flags & sys::SETUP_SQPOLL != 0 {
+            return refused(
+                "a thread of the kernel submits for it (IORING_SETUP_SQPOLL), which is not carried yet",
+                "let the app make it without that",
+            );
+        }
+        if flags & sys::SETUP_NO_MMAP != 0 {
+            return refused(
+                "it stands in memory of the app's own (IORING_SETUP_NO_MMAP), which is not carried yet",
+                "let the app make it without that",
+            );
+        }
+        if flags & !CARRIED != 0 {
+            return refused(
+                format!("it was made with flags that are not carried ({:#x})", flags & !CARRIED),
+                "let the app make it without them",
+            );
+        }
+        Ok(flags)
+    }
+
+    /// Nothing that was submitted is under way, and no completion waits outside of its ring.
+    fn idle(&self) -> Result<(), Refused> {
+        let info = &self.description.found.info;
+        let overflown = info.lines().skip_while(|line| !line.starts_with("CqOverflowList:"));
+        if overflown
+            .skip(1)
+            .any(|line| line.trim_start().starts_with("user_data="))
+        {
+            return refused(
+                "completions that found no room wait for it",
+                "let the app take completions, then try again",
+            );
+        }
+        let in_flight = self.in_flight()?;
+        if in_flight > 0 {
+            return refused(
+                format!("{in_flight} requests are in flight in it"),
+                "let the app wait for them or cancel them (IORING_OP_ASYNC_CANCEL), then try again",
+            );
+        }
+        Ok(())
+    }
+
+    /// Requests that the kernel has made and has not put aside to use them again.
+    fn in_flight(&self) -> Result<u64, Refused> {
+        let made = u64::from(self.kernel.u32(self.at, "io_ring_ctx.nr_req_allocated")?);
+        let state = self.kernel.part(self.at, "io_ring_ctx.submit_state")?;
+        let mut next = self.kernel.u64(state, "io_submit_state.free_list")?;
+        let mut aside = 0;
+        while next != 0 && aside < made {
+            aside += 1;
+            // Of an app that runs it may have been used meanwhile.
+            next = self.kernel.words(next, 1).map_or(0, |words| words[0]);
+        }
+        let queued = self.kernel.u64(self.at, "io_ring_ctx.work_llist")?;
+        Ok((made - aside).max(u64::from(queued != 0)))
+    }
+
+    /// It has nothing that is not carried.
+    fn plain(&self) -> Result<(), Refused> {
+        let some = |member| {
+            let part = self.kernel.part(self.at, member)?;
+            Ok::<_, Unread>(self.kernel.u64(part, "xarray.xa_head")? != 0)
+        };
+        let restrictions = self.kernel.part(self.at, "io_ring_ctx.restrictions")?;
+        if some("io_ring_ctx.io_bl_xa")? {
+            return refused(
+                "buffers are provided to it (IORING_REGISTER_PBUF_RING), which is not carried yet",
+                "let the app register its buffers, or name them in requests",
+            );
+        }
+        if some("io_ring_ctx.personalities")? {
+            return refused(
+                "personalities are registered with it, which are not carried yet",
+                "let the app submit with its own credentials",
+            );
+        }
+        if self.kernel.u8(restrictions, "io_restriction.registered")? != 0 {
+            return refused(
+                "it is restricted (IORING_REGISTER_RESTRICTIONS), which is not carried yet",
+                "let the app make it without that",
+            );
+        }
+        if some("io_ring_ctx.zcrx_ctxs")? || self.region("io_ring_ctx.param_region")? != 0 {
+            return refused(
+                "memory is registered with it for receiving or waiting, which is not carried yet",
+                "let the app make it without that",
+            );
+        }
+        if self
+            .description
+            .found
+            .info
+            .get("NAPI")
+            .is_some_and(|napi| napi != "disabled")
+        {
+            return refused(
+                "it polls network devices (IORING_REGISTER_NAPI), which is not carried yet",
+                "let the app make it without that",
+            );
+        }
+        Ok(())
+    }
+
+    fn region(&self, member: &'static str) -> Result<u64, Unread> {
+        let region = self.kernel.part(self.at, member)?;
+        Ok(u64::from(self.kernel.u32(region, "io_mapped_region.nr_pages")?))
+    }
+
+    /// The thread that alone may submit.
+    fn submitter(&self, flags: u32) -> Result<Option<VirtualPid>, Refused> {
+        let task = self.kernel.u64(self.at, "io_ring_ctx.submitter_task")?;
+        if flags & sys::SETUP_SINGLE_ISSUER == 0 || task == 0 {
+            return Ok(None);
+        }
+        let pid = self.kernel.u32(task, "task_struct.pid")? as i32;
+        match self.context.virtual_pid(pid) {
+            Some(pid) => Ok(Some(pid)),
+            None => refused(
+                "it is for one thread alone that is not the main one of its process (IORING_SETUP_SINGLE_ISSUER)",
+                "let the app make it without that, or in its main thread",
+            ),
+        }
+    }
+
+    fn events(&self) -> Result<Option<UringEvents>, Refused> {
+        let events = self.kernel.u64(self.at, "io_ring_ctx.io_ev_fd")?;
+        if events == 0 {
+            return Ok(None);
+        }
+        let counter = self.kernel.u64(events, "io_ev_fd.cq_ev_fd")?;
+        let only_async = self.kernel.u32(events, "io_ev_fd.eventfd_async")? & 1 != 0;
+        for other in self.context.descriptions {
+            let is_eventfd = other.found.link == "anon_inode:[eventfd]";
+            if is_eventfd && self.kernel.u64(self.kernel.file(&other.dup)?, "file.private_data")? == counter {
+                let file = other.id;
+                return Ok(Some(UringEvents { file, only_async }));
+            }
+        }
+        refused(
+            "it tells an eventfd to which no descriptor of the app leads",
+            "let the app keep the eventfd open, or unregister it",
+        )
+    }
+
+    fn nodes(&self, member: &'static str) -> Result<Vec<u64>, Unread> {
+        let table = self.kernel.part(self.at, member)?;
+        let count = self.kernel.u32(table, "io_rsrc_data.nr")? as usize;
+        let nodes = self.kernel.u64(table, "io_rsrc_data.nodes")?;
+        self.kernel.words(nodes, count)
+    }
+
+    fn files(&self) -> Result<Vec<UringFile>, Refused> {
+        /// What the kernel notes of a file in its address.
+        const NOTES: u64 = 7;
+        let nodes = self.nodes("io_ring_ctx.file_table")?;
+        let mut known = HashMap::new();
+        if !nodes.is_empty() {
+            for other in self.context.descriptions {
+                known.insert(self.kernel.file(&other.dup)?, other.id);
+            }
+        }
+        let mut files = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            if node == 0 {
+                files.push(UringFile::default());
+                continue;
+            }
+            let address = self.kernel.u64(node, "io_rsrc_node.file_ptr")? & !NOTES;
+            let tag = self.kernel.u64(node, "io_rsrc_node.tag")?;
+            let Some(file) = known.get(&address).copied() else {
+                return refused(
+                    "a file is registered with it to which no descriptor of the app leads",
+                    "let the app keep its files open, or install them (IORING_OP_FIXED_FD_INSTALL)",
+                );
+            };
+            files.push(UringFile { file: Some(file), tag });
+        }
+        Ok(files)
+    }
+
+    /// The process that has buffers registered with it: where several have the ring, it
+    /// cannot be told.
+    fn user(&self) -> Option<VirtualPid> {
+        let holders = self.context.members.iter().zip(self.context.fds);
+        let mut holders = holders.filter(|(_, fds)| fds.iter().any(|entry| entry.file == self.description.id));
+        let first = holders.next()?.0.vpid;
+        holders.next().is_none().then_some(first)
+    }
+
+    fn buffers(&self, rings: u64) -> Result<Vec<UringBuffer>, Refused> {
+        let nodes = self.nodes("io_ring_ctx.buf_table")?;
+        if nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let user = self
+            .user()
+            .and_then(|user| self.context.members.iter().find(|m| m.vpid == user));
+        let Some(user) = user.filter(|_| nodes.len() <= limits::URING_BUFFERS) else {
+            return refused(
+                "more buffers than are carried are registered with it, or several processes have it",
+                "let the app register less, and close it in other processes",
+            );
+        };
+        nodes.iter().map(|node| self.buffer(*node, rings, user.pid)).collect()
+    }
+
+    fn buffer(&self, node: u64, rings: u64, user: HostPid) -> Result<UringBuffer, Refused> {
+        if node == 0 {
+            return Ok(UringBuffer::default());
+        }
+        let buffer = self.kernel.u64(node, "io_rsrc_node.buf")?;
+        let address = self.kernel.u64(buffer, "io_mapped_ubuf.ubuf")?;
+        let bytes = u64::from(self.kernel.u32(buffer, "io_mapped_ubuf.len")?);
+        let is_foreign = self.kernel.u8(buffer, "io_mapped_ubuf.is_kbuf")? != 0;
+        if is_foreign || !self.is_there(buffer, address, rings, user)? {
+            return refused(
+                "a buffer is registered with it whose memory is not what the app has there by now",
+                "let the app register its buffers anew",
+            );
+        }
+        Ok(UringBuffer {
+            address,
+            bytes,
+            tag: self.kernel.u64(node, "io_rsrc_node.tag")?,
+        })
+    }
+
+    /// Whether the frames that the kernel has of a buffer are those that its process has.
+    fn is_there(&self, buffer: u64, address: u64, rings: u64, user: HostPid) -> Result<bool, Unread> {
+        let size = self.kernel.offset("page.")?;
+        let region = self.kernel.part(self.at, "io_ring_ctx.ring_region")?;
+        let known = self
+            .kernel
+            .words(self.kernel.u64(region, "io_mapped_region.pages")?, 1)?[0];
+        let first = known.wrapping_sub(rings.wrapping_mul(size));
+        let count = self.kernel.u32(buffer, "io_mapped_ubuf.nr_bvecs")? as usize;
+        let piece = 1u64 << (self.kernel.u32(buffer, "io_mapped_ubuf.folio_shift")? & 31);
+        let pieces = self
+            .kernel
+            .words(self.kernel.part(buffer, "io_mapped_ubuf.bvec")?, 2 * count)?;
+        let mut at = address;
+        for [page, place] in pieces.as_chunks::<2>().0 {
+            // Length, then offset.
+            let frame_of = page.wrapping_sub(first) / size + (place >> 32) / PAGE;
+            if frame(user, at) != Some(frame_of) {
+                return Ok(false);
+            }
+            at = (at / piece + 1) * piece;
+        }
+        Ok(true)
+    }
+
+    fn workers(&self) -> Result<Option<(u32, u32)>, Unread> {
+        let limits = self.kernel.u64(self.at, "io_ring_ctx.iowq_limits")?;
+        Ok((limits != 0).then_some((limits as u32, (limits >> 32) as u32)))
+    }
+
+    /// Threads that have it among those of their own (IORING_REGISTER_RING_FDS), and where.
+    fn registered(&self) -> Result<Vec<(VirtualPid, u32)>, Refused> {
+        const SLOTS: usize = 16;
+        const USERS_MAX: usize = 65536;
+        let own = self.kernel.file(&self.description.dup)?;
+        let list = self.kernel.part(self.at, "io_ring_ctx.tctx_list")?;
+        let mut found = Vec::new();
+        let mut next = self.kernel.words(list, 1)?[0];
+        for _ in 0..USERS_MAX {
+            if next == list {
+                return Ok(found);
+            }
+            let user = next - self.kernel.offset("io_tctx_node.ctx_node")?;
+            let task = self.kernel.u64(user, "io_tctx_node.task")?;
+            let pid = self.kernel.u32(task, "task_struct.pid")? as i32;
+            let rings = self.kernel.u64(task, "task_struct.io_uring")?;
+            let rings = self.kernel.part(rings, "io_uring_task.registered_rings")?;
+            let rings = self.kernel.words(rings, SLOTS)?;
+            for (slot, _) in (0..).zip(rings).filter(|(_, ring)| *ring == own) {
+                match self.context.virtual_pid(pid) {
+                    Some(pid) => found.push((pid, slot)),
+                    None => {
+                        return refused(
+                            "a thread that is not the main one has registered it (IORING_REGISTER_RING_FDS)",
+                            "let the app register it in its main thread, or not at all",
+                        );
+                    }
+                }
+            }
+            next = self.kernel.words(next, 1)?[0];
+        }
+        refused("its users cannot be told", OUT_OF_REACH)
+    }
+}
+
+/// A fresh one of the same form. What is registered comes once all files are there.
+pub fn restore(record: &UringRecord) -> Result<OwnedFd> {
+    let begun = match record.submitter {
+        // Nobody's yet: it becomes that of the thread that enables it.
+        Some(_) => sys::SETUP_R_DISABLED,
+        None => 0,
+    };
+    make(record, begun).map(|(fd, _)| fd).or_fail(failed)
+}
+
+fn failed() -> &'static str {
+    "cannot make an io_uring again"
+}
+
+fn make(record: &UringRecord, more: u32) -> Sys<(OwnedFd, Params)> {
+    let mut params = Params {
+        flags: record.flags | more | sys::SETUP_CQSIZE,
+        cq_entries: record.cq_entries,
+        ..Params::default()
+    };
+    let fd = sys::setup(record.sq_entries, &mut params)?;
+    match (params.sq_entries, params.cq_entries) == (record.sq_entries, record.cq_entries) {
+        true => Ok((fd, params)),
+        false => Err(nix::Error::EINVAL),
+    }
+}
+
+/// Registers what belongs to rings, and brings those that are no thread's alone to where they
+/// were.
+pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()> {
+    for (id, record) in all(manifest) {
+        let ring = &made[&id];
+        register(ring, record, made).or_fail(failed)?;
+        if record.submitter.is_some() || record.flags & sys::SETUP_R_DISABLED != 0 {
+            continue;
+        }
+        // A thread that has submitted once is known to the ring as long as it lives.
+        let wound = std::thread::scope(|scope| scope.spawn(|| wind(ring, record)).join());
+        wound.unwrap_or(Err(nix::Error::ECANCELED)).or_fail(failed)?;
+        if let Some(events) = &record.events {
+            let (operation, mut fd) = events_argument(events, made[&events.file].as_raw_fd());
+            sys::register(ring, operation, &mut fd, 1).or_fail(failed)?;
+        }
+    }
+    Ok(())
+}
+
+pub fn all(manifest: &Manifest) -> impl Iterator<Item = (FileId, &UringRecord)> {
+    manifest.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Uring(record) => Some((file.id, &**record)),
+        _ => None,
+    })
+}
+
+/// Which operation registers the eventfd of this number, and its argument.
+pub fn events_argument(events: &UringEvents, number: i32) -> (u32, [u64; 1]) {
+    let operation = match events.only_async {
+        true => sys::REGISTER_EVENTFD_ASYNC,
+        false => sys::REGISTER_EVENTFD,
+    };
+    (operation, [u64::from(number as u32)])
+}
+
+/// `struct io_uring_rsrc_register`, and its size.
+pub fn resources(count: usize, data: u64, tags: u64) -> ([u64; 4], u32) {
+    ([count as u64, 0, data, tags], 32)
+}
+
+fn register(ring: &OwnedFd, record: &UringRecord, made: &HashMap<FileId, OwnedFd>) -> Sys<()> {
+    const MONOTONIC: i32 = libc::CLOCK_MONOTONIC;
+    if !record.files.is_empty() {
+        let fds = record
+            .files
+            .iter()
+            .map(|file| file.file.map_or(-1, |id| made[&id].as_raw_fd()));
+        let fds: Vec<i32> = fds.collect();
+        let tags: Vec<u64> = record.files.iter().map(|file| file.tag).collect();
+        let (mut words, size) = resources(
+            fds.len(),
+            fds.as_ptr().expose_provenance() as u64,
+            tags.as_ptr().expose_provenance() as u64,
+        );
+        sys::register(ring, sys::REGISTER_FILES2, &mut words, size)?;
+        let (from, to) = record.slots;
+        if (from, to) != (0, fds.len() as u32) {
+            let mut range = [u64::from(from) | u64::from(to.saturating_sub(from)) << 32, 0];
+            sys::register(ring, sys::REGISTER_FILE_ALLOC_RANGE, &mut range, 0)?;
+        }
+    }
+    if record.clock != MONOTONIC {
+        sys::register(ring, sys::REGISTER_CLOCK, &mut [u64::from(record.clock as u32), 0], 0)?;
+    }
+    if let Some((bounded, unbounded)) = record.workers {
+        let mut limits = [u64::from(bounded) | u64::from(unbounded) << 32];
+        sys::register(ring, sys::REGISTER_IOWQ_MAX_WORKERS, &mut limits, 2)?;
+    }
+    Ok(())
+}
+
+fn wind(ring: &OwnedFd, record: &UringRecord) -> Sys<()> {
+    let mut winder = Winder::new(ring, record)?;
+    while let Some(count) = winder.step()? {
+        if sys::submit(ring, count)? != count {
+            return Err(nix::Error::EIO);
+        }
+    }
+    winder.tell_more(ring)?;
+    winder.put_back()
+}
+
+/// Brings a fresh ring to the counters and the content of a record, by steps that somebody
+/// submits.
+#[derive(Debug)]
+pub struct Winder<'a> {
+    record: &'a UringRecord,
+    params: Params,
+    rings: Memory,
+    entries: Memory,
+    taken: u32,
+    told: u32,
+    /// What stands in the entries tells no completion.
+    silent: bool,
+}
+
+impl<'a> Winder<'a> {
+    pub fn new(ring: &OwnedFd, record: &'a UringRecord) -> Sys<Winder<'a>> {
+        // Where things stand is told when one is made.
+        let (_, params) = make(record, sys::SETUP_R_DISABLED)?;
+        let map = |offset, content: &[u8]| Memory::map(ring, offset, content.len());
+        let winder = Winder {
+            record,
+            params,
+            rings: map(sys::OFF_SQ_RING, &record.rings_content)?,
+            entries: map(sys::OFF_SQES, &record.entries_content)?,
+            taken: 0,
+            told: 0,
+            silent: false,
+        };
+        winder.fill(0)?;
+        if record.flags & sys::SETUP_NO_SQARRAY == 0 {
+            let order: Vec<u8> = (0..record.sq_entries).flat_map(u32::to_ne_bytes).collect();
+            winder.rings.write(params.sq_off[6] as usize, &order)?;
+        }
+        Ok(winder)
+    }
+
+    /// Requests that do nothing, with these flags in their second byte.
+    fn fill(&self, flags: u8) -> Sys<()> {
+        let size = if self.record.flags & sys::SETUP_SQE128 != 0 {
+            128
+        } else {
+            64
+        };
+        let mut entry = vec![0; size];
+        entry[1] = flags;
+        self.entries.write(0, &entry.repeat(self.record.sq_entries as usize))
+    }
+
+    /// Readies the next requests; answers how many are to be submitted.
+    pub fn step(&mut self) -> Sys<Option<u32>> {
+        const CQE_SKIP_SUCCESS: u8 = 1 << 6;
+        let left = self.record.taken - self.taken;
+        let loud = (self.record.told - self.told).min(left);
+        if left == 0 {
+            return Ok(None);
+        }
+        if loud == 0 && !self.silent {
+            self.fill(CQE_SKIP_SUCCESS)?;
+            self.silent = true;
+        }
+        let room = self.record.sq_entries.min(self.record.cq_entries);
+        let count = if loud > 0 { loud } else { left }.min(room);
+        self.rings.publish(self.params.cq_off[0] as usize, self.told)?;
+        self.taken += count;
+        self.told += if loud > 0 { count } else { 0 };
+        self.rings.publish(self.params.sq_off[1] as usize, self.taken)?;
+        Ok(Some(count))
+    }
+
+    /// More completions than there were requests come from another ring (IORING_OP_MSG_RING,
+    /// Linux 5.18).
+    fn tell_more(&mut self, ring: &OwnedFd) -> Sys<()> {
+        const MSG_RING: u8 = 40;
+        const ENTRIES: u32 = 1024;
+        if self.told == self.record.told {
+            return Ok(());
+        }
+        let mut params = Params::default();
+        let teller = sys::setup(ENTRIES, &mut params)?;
+        let len = params.sq_off[6].max(params.cq_off[5] + 16 * params.cq_entries) + 4 * ENTRIES;
+        let rings = Memory::map(&teller, sys::OFF_SQ_RING, len as usize)?;
+        let entries = Memory::map(&teller, sys::OFF_SQES, 64 * ENTRIES as usize)?;
+        let mut entry = [0; 64];
+        entry[0] = MSG_RING;
+        entry[4..8].copy_from_slice(&ring.as_raw_fd().to_ne_bytes());
+        entries.write(0, &entry.repeat(ENTRIES as usize))?;
+        let order: Vec<u8> = (0..ENTRIES).flat_map(u32::to_ne_bytes).collect();
+        rings.write(params.sq_off[6] as usize, &order)?;
+        let mut sent = 0;
+        while self.told < self.record.told {
+            self.rings.publish(self.params.cq_off[0] as usize, self.told)?;
+            let left = self.record.told - self.told;
+            let count = left.min(ENTRIES).min(self.record.cq_entries);
+            rings.publish(params.cq_off[0] as usize, sent)?;
+            sent += count;
+            self.told += count;
+            rings.publish(params.sq_off[1] as usize, sent)?;
+            if sys::submit(&teller, count)? != count {
+                return Err(nix::Error::EIO);
+            }
+        }
+        Ok(())
+    }
+
+    /// The content comes last: it has the counters too.
+    pub fn put_back(&self) -> Sys<()> {
+        self.entries.write(0, &self.record.entries_content)?;
+        self.rings.write(0, &self.record.rings_content)
+    }
+}
+
+/// Number and argument of a ring among those of a thread.
+pub fn ring_argument(slot: u32, fd: i32) -> [u64; 2] {
+    [u64::from(slot), u64::from(fd as u32)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(taken: u32, told: u32) -> Option<UringRecord> {
+        let mut record = UringRecord {
+            sq_entries: 8,
+            cq_entries: 16,
+            taken,
+            told,
+            clock: libc::CLOCK_MONOTONIC,
+            ..UringRecord::default()
+        };
+        let (_, params) = make(&record, 0).ok()?;
+        let ends = [params.sq_off[6] + 4 * 8, params.cq_off[5] + 16 * 16];
+        let bytes = u64::from(ends[0].max(ends[1])).next_multiple_of(PAGE);
+        record.rings_content = vec![0; bytes as usize];
+        record.entries_content = vec![0; PAGE as usize];
+        let word = |at: u32, value: u32, to: &mut Vec<u8>| {
+            to[at as usize..at as usize + 4].copy_from_slice(&value.to_ne_bytes());
+        };
+        word(params.sq_off[0], taken, &mut record.rings_content);
+        word(params.cq_off[1], told, &mut record.rings_content);
+        Some(record)
+    }
+
+    #[test]
+    fn a_fresh_ring_comes_to_any_counters() {
+        for (taken, told) in [(0, 0), (1, 1), (1000, 1000), (1000, 7), (7, 1000), (0, 33)] {
+            let Some(record) = record(taken, told) else {
+                return; // where io_uring is turned off
+            };
+            let ring = restore(&record).unwrap();
+            wind(&ring, &record).unwrap();
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", ring.as_raw_fd())).unwrap();
+            let info = crate::proc::Fields::new(info);
+            let counters = ["SqHead", "CqTail", "CachedSqHead", "CachedCqTail"].map(|name| info.number(name));
+            assert_eq!(counters, [taken, told, taken, told].map(|n| Some(i64::from(n))));
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! What the kernel keeps and tells nobody, read from its memory by the names that its types
+//! give it (BTF, `/sys/kernel/btf/vmlinux`). Nothing is written there.
+
+use crate::sys::Sys;
+use crate::sys::bpf::{Peek, WORDS};
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
+
+/// Members of the kernel's types by `type.member`, in bytes from the begin of the type.
+#[derive(Debug, Default)]
+struct Offsets(HashMap<&'static str, u64>);
+
+/// Why nothing can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// The kernel does not tell its types, or lacks a member of this name.
+    Unknown(&'static str),
+    Denied(nix::Error),
+}
+
+impl From<nix::Error> for Unread {
+    fn from(errno: nix::Error) -> Unread {
+        Unread::Denied(errno)
+    }
+}
+
+/// A door to the memory of the kernel.
+#[derive(Debug)]
+pub struct KernelMemory {
+    peek: &'static Peek,
+    offsets: &'static Offsets,
+}
+
+/// All that is asked for.
+const MEMBERS: [&str; 69] = [
+    "task_struct.files",
+    "task_struct.pid",
+    "task_struct.io_uring",
+    "task_struct.pid_links",
+    "task_struct.signal",
+    "task_struct.thread_node",
+    "task_struct.cred",
+    "task_struct.nsproxy",
+    "signal_struct.thread_head",
+    "cred.security",
+    "landlock_ruleset.num_layers",
+    "file.f_inode",
+    "inode.i_private",
+    "pid.tasks",
+    "files_struct.fdt",
+    "fdtable.fd",
+    "file.private_data",
+    "socket.sk",
+    "tcp_sock.md5sig_info",
+    "io_rings.sq",
+    "io_rings.cq",
+    "io_ring_ctx.flags",
+    "io_ring_ctx.submitter_task",
+    "io_ring_ctx.clockid",
+    "io_ring_ctx.cached_sq_head",
+    "io_ring_ctx.sq_entries",
+    "io_ring_ctx.file_table",
+    "io_ring_ctx.buf_table",
+    "io_ring_ctx.submit_state",
+    "io_ring_ctx.io_bl_xa",
+    "io_ring_ctx.cached_cq_tail",
+    "io_ring_ctx.cq_entries",
+    "io_ring_ctx.io_ev_fd",
+    "io_ring_ctx.work_llist",
+    "io_ring_ctx.file_alloc_start",
+    "io_ring_ctx.file_alloc_end",
+    "io_ring_ctx.restrictions",
+    "io_ring_ctx.zcrx_ctxs",
+    "io_ring_ctx.personalities",
+    "io_ring_ctx.tctx_list",
+    "io_ring_ctx.iowq_limits",
+    "io_ring_ctx.nr_req_allocated",
+    "io_ring_ctx.sq_region",
+    "io_ring_ctx.ring_region",
+    "io_ring_ctx.param_region",
+    "io_restriction.registered",
+    "io_submit_state.free_list",
+    "io_rsrc_data.nr",
+    "io_rsrc_data.nodes",
+    "io_rsrc_node.tag",
+    "io_rsrc_node.file_ptr",
+    "io_rsrc_node.buf",
+    "io_mapped_ubuf.ubuf",
+    "io_mapped_ubuf.len",
+    "io_mapped_ubuf.nr_bvecs",
+    "io_mapped_ubuf.folio_shift",
+    "io_mapped_ubuf.is_kbuf",
+    "io_mapped_ubuf.bvec",
+    "io_mapped_region.pages",
+    "io_mapped_region.nr_pages",
+    "io_ev_fd.cq_ev_fd",
+    "io_ev_fd.eventfd_async",
+    "io_tctx_node.task",
+    "io_tctx_node.ctx_node",
+    "io_uring_task.registered_rings",
+    "xarray.xa_head",
+    "bio_vec.bv_page",
+    "bio_vec.bv_offset",
+    "page.",
+];
+
+impl KernelMemory {
+    pub fn open() -> Result<KernelMemory, Unread> {
+        static OFFSETS: OnceLock<Offsets> = OnceLock::new();
+        let offsets = OFFSETS.get_or_init(|| {
+            let types = fs::read("/sys/kernel/btf/vmlinux").unwrap_or_default();
+            Offsets::find(&types).unwrap_or_default()
+        });
+        // The kernel examines a program when it is loaded: that takes longer than its use.
+        static PEEK: OnceLock<Sys<Peek>> = OnceLock::new();
+        let peek = PEEK.get_or_init(Peek::new).as_ref().map_err(|errno| *errno)?;
+        Ok(KernelMemory { peek, offsets })
+    }
+
+    /// In bytes; of `type.` its size.
+    pub fn offset(&self, member: &'static str) -> Result<u64, Unread> {
+        self.offsets.0.get(member).copied().ok_or(Unread::Unknown(member))
+    }
+
+    pub fn u64(&self, object: u64, member: &'static str) -> Result<u64, Unread> {
+        Ok(self.peek.words(object + self.offset(member)?)?[0])
+    }
+
+    pub fn u32(&self, object: u64, member: &'static str) -> Result<u32, Unread> {
+        self.u64(object, member).map(|word| word as u32)
+    }
+
+    pub fn u8(&self, object: u64, member: &'static str) -> Result<u8, Unread> {
+        self.u64(object, member).map(|word| word as u8)
+    }
+
+    /// Where a part of an object stands.
+    pub fn part(&self, object: u64, member: &'static str) -> Result<u64, Unread> {
+        Ok(object + self.offset(member)?)
+    }
+
+    pub fn words(&self, address: u64, count: usize) -> Result<Vec<u64>, Unread> {
+        let mut all = Vec::with_capacity(count);
+        for at in (0..count).step_by(WORDS) {
+            let words = self.peek.words(address + 8 * at as u64)?;
+            all.extend(&words[..WORDS.min(count - at)]);
+        }
+        Ok(all)
+    }
+
+    /// The `task_struct` of the calling thread.
+    pub fn current(&self) -> Result<u64, Unread> {
+        Ok(self.peek.current()?)
+    }
+
+    /// Those of all threads of a process, of which this is a pidfd.
+    pub fn threads(&self, pidfd: &impl AsRawFd) -> Result<Vec<u64>, Unread> {
+        const THREADS_MAX: usize = 65536;
+        let inode = self.u64(self.file(pidfd)?, "file.f_inode")?;
+        let number = self.u64(inode, "inode.i_private")?;
+        let link = self.u64(number, "pid.tasks")?;
+        let main = link - self.offset("task_struct.pid_links")?;
+        let list = self.part(self.u64(main, "task_struct.signal")?, "signal_struct.thread_head")?;
+        let mut tasks = Vec::new();
+        let mut next = self.words(list, 1)?[0];
+        while next != list && tasks.len() < THREADS_MAX {
+            tasks.push(next - self.offset("task_struct.thread_node")?);
+            next = self.words(next, 1)?[0];
+        }
+        Ok(tasks)
+    }
+
+    /// The `struct file` behind a descriptor of ours.
+    pub fn file(&self, fd: &impl AsRawFd) -> Result<u64, Unread> {
+        let files = self.u64(self.peek.current()?, "task_struct.files")?;
+        let table = self.u64(self.u64(files, "files_struct.fdt")?, "fdtable.fd")?;
+        Ok(self.peek.words(table + 8 * fd.as_raw_fd() as u64)?[0])
+    }
+}
+
+/// A reader of little-endian words; whoever reads too far gets none.
+struct Words<'a>(&'a [u8]);
+
+impl Words<'_> {
+    fn at(&self, at: usize) -> Option<u32> {
+        let bytes = self.0.get(at..at.checked_add(4)?)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    }
+}
+
+/// One type of BTF: what follows its name stands at `members`.
+struct Type {
+    name: usize,
+    kind: u32,
+    count: usize,
+    /// Offsets of its members have the width of bit fields in their upper byte.
+    has_fields: bool,
+    /// Or the type that it stands for.
+    size: u32,
+    members: usize,
+}
+
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+/// Names and qualifiers of other types: typedef, volatile, const, restrict, a type tag.
+const TRANSPARENT: [u32; 5] = [8, 9, 10, 11, 18];
+
+impl Offsets {
+    /// From the kernel's types, as `include/uapi/linux/btf.h` has them.
+    fn find(btf: &[u8]) -> Option<Offsets> {
+        const MAGIC: u32 = 0xeb9f;
+        let words = Words(btf);
+        if words.at(0)? & 0xffff != MAGIC {
+            return None;
+        }
+        let head = words.at(4)? as usize;
+        let section = |at: usize| Some((head + words.at(at)? as usize, words.at(at + 4)? as usize));
+        let (types, types_len) = section(8)?;
+        let (strings, strings_len) = section(16)?;
+        let names = btf.get(strings..strings + strings_len)?;
+        let all = types_of(&Words(btf.get(types..types + types_len)?))?;
+        let types = btf.get(types..types + types_len)?;
+        let seeker = Seeker {
+            words: Words(types),
+            all,
+            names,
+        };
+        let mut found = HashMap::new();
+        for of in &seeker.all {
+            if ![STRUCT, UNION].contains(&of.kind) {
+                continue;
+            }
+            let name = seeker.name(of.name);
+            let wanted = MEMBERS
+                .iter()
+                .filter_map(|member| Some((member, member.split_once('.')?)));
+            for (whole, (_, member)) in wanted.filter(|(_, (own, _))| *own == name) {
+                let at = match member {
+                    "" => Some(u64::from(of.size)),
+                    member => seeker.member(of, member, 0),
+                };
+                if let Some(at) = at {
+                    found.entry(*whole).or_insert(at);
+                }
+            }
+        }
+        Some(Offsets(found))
+    }
+}
+
+struct Seeker<'a> {
+    words: Words<'a>,
+    /// By number, from 1 on.
+    all: Vec<Type>,
+    names: &'a [u8],
+}
+
+impl Seeker<'_> {
+    fn name(&self, at: usize) -> &str {
+        let rest = self.names.get(at..).unwrap_or_default();
+        let end = rest.iter().position(|byte| *byte == 0).unwrap_or(0);
+        std::str::from_utf8(&rest[..end]).unwrap_or_default()
+    }
+
+    /// Bytes from the begin of a type to a member of its own or of one without a name in it.
+    fn member(&self, of: &Type, wanted: &str, depth: u8) -> Option<u64> {
+        const DEPTH_MAX: u8 = 8;
+        (0..of.count).find_map(|nth| {
+            let at = of.members + 12 * nth;
+            let bits = match of.has_fields {
+                true => self.words.at(at + 8)? & 0xff_ffff,
+                false => self.words.at(at + 8)?,
+            };
+            let bytes = u64::from(bits / 8);
+            match self.name(self.words.at(at)? as usize) {
+                name if name == wanted => Some(bytes),
+                "" if depth < DEPTH_MAX => {
+                    let inner = self.compound(self.words.at(at + 4)?, 0)?;
+                    Some(bytes + self.member(inner, wanted, depth + 1)?)
+                }
+                _ => None,
+            }
+        })
+    }
+
+    fn compound(&self, number: u32, depth: u8) -> Option<&Type> {
+        let of = self.all.get((number as usize).checked_sub(1)?)?;
+        match of.kind {
+            STRUCT | UNION => Some(of),
+            kind if TRANSPARENT.contains(&kind) && depth < 8 => self.compound(of.size, depth + 1),
+            _ => None,
+        }
+    }
+}
+
+fn types_of(words: &Words<'_>) -> Option<Vec<Type>> {
+    let mut all = Vec::new();
+    let mut at = 0;
+    while at < words.0.len() {
+        let info = words.at(at + 4)?;
+        let (kind, count) = (info >> 24 & 31, (info & 0xffff) as usize);
+        all.push(Type {
+            name: words.at(at)? as usize,
+            kind,
+            count,
+            has_fields: info >> 31 != 0,
+            size: words.at(at + 8)?,
+            members: at + 12,
+        });
+        // Integers, arrays, struct, union, enum, prototypes, variables, sections, tags, enum64.
+        at += 12
+            + match kind {
+                1 | 14 | 17 => 4,
+                3 => 12,
+                4 | 5 | 15 | 19 => 12 * count,
+                6 | 13 => 8 * count,
+                _ => 0,
+            };
+    }
+    Some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_told_by_what_it_is_made_of() {
+        let Ok(memory) = KernelMemory::open() else {
+            return; // without the right to it
+        };
+        let (one, other) = (
+            fs::File::open("/proc/self/exe").unwrap(),
+            fs::File::open("/dev/null").unwrap(),
+        );
+        let again = one.try_clone().unwrap();
+        let file = |of: &fs::File| memory.file(of).unwrap();
+        assert_eq!(file(&one), file(&again));
+        assert_ne!(file(&one), file(&other));
+        assert_eq!(memory.offset("io_rings.cq"), Ok(8));
+        assert_eq!(memory.offset("page."), Ok(64));
+    }
+
+    #[test]
+    fn what_is_no_btf_has_no_members() {
+        for bytes in [&b""[..], b"\x9f\xeb\x01\x00", &[0xff; 64]] {
+            assert!(Offsets::find(bytes).is_none_or(|found| found.0.is_empty()));
+        }
+    }
+}
