@@ -12,7 +12,7 @@ use crate::executor::CallId;
 use crate::files::paths;
 use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{
-    EpollWatch, FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind,
+    EpollWatch, FdEntry, FileKind, LockKind, Manifest, OpenFile, ProcessRecord, ShmKind, ShmRecord, Vma, VmaKind,
 };
 use crate::image::{Appshot, Core, Segment};
 use crate::ipc;
@@ -29,6 +29,8 @@ use std::os::unix::fs::FileExt;
 #[derive(Debug, Default)]
 pub struct Shared {
     pub shm: HashMap<ShmId, OwnedFd>,
+    /// Descriptions of unlinked files that had to be opened when these were made.
+    pub opened: HashMap<FileId, OwnedFd>,
     /// New ids of System V segments are the old ones: their numbers were chosen.
     sysv: HashMap<ShmId, i32>,
 }
@@ -36,10 +38,7 @@ pub struct Shared {
 impl Shared {
     /// What has or had a name is made with the app's rights, where it has any.
     pub fn make(shot: &Appshot, skeleton: &Skeleton, itself: Option<&Itself>) -> Result<Shared> {
-        let mut shared = Shared {
-            shm: HashMap::new(),
-            sysv: HashMap::new(),
-        };
+        let mut shared = Shared::default();
         for record in &shot.manifest.shmem {
             match &record.kind {
                 ShmKind::Sysv { id, .. } => {
@@ -47,9 +46,10 @@ impl Shared {
                     shared.sysv.insert(record.id, *id);
                 }
                 _ => {
+                    let mut make = || shared.make_object(record, &shot.manifest, &skeleton.view());
                     let object = match itself {
-                        Some(itself) => itself.within(|| make_object(record, &skeleton.view()))?,
-                        None => make_object(record, &skeleton.view())?,
+                        Some(itself) => itself.within(make)?,
+                        None => make()?,
                     };
                     shared.shm.insert(record.id, fill_shm(shot, record, object)?);
                 }
@@ -57,18 +57,27 @@ impl Shared {
         }
         Ok(shared)
     }
+
+    fn make_object(&mut self, record: &ShmRecord, manifest: &Manifest, view: &str) -> Result<OwnedFd> {
+        if !matches!(record.kind, ShmKind::Unlinked { .. }) {
+            return make_object(record);
+        }
+        let of_it = |file: &&OpenFile| matches!(file.kind, FileKind::Unlinked { shm, .. } if shm == record.id);
+        let descriptions = manifest.files.iter().filter(of_it);
+        let descriptions: Vec<_> = descriptions.map(|file| (file.id, file.flags)).collect();
+        let made = paths::make_unlinked(view, &record.kind, &descriptions)?;
+        self.opened.extend(made.opened);
+        Ok(made.file.into())
+    }
 }
 
-fn make_object(record: &ShmRecord, view: &str) -> Result<OwnedFd> {
+fn make_object(record: &ShmRecord) -> Result<OwnedFd> {
     let failed = || format!("cannot make shared memory object {} again", record.id);
     const MFD_EXEC: u32 = 0x10;
     Ok(match &record.kind {
         ShmKind::Memfd { name, .. } => sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | MFD_EXEC)
             .or_else(|_| sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))
             .or_fail(failed)?,
-        ShmKind::Unlinked {
-            path, mode, uid, gid, ..
-        } => paths::make_unlinked(view, path, *mode, (*uid, *gid))?.into(),
         _ => sysshm::anonymous(record.bytes).or_fail(failed)?,
     })
 }
