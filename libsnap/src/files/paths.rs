@@ -38,6 +38,12 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
             "let the app close it, or give the file its name back",
         );
     }
+    if tells_of_a_part(&found.link) {
+        return refused(
+            "a file of /proc that tells of a thread, a descriptor or a mapping, which come after it in a restore",
+            "close it before the snapshot",
+        );
+    }
     match found.mode & libc::S_IFMT {
         libc::S_IFREG => {
             let reading = found.flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDONLY;
@@ -70,6 +76,18 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
         path: found.link.clone(),
         offset: found.pos,
     })
+}
+
+/// Whether this is a file of /proc about something that a process has.
+fn tells_of_a_part(link: &str) -> bool {
+    let mut names = link.strip_prefix("/proc/").unwrap_or_default().split('/');
+    let (process, kind, part) = (names.next(), names.next(), names.next());
+    match (kind, part) {
+        (Some("fdinfo" | "map_files"), Some(_)) => true,
+        // The first thread is there with its process.
+        (Some("task"), part @ Some(_)) => part != process,
+        _ => false,
+    }
 }
 
 /// A regular file of which no name is left.
