@@ -3,7 +3,7 @@
 # found what it expected.
 cd "$1" || exit 1
 shift
-stress-ng --verify --timeout 0 --temp-path . --oom-avoid "$@" &
+taskset -c 0 stress-ng --verify --timeout 0 --temp-path . --oom-avoid "$@" &
 while [ ! -e go ]; do sleep 0.1; done
 kill -INT $!
 wait $!
