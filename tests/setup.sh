@@ -3,7 +3,16 @@
 set -eu
 
 packages="build-essential binutils gdb strace python3 python3-venv nodejs golang-go openjdk-17-jdk-headless
-redis-server redis-tools nginx-light postgresql-15 curl openssl python3-grpcio python3-websockets"
+redis-server redis-tools nginx-light postgresql-15 curl openssl python3-grpcio python3-websockets
+memcached beanstalkd haproxy mariadb-server-core mariadb-client-core bind9 bind9-dnsutils squid php8.2-fpm erlang-base
+puma perl python3-gunicorn python3-uvicorn python3-ipykernel python3-numpy sqlite3 vim-tiny htop tmux stress-ng"
+
+# An encoder without the ninety packages of Debian's.
+encoder() {
+    [ -e /opt/appshot-tests/encoder ] && return
+    /opt/appshot-tests/bin/pip install -q --no-deps imageio-ffmpeg==0.6.0
+    ln -s "$(/opt/appshot-tests/bin/python -c 'import imageio_ffmpeg as f; print(f.get_ffmpeg_exe())')" /opt/appshot-tests/encoder
+}
 
 # What reads as others do: a structural check of FOCUS columns, tables in Parquet, traces.
 readers() {
@@ -20,7 +29,7 @@ for package in $packages; do
     dpkg-query -W -f='${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
         missing="$missing $package"
 done
-[ -n "$missing" ] || { readers; exit 0; }
+[ -n "$missing" ] || { readers; encoder; exit 0; }
 [ "$(id -u)" = 0 ] || { echo "setup.sh: needs root to install:$missing" >&2; exit 1; }
 
 # While this file says no, packages do not start their services.
@@ -39,5 +48,6 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
 # shellcheck disable=SC2086
-apt-get install -qy --no-install-recommends $missing
+apt-get install -o DPkg::Lock::Timeout=600 -qy --no-install-recommends $missing
 readers
+encoder

@@ -528,8 +528,17 @@ pub fn unlinked(link: &str, meta: &fs::Metadata) -> Option<ShmKind> {
     let path = link
         .strip_suffix(" (deleted)")
         .filter(|_| meta.is_file() && meta.nlink() == 0)?;
+    // The kernel calls one that never had a name by its number, which it will not have again.
+    let (directory, name) = path.rsplit_once('/')?;
+    let digits = name.strip_prefix('#').unwrap_or_default();
+    let unnamed = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     Some(ShmKind::Unlinked {
-        path: path.to_owned(),
+        path: if unnamed {
+            format!("{directory}/#")
+        } else {
+            path.to_owned()
+        },
+        unnamed,
         mode: meta.mode() & 0o7777,
         uid: meta.uid(),
         gid: meta.gid(),

@@ -27,6 +27,16 @@ int main(int argc, char **argv)
     char *map = MUST(shmat(id, NULL, 0)), *view = MUST(shmat(id, NULL, SHM_RDONLY));
     char *last = MUST(shmat(doomed, NULL, 0));
     MUST(shmctl(doomed, IPC_RMID, NULL)); /* lives on while attached */
+    /* Kept apart by what was done to their parts, one with parts that are gone, of which
+     * another mapping has the place. */
+    char *apart = MUST(shmat(id, NULL, 0)), *partly = MUST(shmat(id, NULL, 0));
+    MUST(madvise(apart, 4096, MADV_DONTFORK));
+    MUST(mprotect(apart + 2 * 4096, 4096, PROT_READ));
+    MUST(munmap(partly, 4096));
+    MUST(munmap(partly + 3 * 4096, 4096));
+    char *between = MUST(mmap(partly + 3 * 4096, 4096, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
+    *between = 'b';
     check_fill(map, LEN - 4096, 1);
     check_fill(last, LEN, 2);
     volatile char *turn = map + LEN - 1;
@@ -36,13 +46,15 @@ int main(int argc, char **argv)
         check_filled("in the child", map, 4096, 1);
         check_fill(map, 4096, 3);
     });
-    check_freeze_here();
     struct shmid_ds ds;
+    MUST(shmctl(id, IPC_STAT, &ds));
+    const unsigned long attached = ds.shm_nattch;
+    check_freeze_here();
     MUST(shmctl(id, IPC_STAT, &ds));
     CHECK_EQ("key", key, ds.shm_perm.__key);
     CHECK_EQ("mode", 0640, ds.shm_perm.mode & 0777);
     CHECK_EQ("size", LEN, ds.shm_segsz);
-    CHECK_EQ("attached", 4, ds.shm_nattch);
+    CHECK_EQ("attached", attached, ds.shm_nattch);
     CHECK_EQ("owner", geteuid(), ds.shm_perm.uid);
     CHECK_EQ("id by key", id, MUST(shmget(key, LEN, 0)));
     MUST(shmctl(lonely, IPC_STAT, &ds));
@@ -63,6 +75,14 @@ int main(int argc, char **argv)
     *turn = 1;
     check_child_ok(pid);
     check_filled("written by the child", map, 4096, 3);
+    check_filled("kept apart", apart, 4096, 3);
+    CHECK(!memcmp(partly + 4096, map + 4096, 2 * 4096), "what is left of a view, expected the segment's bytes");
+    CHECK_EQ("in the place of a part", 'b', *between);
+    apart[4096] = partly[2 * 4096];
+    CHECK_EQ("through another view", partly[2 * 4096], map[4096]);
+    CHECK_EQ("unmapped part", -1, msync(partly, 4096, MS_ASYNC));
+    MUST(shmdt(apart));
+    CHECK_EQ("unmapped with the rest", -1, msync(apart + 4 * 4096, 4096, MS_ASYNC));
     check_filled("read-only view", view, 4096, 3);
     check_filled("segment without a name", last, LEN, 2);
     MUST(shmdt(view));

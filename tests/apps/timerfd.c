@@ -32,6 +32,9 @@ int main(int argc, char **argv)
     int boot = make(CLOCK_BOOTTIME, TFD_CLOEXEC, 3000, 0, 0);
     int idle = MUST(timerfd_create(CLOCK_REALTIME, 0));
     int ticked = make(CLOCK_MONOTONIC, TFD_NONBLOCK, 0.01, 1000, 0);
+    /* Faster than anybody can look; not armed, but with a period. */
+    int fast = make(CLOCK_MONOTONIC, TFD_NONBLOCK, 1e-6, 1e-6, 0);
+    int period = make(CLOCK_MONOTONIC, 0, 0, 77, 0);
     int soon = make(CLOCK_MONOTONIC, 0, 3, 0, 0);
     struct pollfd wait = {.fd = ticked, .events = POLLIN};
     CHECK_EQ("poll", 1, poll(&wait, 1, 10000));
@@ -44,6 +47,7 @@ int main(int argc, char **argv)
     verify("absolute", absolute, start / 1000 + 2000 - check_now_ms() / 1e3, 0);
     verify("boottime", boot, 3000 - passed, 0);
     verify("never armed", idle, 0, 0);
+    verify("period only", period, 0, 77);
     CHECK_EQ("flags of relative", O_NONBLOCK, fcntl(relative, F_GETFL) & O_NONBLOCK);
     CHECK_EQ("close-on-exec of boottime", FD_CLOEXEC, fcntl(boot, F_GETFD));
     uint64_t ticks;
@@ -51,6 +55,11 @@ int main(int argc, char **argv)
     CHECK_EQ("ticks", 1, ticks);
     CHECK_EQ("second read", -1, read(ticked, &ticks, 8));
     CHECK_EQ("errno", EAGAIN, errno);
+    for (int i = 0; i < 3; i++) {
+        struct pollfd ticks_again = {.fd = fast, .events = POLLIN};
+        CHECK_EQ("poll of the fast one", 1, poll(&ticks_again, 1, 10000));
+        CHECK_EQ("read of the fast one", 8, read(fast, &ticks, 8));
+    }
     CHECK_EQ("blocking read", 8, read(soon, &ticks, 8));
     /* Read late where it was told to go late. */
     int64_t now = check_now_ms();

@@ -13,6 +13,9 @@ int main(int argc, char **argv)
     CHECK_EQ("write", LEN, MUST(write(fd, buf, LEN)));
     MUST(lseek(fd, 99, SEEK_SET));
     int ro = MUST(open(path, O_RDONLY));
+    int nofollow = MUST(open(path, O_RDONLY | O_NOFOLLOW));
+    MUST(lseek(nofollow, 5, SEEK_SET));
+    const int flags = MUST(fcntl(nofollow, F_GETFL));
     char *map = MUST(mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
     MUST(unlink(path));
     check_freeze_here();
@@ -30,5 +33,9 @@ int main(int argc, char **argv)
     CHECK_EQ("through the mapping", 'b', map[51]);
     CHECK_EQ("pread of the second description", 2, MUST(pread(ro, buf, 2, 50)));
     CHECK_EQ("through the second description", 'a', buf[0]);
+    CHECK_EQ("flags with O_NOFOLLOW", flags, MUST(fcntl(nofollow, F_GETFL)));
+    CHECK_EQ("offset of the third description", 5, lseek(nofollow, 0, SEEK_CUR));
+    CHECK_EQ("pread of the third description", 2, MUST(pread(nofollow, buf, 2, 50)));
+    CHECK_EQ("through the third description", 'a', buf[0]);
     return 0;
 }

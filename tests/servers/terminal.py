@@ -1,15 +1,21 @@
-# A shell on a pseudo-terminal of its own, as script(1) and terminal multiplexers
-# keep it: what comes in through the fifo `keys` is typed, what the shell writes
-# goes to the file `screen`.
+# A command on a pseudo-terminal of its own, as script(1) and terminal multiplexers
+# keep it: what comes in through the fifo `keys` is typed, what it writes goes to the
+# file `screen`. Without a command, a shell.
+import fcntl
 import os
 import pty
 import select
+import struct
 import sys
+import termios
 
 os.chdir(sys.argv[1])
+command = sys.argv[2:] or ["bash", "--norc", "--noprofile", "-i"]
 pid, master = pty.fork()
 if pid == 0:
-    os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+    os.environ.update(TERM="xterm", HOME=os.getcwd(), LC_ALL="C.UTF-8")
+    os.execvp(command[0], command)
+fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
 keys = os.open("keys", os.O_RDWR)
 screen = os.open("screen", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 while True:

@@ -20,6 +20,15 @@ pub fn redis(port: u16, command: &[&str]) -> Result<String> {
     Ok(local::redis(port, command)?)
 }
 
+/// Sends this over a connection of its own, and reads all that comes back.
+pub fn exchange(port: u16, request: &[u8]) -> Result<String> {
+    let mut stream = connect(port)?;
+    stream.write_all(request)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
 /// Asks again and again over one connection.
 pub type Ask = Box<dyn FnMut() -> Result<()> + Send>;
 

@@ -575,7 +575,7 @@ pub fn listening_ports_of(pid: i32) -> Vec<u16> {
 
 /// TCP connections of this port that either side has not yet closed wholly.
 pub fn open_connections(port: u16) -> usize {
-    let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+    let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
     let text: String = tables
         .iter()
         .map(|table| fs::read_to_string(table).unwrap_or_default())

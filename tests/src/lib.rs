@@ -8,7 +8,7 @@
 //! - [`ledger`] counts, cycle by cycle, what must not grow.
 //! - [`load`] asks without pause and notes how long each answer took.
 //! - [`loads`] are programs that know what they used, and the bill of it.
-//! - [`scenario`] puts the real software of [`servers`] through cycles.
+//! - [`scenario`] puts the real software of [`servers`] and [`applications`] through cycles.
 //! - [`judge`] decides whether an app was untouched (A1) and whether nothing is
 //!   left on the host (A3). It runs after every trial.
 //! - [`node`] is a node with all daemons, and apps that sleep and wake on it.
@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod applications;
 pub mod clients;
 pub mod daemon;
 pub mod forge;

@@ -1,10 +1,16 @@
 //! Requests without pause, each with the time that its answer took.
 
+use crate::app::App;
 use crate::clients::Ask;
+use crate::judge::{Changes, Fingerprint, judge_untouched};
+use crate::scenario::Server;
+use crate::verdict::{PATIENCE, poll};
 use anyhow::{Context, Result, anyhow, ensure};
+use libsnap::target::{SnapshotOptions, TcpPolicy};
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -79,4 +85,79 @@ fn until(stop: &AtomicBool, mut ask: Ask) -> Result<Vec<u64>> {
         times.push(u64::try_from(begin.elapsed().as_micros())?);
     }
     Ok(times)
+}
+
+/// The original runs on, under load: no request fails, nothing is changed.
+pub fn under_load(server: &Server<'_>, app: &App, shot: &Path) -> Result<()> {
+    let load = Requests::of(server)?;
+    let before = Fingerprint::take(app.top());
+    let options = SnapshotOptions {
+        leave_running: true,
+        tcp: if load.is_some() {
+            TcpPolicy::Close
+        } else {
+            TcpPolicy::Refuse
+        },
+        ..SnapshotOptions::default()
+    };
+    let taken = app
+        .snapshot(shot, &options)
+        .context("snapshot that leaves the app running");
+    let untouched = judge_untouched(&before, &Fingerprint::take(app.top()), Changes::ALL);
+    let served = load.map_or(Ok(()), Requests::finish);
+    taken?;
+    untouched?;
+    served?;
+    (server.use_it)().context("use of the original after its snapshot")
+}
+
+/// Requests without pause, from before the snapshot to after it.
+#[derive(Debug)]
+pub struct Requests {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicUsize>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Requests {
+    /// If it has such.
+    pub fn of(server: &Server<'_>) -> Result<Option<Requests>> {
+        let both = server.port.zip(server.request);
+        both.map(|(port, request)| Requests::start(port, request)).transpose()
+    }
+
+    /// Returns when the first request has been answered.
+    fn start(port: u16, request: fn(u16) -> Result<()>) -> Result<Requests> {
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (asked, count) = (Arc::clone(&stop), Arc::clone(&served));
+        let thread = std::thread::spawn(move || {
+            while !asked.load(Ordering::SeqCst) {
+                request(port).context("request under load")?;
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(())
+        });
+        let load = Requests { stop, served, thread };
+        load.wait_for_another()?;
+        Ok(load)
+    }
+
+    /// Until one more request has been answered, or one has failed.
+    fn wait_for_another(&self) -> Result<()> {
+        let start = self.served.load(Ordering::SeqCst);
+        poll("requests to be served", PATIENCE, || {
+            let more = self.served.load(Ordering::SeqCst) > start;
+            Ok((more || self.thread.is_finished()).then_some(()))
+        })
+    }
+
+    /// After further requests: did any fail?
+    pub fn finish(self) -> Result<()> {
+        let served = self.wait_for_another();
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("the load panicked"))?
+            .and(served)
+    }
 }

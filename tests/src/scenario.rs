@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use libsnap::target::RunOptions;
 
 /// What a scenario has to tell of its server.
+#[derive(Clone)]
 #[expect(missing_debug_implementations, reason = "it is made of closures")]
 pub struct Server<'a> {
     pub options: RunOptions,
@@ -79,7 +80,7 @@ pub fn drive<M: Manner>(
     manner: &mut M,
     last: impl FnOnce(&mut M) -> Result<()>,
 ) -> Result<()> {
-    live(place, server, manner, cycles(), last)
+    drive_cycles(place, server, manner, cycles(), last)
 }
 
 /// The same without a cycle: start, fill, `last`, end.
@@ -89,10 +90,11 @@ pub fn drive_alive<M: Manner>(
     manner: &mut M,
     last: impl FnOnce(&mut M) -> Result<()>,
 ) -> Result<()> {
-    live(place, server, manner, 0, last)
+    drive_cycles(place, server, manner, 0, last)
 }
 
-fn live<M: Manner>(
+/// The same with so many cycles.
+pub fn drive_cycles<M: Manner>(
     place: &Place,
     server: &Server<'_>,
     manner: &mut M,
@@ -139,7 +141,7 @@ fn one_cycle(server: &Server<'_>, manner: &mut impl Manner, scope: &Scope) -> Re
     settle(server)?;
     let state = (server.state)()?;
     settle(server)?;
-    let processes = tree(manner.top()).len();
+    let processes = commands(manner.top());
     manner.look(server, Moment::BeforeFreeze)?;
     manner.freeze().context("snapshot")?;
     judge_nothing_left(scope, &manner.asleep()).context("after the snapshot")?;
@@ -148,16 +150,25 @@ fn one_cycle(server: &Server<'_>, manner: &mut impl Manner, scope: &Scope) -> Re
     }
     manner.restore().context("restore")?;
     manner.look(server, Moment::AfterRestore)?;
-    let processes_now = tree(manner.top()).len();
+    let processes_now = commands(manner.top());
     ensure!(
-        !server.steady || processes_now == processes,
-        "{processes} processes became {processes_now}"
+        !server.steady || processes_now.len() == processes.len(),
+        "processes were {processes:?}, are {processes_now:?}"
     );
     let state_now = (server.state)().context("first use after the restore")?;
     ensure!(state == state_now, "state was {state}, is {state_now}");
     (server.use_it)().context("use after the restore")?;
     settle(server)?;
     manner.look(server, Moment::CycleEnd)
+}
+
+/// What its processes are called.
+fn commands(top: i32) -> Vec<String> {
+    let command = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    let commands = tree(top)
+        .into_iter()
+        .map(|pid| format!("{pid} {}", command(pid).unwrap_or_default().trim()));
+    commands.collect()
 }
 
 /// Waits until the server has closed what its clients have closed.
@@ -187,5 +198,35 @@ macro_rules! each_scenario {
         $test!(threads_100, light);
         $test!(tree_of_100_processes, heavy);
         $test!(blocking_calls, light);
+    };
+}
+
+/// One use of `$test` for every further application: its name in [`crate::applications`],
+/// and whether what it holds is in memory, so that instances beside each other are
+/// independent, or in files that they share.
+#[macro_export]
+macro_rules! each_application {
+    ($test:ident) => {
+        $test!(memcached, in_memory);
+        $test!(beanstalkd, in_files);
+        $test!(haproxy, in_memory);
+        $test!(bind9, in_files);
+        $test!(squid, in_files);
+        $test!(erlang, in_memory);
+        $test!(puma, in_files);
+        $test!(perl, in_memory);
+        $test!(gunicorn, in_memory);
+        $test!(uvicorn, in_memory);
+        $test!(java_pools, in_memory);
+        $test!(sqlite, in_files);
+        $test!(php_fpm, in_memory);
+        $test!(mariadb, in_files);
+        $test!(jupyter_kernel, in_memory);
+        $test!(vim, in_files);
+        $test!(htop, in_files);
+        $test!(tmux, in_files);
+        $test!(ffmpeg, in_files);
+        $test!(gcc, in_files);
+        $test!(stress_ng, in_files);
     };
 }

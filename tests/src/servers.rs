@@ -19,18 +19,18 @@ fn words(command: &[&str]) -> Vec<String> {
     command.iter().map(|&word| word.to_owned()).collect()
 }
 
-fn options(command: &[&str]) -> RunOptions {
+pub(crate) fn options(command: &[&str]) -> RunOptions {
     RunOptions {
         command: words(command),
         ..RunOptions::default()
     }
 }
 
-fn path_text(path: &Path) -> String {
+pub(crate) fn path_text(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn servers() -> PathBuf {
+pub(crate) fn servers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("servers")
 }
 
@@ -43,6 +43,7 @@ pub fn run(command: &mut Command) -> Result<String> {
 
 // ------------------------------------------------------------------------ redis
 
+/// 100,000 keys of 1,000 bytes, answering.
 pub fn redis_server(place: &Place, drive: Drive<'_>) -> Result<()> {
     let program = need_program(&["redis-server"])?;
     let port = free_port()?;
@@ -111,6 +112,7 @@ fn nginx_configuration(place: &Place, port: u16) -> Result<PathBuf> {
     Ok(file)
 }
 
+/// A master and two workers that serve pages and count together.
 pub fn nginx(place: &Place, drive: Drive<'_>) -> Result<()> {
     let program = need_program(&["nginx", "/usr/sbin/nginx"])?;
     let port = free_port()?;
@@ -154,7 +156,7 @@ fn nginx_requests(port: u16) -> Result<u64> {
 // ------------------------------------------------------------- servers that count
 
 /// Servers of one protocol: `/` tells the state, `/add` counts, `/ticks` is a timer.
-fn counter(place: &Place, drive: Drive<'_>, command: &[&str], port: u16) -> Result<()> {
+pub(crate) fn counter(place: &Place, drive: Drive<'_>, command: &[&str], port: u16) -> Result<()> {
     drive(
         place,
         &Server {
@@ -179,6 +181,7 @@ fn counter(place: &Place, drive: Drive<'_>, command: &[&str], port: u16) -> Resu
     )
 }
 
+/// A counter, a timer and a buffer in memory, answering.
 pub fn node(place: &Place, drive: Drive<'_>) -> Result<()> {
     let program = path_text(&need_program(&["node", "nodejs"])?);
     let port = free_port()?;
@@ -186,6 +189,7 @@ pub fn node(place: &Place, drive: Drive<'_>) -> Result<()> {
     counter(place, drive, &[&program, &script, &port.to_string()], port)
 }
 
+/// A counter in memory, goroutines that compute and are preempted.
 pub fn go(place: &Place, drive: Drive<'_>) -> Result<()> {
     let compiler = need_program(&["go"])?;
     let binary = path_text(&place.path("counter"));
@@ -202,6 +206,7 @@ pub fn go(place: &Place, drive: Drive<'_>) -> Result<()> {
     counter(place, drive, &[&binary, &port.to_string()], port)
 }
 
+/// A counter in memory, the compiler and the collector at work.
 pub fn java(place: &Place, drive: Drive<'_>) -> Result<()> {
     let (compiler, machine) = (need_program(&["javac"])?, need_program(&["java"])?);
     let dir = path_text(place.dir());
@@ -217,6 +222,7 @@ pub fn java(place: &Place, drive: Drive<'_>) -> Result<()> {
     )
 }
 
+/// Serves a directory, a thread for each request.
 pub fn python_http_server(place: &Place, drive: Drive<'_>) -> Result<()> {
     let program = path_text(&need_program(&["/usr/bin/python3"])?);
     let html = place.path("html");
@@ -364,6 +370,7 @@ impl Postgres {
 /// What a driver of PostgreSQL may want besides.
 pub type DrivePostgres<'a> = &'a dyn Fn(&Place, &Server<'_>, &Postgres) -> Result<()>;
 
+/// Tables of pgbench, between its transactions.
 pub fn postgresql(place: &Place, drive: Drive<'_>) -> Result<()> {
     with_postgresql(place, &|place, server, _| drive(place, server))
 }
@@ -406,6 +413,7 @@ fn numbers_in_order(file: &Path) -> Result<u64> {
     Ok(last)
 }
 
+/// Numbers on their way through three processes and their pipes.
 pub fn bash_pipeline(place: &Place, drive: Drive<'_>) -> Result<()> {
     let shell = path_text(&need_program(&["bash"])?);
     let script = path_text(&servers().join("pipeline.sh"));
@@ -432,6 +440,7 @@ pub fn bash_pipeline(place: &Place, drive: Drive<'_>) -> Result<()> {
     )
 }
 
+/// 100 processes in three generations that say again and again that they live.
 pub fn tree_of_100_processes(place: &Place, drive: Drive<'_>) -> Result<()> {
     let shell = path_text(&need_program(&["bash"])?);
     let script = path_text(&servers().join("tree.sh"));
@@ -494,7 +503,7 @@ fn everyone(place: &Place) -> Result<String> {
 // -------------------------------------------------------------------- terminals
 
 /// Types a command and waits for its answer on the screen.
-fn type_and_see(place: &Place, line: &str, answer: &str) -> Result<()> {
+pub(crate) fn type_and_see(place: &Place, line: &str, answer: &str) -> Result<()> {
     let seen = || -> Result<usize> {
         let screen = std::fs::read(place.path("screen"))?;
         Ok(String::from_utf8_lossy(&screen).matches(answer).count())
@@ -580,6 +589,7 @@ fn self_checking(place: &Place, drive: Drive<'_>, names: &[&str]) -> Result<()> 
     )
 }
 
+/// 100 threads of a program that checks each of them.
 pub fn threads_100(place: &Place, drive: Drive<'_>) -> Result<()> {
     self_checking(place, drive, &["threads100"])
 }

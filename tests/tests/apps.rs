@@ -121,6 +121,8 @@ app_test!(pidfd_other_thread, refused);
 // Files.
 app_test!(regular_files, alone);
 app_test!(unlinked_file);
+app_test!(unnamed_file);
+app_test!(proc_part, refused);
 app_test!(shared_offsets);
 app_test!(shared_fd_table, refused);
 app_test!(directories);

@@ -7,7 +7,8 @@
 //!
 //! - what a snapshot refuses: from the calls in `libsnap/src` that refuse something. Words
 //!   that cannot be read from there are an error, so that none is left out.
-//! - what is proved: from the list in `apps.rs` and the heads of the programs.
+//! - what is proved: from the list in `apps.rs` and the heads of the programs; of real software,
+//!   from the lists in `scenario.rs` and the heads in `servers.rs` and `applications.rs`.
 
 use anyhow::{Context, Result, bail, ensure};
 use appshot_tests::programs;
@@ -26,6 +27,7 @@ fn the_tables_are_those_of_the_code() -> Result<()> {
     let old = fs::read_to_string(&path)?;
     let new = with_table(&old, "refusals", &refusals_table()?)?;
     let new = with_table(&new, "programs", &programs_table()?)?;
+    let new = with_table(&new, "applications", &applications_table()?)?;
     if switched_on("APPSHOT_WRITE_DOCS") {
         return Ok(fs::write(&path, new)?);
     }
@@ -320,6 +322,98 @@ fn head(program: &str) -> Result<String> {
     let end = sentence.find(". ").unwrap_or(sentence.len());
     Ok(sentence[..end].trim_end_matches('.').to_owned())
 }
+
+/// Real software: what each is, of which version it was tried, what it is doing when it is frozen.
+fn applications_table() -> Result<String> {
+    let mut table = "| application | version | what it was doing | restored equal, or refused by name |\n\
+                     |---|---|---|---|\n"
+        .to_owned();
+    let heads = ["src/servers.rs", "src/applications.rs", "tests/applications.rs"];
+    let heads: Vec<String> = heads.iter().map(|name| part(name)).collect::<Result<_>>()?;
+    for (name, application, version, outcome) in APPLICATIONS {
+        let told = heads.iter().find_map(|text| doing(text, name));
+        let told = told.with_context(|| format!("{name} does not say what it is doing"))?;
+        writeln!(table, "| {application} | {version} | {} | {outcome} |", cell(&told))?;
+    }
+    let all = listed()?;
+    let known = |name: &str| APPLICATIONS.iter().any(|(known, ..)| *known == name);
+    let unknown: Vec<&String> = all.iter().filter(|name| !known(name)).collect();
+    ensure!(unknown.is_empty(), "of which version are {unknown:?}?");
+    Ok(table)
+}
+
+/// A file of this crate.
+fn part(name: &str) -> Result<String> {
+    Ok(fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name))?)
+}
+
+/// The scenarios and applications.
+fn listed() -> Result<Vec<String>> {
+    let text = part("src/scenario.rs")?;
+    let name = |line: &str| {
+        let rest = line.trim().strip_prefix("$test!(")?;
+        Some(rest.split_once(',')?.0.to_owned())
+    };
+    Ok(text.lines().filter_map(name).collect())
+}
+
+/// The comment above the function of this name.
+fn doing(text: &str, name: &str) -> Option<String> {
+    let before = ["\npub fn ", "\n#[test]\nfn "]
+        .iter()
+        .find_map(|start| Some(text.split_once(&format!("{start}{name}("))?.0))?;
+    let mut lines: Vec<&str> = before
+        .lines()
+        .rev()
+        .map_while(|line| line.strip_prefix("/// "))
+        .collect();
+    lines.reverse();
+    let words = lines.join(" ");
+    (!words.is_empty()).then(|| words.trim_end_matches('.').to_owned())
+}
+
+/// Name of the trial, name and version of what it was tried with, outcome.
+const APPLICATIONS: &[(&str, &str, &str, &str)] = &[
+    ("redis_server", "Redis", "7.0.15", "equal"),
+    ("nginx", "nginx", "1.22.1", "equal"),
+    ("postgresql", "PostgreSQL", "15.18", "equal"),
+    ("python_http_server", "Python `http.server`", "3.11.2", "equal"),
+    ("node", "Node.js", "20.20.2", "equal"),
+    ("go", "Go `net/http`", "1.19.8", "equal"),
+    ("java", "OpenJDK `HttpServer`", "17.0.15", "equal"),
+    ("bash_pipeline", "bash, a pipeline", "5.2.15", "equal"),
+    ("shell_on_a_terminal", "bash, interactive", "5.2.15", "equal"),
+    ("threads_100", "a C program", "-", "equal"),
+    ("tree_of_100_processes", "bash, a tree", "5.2.15", "equal"),
+    ("blocking_calls", "18 C programs", "-", "equal"),
+    ("memcached", "memcached", "1.6.18", "equal"),
+    ("beanstalkd", "beanstalkd", "1.12", "equal"),
+    ("haproxy", "HAProxy", "2.6.12", "equal"),
+    ("bind9", "BIND", "9.18.49", "equal"),
+    ("squid", "Squid", "5.7", "equal"),
+    ("erlang", "Erlang/OTP", "25.2.3", "equal"),
+    ("puma", "Puma on Ruby 3.1", "5.6.5", "equal"),
+    ("perl", "Perl", "5.36.0", "equal"),
+    ("gunicorn", "Gunicorn", "20.1.0", "equal"),
+    ("uvicorn", "Uvicorn on asyncio", "0.17.6", "equal"),
+    ("java_pools", "OpenJDK, thread pools", "17.0.15", "equal"),
+    ("sqlite", "SQLite in WAL mode", "3.40.1", "equal"),
+    ("php_fpm", "PHP-FPM", "8.2.36", "equal"),
+    ("mariadb", "MariaDB, `--innodb-use-native-aio=0`", "10.11.19", "equal"),
+    (
+        "mariadb_with_io_uring",
+        "MariaDB",
+        "10.11.19",
+        "refused: run the app without io\\_uring",
+    ),
+    ("jupyter_kernel", "Jupyter kernel with NumPy 1.24.2", "6.17.0", "equal"),
+    ("vim", "Vim (vim.tiny)", "9.0.1378", "equal"),
+    ("htop", "htop", "3.2.2", "equal"),
+    ("tmux", "tmux", "3.3a", "equal"),
+    ("ffmpeg", "FFmpeg with x264 (imageio-ffmpeg of PyPI)", "7.0.2", "equal"),
+    ("gcc", "GCC", "12.2.0", "equal"),
+    ("stress_ng", "stress-ng `--verify`", "0.15.06", "equal"),
+];
 
 #[test]
 fn words_are_read_as_the_compiler_does() -> Result<()> {

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use appshot_tests::app::{App, Place};
+use appshot_tests::applications;
 use appshot_tests::forge::{Forger, Record};
 use appshot_tests::installed::Registry;
 use appshot_tests::judge::{Changes, Fingerprint, judge_untouched};
@@ -23,18 +24,33 @@ macro_rules! scenario {
     ($name:ident, $weight:ident) => {
         #[test]
         fn $name() {
-            on_own_thread(stringify!($name), || {
-                let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-                need_root()?;
-                if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
-                    return skip("snapshots, which APPSHOT_TEST_NO_SNAPSHOT turns off");
-                }
-                servers::$name(&Place::new(stringify!($name))?, &rehearsed)
-            });
+            of_a_server(stringify!($name), servers::$name);
         }
     };
 }
 appshot_tests::each_scenario!(scenario);
+
+macro_rules! application {
+    ($name:ident, $state:ident) => {
+        #[test]
+        #[ignore = "a long run: in one life by the suite applications"]
+        fn $name() {
+            of_a_server(stringify!($name), applications::$name);
+        }
+    };
+}
+appshot_tests::each_application!(application);
+
+fn of_a_server(test: &'static str, set_up: fn(&Place, scenario::Drive<'_>) -> Result<()>) {
+    on_own_thread(test, move || {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        need_root()?;
+        if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
+            return skip("snapshots, which APPSHOT_TEST_NO_SNAPSHOT turns off");
+        }
+        set_up(&Place::new(test)?, &rehearsed)
+    });
+}
 
 fn rehearsed(place: &Place, server: &Server<'_>) -> Result<()> {
     let mut manner = Rehearsed {

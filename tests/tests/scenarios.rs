@@ -7,8 +7,10 @@
 
 use anyhow::{Context, Result, ensure};
 use appshot_tests::app::{App, Place};
+use appshot_tests::applications;
 use appshot_tests::clients::ensure_refused;
 use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, own_descriptors};
+use appshot_tests::load::{Requests, under_load};
 use appshot_tests::scenario::{self, Manner, Moment, Server, settle};
 use appshot_tests::servers::{self, Postgres};
 use appshot_tests::verdict::{PATIENCE, need_root, on_own_thread, poll, switched_on};
@@ -17,9 +19,7 @@ use libsnap::restore::pager;
 use libsnap::target::{RunOptions, SnapshotOptions, TcpPolicy};
 use std::io::Write;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Mutex, PoisonError};
 
 /// Descriptors of the threads that bring memory, once there are some.
 const PAGERS: usize = 16;
@@ -45,6 +45,19 @@ macro_rules! scenario {
 }
 appshot_tests::each_scenario!(scenario);
 
+macro_rules! application {
+    ($name:ident, $state:ident) => {
+        #[test]
+        #[ignore = "a long run: in one life by the suite applications"]
+        fn $name() {
+            trial(stringify!($name), |place| {
+                applications::$name(place, &by_the_engine)
+            });
+        }
+    };
+}
+appshot_tests::each_application!(application);
+
 fn by_the_engine(place: &Place, server: &Server<'_>) -> Result<()> {
     if switched_on("APPSHOT_TEST_NO_SNAPSHOT") {
         return without_snapshot(place, server);
@@ -56,7 +69,7 @@ fn by_the_engine(place: &Place, server: &Server<'_>) -> Result<()> {
         descriptors: usize::MAX,
     };
     scenario::drive(place, server, &mut engine, |engine| {
-        leave_running(place, server, engine.app()?)
+        under_load(server, engine.app()?, &place.path("appshot-running"))
     })
 }
 
@@ -136,9 +149,9 @@ fn without_snapshot(place: &Place, server: &Server<'_>) -> Result<()> {
     let mut app = place.run_with(server.options.clone())?;
     poll("the server to answer", PATIENCE, || Ok((server.state)().ok()))?;
     (server.fill)(app.top())?;
-    let load = Load::of(server)?;
+    let load = Requests::of(server)?;
     (server.use_it)()?;
-    load.map_or(Ok(()), Load::finish)?;
+    load.map_or(Ok(()), Requests::finish)?;
     settle(server)?;
     let state = (server.state)()?;
     let state_now = (server.state)()?;
@@ -155,80 +168,6 @@ fn without_snapshot(place: &Place, server: &Server<'_>) -> Result<()> {
         return Ok(());
     };
     poll("the port to be closed", PATIENCE, || Ok(ensure_refused(port).ok()))
-}
-
-/// The original runs on, under load: no request fails, nothing is changed.
-fn leave_running(place: &Place, server: &Server<'_>, app: &App) -> Result<()> {
-    let shot = place.path("appshot-running");
-    let load = Load::of(server)?;
-    let before = Fingerprint::take(app.top());
-    let options = SnapshotOptions {
-        leave_running: true,
-        tcp: if load.is_some() {
-            TcpPolicy::Close
-        } else {
-            TcpPolicy::Refuse
-        },
-        ..SnapshotOptions::default()
-    };
-    let taken = app
-        .snapshot(&shot, &options)
-        .context("snapshot that leaves the app running");
-    let untouched = judge_untouched(&before, &Fingerprint::take(app.top()), Changes::ALL);
-    let served = load.map_or(Ok(()), Load::finish);
-    taken?;
-    untouched?;
-    served?;
-    (server.use_it)().context("use of the original after its snapshot")
-}
-
-/// Requests without pause, from before the snapshot to after it.
-struct Load {
-    stop: Arc<AtomicBool>,
-    served: Arc<AtomicUsize>,
-    thread: JoinHandle<Result<()>>,
-}
-
-impl Load {
-    fn of(server: &Server<'_>) -> Result<Option<Load>> {
-        let both = server.port.zip(server.request);
-        both.map(|(port, request)| Load::start(port, request)).transpose()
-    }
-
-    /// Returns when the first request has been answered.
-    fn start(port: u16, request: fn(u16) -> Result<()>) -> Result<Load> {
-        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (asked, count) = (Arc::clone(&stop), Arc::clone(&served));
-        let thread = std::thread::spawn(move || {
-            while !asked.load(Ordering::SeqCst) {
-                request(port).context("request under load")?;
-                count.fetch_add(1, Ordering::SeqCst);
-            }
-            Ok(())
-        });
-        let load = Load { stop, served, thread };
-        load.wait_for_another()?;
-        Ok(load)
-    }
-
-    /// Until one more request has been answered, or one has failed.
-    fn wait_for_another(&self) -> Result<()> {
-        let start = self.served.load(Ordering::SeqCst);
-        poll("requests to be served", PATIENCE, || {
-            let more = self.served.load(Ordering::SeqCst) > start;
-            Ok((more || self.thread.is_finished()).then_some(()))
-        })
-    }
-
-    /// After further requests: did any fail?
-    fn finish(self) -> Result<()> {
-        let served = self.wait_for_another();
-        self.stop.store(true, Ordering::SeqCst);
-        self.thread
-            .join()
-            .map_err(|_| anyhow::anyhow!("the load panicked"))?
-            .and(served)
-    }
 }
 
 // ------------------------------------------------------------------- PostgreSQL

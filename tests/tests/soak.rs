@@ -13,6 +13,7 @@
 
 use anyhow::Result;
 use appshot_tests::app::Place;
+use appshot_tests::applications;
 use appshot_tests::installed::Installed;
 use appshot_tests::scenario::{self, Server};
 use appshot_tests::servers;
@@ -70,3 +71,21 @@ macro_rules! soaked {
     };
 }
 appshot_tests::each_scenario!(soaked);
+
+macro_rules! application {
+    ($name:ident, $state:ident) => {
+        mod $name {
+            #[test]
+            #[ignore = "a long run"]
+            fn by_commands() {
+                super::soak(stringify!($name), super::applications::$name, false);
+            }
+            #[test]
+            #[ignore = "a long run"]
+            fn by_daemons() {
+                super::soak(stringify!($name), super::applications::$name, true);
+            }
+        }
+    };
+}
+appshot_tests::each_application!(application);

@@ -10,7 +10,9 @@ use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::{FileKind, TimerValue};
 use crate::proc::{self, Fields};
 use crate::sys::{Sys, fd, task};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 pub fn capture_eventfd(found: &Found) -> FileKind {
     FileKind::Eventfd {
@@ -43,9 +45,12 @@ pub fn capture_timerfd(context: &Context<'_>, description: &Description) -> Resu
     }
     let failed = |error: &dyn std::fmt::Display| (format!("its time cannot be read: {error}"), "try again".to_owned());
     let freeze = context.frozen.unwrap_or_else(Reading::now).monotonic_ns;
-    let (left_ns, interval_ns, at) = time_left(&description.dup).map_err(|e| failed(&e))?;
-    let info = proc::text(found.pid, &format!("fdinfo/{}", found.fd)).map_err(|e| failed(&e))?;
-    let info = Fields::new(info);
+    let (mut left_ns, interval_ns, at) = time_left(&description.dup).map_err(|e| failed(&e))?;
+    let info = || proc::text(found.pid, &format!("fdinfo/{}", found.fd)).map(Fields::new);
+    if left_ns == 0 && interval_ns > 0 && is_ticking(&description.dup, &info).map_err(|e| failed(&e))? {
+        left_ns = interval_ns;
+    }
+    let info = info().map_err(|e| failed(&e))?;
     let since_freeze = u64::try_from(at - freeze).unwrap_or(0);
     // `it_value: (seconds, nanoseconds)`; zero once it has fallen due.
     let fell_due = left_ns > 0 && info.get("it_value") == Some("(0, 0)");
@@ -80,6 +85,22 @@ fn time_left(fd: &OwnedFd) -> Sys<(u64, u64, i64)> {
     }
 }
 
+/// Whether a timer that never has any time left is armed, with a period that is shorter than
+/// it takes to look at it: then it ticks.
+fn is_ticking(fd: &OwnedFd, info: &dyn Fn() -> io::Result<Fields>) -> io::Result<bool> {
+    const LOOKS: usize = 20;
+    const BETWEEN: Duration = Duration::from_micros(200);
+    let first = info()?.number("ticks");
+    for _ in 0..LOOKS {
+        std::thread::sleep(BETWEEN);
+        let (left, _) = fd::timerfd_get(fd)?;
+        if left > 0 || info()?.number("ticks") != first {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Armed for the instant at which it is due; what is past already is ticks.
 /// Relative times on CLOCK_REALTIME pass like monotonic ones.
 pub fn restore_timerfd(
@@ -108,6 +129,9 @@ pub fn restore_timerfd(
     };
     // It may be before this machine's clocks began.
     let mut due = (time.value_ns > 0).then(|| from.saturating_add_unsigned(time.value_ns));
+    if due.is_none() && time.interval_ns > 0 {
+        fd::timerfd_set(&made, 0, 0, time.interval_ns).or_fail(failed)?;
+    }
     for _ in 0..TRIES {
         let is = now();
         if let Some(past) = due.filter(|due| *due <= is) {

@@ -399,20 +399,22 @@ pub fn outside(builder: &Builder<'_>, manifest: &crate::image::records::Manifest
 }
 
 /// Makes every description of the appshot, as descriptors of ours, beside those that are
-/// [`outside`].
+/// there: [`outside`], or opened when an unlinked file was made.
 pub fn restore_all(
     builder: &Builder<'_>,
     manifest: &crate::image::records::Manifest,
-    outside: HashMap<FileId, OwnedFd>,
+    there: HashMap<FileId, OwnedFd>,
     mut ptys: pty::Ptys,
 ) -> Result<HashMap<FileId, OwnedFd>> {
-    let mut made = outside;
+    let mut made = there;
     let mut pipes = pipes::Pipes::new(builder, &manifest.pipes);
     let mut unix = unix::Sockets::new(builder, manifest)?;
     for file in &manifest.files {
         let fd = match &file.kind {
             FileKind::Path { path, offset } => paths::restore(builder, path, *offset, file.flags)?,
-            FileKind::Unlinked { shm, offset } => paths::restore_unlinked(builder, *shm, *offset, file.flags)?,
+            FileKind::Unlinked { shm, offset } => {
+                paths::restore_unlinked(builder, *shm, *offset, file.flags, made.remove(&file.id))?
+            }
             FileKind::Pipe { ino } => pipes.open(*ino, file.flags)?,
             FileKind::Memfd { shm, offset } => paths::restore_memfd(builder, *shm, *offset, file.flags)?,
             FileKind::Eventfd { count, semaphore } => events::restore_eventfd(*count, *semaphore)?,

@@ -53,6 +53,12 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
             "let the app close it, or give the file its name back",
         );
     }
+    if tells_of_a_part(&found.link) {
+        return refused(
+            "a file of /proc that tells of a thread, a descriptor or a mapping, which come after it in a restore",
+            "close it before the snapshot",
+        );
+    }
     match found.mode & libc::S_IFMT {
         libc::S_IFREG => {
             let reading = found.flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDONLY;
@@ -87,6 +93,18 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
     })
 }
 
+/// Whether this is a file of /proc about something that a process has.
+fn tells_of_a_part(link: &str) -> bool {
+    let mut names = link.strip_prefix("/proc/").unwrap_or_default().split('/');
+    let (process, kind, part) = (names.next(), names.next(), names.next());
+    match (kind, part) {
+        (Some("fdinfo" | "map_files"), Some(_)) => true,
+        // The first thread is there with its process.
+        (Some("task"), part @ Some(_)) => part != process,
+        _ => false,
+    }
+}
+
 /// A regular file of which no name is left.
 fn unlinked(description: &Description, tables: &mut Tables) -> Option<FileKind> {
     let found = &description.found;
@@ -108,15 +126,23 @@ fn enter(description: &Description, tables: &mut Tables, kind: impl FnOnce(&str)
     Some(tables.shm.enter(found.key, &view, || kind(&view)))
 }
 
-/// Another description of an unlinked file that was made again.
-pub fn restore_unlinked(builder: &Builder<'_>, shm: ShmId, offset: u64, flags: i32) -> Result<OwnedFd> {
+/// Another description of an unlinked file that was made again. `opened`: this one was
+/// opened when it was made.
+pub fn restore_unlinked(
+    builder: &Builder<'_>,
+    shm: ShmId,
+    offset: u64,
+    flags: i32,
+    opened: Option<OwnedFd>,
+) -> Result<OwnedFd> {
     let source = builder
         .shm
         .get(&shm)
         .ok_or_else(|| Error::failed(format!("unlinked file {shm} is missing")))?;
     let failed = || format!("cannot open unlinked file {shm} again");
     // The link in /proc must be followed, and what it leads to exists.
-    let opened = open_again(source, flags & !(libc::O_TMPFILE | libc::O_NOFOLLOW)).or_fail(failed)?;
+    let again = || open_again(source, flags & !(libc::O_TMPFILE | libc::O_NOFOLLOW));
+    let opened = opened.map_or_else(again, Ok).or_fail(failed)?;
     if flags & libc::O_PATH == 0 {
         use nix::unistd::{Whence, lseek};
         lseek(&opened, i64::try_from(offset).or_fail(failed)?, Whence::SeekSet).or_fail(failed)?;
@@ -124,38 +150,88 @@ pub fn restore_unlinked(builder: &Builder<'_>, shm: ShmId, offset: u64, flags: i
     Ok(opened)
 }
 
-/// A new file that has no name, in the directory of `path`: made under that name
-/// where it is free, so that /proc shows the same.
-pub fn make_unlinked(view: &str, path: &str, mode: u32, owner: (u32, u32)) -> Result<File> {
+/// A file that has no name, and those of its descriptions that nobody can open by a link in
+/// /proc: by O_NOFOLLOW, or by the O_TMPFILE that made it.
+#[derive(Debug)]
+pub struct Unlinked {
+    pub file: File,
+    pub opened: Vec<(FileId, OwnedFd)>,
+}
+
+/// Makes a file of this kind, in the directory that it was in, for descriptions with these flags.
+pub fn make_unlinked(view: &str, kind: &ShmKind, descriptions: &[(FileId, i32)]) -> Result<Unlinked> {
+    let ShmKind::Unlinked {
+        path,
+        unnamed,
+        mode,
+        uid,
+        gid,
+        ..
+    } = kind
+    else {
+        return Err(Error::failed("it is no unlinked file"));
+    };
     let failed = || format!("cannot make the unlinked file {path} again");
     let whole = format!("{view}{path}");
-    let mut new = OpenOptions::new();
-    new.read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(libc::O_CLOEXEC);
-    let file = match new.open(&whole) {
-        Ok(file) => {
-            fs::remove_file(&whole).or_fail(failed)?;
-            file
-        }
-        Err(_) => {
-            let directory = whole.rsplit_once('/').map_or("/", |(directory, _)| directory);
-            let flags = libc::O_TMPFILE | libc::O_CLOEXEC;
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .mode(0o600)
-                .custom_flags(flags)
-                .open(directory)
-                .or_fail(failed)?
-        }
+    let made = match unnamed {
+        true => unnamed_file(directory_of(&whole), descriptions),
+        false => once_named(&whole, descriptions),
     };
-    std::os::unix::fs::fchown(&file, Some(owner.0), Some(owner.1)).or_fail(failed)?;
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
+    let made = made.or_fail(failed)?;
+    std::os::unix::fs::fchown(&made.file, Some(*uid), Some(*gid)).or_fail(failed)?;
+    made.file
+        .set_permissions(std::os::unix::fs::PermissionsExt::from_mode(*mode))
         .or_fail(failed)?;
-    Ok(file)
+    Ok(made)
+}
+
+fn directory_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or("/", |(directory, _)| directory)
+}
+
+/// One that can still be given a name (linkat), which only its first opening makes.
+fn unnamed_file(directory: &str, descriptions: &[(FileId, i32)]) -> nix::Result<Unlinked> {
+    // Set when its content is there.
+    const LATER: i32 = libc::O_APPEND | libc::O_DIRECT;
+    let first = descriptions
+        .iter()
+        .find(|(_, flags)| flags & libc::O_TMPFILE == libc::O_TMPFILE);
+    let flags = first.map_or(libc::O_RDWR, |(_, flags)| flags & !LATER);
+    let file = File::from(open_new(directory, flags | libc::O_TMPFILE)?);
+    let first = first.map(|(id, _)| Ok((*id, OwnedFd::from(file.try_clone()?))));
+    let opened = first.transpose().map_err(|_: std::io::Error| nix::Error::last())?;
+    Ok(Unlinked {
+        file,
+        opened: opened.into_iter().collect(),
+    })
+}
+
+/// One that loses its name: the one it had where that is free, so that /proc shows the same.
+fn once_named(whole: &str, descriptions: &[(FileId, i32)]) -> nix::Result<Unlinked> {
+    const NEW: i32 = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+    let (whole, file) = match open_new(whole, NEW) {
+        Err(nix::Error::EEXIST) => {
+            let unique = crate::identity::uuid().map_err(|_| nix::Error::EEXIST)?;
+            let other = format!("{}/.appshot-{unique}", directory_of(whole));
+            let file = open_new(&other, NEW)?;
+            (other, file)
+        }
+        made => (whole.to_owned(), made?),
+    };
+    let by_name = descriptions.iter().filter(|(_, flags)| flags & libc::O_NOFOLLOW != 0);
+    let opened = by_name.map(|(id, flags)| Ok((*id, open_again(&whole, *flags)?)));
+    let opened: nix::Result<_> = opened.collect();
+    nix::unistd::unlink(whole.as_str())?;
+    Ok(Unlinked {
+        file: file.into(),
+        opened: opened?,
+    })
+}
+
+fn open_new(path: &str, flags: i32) -> nix::Result<OwnedFd> {
+    use nix::fcntl::{OFlag, open};
+    let flags = OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC;
+    open(path, flags, nix::sys::stat::Mode::from_bits_retain(0o600))
 }
 
 /// One of the devices without state: null, zero, full, random, urandom.

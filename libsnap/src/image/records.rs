@@ -528,8 +528,11 @@ pub enum ShmKind {
         mode: u32,
     },
     /// A regular file that has no name any more; `path` is the last one it had.
+    /// `unnamed`: it never had one (O_TMPFILE), and the last part of `path` means nothing.
     Unlinked {
         path: String,
+        #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+        unnamed: bool,
         mode: u32,
         uid: u32,
         gid: u32,

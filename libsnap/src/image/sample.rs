@@ -104,6 +104,7 @@ pub fn manifest() -> Manifest {
                 id: ShmId(1),
                 kind: ShmKind::Unlinked {
                     path: "/tmp/gone".into(),
+                    unnamed: false,
                     mode: 0o600,
                     uid: 0,
                     gid: 0,

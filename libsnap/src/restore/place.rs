@@ -13,9 +13,10 @@ use crate::files::paths;
 use crate::files::uring::{self, Winder};
 use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{
-    EpollWatch, FdEntry, FileKind, LockKind, Manifest, ProcessRecord, ShmKind, ShmRecord, UringRecord, Vma, VmaKind,
+    EpollWatch, FdEntry, FileKind, LockKind, Manifest, OpenFile, ProcessRecord, ShmKind, ShmRecord, UringRecord, Vma,
+    VmaKind,
 };
-use crate::image::{Appshot, Core, Segment, limits};
+use crate::image::{Appshot, Core, PAGE, Segment, limits};
 use crate::ipc;
 use crate::nsthread;
 use crate::pages;
@@ -23,7 +24,7 @@ use crate::proc;
 use crate::settings;
 use crate::sys::memory::{MADV_COLLAPSE, Span};
 use crate::sys::{fd as sysfd, shm as sysshm, uring as sys_uring};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
@@ -32,27 +33,27 @@ use std::os::unix::fs::FileExt;
 #[derive(Debug, Default)]
 pub struct Shared {
     pub shm: HashMap<ShmId, OwnedFd>,
-    /// New ids of System V segments are the old ones: their numbers were chosen.
-    sysv: HashMap<ShmId, i32>,
+    /// Descriptions of unlinked files that had to be opened when these were made.
+    pub opened: HashMap<FileId, OwnedFd>,
+    /// New ids of System V segments are the old ones: their numbers were chosen. With sizes.
+    sysv: HashMap<ShmId, (i32, u64)>,
 }
 
 impl Shared {
     /// What has or had a name is made with the app's rights, where it has any.
     pub fn make(shot: &Appshot, skeleton: &Skeleton, itself: Option<&Itself>) -> Result<Shared> {
-        let mut shared = Shared {
-            shm: HashMap::new(),
-            sysv: HashMap::new(),
-        };
+        let mut shared = Shared::default();
         for record in &shot.manifest.shmem {
             match &record.kind {
                 ShmKind::Sysv { id, .. } => {
                     make_sysv(shot, record, skeleton.any())?;
-                    shared.sysv.insert(record.id, *id);
+                    shared.sysv.insert(record.id, (*id, record.bytes));
                 }
                 _ => {
+                    let mut make = || shared.make_object(record, &shot.manifest, &skeleton.view());
                     let object = match itself {
-                        Some(itself) => itself.within(|| make_object(record, &skeleton.view()))?,
-                        None => make_object(record, &skeleton.view())?,
+                        Some(itself) => itself.within(make)?,
+                        None => make()?,
                     };
                     shared.shm.insert(record.id, fill_shm(shot, record, object)?);
                 }
@@ -60,18 +61,27 @@ impl Shared {
         }
         Ok(shared)
     }
+
+    fn make_object(&mut self, record: &ShmRecord, manifest: &Manifest, view: &str) -> Result<OwnedFd> {
+        if !matches!(record.kind, ShmKind::Unlinked { .. }) {
+            return make_object(record);
+        }
+        let of_it = |file: &&OpenFile| matches!(file.kind, FileKind::Unlinked { shm, .. } if shm == record.id);
+        let descriptions = manifest.files.iter().filter(of_it);
+        let descriptions: Vec<_> = descriptions.map(|file| (file.id, file.flags)).collect();
+        let made = paths::make_unlinked(view, &record.kind, &descriptions)?;
+        self.opened.extend(made.opened);
+        Ok(made.file.into())
+    }
 }
 
-fn make_object(record: &ShmRecord, view: &str) -> Result<OwnedFd> {
+fn make_object(record: &ShmRecord) -> Result<OwnedFd> {
     let failed = || format!("cannot make shared memory object {} again", record.id);
     const MFD_EXEC: u32 = 0x10;
     Ok(match &record.kind {
         ShmKind::Memfd { name, .. } => sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | MFD_EXEC)
             .or_else(|_| sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))
             .or_fail(failed)?,
-        ShmKind::Unlinked {
-            path, mode, uid, gid, ..
-        } => paths::make_unlinked(view, path, *mode, (*uid, *gid))?.into(),
         _ => sysshm::anonymous(record.bytes).or_fail(failed)?,
     })
 }
@@ -234,6 +244,8 @@ fn map_all<'m, 's>(
         restorer: skeleton.restorer,
         bridged: vdso.is_bridge(),
     };
+    // First: what an app has unmapped of a segment may hold other mappings.
+    mapper.attach_all(&core.image.vmas, &mapped.shared.sysv)?;
     for vma in &core.image.vmas {
         mapper.map(vma, core, mapped)?;
     }
@@ -441,8 +453,8 @@ impl Mapper<'_, '_> {
             VmaKind::PrivateFile { path, offset } => (libc::MAP_PRIVATE, self.file(path, false)?, *offset),
             VmaKind::SharedFile { path, offset, writable } => (libc::MAP_SHARED, self.file(path, *writable)?, *offset),
             VmaKind::Shm { shm, offset, private } => {
-                if let Some(id) = mapped.shared.sysv.get(shm) {
-                    return self.attach(vma, *id);
+                if mapped.shared.sysv.contains_key(shm) {
+                    return Ok(());
                 }
                 let kind = if *private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
                 (kind, self.number(mapped.object(*shm)?)?, *offset)
@@ -470,16 +482,54 @@ impl Mapper<'_, '_> {
         self.script.must("mmap", libc::SYS_mmap, &args).map(drop)
     }
 
-    /// shmat at the same address; one segment is attached whole.
-    fn attach(&mut self, vma: &Vma, id: i32) -> Result<()> {
+    /// Segments are attached whole, at the address where each begins or began: a part of one
+    /// may be a mapping of its own, by what mprotect(2) or madvise(2) did to it, or be gone.
+    fn attach_all(&mut self, vmas: &[Vma], sysv: &HashMap<ShmId, (i32, u64)>) -> Result<()> {
+        let mut attached: BTreeMap<(u64, ShmId), Vec<&Vma>> = BTreeMap::new();
+        for vma in vmas {
+            if let VmaKind::Shm { shm, offset, .. } = vma.kind
+                && sysv.contains_key(&shm)
+            {
+                let begin = vma.start.wrapping_sub(offset);
+                attached.entry((begin, shm)).or_default().push(vma);
+            }
+        }
+        for ((begin, shm), parts) in attached {
+            let (id, bytes) = sysv[&shm];
+            self.attach(begin, &parts, id)?;
+            self.detach_between(begin, bytes.next_multiple_of(PAGE), &parts)?;
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, begin: u64, parts: &[&Vma], id: i32) -> Result<()> {
         const SHM_RDONLY: u64 = 0o10000;
-        let flags = if vma.prot & libc::PROT_WRITE as u32 == 0 {
-            SHM_RDONLY
-        } else {
-            0
+        const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+        let written = parts.iter().any(|part| part.prot & libc::PROT_WRITE as u32 != 0);
+        let (flags, prot) = match written {
+            true => (0, READ_WRITE),
+            false => (SHM_RDONLY, libc::PROT_READ as u32),
         };
-        let args = [id as u64, vma.start, flags];
-        self.script.must("shmat", libc::SYS_shmat, &args).map(drop)
+        self.script.must("shmat", libc::SYS_shmat, &[id as u64, begin, flags])?;
+        for part in parts.iter().filter(|part| part.prot != prot) {
+            let args = [part.start, part.end - part.start, u64::from(part.prot)];
+            self.script.must("mprotect", libc::SYS_mprotect, &args)?;
+        }
+        Ok(())
+    }
+
+    /// Unmaps what lies between the parts of a segment and behind them.
+    fn detach_between(&mut self, begin: u64, bytes: u64, parts: &[&Vma]) -> Result<()> {
+        let mut at = begin;
+        let ends = parts.iter().map(|part| (part.start, part.end));
+        let whole_end = begin.wrapping_add(bytes);
+        for (start, end) in ends.chain([(whole_end, whole_end)]) {
+            if start > at {
+                self.script.must("munmap", libc::SYS_munmap, &[at, start - at])?;
+            }
+            at = end;
+        }
+        Ok(())
     }
 
     /// The marks that /proc and brk go by, and the program the process runs.

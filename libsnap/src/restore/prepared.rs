@@ -453,6 +453,7 @@ impl Prepared {
     fn files(&mut self, shot: &Appshot, options: &RestoreOptions) -> Result<HashMap<FileId, OwnedFd>> {
         let source = |(id, fd): (&ShmId, &OwnedFd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let ptys = std::mem::take(&mut self.skeleton.ptys);
+        let opened = std::mem::take(&mut self.shared.opened);
         let skeleton = &self.skeleton;
         let builder = Builder {
             view: skeleton.view(),
@@ -463,11 +464,12 @@ impl Prepared {
             timeline: skeleton.timeline,
             held: Held::take(&options.held, &shot.manifest)?,
         };
-        let outside = files::outside(&builder, &shot.manifest)?;
+        let mut there = files::outside(&builder, &shot.manifest)?;
+        there.extend(opened);
         let itself = Itself::of(self.way, shot)?;
         let make = || match &itself {
-            Some(itself) => itself.within(|| files::restore_all(&builder, &shot.manifest, outside, ptys)),
-            None => files::restore_all(&builder, &shot.manifest, outside, ptys),
+            Some(itself) => itself.within(|| files::restore_all(&builder, &shot.manifest, there, ptys)),
+            None => files::restore_all(&builder, &shot.manifest, there, ptys),
         };
         match skeleton.has_network {
             true => {

@@ -32,18 +32,23 @@ pub(super) fn take_back(one: &Named, other: &mut Named, passed_ns: u64) {
             continue;
         };
         let sent = process(&former.process, &mut image.process, passed_ns);
-        // One that was waiting before waits for itself.
-        let by_timer =
-            |before: &[SigInfo], signal: &SigInfo| !before.contains(signal) && sent.contains(&sender(signal));
-        image
-            .process
-            .pending
-            .retain(|signal| !by_timer(&former.process.pending, signal));
+        take_signals_back(&former.process.pending, &mut image.process.pending, &sent);
         for (thread, former) in image.threads.iter_mut().zip(&former.threads) {
-            let pending = &mut thread.record.pending;
-            pending.retain(|signal| !by_timer(&former.record.pending, signal));
+            take_signals_back(&former.record.pending, &mut thread.record.pending, &sent);
         }
     }
+}
+
+/// One that was waiting before waits for itself, beside which the next one may look alike.
+fn take_signals_back(before: &[SigInfo], pending: &mut Vec<SigInfo>, sent: &[(u32, u32)]) {
+    let mut before = before.to_vec();
+    pending.retain(|signal| match before.iter().position(|former| former == signal) {
+        Some(at) => {
+            before.swap_remove(at);
+            true
+        }
+        None => !sent.contains(&sender(signal)),
+    });
 }
 
 /// Its timers, but for signals: answers what they may have sent.
@@ -93,6 +98,22 @@ mod tests {
 
     fn timer(interval_ns: u64, value_ns: u64) -> TimerValue {
         TimerValue { interval_ns, value_ns }
+    }
+
+    #[test]
+    fn a_timer_may_send_what_waits_already() {
+        let signal = |number: u64, code: u32| {
+            let mut words = [0; 16];
+            words[..2].copy_from_slice(&[number, u64::from(code)]);
+            SigInfo(words)
+        };
+        let (timer, other) = (|| signal(34, SI_TIMER), || signal(10, 0));
+        let mut pending = vec![timer(), other(), timer(), timer()];
+        take_signals_back(&[timer(), other()], &mut pending, &[(34, SI_TIMER)]);
+        assert_eq!(pending, [timer(), other()]);
+        let mut pending = vec![timer(), timer()];
+        take_signals_back(&[timer()], &mut pending, &[]);
+        assert_eq!(pending, [timer(), timer()], "no timer fell due");
     }
 
     #[test]
