@@ -918,8 +918,8 @@ pub fn tmux(place: &Place, drive: Drive<'_>) -> Result<()> {
             },
             state: &|| told(state),
             use_it: &|| {
-                // ^C ends what stands in the foreground, and nothing else.
-                terminal.press("echo begun >begun; sleep 500\r")?;
+                // ^C ends what stands in the foreground, and nothing else; told by what is to end.
+                terminal.press("sh -c 'echo begun >begun; exec sleep 500'\r")?;
                 poll("the command to begin", PATIENCE, || {
                     Ok(place.path("begun").exists().then_some(()))
                 })?;
