@@ -94,7 +94,7 @@ fn tcp(context: &Context<'_>, description: &Description, record: &mut SocketReco
         info.get(at..at + 4)
             .map_or(0, |b| i32::from_le_bytes(b.try_into().unwrap_or_default()))
     };
-    if signs(description) {
+    if record.protocol == libc::IPPROTO_TCP && signs(description) {
         return refused(
             "keys are set for it to sign by (TCP_MD5SIG, TCP-AO), which are not carried yet",
             "let the app set them when it connects or accepts, or close it before the snapshot",
