@@ -64,6 +64,11 @@ struct Hidden {
     apart: bool,
 }
 
+/// Finds out what does not depend on an app, so that no app stands still for it.
+pub fn ready() {
+    place();
+}
+
 /// Credentials that were looked at, and whether rules go with them.
 #[derive(Debug, Default)]
 struct Seen(HashMap<u64, bool>);

@@ -27,6 +27,7 @@ use crate::files::tcp::Ending;
 use crate::files::{self, FileTable, Member, Still};
 use crate::frames;
 use crate::freeze::{self, Frozen, FrozenProcess};
+use crate::hidden;
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::ProcessRecord;
 use crate::image::records::{Clocks, Life, Manifest, SnapEntry, VMA_FLAGS, Vma, VmaKind};
@@ -327,6 +328,7 @@ impl Ahead {
     fn look(target: &Target) -> Result<Ahead> {
         let host = survey::host(target);
         let failed = || format!("cannot enter the namespaces of pid {host}");
+        hidden::ready();
         Ok(Ahead {
             wanted: Wanted::of(target),
             ipc: ipc::Space::open(host).or_fail(failed)?,
