@@ -227,17 +227,18 @@ impl Offsets {
             all,
             names,
         };
+        let mut wanted: HashMap<&str, Vec<(&'static str, &str)>> = HashMap::new();
+        for whole in MEMBERS {
+            let (own, member) = whole.split_once('.')?;
+            wanted.entry(own).or_default().push((whole, member));
+        }
         let mut found = HashMap::new();
         for of in &seeker.all {
             if ![STRUCT, UNION].contains(&of.kind) {
                 continue;
             }
-            let name = seeker.name(of.name);
-            let wanted = MEMBERS
-                .iter()
-                .filter_map(|member| Some((member, member.split_once('.')?)));
-            for (whole, (_, member)) in wanted.filter(|(_, (own, _))| *own == name) {
-                let at = match member {
+            for (whole, member) in wanted.get(seeker.name(of.name)).into_iter().flatten() {
+                let at = match *member {
                     "" => Some(u64::from(of.size)),
                     member => seeker.member(of, member, 0),
                 };
