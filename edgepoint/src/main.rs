@@ -180,9 +180,11 @@ fn entry(cli: &Cli, node: &Node) -> Result<Option<(Runtime, Entry)>> {
         // Each has one on both sides, and the apps have some.
         clients: (descriptors / 4).clamp(1, CLIENTS_MAX),
         drain: cli.http_drain,
+        workers: serve::Workers::begin()?,
     };
+    // Only who comes is seen there.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.thread_name("http").enable_all().build();
+    let runtime = runtime.worker_threads(1).thread_name("http").enable_all().build();
     Ok(Some((runtime.or_fail(|| "cannot start threads for HTTP")?, entry)))
 }
 

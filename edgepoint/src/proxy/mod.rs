@@ -16,7 +16,7 @@
 //! instances here to keep up to date, and waking needs no word of its own: to connect is to
 //! wake. A thousand who come at once ring one bell.
 //!
-//! It runs on threads of its own, so that traffic keeps nobody waiting who decides about
+//! It runs on threads of its own, one a processor, each with its part of the clients, so that traffic keeps nobody waiting who decides about
 //! apps. HTTP itself is hyper's, both ways: nothing here reads or writes a message.
 
 mod body;
@@ -32,6 +32,7 @@ pub mod tls;
 pub mod traffic;
 mod tunnel;
 mod upstream;
+mod workers;
 
 use crate::manifest::{INSTANCES_MAX, Manifest};
 use crate::status::Status;

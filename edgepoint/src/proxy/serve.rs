@@ -5,6 +5,7 @@ use super::body::Answer;
 use super::forward::{Caller, InFlight};
 use super::rules::Network;
 use super::tls::Certificate;
+pub use super::workers::Workers;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -57,6 +58,7 @@ pub struct Entry {
     pub clients: usize,
     /// What is in flight at the end may take so long.
     pub drain: Duration,
+    pub workers: Workers,
 }
 
 /// The sockets of the entry are kept under this name while nobody serves; no app has it.
@@ -86,6 +88,7 @@ struct Shared {
     trust: Vec<Network>,
     server: auto::Builder<TokioExecutor>,
     room: Arc<Semaphore>,
+    workers: Workers,
 }
 
 /// Serves until it is told to stop, and what is in flight has ended or its time is up.
@@ -95,6 +98,7 @@ pub async fn serve(entry: Entry, proxy: Proxy, stopping: Stopping) {
         trust: entry.trust,
         server: server(),
         room: Arc::new(Semaphore::new(entry.clients)),
+        workers: entry.workers,
     });
     let graceful = Arc::new(GracefulShutdown::new());
     let mut accepting = JoinSet::new();
@@ -166,18 +170,24 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
             return;
         };
         match listener.accept().await {
-            Ok((stream, client)) => {
+            Ok((stream, address)) => {
                 let _ = stream.set_nodelay(true);
-                let client = Client {
-                    line: Line::new(room),
-                    stream: Arc::new(stream),
-                    address: client,
-                };
-                let (shared, watcher) = (shared.clone(), graceful.watcher());
-                match tls.clone() {
-                    None => tokio::spawn(client.plain(shared, watcher)),
-                    Some(tls) => tokio::spawn(client.secured(tls, shared, watcher)),
-                };
+                let Ok(stream) = stream.into_std() else { continue };
+                let (all, tls, watcher) = (shared.clone(), tls.clone(), graceful.watcher());
+                shared.workers.next().spawn(async move {
+                    let Ok(stream) = TcpStream::from_std(stream) else {
+                        return;
+                    };
+                    let client = Client {
+                        line: Line::new(room),
+                        stream: Arc::new(stream),
+                        address,
+                    };
+                    match tls {
+                        None => client.plain(all, watcher).await,
+                        Some(tls) => client.secured(tls, all, watcher).await,
+                    }
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept");

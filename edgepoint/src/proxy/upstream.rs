@@ -9,6 +9,7 @@
 use super::body::Sent;
 use super::rules::Protocol;
 use super::traffic::One;
+use super::workers;
 use crate::manifest::Listen;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -50,7 +51,8 @@ pub struct Upstream {
     /// Connections of an earlier one are not kept.
     age: AtomicU64,
     count: Gauge,
-    kept: Mutex<Kept>,
+    /// By the thread that serves with them.
+    kept: Vec<Mutex<Kept>>,
     /// One at a time makes a connection that many use.
     making: tokio::sync::Mutex<()>,
 }
@@ -135,7 +137,7 @@ impl Upstream {
             streams: streams.unwrap_or(STREAMS_MAX).clamp(1, STREAMS_MAX),
             age: AtomicU64::new(0),
             count,
-            kept: Mutex::default(),
+            kept: (0..workers::count()).map(|_| Mutex::default()).collect(),
             making: tokio::sync::Mutex::default(),
         })
     }
@@ -144,8 +146,9 @@ impl Upstream {
         self.protocol
     }
 
+    /// Those of this thread.
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.kept[workers::here()])
     }
 
     /// One that is kept, or else a new one, which is kept afterwards.
@@ -291,10 +294,15 @@ impl Upstream {
     /// Closes all that nobody uses, and others as soon as nobody does.
     pub fn release(&self) {
         self.age.fetch_add(1, Ordering::Relaxed);
-        let mut kept = self.lock();
-        kept.free.clear();
-        kept.shared.retain(|shared| shared.streams.load(Ordering::Relaxed) > 0);
+        for mut kept in self.kept.iter().map(locked) {
+            kept.free.clear();
+            kept.shared.retain(|shared| shared.streams.load(Ordering::Relaxed) > 0);
+        }
     }
+}
+
+fn locked(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where who listens on every address is reached.
