@@ -521,9 +521,7 @@ impl Drop for Seized {
                 continue;
             }
             if ptrace::is_dead(*tid) {
-                if pid != tid || !is_our_child(*pid) {
-                    await_end(*tid);
-                }
+                await_killed(*pid, *tid);
                 continue;
             }
             // Not stopped yet: its INTERRUPT is on the way. A task that stays in
@@ -738,13 +736,7 @@ impl Frozen {
             }
         }
         self.note_waits();
-        // Killed from outside meanwhile: a process ends once its tracer has heard
-        // of all its threads, the main one last.
-        for (pid, tid) in ended.into_iter().rev() {
-            if pid != tid || !is_our_child(pid) {
-                await_end(tid);
-            }
-        }
+        ended.into_iter().rev().for_each(|(pid, tid)| await_killed(pid, tid));
     }
 
     /// Waits that are made again end when they would have ended.
@@ -835,6 +827,16 @@ impl Frozen {
 
 fn is_our_child(pid: HostPid) -> bool {
     proc::stat(pid).is_ok_and(|stat| stat.ppid == std::process::id() as i32)
+}
+
+/// Of a thread that could not be let go, as it was killed meanwhile. A process ends once its
+/// tracer has heard of all its threads, the main one last, and its parent hears of that only
+/// then.
+pub fn await_killed(pid: HostPid, tid: HostPid) {
+    // The end of a child of ours is for whoever waits for it.
+    if pid != tid || !is_our_child(pid) {
+        await_end(tid);
+    }
 }
 
 /// The tracer is told of an end first; the real parent reaps afterwards. One that was killed

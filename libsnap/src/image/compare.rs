@@ -232,13 +232,21 @@ impl Named {
                 part(&format!("threads/{at}/record"), serde_json::to_value(&thread.record))?;
                 part(&format!("threads/{at}/regs"), serde_json::to_value(thread.regs))?;
                 let words = thread.xsave.as_chunks::<8>().0;
-                let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+                let mut words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+                // Which sets of registers are as at the begin the processor tells or not
+                // (XINUSE); their content stands behind in any case.
+                if let Some(in_use) = words.get_mut(XSTATE_BV) {
+                    *in_use = 0;
+                }
                 part(&format!("threads/{at}/xsave"), serde_json::to_value(words))?;
             }
         }
         Ok(fields)
     }
 }
+
+/// The word of an xsave area that has a bit for each set of registers.
+const XSTATE_BV: usize = 64;
 
 /// What lies side by side and is alike is one mapping: where the kernel keeps it apart it is for
 /// what was there before, as pages that a fork shared.

@@ -344,11 +344,14 @@ impl Skeleton {
             self.finish_init(hold)?;
             detach(init.pid)?;
         }
-        let tasks = self
-            .husks
-            .iter()
-            .flat_map(|husk| husk.threads.iter().copied().chain([husk.pid]));
-        tasks.clone().try_for_each(detach)?;
+        let mut ended = Vec::new();
+        for husk in &self.husks {
+            for tid in husk.threads.iter().copied().chain([husk.pid]) {
+                if !detach(tid)? {
+                    ended.push((husk.pid, tid));
+                }
+            }
+        }
         // The rest has time.
         if self.eager.take().is_some() {
             std::thread::yield_now();
@@ -358,6 +361,9 @@ impl Skeleton {
             detach(init.pid)?;
         }
         self.armed = false;
+        ended
+            .into_iter()
+            .for_each(|(pid, tid)| crate::freeze::await_killed(pid, tid));
         Ok((root, init.map(|i| i.pid), self.numbers.len()))
     }
 
@@ -464,11 +470,13 @@ impl Drop for Skeleton {
     }
 }
 
-fn detach(tid: HostPid) -> Result<()> {
+/// Answers no where what was let go before has killed it: that is the app's own affair, but
+/// that we have to hear of its end.
+fn detach(tid: HostPid) -> Result<bool> {
     match ptrace::detach(tid, 0) {
-        // What was let go has ended it: that is the app's own affair.
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
-        other => other.or_fail(|| format!("cannot let task {tid} go")),
+        Ok(()) => Ok(true),
+        Err(Errno::ESRCH) => Ok(false),
+        other => other.map(|()| true).or_fail(|| format!("cannot let task {tid} go")),
     }
 }
 

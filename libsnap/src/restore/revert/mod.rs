@@ -483,14 +483,21 @@ impl<'a> Held<'a> {
     }
 
     fn let_go(mut self) -> Result<(), Why> {
+        let mut ended = Vec::new();
         for tid in self.tids {
             match ptrace::detach(*tid, 0) {
-                // What was let go has ended it: its own affair.
-                Ok(()) | Err(Errno::ESRCH) => {}
+                Ok(()) => {}
+                // What was let go has killed it: its own affair, but for its end.
+                Err(Errno::ESRCH) => ended.push(*tid),
                 Err(errno) => return Err(Why::anew(format!("task {tid} cannot be let go: {errno}"))),
             }
         }
         self.armed = false;
+        // The main thread comes first among them.
+        ended
+            .into_iter()
+            .rev()
+            .for_each(|tid| freeze::await_killed(self.tids[0], tid));
         Ok(())
     }
 }
