@@ -460,7 +460,7 @@ impl Seized {
         let mut processes = Vec::with_capacity(order.len());
         for pid in order {
             let tids = self.threads.iter().filter(|(p, _)| *p == pid).map(|(_, t)| *t);
-            let (workers, tids): (Vec<HostPid>, Vec<HostPid>) = tids.partition(|tid| is_worker(*tid));
+            let (workers, tids): (Vec<HostPid>, Vec<HostPid>) = tids.partition(|tid| *tid != pid && is_worker(*tid));
             workers.into_iter().for_each(|worker| self.leave_alone(worker));
             let mut threads = tids
                 .into_iter()
@@ -585,9 +585,12 @@ fn cannot_seize(pid: HostPid, tid: HostPid, errno: Errno) -> Error {
 }
 
 /// A thread that works for a ring of the process (io_uring(7)) and never leaves the kernel,
-/// which is told by its registers. It is at rest when the ring is, and ends with the process.
+/// which the kernel tells; its registers only say whom to ask for. It is at rest when the ring
+/// is, and ends with the process.
 fn is_worker(tid: HostPid) -> bool {
-    ptrace::get_regs(tid).is_ok_and(|regs| (regs.get(reg::RIP), regs.get(reg::RSP)) == (0, 0))
+    const PF_IO_WORKER: u32 = 0x10;
+    let is_empty = ptrace::get_regs(tid).is_ok_and(|regs| (regs.get(reg::RIP), regs.get(reg::RSP)) == (0, 0));
+    is_empty && proc::stat(tid).is_ok_and(|stat| stat.flags & PF_IO_WORKER != 0)
 }
 
 /// A task on its way out cannot be seized (EPERM) for a moment before it is gone.

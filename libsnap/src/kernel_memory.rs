@@ -116,7 +116,17 @@ impl KernelMemory {
         // The kernel examines a program when it is loaded: that takes longer than its use.
         static PEEK: OnceLock<Sys<Peek>> = OnceLock::new();
         let peek = PEEK.get_or_init(Peek::new).as_ref().map_err(|errno| *errno)?;
-        Ok(KernelMemory { peek, offsets })
+        let kernel = KernelMemory { peek, offsets };
+        // Tasks are told by numbers of the first PID namespace.
+        static IS_FIRST: OnceLock<bool> = OnceLock::new();
+        let is_first = || {
+            let own = kernel.current().and_then(|task| kernel.u32(task, "task_struct.pid"));
+            own == Ok(nix::unistd::gettid().as_raw() as u32)
+        };
+        match IS_FIRST.get_or_init(is_first) {
+            true => Ok(kernel),
+            false => Err(Unread::Denied(nix::Error::EPERM)),
+        }
     }
 
     /// In bytes; of `type.` its size.

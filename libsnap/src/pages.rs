@@ -258,7 +258,7 @@ impl Stock {
         for spans in groups(spans) {
             let bytes: u64 = spans.iter().map(Span::len).sum();
             let place = self.room(bytes as usize);
-            let missing = polite::piece(|| read(&spans, self.at(place, bytes)));
+            let missing = polite::piece(polite::is_polite(), || read(&spans, self.at(place, bytes)));
             copies.enter(&spans, place);
             if !missing.is_empty() {
                 copies.leave_out(&missing);

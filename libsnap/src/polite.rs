@@ -8,6 +8,7 @@
 
 use crate::ids::HostPid;
 use crate::sys::task;
+use std::cell::Cell;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -19,24 +20,35 @@ const REST: Duration = Duration::from_micros(250);
 
 /// Those who work have it together, who rests has it alone.
 static WORKING: RwLock<()> = RwLock::new(());
+thread_local! {
+    /// Whether this thread lets others go first.
+    static IS_POLITE: Cell<bool> = const { Cell::new(false) };
+}
 static RESTED: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// Lets others go first; so do the threads that `job` makes.
+/// Whether this thread lets others go first: for those that it makes.
+pub fn is_polite() -> bool {
+    IS_POLITE.get()
+}
+
+/// Lets others go first; the threads that `job` makes have the same priority.
 pub fn politely<T>(politely: bool, job: impl FnOnce() -> T) -> T {
     let own = HostPid(0);
     let before = task::nice(own).ok().filter(|_| politely);
     let changed = before.filter(|before| task::set_nice(own, NICE.max(*before)).is_ok());
+    let was = IS_POLITE.replace(politely || is_polite());
     let done = job();
+    IS_POLITE.set(was);
     if let Some(before) = changed {
         task::set_nice(own, before).ok();
     }
     done
 }
 
-/// A piece of work, of a millisecond or a few; a thread that lets others go first rests
-/// with all others of its kind when it is time.
-pub fn piece<T>(job: impl FnOnce() -> T) -> T {
-    if task::nice(HostPid(0)).is_ok_and(|nice| nice < NICE) {
+/// A piece of work, of a millisecond or a few. Who lets others go first rests with all
+/// others of that kind when it is time.
+pub fn piece<T>(is_polite: bool, job: impl FnOnce() -> T) -> T {
+    if !is_polite {
         return job();
     }
     let done = {
@@ -77,7 +89,7 @@ mod tests {
         let over = std::sync::atomic::AtomicBool::new(false);
         thread::scope(|scope| {
             let workers: Vec<_> = (0..3)
-                .map(|_| scope.spawn(|| politely(true, || (0..50).for_each(|_| piece(work)))))
+                .map(|_| scope.spawn(|| politely(true, || (0..50).for_each(|_| piece(is_polite(), work)))))
                 .collect();
             scope.spawn(|| {
                 let mut rests = 0;
@@ -102,6 +114,6 @@ mod tests {
     #[test]
     fn who_is_in_a_hurry_does_not_wait() {
         let _resting = WORKING.write().unwrap();
-        assert_eq!(piece(|| 7), 7);
+        assert_eq!(piece(is_polite(), || 7), 7);
     }
 }

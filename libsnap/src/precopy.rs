@@ -243,7 +243,8 @@ impl Precopy {
     /// The process, unless another has its number by now.
     pub fn of(&self, pid: HostPid) -> Option<&Watched> {
         let found = self.processes.iter().find(|process| process.pid == pid)?;
-        found.lives().then_some(found)
+        // It may have come to that since the last round.
+        (found.lives() && !reads_directly(pid)).then_some(found)
     }
 
     /// Whether a mapping with the flag `uw` has it from us.
@@ -260,7 +261,7 @@ impl Precopy {
             let notes = process.notes.take();
             for part in process.registered.iter().flat_map(tables) {
                 // EAGAIN, ENOENT: what has changed meanwhile is left for the end.
-                polite::piece(|| notes.as_ref().map(|notes| notes.forget(part)));
+                polite::piece(polite::is_polite(), || notes.as_ref().map(|notes| notes.forget(part)));
             }
         }
     }
@@ -273,14 +274,18 @@ impl Precopy {
 fn can_be_watched(pid: HostPid) -> bool {
     let maps = proc::text(pid, "maps").unwrap_or_default();
     !maps.contains("/[aio]")
+        && !maps.contains(RING)
         && !has_descriptor(pid, |link, _| link == "anon_inode:[userfaultfd]")
         && !reads_directly(pid)
 }
 
-/// Whether a device may be writing to its memory.
+/// An io_uring, whose registered buffers are written to without a fault.
+const RING: &str = "anon_inode:[io_uring]";
+
+/// Whether a device may be writing to its memory, or a ring.
 fn reads_directly(pid: HostPid) -> bool {
     has_descriptor(pid, |link, info| {
-        link.starts_with('/') && info().octal("flags") & O_DIRECT != 0
+        link == RING || link.starts_with('/') && info().octal("flags") & O_DIRECT != 0
     })
 }
 

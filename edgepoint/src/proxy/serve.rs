@@ -88,7 +88,6 @@ struct Shared {
     trust: Vec<Network>,
     server: auto::Builder<TokioExecutor>,
     room: Arc<Semaphore>,
-    workers: Workers,
 }
 
 /// Serves until it is told to stop, and what is in flight has ended or its time is up.
@@ -98,13 +97,19 @@ pub async fn serve(entry: Entry, proxy: Proxy, stopping: Stopping) {
         trust: entry.trust,
         server: server(),
         room: Arc::new(Semaphore::new(entry.clients)),
-        workers: entry.workers,
     });
+    // They end with this; clients have no part in it.
+    let workers = Arc::new(entry.workers);
     let graceful = Arc::new(GracefulShutdown::new());
     let mut accepting = JoinSet::new();
     for (listener, certificate) in entry.listeners {
         match ready_to_accept(&listener, certificate) {
-            Ok((listener, tls)) => drop(accepting.spawn(accept(listener, tls, shared.clone(), graceful.clone()))),
+            Ok((listener, tls)) => drop(accepting.spawn(accept(
+                (listener, tls),
+                shared.clone(),
+                graceful.clone(),
+                workers.clone(),
+            ))),
             Err(error) => tracing::error!(%error, "nobody is let in there"),
         }
     }
@@ -163,7 +168,12 @@ fn server() -> auto::Builder<TokioExecutor> {
     server
 }
 
-async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>, graceful: Arc<GracefulShutdown>) {
+async fn accept(
+    (listener, tls): (TcpListener, Option<TlsAcceptor>),
+    shared: Arc<Shared>,
+    graceful: Arc<GracefulShutdown>,
+    workers: Arc<Workers>,
+) {
     loop {
         // Who has no room waits in the backlog.
         let Ok(room) = shared.room.clone().acquire_owned().await else {
@@ -174,7 +184,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
                 let _ = stream.set_nodelay(true);
                 let Ok(stream) = stream.into_std() else { continue };
                 let (all, tls, watcher) = (shared.clone(), tls.clone(), graceful.watcher());
-                shared.workers.next().spawn(async move {
+                workers.next().spawn(async move {
                     let Ok(stream) = TcpStream::from_std(stream) else {
                         return;
                     };

@@ -71,6 +71,8 @@ struct Kept {
 struct Made {
     at: Instant,
     age: u64,
+    /// The thread that sees to it.
+    thread: usize,
 }
 
 #[derive(Debug)]
@@ -195,14 +197,19 @@ impl Upstream {
         })
     }
 
+    /// One of this thread, or of another before a new one is made: there are apps that serve
+    /// one connection at a time.
     fn free(&self) -> Option<Free> {
-        let mut kept = self.lock();
-        while let Some(free) = kept.free.pop_back() {
-            if free.sender.is_ready() && self.serves_on(free.made) {
-                return Some(free);
+        let (own, count) = (workers::here(), self.kept.len());
+        (own..own + count).find_map(|thread| {
+            let mut kept = locked(&self.kept[thread % count]);
+            while let Some(free) = kept.free.pop_back() {
+                if free.sender.is_ready() && self.serves_on(free.made) {
+                    return Some(free);
+                }
             }
-        }
-        None
+            None
+        })
     }
 
     fn shared(&self) -> Option<Arc<Shared>> {
@@ -240,18 +247,18 @@ impl Upstream {
 
     fn keep(self: &Arc<Upstream>, sender: http1::SendRequest<Sent>, made: Made) {
         let since = Instant::now();
-        self.lock().free.push_back(Free {
+        locked(&self.kept[made.thread]).free.push_back(Free {
             sender,
             made,
             since,
             _counts: One::more(&self.count),
         });
-        self.watch();
+        self.watch(made.thread);
     }
 
-    /// Sees to it that what is kept is closed.
-    fn watch(self: &Arc<Upstream>) {
-        if std::mem::replace(&mut self.lock().watched, true) {
+    /// Sees to it that what is kept for this thread is closed.
+    fn watch(self: &Arc<Upstream>, thread: usize) {
+        if std::mem::replace(&mut locked(&self.kept[thread]).watched, true) {
             return;
         }
         let (upstream, idle) = (Arc::downgrade(self), self.idle);
@@ -259,7 +266,7 @@ impl Upstream {
             loop {
                 tokio::time::sleep(idle / 4).await;
                 let Some(upstream) = upstream.upgrade() else { return };
-                if upstream.close(idle) {
+                if upstream.close(thread, idle) {
                     return;
                 }
             }
@@ -267,8 +274,8 @@ impl Upstream {
     }
 
     /// Closes what nobody has used for so long; answers whether nothing is left.
-    fn close(&self, unused: Duration) -> bool {
-        let mut kept = self.lock();
+    fn close(&self, thread: usize, unused: Duration) -> bool {
+        let mut kept = locked(&self.kept[thread]);
         kept.free
             .retain(|free| free.since.elapsed() < unused && self.serves_on(free.made));
         kept.shared.retain(|shared| {
@@ -284,6 +291,7 @@ impl Upstream {
         Made {
             at: Instant::now(),
             age: self.age.load(Ordering::Relaxed),
+            thread: workers::here(),
         }
     }
 
@@ -381,7 +389,7 @@ impl Drop for Lease {
                 *shared.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
                 shared.streams.fetch_sub(1, Ordering::Relaxed);
                 if let Some(home) = self.home.upgrade() {
-                    home.watch();
+                    home.watch(shared.made.thread);
                 }
             }
             None => {}

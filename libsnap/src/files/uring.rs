@@ -35,7 +35,7 @@ pub const CARRIED: u32 = 1
     | 1 << 8
     | 1 << 9
     | sys::SETUP_SQE128
-    | 1 << 11
+    | sys::SETUP_CQE32
     | sys::SETUP_SINGLE_ISSUER
     | 1 << 13
     | sys::SETUP_NO_SQARRAY
@@ -81,7 +81,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         let memory = Memory::map(&description.dup, offset, bytes as usize).map_err(unread)?;
         let own = HostPid(std::process::id() as i32);
         let name = frame(own, memory.address()).ok_or_else(|| unread(nix::Error::EPERM))?;
-        Ok::<_, Refused>((name, memory.bytes()))
+        Ok::<_, Refused>((name, memory.bytes().map_err(unread)?))
     };
     let (rings, rings_content) = memory("io_ring_ctx.ring_region", sys::OFF_SQ_RING)?;
     let (entries, entries_content) = memory("io_ring_ctx.sq_region", sys::OFF_SQES)?;
@@ -111,6 +111,15 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     };
     replayable(&record)?;
     Ok(FileKind::Uring(Box::new(record)))
+}
+
+/// Whether it is for one thread alone, and somebody's.
+pub fn is_of_one_thread(flags: u32) -> bool {
+    flags & sys::SETUP_SINGLE_ISSUER != 0 && flags & sys::SETUP_R_DISABLED == 0
+}
+
+pub fn is_replayable(record: &UringRecord) -> bool {
+    replayable(record).is_ok()
 }
 
 fn replayable(record: &UringRecord) -> Result<(), Refused> {
@@ -178,6 +187,9 @@ impl Look<'_> {
     /// Nothing that was submitted is under way, and no completion waits outside of its ring.
     fn idle(&self) -> Result<(), Refused> {
         let info = &self.description.found.info;
+        if !info.lines().any(|line| line.starts_with("CqOverflowList:")) {
+            return refused("it is in use, so what it has is not told", "try again");
+        }
         let overflown = info.lines().skip_while(|line| !line.starts_with("CqOverflowList:"));
         if overflown
             .skip(1)
@@ -481,7 +493,7 @@ pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()
     for (id, record) in all(manifest) {
         let ring = &made[&id];
         register(ring, record, made).or_fail(failed)?;
-        if record.submitter.is_some() || record.flags & sys::SETUP_R_DISABLED != 0 {
+        if record.submitter.is_some() {
             continue;
         }
         // A thread that has submitted once is known to the ring as long as it lives.
@@ -572,10 +584,27 @@ pub struct Winder<'a> {
     silent: bool,
 }
 
+/// Bytes of the rings, and of what is submitted, in whole pages.
+fn sizes_of(record: &UringRecord, params: &Params) -> [u64; 2] {
+    let size = |wide, flag| if record.flags & flag != 0 { 2 * wide } else { wide };
+    let completions = params.cq_off[5] + record.cq_entries * size(16, sys::SETUP_CQE32);
+    let order = match record.flags & sys::SETUP_NO_SQARRAY {
+        0 => params.sq_off[6] + 4 * record.sq_entries,
+        _ => 0,
+    };
+    let entries = record.sq_entries * size(64, sys::SETUP_SQE128);
+    [completions.max(order), entries].map(|bytes| u64::from(bytes).next_multiple_of(PAGE))
+}
+
 impl<'a> Winder<'a> {
     pub fn new(ring: &OwnedFd, record: &'a UringRecord) -> Sys<Winder<'a>> {
         // Where things stand is told when one is made.
         let (_, params) = make(record, sys::SETUP_R_DISABLED)?;
+        // What lies behind the end of a ring is mapped, and not there.
+        let sizes = [&record.rings_content, &record.entries_content].map(|content| content.len() as u64);
+        if sizes != sizes_of(record, &params) {
+            return Err(nix::Error::EINVAL);
+        }
         let map = |offset, content: &[u8]| Memory::map(ring, offset, content.len());
         let winder = Winder {
             record,
@@ -662,8 +691,15 @@ impl<'a> Winder<'a> {
         Ok(())
     }
 
-    /// The content comes last: it has the counters too.
+    /// The content comes last: it has the counters too, and those of the kernel have to be the
+    /// same by then.
     pub fn put_back(&self) -> Sys<()> {
+        let at = [self.params.sq_off[0], self.params.cq_off[1]];
+        for (at, expected) in at.into_iter().zip([self.record.taken, self.record.told]) {
+            if self.rings.word(at as usize)? != expected {
+                return Err(nix::Error::EIO);
+            }
+        }
         self.entries.write(0, &self.record.entries_content)?;
         self.rings.write(0, &self.record.rings_content)
     }

@@ -328,9 +328,10 @@ impl Press {
         let (jobs, queue) = mpsc::sync_channel(QUEUE);
         let queue = Arc::new(Mutex::new(queue));
         let state = Arc::<State>::default();
+        let is_polite = polite::is_polite();
         let start = || {
             let (queue, state) = (Arc::clone(&queue), Arc::clone(&state));
-            thread::Builder::new().spawn(move || work(&queue, &state))
+            thread::Builder::new().spawn(move || work(&queue, &state, is_polite))
         };
         // One must be had; more are welcome.
         let mut threads = vec![start()?];
@@ -421,13 +422,13 @@ impl Drop for Press {
 }
 
 /// Takes jobs until nobody gives any more. After a failure they are thrown away.
-fn work(queue: &Mutex<Receiver<Job>>, state: &State) {
+fn work(queue: &Mutex<Receiver<Job>>, state: &State, is_polite: bool) {
     let mut buffer = Vec::new();
     loop {
         let next = locked(queue).recv();
         let Ok(job) = next else { return };
         if state.failure().is_ok()
-            && let Err(error) = polite::piece(|| job.work(&mut buffer))
+            && let Err(error) = polite::piece(is_polite, || job.work(&mut buffer))
         {
             locked(&state.failed).get_or_insert(error);
         }

@@ -7,6 +7,7 @@ use super::records::{
 use super::validate::{count, path, text};
 use super::{MANIFEST, limits, validate_ipc};
 use crate::error::Result;
+use crate::files::uring as rings;
 use crate::ids::{FdNum, FileId, ShmId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -270,8 +271,11 @@ fn uring(id: FileId, ring: &UringRecord) -> Result<()> {
     let filled = [&ring.rings_content, &ring.entries_content]
         .iter()
         .all(|bytes| bytes.len() <= limits::URING_BYTES && !bytes.is_empty());
-    let made = ring.taken.max(ring.told) <= limits::URING_REPLAYED;
-    ensure(sized && filled && made, PART, || {
+    let made = rings::is_replayable(ring);
+    // A thread of the kernel that submits would do so as whoever restores.
+    let one = rings::is_of_one_thread(ring.flags) == ring.submitter.is_some();
+    let carried = ring.flags & !rings::CARRIED == 0 && one;
+    ensure(sized && filled && made && carried, PART, || {
         format!("file {id}: its rings are malformed")
     })?;
     count(PART, "registered files", ring.files.len(), limits::URING_FILES)?;

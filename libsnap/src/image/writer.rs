@@ -195,9 +195,10 @@ fn verify(parts: &[(String, Finished)]) -> io::Result<()> {
         }
         blocks.extend((0..digest::block_count(*bytes)).map(|block| (part, *bytes, block)));
     }
+    let is_polite = polite::is_polite();
     digest::share_out(blocks.len() as u64, digest::processors(), |number, buffer| {
         let (part, bytes, block) = blocks[number as usize];
-        polite::piece(|| part.prove(block, bytes, buffer))
+        polite::piece(is_polite, || part.prove(block, bytes, buffer))
     })
     .map(drop)
 }

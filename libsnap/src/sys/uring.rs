@@ -1,7 +1,8 @@
 //! io_uring_setup(2), io_uring_register(2) and the memory of rings.
 
 use super::fd::owned;
-use super::{Sys, check};
+use super::{Sys, check, memory};
+use crate::ids::HostPid;
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -11,6 +12,7 @@ pub const SETUP_CLAMP: u32 = 1 << 4;
 pub const SETUP_ATTACH_WQ: u32 = 1 << 5;
 pub const SETUP_R_DISABLED: u32 = 1 << 6;
 pub const SETUP_SQE128: u32 = 1 << 10;
+pub const SETUP_CQE32: u32 = 1 << 11;
 pub const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
 pub const SETUP_NO_MMAP: u32 = 1 << 14;
 pub const SETUP_NO_SQARRAY: u32 = 1 << 16;
@@ -106,12 +108,21 @@ impl Memory {
         self.at.addr() as u64
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    /// EFAULT where the ring has become smaller: read by ourselves that would be a SIGBUS.
+    pub fn bytes(&self) -> Sys<Vec<u8>> {
         let mut bytes = vec![0; self.len];
-        // SAFETY: the mapping is that long, and stays until we are dropped; whoever writes to
-        // it meanwhile changes bytes, which are valid whatever they are.
-        unsafe { std::ptr::copy_nonoverlapping(self.at, bytes.as_mut_ptr(), self.len) };
-        bytes
+        memory::read(HostPid(std::process::id() as i32), self.address(), &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// A word that the kernel writes.
+    pub fn word(&self, offset: usize) -> Sys<u32> {
+        if offset + 4 > self.len || !offset.is_multiple_of(4) {
+            return Err(Errno::EFAULT);
+        }
+        // SAFETY: checked to lie within the mapping, at the place of an aligned word.
+        let atomic = unsafe { std::sync::atomic::AtomicU32::from_ptr(self.at.add(offset).cast()) };
+        Ok(atomic.load(std::sync::atomic::Ordering::Acquire))
     }
 
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Sys<()> {

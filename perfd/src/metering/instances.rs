@@ -43,7 +43,7 @@ struct Live {
     look_at: u64,
     pause_ns: u64,
     /// The processor's counters, and the time, when it was looked at as a whole last.
-    whole: (cgroup::Counters, u64),
+    whole: (Option<cgroup::Counters>, u64),
     /// Nothing had changed by then.
     rests: bool,
     /// Of its CPU time, what is in the sum over all.
@@ -291,7 +291,7 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
         memory,
         look_at: at.boot_ns,
         pause_ns: FIRST_NS,
-        whole: (cgroup::Counters::default(), 0),
+        whole: (None, 0),
         rests: false,
         summed_ns,
         gone_since: None,
@@ -334,9 +334,9 @@ impl Live {
         self.look_at = now + self.pause_ns;
         self.pause_ns = (self.pause_ns * 2).min(LOOK_NS);
         if let Some(group) = self.app.cgroup.clone() {
-            let processor = cgroup::processor_counters(&group).unwrap_or_default();
+            let processor = cgroup::processor_counters(&group).ok();
             let (before, whole_ns) = self.whole;
-            match self.rests && processor == before && now.saturating_sub(whole_ns) < WHOLE_NS {
+            match self.rests && processor.is_some() && processor == before && now.saturating_sub(whole_ns) < WHOLE_NS {
                 true => self.memory.stay(now, &mut self.counters),
                 false if self.look_whole(&group, processor, now) => {}
                 false => return 0,
@@ -348,7 +348,7 @@ impl Live {
     }
 
     /// Answers whether it is there.
-    fn look_whole(&mut self, group: &Path, processor: cgroup::Counters, now: u64) -> bool {
+    fn look_whole(&mut self, group: &Path, processor: Option<cgroup::Counters>, now: u64) -> bool {
         let processes = cgroup::processes(group).unwrap_or_default();
         let Some(state) = self.state(group, &processes) else {
             // Its last reading tells the rest.
@@ -357,9 +357,11 @@ impl Live {
         };
         let read = match self.source {
             Source::Proc => processor,
-            _ => cgroup::counters(group).unwrap_or(processor),
+            _ => cgroup::counters(group).ok().or(processor),
         };
-        self.take(&read);
+        if let Some(read) = read {
+            self.take(&read);
+        }
         let held = self.memory.bytes();
         self.memory.look(group, self.source, processes, now, &mut self.counters);
         self.rests = state == self.state && processor == self.whole.0 && held == self.memory.bytes();
