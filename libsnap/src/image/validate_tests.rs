@@ -110,6 +110,13 @@ fn bad_manifests_are_refused() {
         ("malformed", Box::new(|m| ring(m).sq_entries = 7)),
         ("malformed", Box::new(|m| ring(m).taken = u32::MAX)),
         ("malformed", Box::new(|m| ring(m).slots = (0, 2))),
+        // IORING_SETUP_SQPOLL, NO_MMAP, and for one thread alone that nobody is.
+        ("malformed", Box::new(|m| ring(m).flags |= 1 << 1)),
+        ("malformed", Box::new(|m| ring(m).flags |= 1 << 14)),
+        (
+            "malformed",
+            Box::new(|m| (ring(m).flags, ring(m).submitter) = (1 << 12, None)),
+        ),
         ("another ring's", Box::new(|m| ring(m).entries = 4711)),
         (
             "registered file is not listed",
