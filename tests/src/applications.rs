@@ -536,13 +536,8 @@ pub fn php_fpm(place: &Place, drive: Drive<'_>) -> Result<()> {
 // ----------------------------------------------------------------------- MariaDB
 
 /// A database server with a client beside it that is amid a transaction: locks, changes that
-/// nobody else sees, a Unix connection, threads that write back.
+/// nobody else sees, a Unix connection, threads that write back, an io_uring (Debian's has it).
 pub fn mariadb(place: &Place, drive: Drive<'_>) -> Result<()> {
-    // Debian's uses io_uring where it can.
-    with_mariadb(place, drive, "--innodb-use-native-aio=0")
-}
-
-pub fn with_mariadb(place: &Place, drive: Drive<'_>, option: &str) -> Result<()> {
     let install = need_program(&["mariadb-install-db"])?;
     need_program(&["mariadbd", "/usr/sbin/mariadbd"])?;
     let client = need_program(&["mariadb"])?;
@@ -567,7 +562,7 @@ pub fn with_mariadb(place: &Place, drive: Drive<'_>, option: &str) -> Result<()>
     drive(
         place,
         &Server {
-            options: options(&[&shell, &script, &dir, &port_text, option]),
+            options: options(&[&shell, &script, &dir, &port_text, "--innodb-use-native-aio=1"]),
             port: Some(port),
             fill: &|_| {
                 ask(

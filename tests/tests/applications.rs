@@ -14,12 +14,10 @@
 use anyhow::{Context, Result, ensure};
 use appshot_tests::app::{App, Place};
 use appshot_tests::applications;
-use appshot_tests::judge::{Changes, Fingerprint, judge_untouched};
 use appshot_tests::load::under_load;
 use appshot_tests::scenario::{self, Manner, Moment, Server};
 use appshot_tests::trial::verified;
-use appshot_tests::verdict::{PATIENCE, need_root, on_own_thread, poll, skip, switched_on};
-use libsnap::error::{Error, Kind, Refusal};
+use appshot_tests::verdict::{PATIENCE, need_root, on_own_thread, skip, switched_on};
 use libsnap::nsthread;
 use libsnap::restore::pager;
 use libsnap::target::{Memory, Network, RestoreOptions, RunOptions, SnapshotOptions};
@@ -190,36 +188,4 @@ fn twice(place: &Place, server: &Server<'_>, manner: &mut InTurns<'_>) -> Result
 fn inside<T>(app: &App, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let named = || app.instance.name.clone();
     nsthread::inside(app.instance.root, &["net"], act)?.with_context(named)
-}
-
-// ------------------------------------------------------------------ refused by name
-
-// The way out that is told is the one that the trial `mariadb` goes.
-
-/// As Debian has it: it writes by io_uring.
-#[test]
-fn mariadb_with_io_uring() {
-    on_own_thread("mariadb_with_io_uring", || {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        need_root()?;
-        let place = Place::new("mariadb_with_io_uring")?;
-        applications::with_mariadb(&place, &is_refused, "--innodb-use-native-aio=1")
-    });
-}
-
-fn is_refused(place: &Place, server: &Server<'_>) -> Result<()> {
-    let app = place.run_with(server.options.clone())?;
-    poll("the server to answer", PATIENCE, || Ok((server.state)().ok()))?;
-    (server.fill)(app.top())?;
-    let shot = place.path("appshot");
-    let before = Fingerprint::take(app.top());
-    let error = app.freeze(&shot).err().context("it was not refused")?;
-    let refusal = error.downcast_ref::<Error>().context("another error")?;
-    ensure!(refusal.kind == Kind::Refused, "{refusal}");
-    let named = |refusal: &Refusal| refusal.object.contains("io_uring") && refusal.fix.contains("without io_uring");
-    ensure!(refusal.refusals.iter().any(named), "{refusal}");
-    ensure!(!shot.exists(), "a refused snapshot left {}", shot.display());
-    judge_untouched(&before, &Fingerprint::take(app.top()), Changes::ALL)?;
-    (server.use_it)()?;
-    app.end()
 }
