@@ -34,8 +34,8 @@ restore = "2"
 "#;
 
 /// Of an instance besides the load's own process: its init, which makes its namespaces,
-/// and what a restore does in it.
-pub const INIT_NS: u64 = 15_000_000;
+/// and what a restore and snapshots of it do in it: more by a debug build.
+pub const INIT_NS: u64 = if cfg!(debug_assertions) { 30_000_000 } else { 15_000_000 };
 
 /// What a load says it used.
 #[derive(Clone, Copy, Debug)]
