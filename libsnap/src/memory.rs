@@ -326,7 +326,7 @@ fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> 
             "close and unmap it before the snapshot",
         ));
     }
-    if mapping.name == "anon_inode:[io_uring]" {
+    if mapping.name == files::uring::LINK {
         return ring_kind(pid, mapping);
     }
     if mapping.ino == 0 && !mapping.name.starts_with('/') {

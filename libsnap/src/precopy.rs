@@ -28,6 +28,7 @@
 
 use crate::error::{OrFail, Result};
 use crate::executor::{self, Gate};
+use crate::files::uring;
 use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::{CoreWriter, Memory, Writer};
@@ -274,18 +275,16 @@ impl Precopy {
 fn can_be_watched(pid: HostPid) -> bool {
     let maps = proc::text(pid, "maps").unwrap_or_default();
     !maps.contains("/[aio]")
-        && !maps.contains(RING)
+        && !maps.contains(uring::LINK)
         && !has_descriptor(pid, |link, _| link == "anon_inode:[userfaultfd]")
         && !reads_directly(pid)
 }
 
-/// An io_uring, whose registered buffers are written to without a fault.
-const RING: &str = "anon_inode:[io_uring]";
-
-/// Whether a device may be writing to its memory, or a ring.
+/// Whether a device may be writing to its memory, or an io_uring, which writes to registered
+/// buffers without a fault.
 fn reads_directly(pid: HostPid) -> bool {
     has_descriptor(pid, |link, info| {
-        link == RING || link.starts_with('/') && info().octal("flags") & O_DIRECT != 0
+        link == uring::LINK || link.starts_with('/') && info().octal("flags") & O_DIRECT != 0
     })
 }
 

@@ -318,19 +318,7 @@ pub fn puma(place: &Place, drive: Drive<'_>) -> Result<()> {
     let command = [program.as_str(), "-q", "-w", "2", "-t", "2:2", "-b", &bind, &script];
     counter(
         place,
-        &|place, server| {
-            let fill = |top| {
-                all_have_answered(port, 2)?;
-                (server.fill)(top)
-            };
-            drive(
-                place,
-                &Server {
-                    fill: &fill,
-                    ..server.clone()
-                },
-            )
-        },
+        &|place, server| once_all_answer(place, drive, server, 2),
         &with_environment(&[&dir], &command),
         port,
     )
@@ -351,7 +339,20 @@ fn python() -> Result<String> {
 
 const NO_CACHE: &str = "PYTHONDONTWRITEBYTECODE=1";
 
-/// Until so many workers have said who they are.
+/// The state is put into a server of which so many workers have said who they are.
+fn once_all_answer(place: &Place, drive: Drive<'_>, server: &Server<'_>, workers: usize) -> Result<()> {
+    let port = server.port.context("it has no port")?;
+    let fill = |top| {
+        all_have_answered(port, workers)?;
+        (server.fill)(top)
+    };
+    let server = Server {
+        fill: &fill,
+        ..server.clone()
+    };
+    drive(place, &server)
+}
+
 fn all_have_answered(port: u16, count: usize) -> Result<()> {
     let mut who = BTreeSet::new();
     poll(&format!("{count} workers to answer"), PATIENCE, || {
@@ -383,19 +384,7 @@ pub fn gunicorn(place: &Place, drive: Drive<'_>) -> Result<()> {
     ];
     counter(
         place,
-        &|place, server| {
-            let fill = |top| {
-                all_have_answered(port, 3)?;
-                (server.fill)(top)
-            };
-            drive(
-                place,
-                &Server {
-                    fill: &fill,
-                    ..server.clone()
-                },
-            )
-        },
+        &|place, server| once_all_answer(place, drive, server, 3),
         &with_environment(&[NO_CACHE], &command),
         port,
     )

@@ -16,8 +16,8 @@
 //! instances here to keep up to date, and waking needs no word of its own: to connect is to
 //! wake. A thousand who come at once ring one bell.
 //!
-//! It runs on threads of its own, one a processor, each with its part of the clients, so that traffic keeps nobody waiting who decides about
-//! apps. HTTP itself is hyper's, both ways: nothing here reads or writes a message.
+//! It runs on threads of its own, one a processor, each with its part of the clients, so that
+//! traffic keeps nobody waiting who decides about apps. HTTP itself is hyper's, both ways: nothing here reads or writes a message.
 
 mod body;
 mod forward;

@@ -45,6 +45,9 @@ const MADE_BY: u32 = sys::SETUP_CQSIZE | sys::SETUP_CLAMP | sys::SETUP_ATTACH_WQ
 /// For each of these a thread of the app is asked.
 const ROUNDS_MAX: u32 = 1 << 16;
 
+/// Where descriptors and mappings of rings lead.
+pub const LINK: &str = "anon_inode:[io_uring]";
+
 const OUT_OF_REACH: &str = "run the app without io_uring";
 
 impl From<Unread> for Refused {

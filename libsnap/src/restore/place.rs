@@ -822,6 +822,9 @@ pub fn rings(
     made: &HashMap<FileId, OwnedFd>,
     manifest: &Manifest,
 ) -> Result<()> {
+    if uring::all(manifest).next().is_none() {
+        return Ok(());
+    }
     let process = &core.image.process;
     let numbers = free_numbers(&process.fds, restorer);
     let given = numbers[0];
@@ -899,12 +902,8 @@ impl Room {
 
 /// What of an address space is free.
 fn holes(pid: HostPid) -> std::io::Result<Vec<Span>> {
-    let maps = proc::text(pid, "maps")?;
-    let number = |text: &str| u64::from_str_radix(text, 16).unwrap_or(0);
-    let used = maps.lines().filter_map(|line| {
-        let (start, end) = line.split_once(' ')?.0.split_once('-')?;
-        Some((number(start), number(end)))
-    });
+    let maps = proc::maps(pid)?;
+    let used = maps.iter().map(|mapping| (mapping.start, mapping.end));
     let mut start = limits::ADDRESS_MIN;
     let mut holes = Vec::new();
     for (from, to) in used.chain([(limits::ADDRESS_END, limits::ADDRESS_END)]) {

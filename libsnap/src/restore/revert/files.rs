@@ -8,7 +8,7 @@ use super::Why;
 use super::look::Text;
 use crate::error::{OrFail, Result};
 use crate::executor::Batch;
-use crate::files::sockets;
+use crate::files::{sockets, uring};
 use crate::ids::HostPid;
 use crate::image::Core;
 use crate::image::records::{EpollWatch, FileKind, Manifest, SocketState};
@@ -181,7 +181,7 @@ impl Files {
         let new: BTreeSet<i32> = changed.new.iter().copied().collect();
         for fd in &changed.new {
             let link = proc::link(pid, &format!("fd/{fd}")).unwrap_or_default();
-            if ["anon_inode:[io_uring]", "anon_inode:[userfaultfd]"].contains(&link.as_str()) {
+            if [uring::LINK, "anon_inode:[userfaultfd]"].contains(&link.as_str()) {
                 return Err(Why::anew(format!("it has opened {link}")));
             }
         }
