@@ -112,7 +112,10 @@ pub fn sweep_rehearsals() {
 pub fn create(name: &str) -> Result<Option<PathBuf>> {
     let Some(group) = of(name) else { return Ok(None) };
     let failed = || format!("cannot make the cgroup {}", group.display());
-    fs::create_dir_all(group.parent().unwrap_or(&group)).or_fail(failed)?;
+    let parent = group.parent().unwrap_or(&group);
+    fs::create_dir_all(parent).or_fail(failed)?;
+    static COUNTS_IO: OnceLock<bool> = OnceLock::new();
+    COUNTS_IO.get_or_init(|| enable(parent, "io"));
     match fs::create_dir(&group) {
         Ok(()) => Ok(Some(group)),
         // Its counters are another instance's.
@@ -129,6 +132,18 @@ pub fn create(name: &str) -> Result<Option<PathBuf>> {
         }
         Err(e) => Err(Error::failed(failed()).because(e)),
     }
+}
+
+/// Has the groups below `parent` (v2) be governed by a controller, where it is offered that one;
+/// answers whether they are. What the root offers is the host's own decision.
+fn enable(parent: &Path, controller: &str) -> bool {
+    let has = |file: &str| {
+        let text = fs::read_to_string(parent.join(file)).unwrap_or_default();
+        text.split_ascii_whitespace().any(|word| word == controller)
+    };
+    has("cgroup.subtree_control")
+        || (has("cgroup.controllers")
+            && fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}")).is_ok())
 }
 
 /// Moves a process into the group, where it could not be born in it (v1).
@@ -285,11 +300,12 @@ impl Counters {
 
 /// All counters of the group.
 pub fn counters(group: &Path) -> std::io::Result<Counters> {
-    let number = |file: &str| fs::read_to_string(group.join(file)).ok()?.trim().parse().ok();
     let io = fs::read_to_string(group.join("io.stat")).ok();
     let moved = |key: &str| io.as_deref().map(|io| sum_of(io, key));
+    let peak = number(&group.join("memory.peak"));
+    let peak_v1 = || number(&beside("memory", group)?.join("memory.max_usage_in_bytes"));
     Ok(Counters {
-        memory_peak: number("memory.peak"),
+        memory_peak: peak.or_else(peak_v1),
         read_bytes: moved("rbytes="),
         written_bytes: moved("wbytes="),
         ..processor_counters(group)?
@@ -299,11 +315,7 @@ pub fn counters(group: &Path) -> std::io::Result<Counters> {
 /// Those of them that a group has without any controller.
 pub fn processor_counters(group: &Path) -> std::io::Result<Counters> {
     let Ok(text) = crate::proc::read(group.join("cpu.stat")) else {
-        let cpu_ns = cpu_ns_v1(group)?;
-        return Ok(Counters {
-            cpu_ns,
-            ..Counters::default()
-        });
+        return processor_counters_v1(group);
     };
     let text = String::from_utf8_lossy(&text);
     let micros = |key: &str| Some(field(&text, key)? * 1000);
@@ -320,11 +332,34 @@ pub fn cpu_ns(group: &Path) -> std::io::Result<u64> {
     Ok(processor_counters(group)?.cpu_ns)
 }
 
-fn cpu_ns_v1(group: &Path) -> std::io::Result<u64> {
-    let name = group.file_name().unwrap_or_default();
-    let base = v1("cpuacct").ok_or(ErrorKind::Unsupported)?;
-    let text = fs::read_to_string(base.join(PARENT).join(name).join("cpuacct.usage"))?;
-    Ok(text.trim().parse().unwrap_or(0))
+/// What all tasks of the machine ran for since it booted, in nanoseconds, where a hierarchy of
+/// cpuacct tells: its root counts what each task runs for, and no ticks (`root_cpuacct_cpuusage`,
+/// v1 only; cgroup v2's own root tells of ticks). `None` where the root that is mounted is not the machine's.
+pub fn node_cpu_ns() -> Option<u64> {
+    let base = v1("cpuacct")?;
+    // Only the root of all has it.
+    base.join("release_agent").exists().then_some(())?;
+    number(&base.join("cpuacct.usage"))
+}
+
+/// Where a v1 controller has a group of the same name.
+fn beside(controller: &str, group: &Path) -> Option<PathBuf> {
+    Some(v1(controller)?.join(PARENT).join(group.file_name()?))
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn processor_counters_v1(group: &Path) -> std::io::Result<Counters> {
+    let group = beside("cpuacct", group).ok_or(ErrorKind::Unsupported)?;
+    let text = fs::read_to_string(group.join("cpuacct.usage"))?;
+    Ok(Counters {
+        cpu_ns: text.trim().parse().unwrap_or(0),
+        user_ns: number(&group.join("cpuacct.usage_user")),
+        system_ns: number(&group.join("cpuacct.usage_sys")),
+        ..Counters::default()
+    })
 }
 
 /// The number after `key`, which begins a line.
@@ -349,14 +384,8 @@ fn memory_bytes(group: &Path) -> Option<u64> {
 
 /// The memory that the group is charged with, where the host tells it.
 pub fn charged_bytes(group: &Path) -> Option<u64> {
-    let name = group.file_name()?;
-    let v1 = v1("memory").map(|base| base.join(PARENT).join(name).join("memory.usage_in_bytes"));
-    for file in [Some(group.join("memory.current")), v1].into_iter().flatten() {
-        if let Ok(text) = fs::read_to_string(file) {
-            return text.trim().parse().ok();
-        }
-    }
-    None
+    let v1 = || number(&beside("memory", group)?.join("memory.usage_in_bytes"));
+    number(&group.join("memory.current")).or_else(v1)
 }
 
 /// The proportional set size of a process: of a page that several have, its share.

@@ -31,7 +31,7 @@ mod quota;
 mod readings;
 mod view;
 
-pub use app::{App, State, start_time};
+pub use app::{App, State, Taken, start_time};
 pub use appshots::{AppshotEntry, SUFFIX, nobody_needs};
 pub use boot::id as boot_id;
 pub use collect::{Collected, Judged, Leftover, Rules};

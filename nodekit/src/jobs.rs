@@ -7,7 +7,8 @@ use libsnap::store::{Lock, Store};
 use libsnap::target::{CheckReport, Hooks, SnapshotOptions, SnapshotReport, Target};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -40,7 +41,13 @@ pub struct Snapshot {
     pub options: SnapshotOptions,
     /// What the app is told before, beside what its record says.
     pub hooks: Hooks,
+    /// Why it is taken, where that was said; one word.
+    #[serde(default)]
+    pub cause: Option<String>,
 }
+
+/// What stands for a cause that nobody has told: somebody wanted it.
+const OPERATOR: &str = "operator";
 
 /// Where the appshot goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +62,7 @@ pub enum Place {
 impl Snapshot {
     /// The lock is the worker's: it must outlive a requester that is killed.
     fn take(&self, progress: &mut dyn FnMut(&str)) -> Result<SnapshotReport> {
+        let began = Instant::now();
         let target = self.store.target(&self.target)?;
         let name = name_of(&target);
         let _busy = self.store.try_lock(&name)?;
@@ -83,9 +91,8 @@ impl Snapshot {
         {
             tracing::warn!(%error, "how its rehearsal went is not kept");
         }
-        if !self.options.leave_running && !report.is_unverified() {
-            self.asleep(&target, &report.appshot)?;
-        }
+        let sleeps = !self.options.leave_running && !report.is_unverified();
+        self.note(&target, began.elapsed(), sleeps.then_some(&report.appshot))?;
         Ok(report)
     }
 
@@ -146,14 +153,23 @@ impl Snapshot {
         }
     }
 
-    /// Notes in the record that the app lives on in its appshot; waits for its end.
-    fn asleep(&self, target: &Target, appshot: &Path) -> Result<()> {
+    /// Notes the snapshot in the app's record, and where the app lives on once it was ended; waits
+    /// for that end.
+    fn note(&self, target: &Target, took: Duration, asleep_in: Option<&PathBuf>) -> Result<()> {
         let Target::App { name, .. } = target else {
             return Ok(());
         };
         let app = self.store.get(name)?;
-        let note = |app: &mut libsnap::store::App| app.appshot = Some(appshot.to_owned());
+        let note = |app: &mut libsnap::store::App| {
+            app.was_taken(self.cause.as_deref().unwrap_or(OPERATOR), took);
+            if asleep_in.is_some() {
+                app.appshot = asleep_in.cloned();
+            }
+        };
         self.store.update(&app, note)?;
+        if asleep_in.is_none() {
+            return Ok(());
+        }
         // The init ends a moment after the processes: whoever comes next must
         // not find the app running.
         if let Ok(child) = crate::process::open_child(&app) {

@@ -31,6 +31,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Why they are taken.
+const CAUSE: &str = "periodic";
 /// Their names tell seconds.
 const EVERY_MIN: Duration = Duration::from_secs(1);
 /// The app runs for so many times what it stands still.
@@ -169,6 +171,7 @@ impl Series {
             },
             // Those that its owner declared.
             hooks: Hooks::default(),
+            cause: Some(CAUSE.to_owned()),
         });
         let working = Working::start(&job)?;
         stop.meanwhile(working.canceller(), || working.finish(&mut |_| {}))

@@ -166,15 +166,7 @@ impl Start {
 
     /// The same request with why it is made, one word.
     pub fn caused(mut self, cause: Option<String>) -> Result<Start> {
-        let is_word = |cause: &String| {
-            (1..=CAUSE_BYTES_MAX).contains(&cause.len())
-                && cause.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
-        };
-        if let Some(wrong) = cause.as_ref().filter(|cause| !is_word(cause)) {
-            return Err(Error::new(Kind::Usage, format!("{wrong:?} is no cause"))
-                .because("it is one word of lower-case letters, such as request"));
-        }
-        self.cause = cause;
+        self.cause = cause.map(sensible_cause).transpose()?;
         Ok(self)
     }
 
@@ -253,6 +245,7 @@ impl Start {
 
     /// The same with what was made ready by this thread.
     pub fn go_with(&mut self, cancelled: Cancelled<'_>, ready: &mut Ready) -> Result<Started> {
+        let began_ns = libsnap::clocks::boottime_ns();
         // What is open already has been unpacked.
         if ready.from.is_none() {
             self.unpack(ready)?;
@@ -279,7 +272,7 @@ impl Start {
                 error.state("it was ended; nothing was left behind")
             })?;
         }
-        let app = self.record(&instance).inspect_err(|_| undo(&instance))?;
+        let app = self.record(&instance, began_ns).inspect_err(|_| undo(&instance))?;
         if ready.spare.is_none() && ready.prepared.is_none() {
             ready.journal = None;
         }
@@ -307,7 +300,7 @@ impl Start {
         }
     }
 
-    fn record(&mut self, instance: &Instance) -> Result<App> {
+    fn record(&mut self, instance: &Instance, began_ns: u64) -> Result<App> {
         let log = match self.stdio() {
             Stdio::Log(path) => Some(path.clone()),
             _ => None,
@@ -315,6 +308,7 @@ impl Start {
         let mut app = App::of_instance(instance, self.command(instance))?;
         app.name.clone_from(&self.name);
         app.log = log;
+        app.coming_ns = app.started_boot_ns.saturating_sub(began_ns);
         app.cause.clone_from(&self.cause);
         app.hooks = Hooks {
             none: false,
@@ -332,6 +326,17 @@ impl Start {
             What::Run(options) => options.command.clone(),
             What::Restore { .. } => command_of(instance),
         }
+    }
+}
+
+/// Why something is done, as one word.
+pub fn sensible_cause(cause: String) -> Result<String> {
+    let is_word = (1..=CAUSE_BYTES_MAX).contains(&cause.len())
+        && cause.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    match is_word {
+        true => Ok(cause),
+        false => Err(Error::new(Kind::Usage, format!("{cause:?} is no cause"))
+            .because("it is one word of lower-case letters, such as request")),
     }
 }
 

@@ -73,6 +73,15 @@ impl Board {
         };
         seconds("cpu", "Processor time of instances", &|of| of.cpu_ns as f64 / 1e9);
         seconds("running", "Time of instances", &|of| of.running_ns as f64 / 1e9);
+        seconds("starting", "Time until instances ran, from a command", &|of| {
+            of.starting_ns as f64 / 1e9
+        });
+        seconds("restoring", "Time until instances ran, from an appshot", &|of| {
+            of.restoring_ns as f64 / 1e9
+        });
+        seconds("snapshotting", "Time in which snapshots were taken", &|of| {
+            of.snapshotting_ns as f64 / 1e9
+        });
         seconds("asleep", "Time in which the app slept", &|of| of.asleep_ns as f64 / 1e9);
         seconds("memory_byte", "Memory held, times time", &|of| {
             of.memory_byte_ns as f64 / 1e9
@@ -87,7 +96,7 @@ impl Board {
             }
             registry.register(name, help, family);
         };
-        count("snapshots", "Snapshots seen in the store", &|of| of.snapshots);
+        count("snapshots", "Snapshots of instances", &|of| of.snapshots);
         count("restores", "Instances that came from an appshot", &|of| of.restores);
         count("requests", "Requests served over HTTP", &|of| of.requests);
         let instances = Family::<Of, Gauge>::default();

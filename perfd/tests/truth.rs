@@ -118,6 +118,7 @@ fn trial(store: &Store, dir: &Path, app: &App) -> Result<()> {
         },
         options: SnapshotOptions::default(),
         hooks: Hooks::default(),
+        cause: None,
     });
     job.work(&mut |_| {})?;
     supervise::reap(store, app)?;

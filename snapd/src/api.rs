@@ -11,6 +11,7 @@ use nodekit::jobs::{self, Job, Place, Snapshot};
 use nodekit::peer::Peer;
 use nodekit::periodic::Series;
 use nodekit::reply::{self, Body, Reply, on_own_thread};
+use nodekit::start::sensible_cause;
 use nodekit::traces::{self, SpanKind};
 use nodekit::worker;
 use serde::Deserialize;
@@ -87,6 +88,8 @@ struct SnapshotRequest {
     /// What the app is told before, beside what its owner declared.
     #[serde(default)]
     hooks: Hooks,
+    /// Why it is taken, one word: `idle`, `update` ...; `operator` without it.
+    cause: Option<String>,
 }
 
 impl SnapshotRequest {
@@ -121,6 +124,7 @@ impl SnapshotRequest {
             place,
             options,
             hooks: self.hooks,
+            cause: self.cause.map(sensible_cause).transpose()?,
         }))
     }
 }

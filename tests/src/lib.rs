@@ -25,6 +25,7 @@ pub mod app;
 pub mod applications;
 pub mod clients;
 pub mod daemon;
+pub mod disk;
 pub mod forge;
 pub mod installed;
 pub mod judge;

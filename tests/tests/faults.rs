@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use appshot_tests::app::{App, Place};
+use appshot_tests::disk::SmallDisk;
 use appshot_tests::installed::Installed;
 use appshot_tests::judge::{
     Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, listening_ports_of, tree,
@@ -662,26 +663,6 @@ fn given_up(place: &Place, installed: &mut Installed<'_>) -> Result<()> {
 }
 
 // ------------------------------------------------------------------ destinations
-
-/// A mounted tmpfs, unmounted when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: PathBuf, size: &str) -> Result<SmallDisk> {
-        fs::create_dir(&at)?;
-        let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
-        let options = format!("size={size}");
-        nix::mount::mount(none, &at, Some("tmpfs"), flags, Some(options.as_str()))?;
-        Ok(SmallDisk(at))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Another test's child between fork and exec may hold a file of it.
-        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
-    }
-}
 
 #[test]
 fn disk_full() {

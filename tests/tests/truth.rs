@@ -14,7 +14,7 @@ use appshot_tests::clients::{free_port, http_get};
 use appshot_tests::installed::Daemon;
 use appshot_tests::loads::{Clock, INIT_NS, Loads, Used, focus_toolkit, month, source_dir, table_reader};
 use appshot_tests::trial::in_place;
-use appshot_tests::verdict::{need_program, note};
+use appshot_tests::verdict::{need_program, note, skip};
 use serde_json::{Value, json};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -36,7 +36,9 @@ fn clones_are_billed_for_what_each_has_burnt() {
         let _restored = loads.registry.daemon("restored", "")?;
         let perfd = loads.perfd()?;
         let (name, count) = (&loads.name, instances(10));
-        loads.start(name, 1, 300)?;
+        // Init and restore of each take some 0.4 ms, which it does not tell.
+        let burn_ms = if count > 20 { 1000 } else { 300 };
+        loads.start(name, 1, burn_ms)?;
         loads.registry.appshot(&["snapshot", name])?;
         loads.registry.appshot(&["clone", name, "-n", &count.to_string()])?;
         let clones: Vec<String> = (1..=count).map(|number| format!("{name}-{number}")).collect();
@@ -71,6 +73,10 @@ fn clones_are_billed_for_what_each_has_burnt() {
                 truth as f64 / 1e9,
                 told as f64 / 1e9
             ),
+        );
+        ensure!(
+            cfg!(debug_assertions) || count < 20 || told - truth <= truth / 1000,
+            "{told} ns of {truth}"
         );
         loads.verify()?;
         loads.recompute()
@@ -149,6 +155,65 @@ fn shared_pages_are_billed_once() {
     });
 }
 
+/// An app starts under cgroup v2, is restored where there is v1 only, and again under v2: each
+/// life is counted once, by what the host has.
+#[test]
+fn from_one_version_of_cgroups_to_the_other() {
+    in_place("from_one_version_of_cgroups_to_the_other", |place| {
+        if !libsnap::cgroup::is_v2() {
+            return skip("cgroup v2");
+        }
+        let loads = Loads::new(place)?;
+        let without = source_dir().with_file_name("without.sh").display().to_string();
+        let (unshare, words) = (need_program(&["unshare"])?, ["-m", &without, "cgroup2"]);
+        let under_v1 = |program: &str| loads.registry.command_under(&unshare, &words, program);
+        let name = &loads.name;
+        let perfd = loads.perfd()?;
+        loads.start(name, 20, 1000)?;
+        loads.registry.appshot(&["snapshot", name])?;
+        loads.settled()?;
+        perfd.stop()?;
+        let perfd = loads.registry.begin("perfd", under_v1("perfd"))?;
+        let restored = under_v1("appshot").args(["restore", name, "-d"]).output()?;
+        ensure!(restored.status.success(), "{restored:?}");
+        loads.burn(name, 2)?;
+        let of_v1 = loads.end(name)?;
+        loads.settled()?;
+        perfd.stop()?;
+        let perfd = loads.perfd()?;
+        loads.registry.appshot(&["restore", name, "-d"])?;
+        loads.burn(name, 2)?;
+        let of_v2 = loads.end(name)?;
+        loads.settled()?;
+        perfd.stop()?;
+        let counted = loads.counted()?;
+        ensure!(counted.len() == 3 && counted.iter().all(|of| of.ended), "{counted:?}");
+        let first = counted[0].get("cpu_ns");
+        ensure!(
+            (SECOND..SECOND + 2 * u128::from(INIT_NS)).contains(&first),
+            "{first} ns"
+        );
+        counted[1].cpu_is(of_v1)?;
+        counted[2].cpu_is(of_v2)?;
+        let records = loads.records()?;
+        let sources: Vec<&str> = records
+            .iter()
+            .filter_map(|record| record["body"]["account"]["source"].as_str())
+            .filter(|source| *source != "files")
+            .collect();
+        ensure!(
+            sources.len() == 3 && sources[1] == "cgroup-v1" && sources[0] == sources[2] && sources[0] != sources[1],
+            "{sources:?}"
+        );
+        ensure!(
+            counted[1].get("user_ns") > 0 && counted[1].get("memory_peak") > 0,
+            "{counted:?}"
+        );
+        loads.verify()?;
+        loads.recompute()
+    });
+}
+
 /// What apps and we had is part of what the node's own counters tell.
 #[test]
 fn the_books_of_the_node_balance() {
@@ -179,21 +244,24 @@ fn the_books_of_the_node_balance() {
         note(
             "the_books_of_the_node_balance",
             &format!(
-                "of {:.1} s of {cpus} processors the kernel tells {:.2} %; apps {:.2} %, platform {:.2} %, idle {:.2} %",
+                "of {:.1} s of {cpus} processors the kernel tells {:.2} %; apps {:.2} %, platform {:.2} %, others {:.2} %, idle {:.2} %",
                 time as f64 / 1e9,
                 told / all * 100.0,
                 tenants / all * 100.0,
                 platform / all * 100.0,
+                (rise("busy_ns") - tenants - platform) / all * 100.0,
                 rise("idle_ns") / all * 100.0
             ),
         );
-        // The kernel counts in ticks of 10 ms, and a hypervisor takes what it tells nobody: 1.5 %
-        // were missing on a shared host. What is told is what the books are held against below.
-        ensure!((told / all - 1.0).abs() < 0.05, "{told} ns told of {all}");
+        // By ticks, 1.5 % were missing on a shared host.
+        let exact = looks.iter().all(|look| look["body"]["node"]["is_exact"] == true);
+        let most = if exact { 0.005 } else { 0.05 };
         ensure!(
-            tenants + platform <= rise("busy_ns") * 1.005 + 2e7 * cpus as f64,
-            "{tenants} + {platform}"
+            (told / all - 1.0).abs() < most,
+            "{told} ns told of {all}, exact: {exact}"
         );
+        let others = rise("busy_ns") - tenants - platform;
+        ensure!(others > -0.005 * all, "{tenants} + {platform} of {}", rise("busy_ns"));
         let own = used.cpu_ns as f64;
         ensure!((tenants / own - 1.0).abs() < 0.01, "{tenants} ns of apps, {own} used");
         loads.verify().map(drop)
@@ -458,6 +526,10 @@ fn a_day_of_three_providers() {
         );
         let wakes = billed(&|row| row["SkuId"] == "restore");
         ensure!(wakes >= 10 && answered > 50, "{wakes} wakes, {answered} answers");
+        let events = loads.registry.appshot(&["usage", "events"])?;
+        for cause in ["snapshot: idle", "restored: request"] {
+            ensure!(events.contains(cause), "{cause}: {events}");
+        }
         read_by_others(&loads, &toolkit, &tables)?;
         statements(place, &loads)?;
         corrected(&loads, &card, &rows)?;

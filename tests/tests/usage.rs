@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use appshot_tests::clients::{free_port, http_get};
+use appshot_tests::disk::SmallDisk;
 use appshot_tests::installed::Daemon;
 use appshot_tests::loads::{CARD, Counted, INIT_NS, Loads, Used, focus_toolkit, month};
 use appshot_tests::node::python;
@@ -45,13 +46,24 @@ fn processor_time_is_what_was_used() {
             "{first}"
         );
         counted[1].cpu_is(second)?;
+        // How long each came up, and was taken, and why.
+        ensure!(
+            counted[0].get("starting_ns") > 0 && counted[0].get("restoring_ns") == 0,
+            "{counted:?}"
+        );
+        ensure!(
+            counted[0].get("snapshots") == 1 && counted[0].get("snapshotting_ns") > 0,
+            "{counted:?}"
+        );
+        let events = loads.registry.appshot(&["usage", "events"])?;
+        ensure!(events.contains("snapshot: operator"), "{events}");
         for (clone, used) in clones.iter().zip(used) {
             let of = counted
                 .iter()
                 .find(|counted| counted.name == *clone)
                 .context("no clone")?;
             of.cpu_is(used)?;
-            ensure!(of.get("restores") == 1, "{of:?}");
+            ensure!(of.get("restores") == 1 && of.get("restoring_ns") > 0, "{of:?}");
         }
         loads.verify()?;
         loads.recompute()
@@ -217,6 +229,49 @@ fn after_a_crash_of_the_machine_little_is_lost() {
 }
 
 /// As many as APPSHOT_KILLS says: 500 take half an hour.
+/// The app runs on, what it uses meanwhile is counted, and the gap is told.
+#[test]
+fn a_full_disk_costs_no_count() {
+    in_place("a_full_disk_costs_no_count", |place| {
+        let loads = Loads::new(place)?;
+        std::fs::create_dir_all(&loads.registry.data)?;
+        let disk = SmallDisk::mount(loads.usage_dir(), "4m")?;
+        let name = &loads.name;
+        let perfd = loads.perfd()?;
+        loads.start(name, 10, 300)?;
+        let fill = disk.0.join("fill");
+        let full = std::fs::write(&fill, vec![1; 5 << 20]);
+        ensure!(full.is_err(), "the disk is not full");
+        loads.burn(name, 2)?;
+        // More than the last page of the ledger has room for.
+        let others: Vec<String> = (0..8).map(|number| format!("{name}-{number}")).collect();
+        for other in &others {
+            loads.start(other, 1, 50)?;
+        }
+        std::thread::sleep(Duration::from_secs(3));
+        ensure!(perfd.client.answers(), "perfd has ended");
+        // One whose whole life nobody could write down, until there is room.
+        let mut used = vec![loads.end(&others[0])?];
+        loads.burn(name, 3)?;
+        std::fs::remove_file(&fill)?;
+        for one in others[1..].iter().chain([name]) {
+            used.push(loads.end(one)?);
+        }
+        loads.settled()?;
+        perfd.stop()?;
+        let counted = loads.counted()?;
+        ensure!(counted.len() == 9 && counted.iter().all(|of| of.ended), "{counted:?}");
+        for (one, used) in others.iter().chain([name]).zip(used) {
+            let of = counted.iter().find(|of| of.name == *one).context("not counted")?;
+            of.cpu_is(used)?;
+        }
+        let report = loads.verify()?;
+        let told = report["first_gap"].as_str().unwrap_or_default();
+        ensure!(told.contains("could not be written"), "{report}");
+        loads.recompute()
+    });
+}
+
 fn kills() -> usize {
     let told = std::env::var("APPSHOT_KILLS").ok().and_then(|text| text.parse().ok());
     told.unwrap_or(40)

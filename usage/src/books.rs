@@ -53,7 +53,8 @@ impl Books {
             | Body::Node(_)
             | Body::Checkpoint(_)
             | Body::Correction(_)
-            | Body::Sealed(_) => {}
+            | Body::Sealed(_)
+            | Body::Snapshots(_) => {}
         }
     }
 

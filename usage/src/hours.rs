@@ -200,7 +200,7 @@ impl Hours {
             }
             Body::Head(head) => self.is_removed = head.kept == Some(Kept::Accounts),
             Body::Sealed(_) if self.is_removed => self.removed_until = self.removed_until.max(hour + 1),
-            Body::Start(_) | Body::Node(_) | Body::Checkpoint(_) | Body::Sealed(_) => {}
+            Body::Start(_) | Body::Node(_) | Body::Checkpoint(_) | Body::Sealed(_) | Body::Snapshots(_) => {}
         }
         Ok(())
     }

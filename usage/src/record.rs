@@ -25,8 +25,10 @@
 
 use crate::meter::Meter;
 use libsnap::error::{Error, Kind, OrFail, Result};
+use libsnap::store::Taken;
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Of the format. Another one is refused.
 pub const VERSION: u32 = 1;
@@ -77,6 +79,8 @@ pub enum Body {
     Correction(Box<Correction>),
     /// What a segment ended in that was compacted.
     Sealed(Sealed),
+    /// Snapshots of an instance.
+    Snapshots(Snapshots),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,6 +213,9 @@ pub struct Node {
     pub tenants_ns: u64,
     /// Of our daemons and supervisors, since the meter began.
     pub platform_ns: u64,
+    /// `busy_ns` is what tasks ran for, to the nanosecond, not what was seen at ticks.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub is_exact: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -257,6 +264,14 @@ pub struct Sealed {
     pub next_seq: u64,
     /// Lines that were left out.
     pub left_out: u64,
+}
+
+/// Snapshots of an instance since it began, by why they were taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshots {
+    pub id: String,
+    pub causes: BTreeMap<String, Taken>,
 }
 
 /// Who pays for what.
@@ -364,8 +379,12 @@ counters! {
     stored_byte_ns: u128,
     /// For how long nobody looked at its memory.
     unseen_ns: u64,
-    /// Snapshots that were seen in the store.
+    /// From the command, or the appshot, until it ran.
+    starting_ns: u64,
+    restoring_ns: u64,
     snapshots: u64,
+    /// For how long its snapshots were taken; of most of it the app runs.
+    snapshotting_ns: u64,
     restores: u64,
     /// Answers that were given to the end.
     requests: u64,

@@ -17,8 +17,7 @@ use std::path::Path;
 /// and the ticks in which the kernel counts.
 const PART: u64 = 200;
 const SLACK_NS: u64 = 100_000_000;
-/// The kernel's own counters miss a part of the time: what a tick does not see, what a
-/// hypervisor takes. So much is no reason to doubt them.
+/// Counters that come from ticks miss a part of the time: so much is no reason to doubt them.
 const UNTOLD_PART: u64 = 20;
 /// Looks that are closer are taken together.
 const INTERVAL_NS: u64 = 30_000_000_000;
@@ -49,6 +48,10 @@ pub struct Report {
     /// Busy, and neither tenants' nor ours.
     pub others_ns: u64,
     pub idle_ns: u64,
+    /// What a hypervisor had.
+    pub steal_ns: u64,
+    /// Of the time, what none of the node's counters tells, or tells beyond it.
+    pub untold_ns: u64,
     /// Where tenants and platform together have more than the node.
     pub imbalances: Vec<String>,
 }
@@ -127,6 +130,8 @@ impl Verifier {
             Body::Node(node) => self.node(entry, *node),
             Body::Correction(_) => self.report.corrections += 1,
             Body::Sealed(_) => {}
+            Body::Snapshots(snapshots) if self.counters.contains_key(&snapshots.id) => {}
+            Body::Snapshots(_) => return bad("snapshots are told of an account that was not opened"),
             Body::Gap(gap) => {
                 self.report.gaps += 1;
                 let first = &mut self.report.first_gap;
@@ -182,7 +187,12 @@ impl Verifier {
             let tenants = since(now.tenants_ns, before.tenants_ns);
             let platform = since(now.platform_ns, before.platform_ns);
             let slack = time / PART + SLACK_NS * now.cpus;
-            let told = busy + idle + since(now.steal_ns, before.steal_ns);
+            let steal = since(now.steal_ns, before.steal_ns);
+            let told = busy + idle + steal;
+            let untold_max = match now.is_exact && before.is_exact {
+                true => slack,
+                false => time / UNTOLD_PART + slack,
+            };
             if tenants + platform > busy + slack {
                 self.report.imbalances.push(format!(
                     "{}: apps and platform used {} ns, the node was busy for {busy} ns",
@@ -190,7 +200,7 @@ impl Verifier {
                     tenants + platform
                 ));
             }
-            if told.abs_diff(time) > time / UNTOLD_PART + slack {
+            if told.abs_diff(time) > untold_max {
                 self.report.imbalances.push(format!(
                     "{}: {} processors for {} ns, and the node tells {told} ns",
                     entry.place,
@@ -203,6 +213,8 @@ impl Verifier {
             self.report.platform_ns += platform;
             self.report.others_ns += busy.saturating_sub(tenants + platform);
             self.report.idle_ns += idle;
+            self.report.steal_ns += steal;
+            self.report.untold_ns += told.abs_diff(time);
         }
     }
 }

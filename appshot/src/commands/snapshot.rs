@@ -23,6 +23,7 @@ pub fn snapshot(store: &Store, args: cli::Snapshot, quiet: bool) -> Result<u8> {
         hooks: args.hooks(),
         place: place(&args)?,
         target: args.target,
+        cause: None,
     });
     let report: SnapshotReport = progress::shown(quiet, |progress| interrupt::in_worker(&job, progress))?;
     out::show(format, &report, |report| format!("{}\n", report.appshot.display()))?;

@@ -103,6 +103,7 @@ impl Scene {
             },
             options: SnapshotOptions::default(),
             hooks: Hooks::default(),
+            cause: None,
         });
         let report: SnapshotReport = worker::in_worker(&job, &mut |_| {})?;
         self.supervisor_ended()?;

@@ -74,15 +74,40 @@ impl Order {
     }
 }
 
+/// Why its snapshot is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occasion {
+    /// Nobody needs it.
+    Idle,
+    /// The node needs its memory.
+    Pressure,
+    /// Its owner has it sleep.
+    Operator,
+    /// Another version takes over.
+    Update,
+    /// For further instances; it goes on.
+    ScaleOut,
+}
+
+impl Occasion {
+    fn name(self) -> &'static str {
+        match self {
+            Occasion::Idle => "idle",
+            Occasion::Pressure => "pressure",
+            Occasion::Operator => "operator",
+            Occasion::Update => "update",
+            Occasion::ScaleOut => "scale-out",
+        }
+    }
+}
+
 /// What comes next.
 #[derive(Debug)]
 enum Next {
     Start,
     /// And why it is not asleep.
     Run(Option<String>),
-    Sleep {
-        suspended: bool,
-    },
+    Sleep(Occasion),
     Wait,
     Wake(Cause),
     Suspended,
@@ -190,7 +215,7 @@ impl Agent {
             let came = match next {
                 Next::Start => self.start().await,
                 Next::Run(why) => self.watch(why).await,
-                Next::Sleep { suspended } => self.sleep(suspended).await,
+                Next::Sleep(occasion) => self.sleep(occasion).await,
                 Next::Wait => self.wait().await,
                 Next::Wake(cause) => self.wake(cause).await,
                 Next::Suspended => self.rest().await,
@@ -212,7 +237,7 @@ impl Agent {
         let (name, place, cause) = match next {
             Next::Start => ("start", Place::default(), Some(Cause::Deploy)),
             Next::Wake(cause) => ("wake", self.node.proxy.asked_first(self.name()), Some(*cause)),
-            Next::Sleep { .. } => ("sleep", Place::default(), None),
+            Next::Sleep(_) => ("sleep", Place::default(), None),
             Next::Switch => ("switch", Place::default(), Some(Cause::Update)),
             _ => return Span::default(),
         };
@@ -456,11 +481,12 @@ impl Agent {
     }
 
     /// Takes its snapshot; it goes on where that is refused.
-    async fn sleep(&mut self, suspended: bool) -> Result<Next> {
+    async fn sleep(&mut self, occasion: Occasion) -> Result<Next> {
+        let suspended = occasion == Occasion::Operator;
         self.turn(State::FallingAsleep, None);
         self.let_go(suspended).await;
         let had = self.measure().await;
-        match self.snapshot(false).await {
+        match self.snapshot(occasion).await {
             Ok(report) => {
                 self.fell_asleep(&report, had)?;
                 self.prepare();
@@ -502,11 +528,13 @@ impl Agent {
         self.node.note(&self.deployment)
     }
 
-    async fn snapshot(&self, leave_running: bool) -> Result<SnapshotReport> {
+    async fn snapshot(&self, occasion: Occasion) -> Result<SnapshotReport> {
+        let leave_running = occasion == Occasion::ScaleOut;
         let request = json!({
             "target": self.name(),
             "replace": true,
             "leave_running": leave_running,
+            "cause": occasion.name(),
             "sockets": sockets::numbers(&self.sockets),
             "tcp": if leave_running { TcpPolicy::Refuse } else { self.manifest().idle.tcp() },
         });
@@ -523,7 +551,7 @@ impl Agent {
         if self.copy_refused.is_some_and(|at| at.elapsed() < BACK_OFF_MAX) {
             return false;
         }
-        match self.snapshot(true).await {
+        match self.snapshot(Occasion::ScaleOut).await {
             Ok(_) => true,
             Err(error) => {
                 self.copy_refused = Some(Instant::now());

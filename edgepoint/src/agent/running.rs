@@ -1,7 +1,7 @@
 //! A running app: until nobody needs it, with as many instances as are needed.
 
 use super::versions::LEAVE_MAX;
-use super::{Agent, Next, Order};
+use super::{Agent, Next, Occasion, Order};
 use crate::bell::{Bell, readable};
 use crate::budget;
 use crate::proxy::traffic;
@@ -85,7 +85,7 @@ impl Agent {
             tokio::select! {
                 _ = child.readable() => return self.ended().await,
                 order = self.orders.recv() => match order {
-                    Some(Order::Suspend) if self.further.count() == 0 => return Ok(Next::Sleep { suspended: true }),
+                    Some(Order::Suspend) if self.further.count() == 0 => return Ok(Next::Sleep(Occasion::Operator)),
                     Some(Order::Suspend) => {
                         self.further.hurry();
                         (seen.leaving, seen.next) = (true, Instant::now());
@@ -185,13 +185,13 @@ impl Agent {
         } else if self.switching.is_some() {
             return Ok(Some(Next::Switch));
         } else if seen.leaving {
-            return Ok(Some(Next::Sleep { suspended: true }));
+            return Ok(Some(Next::Sleep(Occasion::Operator)));
         }
         if !self.may_sleep(seen) {
             return Ok(None);
         }
         match self.kept_awake(&seen.app).await? {
-            None => Ok(Some(Next::Sleep { suspended: false })),
+            None => Ok(Some(Next::Sleep(Occasion::Idle))),
             Some(why) => {
                 seen.needed = Instant::now();
                 self.because(why);
@@ -273,7 +273,7 @@ impl Agent {
             None => self.kept_awake(&seen.app).await?,
         };
         match why {
-            None => Ok(Some(Next::Sleep { suspended: false })),
+            None => Ok(Some(Next::Sleep(Occasion::Pressure))),
             Some(_) => {
                 self.node.budget.stays(self.name(), true);
                 Ok(None)

@@ -11,7 +11,7 @@
 //!
 //! Who comes meanwhile waits in the backlog of the sockets, which are held all the time.
 
-use super::{Agent, Next};
+use super::{Agent, Next, Occasion};
 use crate::instances::{self, Instances};
 use crate::metrics::Outcome;
 use crate::status::{Cause, State};
@@ -79,7 +79,7 @@ impl Agent {
             let (store, resting) = (self.node.store.clone(), app.clone());
             let busy = on_own_thread(move || instances::rest(&store, &resting, &sockets, left)).await;
             let done = match busy {
-                Ok(None) => self.snapshot(false).await.map_err(|error| (error, true)),
+                Ok(None) => self.snapshot(Occasion::Update).await.map_err(|error| (error, true)),
                 Ok(Some(why)) => Err((cannot_update(self.name(), why), false)),
                 Err(error) => Err((error, false)),
             };

@@ -5,8 +5,10 @@ use crate::error::{Error, Kind, Result};
 use crate::ids::HostPid;
 use crate::target::{Hooks, Instance, Target};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// One app that was started or restored on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,9 +46,33 @@ pub struct App {
     /// it, which is the platform's doing.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ahead: Option<cgroup::Counters>,
+    /// For how long it was brought up, from the request on until it ran.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub coming_ns: u64,
+    /// Snapshots of it, by why they were taken.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub snapshots: BTreeMap<String, Taken>,
     /// What its owner wants it to be told.
     #[serde(skip_serializing_if = "Hooks::are_none", default)]
     pub hooks: Hooks,
+}
+
+/// Snapshots that were taken for one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Taken {
+    pub count: u64,
+    /// How long they took together, from the request to the sealed appshot.
+    pub ns: u64,
+}
+
+/// More reasons than these are counted as [`OTHER_CAUSES`].
+const CAUSES_MAX: usize = 16;
+const OTHER_CAUSES: &str = "other";
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What an app does now.
@@ -94,8 +120,19 @@ impl App {
             appshot: None,
             cause: None,
             ahead: instance.ahead,
+            coming_ns: 0,
+            snapshots: BTreeMap::new(),
             hooks: Hooks::default(),
         })
+    }
+
+    /// Notes a snapshot that took so long.
+    pub fn was_taken(&mut self, cause: &str, took: Duration) {
+        let is_known = self.snapshots.contains_key(cause) || self.snapshots.len() < CAUSES_MAX;
+        let cause = if is_known { cause } else { OTHER_CAUSES };
+        let taken = self.snapshots.entry(cause.to_owned()).or_default();
+        taken.count += 1;
+        taken.ns += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
     }
 
     /// The process whose end is the app's end: its init, or its first process.

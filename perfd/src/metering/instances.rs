@@ -6,11 +6,11 @@ use super::{FIRST_NS, LOOK_NS, SECOND_NS};
 use libsnap::cgroup;
 use libsnap::error::Result;
 use libsnap::ids::HostPid;
-use libsnap::store::{App, Reading, State as AppState, Store};
+use libsnap::store::{App, Reading, State as AppState, Store, Taken};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use usage::ledger::Ledger;
-use usage::record::{Account, AccountKind, Body, Counters, End, Gap, Moment, Source, State, Use};
+use usage::record::{Account, AccountKind, Body, Counters, End, Gap, Moment, Snapshots, Source, State, Use};
 
 /// An instance that was found so late had a past that nobody has seen. What is found sooner
 /// is taken to have got its memory evenly until then.
@@ -37,6 +37,7 @@ struct Live {
     counters: Counters,
     /// As the ledger has them.
     told: Counters,
+    snapshots: BTreeMap<String, Taken>,
     state: State,
     source: Source,
     memory: Memory,
@@ -83,7 +84,11 @@ impl Instances {
     pub fn follow(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment) -> Result<()> {
         let apps = store.list()?;
         for app in &apps {
-            if app.instance.is_empty() || self.live.contains_key(&app.instance) || !app.alive() {
+            if let Some(live) = self.live.get_mut(&app.instance) {
+                live.heard(app);
+                continue;
+            }
+            if app.instance.is_empty() || !app.alive() {
                 continue;
             }
             let live = open(app, store, owners, ledger, at, self.began_ns);
@@ -112,6 +117,7 @@ impl Instances {
     /// Writes down what has changed.
     pub fn tell(&mut self, ledger: &mut Ledger, at: Moment) {
         for (id, live) in &mut self.live {
+            live.tell_snapshots(id, ledger, at);
             if live.counters != live.told {
                 live.told = live.counters;
                 ledger.append(
@@ -183,6 +189,8 @@ impl Instances {
             let memory = Memory::unknown(app.started_boot_ns + live.counters.running_ns);
             Live { memory, ..live }
         });
+        live.heard(app);
+        live.tell_snapshots(&id, ledger, at);
         live.memory.stay(reading.boot_ns, &mut live.counters);
         live.take(&reading.counters);
         live.counters.running_ns = live
@@ -249,9 +257,16 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
         // Between the last record and now.
         Some(counters) => Memory::unknown(app.started_boot_ns + counters.running_ns),
     };
-    let counters = resumed.unwrap_or_else(|| Counters {
-        restores: u64::from(app.from.is_some()),
-        ..Counters::default()
+    let counters = resumed.unwrap_or_else(|| match app.from {
+        Some(_) => Counters {
+            restores: 1,
+            restoring_ns: app.coming_ns,
+            ..Counters::default()
+        },
+        None => Counters {
+            starting_ns: app.coming_ns,
+            ..Counters::default()
+        },
     });
     if resumed.is_none() {
         ledger.append(
@@ -282,10 +297,11 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
             .and_then(|group| cgroup::processor_counters(group).ok())
             .map_or(u64::MAX, |read| read.since(app.ahead.unwrap_or_default()).cpu_ns),
     };
-    Live {
+    let mut live = Live {
         app: app.clone(),
         counters,
         told: counters,
+        snapshots: BTreeMap::new(),
         state: State::Running,
         source: source(app.cgroup.as_deref()),
         memory,
@@ -295,7 +311,9 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
         rests: false,
         summed_ns,
         gone_since: None,
-    }
+    };
+    live.heard(app);
+    live
 }
 
 fn account(app: &App, store: &Store, owners: &Owners, boot_id: &str, counters: Counters) -> Account {
@@ -328,6 +346,25 @@ fn source(cgroup: Option<&Path>) -> Source {
 }
 
 impl Live {
+    /// Takes over what its record tells of snapshots.
+    fn heard(&mut self, app: &App) {
+        if self.app.snapshots != app.snapshots {
+            self.app.snapshots.clone_from(&app.snapshots);
+        }
+        let taken = self.app.snapshots.values();
+        let (count, ns) = taken.fold((0, 0), |(count, ns), of| (count + of.count, ns + of.ns));
+        self.counters.snapshots = self.counters.snapshots.max(count);
+        self.counters.snapshotting_ns = self.counters.snapshotting_ns.max(ns);
+    }
+
+    fn tell_snapshots(&mut self, id: &str, ledger: &mut Ledger, at: Moment) {
+        if self.snapshots != self.app.snapshots {
+            self.snapshots.clone_from(&self.app.snapshots);
+            let (id, causes) = (id.to_owned(), self.snapshots.clone());
+            ledger.append(at, Body::Snapshots(Snapshots { id, causes }));
+        }
+    }
+
     /// Answers by how much its CPU time has risen.
     fn look(&mut self) -> u64 {
         let now = libsnap::clocks::boottime_ns();

@@ -1,6 +1,9 @@
 //! The other side of the books: what the node's processors did.
 
+use libsnap::cgroup;
 use libsnap::error::{Error, OrFail, Result};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::path::Path;
 use usage::record::{self, Moment};
@@ -10,11 +13,14 @@ const TICK_NS: u64 = 10_000_000;
 
 /// Our programs, where they stand beside this one: what they use is the platform's.
 const PLATFORM: [&str; 6] = ["snapd", "restored", "edgepointd", "perfd", "appshot", "restore"];
+/// Of them, the one all of whose children are ours: the workers that take snapshots. Of the
+/// others, apps are among them.
+const HAS_WORKERS: &str = "snapd";
 
 #[derive(Debug)]
 pub struct Node {
     began_ns: u64,
-    /// By process and its start: ticks when it was last seen.
+    /// By process and its start: what it had used when it was last seen, in nanoseconds.
     seen: HashMap<(i32, u64), u64>,
     platform_ns: u64,
 }
@@ -40,10 +46,12 @@ impl Node {
         let mut look = parse(&text).ok_or_else(|| Error::failed(format!("cannot understand {what}")))?;
         self.platform();
         (look.tenants_ns, look.platform_ns) = (tenants_ns, self.platform_ns + ahead_ns);
+        if let Some(busy_ns) = cgroup::node_cpu_ns() {
+            (look.busy_ns, look.is_exact) = (busy_ns, true);
+        }
         Ok(look)
     }
 
-    /// Without their children: apps are among these.
     fn platform(&mut self) {
         let mut now = HashMap::new();
         let beside = std::env::current_exe().ok();
@@ -52,33 +60,53 @@ impl Node {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            let is_ours = std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| {
-                let name = exe.file_name().and_then(|name| name.to_str());
-                exe.parent() == beside && name.is_some_and(|name| PLATFORM.contains(&name))
-            });
-            if !is_ours {
+            let exe = std::fs::read_link(entry.path().join("exe")).unwrap_or_default();
+            let name = exe.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if exe.parent() != beside || !PLATFORM.contains(&name) {
                 continue;
             }
             let stat = std::fs::read_to_string(entry.path().join("stat")).ok();
-            if let Some((ticks, start)) = stat.as_deref().and_then(ticks_of) {
-                now.insert((pid, start), ticks);
-            }
+            let Some(times) = stat.as_deref().and_then(times_of) else {
+                continue;
+            };
+            let children_ns = if name == HAS_WORKERS { times.children_ns } else { 0 };
+            now.insert((pid, times.start), cpu_ns(pid).unwrap_or(times.own_ns) + children_ns);
         }
-        let used = now.iter().map(|(process, ticks)| {
+        let used = now.iter().map(|(process, ns)| {
             let began_after_us = process.1 * TICK_NS >= self.began_ns;
             let before = self.seen.get(process).copied();
-            ticks.saturating_sub(before.unwrap_or(if began_after_us { 0 } else { *ticks }))
+            ns.saturating_sub(before.unwrap_or(if began_after_us { 0 } else { *ns }))
         });
-        self.platform_ns += used.sum::<u64>() * TICK_NS;
+        self.platform_ns += used.sum::<u64>();
         self.seen = now;
     }
 }
 
-/// Ticks in program and kernel, and the start, of /proc/PID/stat.
-fn ticks_of(stat: &str) -> Option<(u64, u64)> {
+/// What all threads of a process have used, those that have ended too: clock_getcpuclockid(3).
+fn cpu_ns(pid: i32) -> Option<u64> {
+    let time = clock_gettime(clock_getcpuclockid(Pid::from_raw(pid)).ok()?).ok()?;
+    Some(u64::try_from(time.tv_sec()).ok()? * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
+}
+
+/// Of /proc/PID/stat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Times {
+    /// In program and kernel, to the tick.
+    own_ns: u64,
+    /// Of children that it has waited for, and theirs.
+    children_ns: u64,
+    /// When it began, in ticks.
+    start: u64,
+}
+
+fn times_of(stat: &str) -> Option<Times> {
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-    Some((number(11)? + number(12)?, number(19)?))
+    Some(Times {
+        own_ns: (number(11)? + number(12)?) * TICK_NS,
+        children_ns: (number(13)? + number(14)?) * TICK_NS,
+        start: number(19)?,
+    })
 }
 
 fn parse(stat: &str) -> Option<record::Node> {
@@ -113,6 +141,9 @@ mod tests {
         assert_eq!((node.idle_ns / TICK_NS, node.steal_ns / TICK_NS), (104, 7));
         assert_eq!(parse("cpu 1 2"), None);
         let stat = "42 (a) b) S 1 42 42 0 -1 4194560 1 2 3 4 15 6 7 8 20 0 1 0 12345 99 1 18";
-        assert_eq!(ticks_of(stat), Some((21, 12345)));
+        let times = times_of(stat).unwrap();
+        assert_eq!((times.own_ns, times.children_ns), (21 * TICK_NS, 15 * TICK_NS));
+        assert_eq!(times.start, 12345);
+        assert!(cpu_ns(std::process::id() as i32).unwrap() > 0);
     }
 }

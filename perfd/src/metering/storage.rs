@@ -6,7 +6,6 @@ use super::owners::Owners;
 use libsnap::error::Result;
 use libsnap::store::{State as AppState, Store};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt;
 use usage::ledger::Ledger;
 use usage::record::{Account, AccountKind, Body, Counters, Moment, Source, State, Use};
 
@@ -22,28 +21,14 @@ pub struct Storage {
     bytes: BTreeMap<Key, u64>,
     /// What was counted, and when the ledger was told.
     counted: BTreeMap<Key, (Counters, u64)>,
-    /// Appshots by name, with what a new one differs in; nothing before the first look.
-    seen: Option<BTreeMap<String, u64>>,
 }
 
 impl Storage {
     /// Tells the ledger what has changed, each minute what has not; now where `all`.
     pub fn look(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment, all: bool) -> Result<()> {
         let mut bytes: BTreeMap<Key, u64> = BTreeMap::new();
-        let mut seen = BTreeMap::new();
-        let mut snapshots: BTreeMap<Key, u64> = BTreeMap::new();
         for entry in store.appshots()? {
-            let key = key(owners, &entry.name);
-            *bytes.entry(key.clone()).or_default() += entry.bytes;
-            let mark = entry.path.metadata().map(|meta| meta.ino()).unwrap_or_default();
-            if self
-                .seen
-                .as_ref()
-                .is_some_and(|seen| seen.get(&entry.name) != Some(&mark))
-            {
-                *snapshots.entry(key).or_default() += 1;
-            }
-            seen.insert(entry.name, mark);
+            *bytes.entry(key(owners, &entry.name)).or_default() += entry.bytes;
         }
         let asleep: BTreeSet<Key> = store
             .list()?
@@ -70,8 +55,7 @@ impl Storage {
             if is_known && asleep.contains(&key) {
                 counters.asleep_ns += passed;
             }
-            counters.snapshots += snapshots.get(&key).copied().unwrap_or_default();
-            let is_other = bytes.get(&key) != self.bytes.get(&key) || snapshots.contains_key(&key);
+            let is_other = bytes.get(&key) != self.bytes.get(&key);
             if !(all || is_other || at.boot_ns.saturating_sub(*told_ns) >= TELL_NS) {
                 continue;
             }
@@ -84,7 +68,7 @@ impl Storage {
             let counters = *counters;
             ledger.append(at, Body::Use(Use { id, state, counters }));
         }
-        (self.at_ns, self.bytes, self.seen) = (at.boot_ns, bytes, Some(seen));
+        (self.at_ns, self.bytes) = (at.boot_ns, bytes);
         Ok(())
     }
 }

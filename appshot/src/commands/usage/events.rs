@@ -3,10 +3,10 @@
 use super::open;
 use crate::cli;
 use libsnap::error::{Error, Kind, Result};
-use libsnap::store::Store;
+use libsnap::store::{Store, Taken};
 use nodekit::out;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use usage::bill::{Row, rows};
 use usage::books::hour_of;
 use usage::meter::Meter;
@@ -26,7 +26,29 @@ struct Event {
     what: String,
 }
 
+/// Snapshots that were told of already, by account and cause: the ledger tells how many there
+/// have been.
+#[derive(Default)]
+struct Told(HashMap<(String, String), u64>);
+
+impl Told {
+    /// In words, those that are new.
+    fn more(&mut self, id: &str, causes: &BTreeMap<String, Taken>) -> Option<String> {
+        let new = causes.iter().filter_map(|(cause, taken)| {
+            let before = self.0.insert((id.to_owned(), cause.clone()), taken.count).unwrap_or(0);
+            match taken.count.saturating_sub(before) {
+                0 => None,
+                1 => Some(format!("snapshot: {cause}")),
+                more => Some(format!("{more} snapshots: {cause}")),
+            }
+        });
+        let new: Vec<String> = new.collect();
+        (!new.is_empty()).then(|| new.join(", "))
+    }
+}
+
 pub fn events(store: &Store, args: &cli::UsageEvents) -> Result<u8> {
+    let mut told = Told::default();
     let mut names: HashMap<String, (String, String)> = HashMap::new();
     let mut events = Vec::new();
     let reached = read(&store.usage_dir(), 1, &mut |entry| {
@@ -73,6 +95,12 @@ pub fn events(store: &Store, args: &cli::UsageEvents) -> Result<u8> {
                     of.reason
                 ),
             ),
+            Body::Snapshots(of) => {
+                let Some(what) = told.more(&of.id, &of.causes) else {
+                    return Ok(());
+                };
+                (Some(of.id.clone()), what)
+            }
             Body::Head(_) | Body::Use(_) | Body::Node(_) | Body::Checkpoint(_) | Body::Sealed(_) => return Ok(()),
         };
         let (app, instance) = id.as_ref().and_then(|id| names.get(id)).cloned().unzip();

@@ -253,11 +253,13 @@ fn sentences(verified: &Verified) -> String {
     );
     if report.node_ns > 0 {
         text += &format!(
-            "of the node's time, apps had {}, the platform {}, others {}, and {} was idle\n",
+            "of the node's time, apps had {}, the platform {}, others {}, a hypervisor {}, and {} was idle; {} is not told by the kernel\n",
             part(report.tenants_ns),
             part(report.platform_ns),
             part(report.others_ns),
-            part(report.idle_ns)
+            part(report.steal_ns),
+            part(report.idle_ns),
+            part(report.untold_ns)
         );
     }
     if report.compacted > 0 {
