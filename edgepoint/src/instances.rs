@@ -80,6 +80,7 @@ pub struct Further {
 pub struct Instances {
     node: Node,
     manifest: Manifest,
+    version: u32,
     pub live: Vec<Further>,
     /// Being made: name, since when, and what they will be charged with.
     coming: Vec<(String, u64, Charge)>,
@@ -99,10 +100,11 @@ pub struct Came {
 }
 
 impl Instances {
-    pub fn new(node: Node, manifest: Manifest) -> Instances {
+    pub fn new(node: Node, manifest: Manifest, version: u32) -> Instances {
         Instances {
             node,
             manifest,
+            version,
             live: Vec::new(),
             coming: Vec::new(),
             came: JoinSet::new(),
@@ -202,12 +204,12 @@ impl Instances {
             self.coming.push((name.clone(), now, charge));
             let (node, manifest) = (self.node.clone(), self.manifest.clone());
             let (sockets, began) = (sockets::numbers(sockets), Instant::now());
-            let named = name.clone();
+            let (named, version) = (name.clone(), self.version);
             // Who waits for it came last.
             let asked = node.proxy.asked_last(&manifest.app);
             let span = asked.begin(SpanKind::Internal, format_args!("clone"));
             let place = span.place();
-            let make = on_own_thread(move || make(&node, &manifest, &named, &sockets, &place));
+            let make = on_own_thread(move || make(&node, (&manifest, version), &named, &sockets, &place));
             self.came.spawn(async move { (name, began, make.await, span) });
         }
         Ok(None)
@@ -355,14 +357,23 @@ impl Instances {
     }
 }
 
-fn make(node: &Node, manifest: &Manifest, name: &str, sockets: &[i32], place: &Place) -> Result<Instance> {
+fn make(
+    node: &Node,
+    (manifest, version): (&Manifest, u32),
+    name: &str,
+    sockets: &[i32],
+    place: &Place,
+) -> Result<Instance> {
     let (app, as_itself) = (&manifest.app, manifest.has_own_user());
+    let network = Network::from(manifest.network);
     let request = json!({
         "appshot": app,
         "name": name,
-        "memory": memory_of_clones(&node.store.appshot_path(app), as_itself)?,
+        "memory": memory_of_clones(&node.store.appshot_path(app), network, as_itself)?,
+        "network": network,
         "as_itself": as_itself,
-        "identity": { "renewed": true },
+        "identity": { "renewed": true, "vars": manifest.vars_of(name, version) },
+        "limits": libsnap::cgroup::Limits::from(manifest.limits),
         "cause": Cause::ScaleOut.name(),
         "sockets": sockets,
     });
@@ -376,11 +387,11 @@ fn make(node: &Node, manifest: &Manifest, name: &str, sockets: &[i32], place: &P
 
 /// Clones share memory where they are forked off a template: then they need restored no
 /// more once they run. Others would.
-fn memory_of_clones(appshot: &Path, as_itself: bool) -> Result<Memory> {
+fn memory_of_clones(appshot: &Path, network: Network, as_itself: bool) -> Result<Memory> {
     let way = Way {
         pids: PidMode::New,
         memory: Memory::Shared,
-        network: Network::Host,
+        network,
         renewed: true,
         revertible: false,
         as_itself,

@@ -20,6 +20,7 @@ mod instances;
 mod manifest;
 mod metrics;
 mod node;
+mod probe;
 mod proxy;
 mod quota;
 mod remote;

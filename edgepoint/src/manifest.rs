@@ -27,14 +27,15 @@ use crate::proxy::rules::{Quiet, Route, Rules, Timeouts, Waiting};
 use crate::schedule::Schedule;
 use libsnap::due::Timers;
 use libsnap::error::{Error, Kind, Result};
+use libsnap::identity::is_name;
 use libsnap::store::{closest, validate, version_name, version_named};
-use libsnap::target::{Hooks, RunOptions, TcpPolicy};
+use libsnap::target::{Hooks, Network, RunOptions, TcpPolicy};
 use libsnap::units::{self, parse_span};
 use nix::unistd::User as Known;
-use nodekit::args::User;
+use nodekit::args::{LIMIT_MEMORY_MIN, User, cpu_millis, is_cpu_limit};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,12 +58,23 @@ pub struct Manifest {
     pub listen: Vec<Listen>,
     #[serde(default)]
     pub ready: Ready,
+    /// What it is asked once it is ready, before it is for others and before its appshot is
+    /// taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warmup: Vec<Warmup>,
     #[serde(default)]
     pub idle: Idle,
     #[serde(default, skip_serializing_if = "is_default")]
     pub schedule: Schedule,
     #[serde(default, skip_serializing_if = "is_default")]
     pub instances: Instances,
+    /// Of each instance.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: Limits,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub network: Net,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub instance: Own,
     #[serde(default, skip_serializing_if = "is_default")]
     pub capacity: Capacity,
     /// Requests that come over the node's HTTP entry.
@@ -126,13 +138,92 @@ impl std::fmt::Display for Listen {
     }
 }
 
-/// When the app is up: as soon as it listens everywhere.
+/// When the app is up: as soon as it listens everywhere, and answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ready {
     /// How long that may take.
     #[serde(default = "patience")]
     pub timeout: Span,
+    /// It is asked for this path, until it answers well (200 to 399).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// At one of its listeners, as it stands there; the first one that is TCP by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// Requests to warm it: what they have it load, compile and fill is in its appshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Warmup {
+    pub path: String,
+    /// One after the other.
+    #[serde(default = "once")]
+    pub times: u32,
+    /// As of `ready`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// What they name as the host; where it listens by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+}
+
+fn once() -> u32 {
+    1
+}
+
+/// What each instance may take of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Size>,
+    /// Processors, such as 0.5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+    /// With threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
+}
+
+impl From<Limits> for libsnap::cgroup::Limits {
+    fn from(limits: Limits) -> libsnap::cgroup::Limits {
+        libsnap::cgroup::Limits {
+            memory: limits.memory.map(|size| size.0),
+            cpu_millis: limits.cpus.map(cpu_millis),
+            processes: limits.processes,
+        }
+    }
+}
+
+/// Where each instance is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// It reaches nobody, and of others only who comes to one of its TCP listeners reaches it: each
+    /// instance has a network with a loopback device of its own. Its listeners are the node's.
+    #[serde(default)]
+    pub isolated: bool,
+}
+
+impl From<Net> for Network {
+    fn from(net: Net) -> Network {
+        match net.isolated {
+            true => Network::Own,
+            false => Network::Host,
+        }
+    }
+}
+
+/// What each instance has for itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Own {
+    /// Files in `/run/appshot-instance/vars`, there before it runs. `{app}`, `{instance}`,
+    /// `{number}` and `{version}` in a value are of the instance.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vars: BTreeMap<String, String>,
 }
 
 /// When nobody needs the app.
@@ -286,7 +377,11 @@ fn floor() -> f64 {
 
 impl Default for Ready {
     fn default() -> Ready {
-        Ready { timeout: patience() }
+        Ready {
+            timeout: patience(),
+            http: None,
+            to: None,
+        }
     }
 }
 
@@ -323,6 +418,25 @@ impl From<Span> for String {
     }
 }
 
+/// `512M`, `10G`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Size(pub u64);
+
+impl TryFrom<String> for Size {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Size, String> {
+        units::parse_bytes(&text).map(Size)
+    }
+}
+
+impl From<Size> for String {
+    fn from(size: Size) -> String {
+        size.0.to_string()
+    }
+}
+
 /// More instances of one app than a node is meant for.
 pub const INSTANCES_MAX: usize = 100;
 pub const KEPT_MAX: usize = 20;
@@ -331,6 +445,9 @@ const ROUTES_MAX: usize = 100;
 const QUIETS_MAX: usize = 100;
 /// Of a schedule.
 const LINES_MAX: usize = 50;
+const WARMUPS_MAX: usize = 100;
+const WARMUP_TIMES_MAX: u32 = 10_000;
+const VARS_MAX: usize = 100;
 const READY_MAX: Duration = Duration::from_secs(3600);
 /// An app that is to be told something holds up who waits for it.
 const HOOKS_MS_MAX: u64 = 60_000;
@@ -369,6 +486,8 @@ impl Manifest {
             (self.route.len(), ROUTES_MAX, "it has too many [[route]]"),
             (self.quiet.len(), QUIETS_MAX, "it has too many [[quiet]]"),
             (lines, LINES_MAX, "its [schedule] has too many lines"),
+            (self.warmup.len(), WARMUPS_MAX, "it has too many [[warmup]]"),
+            (self.instance.vars.len(), VARS_MAX, "its [instance] has too many vars"),
         ] {
             if count > max {
                 return wrong(because, &format!("{max} at most"));
@@ -411,6 +530,56 @@ impl Manifest {
         if self.ready.timeout.0 > READY_MAX {
             return wrong("ready.timeout is too long", "1h at most");
         }
+        if self.ready.to.is_some() && self.ready.http.is_none() {
+            return wrong("ready.to says where to ask, and nothing what", "http = \"/PATH\"");
+        }
+        let asked = self.ready.http.iter().map(|path| (path, &self.ready.to));
+        for (path, to) in asked.chain(self.warmup.iter().map(|warmup| (&warmup.path, &warmup.to))) {
+            let is_path = path.parse::<hyper::Uri>().is_ok() && path.starts_with('/');
+            if !is_path {
+                return wrong(
+                    &format!("{path:?} is no path that could be asked for"),
+                    "such as /health?deep=1",
+                );
+            }
+            if self.asked_at(to.as_deref()).is_none() {
+                let place = to.as_deref().unwrap_or("TCP");
+                return wrong(
+                    &format!("it is to be asked for {path} by HTTP, and does not listen on {place}"),
+                    "to = \"ADDRESS:PORT\", as a [[listen]] has it",
+                );
+            }
+        }
+        for warmup in &self.warmup {
+            if !(1..=WARMUP_TIMES_MAX).contains(&warmup.times) {
+                return wrong("warmup.times is out of bounds", "a number from 1 to 10000");
+            }
+            let host = warmup.host.as_deref().unwrap_or_default();
+            if hyper::header::HeaderValue::from_str(host).is_err() {
+                return wrong(&format!("warmup.host: {host:?} is no host"), "such as shop.example");
+            }
+        }
+        if self.network.isolated && self.listen.iter().any(|listen| listen.unix.is_some()) {
+            return wrong(
+                "network.isolated is for apps that listen by TCP alone",
+                "leave the unix listener out, or network.isolated",
+            );
+        }
+        if self.limits.memory.is_some_and(|size| size.0 < LIMIT_MEMORY_MIN) {
+            return wrong("limits.memory is too small for any process", "1M at least");
+        }
+        if self.limits.cpus.is_some_and(|cpus| !is_cpu_limit(cpus)) {
+            return wrong("limits.cpus is no number of processors", "such as 0.5; 0.01 at least");
+        }
+        if self.limits.processes == Some(0) {
+            return wrong("limits.processes is 0: it could not start", "1 at least");
+        }
+        if let Some(name) = self.instance.vars.keys().find(|name| !is_name(name)) {
+            return wrong(
+                &format!("instance.vars: {name:?} cannot be the name of a file"),
+                "letters, digits, '_', '-' and '.'",
+            );
+        }
         if self.hooks.timeout_ms.is_some_and(|ms| ms > HOOKS_MS_MAX) {
             return wrong("hooks.timeout_ms is too long", "60000 at most");
         }
@@ -452,6 +621,46 @@ impl Manifest {
         }
         self.counts("deploy")?;
         self.user().map(drop)
+    }
+
+    /// Where it is asked by HTTP: the listener that is named so, or the first one. Where it
+    /// listens on all addresses, the loopback one.
+    pub fn asked_at(&self, to: Option<&str>) -> Option<SocketAddr> {
+        let mut all = self.listen.iter().filter(|listen| listen.tcp.is_some());
+        let listen = match to {
+            Some(to) => all.find(|listen| listen.to_string() == to),
+            None => all.next(),
+        };
+        let mut address = listen?.tcp?;
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        Some(address)
+    }
+
+    /// The values of one of its instances.
+    pub fn vars_of(&self, instance: &str, version: u32) -> BTreeMap<String, String> {
+        let number = instance.strip_prefix(&self.app).and_then(|rest| rest.strip_prefix('.'));
+        let number = number.filter(|number| number.parse::<usize>().is_ok()).unwrap_or("1");
+        let version = version.to_string();
+        let known = [
+            ("{app}", self.app.as_str()),
+            ("{instance}", instance),
+            ("{number}", number),
+            ("{version}", &version),
+        ];
+        let filled = |value: &String| {
+            known
+                .iter()
+                .fold(value.clone(), |text, (key, own)| text.replace(key, own))
+        };
+        self.instance
+            .vars
+            .iter()
+            .map(|(name, value)| (name.clone(), filled(value)))
+            .collect()
     }
 
     /// It does not say whose it is.
@@ -531,8 +740,8 @@ impl Manifest {
         number.is_some_and(|number| (2..=INSTANCES_MAX).contains(&number) && self.instance_name(number) == name)
     }
 
-    /// How the app is run for the first time.
-    pub fn run_options(&self) -> Result<RunOptions> {
+    /// How the app is run for the first time, as this version.
+    pub fn run_options(&self, version: u32) -> Result<RunOptions> {
         let user = self.user()?;
         let known = user.and_then(|user| Known::from_uid(user.uid.into()).ok().flatten());
         let home = known.map(|known| [("HOME", known.dir.display().to_string()), ("USER", known.name)]);
@@ -551,6 +760,9 @@ impl Manifest {
             cwd: self.start.directory.clone(),
             uid: user.map(|user| user.uid),
             gid: user.and_then(|user| user.gid),
+            network: self.network.into(),
+            limits: self.limits.into(),
+            vars: self.vars_of(&self.app, version),
             ..RunOptions::default()
         })
     }
@@ -631,6 +843,21 @@ zone = "Europe/Berlin"
 wake = ["55 7 * * 1-5"]
 awake = [{ from = "0 8 * * 1-5", for = "10h" }]
 
+[limits]
+memory = "256M"
+cpus = 0.5
+processes = 40
+
+[instance]
+vars = { WHO = "{app} {instance} {number} v{version} {x}" }
+
+[ready]
+http = "/health"
+
+[[warmup]]
+path = "/?q=1"
+times = 3
+
 [[route]]
 host = "shop.example"
 to = "/run/web.sock"
@@ -672,10 +899,16 @@ max = 4
         for other in ["web.12", "web.v", "web.v012", "web.v-1", "webs.v2"] {
             assert_eq!(manifest.version_named(other), None, "{other}");
         }
-        let options = manifest.run_options().unwrap();
+        let options = manifest.run_options(3).unwrap();
         assert_eq!((options.uid, options.gid), (Some(0), Some(0)));
         assert!(options.clear_env);
         assert_eq!(options.env, ["HOME=/root", "USER=root", "LANG=C"]);
+        assert_eq!(options.vars["WHO"], "web web 1 v3 {x}");
+        assert_eq!(manifest.vars_of("web.7", 2)["WHO"], "web web.7 7 v2 {x}");
+        assert_eq!(options.limits.memory, Some(256 << 20));
+        assert_eq!(options.limits.cpu_millis, Some(500));
+        assert_eq!(manifest.asked_at(None).unwrap().to_string(), "127.0.0.1:8080");
+        assert_eq!(manifest.asked_at(Some("/run/web.sock")), None);
         let again = toml::to_string(&manifest).unwrap();
         assert_eq!(Manifest::parse(&again).unwrap(), manifest);
     }
@@ -778,6 +1011,31 @@ max = 4
             ("max = 4", "max = -1", "line 53"),
             ("max = 4", "min = 5\nmax = 4", "min is more"),
             ("max = 4", "maxx = 4", "did you mean max?"),
+            ("[limits]", "[network]\nisolated = true\n[limits]", "by TCP alone"),
+            (
+                "[limits]",
+                "[network]\nisolate = true\n[limits]",
+                "did you mean isolated?",
+            ),
+            ("memory = \"256M\"", "memory = \"10k\"", "1M at least"),
+            ("memory = \"256M\"", "memory = 256", "line 30"),
+            ("memory = \"256M\"", "memory = \"much\"", "no size"),
+            ("cpus = 0.5", "cpus = 0.0", "no number of processors"),
+            ("cpus = 0.5", "cpus = nan", "no number of processors"),
+            ("cpus = 0.5", "cpu = 0.5", "did you mean cpus?"),
+            ("processes = 40", "processes = 0", "could not start"),
+            ("WHO =", "\"../x\" =", "name of a file"),
+            ("http = \"/health\"", "http = \"health\"", "no path"),
+            ("http = \"/health\"", "to = \"0.0.0.0:8080\"", "nothing what"),
+            (
+                "http = \"/health\"",
+                "http = \"/health\"\nto = \"/run/web.sock\"",
+                "does not listen on /run/web.sock",
+            ),
+            ("path = \"/?q=1\"", "path = \"/ x\"", "no path"),
+            ("path = \"/?q=1\"", "times = 1", "missing field `path`"),
+            ("times = 3", "times = 0", "from 1 to 10000"),
+            ("times = 3", "host = \"a\\nb\"", "is no host"),
             ("connections = 20", "connections = 0", "no connection"),
             ("connections = 20", "conections = 20", "did you mean connections?"),
             ("connections = 20", "cpu = 0.0", "percent"),

@@ -16,7 +16,7 @@ use crate::caller::Caller;
 use crate::manifest::{Listen, Manifest};
 use crate::metrics::Outcome;
 use crate::node::{Deployment, Held, Node, Room};
-use crate::sockets::Sockets;
+use crate::probe;
 use crate::status::{Cause, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::image::Appshot;
@@ -293,7 +293,7 @@ impl Node {
         let options = RunOptions {
             name: name.to_owned(),
             network: Network::Own,
-            ..to.manifest.run_options()?
+            ..to.manifest.run_options(to.number)?
         };
         let start = Start::run(self.store.clone(), options);
         let start = start
@@ -301,7 +301,7 @@ impl Node {
             .caused(Some(Cause::Update.name().to_owned()))?;
         let began = Instant::now();
         let started = on_own_thread(move || detach::spawn(start)).await?;
-        Sockets::wait(&started.app, &to.manifest, began).await?;
+        probe::up(&started.app, &to.manifest, began).await?;
         let request = json!({ "target": name, "replace": true });
         let _: SnapshotReport = self.snapd.post_async("/v1/snapshots", &request, &Place::here()).await?;
         verify(&self.store, name.to_owned()).await

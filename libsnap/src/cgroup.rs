@@ -10,6 +10,7 @@ use crate::ids::HostPid;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,13 +18,15 @@ use std::time::{Duration, Instant};
 
 /// All app groups stand below this one.
 const PARENT: &str = "appshot";
+/// Controllers of v1 that are of use: who belongs together, what it uses, what it may use.
+const V1: [&str; 5] = ["freezer", "memory", "cpuacct", "cpu", "pids"];
 /// What names of rehearsals begin with.
 const REHEARSAL: &str = "rehearsal-";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mounts {
     v2: Option<PathBuf>,
-    /// v1 hierarchies by controller: freezer, memory, cpuacct.
+    /// v1 hierarchies by controller.
     v1: Vec<(String, PathBuf)>,
 }
 
@@ -45,10 +48,7 @@ fn parse_mounts(text: &str) -> Mounts {
         match kind {
             "cgroup2" => found.v2 = Some(place.into()),
             "cgroup" => {
-                for controller in options
-                    .split(',')
-                    .filter(|o| ["freezer", "memory", "cpuacct"].contains(o))
-                {
+                for controller in options.split(',').filter(|option| V1.contains(option)) {
                     found.v1.push((controller.into(), place.into()));
                 }
             }
@@ -228,9 +228,98 @@ pub fn destroy(group: &Path) -> Result<()> {
             Err(_) => std::thread::sleep(Duration::from_micros(200)),
         }
     }
-    if let Some(name) = group.file_name().filter(|_| !is_v2()) {
-        for base in ["memory", "cpuacct"].into_iter().filter_map(v1) {
-            fs::remove_dir(base.join(PARENT).join(name)).ok();
+    for controller in V1 {
+        beside(controller, group).map(fs::remove_dir);
+    }
+    Ok(())
+}
+
+/// What an instance may take of the machine; the kernel sees to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Memory in bytes. Where it needs more, and nothing of it can be written out, one of its
+    /// processes is killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Time of the processors, in thousandths of one. Beyond that it waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
+    /// Processes and threads at once. Beyond that it gets no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
+}
+
+/// In which the time of processors is shared out (`cpu.max`), in microseconds.
+const PERIOD_MICROS: u64 = 100_000;
+
+impl Limits {
+    pub fn are_none(&self) -> bool {
+        *self == Limits::default()
+    }
+
+    /// What is to be written for each controller: v2, and v1.
+    fn files(&self) -> Vec<(&'static str, Vec<(&'static str, String)>, Vec<(&'static str, String)>)> {
+        let mut files = Vec::new();
+        if let Some(bytes) = self.memory {
+            let text = bytes.to_string();
+            files.push((
+                "memory",
+                vec![("memory.max", text.clone())],
+                vec![("memory.limit_in_bytes", text)],
+            ));
+        }
+        if let Some(millis) = self.cpu_millis {
+            // The kernel shares out a millisecond at least.
+            let quota = (PERIOD_MICROS * millis / 1000).max(1000);
+            files.push((
+                "cpu",
+                vec![("cpu.max", format!("{quota} {PERIOD_MICROS}"))],
+                vec![
+                    ("cpu.cfs_period_us", PERIOD_MICROS.to_string()),
+                    ("cpu.cfs_quota_us", quota.to_string()),
+                ],
+            ));
+        }
+        if let Some(processes) = self.processes {
+            // Its init is not its own.
+            let text = (processes + 1).to_string();
+            files.push(("pids", vec![("pids.max", text.clone())], vec![("pids.max", text)]));
+        }
+        files
+    }
+}
+
+/// Has the kernel keep a group within limits, by cgroup v2 where that has the controller, else
+/// by v1: what is in the group then belongs to one of v1 as well, for which nothing counts
+/// that it has already.
+pub fn limit(group: &Path, limits: &Limits) -> Result<()> {
+    for (controller, files, files_v1) in limits.files() {
+        let failed = || format!("cannot limit the app: no {controller} limit");
+        let write = |to: &Path, files: &[(&str, String)]| {
+            let mut files = files.iter();
+            files.try_for_each(|(file, text)| fs::write(to.join(file), text))
+        };
+        let parent = group.parent().unwrap_or(group);
+        // The root of all does not offer by itself what the app's owner asks for.
+        let root = parent.parent().unwrap_or(parent);
+        if is_v2() && enable(root, controller) && enable(parent, controller) {
+            write(group, &files).or_fail(failed)?;
+            continue;
+        }
+        let Some(beside) = beside(controller, group) else {
+            return Err(Error::new(Kind::Unavailable, failed())
+                .because(format!("neither cgroup v2 nor v1 has the {controller} controller here"))
+                .fix(format!(
+                    "leave that limit out, or have the {controller} controller mounted"
+                ))
+                .state("nothing was started"));
+        };
+        fs::create_dir_all(&beside)
+            .and_then(|()| write(&beside, &files_v1))
+            .or_fail(failed)?;
+        for pid in processes(group)? {
+            fs::write(beside.join("cgroup.procs"), pid.to_string()).or_fail(failed)?;
         }
     }
     Ok(())
@@ -317,14 +406,45 @@ pub fn processor_counters(group: &Path) -> std::io::Result<Counters> {
     let Ok(text) = crate::proc::read(group.join("cpu.stat")) else {
         return processor_counters_v1(group);
     };
-    let text = String::from_utf8_lossy(&text);
+    Ok(parse_cpu_stat(&text))
+}
+
+fn parse_cpu_stat(text: &[u8]) -> Counters {
+    let text = String::from_utf8_lossy(text);
     let micros = |key: &str| Some(field(&text, key)? * 1000);
-    Ok(Counters {
+    Counters {
         cpu_ns: micros("usage_usec ").unwrap_or_default(),
         user_ns: micros("user_usec "),
         system_ns: micros("system_usec "),
         ..Counters::default()
-    })
+    }
+}
+
+/// The processor's counters of one group, whose file stays open: to find it takes longer than to
+/// read it. Where there is none (v1), or no descriptor for it, the path is gone again each time.
+#[derive(Debug)]
+pub struct Processor {
+    group: PathBuf,
+    stat: Option<fs::File>,
+}
+
+impl Processor {
+    pub fn of(group: &Path) -> Processor {
+        Processor {
+            group: group.to_owned(),
+            stat: fs::File::open(group.join("cpu.stat")).ok(),
+        }
+    }
+
+    pub fn read(&self) -> std::io::Result<Counters> {
+        let Some(stat) = &self.stat else {
+            return processor_counters(&self.group);
+        };
+        // Some 300 bytes; the kernel gives a file of cgroup in one piece.
+        let mut bytes = [0; 4096];
+        let length = stat.read_at(&mut bytes, 0)?;
+        Ok(parse_cpu_stat(&bytes[..length]))
+    }
 }
 
 /// CPU time of all that was ever in the group, since it was made.

@@ -38,6 +38,8 @@ pub const HOOKS: &str = "hooks";
 pub const HOOKS_DIRECTORY: &str = "/run/appshot-instance/hooks";
 /// And this one.
 pub const AWAKE: &str = "awake";
+/// What is for this instance alone.
+pub const VARS: &str = "vars";
 
 const NAME_BYTES_MAX: usize = 128;
 const VALUE_BYTES_MAX: usize = 64 << 10;
@@ -146,7 +148,7 @@ impl Directory {
 
     fn write(&self, files: &[(String, String)]) -> Sys<()> {
         if files.iter().any(|(path, _)| path.starts_with("vars/")) {
-            match mkdirat(&self.0, "vars", Mode::from_bits_truncate(0o755)) {
+            match mkdirat(&self.0, VARS, Mode::from_bits_truncate(0o755)) {
                 Err(Errno::EEXIST) => {}
                 made => made?,
             }

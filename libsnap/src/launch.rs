@@ -10,7 +10,7 @@
 //! The init is a program of one page (`sys::blob`) that reaps and passes the
 //! app's exit status on. It is not part of an appshot: each instance gets its own.
 
-use crate::cgroup;
+use crate::cgroup::{self, Limits};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::identity::{self, Origin};
 use crate::ids::HostPid;
@@ -71,6 +71,8 @@ pub struct Place {
     pub pid: Option<i32>,
     /// A network namespace of its own, with a loopback device and nothing else.
     pub own_network: bool,
+    /// Of its cgroup.
+    pub limits: Limits,
 }
 
 /// A process between fork and exec.
@@ -97,6 +99,13 @@ const STEPS: [&str; 10] = [
     "raise its loopback device",
 ];
 
+/// What is to be limited has none.
+pub(crate) fn no_cgroup() -> Error {
+    Error::new(Kind::Unavailable, "cannot limit the app")
+        .because("this host has no cgroups")
+        .fix("leave the limits out, or mount cgroup v2")
+}
+
 impl Place {
     /// Forks a process into this place. It waits for [`Started::go`], sets up
     /// its namespaces, then runs `then`, which executes a program or returns the
@@ -115,7 +124,7 @@ impl Place {
                 task::exit_now(127)
             }
             Ok(Forked::Parent(pid)) => {
-                self.join(pid)?;
+                self.join(pid).inspect_err(|_| reap(pid))?;
                 Ok(Started {
                     pid,
                     report: report_read.into(),
@@ -153,8 +162,13 @@ impl Place {
     /// Joins that in which it was not born (v1).
     fn join(&self, pid: HostPid) -> Result<()> {
         match &self.cgroup {
-            Some(group) if !cgroup::is_v2() => cgroup::join(group, pid),
-            _ => Ok(()),
+            Some(group) if !cgroup::is_v2() => cgroup::join(group, pid)?,
+            _ => {}
+        }
+        match &self.cgroup {
+            _ if self.limits.are_none() => Ok(()),
+            Some(group) => cgroup::limit(group, &self.limits),
+            None => Err(no_cgroup()),
         }
     }
 
@@ -251,6 +265,7 @@ impl Place {
             nix::sys::stat::mkdirat(&directory, part, everybody)?;
             fchmodat(&directory, part, everybody, follow)?;
         }
+        nix::sys::stat::mkdirat(&directory, identity::VARS, Mode::from_bits_truncate(0o755))?;
         for (path, text) in &self.files {
             let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CREAT;
             let fd = nix::fcntl::open(path.as_c_str(), flags, Mode::from_bits_truncate(0o644))?;
@@ -399,8 +414,9 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         pids: options.pids,
         names: names(options),
         cgroup: group.clone(),
-        files: own_files(&options.name)?,
+        files: own_files(options)?,
         own_network: options.network == Network::Own,
+        limits: options.limits,
         ..Place::default()
     };
     let started = start_command(&place, options, &program, stdio.as_ref());
@@ -424,9 +440,13 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
     })
 }
 
-fn own_files(name: &str) -> Result<Vec<(CString, String)>> {
+fn own_files(options: &RunOptions) -> Result<Vec<(CString, String)>> {
     identity::prepare_host();
-    let files = identity::files(name, &Identity::default(), Origin::Started)?.into_iter();
+    let own = Identity {
+        vars: options.vars.clone(),
+        ..Identity::default()
+    };
+    let files = identity::files(&options.name, &own, Origin::Started)?.into_iter();
     let files = files.map(|(path, text)| Ok((CString::new(format!("{}/{path}", identity::DIRECTORY))?, text)));
     let files: std::result::Result<_, std::ffi::NulError> = files.collect();
     files.or_fail(|| "cannot name the instance's files")

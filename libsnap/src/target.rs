@@ -1,5 +1,6 @@
 //! What a person asks the engine to act on, and what it answers.
 
+use crate::cgroup::Limits;
 use crate::error::Refusal;
 use crate::ids::HostPid;
 use crate::rehearsal::Rehearsal;
@@ -362,6 +363,7 @@ pub struct RestoreOptions {
     pub memory: Memory,
     pub network: Network,
     pub identity: Identity,
+    pub limits: Limits,
     /// Signals that wait for it when it runs its first instruction.
     pub notices: Vec<Notice>,
     /// Listening sockets that it gets back instead of new ones.
@@ -459,6 +461,9 @@ pub struct RunOptions {
     #[serde(default)]
     pub network: Network,
     pub stdio: Stdio,
+    pub limits: Limits,
+    /// Values for it alone, as [`Identity::vars`].
+    pub vars: BTreeMap<String, String>,
 }
 
 /// What `check` found; nothing was touched.

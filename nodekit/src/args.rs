@@ -1,6 +1,7 @@
 //! Arguments that several programs take.
 
 use clap::{Args, ValueEnum};
+use libsnap::cgroup::Limits;
 use libsnap::error::Result;
 use libsnap::store::{DATA_DIR_ENV, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, RUN_DIR_ENV, Store, use_run_dir};
 use libsnap::target::{
@@ -291,6 +292,60 @@ pub fn hooks(before: Option<&Before>, after: Option<&After>, patience: Patience,
     }
 }
 
+/// What the app may take of the machine.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct LimitArgs {
+    /// Memory that the app may have, such as 512M; beyond that the kernel ends a process of it
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub limit_memory: Option<u64>,
+    /// Processors that it may use, such as 0.5
+    #[arg(long, value_name = "N", value_parser = processors)]
+    pub limit_cpus: Option<f64>,
+    /// Processes and threads that it may have at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..1 << 22))]
+    pub limit_processes: Option<u64>,
+}
+
+impl LimitArgs {
+    pub fn limits(&self) -> Limits {
+        Limits {
+            memory: self.limit_memory,
+            cpu_millis: self.limit_cpus.map(cpu_millis),
+            processes: self.limit_processes,
+        }
+    }
+}
+
+/// In less an init and a husk would not come up.
+pub const LIMIT_MEMORY_MIN: u64 = 1 << 20;
+const LIMIT_CPUS: std::ops::RangeInclusive<f64> = 0.01..=10_000.0;
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    match libsnap::units::parse_bytes(text)? {
+        bytes if bytes < LIMIT_MEMORY_MIN => Err("1M at least".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
+fn processors(text: &str) -> Result<f64, String> {
+    let count = text.parse().map_err(|_| format!("{text:?} is no number such as 0.5"))?;
+    match LIMIT_CPUS.contains(&count) {
+        true => Ok(count),
+        false => Err("from 0.01 to 10000".to_owned()),
+    }
+}
+
+/// Thousandths of a processor; of none, as few as there are.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is in bounds")]
+pub fn cpu_millis(cpus: f64) -> u64 {
+    (cpus.clamp(*LIMIT_CPUS.start(), *LIMIT_CPUS.end()) * 1000.0).round() as u64
+}
+
+/// Whether an app can be limited to so many processors.
+pub fn is_cpu_limit(cpus: f64) -> bool {
+    LIMIT_CPUS.contains(&cpus)
+}
+
 /// How an appshot is restored, and what it is allowed to ask for.
 #[derive(Args, Clone, Debug)]
 pub struct RestoreArgs {
@@ -313,6 +368,8 @@ pub struct RestoreArgs {
     /// /run/appshot-instance/vars/NAME; more than once for several
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
     pub vars: Vec<(String, String)>,
+    #[command(flatten)]
+    pub limits: LimitArgs,
     #[command(flatten)]
     pub after: After,
     #[command(flatten)]
@@ -356,6 +413,7 @@ impl RestoreArgs {
                 vars: self.vars.iter().cloned().collect(),
                 ..Identity::default()
             },
+            limits: self.limits.limits(),
             stdio: Stdio::default(),
             allow: Allow {
                 uids: self.allow_uid.clone(),

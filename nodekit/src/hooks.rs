@@ -240,6 +240,17 @@ fn post(app: HostPid, url: &str, body: &Value, time: Duration) -> Result<()> {
         .fix("give it more time (--hook-timeout), or tell the app nothing (--no-hooks)"))
 }
 
+/// Asks the app for a path, in its network namespace; answers the status.
+pub fn get(app: HostPid, address: SocketAddr, host: &str, path: &str, time: Duration) -> Result<StatusCode> {
+    let request = Request::get(path)
+        .header("host", host)
+        .header("user-agent", concat!("appshot/", env!("CARGO_PKG_VERSION")))
+        .header("connection", "close")
+        .body(Full::default())
+        .or_fail(|| format!("cannot ask for {path}"))?;
+    ask(app, address, request, time).map(|(status, _)| status)
+}
+
 /// What the app answers, once it has closed the connection too.
 fn ask(
     app: HostPid,

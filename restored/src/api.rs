@@ -5,6 +5,7 @@ use crate::pool::{Held, Waiting};
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use libsnap::cgroup::Limits;
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
 use libsnap::target::{
@@ -44,6 +45,8 @@ struct InstanceRequest {
     #[serde(default)]
     identity: Identity,
     #[serde(default)]
+    limits: Limits,
+    #[serde(default)]
     allow: Allow,
     /// What the app is told, beside what its owner declared.
     #[serde(default)]
@@ -77,6 +80,7 @@ impl InstanceRequest {
             memory: if self.revertible { Memory::Shared } else { self.memory },
             network: self.network,
             identity: self.identity,
+            limits: self.limits,
             revertible: self.revertible,
             as_itself: self.as_itself,
             time: self.time,
@@ -119,6 +123,8 @@ struct CloneRequest {
     /// Values for each of them.
     #[serde(default)]
     vars: BTreeMap<String, String>,
+    #[serde(default)]
+    limits: Limits,
     #[serde(default)]
     allow: Allow,
     /// What each is told, beside what its owner declared.
@@ -170,6 +176,7 @@ impl CloneRequest {
                 renewed: true,
                 vars: self.vars,
             },
+            limits: self.limits,
             allow: self.allow,
             hooks: self.hooks,
             sockets: self.sockets,
@@ -227,6 +234,8 @@ struct PrepareRequest {
     appshot: String,
     #[serde(default = "lazy")]
     memory: Memory,
+    #[serde(default)]
+    network: Network,
     /// An instance waits, too, for who restores it as this says and as is usual.
     #[serde(default)]
     instance: bool,
@@ -240,6 +249,7 @@ async fn prepare(State(instances): State<Instances>, Body(request): Body<Prepare
     let path = instances.store.resolve_appshot(&request.appshot)?;
     let options = RestoreOptions {
         memory: request.memory,
+        network: request.network,
         as_itself: request.as_itself,
         ..RestoreOptions::default()
     };

@@ -29,6 +29,7 @@ pub fn clone(store: &Store, dirs: &Dirs, args: &cli::Clone, quiet: bool) -> Resu
         "name": args.name,
         "network": args.network,
         "vars": vars,
+        "limits": args.limits.limits(),
         "hooks": start.hooks,
         "strict": args.strict,
         "revertible": args.revertible,

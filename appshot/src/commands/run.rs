@@ -34,6 +34,8 @@ fn options(name: String, args: cli::Run) -> RunOptions {
         gid: args.user.and_then(|user| user.gid),
         hostname: args.hostname,
         pids: args.pids.into(),
+        limits: args.limits.limits(),
+        vars: args.vars.into_iter().collect(),
         ..RunOptions::default()
     }
 }

@@ -16,6 +16,7 @@ use crate::instances::Instances;
 use crate::manifest::{Instances as Bounds, Manifest};
 use crate::metrics::Meter;
 use crate::node::{Deployment, Node};
+use crate::probe;
 use crate::scale::Scale;
 use crate::sockets::{self, Sockets};
 use crate::status::{Activation, Cause, InstanceStatus, Kind, State, Status};
@@ -26,7 +27,7 @@ use libsnap::error::{Error, OrFail, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
 use libsnap::store::{App, State as AppState, now_unix_ms};
-use libsnap::target::{Instance, Memory, Phase, SnapshotReport, TcpPolicy, Time};
+use libsnap::target::{Instance, Memory, Network, Phase, SnapshotReport, TcpPolicy, Time};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
 use nodekit::traces::{self, Place, Span, SpanKind};
@@ -87,6 +88,8 @@ enum Occasion {
     Update,
     /// For further instances; it goes on.
     ScaleOut,
+    /// It goes on from there, with the node's sockets for its own.
+    Deploy,
 }
 
 impl Occasion {
@@ -97,6 +100,7 @@ impl Occasion {
             Occasion::Operator => "operator",
             Occasion::Update => "update",
             Occasion::ScaleOut => "scale-out",
+            Occasion::Deploy => "deploy",
         }
     }
 }
@@ -164,7 +168,7 @@ impl Agent {
     ) -> Agent {
         demand.listens(&sockets, &node.looks);
         Agent {
-            further: Instances::new(node.clone(), deployment.manifest.clone()),
+            further: Instances::new(node.clone(), deployment.manifest.clone(), deployment.versions.current),
             node,
             deployment,
             status,
@@ -286,10 +290,9 @@ impl Agent {
                 }
                 Ok(Next::Wake(Cause::Recovery))
             }
-            Some(path) => {
+            Some(_) => {
                 // The keeper may be gone too, as after a boot.
-                let shot = Appshot::open_unverified_memory(&path)?;
-                self.hold(held::complete(&shot.manifest, &self.sockets)?)?;
+                self.hold_all()?;
                 Ok(if self.deployment.suspended {
                     Next::Suspended
                 } else {
@@ -395,13 +398,17 @@ impl Agent {
             return Ok(next);
         }
         let began = Instant::now();
-        let start = Start::run(self.node.store.clone(), self.manifest().run_options()?);
+        let start = Start::run(
+            self.node.store.clone(),
+            self.manifest().run_options(self.deployment.versions.current)?,
+        );
         let start = start
             .hooked(self.manifest().hooks.clone())?
             .caused(Some(Cause::Deploy.name().to_owned()))?;
         let started = on_own_thread(move || detach::spawn(start)).await?;
         self.turn(State::Starting, None);
-        match Sockets::wait(&started.app, self.manifest(), began).await {
+        match probe::up(&started.app, self.manifest(), began).await {
+            Ok(_) if self.manifest().network.isolated => self.turn_outward().await,
             Ok(sockets) => {
                 self.hold(sockets.listening)?;
                 self.came_up(Cause::Deploy, Kind::Started, began, started.instance.phases);
@@ -415,6 +422,19 @@ impl Agent {
                 Err(error)
             }
         }
+    }
+
+    /// Nobody can come to it where it has come up: it listens in a network that is its own. It
+    /// gets sockets of the node instead.
+    async fn turn_outward(&mut self) -> Result<Next> {
+        self.snapshot(Occasion::Deploy).await?;
+        Ok(Next::Wake(Cause::Deploy))
+    }
+
+    /// Of an app that sleeps: as its appshot has them, where nobody has kept them.
+    fn hold_all(&mut self) -> Result<()> {
+        let shot = Appshot::open_unverified_memory(&self.node.store.appshot_path(self.name()))?;
+        self.hold(held::complete(&shot.manifest, &self.sockets)?)
     }
 
     fn came_up(&mut self, cause: Cause, kind: Kind, began: Instant, phases: Vec<Phase>) {
@@ -583,7 +603,12 @@ impl Agent {
             return;
         }
         let restored = self.node.restored.clone();
-        let request = json!({ "appshot": self.name(), "instance": true, "as_itself": self.manifest().has_own_user() });
+        let request = json!({
+            "appshot": self.name(),
+            "instance": true,
+            "network": Network::from(self.manifest().network),
+            "as_itself": self.manifest().has_own_user(),
+        });
         std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &request));
     }
 
@@ -656,12 +681,18 @@ impl Agent {
         if let Some(next) = self.room(State::Waking, bytes).await? {
             return Ok(next);
         }
+        if self.sockets.is_empty() {
+            self.hold_all()?;
+        }
         let request = json!({
             "appshot": self.name(),
             "name": self.name(),
+            "network": Network::from(self.manifest().network),
             // Of one that was never up all is verified before it runs.
             "memory": if self.deployment.versions.untried { Memory::Eager } else { Memory::Lazy },
             "as_itself": self.manifest().has_own_user(),
+            "identity": { "vars": self.manifest().vars_of(self.name(), self.deployment.versions.current) },
+            "limits": libsnap::cgroup::Limits::from(self.manifest().limits),
             "cause": cause.name(),
             "sockets": sockets::numbers(&self.sockets),
             // What waits for a timer has to see it coming.

@@ -119,7 +119,7 @@ impl Agent {
         );
         self.deployment = after;
         self.hold(sockets)?;
-        self.further = Instances::new(self.node.clone(), to.manifest.clone());
+        self.further = Instances::new(self.node.clone(), to.manifest.clone(), to.number);
         self.copy_refused = None;
         self.node.takes_over(&self.deployment, rules_differ);
         self.notice(None);

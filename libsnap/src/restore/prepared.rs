@@ -33,6 +33,7 @@ use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{FileKind, SocketState};
 use crate::image::{Appshot, Core};
 use crate::ipc;
+use crate::launch::no_cgroup;
 use crate::nsthread;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::Regs;
@@ -398,6 +399,10 @@ impl Prepared {
             true => revert::ask(&self.skeleton, shot)?,
             false => None,
         };
+        if !options.limits.are_none() {
+            let group = self.group().ok_or_else(no_cgroup)?;
+            cgroup::limit(group, &options.limits)?;
+        }
         phases.start("go")?;
         state::registers(&self.skeleton, shot, &self.vdsos, waits)?;
         let point = match (&self.from, &self.pager) {

@@ -43,6 +43,7 @@ struct Live {
     memory: Memory,
     look_at: u64,
     pause_ns: u64,
+    processor: Option<cgroup::Processor>,
     /// The processor's counters, and the time, when it was looked at as a whole last.
     whole: (Option<cgroup::Counters>, u64),
     /// Nothing had changed by then.
@@ -307,6 +308,7 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
         memory,
         look_at: at.boot_ns,
         pause_ns: FIRST_NS,
+        processor: app.cgroup.as_deref().map(cgroup::Processor::of),
         whole: (None, 0),
         rests: false,
         summed_ns,
@@ -371,7 +373,7 @@ impl Live {
         self.look_at = now + self.pause_ns;
         self.pause_ns = (self.pause_ns * 2).min(LOOK_NS);
         if let Some(group) = self.app.cgroup.clone() {
-            let processor = cgroup::processor_counters(&group).ok();
+            let processor = self.processor.as_ref().and_then(|processor| processor.read().ok());
             let (before, whole_ns) = self.whole;
             match self.rests && processor.is_some() && processor == before && now.saturating_sub(whole_ns) < WHOLE_NS {
                 true => self.memory.stay(now, &mut self.counters),

@@ -78,6 +78,8 @@ impl Metering {
         asked: mpsc::Receiver<Pending>,
     ) -> Result<Metering> {
         let what = || "cannot begin to meter";
+        // Each instance has one open.
+        nodekit::descriptors::raise();
         let mut meter = Meter::open(store, board, Box::new(rules), asked)?;
         let (stopped, stop) = pipe2(OFlag::O_CLOEXEC).or_fail(what)?;
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).or_fail(what)?;

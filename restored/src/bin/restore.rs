@@ -73,6 +73,7 @@ fn ask(cli: &Cli, store: Store, client: &Client) -> Result<u8> {
         "memory": options.memory,
         "network": options.network,
         "identity": options.identity,
+        "limits": options.limits,
         "allow": options.allow,
         "hooks": start.hooks,
     });

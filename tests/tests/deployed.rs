@@ -1,0 +1,287 @@
+//! What a manifest says of each instance, and of how an app comes up: probes and what warms it,
+//! limits, values of its own, a network of its own.
+
+use anyhow::{Context, Result, ensure};
+use appshot_tests::clients::free_port;
+use appshot_tests::node::{Node, python};
+use appshot_tests::trial::in_place;
+use appshot_tests::verdict::{PATIENCE, poll};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// Answers over HTTP what the path asks for.
+const ANSWERS: &str = r#"
+import http.server, os, socket, subprocess, sys, time
+asked, kept = {}, []
+def answer(word, value):
+    if word == "health":
+        return 200 if asked["health"] > 3 else 503, "so far"
+    if word == "warm":
+        return 200, "warm"
+    if word == "times":
+        return 200, str(asked.get(value, 0))
+    if word == "var":
+        return 200, open("/run/appshot-instance/vars/" + value).read()
+    if word == "eat":
+        kept.append(bytearray(b"x") * (int(value) << 20))
+        return 200, "eaten"
+    if word == "burn":
+        begin, until = time.monotonic(), time.process_time() + int(value) / 1000
+        while time.process_time() < until: pass
+        return 200, str(time.monotonic() - begin)
+    if word == "fork":
+        children = []
+        try:
+            for _ in range(int(value)):
+                children.append(subprocess.Popen(["/bin/sleep", "60"]))
+        except OSError as error:
+            return 200, "%d: %s" % (len(children), error.strerror)
+        finally:
+            for child in children: child.kill(); child.wait()
+        return 200, str(len(children))
+    if word == "reach":
+        try:
+            socket.create_connection(("127.0.0.1", int(value)), 2).close()
+            return 200, "reached"
+        except OSError as error:
+            return 200, error.strerror or "timed out"
+    if word == "hold":
+        time.sleep(int(value) / 1000)
+        return 200, open("/run/appshot-instance/vars/WHO").read()
+    return 404, "what?"
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        word, _, value = self.path[1:].partition("/")
+        asked[word] = asked.get(word, 0) + 1
+        status, text = answer(word, value)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"#;
+
+/// Status and body of an answer, over a connection of its own.
+fn ask(port: u16, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("{answer:?}"))?;
+    let status = head.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((status, body.to_owned()))
+}
+
+fn told(port: u16, path: &str) -> Result<String> {
+    let (status, body) = ask(port, path)?;
+    ensure!(status == 200, "{path}: {status} {body}");
+    Ok(body)
+}
+
+const SLEEPY: &str = "[idle]\ntimeout = \"1s\"\ncpu = 50.0\n";
+
+#[test]
+fn it_is_up_once_it_is_ready_and_warm() {
+    in_place("it_is_up_once_it_is_ready_and_warm", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let rules = format!(
+            "{SLEEPY}[ready]\nhttp = \"/health\"\n[[warmup]]\npath = \"/warm\"\ntimes = 5\n\
+             [[warmup]]\npath = \"/var/WHO\"\nhost = \"shop.example\"\n[instance]\nvars = {{ WHO = \"{{app}}\" }}\n"
+        );
+        node.deploy(app, &python(ANSWERS, port, &rules))?;
+        ensure!(told(port, "/times/health")? == "4" && told(port, "/times/warm")? == "5");
+        node.reach(app, "asleep")?;
+        ensure!(told(port, "/times/warm")? == "5", "it was not warm in its appshot");
+        // One that answers badly does not come up, and that is told.
+        let other = format!("{app}-x");
+        let bad = python(ANSWERS, free_port()?, "[[warmup]]\npath = \"/nothing\"\n");
+        let manifest = format!("app = {other:?}\n{bad}");
+        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
+        let failed = node.reach(&other, "failed")?;
+        let why = failed["why"].as_str().unwrap_or_default();
+        ensure!(why.contains("GET /nothing: it answered 404"), "{failed}");
+        let slow = format!("{app}-y");
+        let never = python(
+            ANSWERS,
+            free_port()?,
+            "[ready]\ntimeout = \"1s\"\nhttp = \"/nothing\"\n",
+        );
+        let manifest = format!("app = {slow:?}\n{never}");
+        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
+        let failed = node.reach(&slow, "failed")?;
+        let why = failed["why"].as_str().unwrap_or_default();
+        ensure!(
+            why.contains("not ready after 1s: GET /nothing: it answered 404"),
+            "{failed}"
+        );
+        node.end()
+    });
+}
+
+#[test]
+fn a_new_version_is_warm_before_it_serves() {
+    in_place("a_new_version_is_warm_before_it_serves", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let rules = |times: u32| {
+            format!("{SLEEPY}[ready]\nhttp = \"/health\"\n[[warmup]]\npath = \"/warm\"\ntimes = {times}\n")
+        };
+        node.deploy(app, &python(ANSWERS, port, &rules(2)))?;
+        ensure!(told(port, "/times/warm")? == "2");
+        let manifest = format!("app = {app:?}\n{}", python(ANSWERS, port, &rules(7)));
+        std::fs::write(place.path("next.toml"), manifest)?;
+        let path = place.path("next.toml").display().to_string();
+        node.registry.appshot(&["update", &path])?;
+        ensure!(
+            told(port, "/times/warm")? == "7",
+            "another version answers, or it is cold"
+        );
+        node.end()
+    });
+}
+
+/// As it was started, as it was woken, and for its clones.
+#[test]
+fn limits_hold() {
+    in_place("limits_hold", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let rules = format!("{SLEEPY}[limits]\nmemory = \"96M\"\ncpus = 0.25\nprocesses = 12\n");
+        node.deploy(app, &python(ANSWERS, port, &rules))?;
+        for woken in [false, true] {
+            if woken {
+                node.reach(app, "asleep")?;
+            }
+            let took: f64 = told(port, "/burn/150")?.parse()?;
+            ensure!(took > 0.35, "150 ms of a processor in {took} s, woken: {woken}");
+            let forked = told(port, "/fork/40")?;
+            ensure!(forked.contains("temporarily unavailable"), "{forked}, woken: {woken}");
+            ensure!(told(port, "/eat/20")? == "eaten");
+        }
+        // Beyond that the kernel ends it; it is brought back from its last appshot.
+        let begun = node.count(app, "failures")?;
+        ensure!(ask(port, "/eat/200").is_err(), "it has 200 MiB more");
+        poll("it to be brought back", PATIENCE, || {
+            Ok((node.count(app, "failures")? > begun && told(port, "/times/eat").is_ok()).then_some(()))
+        })?;
+        node.end()?;
+        for controller in ["memory", "cpu", "pids"] {
+            let left = std::path::PathBuf::from(format!("/sys/fs/cgroup/{controller}/appshot/{app}"));
+            ensure!(!left.exists(), "{} is left", left.display());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn commands_have_limits_too() {
+    in_place("commands_have_limits_too", |place| {
+        let (node, name, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let (program, at) = (ANSWERS.to_owned(), port.to_string());
+        let run = |limits: &[&str]| {
+            let head = ["run", "--name", name, "-d", "--var", "WHO=me"];
+            let tail = ["--", "/usr/bin/python3", "-c", &program, &at];
+            node.registry.appshot(&[&head, limits, &tail].concat())
+        };
+        for (wrong, because) in [
+            (["--limit-memory", "10k"], "1M at least"),
+            (["--limit-cpus", "0"], "from 0.01"),
+            (["--limit-processes", "0"], "not in"),
+        ] {
+            let refused = run(&wrong).err().map(|error| error.to_string()).unwrap_or_default();
+            ensure!(refused.contains(because), "{wrong:?}: {refused}");
+        }
+        run(&["--limit-cpus", "0.25", "--limit-processes", "12"])?;
+        let up = || poll("an answer", PATIENCE, || Ok(told(port, "/var/WHO").ok()));
+        ensure!(up()? == "me");
+        let limited = || -> Result<(f64, String)> { Ok((told(port, "/burn/100")?.parse()?, told(port, "/fork/40")?)) };
+        let (took, forked) = limited()?;
+        ensure!(took > 0.2 && forked.contains("unavailable"), "{took} s, {forked}");
+        node.registry.appshot(&["snapshot", name])?;
+        node.registry.appshot(&["restore", name, "-d"])?;
+        let (took, forked) = limited()?;
+        ensure!(took < 0.2 && forked == "40", "{took} s, {forked}: nobody limits it now");
+        node.registry.appshot(&["snapshot", "--replace", name])?;
+        node.registry
+            .appshot(&["restore", name, "-d", "--limit-cpus", "0.25", "--limit-processes", "12"])?;
+        let (took, forked) = limited()?;
+        ensure!(took > 0.2 && forked.contains("unavailable"), "{took} s, {forked}");
+        node.registry.appshot(&["kill", "-s", "KILL", "--wait", name])?;
+        node.registry.appshot(&["rm", "--force", name]).ok();
+        Ok(())
+    });
+}
+
+/// Each finds values of its own, the first one and the clones beside it.
+#[test]
+fn each_has_values_of_its_own() {
+    in_place("each_has_values_of_its_own", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let rules = format!(
+            "{SLEEPY}[instances]\nmax = 3\n[capacity]\nconnections = 1\n\
+             [instance]\nvars = {{ WHO = \"{{instance}} is number {{number}} of v{{version}}\" }}\n"
+        );
+        node.deploy(app, &python(ANSWERS, port, &rules))?;
+        ensure!(told(port, "/var/WHO")? == format!("{app} is number 1 of v1"));
+        node.reach(app, "asleep")?;
+        ensure!(told(port, "/var/WHO")? == format!("{app} is number 1 of v1"));
+        let mut who = std::collections::BTreeSet::new();
+        let until = Instant::now() + PATIENCE;
+        while who.len() < 3 && Instant::now() < until {
+            let held = (0..4).map(|_| std::thread::spawn(move || told(port, "/hold/300")));
+            for held in held.collect::<Vec<_>>() {
+                who.extend(held.join().ok().and_then(Result::ok));
+            }
+        }
+        let all: Vec<String> = (1..=3)
+            .map(|number| match number {
+                1 => format!("{app} is number 1 of v1"),
+                _ => format!("{app}.{number} is number {number} of v1"),
+            })
+            .collect();
+        ensure!(who.iter().eq(all.iter()), "{who:?}");
+        node.end()
+    });
+}
+
+/// Who comes to it is answered; it reaches nobody. Started, woken, and in further instances.
+#[test]
+fn one_that_is_isolated_is_reached_and_reaches_nobody() {
+    in_place("one_that_is_isolated_is_reached_and_reaches_nobody", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let outside = TcpListener::bind("127.0.0.1:0")?;
+        let other = outside.local_addr()?.port();
+        let open = format!("{app}-open");
+        let open_port = free_port()?;
+        node.deploy(&open, &python(ANSWERS, open_port, SLEEPY))?;
+        ensure!(told(open_port, &format!("/reach/{other}"))? == "reached");
+        let rules = format!(
+            "{SLEEPY}[network]\nisolated = true\n[instances]\nmax = 2\n[capacity]\nconnections = 1\n\
+             [instance]\nvars = {{ WHO = \"{{number}}\" }}\n"
+        );
+        node.deploy(app, &python(ANSWERS, port, &rules))?;
+        for _ in 0..3 {
+            let reached = told(port, &format!("/reach/{other}"))?;
+            ensure!(reached == "Connection refused", "{reached}");
+            node.reach(app, "asleep")?;
+        }
+        let both = poll("two to answer", PATIENCE, || {
+            let held = (0..3).map(|_| std::thread::spawn(move || told(port, "/hold/300")));
+            let who: std::collections::BTreeSet<String> = held
+                .collect::<Vec<_>>()
+                .into_iter()
+                .filter_map(|held| held.join().ok().and_then(Result::ok))
+                .collect();
+            Ok((who.len() == 2).then_some(who))
+        })?;
+        ensure!(both.iter().eq(["1", "2"]), "{both:?}");
+        node.reach(app, "asleep")?;
+        // A daemon that begins again has the same sockets.
+        let (node, ()) = node.replace(false, &[], || Ok(std::thread::sleep(Duration::from_millis(100))))?;
+        let reached = told(port, &format!("/reach/{other}"))?;
+        ensure!(reached == "Connection refused", "{reached}");
+        node.end()
+    });
+}
