@@ -65,6 +65,9 @@ pub enum Command {
     /// Let providers ask this node from elsewhere (edgepointd --api); asks edgepointd
     #[command(subcommand)]
     Provider(Provider),
+    /// Keep what deployed apps are told that stands in no manifest and no appshot; asks edgepointd
+    #[command(subcommand)]
+    Secret(Secret),
     /// End a deployed app and forget it, with its appshot; asks edgepointd
     Remove(Deployed),
     /// Show what is in an appshot
@@ -548,6 +551,48 @@ pub struct ProviderNamed {
     pub name: String,
     #[command(flatten)]
     pub edgepoint: Edgepoint,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Secret {
+    /// Set a secret to what comes on stdin, or to what a file holds; who starts or wakes from now
+    /// on is told it
+    Set(SecretSet),
+    /// List the secrets, without their values
+    #[command(visible_alias = "ls")]
+    List(Secrets),
+    /// Remove a secret
+    #[command(visible_alias = "rm")]
+    Remove(SecretNamed),
+}
+
+/// Whose secrets.
+#[derive(Args, Debug)]
+pub struct Secrets {
+    /// Provider whose they are, for the node's owner
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    #[command(flatten)]
+    pub edgepoint: Edgepoint,
+}
+
+#[derive(Args, Debug)]
+pub struct SecretSet {
+    /// Name of the secret: that of its file in /run/appshot-instance/secrets
+    pub name: String,
+    /// What it is, instead of stdin
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub of: Secrets,
+}
+
+#[derive(Args, Debug)]
+pub struct SecretNamed {
+    /// Name of the secret
+    pub name: String,
+    #[command(flatten)]
+    pub of: Secrets,
 }
 
 #[derive(Args, Debug)]

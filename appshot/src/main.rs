@@ -31,6 +31,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Events(args) => commands::events::events(&dirs, &args),
         Command::Top(args) => commands::top::top(&dirs, &args),
         Command::Provider(command) => commands::provider::provider(&dirs, &command),
+        Command::Secret(command) => commands::secret::secret(&dirs, &command),
         Command::Apps(args) => commands::apps::apps(&dirs, &args),
         Command::Status(args) => commands::apps::status(&dirs, &args),
         Command::Suspend(args) => commands::apps::order(&dirs, &args, "suspend"),

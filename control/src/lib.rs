@@ -6,6 +6,7 @@
 //!   appshot   ───┘    app/NAME                      └── (one that members share)
 //!                     provider/NAME
 //!                     token/DIGEST
+//!                     secret/PROVIDER/NAME
 //! ```
 //!
 //! All of it is what members of a cluster will share. So an [`Engine`] can no more than a
@@ -17,11 +18,13 @@
 mod engine;
 mod events;
 mod providers;
+mod secrets;
 mod sqlite;
 
 pub use engine::{Change, Engine, Entry, Expect, Lasting, Logged};
 pub use events::{Event, Query};
 pub use providers::{Issued, Provider, Quota, TOKEN_PREFIX};
+pub use secrets::{SECRET_BYTES_MAX, Secret};
 
 use libsnap::error::{Error, Kind, OrFail, Result};
 use serde::{Serialize, de::DeserializeOwned};

@@ -163,7 +163,7 @@ impl Control {
         Ok(Issued { provider, token })
     }
 
-    /// Forgets it and its tokens. It must have no apps.
+    /// Forgets it, its tokens and its secrets. It must have no apps.
     pub fn remove_provider(&self, name: &str) -> Result<Provider> {
         let entry = self.provider_entry(name)?;
         let apps = self.apps::<Owned>()?;
@@ -184,6 +184,7 @@ impl Control {
                 .into_iter()
                 .map(|(old, _)| Change::delete(old.key, Expect::Revision(old.revision))),
         );
+        changes.extend(self.without_secrets(name)?);
         self.engine.commit(&changes, Lasting::Synced)?;
         understand(&entry)
     }

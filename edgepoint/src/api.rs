@@ -9,6 +9,7 @@ mod changes;
 mod events;
 mod logs;
 mod providers;
+mod secrets;
 mod top;
 
 use crate::caller::{Caller, own_only, root_only};
@@ -54,6 +55,9 @@ fn routes(node: &Node) -> Routes<'_> {
         .owned(Method::PUT, "/v1/apps/{name}/scale", changes::scale)
         .owned(Method::GET, "/v1/apps/{name}/why", why)
         .owned(Method::GET, "/v1/apps/{name}/logs", logs::read)
+        .owned(Method::GET, "/v1/secrets", secrets::list)
+        .owned(Method::PUT, "/v1/secrets/{secret}", secrets::put)
+        .owned(Method::DELETE, "/v1/secrets/{secret}", secrets::remove)
         .owned(Method::GET, "/v1/events", events::read)
         .owned(Method::GET, "/v1/top", top::read)
 }

@@ -88,6 +88,16 @@ impl Caller {
             ))
             .fix("leave provider out of the manifest"));
         }
+        // Programs that run as root read files by their paths: whoever may lead these elsewhere
+        // is root. And an appshot may be anybody's.
+        let roots = match () {
+            () if !manifest.place.is_empty() => Some("[[place]] leads paths elsewhere"),
+            () if manifest.start.appshot.is_some() => Some("start.appshot names an appshot of the node"),
+            () => None,
+        };
+        if let Some(because) = roots {
+            return Err(refused(format!("{because}, which is for the node's owner")).fix("leave it out"));
+        }
         // The HTTP entry connects as root: a path could lead it to any socket of the node.
         let at_path = |route: &&Route| {
             let target = route.target(&manifest.listen);
@@ -192,6 +202,29 @@ mod tests {
             error.kind == Kind::Refused && error.to_string().contains("web.example/"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_is_the_owners_is_no_providers() {
+        let acme = provider(&["nobody"]);
+        for (text, told) in [
+            (
+                format!("{ROUTED}[[place]]\nat = \"/etc\"\nto = \"/tmp/etc\"\n"),
+                "leads paths elsewhere",
+            ),
+            (
+                ROUTED.replace("command = [\"web\"]", "appshot = \"other\""),
+                "an appshot of the node",
+            ),
+        ] {
+            let mut manifest = Manifest::parse(&text).unwrap();
+            Caller::Root.may_deploy(&mut manifest).unwrap();
+            let error = acme.may_deploy(&mut manifest).unwrap_err();
+            assert!(
+                error.kind == Kind::Refused && error.to_string().contains(told),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -369,10 +369,15 @@ fn make(
     let request = json!({
         "appshot": app,
         "name": name,
-        "memory": memory_of_clones(&node.store.appshot_path(app), network, as_itself)?,
+        "memory": memory_of_clones(&node.store.appshot_path(app), manifest)?,
         "network": network,
         "as_itself": as_itself,
-        "identity": { "renewed": true, "vars": manifest.vars_of(name, version) },
+        "identity": {
+            "renewed": true,
+            "vars": manifest.vars_of(name, version),
+            "secrets": node.secrets_of(manifest)?,
+        },
+        "binds": manifest.binds_of(name, version)?,
         "limits": libsnap::cgroup::Limits::from(manifest.limits),
         "cause": Cause::ScaleOut.name(),
         "sockets": sockets,
@@ -387,14 +392,15 @@ fn make(
 
 /// Clones share memory where they are forked off a template: then they need restored no
 /// more once they run. Others would.
-fn memory_of_clones(appshot: &Path, network: Network, as_itself: bool) -> Result<Memory> {
+fn memory_of_clones(appshot: &Path, manifest: &Manifest) -> Result<Memory> {
     let way = Way {
         pids: PidMode::New,
         memory: Memory::Shared,
-        network,
+        network: manifest.network.into(),
         renewed: true,
         revertible: false,
-        as_itself,
+        as_itself: manifest.has_own_user(),
+        bound: !manifest.place.is_empty(),
         force_vdso_bridge: false,
     };
     let suits = Template::suits(&Appshot::open_unverified_memory(appshot)?, way);

@@ -26,10 +26,10 @@
 use crate::proxy::rules::{Quiet, Route, Rules, Timeouts, Waiting};
 use crate::schedule::Schedule;
 use libsnap::due::Timers;
-use libsnap::error::{Error, Kind, Result};
+use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::identity::is_name;
 use libsnap::store::{closest, validate, version_name, version_named};
-use libsnap::target::{Hooks, Network, RunOptions, TcpPolicy};
+use libsnap::target::{Bind, Hooks, Network, RunOptions, TcpPolicy};
 use libsnap::units::{self, parse_span};
 use nix::unistd::User as Known;
 use nodekit::args::{LIMIT_MEMORY_MIN, User, cpu_millis, is_cpu_limit};
@@ -53,6 +53,9 @@ pub struct Manifest {
     /// Where memory is short, apps of less come to sleep first; from -100 to 100.
     #[serde(default, skip_serializing_if = "is_default")]
     pub priority: i32,
+    /// Secrets of its provider that each instance finds in `/run/appshot-instance/secrets`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     pub start: Command,
     /// Where it takes requests; each wakes it.
     pub listen: Vec<Listen>,
@@ -75,6 +78,9 @@ pub struct Manifest {
     pub network: Net,
     #[serde(default, skip_serializing_if = "is_default")]
     pub instance: Own,
+    /// What each instance, or each version, finds elsewhere than others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub place: Vec<Place>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub capacity: Capacity,
     /// Requests that come over the node's HTTP entry.
@@ -100,15 +106,20 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 /// Whose what is that nobody has said anything of.
 const LOCAL: &str = "local";
 
-fn local() -> String {
+pub fn local() -> String {
     LOCAL.to_owned()
 }
 
-/// How the app is started when it has no appshot.
+/// How the app is started when it has no appshot; just one of the first two.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
+    /// An appshot that is there already, by its name in the store or its path: the app begins
+    /// asleep, with a copy of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub appshot: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// `USER[:GROUP]`, by name or number; root by default.
@@ -418,6 +429,18 @@ impl From<Span> for String {
     }
 }
 
+/// The same path leads to other places: what the app has open or maps there is opened there,
+/// in each instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// What the app calls it: a directory or file that is there.
+    pub at: PathBuf,
+    /// Where it is, with the words of `instance.vars`. A directory that is not there is made, and is
+    /// that of the app's user.
+    pub to: String,
+}
+
 /// `512M`, `10G`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -470,8 +493,15 @@ impl Manifest {
         validate(&self.app)?;
         validate(&self.provider)?;
         let wrong = |because: &str, fix: &str| Err(nonsense(&self.app, because).fix(fix));
-        if self.start.command.first().is_none_or(String::is_empty) {
-            return wrong("start.command is empty", "command = [\"program\", \"argument\"]");
+        match (&self.start.appshot, self.start.command.first()) {
+            (Some(_), Some(_)) => {
+                return wrong("start has a command and an appshot", "one of them");
+            }
+            (Some(_), None) => {}
+            (None, first) if first.is_none_or(String::is_empty) => {
+                return wrong("start.command is empty", "command = [\"program\", \"argument\"]");
+            }
+            (None, _) => {}
         }
         if self.listen.is_empty() {
             return wrong(
@@ -488,6 +518,8 @@ impl Manifest {
             (lines, LINES_MAX, "its [schedule] has too many lines"),
             (self.warmup.len(), WARMUPS_MAX, "it has too many [[warmup]]"),
             (self.instance.vars.len(), VARS_MAX, "its [instance] has too many vars"),
+            (self.secrets.len(), VARS_MAX, "it has too many secrets"),
+            (self.place.len(), VARS_MAX, "it has too many [[place]]"),
         ] {
             if count > max {
                 return wrong(because, &format!("{max} at most"));
@@ -565,6 +597,14 @@ impl Manifest {
                 "leave the unix listener out, or network.isolated",
             );
         }
+        for place in &self.place {
+            if let Err(error) = self.bind(place, &self.app, 1).sensible() {
+                return wrong(
+                    &format!("place: {}", error.because.unwrap_or(error.what)),
+                    "such as at = \"/srv/data\", to = \"/var/lib/web/{instance}\"",
+                );
+            }
+        }
         if self.limits.memory.is_some_and(|size| size.0 < LIMIT_MEMORY_MIN) {
             return wrong("limits.memory is too small for any process", "1M at least");
         }
@@ -574,9 +614,11 @@ impl Manifest {
         if self.limits.processes == Some(0) {
             return wrong("limits.processes is 0: it could not start", "1 at least");
         }
-        if let Some(name) = self.instance.vars.keys().find(|name| !is_name(name)) {
+        let vars = self.instance.vars.keys().map(|name| ("instance.vars", name));
+        let mut named = vars.chain(self.secrets.iter().map(|name| ("secrets", name)));
+        if let Some((part, name)) = named.find(|(_, name)| !is_name(name)) {
             return wrong(
-                &format!("instance.vars: {name:?} cannot be the name of a file"),
+                &format!("{part}: {name:?} cannot be the name of a file"),
                 "letters, digits, '_', '-' and '.'",
             );
         }
@@ -640,8 +682,8 @@ impl Manifest {
         Some(address)
     }
 
-    /// The values of one of its instances.
-    pub fn vars_of(&self, instance: &str, version: u32) -> BTreeMap<String, String> {
+    /// `{app}`, `{instance}`, `{number}` and `{version}` in a text, for one of its instances.
+    fn filled(&self, text: &str, instance: &str, version: u32) -> String {
         let number = instance.strip_prefix(&self.app).and_then(|rest| rest.strip_prefix('.'));
         let number = number.filter(|number| number.parse::<usize>().is_ok()).unwrap_or("1");
         let version = version.to_string();
@@ -651,15 +693,41 @@ impl Manifest {
             ("{number}", number),
             ("{version}", &version),
         ];
-        let filled = |value: &String| {
-            known
-                .iter()
-                .fold(value.clone(), |text, (key, own)| text.replace(key, own))
-        };
-        self.instance
-            .vars
+        known
             .iter()
-            .map(|(name, value)| (name.clone(), filled(value)))
+            .fold(text.to_owned(), |text, (key, own)| text.replace(key, own))
+    }
+
+    /// The values of one of its instances.
+    pub fn vars_of(&self, instance: &str, version: u32) -> BTreeMap<String, String> {
+        let vars = self.instance.vars.iter();
+        vars.map(|(name, value)| (name.clone(), self.filled(value, instance, version)))
+            .collect()
+    }
+
+    fn bind(&self, place: &Place, instance: &str, version: u32) -> Bind {
+        Bind {
+            at: place.at.clone(),
+            to: self.filled(&place.to, instance, version).into(),
+        }
+    }
+
+    /// What one of its instances finds elsewhere; directories that are not there are made.
+    pub fn binds_of(&self, instance: &str, version: u32) -> Result<Vec<Bind>> {
+        let binds = self.place.iter().map(|place| self.bind(place, instance, version));
+        let user = self.user()?;
+        binds
+            .map(|bind| {
+                let failed = || format!("cannot make {} for {instance}", bind.to.display());
+                if !bind.to.exists() {
+                    std::fs::create_dir_all(&bind.to).or_fail(failed)?;
+                    if let Some(user) = user {
+                        std::os::unix::fs::chown(&bind.to, Some(user.uid), user.gid.or(Some(user.uid)))
+                            .or_fail(failed)?;
+                    }
+                }
+                Ok(bind)
+            })
             .collect()
     }
 
@@ -740,7 +808,7 @@ impl Manifest {
         number.is_some_and(|number| (2..=INSTANCES_MAX).contains(&number) && self.instance_name(number) == name)
     }
 
-    /// How the app is run for the first time, as this version.
+    /// How the app is run for the first time, as this version; its secrets are not in it.
     pub fn run_options(&self, version: u32) -> Result<RunOptions> {
         let user = self.user()?;
         let known = user.and_then(|user| Known::from_uid(user.uid.into()).ok().flatten());
@@ -763,6 +831,7 @@ impl Manifest {
             network: self.network.into(),
             limits: self.limits.into(),
             vars: self.vars_of(&self.app, version),
+            binds: self.binds_of(&self.app, version)?,
             ..RunOptions::default()
         })
     }
@@ -1025,6 +1094,21 @@ max = 4
             ("cpus = 0.5", "cpu = 0.5", "did you mean cpus?"),
             ("processes = 40", "processes = 0", "could not start"),
             ("WHO =", "\"../x\" =", "name of a file"),
+            ("[start]", "secrets = [\"a/b\"]\n[start]", "name of a file"),
+            ("[start]", "secrets = \"db\"\n[start]", "line 5"),
+            (
+                "[limits]",
+                "[[place]]\nat = \"srv\"\nto = \"/x\"\n[limits]",
+                "from / on",
+            ),
+            ("[limits]", "[[place]]\nat = \"/\"\nto = \"/x\"\n[limits]", "/ stays"),
+            (
+                "[limits]",
+                "[[place]]\nat = \"/srv\"\nto = \"/x/../{app}\"\n[limits]",
+                "without `..`",
+            ),
+            ("[limits]", "[[place]]\nat = \"/srv\"\n[limits]", "missing field `to`"),
+            ("user = \"root\"", "appshot = \"web\"", "one of them"),
             ("http = \"/health\"", "http = \"health\"", "no path"),
             ("http = \"/health\"", "to = \"0.0.0.0:8080\"", "nothing what"),
             (

@@ -129,6 +129,17 @@ const LOOK_AT_SPARES: Duration = Duration::from_secs(2);
 
 impl Node {
     /// All apps together may have so many bytes of memory.
+    /// What an app's instances are told that is in no manifest.
+    pub fn secrets_of(&self, manifest: &Manifest) -> Result<BTreeMap<String, String>> {
+        let names = manifest.secrets.iter();
+        names
+            .map(|name| {
+                let value = self.control.secret(&manifest.provider, name)?;
+                Ok((name.clone(), value))
+            })
+            .collect()
+    }
+
     pub fn new(store: Store, dirs: &Dirs, memory: Option<u64>) -> Result<Node> {
         let metrics: Arc<Metrics> = Arc::default();
         let control = Control::open(store.data_dir())?;

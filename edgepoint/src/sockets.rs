@@ -139,15 +139,15 @@ impl Sockets {
         }
         Ok(())
     }
+}
 
-    /// Those of the manifest on which nobody listens.
-    pub fn missing<'a>(&self, wanted: &'a [Listen]) -> Vec<&'a Listen> {
-        let here: Vec<Listen> = self.listening.iter().filter_map(place).collect();
-        wanted
-            .iter()
-            .filter(|wanted| !here.iter().any(|here| here.covers(wanted)))
-            .collect()
-    }
+/// Those that are wanted on which none of these listens.
+pub fn missing<'a>(listening: &[OwnedFd], wanted: &'a [Listen]) -> Vec<&'a Listen> {
+    let here: Vec<Listen> = listening.iter().filter_map(place).collect();
+    wanted
+        .iter()
+        .filter(|wanted| !here.iter().any(|here| here.covers(wanted)))
+        .collect()
 }
 
 impl Sockets {
@@ -161,7 +161,7 @@ impl Sockets {
                 return Err(failed().because("it has ended").fix(log));
             }
             let sockets = Sockets::aside(app).await?;
-            match &sockets.missing(&manifest.listen)[..] {
+            match &missing(&sockets.listening, &manifest.listen)[..] {
                 [] => return Ok(sockets),
                 [first, ..] if began.elapsed() > patience => {
                     let because = format!("it does not listen on {first} after {patience:?}");

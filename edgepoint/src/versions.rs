@@ -17,6 +17,7 @@ use crate::manifest::{Listen, Manifest};
 use crate::metrics::Outcome;
 use crate::node::{Deployment, Held, Node, Room};
 use crate::probe;
+use crate::sockets::missing;
 use crate::status::{Cause, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::image::Appshot;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::fs::File;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -290,9 +292,14 @@ impl Node {
                 .fix("try again in a moment: apps that are idle were asked to sleep"));
             }
         };
+        if let Some(appshot) = to.manifest.start.appshot.clone() {
+            let (store, name) = (self.store.clone(), name.to_owned());
+            return on_own_thread(move || copy(&store, &appshot, &name)).await;
+        }
         let options = RunOptions {
             name: name.to_owned(),
             network: Network::Own,
+            secrets: self.secrets_of(&to.manifest)?,
             ..to.manifest.run_options(to.number)?
         };
         let start = Start::run(self.store.clone(), options);
@@ -347,6 +354,35 @@ async fn verify(store: &Store, name: String) -> Result<()> {
         }
     })
     .await
+}
+
+/// An appshot of the store, or anywhere, under this name: all of it is verified.
+pub fn copy(store: &Store, appshot: &str, name: &str) -> Result<()> {
+    let from = store.resolve_appshot(appshot)?;
+    let failed = |mut error: Error| {
+        error.what = format!("cannot begin with the appshot {appshot}: {}", error.what);
+        error
+    };
+    let _busy = store.wait_lock(name)?;
+    let dest = store.new_appshot_path(name, true)?;
+    let copied = match from.is_file() {
+        true => libsnap::image::unpack(&from, &dest).map(drop),
+        false => libsnap::image::flatten(&from, &dest).map(drop),
+    };
+    copied.map_err(failed)?;
+    store.settle(name)
+}
+
+/// Refuses an app that does not listen where its manifest says.
+pub fn listens(manifest: &Manifest, sockets: &[OwnedFd]) -> Result<()> {
+    match missing(sockets, &manifest.listen)[..] {
+        [] => Ok(()),
+        [first, ..] => Err(
+            Error::new(Kind::Usage, format!("app {} does not come up", manifest.app))
+                .because(format!("the app of its appshot does not listen on {first}"))
+                .fix("name the listeners that it has: `appshot inspect` shows them"),
+        ),
+    }
 }
 
 /// Of a log that may be of any length.

@@ -8,6 +8,7 @@
 //!   generation   32 hex digits that no other start or restore of the app has
 //!   phase        what is done to it, see [`crate::participants`]
 //!   vars/NAME    values given for this instance
+//!   secrets/NAME the same, for the app's user alone to read
 //!   hooks/NAME   what the app has there to be asked, see [`crate::participants`]
 //!   awake/NAME   what it has there to be kept awake, see [`crate::holds`]
 //! ```
@@ -26,6 +27,8 @@ use crate::target::Identity;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, fstat, fstatat, mkdirat};
+use nix::unistd::fchown;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -40,6 +43,8 @@ pub const HOOKS_DIRECTORY: &str = "/run/appshot-instance/hooks";
 pub const AWAKE: &str = "awake";
 /// What is for this instance alone.
 pub const VARS: &str = "vars";
+/// The same, for nobody else to read.
+pub const SECRETS: &str = "secrets";
 
 const NAME_BYTES_MAX: usize = 128;
 const VALUE_BYTES_MAX: usize = 64 << 10;
@@ -106,15 +111,24 @@ pub fn files(name: &str, identity: &Identity, origin: Origin<'_>) -> Result<Vec<
     if let Origin::Restored(participants) = origin {
         files.extend(participants.iter().map(|own| (format!("{HOOKS}/{own}"), String::new())));
     }
-    for (variable, value) in &identity.vars {
-        if !is_name(variable) || value.len() > VALUE_BYTES_MAX {
+    let own = |part, values: &BTreeMap<String, String>| -> Vec<(&'static str, String, String)> {
+        let values = values.iter();
+        values
+            .map(|(name, value)| (part, name.clone(), value.clone()))
+            .collect()
+    };
+    for (part, variable, value) in own(VARS, &identity.vars)
+        .into_iter()
+        .chain(own(SECRETS, &identity.secrets))
+    {
+        if !is_name(&variable) || value.len() > VALUE_BYTES_MAX {
             return Err(
                 Error::new(Kind::Usage, format!("the variable {variable:?} is not allowed")).because(format!(
                     "names have up to {NAME_BYTES_MAX} letters, digits, '_', '-', '.', values up to {VALUE_BYTES_MAX} bytes"
                 )),
             );
         }
-        files.push((format!("vars/{variable}"), value.clone()));
+        files.push((format!("{part}/{variable}"), value));
     }
     Ok(files)
 }
@@ -146,17 +160,22 @@ impl Directory {
         Ok(Some(Directory(opened)))
     }
 
-    fn write(&self, files: &[(String, String)]) -> Sys<()> {
-        if files.iter().any(|(path, _)| path.starts_with("vars/")) {
-            match mkdirat(&self.0, VARS, Mode::from_bits_truncate(0o755)) {
-                Err(Errno::EEXIST) => {}
-                made => made?,
+    fn write(&self, files: &[(String, String)], owner: (u32, u32)) -> Sys<()> {
+        for part in [VARS, SECRETS] {
+            if files.iter().any(|(path, _)| is_in(part, path)) {
+                match mkdirat(&self.0, part, Mode::from_bits_truncate(0o755)) {
+                    Err(Errno::EEXIST) => {}
+                    made => made?,
+                }
             }
         }
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
         for (path, text) in files {
             let path = if path == PHASE { NEXT_PHASE } else { path };
-            let file = openat(&self.0, path, flags, Mode::from_bits_truncate(0o644))?;
+            let file = openat(&self.0, path, flags, Mode::from_bits_truncate(mode(path)))?;
+            if is_in(SECRETS, path) {
+                fchown(&file, Some(owner.0.into()), Some(owner.1.into()))?;
+            }
             // A file of memory takes all of it.
             nix::unistd::write(&file, text.as_bytes())?;
             if path.starts_with(HOOKS) {
@@ -169,17 +188,29 @@ impl Directory {
     }
 }
 
+/// Whether a file of the directory is in this part of it.
+fn is_in(part: &str, path: &str) -> bool {
+    path.strip_prefix(part).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// What a file of the directory is made with.
+pub fn mode(path: &str) -> u32 {
+    if is_in(SECRETS, path) { 0o400 } else { 0o644 }
+}
+
 /// Whether this is a file of the instance's own directory, as it sees it.
 pub fn is_file(path: &str) -> bool {
     Path::new(path).starts_with(DIRECTORY)
 }
 
 /// Writes the files of an instance. Where it has no directory of its own, that is an
-/// error only if values were given for it.
-pub fn write(directory: Option<&Directory>, files: &[(String, String)]) -> Result<()> {
-    let vars = files.iter().any(|(path, _)| path.starts_with("vars/"));
+/// error only if values were given for it. Secrets are the owner's (user and group).
+pub fn write(directory: Option<&Directory>, files: &[(String, String)], owner: (u32, u32)) -> Result<()> {
+    let vars = files.iter().any(|(path, _)| is_in(VARS, path) || is_in(SECRETS, path));
     match directory {
-        Some(directory) => directory.write(files).or_fail(|| "cannot tell the instance what it is"),
+        Some(directory) => directory
+            .write(files, owner)
+            .or_fail(|| "cannot tell the instance what it is"),
         None if vars => Err(Error::new(Kind::Unavailable, "cannot give the instance its values")
             .because(format!("it has no {DIRECTORY}"))
             .fix(format!("make that directory (mkdir {DIRECTORY})"))),
@@ -268,7 +299,6 @@ fn is_own(directory: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     #[test]
     fn each_is_another_one() {

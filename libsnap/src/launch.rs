@@ -20,10 +20,11 @@ use crate::sys::exec::{self, Program};
 use crate::sys::ptrace::{self, Stop};
 use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs, Forked};
 use crate::sys::{Sys, fd as sysfd};
-use crate::target::{Identity, Instance, Network, Phase, PidMode, RunOptions, Stdio};
+use crate::target::{Bind, Identity, Instance, Network, Phase, PidMode, RunOptions, Stdio};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use std::ffi::{CString, OsString};
@@ -31,7 +32,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
 /// Where the init program is loaded; anything that is free in it will do.
@@ -65,14 +66,73 @@ pub struct Place {
     pub cgroup: Option<PathBuf>,
     /// Host and domain name.
     pub names: Option<(String, String)>,
-    /// Files in the instance's own directory ([`identity`]): path and content.
-    pub files: Vec<(CString, String)>,
+    /// Files in the instance's own directory ([`identity`]).
+    pub files: Vec<OwnFile>,
     /// The PID it must get (in its innermost namespace).
     pub pid: Option<i32>,
     /// A network namespace of its own, with a loopback device and nothing else.
     pub own_network: bool,
     /// Of its cgroup.
     pub limits: Limits,
+    /// Whose secrets are.
+    pub owner: Option<(u32, u32)>,
+    pub binds: Vec<Bind>,
+}
+
+/// A file that an instance finds in its own directory.
+#[derive(Debug)]
+pub struct OwnFile {
+    path: CString,
+    text: String,
+    mode: u32,
+}
+
+/// Mode of what is no secret.
+const PUBLIC: u32 = 0o644;
+
+impl Bind {
+    /// In the mount namespace of this thread.
+    fn mount(&self) -> Sys<()> {
+        let none = None::<&str>;
+        mount(Some(&self.to), &self.at, none, MsFlags::MS_BIND, none)
+    }
+
+    /// Whether this path, as the app has it, is at or below it.
+    pub fn has(&self, path: &str) -> bool {
+        Path::new(path).starts_with(&self.at)
+    }
+
+    /// Refuses what is no place.
+    pub fn sensible(&self) -> Result<()> {
+        let is_plain = |path: &Path| path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+        if !is_plain(&self.at) || !is_plain(&self.to) || self.at == Path::new("/") {
+            let what = format!("cannot have {} at {}", self.to.display(), self.at.display());
+            return Err(Error::new(Kind::Usage, what)
+                .because("both are named from / on, without `..`, and / stays")
+                .state("nothing was started"));
+        }
+        Ok(())
+    }
+}
+
+/// Mounts them in the mount namespace of an instance that does not run yet.
+pub fn bind_all(binds: &[Bind], instance: HostPid) -> Result<()> {
+    if binds.is_empty() {
+        return Ok(());
+    }
+    let enter = || -> Result<()> {
+        let own = File::open(format!("/proc/{instance}/ns/mnt")).or_fail(|| "cannot enter the instance's mounts")?;
+        // Who shares its directories with other threads cannot enter (setns(2)).
+        nix::sched::unshare(CloneFlags::CLONE_FS)
+            .and_then(|()| setns(own, CloneFlags::CLONE_NEWNS))
+            .or_fail(|| "cannot enter the instance's mounts")?;
+        binds.iter().try_for_each(|bind| {
+            let what = || format!("cannot have {} at {}", bind.to.display(), bind.at.display());
+            bind.mount().or_fail(what)
+        })
+    };
+    let done = std::thread::scope(|scope| scope.spawn(enter).join());
+    done.unwrap_or_else(|_| Err(Error::failed("cannot enter the instance's mounts")))
 }
 
 /// A process between fork and exec.
@@ -86,7 +146,7 @@ pub struct Started {
 }
 
 /// What a child reports when a step before exec fails: step and errno.
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 11] = [
     "start",
     "make its mounts private",
     "mount its /proc",
@@ -97,6 +157,7 @@ const STEPS: [&str; 10] = [
     "mount its /dev/pts",
     "make its directory of values",
     "raise its loopback device",
+    "bind what it is to find elsewhere",
 ];
 
 /// What is to be limited has none.
@@ -222,6 +283,9 @@ impl Place {
                 mounted.mount().map_err(|e| (mounted.step, e))?;
             }
             self.own_files().map_err(|e| (8, e))?;
+            for bind in &self.binds {
+                bind.mount().map_err(|e| (10, e))?;
+            }
         }
         if self.own_network {
             raise_loopback().map_err(|e| (9, e))?;
@@ -265,11 +329,16 @@ impl Place {
             nix::sys::stat::mkdirat(&directory, part, everybody)?;
             fchmodat(&directory, part, everybody, follow)?;
         }
-        nix::sys::stat::mkdirat(&directory, identity::VARS, Mode::from_bits_truncate(0o755))?;
-        for (path, text) in &self.files {
+        for part in [identity::VARS, identity::SECRETS] {
+            nix::sys::stat::mkdirat(&directory, part, Mode::from_bits_truncate(0o755))?;
+        }
+        for own in &self.files {
             let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CREAT;
-            let fd = nix::fcntl::open(path.as_c_str(), flags, Mode::from_bits_truncate(0o644))?;
-            nix::unistd::write(&fd, text.as_bytes())?;
+            let fd = nix::fcntl::open(own.path.as_c_str(), flags, Mode::from_bits_truncate(own.mode))?;
+            if let (Some((user, group)), false) = (self.owner, own.mode == PUBLIC) {
+                nix::unistd::fchown(&fd, Some(user.into()), Some(group.into()))?;
+            }
+            nix::unistd::write(&fd, own.text.as_bytes())?;
         }
         Ok(())
     }
@@ -408,6 +477,7 @@ fn stdio_files(stdio: &Stdio) -> Result<Option<[File; 2]>> {
 pub fn run(options: &RunOptions) -> Result<Instance> {
     let begin = Instant::now();
     let program = program(options)?;
+    options.binds.iter().try_for_each(Bind::sensible)?;
     let stdio = stdio_files(&options.stdio)?;
     let group = cgroup::create(&options.name)?;
     let place = Place {
@@ -417,6 +487,8 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         files: own_files(options)?,
         own_network: options.network == Network::Own,
         limits: options.limits,
+        owner: options.uid.map(|uid| (uid, options.gid.unwrap_or(uid))),
+        binds: options.binds.clone(),
         ..Place::default()
     };
     let started = start_command(&place, options, &program, stdio.as_ref());
@@ -440,14 +512,19 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
     })
 }
 
-fn own_files(options: &RunOptions) -> Result<Vec<(CString, String)>> {
+fn own_files(options: &RunOptions) -> Result<Vec<OwnFile>> {
     identity::prepare_host();
     let own = Identity {
+        renewed: false,
         vars: options.vars.clone(),
-        ..Identity::default()
+        secrets: options.secrets.clone(),
     };
     let files = identity::files(&options.name, &own, Origin::Started)?.into_iter();
-    let files = files.map(|(path, text)| Ok((CString::new(format!("{}/{path}", identity::DIRECTORY))?, text)));
+    let files = files.map(|(path, text)| {
+        let mode = identity::mode(&path);
+        let path = CString::new(format!("{}/{path}", identity::DIRECTORY))?;
+        Ok(OwnFile { path, text, mode })
+    });
     let files: std::result::Result<_, std::ffi::NulError> = files.collect();
     files.or_fail(|| "cannot name the instance's files")
 }

@@ -350,6 +350,19 @@ pub struct Identity {
     pub renewed: bool,
     /// Values for it alone.
     pub vars: BTreeMap<String, String>,
+    /// The same, which only the user of its first process may read. They are in no appshot, but
+    /// for what the app has read.
+    pub secrets: BTreeMap<String, String>,
+}
+
+/// A directory or file that an instance finds at another place than others: a bind mount of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bind {
+    /// What the app calls it; something of its kind has to be there.
+    pub at: PathBuf,
+    /// Where it is.
+    pub to: PathBuf,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -364,6 +377,8 @@ pub struct RestoreOptions {
     pub network: Network,
     pub identity: Identity,
     pub limits: Limits,
+    /// Where it has open, or maps, what is below one of these, it gets what is there now.
+    pub binds: Vec<Bind>,
     /// Signals that wait for it when it runs its first instruction.
     pub notices: Vec<Notice>,
     /// Listening sockets that it gets back instead of new ones.
@@ -462,8 +477,10 @@ pub struct RunOptions {
     pub network: Network,
     pub stdio: Stdio,
     pub limits: Limits,
-    /// Values for it alone, as [`Identity::vars`].
+    /// Values for it alone, as [`Identity::vars`] and [`Identity::secrets`].
     pub vars: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, String>,
+    pub binds: Vec<Bind>,
 }
 
 /// What `check` found; nothing was touched.

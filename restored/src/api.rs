@@ -9,7 +9,7 @@ use libsnap::cgroup::Limits;
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::View;
 use libsnap::target::{
-    Allow, Hooks, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio, Time,
+    Allow, Bind, Hooks, Identity, Instance, Memory, Network, PidMode, RestoreOptions, RevertReport, Stdio, Time,
 };
 use nodekit::ending;
 use nodekit::peer::Peer;
@@ -46,6 +46,9 @@ struct InstanceRequest {
     identity: Identity,
     #[serde(default)]
     limits: Limits,
+    /// What it finds at another place than others do.
+    #[serde(default)]
+    binds: Vec<Bind>,
     #[serde(default)]
     allow: Allow,
     /// What the app is told, beside what its owner declared.
@@ -81,6 +84,7 @@ impl InstanceRequest {
             network: self.network,
             identity: self.identity,
             limits: self.limits,
+            binds: self.binds,
             revertible: self.revertible,
             as_itself: self.as_itself,
             time: self.time,
@@ -175,8 +179,10 @@ impl CloneRequest {
             identity: Identity {
                 renewed: true,
                 vars: self.vars,
+                ..Identity::default()
             },
             limits: self.limits,
+            binds: Vec::new(),
             allow: self.allow,
             hooks: self.hooks,
             sockets: self.sockets,

@@ -324,7 +324,7 @@ impl Pool {
     /// Has the job done, by a thread that has an instance prepared or a husk where one
     /// waits.
     pub fn give(&self, kind: Option<Kind>, job: Job) {
-        let kind = kind.filter(|kind| kind.way.pids == PidMode::New);
+        let kind = kind.filter(|kind| kind.way.pids == PidMode::New && !kind.way.bound);
         self.0.lock().busy += 1;
         let busy = Busy(self.0.clone());
         let (job, busy) = match &kind {

@@ -16,6 +16,7 @@ pub mod provider;
 pub mod ps;
 pub mod rehearse;
 pub mod run;
+pub mod secret;
 pub mod snapshot;
 pub mod store;
 pub mod top;

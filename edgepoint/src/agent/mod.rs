@@ -27,7 +27,7 @@ use libsnap::error::{Error, OrFail, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
 use libsnap::store::{App, State as AppState, now_unix_ms};
-use libsnap::target::{Instance, Memory, Network, Phase, SnapshotReport, TcpPolicy, Time};
+use libsnap::target::{Instance, Memory, Network, Phase, RunOptions, SnapshotReport, TcpPolicy, Time};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
 use nodekit::traces::{self, Place, Span, SpanKind};
@@ -397,11 +397,15 @@ impl Agent {
         if let Some(next) = self.room(State::Starting, budget::UNKNOWN_BYTES).await? {
             return Ok(next);
         }
+        if let Some(appshot) = self.manifest().start.appshot.clone() {
+            return self.take_over(appshot).await;
+        }
         let began = Instant::now();
-        let start = Start::run(
-            self.node.store.clone(),
-            self.manifest().run_options(self.deployment.versions.current)?,
-        );
+        let options = RunOptions {
+            secrets: self.node.secrets_of(self.manifest())?,
+            ..self.manifest().run_options(self.deployment.versions.current)?
+        };
+        let start = Start::run(self.node.store.clone(), options);
         let start = start
             .hooked(self.manifest().hooks.clone())?
             .caused(Some(Cause::Deploy.name().to_owned()))?;
@@ -429,6 +433,19 @@ impl Agent {
     async fn turn_outward(&mut self) -> Result<Next> {
         self.snapshot(Occasion::Deploy).await?;
         Ok(Next::Wake(Cause::Deploy))
+    }
+
+    /// It begins with an appshot that is there already, as if it had fallen asleep.
+    async fn take_over(&mut self, appshot: String) -> Result<Next> {
+        let (store, name) = (self.node.store.clone(), self.name().to_owned());
+        on_own_thread(move || crate::versions::copy(&store, &appshot, &name)).await?;
+        self.hold_all()?;
+        crate::versions::listens(self.manifest(), &self.sockets)?;
+        self.prepare();
+        Ok(match self.manifest().instances.min {
+            0 => Next::Wait,
+            _ => Next::Wake(Cause::Deploy),
+        })
     }
 
     /// Of an app that sleeps: as its appshot has them, where nobody has kept them.
@@ -599,7 +616,8 @@ impl Agent {
     /// for that. It is no matter where that fails.
     fn prepare(&self) {
         let bytes = self.deployment.memory_bytes.unwrap_or(budget::UNKNOWN_BYTES);
-        if !self.node.spare(bytes) {
+        // What finds places of its own is made for one instance.
+        if !self.manifest().place.is_empty() || !self.node.spare(bytes) {
             return;
         }
         let restored = self.node.restored.clone();
@@ -684,6 +702,7 @@ impl Agent {
         if self.sockets.is_empty() {
             self.hold_all()?;
         }
+        let version = self.deployment.versions.current;
         let request = json!({
             "appshot": self.name(),
             "name": self.name(),
@@ -691,7 +710,11 @@ impl Agent {
             // Of one that was never up all is verified before it runs.
             "memory": if self.deployment.versions.untried { Memory::Eager } else { Memory::Lazy },
             "as_itself": self.manifest().has_own_user(),
-            "identity": { "vars": self.manifest().vars_of(self.name(), self.deployment.versions.current) },
+            "identity": {
+                "vars": self.manifest().vars_of(self.name(), version),
+                "secrets": self.node.secrets_of(self.manifest())?,
+            },
+            "binds": self.manifest().binds_of(self.name(), version)?,
             "limits": libsnap::cgroup::Limits::from(self.manifest().limits),
             "cause": cause.name(),
             "sockets": sockets::numbers(&self.sockets),

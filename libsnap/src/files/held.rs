@@ -117,6 +117,14 @@ pub fn is_port(held: &[HeldSocket], name: &[u8]) -> bool {
     others.any(|other| other.domain != libc::AF_UNIX && other.name.get(2..4) == name.get(2..4))
 }
 
+/// Whether it is one of them, or was accepted there: an app that has a network of its own may
+/// have such sockets of the network of who holds them.
+pub fn came_by(held: &[HeldSocket], socket: &OwnedFd) -> bool {
+    let of_internet = diag::getsockopt_i32(socket, libc::SOL_SOCKET, libc::SO_DOMAIN)
+        .is_ok_and(|domain| [libc::AF_INET, libc::AF_INET6].contains(&domain));
+    of_internet && (is_held(held, socket) || diag::address(socket, false).is_ok_and(|name| is_port(held, &name)))
+}
+
 /// What tells a socket from all others since boot (socket(7), Linux 4.12).
 fn cookie(socket: &OwnedFd) -> Sys<Vec<u8>> {
     let cookie = diag::getsockopt(socket, libc::SOL_SOCKET, libc::SO_COOKIE, 8)?;

@@ -137,7 +137,14 @@ fn attempt(
         opened.read_ahead();
     }
     let name = options.name.as_deref();
-    let prepared = Prepared::make(from, Way::of(options), vdsos, spare, name, &mut phases)?;
+    let prepared = Prepared::make(
+        from,
+        Way::of(options),
+        vdsos,
+        spare,
+        (name, &options.binds),
+        &mut phases,
+    )?;
     prepared.finish(options, begin, phases)
 }
 

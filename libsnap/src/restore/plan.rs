@@ -8,7 +8,7 @@ use crate::identity;
 use crate::image::records::{ExternalFile, FileKind, OpenFile, SocketState};
 use crate::image::{Appshot, Core};
 use crate::memory;
-use crate::target::{Allow, Notice, RestoreOptions, signal_name};
+use crate::target::{Allow, Bind, Notice, RestoreOptions, signal_name};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
@@ -34,7 +34,10 @@ pub fn here(shot: &Appshot, force_vdso_bridge: bool) -> Result<Vec<Vdso>> {
 pub fn allowed(shot: &Appshot, options: &RestoreOptions) -> Result<()> {
     let allow = &options.allow;
     let seen = Seen::default();
-    for file in &shot.manifest.external {
+    options.binds.iter().try_for_each(Bind::sensible)?;
+    // What is bound there is another one, and looked for once it is.
+    let here = |file: &&ExternalFile| !options.binds.iter().any(|bind| bind.has(&file.path));
+    for file in shot.manifest.external.iter().filter(here) {
         external(file, &seen, allow)?;
     }
     rights::check(shot, &seen, allow)?;

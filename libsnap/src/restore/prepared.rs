@@ -33,11 +33,11 @@ use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{FileKind, SocketState};
 use crate::image::{Appshot, Core};
 use crate::ipc;
-use crate::launch::no_cgroup;
+use crate::launch::{bind_all, no_cgroup};
 use crate::nsthread;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::Regs;
-use crate::target::{Instance, Memory, Network, PidMode, RestoreOptions, Time};
+use crate::target::{Bind, Instance, Memory, Network, PidMode, RestoreOptions, Time};
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -52,6 +52,10 @@ pub struct Way {
     pub renewed: bool,
     pub revertible: bool,
     pub as_itself: bool,
+    /// It finds something at another place than others ([`Bind`]): it is made once it is asked for.
+    ///
+    /// [`Bind`]: crate::target::Bind
+    pub bound: bool,
     pub force_vdso_bridge: bool,
 }
 
@@ -64,6 +68,7 @@ impl Way {
             renewed: options.identity.renewed,
             revertible: options.revertible,
             as_itself: options.as_itself,
+            bound: !options.binds.is_empty(),
             force_vdso_bridge: options.force_vdso_bridge,
         }
     }
@@ -102,7 +107,7 @@ impl Prepared {
         way: Way,
         vdsos: Vec<Vdso>,
         spare: &mut Option<Spare>,
-        name: Option<&str>,
+        (name, binds): (Option<&str>, &[Bind]),
         phases: &mut Phases<'_>,
     ) -> Result<Prepared> {
         let shot = from.shot();
@@ -123,6 +128,7 @@ impl Prepared {
                 Skeleton::build(shot, way.pids, network, group)?
             }
         };
+        bind_all(binds, skeleton.any())?;
         Prepared::within(from, way, vdsos, skeleton, phases)
     }
 
@@ -381,9 +387,13 @@ impl Prepared {
             Time::Passes => Timeline::passed(shot.manifest.clocks),
         };
         let own = identity::files(&name, &options.identity, Origin::Restored(&shot.manifest.participants))?;
+        let owner = shot.cores[0].image.threads.first().map_or((0, 0), |thread| {
+            let creds = &thread.record.creds;
+            (creds.uid[1], creds.gid[1])
+        });
         // What it has open of these has to be there. That it was restored it hears later.
         if shot.manifest.external.iter().any(|file| identity::is_file(&file.path)) {
-            identity::write(self.directory.as_ref(), &own)?;
+            identity::write(self.directory.as_ref(), &own, owner)?;
         }
         let files = self.files(shot, options)?;
         phases.start("processes")?;
@@ -394,7 +404,7 @@ impl Prepared {
             let mut husks = self.skeleton.husks.iter().zip(&shot.cores);
             husks.try_for_each(|(husk, core)| fill::renew(husk.pid, core))?;
         }
-        identity::write(self.directory.as_ref(), &own)?;
+        identity::write(self.directory.as_ref(), &own, owner)?;
         let asked = match self.way.revertible {
             true => revert::ask(&self.skeleton, shot)?,
             false => None,

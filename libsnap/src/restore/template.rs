@@ -91,6 +91,7 @@ impl Template {
         // Its buffers are pinned, which a fork of them is not.
         let ring = |kind: &FileKind| matches!(kind, FileKind::Uring(_));
         matches!(root.life, Life::Alive { .. })
+            && !way.bound
             && root.sid == root.pid
             && root.pid.0 > 1
             && root.exit_signal == libc::SIGCHLD
