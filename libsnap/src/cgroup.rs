@@ -258,43 +258,54 @@ impl Limits {
         *self == Limits::default()
     }
 
-    /// What is to be written for each controller: v2, and v1.
-    fn files(&self) -> Vec<(&'static str, Vec<(&'static str, String)>, Vec<(&'static str, String)>)> {
-        let mut files = Vec::new();
+    /// What is to be written for each controller.
+    fn settings(&self) -> Vec<Setting> {
+        let mut settings = Vec::new();
         if let Some(bytes) = self.memory {
             let text = bytes.to_string();
-            files.push((
-                "memory",
-                vec![("memory.max", text.clone())],
-                vec![("memory.limit_in_bytes", text)],
-            ));
+            settings.push(Setting {
+                controller: "memory",
+                v2: vec![("memory.max", text.clone())],
+                v1: vec![("memory.limit_in_bytes", text)],
+            });
         }
         if let Some(millis) = self.cpu_millis {
             // The kernel shares out a millisecond at least.
             let quota = (PERIOD_MICROS * millis / 1000).max(1000);
-            files.push((
-                "cpu",
-                vec![("cpu.max", format!("{quota} {PERIOD_MICROS}"))],
-                vec![
+            settings.push(Setting {
+                controller: "cpu",
+                v2: vec![("cpu.max", format!("{quota} {PERIOD_MICROS}"))],
+                v1: vec![
                     ("cpu.cfs_period_us", PERIOD_MICROS.to_string()),
                     ("cpu.cfs_quota_us", quota.to_string()),
                 ],
-            ));
+            });
         }
         if let Some(processes) = self.processes {
             // Its init is not its own.
             let text = (processes + 1).to_string();
-            files.push(("pids", vec![("pids.max", text.clone())], vec![("pids.max", text)]));
+            settings.push(Setting {
+                controller: "pids",
+                v2: vec![("pids.max", text.clone())],
+                v1: vec![("pids.max", text)],
+            });
         }
-        files
+        settings
     }
+}
+
+/// Files of a controller, and what is to be in them.
+struct Setting {
+    controller: &'static str,
+    v2: Vec<(&'static str, String)>,
+    v1: Vec<(&'static str, String)>,
 }
 
 /// Has the kernel keep a group within limits, by cgroup v2 where that has the controller, else
 /// by v1: what is in the group then belongs to one of v1 as well, for which nothing counts
 /// that it has already.
 pub fn limit(group: &Path, limits: &Limits) -> Result<()> {
-    for (controller, files, files_v1) in limits.files() {
+    for Setting { controller, v2, v1 } in limits.settings() {
         let failed = || format!("cannot limit the app: no {controller} limit");
         let write = |to: &Path, files: &[(&str, String)]| {
             let mut files = files.iter();
@@ -304,7 +315,7 @@ pub fn limit(group: &Path, limits: &Limits) -> Result<()> {
         // The root of all does not offer by itself what the app's owner asks for.
         let root = parent.parent().unwrap_or(parent);
         if is_v2() && enable(root, controller) && enable(parent, controller) {
-            write(group, &files).or_fail(failed)?;
+            write(group, &v2).or_fail(failed)?;
             continue;
         }
         let Some(beside) = beside(controller, group) else {
@@ -316,7 +327,7 @@ pub fn limit(group: &Path, limits: &Limits) -> Result<()> {
                 .state("nothing was started"));
         };
         fs::create_dir_all(&beside)
-            .and_then(|()| write(&beside, &files_v1))
+            .and_then(|()| write(&beside, &v1))
             .or_fail(failed)?;
         for pid in processes(group)? {
             fs::write(beside.join("cgroup.procs"), pid.to_string()).or_fail(failed)?;

@@ -24,6 +24,18 @@ def answer(word, value):
         return 200, str(asked.get(value, 0))
     if word == "var":
         return 200, open("/run/appshot-instance/vars/" + value).read()
+    if word == "secret":
+        path = "/run/appshot-instance/secrets/" + value
+        try:
+            return 200, "%s %o %d" % (open(path).read(), os.stat(path).st_mode & 0o777, os.stat(path).st_uid)
+        except OSError as error:
+            return 200, error.strerror
+    if word == "note":
+        log = kept[0] if kept else open("/srv/appshot-trial/PLACE/log", "a+")
+        kept[:] = [log]
+        if value: log.write(value + "\n"); log.flush()
+        log.seek(0)
+        return 200, log.read()
     if word == "eat":
         kept.append(bytearray(b"x") * (int(value) << 20))
         return 200, "eaten"
@@ -209,7 +221,7 @@ fn commands_have_limits_too() {
         let (took, forked) = limited()?;
         ensure!(took > 0.2 && forked.contains("unavailable"), "{took} s, {forked}");
         node.registry.appshot(&["kill", "-s", "KILL", "--wait", name])?;
-        node.registry.appshot(&["rm", "--force", name]).ok();
+        node.registry.appshot(&["rm", "--appshot", name])?;
         Ok(())
     });
 }
@@ -279,9 +291,186 @@ fn one_that_is_isolated_is_reached_and_reaches_nobody() {
         ensure!(both.iter().eq(["1", "2"]), "{both:?}");
         node.reach(app, "asleep")?;
         // A daemon that begins again has the same sockets.
-        let (node, ()) = node.replace(false, &[], || Ok(std::thread::sleep(Duration::from_millis(100))))?;
+        let (node, ()) = node.replace(false, &[], || {
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(())
+        })?;
         let reached = told(port, &format!("/reach/{other}"))?;
         ensure!(reached == "Connection refused", "{reached}");
+        node.end()
+    });
+}
+
+/// Each instance is told what its provider keeps: by the manifest's name, for its user alone, as
+/// it is by then. In no appshot.
+#[test]
+fn secrets_are_told_and_kept_nowhere() {
+    in_place("secrets_are_told_and_kept_nowhere", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let set = |name: &str, value: &str| {
+            let path = place.path("value");
+            std::fs::write(&path, value)?;
+            let path = path.display().to_string();
+            node.registry.appshot(&["secret", "set", name, "--file", &path])
+        };
+        let manifest = |rules: &str| {
+            let whole = python(ANSWERS, port, &format!("{SLEEPY}{rules}"));
+            whole.replacen("[start]", "secrets = [\"db\", \"key\"]\n[start]\nuser = \"nobody\"", 1)
+        };
+        set("db", "first-value-of-db\n")?;
+        // One that is not there yet is told, and no reason to give up.
+        let text = format!("app = {app:?}\n{}", manifest(""));
+        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": text }))?;
+        let failed = node.reach(app, "failed")?;
+        let why = failed["why"].as_str().unwrap_or_default();
+        ensure!(
+            why.contains("has no secret key") && why.contains("appshot secret set key"),
+            "{failed}"
+        );
+        set("key", "two\nlines\n")?;
+        poll("it to be tried again", PATIENCE, || {
+            Ok((node.status(app)?["state"] == "running").then_some(()))
+        })?;
+        let nobody = nix::unistd::User::from_name("nobody")?.context("nobody")?.uid;
+        ensure!(told(port, "/secret/db")? == format!("first-value-of-db 400 {nobody}"));
+        ensure!(told(port, "/secret/key")?.starts_with("two\nlines\n 400"));
+        node.reach(app, "asleep")?;
+        set("db", "second-value-of-db")?;
+        ensure!(told(port, "/secret/db")? == format!("second-value-of-db 400 {nobody}"));
+        let listed = node.registry.appshot(&["secret", "ls"])?;
+        ensure!(listed.contains("db") && !listed.contains("value-of"), "{listed}");
+        node.registry.appshot(&["secret", "rm", "key"])?;
+        let again = node.registry.appshot(&["secret", "rm", "key"]);
+        ensure!(again.is_err_and(|error| error.to_string().contains("has no secret key")));
+        for (name, because) in [("a/b", "cannot be the name"), ("..", "cannot be the name")] {
+            let refused = set(name, "x").err().map(|error| error.to_string()).unwrap_or_default();
+            ensure!(refused.contains(because), "{name}: {refused}");
+        }
+        node.end()
+    });
+}
+
+/// What an appshot has of a secret is what the app has read.
+#[test]
+fn an_appshot_has_no_secret_that_was_not_read() {
+    in_place("an_appshot_has_no_secret_that_was_not_read", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let path = place.path("value");
+        std::fs::write(&path, "never-read-by-anybody")?;
+        let path = path.display().to_string();
+        node.registry.appshot(&["secret", "set", "idle", "--file", &path])?;
+        let whole = python(ANSWERS, port, SLEEPY).replacen("[start]", "secrets = [\"idle\"]\n[start]", 1);
+        node.deploy(app, &whole)?;
+        node.reach(app, "asleep")?;
+        let appshot = node.registry.data.join(format!("appshots/{app}.appshot"));
+        for entry in std::fs::read_dir(&appshot)? {
+            let bytes = std::fs::read(entry?.path())?;
+            let found = bytes.windows(21).any(|window| window == b"never-read-by-anybody");
+            ensure!(!found, "it is in the appshot");
+        }
+        ensure!(told(port, "/secret/idle")?.starts_with("never-read-by-anybody"));
+        node.end()
+    });
+}
+
+/// The same path leads to another place in each instance, for files that it had open, too.
+#[test]
+fn a_path_leads_to_other_places() {
+    in_place("a_path_leads_to_other_places", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let at = std::path::PathBuf::from("/srv/appshot-trial").join(app);
+        std::fs::create_dir_all(&at)?;
+        let program = ANSWERS.replace("PLACE", app);
+        let to = place.path("places").display().to_string();
+        let rules = format!(
+            "{SLEEPY}[[place]]\nat = {at:?}\nto = \"{to}/{{instance}}\"\n[instances]\nmax = 2\n\
+             [capacity]\nconnections = 1\n[instance]\nvars = {{ WHO = \"{{number}}\" }}\n"
+        );
+        node.deploy(app, &python(&program, port, &rules))?;
+        ensure!(told(port, "/note/one")? == "one\n");
+        let first = place.path("places").join(app).join("log");
+        ensure!(std::fs::read_to_string(&first)? == "one\n", "it is not there");
+        node.reach(app, "asleep")?;
+        // It has the file open in its appshot; what the file holds by then is the place's affair.
+        std::fs::write(&first, "one\nby another\n")?;
+        ensure!(told(port, "/note/two")? == "one\nby another\ntwo\n");
+        // A second one has a place of its own.
+        let second = place.path("places").join(format!("{app}.2"));
+        std::fs::create_dir_all(&second)?;
+        std::fs::write(second.join("log"), "of the second\n")?;
+        poll("the second to answer", PATIENCE, || {
+            let held = (0..3).map(|_| std::thread::spawn(move || told(port, "/hold/300")));
+            let who: std::collections::BTreeSet<String> = held
+                .collect::<Vec<_>>()
+                .into_iter()
+                .filter_map(|held| held.join().ok().and_then(Result::ok))
+                .collect();
+            Ok((who.len() == 2).then_some(()))
+        })?;
+        let notes = poll("both to have told", PATIENCE, || {
+            let asked = (0..3).map(|_| std::thread::spawn(move || (told(port, "/hold/100"), told(port, "/note/"))));
+            let notes: std::collections::BTreeSet<String> = asked
+                .collect::<Vec<_>>()
+                .into_iter()
+                .filter_map(|asked| asked.join().ok().and_then(|(_, note)| note.ok()))
+                .collect();
+            Ok((notes.len() == 2).then_some(notes))
+        })?;
+        ensure!(
+            notes.iter().any(|note| note.starts_with("of the second")) && notes.iter().any(|note| note.contains("two")),
+            "{notes:?}"
+        );
+        ensure!(!at.join("log").exists(), "the host has it");
+        node.end()?;
+        Ok(std::fs::remove_dir_all(&at)?)
+    });
+}
+
+/// An appshot that is there already is deployed, and copied: what becomes of it does not matter.
+#[test]
+fn it_begins_with_an_appshot() {
+    in_place("it_begins_with_an_appshot", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let (old, at) = (format!("{app}-old"), port.to_string());
+        let words = [
+            "run",
+            "--name",
+            &old,
+            "-d",
+            "--",
+            "/usr/bin/python3",
+            "-c",
+            ANSWERS,
+            &at,
+        ];
+        node.registry.appshot(&words)?;
+        poll("an answer", PATIENCE, || Ok(told(port, "/warm").ok()))?;
+        told(port, "/warm")?;
+        node.registry.appshot(&["snapshot", &old])?;
+        let manifest = |listen: u16, from: &str| {
+            format!("[start]\nappshot = {from:?}\n[[listen]]\ntcp = \"127.0.0.1:{listen}\"\n{SLEEPY}")
+        };
+        let other = format!("{app}-wrong");
+        for (listen, from, because) in [
+            (free_port()?, &*old, "does not listen on 127.0.0.1"),
+            (port, "nobody", "nobody"),
+        ] {
+            let text = format!("app = {other:?}\n{}", manifest(listen, from));
+            let _: Value = node.client().post("/v1/apps", &json!({ "manifest": text }))?;
+            let failed = node.reach(&other, "failed")?;
+            ensure!(
+                failed["why"].as_str().is_some_and(|why| why.contains(because)),
+                "{failed}"
+            );
+            let _: Value = node.client().delete(&format!("/v1/apps/{other}"))?;
+        }
+        let text = format!("app = {app:?}\n{}", manifest(port, &old));
+        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": text }))?;
+        node.reach(app, "asleep")?;
+        node.registry.appshot(&["rm", "--appshot", &old])?;
+        ensure!(told(port, "/times/warm")? == "2", "it is another one");
+        node.reach(app, "asleep")?;
+        ensure!(told(port, "/times/times")? == "2");
         node.end()
     });
 }
