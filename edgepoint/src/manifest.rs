@@ -277,6 +277,8 @@ pub enum Keep {
     /// Those over which something is under way. When it sleeps it loses the others, as if
     /// its peers had closed them.
     Busy,
+    /// The same, and the others stay open while it sleeps: what comes over one wakes it.
+    Carried,
 }
 
 impl Keep {
@@ -284,6 +286,7 @@ impl Keep {
         match self {
             Keep::Open => "open",
             Keep::Busy => "busy",
+            Keep::Carried => "carried",
         }
     }
 }
@@ -1020,7 +1023,11 @@ max = 4
             ("hold = \"10m\"", "holds = \"10m\"", "did you mean hold?"),
             ("timers = \"all\"", "timers = \"some\"", "unknown variant"),
             ("timers = \"all\"", "timers_beyond = \"soon\"", "line 21"),
-            ("made = \"busy\"", "made = \"idle\"", "expected `open` or `busy`"),
+            (
+                "made = \"busy\"",
+                "made = \"idle\"",
+                "expected one of `open`, `busy`, `carried`",
+            ),
             ("made = \"busy\"", "conections = \"busy\"", "did you mean connections?"),
             ("55 7 * * 1-5", "55 7 * * 8", "is no time"),
             ("55 7 * * 1-5", "55 7 * *", "is no time"),

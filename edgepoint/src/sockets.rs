@@ -24,13 +24,15 @@ const LISTENS_YET: Duration = Duration::from_millis(10);
 #[derive(Debug, Default)]
 pub struct Sockets {
     pub listening: Vec<OwnedFd>,
-    /// Of the internet, to others or from them, and those that were accepted at a path.
+    /// Of the internet, to others outside or from them, and those that were accepted at a path.
     pub connections: usize,
     /// Of these: made to others, by the app.
     pub made: usize,
     /// TCP connections of both kinds over which nothing is under way.
     pub idle: usize,
     pub made_idle: usize,
+    /// The latter: whether each was accepted at one of its sockets, or made.
+    pub outside: Vec<(OwnedFd, bool)>,
     /// Unix sockets in which something waits to be read, where the app is stopped: it may
     /// be a connection on its way to another process of the app.
     pub unread: usize,
@@ -79,15 +81,20 @@ impl Sockets {
             }
         }
         let ports: Vec<_> = found.listening.iter().filter_map(port).collect();
-        for connection in &tcp {
-            let accepted = port(connection).is_some_and(|port| ports.contains(&port));
-            let idle = under_way(connection, accepted).is_ok_and(|is| !is);
+        let ends = |fd: &OwnedFd| Some((diag::address(fd, false).ok()?, diag::address(fd, true).ok()?));
+        let all: HashSet<_> = tcp.iter().filter_map(ends).collect();
+        // What it has with itself goes with it.
+        let inside = |fd: &OwnedFd| ends(fd).is_some_and(|(own, peer)| all.contains(&(peer, own)));
+        for connection in tcp.into_iter().filter(|connection| !inside(connection)) {
+            let accepted = port(&connection).is_some_and(|port| ports.contains(&port));
+            let idle = under_way(&connection, accepted).is_ok_and(|is| !is);
             let (all, quiet) = match accepted {
                 true => (&mut found.connections, &mut found.idle),
                 false => (&mut found.made, &mut found.made_idle),
             };
             *all += 1;
             *quiet += usize::from(idle);
+            found.outside.push((connection, accepted));
         }
         (found.connections, found.idle) = (found.connections + found.made, found.idle + found.made_idle);
         // An accepted one has the name of where it was.
@@ -173,6 +180,11 @@ impl Sockets {
     }
 }
 
+/// Whether it is one that others come to.
+pub fn listens(socket: &OwnedFd) -> bool {
+    diag::getsockopt_i32(socket, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens == 1)
+}
+
 /// The same sockets, for another thread.
 pub fn copies(sockets: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
     let copies = sockets.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>();
@@ -237,6 +249,16 @@ fn place(socket: &OwnedFd) -> Option<Listen> {
     }
 }
 
+/// Of an app's listening sockets those that its manifest names.
+pub fn named(sockets: &[OwnedFd], wanted: &[Listen]) -> Result<Vec<OwnedFd>> {
+    let is_named =
+        |socket: &&OwnedFd| place(socket).is_some_and(|here| wanted.iter().any(|wanted| here.covers(wanted)));
+    let named = sockets.iter().filter(is_named).map(OwnedFd::try_clone);
+    named
+        .collect::<std::io::Result<_>>()
+        .or_fail(|| "cannot watch the sockets of the app")
+}
+
 impl Listen {
     /// Whether who comes to the other place comes here.
     pub fn covers(&self, other: &Listen) -> bool {
@@ -251,6 +273,6 @@ impl Listen {
 }
 
 /// Their numbers here, to be named to another process.
-pub fn numbers(sockets: &[OwnedFd]) -> Vec<i32> {
-    sockets.iter().map(AsRawFd::as_raw_fd).collect()
+pub fn numbers<'a>(sockets: impl IntoIterator<Item = &'a OwnedFd>) -> Vec<i32> {
+    sockets.into_iter().map(AsRawFd::as_raw_fd).collect()
 }

@@ -502,3 +502,113 @@ fn parked_instances_make_room() {
         node.end()
     });
 }
+
+/// Connections that nobody uses just now stay open through a sleep, whoever made them; what
+/// comes over one wakes the app, which is told of an end, too.
+#[test]
+fn connections_are_carried_through_a_sleep() {
+    in_place("connections_are_carried_through_a_sleep", |place| {
+        let (mut node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let rules = "[idle]\ntimeout = \"1s\"\ncpu = 50.0\nconnections = \"carried\"\nmade = \"carried\"\n";
+        node.deploy(app, &python(TALK, port, rules))?;
+        let mut clients = (0..4).map(|_| open(port)).collect::<Result<Vec<_>>>()?;
+        for client in &mut clients {
+            say(client, "kept['told'] = kept.get('told', 0) + 1")?;
+        }
+        // Something under way keeps it awake, and is answered. (In one tick of the kernel what is
+        // asked cannot be told from what was answered.)
+        std::thread::sleep(Duration::from_millis(20));
+        say(&mut clients[0], "wait 2.5")?;
+        ensure!(node.count(app, "sleeps")? == 0, "it slept with a request under way");
+        // One that the app has made itself, and one that stays inside it.
+        let outside = TcpListener::bind("127.0.0.1:0")?;
+        let there = outside.local_addr()?.port();
+        say(
+            &mut clients[0],
+            &format!("kept['made'] = socket.create_connection(('127.0.0.1', {there}))"),
+        )?;
+        let (mut made, _) = outside.accept()?;
+        made.set_read_timeout(Some(PATIENCE))?;
+        say(
+            &mut clients[0],
+            "s = socket.create_server(('127.0.0.1', 0)); kept['in'] = socket.create_connection(s.getsockname()), s.accept()[0], s",
+        )?;
+        for turn in 0..3 {
+            node.reach(app, "asleep")?;
+            let wakes = node.count(app, "wakes")?;
+            if turn == 1 {
+                // The daemon that held them is killed; they are kept.
+                (node, ()) = node.replace(false, &[], || Ok(()))?;
+                node.reach(app, "asleep")?;
+            }
+            say(&mut clients[turn], "assert kept['told'] == 4; wait = 0")?;
+            if turn != 1 {
+                // It may answer before that is counted.
+                poll("it to be woken", PATIENCE, || {
+                    Ok((node.count(app, "wakes")? == wakes + 1).then_some(()))
+                })?;
+            }
+            // All the others, too, by the app that runs again.
+            for client in &mut clients {
+                say(
+                    client,
+                    "kept['in'][0].sendall(b'x'); assert kept['in'][1].recv(1) == b'x'",
+                )?;
+            }
+        }
+        // What comes over the one that it has made wakes it, and it answers there.
+        say(
+            &mut clients[0],
+            "threading.Thread(target=lambda: kept['made'].sendall(kept['made'].recv(100).upper()), daemon=True).start()",
+        )?;
+        node.reach(app, "asleep")?;
+        made.write_all(b"hello")?;
+        let mut answer = [0; 5];
+        made.read_exact(&mut answer)
+            .context("no answer over what it has made")?;
+        ensure!(&answer == b"HELLO", "{answer:?}");
+        // Its own end is seen at once: nobody else holds it open.
+        say(&mut clients[0], "kept['made'].close()")?;
+        ensure!(made.read(&mut answer)? == 0, "it is open still");
+        // So is a client's, by the app.
+        node.reach(app, "asleep")?;
+        let wakes = node.count(app, "wakes")?;
+        drop(clients.pop());
+        poll("it to be woken by that", PATIENCE, || {
+            Ok((node.count(app, "wakes")? > wakes).then_some(()))
+        })?;
+        node.reach(app, "asleep")?;
+        // Removed while it sleeps: they end.
+        let _: Value = node.client().delete(&format!("/v1/apps/{app}"))?;
+        let mut first = clients.remove(0);
+        let ended = first.read(&mut answer);
+        ensure!(
+            ended.as_ref().is_ok_and(|count| *count == 0) || ended.is_err(),
+            "{ended:?}"
+        );
+        node.end()
+    });
+}
+
+/// A client that asks at any moment over a connection that stays, while its server falls asleep
+/// and wakes again and again.
+#[test]
+fn no_word_over_a_carried_connection_is_lost() {
+    in_place("no_word_over_a_carried_connection_is_lost", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let rules = "[idle]\ntimeout = \"1s\"\ncpu = 90.0\nconnections = \"carried\"\n";
+        node.deploy(app, &python(TALK, port, rules))?;
+        let mut clients = (0..3).map(|_| open(port)).collect::<Result<Vec<_>>>()?;
+        // From well before the time-out to well after.
+        let cycles = 24;
+        for cycle in 0..cycles {
+            std::thread::sleep(Duration::from_millis(960 + 10 * cycle));
+            let at = usize::try_from(cycle)? % clients.len();
+            say(&mut clients[at], "kept['n'] = kept.get('n', 0) + 1").with_context(|| format!("cycle {cycle}"))?;
+        }
+        say(&mut clients[0], &format!("assert kept['n'] == {cycles}"))?;
+        let sleeps = node.count(app, "sleeps")?;
+        ensure!(sleeps > 3, "it slept {sleeps} times");
+        node.end()
+    });
+}

@@ -13,7 +13,7 @@ use crate::bell::Bell;
 use crate::budget::{self, Charge};
 use crate::demand::Demand;
 use crate::instances::Instances;
-use crate::manifest::{Instances as Bounds, Manifest};
+use crate::manifest::{Instances as Bounds, Keep, Manifest};
 use crate::metrics::Meter;
 use crate::node::{Deployment, Node};
 use crate::probe;
@@ -133,6 +133,8 @@ pub struct Agent {
     told: Option<oneshot::Sender<Result<()>>>,
     /// Held as long as the app is deployed.
     sockets: Vec<OwnedFd>,
+    /// Connections that are held while it sleeps.
+    carried: Vec<OwnedFd>,
     demand: Arc<Demand>,
     why: Arc<Why>,
     further: Instances,
@@ -166,6 +168,7 @@ impl Agent {
         (demand, why): (Arc<Demand>, Arc<Why>),
         (status, orders, switches): (watch::Sender<Status>, mpsc::Receiver<Order>, mpsc::Receiver<Switch>),
     ) -> Agent {
+        let (sockets, carried): (Vec<OwnedFd>, _) = sockets.into_iter().partition(sockets::listens);
         demand.listens(&sockets, &node.looks);
         Agent {
             further: Instances::new(node.clone(), deployment.manifest.clone(), deployment.versions.current),
@@ -177,6 +180,7 @@ impl Agent {
             switching: None,
             told: None,
             sockets,
+            carried,
             demand,
             why,
             scale: Scale::default(),
@@ -271,6 +275,7 @@ impl Agent {
         if let Some(app) = record.filter(App::alive) {
             tracing::info!(app = app.name, "runs: adopted");
             versions::let_go_on(&app);
+            self.carried.clear();
             match Sockets::of(&app) {
                 // The keeper has them, as a rule.
                 Err(error) if error.kind == libsnap::error::Kind::Refused && !self.sockets.is_empty() => {
@@ -308,10 +313,37 @@ impl Agent {
         for socket in &sockets {
             sockets::deepen(socket).or_fail(|| "cannot make room for who comes")?;
         }
-        self.node.keeper.keep(self.name(), &sockets)?;
-        self.demand.listens(&sockets, &self.node.looks);
+        let named = sockets::named(&sockets, &self.manifest().listen)?;
+        self.demand.listens(&named, &self.node.looks);
         self.sockets = sockets;
-        Ok(())
+        self.keep()
+    }
+
+    /// Has others keep what is held here, should this daemon end.
+    fn keep(&self) -> Result<()> {
+        self.node.keeper.keep(self.name(), &self.all_held()?)
+    }
+
+    /// What the app gets back when it wakes.
+    fn all_held(&self) -> Result<Vec<OwnedFd>> {
+        let all = self.sockets.iter().chain(&self.carried);
+        all.map(OwnedFd::try_clone)
+            .collect::<std::io::Result<_>>()
+            .or_fail(|| "cannot hold the sockets of the app")
+    }
+
+    /// Connections that are to be carried through its sleep, as far as that is wanted.
+    async fn to_carry(&self, occasion: Occasion) -> Result<Vec<OwnedFd>> {
+        let idle = &self.manifest().idle;
+        let wanted = |accepted: bool| (if accepted { idle.connections } else { idle.made }) == Keep::Carried;
+        if !(wanted(true) || wanted(false)) || [Occasion::ScaleOut, Occasion::Update].contains(&occasion) {
+            return Ok(Vec::new());
+        }
+        let sockets = Sockets::aside(&self.running_app()?).await?;
+        let outside = sockets.outside.into_iter();
+        Ok(outside
+            .filter_map(|(connection, accepted)| wanted(accepted).then_some(connection))
+            .collect())
     }
 
     fn appshot(&self) -> Option<std::path::PathBuf> {
@@ -451,6 +483,7 @@ impl Agent {
     /// Of an app that sleeps: as its appshot has them, where nobody has kept them.
     fn hold_all(&mut self) -> Result<()> {
         let shot = Appshot::open_unverified_memory(&self.node.store.appshot_path(self.name()))?;
+        self.carried = held::carried(&shot.manifest, std::mem::take(&mut self.carried));
         self.hold(held::complete(&shot.manifest, &self.sockets)?)
     }
 
@@ -565,18 +598,33 @@ impl Agent {
         self.node.note(&self.deployment)
     }
 
-    async fn snapshot(&self, occasion: Occasion) -> Result<SnapshotReport> {
+    async fn snapshot(&mut self, occasion: Occasion) -> Result<SnapshotReport> {
         let leave_running = occasion == Occasion::ScaleOut;
+        self.carried = self.to_carry(occasion).await?;
+        if !self.carried.is_empty() {
+            // Should this daemon end while the app does.
+            self.keep()?;
+        }
+        let held = sockets::numbers(self.sockets.iter().chain(&self.carried));
         let request = json!({
             "target": self.name(),
             "replace": true,
             "leave_running": leave_running,
             "cause": occasion.name(),
-            "sockets": sockets::numbers(&self.sockets),
+            "sockets": held,
             "tcp": if leave_running { TcpPolicy::Refuse } else { self.manifest().idle.tcp() },
         });
         let place = self.span.place();
-        self.node.snapd.post_async("/v1/snapshots", &request, &place).await
+        let taken: Result<SnapshotReport> = self.node.snapd.post_async("/v1/snapshots", &request, &place).await;
+        if !self.carried.is_empty() {
+            let carried = std::mem::take(&mut self.carried);
+            if let Ok(report) = &taken {
+                let shot = Appshot::open_unverified_memory(&report.appshot)?;
+                self.carried = held::carried(&shot.manifest, carried);
+            }
+            self.keep()?;
+        }
+        taken
     }
 
     /// Has an appshot to make further instances of, where it may have some. It goes on
@@ -663,8 +711,9 @@ impl Agent {
         if self.manifest().instances.min > 0 {
             return Ok(Next::Wake(Cause::Recovery));
         }
-        let bell = Bell::new(&self.sockets)?;
-        bell.arm(&self.sockets)?;
+        let held = self.all_held()?;
+        let bell = Bell::new(&held)?;
+        bell.arm(&held)?;
         let alarm = self.alarm().await;
         tokio::pin!(alarm);
         let woken = loop {
@@ -717,7 +766,7 @@ impl Agent {
             "binds": self.manifest().binds_of(self.name(), version)?,
             "limits": libsnap::cgroup::Limits::from(self.manifest().limits),
             "cause": cause.name(),
-            "sockets": sockets::numbers(&self.sockets),
+            "sockets": sockets::numbers(self.sockets.iter().chain(&self.carried)),
             // What waits for a timer has to see it coming.
             "time": if self.due.is_some() { Time::Passes } else { Time::Stands },
         });
@@ -729,6 +778,11 @@ impl Agent {
             woken => woken?,
         };
         self.woken_in = began.elapsed();
+        // They are the app's now: were they held here, nobody would hear that it closes one.
+        if !self.carried.is_empty() {
+            self.carried.clear();
+            self.keep()?;
+        }
         self.came_up(cause, Kind::Woken, began, woken.phases);
         self.follow_accept(cause)?;
         self.tried()?;
@@ -814,6 +868,7 @@ impl Agent {
     async fn remove(&mut self) -> Result<()> {
         self.turn(State::Removing, None);
         self.sockets.clear();
+        self.carried.clear();
         self.charge = None;
         self.further.remove().await?;
         let (node, name) = (self.node.clone(), self.name().to_owned());

@@ -24,7 +24,7 @@ impl Agent {
         let came = self.demand.traffic.needed_since(seen.traffic);
         seen.traffic = self.demand.traffic.seen();
         let connections = match self.manifest().idle.connections {
-            Keep::Busy if open > 0 => match self.busy(&seen.app).await {
+            Keep::Busy | Keep::Carried if open > 0 => match self.busy(&seen.app).await {
                 Err(error) if error.kind == Kind::Refused => open,
                 busy => busy?,
             },
@@ -144,7 +144,7 @@ impl Agent {
         let idle = &self.manifest().idle;
         let of = |keep: Keep, all: usize, idle: usize| match keep {
             Keep::Open => all,
-            Keep::Busy => all - idle,
+            Keep::Busy | Keep::Carried => all - idle,
         };
         let accepted = sockets.connections - sockets.made;
         (

@@ -118,6 +118,8 @@ impl Agent {
             "version"
         );
         self.deployment = after;
+        // They are of the version that has left.
+        self.carried.clear();
         self.hold(sockets)?;
         self.further = Instances::new(self.node.clone(), to.manifest.clone(), to.number);
         self.copy_refused = None;

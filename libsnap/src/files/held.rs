@@ -1,4 +1,4 @@
-//! Listening sockets that somebody holds open while the app sleeps.
+//! Listening sockets, and TCP connections, that somebody holds open while the app sleeps.
 //!
 //! ```text
 //!   holder ── socket, with its backlog ──┬── app, until its snapshot has ended it
@@ -8,6 +8,9 @@
 //! Who connects in between waits in the backlog (listen(2)) and is accepted by the
 //! restored app: it has the very same socket, under the same number. Several instances
 //! can have it at once.
+//!
+//! A connection is the very same one, too: its peer notices nothing, and what it sends waits in the
+//! socket. One instance has it; who holds it lets go of it then, or its end would stay unseen.
 
 use super::inet;
 use crate::error::{Error, Kind, OrFail, Result};
@@ -26,6 +29,8 @@ struct Socket {
     kind: i32,
     /// Raw, as getsockname(2) tells it.
     name: Vec<u8>,
+    /// Of a connection, as getpeername(2) does.
+    peer: Option<Vec<u8>>,
     fd: OwnedFd,
 }
 
@@ -35,10 +40,10 @@ impl Held {
         let taken = sockets.iter().map(|socket| {
             let what = || format!("cannot take socket {} of process {}", socket.fd, socket.pid);
             let taken = Socket::take(socket).or_fail(what)?;
-            match listening(manifest).any(|record| taken.suits(record)) {
+            match sockets_of(manifest).any(|record| taken.suits(record)) {
                 true => Ok(taken),
                 false => Err(Error::new(Kind::Usage, what())
-                    .because("the app listens on no such socket")
+                    .because("the app has no such socket")
                     .fix("name the sockets that the app had")),
             }
         });
@@ -65,11 +70,24 @@ pub fn complete(manifest: &Manifest, sockets: &[OwnedFd]) -> Result<Vec<OwnedFd>
     complete.filter_map(Result::transpose).collect()
 }
 
-fn listening(manifest: &Manifest) -> impl Iterator<Item = &SocketRecord> {
+/// Of these connections those that an app of this manifest is to have again.
+pub fn carried(manifest: &Manifest, connections: Vec<OwnedFd>) -> Vec<OwnedFd> {
+    let known = connections.into_iter().filter_map(|fd| Socket::of(fd).ok());
+    known
+        .filter(|socket| socket.peer.is_some() && sockets_of(manifest).any(|record| socket.suits(record)))
+        .map(|socket| socket.fd)
+        .collect()
+}
+
+fn sockets_of(manifest: &Manifest) -> impl Iterator<Item = &SocketRecord> {
     manifest.files.iter().filter_map(|file| match &file.kind {
-        FileKind::Socket(record) if matches!(record.state, SocketState::Listening { .. }) => Some(&**record),
+        FileKind::Socket(record) => Some(&**record),
         _ => None,
     })
+}
+
+fn listening(manifest: &Manifest) -> impl Iterator<Item = &SocketRecord> {
+    sockets_of(manifest).filter(|record| matches!(record.state, SocketState::Listening { .. }))
 }
 
 impl Socket {
@@ -79,10 +97,13 @@ impl Socket {
 
     fn of(fd: OwnedFd) -> Sys<Socket> {
         let option = |name| diag::getsockopt_i32(&fd, libc::SOL_SOCKET, name);
-        if option(libc::SO_ACCEPTCONN)? == 0 {
-            return Err(nix::Error::EINVAL);
-        }
+        let peer = match option(libc::SO_ACCEPTCONN)? {
+            0 if option(libc::SO_PROTOCOL)? == libc::IPPROTO_TCP => Some(diag::address(&fd, true)?),
+            0 => return Err(nix::Error::EINVAL),
+            _ => None,
+        };
         Ok(Socket {
+            peer,
             domain: option(libc::SO_DOMAIN)?,
             kind: option(libc::SO_TYPE)?,
             name: diag::address(&fd, false)?,
@@ -91,10 +112,12 @@ impl Socket {
     }
 
     fn suits(&self, record: &SocketRecord) -> bool {
-        let SocketState::Listening { name, .. } = &record.state else {
-            return false;
+        let (name, peer) = match &record.state {
+            SocketState::Listening { name, .. } => (name, None),
+            SocketState::Carried { name, peer } => (name, Some(peer)),
+            _ => return false,
         };
-        (self.domain, self.kind, &self.name) == (record.domain, record.kind, name)
+        (self.domain, self.kind, &self.name) == (record.domain, record.kind, name) && self.peer.as_ref() == peer
     }
 }
 
@@ -113,8 +136,9 @@ pub fn is_held(held: &[HeldSocket], socket: &OwnedFd) -> bool {
 
 /// Whether one of them has the port of this address: what has it was accepted there.
 pub fn is_port(held: &[HeldSocket], name: &[u8]) -> bool {
-    let mut others = held.iter().filter_map(|other| Socket::take(other).ok());
-    others.any(|other| other.domain != libc::AF_UNIX && other.name.get(2..4) == name.get(2..4))
+    let others = held.iter().filter_map(|other| Socket::take(other).ok());
+    let mut listening = others.filter(|other| other.peer.is_none());
+    listening.any(|other| other.domain != libc::AF_UNIX && other.name.get(2..4) == name.get(2..4))
 }
 
 /// Whether it is one of them, or was accepted there: an app that has a network of its own may

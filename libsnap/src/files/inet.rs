@@ -124,6 +124,9 @@ fn tcp(context: &Context<'_>, description: &Description, record: &mut SocketReco
         } else {
             SocketState::Fresh
         }),
+        TCP_ESTABLISHED if held::is_held(&context.options.held, &description.dup) => {
+            held_open(context, description, name)
+        }
         _ if may_close(context, description, &name) => Ok(SocketState::Severed),
         state => refused(
             format!(
@@ -136,6 +139,22 @@ fn tcp(context: &Context<'_>, description: &Description, record: &mut SocketReco
                 }
             ),
             "close the connection first, or pass --tcp=close",
+        ),
+    }
+}
+
+/// A connection that somebody holds. Nothing may be under way: whom it is for would wait for
+/// somebody else's next word.
+fn held_open(context: &Context<'_>, description: &Description, name: Vec<u8>) -> Result<SocketState, Refused> {
+    let came = held::is_port(&context.options.held, &name);
+    match (under_way(&description.dup, came), diag::address(&description.dup, true)) {
+        (Ok(false), Ok(peer)) => Ok(SocketState::Carried { name, peer }),
+        _ => refused(
+            format!(
+                "something is under way over a TCP connection {}",
+                endpoints(description)
+            ),
+            "try again once it is answered",
         ),
     }
 }
@@ -400,7 +419,7 @@ fn reachable(mut name: Vec<u8>) -> Vec<u8> {
 }
 
 pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
-    if record.state == SocketState::Severed {
+    if matches!(record.state, SocketState::Severed | SocketState::Carried { .. }) {
         return severed(record.domain).or_fail(|| "cannot make a closed connection");
     }
     let made = socket(record.domain, record.kind, record.protocol).or_fail(|| "cannot make a socket")?;
@@ -411,6 +430,7 @@ pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
         | SocketState::Paired { .. }
         | SocketState::Waiting { .. }
         | SocketState::Joined { .. }
+        | SocketState::Carried { .. }
         | SocketState::Severed => {}
         SocketState::Bound { name, .. } => bind(&made, name, record)?,
         SocketState::Listening { name, backlog, .. } => {

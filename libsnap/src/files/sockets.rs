@@ -237,6 +237,9 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         libc::AF_UNIX => unix::capture(context, description, &mut record)?,
         libc::AF_INET | libc::AF_INET6 => {
             inet::capture(context, description, &mut record)?;
+            if let SocketState::Carried { .. } = record.state {
+                return Ok(FileKind::Socket(Box::new(record)));
+            }
             record.options.extend(multicast::groups(context, description, &record)?);
         }
         libc::AF_NETLINK => netlink::capture(context, description, &mut record)?,
@@ -248,8 +251,8 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
             );
         }
     }
-    // The end of a connection is made again without any.
-    if record.state != SocketState::Severed {
+    // The end of a connection is made again without any, or has all its own.
+    if !matches!(record.state, SocketState::Severed | SocketState::Carried { .. }) {
         // SO_ERROR would take it from the app.
         if has(dup, PollFlags::POLLERR) {
             return refused("a socket error that the app has not read yet", "let the app read it");

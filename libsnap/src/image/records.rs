@@ -965,6 +965,14 @@ pub enum SocketState {
     },
     /// A connection to outside that is restored as closed by its peer (`--tcp=close`).
     Severed,
+    /// TCP: a connection to outside that somebody holds open, and gives back with the restore. Where
+    /// nobody does it is as severed.
+    Carried {
+        #[serde(with = "hex_bytes")]
+        name: Vec<u8>,
+        #[serde(with = "hex_bytes")]
+        peer: Vec<u8>,
+    },
 }
 
 /// A TCP connection as one end has it. Its sequence numbers are nobody else's, and not kept.

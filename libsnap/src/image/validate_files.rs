@@ -238,13 +238,15 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
         | SocketState::Listening { name, .. }
         | SocketState::Paired { name, .. }
         | SocketState::Waiting { name, .. } => [name, &[]],
-        SocketState::Connected { name, peer } => [name, peer],
+        SocketState::Connected { name, peer } | SocketState::Carried { name, peer } => [name, peer],
         SocketState::Joined { name, .. } => [name, &[]],
         SocketState::Fresh | SocketState::Severed => [&[], &[]],
     };
     let is_tcp = [INET, INET6].contains(&socket.domain) && (socket.kind, socket.protocol) == (STREAM, TCP);
-    if socket.state == SocketState::Severed {
-        ensure(is_tcp, PART, || format!("file {id}: no TCP connection, and severed"))?;
+    if matches!(socket.state, SocketState::Severed | SocketState::Carried { .. }) {
+        ensure(is_tcp, PART, || {
+            format!("file {id}: no TCP connection, and severed or carried")
+        })?;
     }
     if let SocketState::Joined { peer, connection, .. } = &socket.state {
         let sound = is_tcp

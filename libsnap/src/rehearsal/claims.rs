@@ -82,7 +82,7 @@ fn of_socket(socket: &SocketRecord) -> Option<Claim> {
         SocketState::Bound { name, .. } | SocketState::Listening { name, .. } => name,
         SocketState::Paired { name, .. } | SocketState::Connected { name, .. } => name,
         SocketState::Waiting { name, .. } | SocketState::Joined { name, .. } => name,
-        SocketState::Fresh | SocketState::Severed => return None,
+        SocketState::Fresh | SocketState::Severed | SocketState::Carried { .. } => return None,
     };
     if socket.domain == libc::AF_NETLINK {
         return Some(Claim::Netlink(netlink::port(name), socket.protocol));

@@ -334,7 +334,7 @@ impl<'a> Judge<'a> {
             SocketState::Connected { name, .. }
             | SocketState::Waiting { name, .. }
             | SocketState::Joined { name, .. } => (name, None),
-            SocketState::Fresh | SocketState::Severed => return Ok(()),
+            SocketState::Fresh | SocketState::Severed | SocketState::Carried { .. } => return Ok(()),
         };
         if matches!(record.state, SocketState::Waiting { .. }) {
             // Who accepts it is told that we have made it.
