@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 const SECRETS: &str = "secret/";
 /// A key, a certificate.
 pub const SECRET_BYTES_MAX: usize = 64 << 10;
-/// Of one provider.
-const SECRETS_MAX: usize = 1000;
+/// All of one provider together: an app may be told them all at once, in one request.
+const ALL_BYTES_MAX: usize = 128 << 10;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,15 +44,21 @@ impl Control {
         if value.len() > SECRET_BYTES_MAX {
             return wrong("it is too long", "64 KiB at most");
         }
-        let known = self.secrets(provider)?;
-        if known.len() >= SECRETS_MAX && known.iter().all(|known| known.name != name) {
-            return wrong("there are too many", "1000 at most; remove others");
+        let own = path(provider, name);
+        let others = self.engine.list(&path(provider, ""))?.into_iter();
+        let others = others.filter(|other| other.key != own);
+        let has: usize = others.map(|other| other.key.len() + other.value.len()).sum();
+        if has + own.len() + value.len() > ALL_BYTES_MAX {
+            return wrong(
+                "there would be too many",
+                "128 KiB at most, all together; remove others",
+            );
         }
         let kept = Kept {
             value: value.to_owned(),
             changed_unix_ms: now_unix_ms()?,
         };
-        let change = Change::put(path(provider, name), &kept, Expect::Anything)?;
+        let change = Change::put(own, &kept, Expect::Anything)?;
         self.engine.commit(&[change], Lasting::Synced)?;
         Ok(Secret {
             name: name.to_owned(),

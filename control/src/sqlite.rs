@@ -268,6 +268,8 @@ fn begin(connection: &Connection, path: &Path, whole: bool) -> Result<(), Begin>
     if tables == 0 && with(path, ".last").exists() {
         return Err(Begin::Refused(damaged(path, &"nothing is in it, and there was")));
     }
+    // What is removed is not to stay in free pages.
+    connection.pragma_update(None, "secure_delete", true)?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {
         return refused(

@@ -34,7 +34,7 @@ use libsnap::holds;
 use libsnap::image::Appshot;
 use libsnap::restore::{Template, Way};
 use libsnap::store::{App, Store, now_unix_ms};
-use libsnap::target::{Instance, Memory, Network, PidMode, Target};
+use libsnap::target::{Identity, Instance, Memory, Network, PidMode, Target};
 use libsnap::{freeze, survey};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -366,18 +366,16 @@ fn make(
 ) -> Result<Instance> {
     let (app, as_itself) = (&manifest.app, manifest.has_own_user());
     let network = Network::from(manifest.network);
+    let (identity, binds) = node.own_of(manifest, name, version)?;
     let request = json!({
         "appshot": app,
         "name": name,
         "memory": memory_of_clones(&node.store.appshot_path(app), manifest)?,
         "network": network,
         "as_itself": as_itself,
-        "identity": {
-            "renewed": true,
-            "vars": manifest.vars_of(name, version),
-            "secrets": node.secrets_of(manifest)?,
-        },
-        "binds": manifest.binds_of(name, version)?,
+        "identity": Identity { renewed: true, ..identity },
+        "binds": binds,
+        "hooks": manifest.hooks,
         "limits": libsnap::cgroup::Limits::from(manifest.limits),
         "cause": Cause::ScaleOut.name(),
         "sockets": sockets,

@@ -35,7 +35,9 @@ use nix::unistd::User as Known;
 use nodekit::args::{LIMIT_MEMORY_MIN, User, cpu_millis, is_cpu_limit};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -474,6 +476,8 @@ const LINES_MAX: usize = 50;
 const WARMUPS_MAX: usize = 100;
 const WARMUP_TIMES_MAX: u32 = 10_000;
 const VARS_MAX: usize = 100;
+/// PIDs of a 64-bit kernel (PID_MAX_LIMIT).
+const PROCESSES_MAX: u64 = 1 << 22;
 const READY_MAX: Duration = Duration::from_secs(3600);
 /// An app that is to be told something holds up who waits for it.
 const HOOKS_MS_MAX: u64 = 60_000;
@@ -594,11 +598,33 @@ impl Manifest {
                 return wrong(&format!("warmup.host: {host:?} is no host"), "such as shop.example");
             }
         }
-        if self.network.isolated && self.listen.iter().any(|listen| listen.unix.is_some()) {
+        let unix = self.listen.iter().any(|listen| listen.unix.is_some());
+        let exact = |listen: &Listen| {
+            listen
+                .tcp
+                .is_some_and(|tcp| !tcp.ip().is_unspecified() && !tcp.ip().is_loopback())
+        };
+        if self.network.isolated && (unix || self.listen.iter().any(exact)) {
             return wrong(
-                "network.isolated is for apps that listen by TCP alone",
-                "leave the unix listener out, or network.isolated",
+                "network.isolated is for apps that listen by TCP alone, on all addresses or loopback ones: there are no others",
+                "leave the other listeners out, or network.isolated",
             );
+        }
+        if self.start.appshot.is_some() {
+            let start = &self.start;
+            if unix {
+                return wrong(
+                    "start.appshot is for apps that listen by TCP alone",
+                    "leave the unix listener out, or start it by its command",
+                );
+            }
+            let unheard = !start.env.is_empty() || start.directory.is_some();
+            if unheard || self.ready.http.is_some() || !self.warmup.is_empty() {
+                return wrong(
+                    "it begins with an appshot, which is up and warm: start.env, start.directory, ready.http and [[warmup]] are for commands",
+                    "leave them out",
+                );
+            }
         }
         for place in &self.place {
             if let Err(error) = self.bind(place, &self.app, 1).sensible() {
@@ -616,6 +642,9 @@ impl Manifest {
         }
         if self.limits.processes == Some(0) {
             return wrong("limits.processes is 0: it could not start", "1 at least");
+        }
+        if self.limits.processes.is_some_and(|most| most >= PROCESSES_MAX) {
+            return wrong("limits.processes is more than there can be", "4194303 at most");
         }
         let vars = self.instance.vars.keys().map(|name| ("instance.vars", name));
         let mut named = vars.chain(self.secrets.iter().map(|name| ("secrets", name)));
@@ -722,10 +751,20 @@ impl Manifest {
         binds
             .map(|bind| {
                 let failed = || format!("cannot make {} for {instance}", bind.to.display());
-                if !bind.to.exists() {
-                    std::fs::create_dir_all(&bind.to).or_fail(failed)?;
+                if bind.to.symlink_metadata().is_err() {
+                    if let Some(parent) = bind.to.parent() {
+                        std::fs::create_dir_all(parent).or_fail(failed)?;
+                    }
+                    std::fs::create_dir(&bind.to).or_fail(failed)?;
+                    // What has taken its place meanwhile is not given away.
+                    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+                    let made = File::options()
+                        .read(true)
+                        .custom_flags(flags)
+                        .open(&bind.to)
+                        .or_fail(failed)?;
                     if let Some(user) = user {
-                        std::os::unix::fs::chown(&bind.to, Some(user.uid), user.gid.or(Some(user.uid)))
+                        std::os::unix::fs::fchown(&made, Some(user.uid), user.gid.or(Some(user.uid)))
                             .or_fail(failed)?;
                     }
                 }
@@ -1100,6 +1139,7 @@ max = 4
             ("cpus = 0.5", "cpus = nan", "no number of processors"),
             ("cpus = 0.5", "cpu = 0.5", "did you mean cpus?"),
             ("processes = 40", "processes = 0", "could not start"),
+            ("processes = 40", "processes = 4194304", "more than there can be"),
             ("WHO =", "\"../x\" =", "name of a file"),
             ("[start]", "secrets = [\"a/b\"]\n[start]", "name of a file"),
             ("[start]", "secrets = \"db\"\n[start]", "line 5"),

@@ -15,6 +15,7 @@ use crate::why::{Told, Why};
 use control::{Control, Kept, Lasting, Quota};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{App, Store, closest, now_unix_ms};
+use libsnap::target::{Bind, Identity};
 use nodekit::args::Dirs;
 use nodekit::client::Client;
 use nodekit::keeper::Keeper;
@@ -129,6 +130,16 @@ const LOOK_AT_SPARES: Duration = Duration::from_secs(2);
 
 impl Node {
     /// All apps together may have so many bytes of memory.
+    /// What one of its instances is told, and where it finds what.
+    pub fn own_of(&self, manifest: &Manifest, instance: &str, version: u32) -> Result<(Identity, Vec<Bind>)> {
+        let identity = Identity {
+            renewed: false,
+            vars: manifest.vars_of(instance, version),
+            secrets: self.secrets_of(manifest)?,
+        };
+        Ok((identity, manifest.binds_of(instance, version)?))
+    }
+
     /// What an app's instances are told that is in no manifest.
     pub fn secrets_of(&self, manifest: &Manifest) -> Result<BTreeMap<String, String>> {
         let names = manifest.secrets.iter();

@@ -4,7 +4,7 @@
 //!   command ──> it listens ──> GET ready.http: 200 to 399 ──> [[warmup]] ──> up; its appshot may be taken
 //! ```
 //!
-//! It is asked in its own network namespace: a new version is there alone.
+//! Both may take `ready.timeout`. It is asked in its own network namespace: a new version is there alone.
 
 use crate::manifest::Manifest;
 use crate::sockets::Sockets;
@@ -49,13 +49,16 @@ async fn ready(app: &App, manifest: &Manifest, began: Instant) -> Result<()> {
 }
 
 async fn warm(app: &App, manifest: &Manifest) -> Result<()> {
+    let (began, patience) = (Instant::now(), manifest.ready.timeout.0);
     for warmup in &manifest.warmup {
         let Some(address) = manifest.asked_at(warmup.to.as_deref()) else {
             continue;
         };
         let host = warmup.host.clone().unwrap_or_else(|| address.to_string());
         for _ in 0..warmup.times {
-            let because = match get(app, address, &host, &warmup.path, manifest.timeouts.answer.0).await {
+            let left = patience.saturating_sub(began.elapsed());
+            let because = match get(app, address, &host, &warmup.path, left).await {
+                _ if left.is_zero() => format!("not all of it is done after {patience:?}"),
                 Ok(status) if is_good(status) => continue,
                 Ok(status) => format!("it answered {status}"),
                 Err(error) => error.because.unwrap_or(error.what),

@@ -4,6 +4,7 @@
 use crate::manifest::{Listen, Manifest};
 use libsnap::error::{Error, OrFail, Result};
 use libsnap::files::inet::{show_address, under_way};
+use libsnap::files::sockets::SO_NETNS_COOKIE;
 use libsnap::freeze;
 use libsnap::ids::HostPid;
 use libsnap::proc;
@@ -233,7 +234,11 @@ fn name(socket: &OwnedFd) -> Option<Vec<u8>> {
 
 /// Where a socket listens.
 fn place(socket: &OwnedFd) -> Option<Listen> {
-    let name = diag::address(socket, false).ok()?;
+    place_of(&diag::address(socket, false).ok()?)
+}
+
+/// The same of an address as the network has it.
+fn place_of(name: &[u8]) -> Option<Listen> {
     match i32::from(u16::from_le_bytes(name.get(..2)?.try_into().ok()?)) {
         libc::AF_UNIX => {
             let path = name[2..].split(|byte| *byte == 0).next()?;
@@ -243,10 +248,24 @@ fn place(socket: &OwnedFd) -> Option<Listen> {
             })
         }
         _ => Some(Listen {
-            tcp: Some(show_address(&name)?.parse().ok()?),
+            tcp: Some(show_address(name)?.parse().ok()?),
             unix: None,
         }),
     }
+}
+
+/// Whether an address, as the network has it, is one of these.
+pub fn is_wanted(name: &[u8], wanted: &[Listen]) -> bool {
+    place_of(name).is_some_and(|here| wanted.iter().any(|wanted| here.covers(wanted)))
+}
+
+/// Those of them that are in the network of this process.
+pub fn of_here(sockets: Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
+    let what = || "cannot tell in which network a socket is";
+    let one = std::net::UdpSocket::bind(("127.0.0.1", 0)).or_fail(what)?;
+    let network = |fd: &OwnedFd| diag::getsockopt(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, 8).ok();
+    let own = network(&one.into());
+    Ok(sockets.into_iter().filter(|socket| network(socket) == own).collect())
 }
 
 /// Of an app's listening sockets those that its manifest names.

@@ -17,9 +17,10 @@ use crate::manifest::{Listen, Manifest};
 use crate::metrics::Outcome;
 use crate::node::{Deployment, Held, Node, Room};
 use crate::probe;
-use crate::sockets::missing;
+use crate::sockets;
 use crate::status::{Cause, State, Status};
 use libsnap::error::{Error, Kind, OrFail, Result};
+use libsnap::files::held;
 use libsnap::image::Appshot;
 use libsnap::store::{Store, now_unix_ms};
 use libsnap::target::{Network, RunOptions, SnapshotReport};
@@ -31,7 +32,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -192,7 +192,8 @@ impl Node {
         };
         let name = to.manifest.version_name(to.number);
         let made = self.make_version(&to, &name).await;
-        let done = match made.map_err(|error| said(&self.store, &name, error)) {
+        let made = made.map_err(|error| said(&self.store, &name, error));
+        let done = match made.and_then(|()| self.has_all(&to)) {
             Ok(()) => self.switch_to(to).await,
             Err(error) => Err(error),
         };
@@ -242,7 +243,15 @@ impl Node {
             .may_turn_to(&to.manifest)
             .map_err(|error| error.state("the version that serves goes on"))?;
         verify(&self.store, to.manifest.version_name(to.number)).await?;
+        self.has_all(&to)
+            .map_err(|error| error.state("the version that serves goes on"))?;
         self.switch_to(to).await
+    }
+
+    /// Whether there is what its instances are told and find.
+    fn has_all(&self, to: &Version) -> Result<()> {
+        self.secrets_of(&to.manifest)?;
+        to.manifest.binds_of(&to.manifest.app, to.number).map(drop)
     }
 
     /// One after the other, and to its end whoever asked for it.
@@ -293,8 +302,8 @@ impl Node {
             }
         };
         if let Some(appshot) = to.manifest.start.appshot.clone() {
-            let (store, name) = (self.store.clone(), name.to_owned());
-            return on_own_thread(move || copy(&store, &appshot, &name)).await;
+            let (store, name, manifest) = (self.store.clone(), name.to_owned(), to.manifest.clone());
+            return on_own_thread(move || copy(&store, &appshot, &name, &manifest)).await;
         }
         let options = RunOptions {
             name: name.to_owned(),
@@ -356,8 +365,9 @@ async fn verify(store: &Store, name: String) -> Result<()> {
     .await
 }
 
-/// An appshot of the store, or anywhere, under this name: all of it is verified.
-pub fn copy(store: &Store, appshot: &str, name: &str) -> Result<()> {
+/// An appshot of the store, or anywhere, under this name: all of it is verified, and it listens
+/// where this manifest says.
+pub fn copy(store: &Store, appshot: &str, name: &str, manifest: &Manifest) -> Result<()> {
     let from = store.resolve_appshot(appshot)?;
     let failed = |mut error: Error| {
         error.what = format!("cannot begin with the appshot {appshot}: {}", error.what);
@@ -365,19 +375,31 @@ pub fn copy(store: &Store, appshot: &str, name: &str) -> Result<()> {
     };
     let _busy = store.wait_lock(name)?;
     let dest = store.new_appshot_path(name, true)?;
-    let copied = match from.is_file() {
-        true => libsnap::image::unpack(&from, &dest).map(drop),
-        false => libsnap::image::flatten(&from, &dest).map(drop),
-    };
-    copied.map_err(failed)?;
-    store.settle(name)
+    if !from.is_file() {
+        let shot = Appshot::open_unverified_memory(&from).map_err(failed)?;
+        listens(manifest, &shot)?;
+        libsnap::image::flatten(&from, &dest).map_err(failed)?;
+        return store.settle(name);
+    }
+    libsnap::image::unpack(&from, &dest).map_err(failed)?;
+    let sound = Appshot::open_unverified_memory(&dest).and_then(|shot| listens(manifest, &shot));
+    match sound {
+        Ok(()) => store.settle(name),
+        Err(error) => {
+            std::fs::remove_dir_all(&dest).or_fail(|| format!("cannot remove {}", dest.display()))?;
+            Err(failed(error))
+        }
+    }
 }
 
-/// Refuses an app that does not listen where its manifest says.
-pub fn listens(manifest: &Manifest, sockets: &[OwnedFd]) -> Result<()> {
-    match missing(sockets, &manifest.listen)[..] {
-        [] => Ok(()),
-        [first, ..] => Err(
+/// Refuses an appshot of an app that does not listen where its manifest says.
+pub fn listens(manifest: &Manifest, shot: &Appshot) -> Result<()> {
+    let is_there = |wanted: &&Listen| {
+        held::places(&shot.manifest).any(|name| sockets::is_wanted(name, std::slice::from_ref(*wanted)))
+    };
+    match manifest.listen.iter().find(|wanted| !is_there(wanted)) {
+        None => Ok(()),
+        Some(first) => Err(
             Error::new(Kind::Usage, format!("app {} does not come up", manifest.app))
                 .because(format!("the app of its appshot does not listen on {first}"))
                 .fix("name the listeners that it has: `appshot inspect` shows them"),

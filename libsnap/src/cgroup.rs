@@ -104,6 +104,7 @@ pub fn sweep_rehearsals() {
         let maker = name.strip_prefix(REHEARSAL).and_then(|rest| rest.split('-').next());
         if maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             fs::remove_dir(entry.path()).ok();
+            remove_beside(&entry.path());
         }
     }
 }
@@ -115,7 +116,8 @@ pub fn create(name: &str) -> Result<Option<PathBuf>> {
     let parent = group.parent().unwrap_or(&group);
     fs::create_dir_all(parent).or_fail(failed)?;
     static COUNTS_IO: OnceLock<bool> = OnceLock::new();
-    COUNTS_IO.get_or_init(|| enable(parent, "io"));
+    COUNTS_IO.get_or_init(|| enable(parent, "io").is_ok());
+    remove_beside(&group);
     match fs::create_dir(&group) {
         Ok(()) => Ok(Some(group)),
         // Its counters are another instance's.
@@ -134,16 +136,25 @@ pub fn create(name: &str) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Has the groups below `parent` (v2) be governed by a controller, where it is offered that one;
-/// answers whether they are. What the root offers is the host's own decision.
-fn enable(parent: &Path, controller: &str) -> bool {
+/// Has the groups below `parent` (v2) be governed by a controller, where it is offered that one.
+/// What the root offers is the host's own decision.
+fn enable(parent: &Path, controller: &str) -> std::io::Result<()> {
     let has = |file: &str| {
         let text = fs::read_to_string(parent.join(file)).unwrap_or_default();
         text.split_ascii_whitespace().any(|word| word == controller)
     };
-    has("cgroup.subtree_control")
-        || (has("cgroup.controllers")
-            && fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}")).is_ok())
+    match (has("cgroup.subtree_control"), has("cgroup.controllers")) {
+        (true, _) => Ok(()),
+        (false, true) => fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}")),
+        (false, false) => Err(ErrorKind::Unsupported.into()),
+    }
+}
+
+/// Removes what v1 has under the name of a group: its counters and limits are another instance's.
+fn remove_beside(group: &Path) {
+    for controller in V1.into_iter().filter(|controller| *controller != "freezer") {
+        beside(controller, group).map(fs::remove_dir);
+    }
 }
 
 /// Moves a process into the group, where it could not be born in it (v1).
@@ -228,9 +239,7 @@ pub fn destroy(group: &Path) -> Result<()> {
             Err(_) => std::thread::sleep(Duration::from_micros(200)),
         }
     }
-    for controller in V1 {
-        beside(controller, group).map(fs::remove_dir);
-    }
+    remove_beside(group);
     Ok(())
 }
 
@@ -314,15 +323,26 @@ pub fn limit(group: &Path, limits: &Limits) -> Result<()> {
         let parent = group.parent().unwrap_or(group);
         // The root of all does not offer by itself what the app's owner asks for.
         let root = parent.parent().unwrap_or(parent);
-        if is_v2() && enable(root, controller) && enable(parent, controller) {
-            write(group, &v2).or_fail(failed)?;
-            continue;
-        }
+        let enabled = match is_v2() {
+            true => enable(root, controller).and_then(|()| enable(parent, controller)),
+            false => Err(ErrorKind::Unsupported.into()),
+        };
+        let cause = match enabled {
+            Ok(()) => {
+                write(group, &v2).or_fail(failed)?;
+                continue;
+            }
+            Err(cause) => cause,
+        };
         let Some(beside) = beside(controller, group) else {
+            let because = match cause.kind() {
+                ErrorKind::Unsupported => format!("neither cgroup v2 nor v1 has the {controller} controller here"),
+                _ => format!("cgroup v2 has the {controller} controller, and does not give it to us: {cause}"),
+            };
             return Err(Error::new(Kind::Unavailable, failed())
-                .because(format!("neither cgroup v2 nor v1 has the {controller} controller here"))
+                .because(because)
                 .fix(format!(
-                    "leave that limit out, or have the {controller} controller mounted"
+                    "leave that limit out, or have the {controller} controller delegated"
                 ))
                 .state("nothing was started"));
         };
@@ -402,10 +422,8 @@ impl Counters {
 pub fn counters(group: &Path) -> std::io::Result<Counters> {
     let io = fs::read_to_string(group.join("io.stat")).ok();
     let moved = |key: &str| io.as_deref().map(|io| sum_of(io, key));
-    let peak = number(&group.join("memory.peak"));
-    let peak_v1 = || number(&beside("memory", group)?.join("memory.max_usage_in_bytes"));
     Ok(Counters {
-        memory_peak: peak.or_else(peak_v1),
+        memory_peak: charged(group, "memory.max_usage_in_bytes"),
         read_bytes: moved("rbytes="),
         written_bytes: moved("wbytes="),
         ..processor_counters(group)?
@@ -513,10 +531,18 @@ fn memory_bytes(group: &Path) -> Option<u64> {
     processes(group).ok()?.into_iter().map(pss_bytes).sum()
 }
 
-/// The memory that the group is charged with, where the host tells it.
+/// The memory that the group is charged with, where there is v1 alone. With v2 it is known
+/// by its processes: a group may have got its memory before it had the controller, for a limit, which
+/// counts nothing of that.
 pub fn charged_bytes(group: &Path) -> Option<u64> {
-    let v1 = || number(&beside("memory", group)?.join("memory.usage_in_bytes"));
-    number(&group.join("memory.current")).or_else(v1)
+    charged(group, "memory.usage_in_bytes")
+}
+
+fn charged(group: &Path, file: &str) -> Option<u64> {
+    match is_v2() {
+        true => None,
+        false => number(&beside("memory", group)?.join(file)),
+    }
 }
 
 /// The proportional set size of a process: of a page that several have, its share.

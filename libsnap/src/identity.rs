@@ -163,9 +163,10 @@ impl Directory {
     fn write(&self, files: &[(String, String)], owner: (u32, u32)) -> Sys<()> {
         for part in [VARS, SECRETS] {
             if files.iter().any(|(path, _)| is_in(part, path)) {
-                match mkdirat(&self.0, part, Mode::from_bits_truncate(0o755)) {
+                let mode = Mode::from_bits_truncate(0o755);
+                match mkdirat(&self.0, part, mode) {
                     Err(Errno::EEXIST) => {}
-                    made => made?,
+                    made => made.and_then(|()| fchmodat(&self.0, part, mode, FchmodatFlags::FollowSymlink))?,
                 }
             }
         }
@@ -176,12 +177,12 @@ impl Directory {
             if is_in(SECRETS, path) {
                 fchown(&file, Some(owner.0.into()), Some(owner.1.into()))?;
             }
-            // A file of memory takes all of it.
-            nix::unistd::write(&file, text.as_bytes())?;
-            if path.starts_with(HOOKS) {
-                // Whatever user its participant is.
-                fchmod(&file, Mode::from_bits_truncate(0o666))?;
+            if nix::unistd::write(&file, text.as_bytes())? < text.len() {
+                return Err(Errno::ENOSPC);
             }
+            // Whatever user its participant is.
+            let mode = if path.starts_with(HOOKS) { 0o666 } else { mode(path) };
+            fchmod(&file, Mode::from_bits_truncate(mode))?;
         }
         // Who watches the directory hears of it as of any other phase.
         renameat(&self.0, NEXT_PHASE, &self.0, PHASE)

@@ -26,7 +26,7 @@ use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
 use std::ffi::{CString, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -159,6 +159,17 @@ const STEPS: [&str; 11] = [
     "raise its loopback device",
     "bind what it is to find elsewhere",
 ];
+
+/// What an app with the host's PIDs cannot have.
+pub(crate) fn on_host(verb: &str) -> Error {
+    Error::new(
+        Kind::Usage,
+        format!("cannot {verb} the app with places or values of its own"),
+    )
+    .because("with the PIDs of the host it has the host's mounts, too")
+    .fix("--pids new")
+    .state("nothing was started")
+}
 
 /// What is to be limited has none.
 pub(crate) fn no_cgroup() -> Error {
@@ -330,7 +341,9 @@ impl Place {
             fchmodat(&directory, part, everybody, follow)?;
         }
         for part in [identity::VARS, identity::SECRETS] {
-            nix::sys::stat::mkdirat(&directory, part, Mode::from_bits_truncate(0o755))?;
+            let mode = Mode::from_bits_truncate(0o755);
+            nix::sys::stat::mkdirat(&directory, part, mode)?;
+            fchmodat(&directory, part, mode, follow)?;
         }
         for own in &self.files {
             let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CREAT;
@@ -338,7 +351,10 @@ impl Place {
             if let (Some((user, group)), false) = (self.owner, own.mode == PUBLIC) {
                 nix::unistd::fchown(&fd, Some(user.into()), Some(group.into()))?;
             }
-            nix::unistd::write(&fd, own.text.as_bytes())?;
+            fchmod(&fd, Mode::from_bits_truncate(own.mode))?;
+            if nix::unistd::write(&fd, own.text.as_bytes())? < own.text.len() {
+                return Err(Errno::ENOSPC);
+            }
         }
         Ok(())
     }
@@ -478,6 +494,10 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
     let begin = Instant::now();
     let program = program(options)?;
     options.binds.iter().try_for_each(Bind::sensible)?;
+    let own = !(options.binds.is_empty() && options.vars.is_empty() && options.secrets.is_empty());
+    if options.pids == PidMode::Host && own {
+        return Err(on_host("start"));
+    }
     let stdio = stdio_files(&options.stdio)?;
     let group = cgroup::create(&options.name)?;
     let place = Place {

@@ -277,7 +277,7 @@ fn ask(
             Err(_) => Err(Error::failed(format!("no answer within {time:?}"))),
         }
     })?;
-    while answer.0.is_success() && holds_connection(app, address.port(), own.port()) {
+    while (answer.0.is_success() || answer.0.is_redirection()) && holds_connection(app, address.port(), own.port()) {
         if Instant::now() > deadline {
             return Err(Error::failed("its server does not close the connection"));
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// Answers over HTTP what the path asks for.
 const ANSWERS: &str = r#"
-import http.server, os, socket, subprocess, sys, time
+import http.server, os, socket, subprocess, sys, threading, time
 asked, kept = {}, []
 def answer(word, value):
     if word == "health":
@@ -59,6 +59,12 @@ def answer(word, value):
             return 200, "reached"
         except OSError as error:
             return 200, error.strerror or "timed out"
+    if word == "listen":
+        server = socket.create_server(("127.0.0.1", int(value)))
+        def accept():
+            while True: server.accept()[0].close()
+        threading.Thread(target=accept, daemon=True).start()
+        return 200, "listens"
     if word == "hold":
         time.sleep(int(value) / 1000)
         return 200, open("/run/appshot-instance/vars/WHO").read()
@@ -274,7 +280,12 @@ fn one_that_is_isolated_is_reached_and_reaches_nobody() {
              [instance]\nvars = {{ WHO = \"{{number}}\" }}\n"
         );
         node.deploy(app, &python(ANSWERS, port, &rules))?;
+        // What it opens for itself is not for others, however often it wakes.
+        let own = free_port()?;
+        ensure!(told(port, &format!("/listen/{own}"))? == "listens");
         for _ in 0..3 {
+            ensure!(TcpStream::connect(("127.0.0.1", own)).is_err(), "the host has {own}");
+            ensure!(told(port, &format!("/reach/{own}"))? == "reached");
             let reached = told(port, &format!("/reach/{other}"))?;
             ensure!(reached == "Connection refused", "{reached}");
             node.reach(app, "asleep")?;

@@ -159,6 +159,7 @@ pub enum AccountKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
+    /// In ledgers of before.
     CgroupV2,
     CgroupV1,
     /// cgroup v2 for CPU time, /proc/PID/smaps_rollup for memory.

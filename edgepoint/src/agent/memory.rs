@@ -40,6 +40,8 @@ impl Agent {
 
     /// Waits until there is room for it; what comes instead where it is told otherwise.
     pub(super) async fn room(&mut self, state: State, bytes: u64) -> Result<Option<Next>> {
+        // What it had before is not in its own way.
+        self.charge = None;
         let mut waits_since: Option<Instant> = None;
         let mut waits = Span::default();
         loop {

@@ -272,7 +272,13 @@ impl Agent {
         crate::versions::tidy(&self.node.store, &self.deployment)?;
         self.further.look_for_all()?;
         let record = self.node.store.find(self.name())?;
+        let isolated = self.manifest().network.isolated;
         if let Some(app) = record.filter(App::alive) {
+            if isolated && app.from.is_none() {
+                // It was just coming up, where nobody can come to it.
+                ending::kill_all(&self.node.store, &app)?;
+                return Ok(Next::Start);
+            }
             tracing::info!(app = app.name, "runs: adopted");
             versions::let_go_on(&app);
             self.carried.clear();
@@ -283,7 +289,8 @@ impl Agent {
                     let kept = std::mem::take(&mut self.sockets);
                     self.hold(kept)?;
                 }
-                sockets => self.hold(sockets?.listening)?,
+                // What it has opened in a network of its own is for itself.
+                sockets => self.hold(sockets::of_here(sockets?.listening)?)?,
             }
             self.kind = Some(app.from.as_ref().map_or(Kind::Started, |_| Kind::Woken));
             return Ok(Next::Run(None));
@@ -291,7 +298,8 @@ impl Agent {
         match self.appshot() {
             Some(_) if self.further.count() > 0 => {
                 if self.sockets.is_empty() {
-                    self.hold(Sockets::of(&self.further.live[0].app)?.listening)?;
+                    let listening = Sockets::of(&self.further.live[0].app)?.listening;
+                    self.hold(sockets::of_here(listening)?)?;
                 }
                 Ok(Next::Wake(Cause::Recovery))
             }
@@ -444,35 +452,43 @@ impl Agent {
         let started = on_own_thread(move || detach::spawn(start)).await?;
         self.turn(State::Starting, None);
         match probe::up(&started.app, self.manifest(), began).await {
-            Ok(_) if self.manifest().network.isolated => self.turn_outward().await,
+            Ok(_) if self.manifest().network.isolated => match self.turn_outward().await {
+                Ok(()) => Ok(Next::Wake(Cause::Deploy)),
+                Err(error) => self.end_started(started.app, error).await,
+            },
             Ok(sockets) => {
                 self.hold(sockets.listening)?;
                 self.came_up(Cause::Deploy, Kind::Started, began, started.instance.phases);
                 self.copy().await;
                 Ok(Next::Run(None))
             }
-            Err(error) => {
-                let (store, app) = (self.node.store.clone(), started.app);
-                // It may have ended.
-                let _ = on_own_thread(move || ending::kill_all(&store, &app)).await;
-                Err(error)
-            }
+            Err(error) => self.end_started(started.app, error).await,
         }
+    }
+
+    /// Of no use: it is started again later.
+    async fn end_started(&self, app: App, error: Error) -> Result<Next> {
+        let store = self.node.store.clone();
+        // It may have ended.
+        let _ = on_own_thread(move || ending::kill_all(&store, &app)).await;
+        Err(error)
     }
 
     /// Nobody can come to it where it has come up: it listens in a network that is its own. It
     /// gets sockets of the node instead.
-    async fn turn_outward(&mut self) -> Result<Next> {
-        self.snapshot(Occasion::Deploy).await?;
-        Ok(Next::Wake(Cause::Deploy))
+    async fn turn_outward(&mut self) -> Result<()> {
+        let had = self.measure().await;
+        let report = self.snapshot(Occasion::Deploy).await?;
+        self.fell_asleep(&report, had)?;
+        self.hold_all()
     }
 
     /// It begins with an appshot that is there already, as if it had fallen asleep.
     async fn take_over(&mut self, appshot: String) -> Result<Next> {
         let (store, name) = (self.node.store.clone(), self.name().to_owned());
-        on_own_thread(move || crate::versions::copy(&store, &appshot, &name)).await?;
+        let manifest = self.manifest().clone();
+        on_own_thread(move || crate::versions::copy(&store, &appshot, &name, &manifest)).await?;
         self.hold_all()?;
-        crate::versions::listens(self.manifest(), &self.sockets)?;
         self.prepare();
         Ok(match self.manifest().instances.min {
             0 => Next::Wait,
@@ -484,7 +500,9 @@ impl Agent {
     fn hold_all(&mut self) -> Result<()> {
         let shot = Appshot::open_unverified_memory(&self.node.store.appshot_path(self.name()))?;
         self.carried = held::carried(&shot.manifest, std::mem::take(&mut self.carried));
-        self.hold(held::complete(&shot.manifest, &self.sockets)?)
+        let wanted = &self.manifest().listen;
+        let sockets = held::complete(&shot.manifest, &self.sockets, |name| sockets::is_wanted(name, wanted))?;
+        self.hold(sockets)
     }
 
     fn came_up(&mut self, cause: Cause, kind: Kind, began: Instant, phases: Vec<Phase>) {
@@ -711,6 +729,9 @@ impl Agent {
         if self.manifest().instances.min > 0 {
             return Ok(Next::Wake(Cause::Recovery));
         }
+        if self.sockets.is_empty() {
+            self.hold_all()?;
+        }
         let held = self.all_held()?;
         let bell = Bell::new(&held)?;
         bell.arm(&held)?;
@@ -751,7 +772,13 @@ impl Agent {
         if self.sockets.is_empty() {
             self.hold_all()?;
         }
-        let version = self.deployment.versions.current;
+        let own = self
+            .node
+            .own_of(self.manifest(), self.name(), self.deployment.versions.current);
+        let (identity, binds) = match own {
+            Err(error) if self.deployment.versions.untried => return self.fall_back(error).await,
+            own => own?,
+        };
         let request = json!({
             "appshot": self.name(),
             "name": self.name(),
@@ -759,11 +786,9 @@ impl Agent {
             // Of one that was never up all is verified before it runs.
             "memory": if self.deployment.versions.untried { Memory::Eager } else { Memory::Lazy },
             "as_itself": self.manifest().has_own_user(),
-            "identity": {
-                "vars": self.manifest().vars_of(self.name(), version),
-                "secrets": self.node.secrets_of(self.manifest())?,
-            },
-            "binds": self.manifest().binds_of(self.name(), version)?,
+            "identity": identity,
+            "binds": binds,
+            "hooks": self.manifest().hooks,
             "limits": libsnap::cgroup::Limits::from(self.manifest().limits),
             "cause": cause.name(),
             "sockets": sockets::numbers(self.sockets.iter().chain(&self.carried)),

@@ -100,7 +100,9 @@ impl Agent {
     async fn change_to(&mut self, to: &Version) -> Result<()> {
         let shot =
             Appshot::open_unverified_memory(&self.node.store.appshot_path(&to.manifest.version_name(to.number)))?;
-        let sockets = held::complete(&shot.manifest, &self.sockets)
+        versions::listens(&to.manifest, &shot)?;
+        let wanted = |name: &[u8]| crate::sockets::is_wanted(name, &to.manifest.listen);
+        let sockets = held::complete(&shot.manifest, &self.sockets, wanted)
             .map_err(|error| error.state("the version that serves goes on"))?;
         let (before, after) = (self.deployment.clone(), self.deployment.turned_to(to));
         self.node.save(&after)?;

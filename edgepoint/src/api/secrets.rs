@@ -1,10 +1,13 @@
 //! What apps are told that stands in no manifest: set and removed, and never shown again.
 
+use super::answer::Asked;
 use crate::caller::Caller;
+use crate::manifest::local;
 use crate::node::Node;
-use axum::extract::{Path, Query, State as Extract};
+use axum::extract::{Path, State as Extract};
 use axum::{Extension, Json};
 use control::Secret;
+use libsnap::error::Result;
 use nodekit::reply::{Body, Reply};
 use serde::Deserialize;
 use serde_json::json;
@@ -30,11 +33,12 @@ impl std::fmt::Debug for Value {
 }
 
 impl Of {
-    /// A provider has its own.
-    fn provider(self, caller: &Caller) -> String {
-        match caller {
-            Caller::Provider(provider) => provider.name.clone(),
-            Caller::Root => self.provider.unwrap_or_else(crate::manifest::local),
+    /// A provider has its own. Who asks is a provider still.
+    fn provider(self, caller: &Caller, node: &Node) -> Result<String> {
+        match (caller.clone().again(&node.control)?, self.provider) {
+            (Caller::Provider(provider), _) => Ok(provider.name),
+            (Caller::Root, Some(name)) if name != local() => Ok(node.control.provider(&name)?.name),
+            (Caller::Root, _) => Ok(local()),
         }
     }
 }
@@ -42,19 +46,19 @@ impl Of {
 pub async fn list(
     Extract(node): Extract<Node>,
     Extension(caller): Extension<Caller>,
-    Query(of): Query<Of>,
+    Asked(of): Asked<Of>,
 ) -> Reply<Vec<Secret>> {
-    Ok(Json(node.control.secrets(&of.provider(&caller))?))
+    Ok(Json(node.control.secrets(&of.provider(&caller, &node)?)?))
 }
 
 pub async fn put(
     Extract(node): Extract<Node>,
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
-    Query(of): Query<Of>,
+    Asked(of): Asked<Of>,
     Body(secret): Body<Value>,
 ) -> Reply<Secret> {
-    let provider = of.provider(&caller);
+    let provider = of.provider(&caller, &node)?;
     let kept = node.control.put_secret(&provider, &name, &secret.value)?;
     node.events
         .tell_of("secret-set", &provider, json!({ "secret": name, "by": caller.name() }));
@@ -65,9 +69,9 @@ pub async fn remove(
     Extract(node): Extract<Node>,
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
-    Query(of): Query<Of>,
+    Asked(of): Asked<Of>,
 ) -> Reply<Secret> {
-    let provider = of.provider(&caller);
+    let provider = of.provider(&caller, &node)?;
     let removed = node.control.remove_secret(&provider, &name)?;
     node.events.tell_of(
         "secret-removed",

@@ -58,13 +58,16 @@ impl Held {
 }
 
 /// What an app of this manifest listens on, for one who is to hold it: of these sockets
-/// those that it has, and other internet sockets made anew.
-pub fn complete(manifest: &Manifest, sockets: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
+/// those that it has, and of other internet sockets, made anew, those that are wanted by their
+/// addresses (raw). The rest is made by the restore.
+pub fn complete(manifest: &Manifest, sockets: &[OwnedFd], wanted: impl Fn(&[u8]) -> bool) -> Result<Vec<OwnedFd>> {
     let what = || "cannot take over a socket";
     let own = |fd: &OwnedFd| Socket::of(fd.try_clone().or_fail(what)?).or_fail(what);
     let held = Held(sockets.iter().map(own).collect::<Result<_>>()?);
     let complete = listening(manifest).map(|record| match held.get(record).or_fail(what)? {
-        None if record.domain != libc::AF_UNIX => inet::restore(record).map(Some),
+        None if record.domain != libc::AF_UNIX && listens_at(record).is_some_and(&wanted) => {
+            inet::restore(record).map(Some)
+        }
         had => Ok(had),
     });
     complete.filter_map(Result::transpose).collect()
@@ -84,6 +87,18 @@ fn sockets_of(manifest: &Manifest) -> impl Iterator<Item = &SocketRecord> {
         FileKind::Socket(record) => Some(&**record),
         _ => None,
     })
+}
+
+/// Where the app of this manifest listens, raw.
+pub fn places(manifest: &Manifest) -> impl Iterator<Item = &[u8]> {
+    listening(manifest).filter_map(listens_at)
+}
+
+fn listens_at(record: &SocketRecord) -> Option<&[u8]> {
+    match &record.state {
+        SocketState::Listening { name, .. } => Some(name),
+        _ => None,
+    }
 }
 
 fn listening(manifest: &Manifest) -> impl Iterator<Item = &SocketRecord> {

@@ -7,8 +7,9 @@ use crate::files::repair;
 use crate::identity;
 use crate::image::records::{ExternalFile, FileKind, OpenFile, SocketState};
 use crate::image::{Appshot, Core};
+use crate::launch::on_host;
 use crate::memory;
-use crate::target::{Allow, Bind, Notice, RestoreOptions, signal_name};
+use crate::target::{Allow, Bind, Notice, PidMode, RestoreOptions, signal_name};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
@@ -35,6 +36,9 @@ pub fn allowed(shot: &Appshot, options: &RestoreOptions) -> Result<()> {
     let allow = &options.allow;
     let seen = Seen::default();
     options.binds.iter().try_for_each(Bind::sensible)?;
+    if options.pids == PidMode::Host && !options.binds.is_empty() {
+        return Err(on_host("restore"));
+    }
     // What is bound there is another one, and looked for once it is.
     let here = |file: &&ExternalFile| !options.binds.iter().any(|bind| bind.has(&file.path));
     for file in shot.manifest.external.iter().filter(here) {

@@ -340,10 +340,9 @@ fn account(app: &App, store: &Store, owners: &Owners, boot_id: &str, counters: C
 }
 
 fn source(cgroup: Option<&Path>) -> Source {
-    match (cgroup::is_v2(), cgroup.and_then(cgroup::charged_bytes)) {
-        (false, _) => Source::CgroupV1,
-        (true, Some(_)) => Source::CgroupV2,
-        (true, None) => Source::Proc,
+    match cgroup.is_some() && !cgroup::is_v2() {
+        true => Source::CgroupV1,
+        false => Source::Proc,
     }
 }
 

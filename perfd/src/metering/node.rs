@@ -4,7 +4,7 @@ use libsnap::cgroup;
 use libsnap::error::{Error, OrFail, Result};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use usage::record::{self, Moment};
 
@@ -53,7 +53,7 @@ impl Node {
     }
 
     fn platform(&mut self) {
-        let mut now = HashMap::new();
+        let mut found = Vec::new();
         let beside = std::env::current_exe().ok();
         let beside = beside.as_deref().and_then(Path::parent);
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -69,8 +69,20 @@ impl Node {
             let Some(times) = stat.as_deref().and_then(times_of) else {
                 continue;
             };
-            let children_ns = if name == HAS_WORKERS { times.children_ns } else { 0 };
-            now.insert((pid, times.start), cpu_ns(pid).unwrap_or(times.own_ns) + children_ns);
+            found.push((pid, times, name == HAS_WORKERS));
+        }
+        // What its children use it is told of when it has waited for them.
+        let parents: HashSet<i32> = found
+            .iter()
+            .filter(|(.., waits)| *waits)
+            .map(|(pid, ..)| *pid)
+            .collect();
+        let mut now = HashMap::new();
+        for (pid, times, waits) in found {
+            if !parents.contains(&times.parent) {
+                let children_ns = if waits { times.children_ns } else { 0 };
+                now.insert((pid, times.start), cpu_ns(pid).unwrap_or(times.own_ns) + children_ns);
+            }
         }
         let used = now.iter().map(|(process, ns)| {
             let began_after_us = process.1 * TICK_NS >= self.began_ns;
@@ -97,6 +109,7 @@ struct Times {
     children_ns: u64,
     /// When it began, in ticks.
     start: u64,
+    parent: i32,
 }
 
 fn times_of(stat: &str) -> Option<Times> {
@@ -106,6 +119,7 @@ fn times_of(stat: &str) -> Option<Times> {
         own_ns: (number(11)? + number(12)?) * TICK_NS,
         children_ns: (number(13)? + number(14)?) * TICK_NS,
         start: number(19)?,
+        parent: i32::try_from(number(1)?).ok()?,
     })
 }
 
@@ -143,7 +157,7 @@ mod tests {
         let stat = "42 (a) b) S 1 42 42 0 -1 4194560 1 2 3 4 15 6 7 8 20 0 1 0 12345 99 1 18";
         let times = times_of(stat).unwrap();
         assert_eq!((times.own_ns, times.children_ns), (21 * TICK_NS, 15 * TICK_NS));
-        assert_eq!(times.start, 12345);
+        assert_eq!((times.start, times.parent), (12345, 1));
         assert!(cpu_ns(std::process::id() as i32).unwrap() > 0);
     }
 }
