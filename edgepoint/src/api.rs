@@ -5,6 +5,7 @@
 //! so who is gone keeps nobody waiting, and it is what a distributed store can compare, too.
 
 pub mod answer;
+mod archives;
 mod changes;
 mod events;
 mod logs;
@@ -55,6 +56,8 @@ fn routes(node: &Node) -> Routes<'_> {
         .owned(Method::PUT, "/v1/apps/{name}/scale", changes::scale)
         .owned(Method::GET, "/v1/apps/{name}/why", why)
         .owned(Method::GET, "/v1/apps/{name}/logs", logs::read)
+        .owned(Method::GET, "/v1/archives/{digest}", archives::show)
+        .owned(Method::PUT, "/v1/archives/{digest}", archives::put)
         .owned(Method::GET, "/v1/secrets", secrets::list)
         .owned(Method::PUT, "/v1/secrets/{secret}", secrets::put)
         .owned(Method::DELETE, "/v1/secrets/{secret}", secrets::remove)

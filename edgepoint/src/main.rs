@@ -10,6 +10,7 @@
 
 mod agent;
 mod api;
+mod archives;
 mod bell;
 mod budget;
 mod caller;

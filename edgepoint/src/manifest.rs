@@ -23,6 +23,7 @@
 //! connections = 20
 //! ```
 
+use crate::archives::is_digest;
 use crate::proxy::rules::{Quiet, Route, Rules, Timeouts, Waiting};
 use crate::schedule::Schedule;
 use libsnap::due::Timers;
@@ -38,7 +39,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 /// Longer ones were not written by hand.
@@ -129,6 +130,13 @@ pub struct Command {
     pub user: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<PathBuf>,
+    /// Files that come along: unpacked, they are where it starts. A path beside the manifest, for who
+    /// sends it ([`crate::archives`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<String>,
+    /// Which one that is, by its BLAKE3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// A socket that the app listens on; just one of these.
@@ -489,9 +497,22 @@ const IDLE_MIN: Duration = Duration::from_secs(1);
 const RESPONSE_MIN: Duration = Duration::from_millis(1);
 
 impl Manifest {
-    /// Whatever is wrong is told with its line.
+    #[cfg(test)]
     pub fn parse(text: &str) -> Result<Manifest> {
-        let manifest: Manifest = toml::from_str(text).map_err(|error| unreadable(text, &error))?;
+        Manifest::parse_with(text, None)
+    }
+
+    /// With the digest of the archive that it names by a path of its sender. Whatever is wrong is
+    /// told with its line.
+    pub fn parse_with(text: &str, digest: Option<&str>) -> Result<Manifest> {
+        let mut manifest: Manifest = toml::from_str(text).map_err(|error| unreadable(text, &error))?;
+        if let Some(digest) = digest {
+            manifest.start.digest = Some(digest.to_owned());
+        }
+        if manifest.start.archive.is_some() && manifest.start.digest.is_none() {
+            return Err(nonsense(&manifest.app, "nothing tells which archive it comes with")
+                .fix("deploy it by `appshot deploy`, which sends start.archive; or send that and say start.digest"));
+        }
         manifest.sensible()?;
         Ok(manifest)
     }
@@ -560,8 +581,25 @@ impl Manifest {
                 return wrong("a listener stands there twice", "leave one out");
             }
         }
-        if self.start.directory.as_deref().is_some_and(Path::is_relative) {
-            return wrong("start.directory is relative", "name it from / on");
+        let start = &self.start;
+        let is_below = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+        match (start.digest.is_some(), start.directory.as_deref()) {
+            (false, Some(directory)) if directory.is_relative() => {
+                return wrong("start.directory is relative", "name it from / on");
+            }
+            (true, Some(directory)) if !is_below(directory) => {
+                return wrong(
+                    "start.directory leads out of the archive",
+                    "name a directory that is in it, such as site, or none",
+                );
+            }
+            _ => {}
+        }
+        if let Some(digest) = start.digest.as_ref().filter(|digest| !is_digest(digest)) {
+            return wrong(
+                &format!("start.digest: {digest:?} is no BLAKE3 digest"),
+                "64 lower-case hexadecimal digits; `appshot deploy` says it of start.archive",
+            );
         }
         if self.idle.timeout.0 < IDLE_MIN {
             return wrong("idle.timeout is too short", "1s at least");
@@ -618,10 +656,10 @@ impl Manifest {
                     "leave the unix listener out, or start it by its command",
                 );
             }
-            let unheard = !start.env.is_empty() || start.directory.is_some();
+            let unheard = !start.env.is_empty() || start.directory.is_some() || start.digest.is_some();
             if unheard || self.ready.http.is_some() || !self.warmup.is_empty() {
                 return wrong(
-                    "it begins with an appshot, which is up and warm: start.env, start.directory, ready.http and [[warmup]] are for commands",
+                    "it begins with an appshot, which is up and warm: start.env, start.directory, start.archive, ready.http and [[warmup]] are for commands",
                     "leave them out",
                 );
             }
@@ -850,9 +888,20 @@ impl Manifest {
         number.is_some_and(|number| (2..=INSTANCES_MAX).contains(&number) && self.instance_name(number) == name)
     }
 
-    /// How the app is run for the first time, as this version; its secrets are not in it.
-    pub fn run_options(&self, version: u32) -> Result<RunOptions> {
+    /// User and group that the app's files are to be of; root's by default.
+    pub fn owner(&self) -> Result<Option<(u32, u32)>> {
+        Ok(self.user()?.map(|user| (user.uid, user.gid.unwrap_or(user.uid))))
+    }
+
+    /// How the app is run for the first time, as this version, with its archive there; its
+    /// secrets are not in it.
+    pub fn run_options(&self, version: u32, files: Option<&Path>) -> Result<RunOptions> {
         let user = self.user()?;
+        let directory = match (files, &self.start.directory) {
+            (Some(files), Some(below)) => Some(files.join(below)),
+            (Some(files), None) => Some(files.to_owned()),
+            (None, directory) => directory.clone(),
+        };
         let known = user.and_then(|user| Known::from_uid(user.uid.into()).ok().flatten());
         let home = known.map(|known| [("HOME", known.dir.display().to_string()), ("USER", known.name)]);
         let own = self.start.env.iter().map(|(key, value)| format!("{key}={value}"));
@@ -867,7 +916,7 @@ impl Manifest {
                 .chain(own)
                 .collect(),
             clear_env: true,
-            cwd: self.start.directory.clone(),
+            cwd: directory,
             uid: user.map(|user| user.uid),
             gid: user.and_then(|user| user.gid),
             network: self.network.into(),
@@ -1010,7 +1059,7 @@ max = 4
         for other in ["web.12", "web.v", "web.v012", "web.v-1", "webs.v2"] {
             assert_eq!(manifest.version_named(other), None, "{other}");
         }
-        let options = manifest.run_options(3).unwrap();
+        let options = manifest.run_options(3, None).unwrap();
         assert_eq!((options.uid, options.gid), (Some(0), Some(0)));
         assert!(options.clear_env);
         assert_eq!(options.env, ["HOME=/root", "USER=root", "LANG=C"]);
@@ -1047,6 +1096,12 @@ max = 4
                 "there is no group",
             ),
             ("directory = \"/srv\"", "directory = \"srv\"", "relative"),
+            ("directory = \"/srv\"", "digest = \"abc\"", "is no BLAKE3 digest"),
+            (
+                "directory = \"/srv\"",
+                "directory = \"../x\"\ndigest = \"0000000000000000000000000000000000000000000000000000000000000000\"",
+                "leads out of the archive",
+            ),
             ("tcp = \"0.0.0.0:8080\"", "tcp = \"8080\"", "line 12"),
             ("tcp = \"0.0.0.0:8080\"", "tcp = \"0.0.0.0:0\"", "port 0"),
             ("tcp = \"0.0.0.0:8080\"", "", "just one"),

@@ -15,7 +15,7 @@ use crate::why::{Told, Why};
 use control::{Control, Kept, Lasting, Quota};
 use libsnap::error::{Error, Kind, Result};
 use libsnap::store::{App, Store, closest, now_unix_ms};
-use libsnap::target::{Bind, Identity};
+use libsnap::target::{Bind, Identity, RunOptions};
 use nodekit::args::Dirs;
 use nodekit::client::Client;
 use nodekit::keeper::Keeper;
@@ -130,6 +130,35 @@ const LOOK_AT_SPARES: Duration = Duration::from_secs(2);
 
 impl Node {
     /// All apps together may have so many bytes of memory.
+    /// How a version is run for the first time, with its archive unpacked; archives that no
+    /// version names go.
+    pub async fn run_options(&self, manifest: &Manifest, version: u32) -> Result<RunOptions> {
+        let (store, manifest) = (self.store.clone(), manifest.clone());
+        let mut named = Some(BTreeSet::new());
+        for kept in self.control.apps::<Deployment>()? {
+            let Ok(deployment) = kept.value else {
+                // What cannot be read may name any.
+                named = None;
+                break;
+            };
+            let versions = deployment.versions.kept.iter().map(|kept| &kept.manifest);
+            for manifest in versions.chain([&deployment.manifest]) {
+                let digest = manifest.start.digest.clone();
+                let named = named.iter_mut();
+                let digest = digest.map(|digest| (manifest.provider.clone(), digest));
+                named.for_each(|named| named.extend(digest.clone()));
+            }
+        }
+        on_own_thread(move || {
+            let files = crate::archives::ready(&store, &manifest, version)?;
+            if let Some(named) = named {
+                crate::archives::collect(&store, &named);
+            }
+            manifest.run_options(version, files.as_deref())
+        })
+        .await
+    }
+
     /// What one of its instances is told, and where it finds what.
     pub fn own_of(&self, manifest: &Manifest, instance: &str, version: u32) -> Result<(Identity, Vec<Bind>)> {
         let identity = Identity {

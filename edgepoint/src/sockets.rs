@@ -168,7 +168,11 @@ impl Sockets {
             if !app.alive() {
                 return Err(failed().because("it has ended").fix(log));
             }
-            let sockets = Sockets::aside(app).await?;
+            let sockets = match Sockets::aside(app).await {
+                // Just now.
+                Err(_) if !app.alive() => continue,
+                sockets => sockets?,
+            };
             match &missing(&sockets.listening, &manifest.listen)[..] {
                 [] => return Ok(sockets),
                 [first, ..] if began.elapsed() > patience => {

@@ -11,6 +11,7 @@
 //! app is written down with the one that serves: written, the switch is decided. Names follow it
 //! ([`arrange`]), after a crash as well; what it does not name goes ([`tidy`]).
 
+use crate::archives;
 use crate::budget;
 use crate::caller::Caller;
 use crate::manifest::{Listen, Manifest};
@@ -136,7 +137,7 @@ pub fn tidy(store: &Store, deployment: &Deployment) -> Result<()> {
             clear(store, &name)?;
         }
     }
-    Ok(())
+    archives::tidy(store, &manifest.app, Some(versions))
 }
 
 /// Ends the app of this name, and forgets it with its appshot and its log.
@@ -309,7 +310,7 @@ impl Node {
             name: name.to_owned(),
             network: Network::Own,
             secrets: self.secrets_of(&to.manifest)?,
-            ..to.manifest.run_options(to.number)?
+            ..self.run_options(&to.manifest, to.number).await?
         };
         let start = Start::run(self.store.clone(), options);
         let start = start

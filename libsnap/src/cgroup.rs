@@ -562,7 +562,7 @@ mod tests {
                       cgroup /x cgroup rw,cpu,cpuacct 0 0\n";
         let found = parse_mounts(hybrid);
         assert_eq!(found.v2, Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(found.v1.len(), 2);
+        assert_eq!(found.v1.len(), 3);
         assert_eq!(parse_mounts("proc /proc proc rw 0 0").v2, None);
     }
 

@@ -72,6 +72,15 @@ impl Client {
         self.ask(Method::PUT, path, json(body)?)
     }
 
+    /// What is no JSON is sent.
+    pub fn put_bytes<T: DeserializeOwned>(&self, path: &str, body: Vec<u8>) -> Result<T> {
+        let mut request = request(Method::PUT, path, Bytes::from(body))?;
+        let kind = hyper::header::HeaderValue::from_static("application/octet-stream");
+        request.headers_mut().insert("content-type", kind);
+        let (status, answer) = self.exchange(request)?;
+        understand(status, &answer)
+    }
+
     /// [`Client::post`] by a task. Spans of the daemon that is asked belong there.
     pub async fn post_async<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, place: &Place) -> Result<T> {
         let mut request = request(Method::POST, path, json(body)?)?;

@@ -125,8 +125,14 @@ pub fn it_answers_what_it_describes(program: Program, body: &Value) {
     let client = daemon.client();
     let api: Value = client.get("/v1/openapi.json").unwrap();
     for (path, methods) in api["paths"].as_object().unwrap() {
-        let path = path.replace("{name}", "nobody");
+        let path = ["{name}", "{secret}", "{digest}"]
+            .iter()
+            .fold(path.clone(), |path, place| path.replace(place, "nobody"));
         for (method, told) in methods.as_object().unwrap() {
+            // What is sent there is for a trial of its own.
+            if told["requestBody"]["content"]["application/octet-stream"].is_object() {
+                continue;
+            }
             let own = &told["requestBody"]["content"]["application/json"]["example"];
             let body = if own.is_null() { body } else { own };
             let is_json = told["responses"]["200"]["content"]["application/json"].is_object();

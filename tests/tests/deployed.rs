@@ -485,3 +485,98 @@ fn it_begins_with_an_appshot() {
         node.end()
     });
 }
+
+/// Files come along with a manifest: each version has its own, for its user, as long as it is kept.
+#[test]
+fn files_come_along() {
+    in_place("files_come_along", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        let pack = |text: &str| -> Result<()> {
+            let site = place.path("site");
+            std::fs::create_dir_all(site.join("data"))?;
+            std::fs::write(
+                site.join("server.py"),
+                ANSWERS.replace("/srv/appshot-trial/PLACE/log", "data/text"),
+            )?;
+            std::fs::write(site.join("data/text"), text)?;
+            let packed = std::process::Command::new("tar")
+                .args(["-czf"])
+                .arg(place.path("site.tar.gz"))
+                .arg("-C")
+                .arg(&site)
+                .args(["server.py", "data"])
+                .status()?;
+            ensure!(packed.success(), "tar");
+            Ok(())
+        };
+        let manifest = |more: &str| {
+            format!(
+                "app = {app:?}\n[start]\ncommand = [\"/usr/bin/python3\", \"server.py\", \"{port}\"]\nuser = \"nobody\"\n\
+                 archive = \"site.tar.gz\"\n{more}[[listen]]\ntcp = \"127.0.0.1:{port}\"\n{SLEEPY}"
+            )
+        };
+        let path = place.path("app.toml");
+        let deploy = |verb: &str, more: &str| {
+            std::fs::write(&path, manifest(more))?;
+            node.registry.appshot(&[verb, &path.display().to_string()])
+        };
+        pack("first\n")?;
+        deploy("deploy", "")?;
+        ensure!(told(port, "/note/more")? == "first\nmore\n");
+        let own = node.registry.data.join(format!("apps/{app}"));
+        let nobody = nix::unistd::User::from_name("nobody")?.context("nobody")?.uid.as_raw();
+        let meta = std::fs::metadata(own.join("v1/data/text"))?;
+        ensure!(std::os::unix::fs::MetadataExt::uid(&meta) == nobody, "it is root's");
+        node.reach(app, "asleep")?;
+        ensure!(told(port, "/note/again")? == "first\nmore\nagain\n");
+        // The same again changes nothing; other files are another version.
+        deploy("update", "")?;
+        ensure!(node.status(app)?["version"] == 1, "{}", node.status(app)?);
+        pack("second\n")?;
+        deploy("update", "")?;
+        ensure!(told(port, "/note/")? == "second\n");
+        node.registry.appshot(&["rollback", app])?;
+        ensure!(told(port, "/note/")? == "first\nmore\nagain\n");
+        ensure!(own.join("v2").is_dir(), "it is kept, and its files are not");
+        // What makes no sense is told.
+        let zeroes = "0".repeat(64);
+        for (more, because) in [
+            ("directory = \"../etc\"\n".to_owned(), "leads out of the archive"),
+            ("directory = \"/etc\"\n".to_owned(), "leads out of the archive"),
+        ] {
+            let refused = deploy("update", &more)
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default();
+            ensure!(refused.contains(because), "{more}: {refused}");
+        }
+        std::fs::remove_file(place.path("site.tar.gz"))?;
+        let refused = deploy("update", "")
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default();
+        ensure!(refused.contains("cannot read the archive"), "{refused}");
+        let other = format!("{app}-x");
+        let text = manifest("")
+            .replace(app, &other)
+            .replace("archive = \"site.tar.gz\"", &format!("digest = {zeroes:?}"));
+        let text = text.replace(&port.to_string(), &free_port()?.to_string());
+        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": text }))?;
+        let failed = node.reach(&other, "failed")?;
+        ensure!(
+            failed["why"].as_str().is_some_and(|why| why.contains("has no archive")),
+            "{failed}"
+        );
+        let wrong = node
+            .client()
+            .put_bytes::<Value>(&format!("/v1/archives/{zeroes}"), b"other".to_vec());
+        ensure!(wrong.is_err_and(|error| error.to_string().contains("it has the digest")));
+        let wrong = node
+            .client()
+            .put_bytes::<Value>("/v1/archives/..%2Fx", b"other".to_vec());
+        ensure!(wrong.is_err_and(|error| error.to_string().contains("is no BLAKE3 digest")));
+        let _: Value = node.client().delete(&format!("/v1/apps/{app}"))?;
+        ensure!(!own.exists(), "its files are left");
+        node.end()
+    });
+}

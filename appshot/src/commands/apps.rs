@@ -31,7 +31,8 @@ fn change(client: &Client, method: Method, path: &str, asked: &cli::Asked, body:
 /// Returns when the app is up.
 pub fn deploy(dirs: &Dirs, args: &cli::Deploy, quiet: bool) -> Result<u8> {
     let client = client(dirs, &args.edgepoint)?;
-    let mut status: Value = client.post("/v1/apps", &json!({ "manifest": read(&args.manifest)? }))?;
+    let body = sent(&client, &args.manifest)?;
+    let mut status: Value = client.post("/v1/apps", &body)?;
     let app = text(&status, "app").to_owned();
     if !args.no_wait && text(&status, "state") == "starting" {
         status = client.get(&format!("/v1/apps/{app}?wait=running"))?;
@@ -63,6 +64,47 @@ fn read(path: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// The manifest, for a request. The archive that it names as a path beside it is sent before, unless
+/// it is there.
+fn sent(client: &Client, path: &Path) -> Result<Value> {
+    let manifest = read(path)?;
+    let named: Option<Coming> = toml::from_str(&manifest).ok();
+    let Some(archive) = named.as_ref().and_then(|named| named.start.archive.as_ref()) else {
+        return Ok(json!({ "manifest": manifest }));
+    };
+    let archive = path.parent().unwrap_or(Path::new("")).join(archive);
+    let what = || format!("cannot read the archive {}", archive.display());
+    let size = archive.metadata().or_fail(what)?.len();
+    if size > ARCHIVE_BYTES_MAX {
+        return Err(Error::new(Kind::Usage, what()).because("it is longer than 256 MiB"));
+    }
+    let bytes = std::fs::read(&archive).or_fail(what)?;
+    let digest = blake3::hash(&bytes).to_hex().to_string();
+    let provider = named.as_ref().and_then(|named| named.provider.as_ref());
+    let whose = provider.map_or_else(String::new, |provider| format!("?provider={provider}"));
+    let place = format!("/v1/archives/{digest}{whose}");
+    match client.get::<Value>(&place) {
+        Err(error) if error.kind == Kind::NotFound => client.put_bytes::<Value>(&place, bytes)?,
+        there => there?,
+    };
+    Ok(json!({ "manifest": manifest, "digest": digest }))
+}
+
+/// As the daemon has it.
+const ARCHIVE_BYTES_MAX: u64 = 256 << 20;
+
+/// What of a manifest says what comes with it.
+#[derive(serde::Deserialize)]
+struct Coming {
+    provider: Option<String>,
+    start: Start,
+}
+
+#[derive(serde::Deserialize)]
+struct Start {
+    archive: Option<String>,
+}
+
 /// An app that could not be brought up.
 fn failed(status: &Value) -> Result<()> {
     match text(status, "state") {
@@ -75,9 +117,9 @@ fn failed(status: &Value) -> Result<()> {
 
 /// Returns when the new version serves, or will when it is woken.
 pub fn update(dirs: &Dirs, args: &cli::Update) -> Result<u8> {
-    let manifest = read(&args.manifest)?;
-    let app = Named::of(&manifest)?.app;
-    let (client, body) = (client(dirs, &args.edgepoint)?, json!({ "manifest": manifest }));
+    let client = client(dirs, &args.edgepoint)?;
+    let body = sent(&client, &args.manifest)?;
+    let app = Named::of(body["manifest"].as_str().unwrap_or_default())?.app;
     let status = change(&client, Method::PUT, &app, &args.asked, &body)?;
     out::show(args.edgepoint.output.format, &status, |status| sentence(status) + "\n")?;
     Ok(0)

@@ -443,7 +443,10 @@ impl Agent {
         let began = Instant::now();
         let options = RunOptions {
             secrets: self.node.secrets_of(self.manifest())?,
-            ..self.manifest().run_options(self.deployment.versions.current)?
+            ..self
+                .node
+                .run_options(self.manifest(), self.deployment.versions.current)
+                .await?
         };
         let start = Start::run(self.node.store.clone(), options);
         let start = start
@@ -911,6 +914,7 @@ impl Agent {
             deployment.versions.kept.clear();
             crate::versions::tidy(&node.store, &deployment)?;
             crate::files::forget_logs(&node.store, &deployment.manifest)?;
+            crate::archives::tidy(&node.store, &name, None)?;
             match node.store.remove_appshot(&name) {
                 Err(error) if error.kind != libsnap::error::Kind::NotFound => return Err(error),
                 _ => node.keeper.forget(&name)?,

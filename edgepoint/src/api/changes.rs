@@ -19,12 +19,14 @@ use serde_json::json;
 pub struct Deploy {
     /// TOML.
     manifest: String,
+    /// Of the archive that it names as a path, and that was sent before.
+    digest: Option<String>,
 }
 
 impl Deploy {
     fn parse(&self, caller: &Caller) -> Result<Manifest> {
         let mut manifest = match self.manifest.len() {
-            0..=BYTES_MAX => Manifest::parse(&self.manifest)?,
+            0..=BYTES_MAX => Manifest::parse_with(&self.manifest, self.digest.as_deref())?,
             _ => return Err(Error::new(Kind::Usage, "the manifest is too long")),
         };
         caller.may_deploy(&mut manifest)?;

@@ -34,7 +34,7 @@ impl std::fmt::Debug for Value {
 
 impl Of {
     /// A provider has its own. Who asks is a provider still.
-    fn provider(self, caller: &Caller, node: &Node) -> Result<String> {
+    pub fn provider(self, caller: &Caller, node: &Node) -> Result<String> {
         match (caller.clone().again(&node.control)?, self.provider) {
             (Caller::Provider(provider), _) => Ok(provider.name),
             (Caller::Root, Some(name)) if name != local() => Ok(node.control.provider(&name)?.name),
