@@ -108,7 +108,7 @@ async fn write(path: &Path, mut body: Body) -> Result<(String, u64)> {
         .or_fail(what)?;
     let (mut hasher, mut length) = (blake3::Hasher::new(), 0);
     while let Some(frame) = body.frame().await {
-        let Ok(bytes) = frame.map_err(|error| refused(error))?.into_data() else {
+        let Ok(bytes) = frame.map_err(refused)?.into_data() else {
             continue;
         };
         length += bytes.len() as u64;

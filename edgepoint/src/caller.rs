@@ -213,7 +213,9 @@ mod tests {
                 "leads paths elsewhere",
             ),
             (
-                ROUTED.replace("command = [\"web\"]", "appshot = \"other\""),
+                ROUTED
+                    .replace("command = [\"web\"]", "appshot = \"other\"")
+                    .replace("[[listen]]\nunix = \"/run/web.sock\"\n", ""),
                 "an appshot of the node",
             ),
         ] {
