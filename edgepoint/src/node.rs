@@ -226,6 +226,7 @@ impl Node {
 
     /// Begins with what was deployed before. Within a runtime.
     pub fn take_up(&self) -> Result<()> {
+        crate::archives::begin(&self.store)?;
         let mut kept = self.keeper.list().unwrap_or_else(|error| {
             tracing::error!(%error, "sockets are made anew");
             BTreeMap::new()

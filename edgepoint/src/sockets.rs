@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Backlog, listen};
 use nodekit::reply::on_own_thread;
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -32,7 +33,9 @@ pub struct Sockets {
     /// TCP connections of both kinds over which nothing is under way.
     pub idle: usize,
     pub made_idle: usize,
-    /// The latter: whether each was accepted at one of its sockets, or made.
+    /// Ports of all that were accepted by TCP, from itself, too.
+    pub accepted_at: Vec<u16>,
+    /// Those outside: whether each was accepted at one of its sockets, or made.
     pub outside: Vec<(OwnedFd, bool)>,
     /// Unix sockets in which something waits to be read, where the app is stopped: it may
     /// be a connection on its way to another process of the app.
@@ -82,10 +85,17 @@ impl Sockets {
             }
         }
         let ports: Vec<_> = found.listening.iter().filter_map(port).collect();
-        let ends = |fd: &OwnedFd| Some((diag::address(fd, false).ok()?, diag::address(fd, true).ok()?));
+        // As addresses of one kind: each end may have another.
+        let end = |fd: &OwnedFd, peer: bool| {
+            let address: SocketAddr = show_address(&diag::address(fd, peer).ok()?)?.parse().ok()?;
+            Some((address.ip().to_canonical(), address.port()))
+        };
+        let ends = |fd: &OwnedFd| Some((end(fd, false)?, end(fd, true)?));
         let all: HashSet<_> = tcp.iter().filter_map(ends).collect();
         // What it has with itself goes with it.
         let inside = |fd: &OwnedFd| ends(fd).is_some_and(|(own, peer)| all.contains(&(peer, own)));
+        let accepted = |fd: &OwnedFd| port(fd).filter(|port| ports.contains(port));
+        found.accepted_at = tcp.iter().filter_map(accepted).map(u16::from_be_bytes).collect();
         for connection in tcp.into_iter().filter(|connection| !inside(connection)) {
             let accepted = port(&connection).is_some_and(|port| ports.contains(&port));
             let idle = under_way(&connection, accepted).is_ok_and(|is| !is);
@@ -258,9 +268,25 @@ fn place_of(name: &[u8]) -> Option<Listen> {
     }
 }
 
-/// Whether an address, as the network has it, is one of these.
-pub fn is_wanted(name: &[u8], wanted: &[Listen]) -> bool {
-    place_of(name).is_some_and(|here| wanted.iter().any(|wanted| here.covers(wanted)))
+/// Whether an address, as the network has it, is one of these; just that one, or one where who comes
+/// to it comes as well.
+pub fn is_wanted(name: &[u8], wanted: &[Listen], exact: bool) -> bool {
+    let is_one = |here: &Listen, wanted: &Listen| here.covers(wanted) && (!exact || wanted.covers(here));
+    place_of(name).is_some_and(|here| wanted.iter().any(|wanted| is_one(&here, wanted)))
+}
+
+/// The first that is wanted on which, just as it is named, none of these listens.
+pub fn first_missing<'a>(listening: &[OwnedFd], wanted: &'a [Listen]) -> Option<&'a Listen> {
+    let names: Vec<Vec<u8>> = listening
+        .iter()
+        .filter_map(|fd| diag::address(fd, false).ok())
+        .collect();
+    let is_there = |wanted: &&Listen| {
+        names
+            .iter()
+            .any(|name| is_wanted(name, std::slice::from_ref(*wanted), true))
+    };
+    wanted.iter().find(|wanted| !is_there(wanted))
 }
 
 /// Those of them that are in the network of this process.

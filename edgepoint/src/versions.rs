@@ -192,6 +192,7 @@ impl Node {
             memory_bytes: None,
         };
         let name = to.manifest.version_name(to.number);
+        let (app, number) = (to.manifest.app.clone(), to.number);
         let made = self.make_version(&to, &name).await;
         let made = made.map_err(|error| said(&self.store, &name, error));
         let done = match made.and_then(|()| self.has_all(&to)) {
@@ -200,7 +201,11 @@ impl Node {
         };
         if done.is_err() {
             let store = self.store.clone();
-            on_own_thread(move || clear(&store, &name)).await?;
+            let cleared = on_own_thread(move || {
+                clear(&store, &name)?;
+                archives::forget(&store, &app, number)
+            });
+            cleared.await?;
         }
         done
     }
@@ -289,7 +294,12 @@ impl Node {
     async fn make_version(&self, to: &Version, name: &str) -> Result<()> {
         let app = &to.manifest.app;
         let (store, stale) = (self.store.clone(), name.to_owned());
-        on_own_thread(move || clear(&store, &stale)).await?;
+        let (of, number) = (app.clone(), to.number);
+        on_own_thread(move || {
+            clear(&store, &stale)?;
+            archives::forget(&store, &of, number)
+        })
+        .await?;
         let _charge = match self.room(app, name, budget::UNKNOWN_BYTES)? {
             Room::There(charge) => charge,
             Room::Waits(why) => {
@@ -396,7 +406,8 @@ pub fn copy(store: &Store, appshot: &str, name: &str, manifest: &Manifest) -> Re
 /// Refuses an appshot of an app that does not listen where its manifest says.
 pub fn listens(manifest: &Manifest, shot: &Appshot) -> Result<()> {
     let is_there = |wanted: &&Listen| {
-        held::places(&shot.manifest).any(|name| sockets::is_wanted(name, std::slice::from_ref(*wanted)))
+        held::places(&shot.manifest)
+            .any(|name| sockets::is_wanted(name, std::slice::from_ref(*wanted), manifest.network.isolated))
     };
     match manifest.listen.iter().find(|wanted| !is_there(wanted)) {
         None => Ok(()),

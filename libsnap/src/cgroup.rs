@@ -182,8 +182,12 @@ pub fn join(group: &Path, pid: HostPid) -> Result<()> {
 pub fn processes(group: &Path) -> Result<Vec<HostPid>> {
     let path = group.join("cgroup.procs");
     let text = crate::proc::read(&path).or_fail(|| format!("cannot read {}", path.display()))?;
-    let text = String::from_utf8_lossy(&text);
-    Ok(text.lines().filter_map(|line| line.parse().ok()).map(HostPid).collect())
+    Ok(parse_processes(&text))
+}
+
+fn parse_processes(text: &[u8]) -> Vec<HostPid> {
+    let text = String::from_utf8_lossy(text);
+    text.lines().filter_map(|line| line.parse().ok()).map(HostPid).collect()
 }
 
 /// Holds every process of the group still, or lets them go. v1 cannot be used for
@@ -449,32 +453,47 @@ fn parse_cpu_stat(text: &[u8]) -> Counters {
     }
 }
 
-/// The processor's counters of one group, whose file stays open: to find it takes longer than to
-/// read it. Where there is none (v1), or no descriptor for it, the path is gone again each time.
+/// A group that is looked at again and again. Its files stay open: to find them takes longer than
+/// to read them. Where there are none (v1), or no descriptors, the path is gone again each time.
 #[derive(Debug)]
-pub struct Processor {
+pub struct Watched {
     group: PathBuf,
     stat: Option<fs::File>,
+    processes: Option<fs::File>,
 }
 
-impl Processor {
-    pub fn of(group: &Path) -> Processor {
-        Processor {
+impl Watched {
+    pub fn new(group: &Path) -> Watched {
+        Watched {
             group: group.to_owned(),
             stat: fs::File::open(group.join("cpu.stat")).ok(),
+            processes: fs::File::open(group.join("cgroup.procs")).ok(),
         }
     }
 
-    pub fn read(&self) -> std::io::Result<Counters> {
+    /// Those of the processor.
+    pub fn counters(&self) -> std::io::Result<Counters> {
         let Some(stat) = &self.stat else {
             return processor_counters(&self.group);
         };
-        // Some 300 bytes; the kernel gives a file of cgroup in one piece.
-        let mut bytes = [0; 4096];
+        // Some 300 bytes, in one piece.
+        let mut bytes = [0; PIECE];
         let length = stat.read_at(&mut bytes, 0)?;
         Ok(parse_cpu_stat(&bytes[..length]))
     }
+
+    pub fn processes(&self) -> Result<Vec<HostPid>> {
+        let mut bytes = [0; PIECE];
+        match self.processes.as_ref().map(|file| file.read_at(&mut bytes, 0)) {
+            // What may not be all of them is read as a whole.
+            Some(Ok(length)) if length < PIECE / 2 => Ok(parse_processes(&bytes[..length])),
+            _ => processes(&self.group),
+        }
+    }
 }
+
+/// What the kernel gives of such a file at once, at most.
+const PIECE: usize = 4096;
 
 /// CPU time of all that was ever in the group, since it was made.
 pub fn cpu_ns(group: &Path) -> std::io::Result<u64> {

@@ -527,6 +527,9 @@ fn files_come_along() {
         let nobody = nix::unistd::User::from_name("nobody")?.context("nobody")?.uid.as_raw();
         let meta = std::fs::metadata(own.join("v1/data/text"))?;
         ensure!(std::os::unix::fs::MetadataExt::uid(&meta) == nobody, "it is root's");
+        let whole = std::fs::metadata(own.join("v1"))?;
+        let mode = std::os::unix::fs::PermissionsExt::mode(&whole.permissions()) & 0o777;
+        ensure!(mode == 0o700, "others may come to it: {mode:o}");
         node.reach(app, "asleep")?;
         ensure!(told(port, "/note/again")? == "first\nmore\nagain\n");
         // The same again changes nothing; other files are another version.
@@ -561,12 +564,19 @@ fn files_come_along() {
             .replace(app, &other)
             .replace("archive = \"site.tar.gz\"", &format!("digest = {zeroes:?}"));
         let text = text.replace(&port.to_string(), &free_port()?.to_string());
-        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": text }))?;
-        let failed = node.reach(&other, "failed")?;
-        ensure!(
-            failed["why"].as_str().is_some_and(|why| why.contains("has no archive")),
-            "{failed}"
-        );
+        let refused = node.client().post::<Value>("/v1/apps", &json!({ "manifest": text }));
+        ensure!(refused.is_err_and(|error| error.to_string().contains("has no archive")));
+        // An update that fails leaves nothing for the next one, which has the same number.
+        let broken = place.path("site.tar.gz");
+        std::fs::write(&broken, b"no archive, for sure")?;
+        let refused = deploy("update", "")
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default();
+        ensure!(refused.contains("cannot unpack the archive"), "{refused}");
+        pack("third\n")?;
+        deploy("update", "")?;
+        ensure!(told(port, "/note/")? == "third\n");
         let wrong = node
             .client()
             .put_bytes::<Value>(&format!("/v1/archives/{zeroes}"), b"other".to_vec());

@@ -578,6 +578,22 @@ fn connections_are_carried_through_a_sleep() {
             Ok((node.count(app, "wakes")? > wakes).then_some(()))
         })?;
         node.reach(app, "asleep")?;
+        // One that is reset meanwhile is no reason not to wake.
+        let reset = open(port)?;
+        node.reach(app, "asleep")?;
+        let wakes = node.count(app, "wakes")?;
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        nix::sys::socket::setsockopt(&reset, nix::sys::socket::sockopt::Linger, &linger)?;
+        drop(reset);
+        poll("it to be woken by that", PATIENCE, || {
+            Ok((node.count(app, "wakes")? > wakes).then_some(()))
+        })?;
+        say(&mut clients[0], "assert kept['told'] == 4")?;
+        ensure!(node.count(app, "failures")? == 0, "{}", node.status(app)?);
+        node.reach(app, "asleep")?;
         // Removed while it sleeps: they end.
         let _: Value = node.client().delete(&format!("/v1/apps/{app}"))?;
         let mut first = clients.remove(0);

@@ -484,6 +484,67 @@ fn whichever_daemon_is_killed_it_counts_once() {
     });
 }
 
+/// Two apps of which one has room at a time: each wake sends the other away, and both are billed
+/// for what they have done, once.
+#[test]
+fn who_makes_room_for_others_is_counted_once() {
+    in_place("who_makes_room_for_others_is_counted_once", |place| {
+        let loads = Loads::new(place)?;
+        let perfd = loads.perfd()?;
+        let _snapd = loads.registry.daemon("snapd", "")?;
+        let _restored = loads.registry.daemon("restored", "")?;
+        // Of two interpreters that each hold 40 MiB.
+        let edgepointd = loads.registry.daemon_with("edgepointd", &["--memory", "64M"], "")?;
+        let program = BURNER.replace("20_000_000", "200_000_000").replace(
+            "import sys, time",
+            "import sys, time\nheld = bytearray(b'x') * (40 << 20)",
+        );
+        let mut apps = Vec::new();
+        for provider in ["acme", "bolt"] {
+            let (app, port) = (format!("{}-{provider}", loads.name), free_port()?);
+            let rules = "[idle]\ntimeout = \"10m\"\ncpu = 50.0";
+            let manifest = format!(
+                "app = {app:?}\nprovider = {provider:?}\n{}",
+                python(&program, port, rules)
+            );
+            let _: Value = edgepointd.client.post("/v1/apps", &json!({ "manifest": manifest }))?;
+            let _: Value = edgepointd
+                .client
+                .get(&format!("/v1/apps/{app}?wait=running&timeout=60"))?;
+            apps.push((app, port, 0u64));
+        }
+        for _ in 0..4 {
+            for (_, port, used) in &mut apps {
+                *used += http_get(*port, "/")?.trim().parse::<u64>().context("no number")?;
+                // What it has is known a moment later.
+                std::thread::sleep(Duration::from_millis(1200));
+            }
+        }
+        for (app, ..) in &apps {
+            let _: Value = edgepointd.client.delete(&format!("/v1/apps/{app}"))?;
+        }
+        loads.settled()?;
+        perfd.stop()?;
+        let counted = loads.counted()?;
+        let events = loads.registry.appshot(&["usage", "events"])?;
+        ensure!(events.contains("snapshot: pressure"), "nobody made room: {events}");
+        for (app, _, used) in &apps {
+            let lives: Vec<&Counted> = counted.iter().filter(|of| of.name == *app).collect();
+            let told: u128 = lives.iter().map(|of| of.get("cpu_ns")).sum();
+            ensure!(lives.len() > 2 && lives.iter().all(|of| of.ended), "{lives:?}");
+            // The start of the interpreter, and each life's init and restore, come on top.
+            let most = u128::from(used + 500_000_000) + lives.len() as u128 * u128::from(INIT_NS);
+            note(
+                "who_makes_room_for_others_is_counted_once",
+                &format!("{used} ns used in {} lives, {told} counted", lives.len()),
+            );
+            ensure!((u128::from(*used)..most).contains(&told), "{app}: {told}, {used} used");
+        }
+        loads.verify()?;
+        loads.recompute()
+    });
+}
+
 #[test]
 fn the_bill_of_a_node_is_read_by_others() {
     in_place("the_bill_of_a_node_is_read_by_others", |place| {

@@ -38,6 +38,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
+/// With more connections it stays awake, as long as they are open.
+const CARRIED_MAX: usize = 1000;
 /// How often one that starts is.
 const LISTENS_YET: Duration = Duration::from_millis(10);
 /// How often it is looked whether a woken app has accepted who had come, and how long.
@@ -348,6 +350,9 @@ impl Agent {
             return Ok(Vec::new());
         }
         let sockets = Sockets::aside(&self.running_app()?).await?;
+        if sockets.outside.len() > CARRIED_MAX {
+            return Ok(Vec::new());
+        }
         let outside = sockets.outside.into_iter();
         Ok(outside
             .filter_map(|(connection, accepted)| wanted(accepted).then_some(connection))
@@ -434,6 +439,7 @@ impl Agent {
     /// Runs its command, and waits until it listens where it is to.
     async fn start(&mut self) -> Result<Next> {
         self.turn(State::Starting, None);
+        self.release()?;
         if let Some(next) = self.room(State::Starting, budget::UNKNOWN_BYTES).await? {
             return Ok(next);
         }
@@ -455,7 +461,7 @@ impl Agent {
         let started = on_own_thread(move || detach::spawn(start)).await?;
         self.turn(State::Starting, None);
         match probe::up(&started.app, self.manifest(), began).await {
-            Ok(_) if self.manifest().network.isolated => match self.turn_outward().await {
+            Ok(sockets) if self.manifest().network.isolated => match self.turn_outward(&sockets.listening).await {
                 Ok(()) => Ok(Next::Wake(Cause::Deploy)),
                 Err(error) => self.end_started(started.app, error).await,
             },
@@ -479,7 +485,13 @@ impl Agent {
 
     /// Nobody can come to it where it has come up: it listens in a network that is its own. It
     /// gets sockets of the node instead.
-    async fn turn_outward(&mut self) -> Result<()> {
+    async fn turn_outward(&mut self, listening: &[OwnedFd]) -> Result<()> {
+        // The node would be reached at more addresses than was said.
+        if let Some(first) = sockets::first_missing(listening, &self.manifest().listen) {
+            return Err(Error::failed(format!("app {} does not come up", self.name()))
+                .because(format!("it does not listen on {first}, but on more than that"))
+                .fix("have the [[listen]] of an isolated app say just where it listens, such as 0.0.0.0:8080"));
+        }
         let had = self.measure().await;
         let report = self.snapshot(Occasion::Deploy).await?;
         self.fell_asleep(&report, had)?;
@@ -503,8 +515,9 @@ impl Agent {
     fn hold_all(&mut self) -> Result<()> {
         let shot = Appshot::open_unverified_memory(&self.node.store.appshot_path(self.name()))?;
         self.carried = held::carried(&shot.manifest, std::mem::take(&mut self.carried));
-        let wanted = &self.manifest().listen;
-        let sockets = held::complete(&shot.manifest, &self.sockets, |name| sockets::is_wanted(name, wanted))?;
+        let (wanted, exact) = (&self.manifest().listen, self.manifest().network.isolated);
+        let wanted = |name: &[u8]| sockets::is_wanted(name, wanted, exact);
+        let sockets = held::complete(&shot.manifest, &self.sockets, wanted)?;
         self.hold(sockets)
     }
 
@@ -639,13 +652,25 @@ impl Agent {
         let taken: Result<SnapshotReport> = self.node.snapd.post_async("/v1/snapshots", &request, &place).await;
         if !self.carried.is_empty() {
             let carried = std::mem::take(&mut self.carried);
-            if let Ok(report) = &taken {
-                let shot = Appshot::open_unverified_memory(&report.appshot)?;
+            let shot = taken
+                .as_ref()
+                .ok()
+                .map(|report| Appshot::open_unverified_memory(&report.appshot));
+            if let Some(Ok(shot)) = shot {
                 self.carried = held::carried(&shot.manifest, carried);
             }
             self.keep()?;
         }
         taken
+    }
+
+    /// Connections are the app's alone: were they held here, nobody would hear that it closes one.
+    pub(super) fn release(&mut self) -> Result<()> {
+        if self.carried.is_empty() {
+            return Ok(());
+        }
+        self.carried.clear();
+        self.keep()
     }
 
     /// Has an appshot to make further instances of, where it may have some. It goes on
@@ -806,11 +831,7 @@ impl Agent {
             woken => woken?,
         };
         self.woken_in = began.elapsed();
-        // They are the app's now: were they held here, nobody would hear that it closes one.
-        if !self.carried.is_empty() {
-            self.carried.clear();
-            self.keep()?;
-        }
+        self.release()?;
         self.came_up(cause, Kind::Woken, began, woken.phases);
         self.follow_accept(cause)?;
         self.tried()?;

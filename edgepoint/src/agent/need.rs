@@ -62,7 +62,15 @@ impl Agent {
         let sockets = Sockets::aside(app).await?;
         let accepted = sockets.connections - sockets.made;
         let busy = accepted - (sockets.idle - sockets.made_idle);
-        let waiting = self.demand.connections().saturating_sub(accepted);
+        // Of those that the node counts, at the listeners that its manifest names.
+        let ports: Vec<u16> = self
+            .manifest()
+            .listen
+            .iter()
+            .filter_map(|listen| Some(listen.tcp?.port()))
+            .collect();
+        let there = sockets.accepted_at.iter().filter(|port| ports.contains(port)).count();
+        let waiting = self.demand.connections().saturating_sub(there);
         Ok((busy + waiting).max(self.demand.traffic.wanted()))
     }
 

@@ -68,6 +68,7 @@ impl Agent {
 
     pub(super) async fn watch(&mut self, why: Option<String>) -> Result<Next> {
         self.turn(State::Running, why);
+        self.release()?;
         let Ok(app) = self.running_app() else {
             return self.ended().await;
         };

@@ -27,7 +27,10 @@ pub async fn show(
 ) -> Reply<Archive> {
     let provider = of.provider(&caller, &node)?;
     match archives::find(&node.store, &provider, &digest) {
-        Some(_) => Ok(Json(Archive { digest, provider })),
+        Some(path) => {
+            archives::touch(&path);
+            Ok(Json(Archive { digest, provider }))
+        }
         None => Err(Error::new(Kind::NotFound, format!("{provider} has no archive {digest}")).into()),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::answer::{Asked, Condition, Halt, Shown, Tag, Wait};
 use crate::agent::Order;
+use crate::archives;
 use crate::caller::Caller;
 use crate::manifest::{BYTES_MAX, Instances, Manifest};
 use crate::node::Node;
@@ -24,12 +25,19 @@ pub struct Deploy {
 }
 
 impl Deploy {
-    fn parse(&self, caller: &Caller) -> Result<Manifest> {
+    /// What it comes with has to be there.
+    fn parse(&self, node: &Node, caller: &Caller) -> Result<Manifest> {
         let mut manifest = match self.manifest.len() {
             0..=BYTES_MAX => Manifest::parse_with(&self.manifest, self.digest.as_deref())?,
             _ => return Err(Error::new(Kind::Usage, "the manifest is too long")),
         };
         caller.may_deploy(&mut manifest)?;
+        if let Some(digest) = &manifest.start.digest {
+            match archives::find(&node.store, &manifest.provider, digest) {
+                Some(path) => archives::touch(&path),
+                None => return Err(archives::missing(&manifest, digest)),
+            }
+        }
         Ok(manifest)
     }
 }
@@ -157,7 +165,7 @@ impl axum::extract::FromRequestParts<Node> for Change {
 /// Done again with the same manifest it changes nothing.
 pub async fn deploy(change: Change, Body(request): Body<Deploy>) -> Answer {
     let change = change.again()?;
-    let manifest = request.parse(&change.caller)?;
+    let manifest = request.parse(&change.node, &change.caller)?;
     make(change, manifest).await
 }
 
@@ -177,7 +185,7 @@ async fn make(change: Change, manifest: Manifest) -> Answer {
 /// left alone where it serves already.
 pub async fn put(change: Change, Path(app): Path<String>, Body(request): Body<Deploy>) -> Answer {
     let change = change.again()?;
-    let manifest = request.parse(&change.caller)?;
+    let manifest = request.parse(&change.node, &change.caller)?;
     if manifest.app != app {
         return Err(Halt::Failed(
             Error::new(Kind::Usage, format!("cannot deploy {app}"))

@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::records::{FileKind, Manifest, SocketRecord, SocketState};
 use crate::sys::{Sys, diag, task};
 use crate::target::HeldSocket;
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Sockets of a holder, as descriptors of ours.
@@ -39,14 +40,22 @@ impl Held {
     pub fn take(sockets: &[HeldSocket], manifest: &Manifest) -> Result<Held> {
         let taken = sockets.iter().map(|socket| {
             let what = || format!("cannot take socket {} of process {}", socket.fd, socket.pid);
-            let taken = Socket::take(socket).or_fail(what)?;
+            let fd = socket.open().or_fail(what)?;
+            let listens = diag::getsockopt_i32(&fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).or_fail(what)? != 0;
+            let taken = match (Socket::of(fd), listens) {
+                // It has ended meanwhile: as its record says, it comes back as closed.
+                (Err(_), false) => return Ok(None),
+                (taken, _) => taken.or_fail(what)?,
+            };
             match sockets_of(manifest).any(|record| taken.suits(record)) {
-                true => Ok(taken),
+                true => Ok(Some(taken)),
+                false if !listens => Ok(None),
                 false => Err(Error::new(Kind::Usage, what())
                     .because("the app has no such socket")
                     .fix("name the sockets that the app had")),
             }
         });
+        let taken = taken.filter_map(Result::transpose);
         taken.collect::<Result<_>>().map(Held)
     }
 
@@ -106,10 +115,6 @@ fn listening(manifest: &Manifest) -> impl Iterator<Item = &SocketRecord> {
 }
 
 impl Socket {
-    fn take(socket: &HeldSocket) -> Sys<Socket> {
-        Socket::of(socket.open()?)
-    }
-
     fn of(fd: OwnedFd) -> Sys<Socket> {
         let option = |name| diag::getsockopt_i32(&fd, libc::SOL_SOCKET, name);
         let peer = match option(libc::SO_ACCEPTCONN)? {
@@ -129,7 +134,12 @@ impl Socket {
     fn suits(&self, record: &SocketRecord) -> bool {
         let (name, peer) = match &record.state {
             SocketState::Listening { name, .. } => (name, None),
-            SocketState::Carried { name, peer } => (name, Some(peer)),
+            // The same addresses may be another connection's by now.
+            SocketState::Carried {
+                name,
+                peer,
+                cookie: own,
+            } if cookie(&self.fd) == Ok(*own) => (name, Some(peer)),
             _ => return false,
         };
         (self.domain, self.kind, &self.name) == (record.domain, record.kind, name) && self.peer.as_ref() == peer
@@ -142,34 +152,52 @@ impl HeldSocket {
     }
 }
 
-/// Whether somebody holds this socket of the app: who waits in its backlog is not lost.
-pub fn is_held(held: &[HeldSocket], socket: &OwnedFd) -> bool {
-    let Ok(own) = cookie(socket) else { return false };
-    let mut others = held.iter().filter_map(|other| cookie(&other.open().ok()?).ok());
-    others.any(|other| other == own)
+/// What is known of sockets that somebody holds, looked at once.
+#[derive(Debug, Default)]
+pub struct Known {
+    cookies: HashSet<u64>,
+    /// Of listening ones of the internet, as the network has them.
+    ports: HashSet<[u8; 2]>,
 }
 
-/// Whether one of them has the port of this address: what has it was accepted there.
-pub fn is_port(held: &[HeldSocket], name: &[u8]) -> bool {
-    let others = held.iter().filter_map(|other| Socket::take(other).ok());
-    let mut listening = others.filter(|other| other.peer.is_none());
-    listening.any(|other| other.domain != libc::AF_UNIX && other.name.get(2..4) == name.get(2..4))
+impl Known {
+    pub fn of(held: &[HeldSocket]) -> Known {
+        let mut known = Known::default();
+        for fd in held.iter().filter_map(|socket| socket.open().ok()) {
+            known.cookies.extend(cookie(&fd).ok());
+            let listening = Socket::of(fd).ok().filter(|socket| socket.peer.is_none());
+            let port = listening.filter(|socket| socket.domain != libc::AF_UNIX);
+            known.ports.extend(port.and_then(|socket| port_of(&socket.name)));
+        }
+        known
+    }
+
+    /// Whether somebody holds this socket of the app: who waits in its backlog is not lost.
+    pub fn is_held(&self, socket: &OwnedFd) -> bool {
+        cookie(socket).is_ok_and(|own| self.cookies.contains(&own))
+    }
+
+    /// Whether one of them has the port of this address: what has it was accepted there.
+    pub fn is_port(&self, name: &[u8]) -> bool {
+        port_of(name).is_some_and(|port| self.ports.contains(&port))
+    }
+
+    /// Whether it is one of them, or was accepted there: an app that has a network of its own may
+    /// have such sockets of the network of who holds them.
+    pub fn came_by(&self, socket: &OwnedFd) -> bool {
+        let of_internet = diag::getsockopt_i32(socket, libc::SOL_SOCKET, libc::SO_DOMAIN)
+            .is_ok_and(|domain| [libc::AF_INET, libc::AF_INET6].contains(&domain));
+        of_internet && (self.is_held(socket) || diag::address(socket, false).is_ok_and(|name| self.is_port(&name)))
+    }
 }
 
-/// Whether it is one of them, or was accepted there: an app that has a network of its own may
-/// have such sockets of the network of who holds them.
-pub fn came_by(held: &[HeldSocket], socket: &OwnedFd) -> bool {
-    let of_internet = diag::getsockopt_i32(socket, libc::SOL_SOCKET, libc::SO_DOMAIN)
-        .is_ok_and(|domain| [libc::AF_INET, libc::AF_INET6].contains(&domain));
-    of_internet && (is_held(held, socket) || diag::address(socket, false).is_ok_and(|name| is_port(held, &name)))
+fn port_of(name: &[u8]) -> Option<[u8; 2]> {
+    name.get(2..4)?.try_into().ok()
 }
 
 /// What tells a socket from all others since boot (socket(7), Linux 4.12).
-fn cookie(socket: &OwnedFd) -> Sys<Vec<u8>> {
+pub fn cookie(socket: &OwnedFd) -> Sys<u64> {
     let cookie = diag::getsockopt(socket, libc::SOL_SOCKET, libc::SO_COOKIE, 8)?;
-    if cookie.len() == 8 {
-        Ok(cookie)
-    } else {
-        Err(nix::Error::EINVAL)
-    }
+    let cookie = cookie.try_into().map_err(|_| nix::Error::EINVAL)?;
+    Ok(u64::from_ne_bytes(cookie))
 }

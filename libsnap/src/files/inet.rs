@@ -20,10 +20,12 @@ use crate::proc;
 use crate::sys::fd as sysfd;
 use crate::sys::{Sys, diag};
 use crate::target::TcpPolicy;
+use nix::poll::PollFlags;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 const TCP_ESTABLISHED: u8 = 1;
+const TCP_CLOSE_WAIT: u8 = 8;
 const TCP_SYN_SENT: u8 = 2;
 const TCP_SYN_RECV: u8 = 3;
 const TCP_CLOSE: u8 = 7;
@@ -107,7 +109,7 @@ fn tcp(context: &Context<'_>, description: &Description, record: &mut SocketReco
         TCP_LISTEN
             if word(TCPI_UNACKED) > 0
                 && context.options.tcp != TcpPolicy::Close
-                && !held::is_held(&context.options.held, &description.dup) =>
+                && !context.held.is_held(&description.dup) =>
         {
             refused(
                 format!("{} connections to it are not accepted yet", word(TCPI_UNACKED)),
@@ -124,8 +126,8 @@ fn tcp(context: &Context<'_>, description: &Description, record: &mut SocketReco
         } else {
             SocketState::Fresh
         }),
-        TCP_ESTABLISHED if held::is_held(&context.options.held, &description.dup) => {
-            held_open(context, description, name)
+        state @ (TCP_ESTABLISHED | TCP_CLOSE_WAIT) if context.held.is_held(&description.dup) => {
+            held_open(context, description, name, state)
         }
         _ if may_close(context, description, &name) => Ok(SocketState::Severed),
         state => refused(
@@ -144,11 +146,22 @@ fn tcp(context: &Context<'_>, description: &Description, record: &mut SocketReco
 }
 
 /// A connection that somebody holds. Nothing may be under way: whom it is for would wait for
-/// somebody else's next word.
-fn held_open(context: &Context<'_>, description: &Description, name: Vec<u8>) -> Result<SocketState, Refused> {
-    let came = held::is_port(&context.options.held, &name);
-    match (under_way(&description.dup, came), diag::address(&description.dup, true)) {
-        (Ok(false), Ok(peer)) => Ok(SocketState::Carried { name, peer }),
+/// somebody else's next word. Nor anything to be read or told of it: that would wake it at once.
+/// One that its peer has ended comes back so.
+fn held_open(
+    context: &Context<'_>,
+    description: &Description,
+    name: Vec<u8>,
+    state: u8,
+) -> Result<SocketState, Refused> {
+    let dup = &description.dup;
+    let quiet = under_way(dup, context.held.is_port(&name)) == Ok(false);
+    let told = PollFlags::POLLIN | PollFlags::POLLPRI | PollFlags::POLLERR;
+    match (state, quiet, diag::address(dup, true), held::cookie(dup)) {
+        (TCP_CLOSE_WAIT, true, ..) => Ok(SocketState::Severed),
+        (TCP_ESTABLISHED, true, Ok(peer), Ok(cookie)) if !sockets::has(dup, told) => {
+            Ok(SocketState::Carried { name, peer, cookie })
+        }
         _ => refused(
             format!(
                 "something is under way over a TCP connection {}",
@@ -164,7 +177,7 @@ fn may_close(context: &Context<'_>, description: &Description, name: &[u8]) -> b
         TcpPolicy::Refuse => false,
         TcpPolicy::Close => true,
         TcpPolicy::CloseIdle { accepted, made } => {
-            let came = held::is_port(&context.options.held, name);
+            let came = context.held.is_port(name);
             (if came { accepted } else { made }) && under_way(&description.dup, came).is_ok_and(|is| !is)
         }
     }

@@ -124,6 +124,8 @@ pub struct Context<'a> {
     pub unix: HashMap<u64, UnixSocket>,
     /// The cookie of the app's network namespace, where the kernel tells it.
     pub network: Option<Vec<u8>>,
+    /// What the options name.
+    pub held: held::Known,
     /// TCP connections inside the app.
     pub tcp: tcp::Ends,
     /// Options of fresh sockets, by family, type and protocol.
@@ -191,6 +193,7 @@ pub fn capture(
         fds: &table.fds,
         unix,
         network,
+        held: held::Known::of(&options.held),
         tcp: tcp::look(members, &descriptions, &table.fds, still.map(|still| still.journal))?,
         usual: RefCell::default(),
         frozen,

@@ -7,7 +7,7 @@
 
 use super::looked::Look;
 use super::{
-    Builder, Context, Description, Member, Refused, held, inet, multicast, netlink, packet, refused, unix, virtual_pid,
+    Builder, Context, Description, Member, Refused, inet, multicast, netlink, packet, refused, unix, virtual_pid,
 };
 use crate::error::{OrFail, Result};
 use crate::image::limits;
@@ -222,7 +222,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     let network = diag::getsockopt(dup, libc::SOL_SOCKET, SO_NETNS_COOKIE, 8).ok();
     if let (Some(own), Some(network)) = (&context.network, network)
         && *own != network
-        && !held::came_by(&context.options.held, dup)
+        && !context.held.came_by(dup)
     {
         return refused(
             "it belongs to another network namespace than its process",
@@ -699,7 +699,7 @@ pub fn readable(fd: &OwnedFd) -> bool {
     has(fd, PollFlags::POLLIN)
 }
 
-fn has(fd: &OwnedFd, event: PollFlags) -> bool {
+pub fn has(fd: &OwnedFd, event: PollFlags) -> bool {
     let mut polled = [PollFd::new(fd.as_fd(), event)];
     poll(&mut polled, PollTimeout::ZERO).ok();
     polled[0].revents().is_some_and(|events| events.contains(event))

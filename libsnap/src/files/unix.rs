@@ -12,7 +12,7 @@
 //! Refused: peers and named senders outside the app, connections not yet accepted with
 //! something in them or with a client outside, relative names.
 
-use super::{Builder, Context, Description, Refused, held, refused, sockets};
+use super::{Builder, Context, Description, Refused, refused, sockets};
 use crate::error::{Error, OrFail, Result};
 use crate::ids::{FileId, HostPid};
 use crate::image::records::{FileKind, Manifest, Message, SocketFile, SocketRecord, SocketState};
@@ -47,7 +47,7 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     let connected = diag::address(&description.dup, true).is_ok();
     record.state = if diag.state == LISTEN {
         let unlinked = file.is_none() && path_of(&name).is_some();
-        match held::is_held(&context.options.held, &description.dup) {
+        match context.held.is_held(&description.dup) {
             // Whoever waits goes on waiting, which clients that end with the app cannot.
             true if diag
                 .waiting

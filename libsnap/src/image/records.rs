@@ -972,6 +972,8 @@ pub enum SocketState {
         name: Vec<u8>,
         #[serde(with = "hex_bytes")]
         peer: Vec<u8>,
+        /// What tells it from all others of that boot (SO_COOKIE).
+        cookie: u64,
     },
 }
 

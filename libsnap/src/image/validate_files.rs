@@ -238,7 +238,7 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
         | SocketState::Listening { name, .. }
         | SocketState::Paired { name, .. }
         | SocketState::Waiting { name, .. } => [name, &[]],
-        SocketState::Connected { name, peer } | SocketState::Carried { name, peer } => [name, peer],
+        SocketState::Connected { name, peer } | SocketState::Carried { name, peer, .. } => [name, peer],
         SocketState::Joined { name, .. } => [name, &[]],
         SocketState::Fresh | SocketState::Severed => [&[], &[]],
     };

@@ -43,8 +43,8 @@ struct Live {
     memory: Memory,
     look_at: u64,
     pause_ns: u64,
-    processor: Option<cgroup::Processor>,
-    /// The processor's counters, and the time, when it was looked at as a whole last.
+    group: Option<cgroup::Watched>,
+    /// The processor's counters when it was looked at last, and when it was looked at as a whole.
     whole: (Option<cgroup::Counters>, u64),
     /// Nothing had changed by then.
     rests: bool,
@@ -308,7 +308,7 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
         memory,
         look_at: at.boot_ns,
         pause_ns: FIRST_NS,
-        processor: app.cgroup.as_deref().map(cgroup::Processor::of),
+        group: app.cgroup.as_deref().map(cgroup::Watched::new),
         whole: (None, 0),
         rests: false,
         summed_ns,
@@ -371,13 +371,11 @@ impl Live {
         let now = libsnap::clocks::boottime_ns();
         self.look_at = now + self.pause_ns;
         self.pause_ns = (self.pause_ns * 2).min(LOOK_NS);
-        if let Some(group) = self.app.cgroup.clone() {
-            let processor = self.processor.as_ref().and_then(|processor| processor.read().ok());
-            let (before, whole_ns) = self.whole;
-            match self.rests && processor.is_some() && processor == before && now.saturating_sub(whole_ns) < WHOLE_NS {
-                true => self.memory.stay(now, &mut self.counters),
-                false if self.look_whole(&group, processor, now) => {}
-                false => return 0,
+        if let Some(group) = self.group.take() {
+            let is_there = self.look_at(&group, now);
+            self.group = Some(group);
+            if !is_there {
+                return 0;
             }
         }
         let running_ns = now.saturating_sub(self.app.started_boot_ns);
@@ -385,25 +383,42 @@ impl Live {
         self.sum()
     }
 
-    /// Answers whether it is there.
-    fn look_whole(&mut self, group: &Path, processor: Option<cgroup::Counters>, now: u64) -> bool {
-        let processes = cgroup::processes(group).unwrap_or_default();
-        let Some(state) = self.state(group, &processes) else {
+    /// Answers whether it is there. What takes long and says little new, or is not billed, is asked
+    /// more seldom.
+    fn look_at(&mut self, group: &cgroup::Watched, now: u64) -> bool {
+        let processor = group.counters().ok();
+        let (before, whole_ns) = self.whole;
+        let is_whole = now.saturating_sub(whole_ns) >= WHOLE_NS || self.pause_ns < LOOK_NS;
+        let ran = processor.is_none() || processor != before;
+        if self.rests && !ran && !is_whole {
+            self.memory.stay(now, &mut self.counters);
+            return true;
+        }
+        let processes = group.processes().unwrap_or_default();
+        let Some(path) = self.app.cgroup.clone() else {
+            return false;
+        };
+        let mut state = Some(self.state);
+        if is_whole || !processes.contains(&self.app.child()) {
+            state = self.state(&path, &processes);
+        }
+        let Some(state) = state else {
             // Its last reading tells the rest.
             self.gone_since.get_or_insert(now);
             return false;
         };
         let read = match self.source {
-            Source::Proc => processor,
-            _ => cgroup::counters(group).ok().or(processor),
+            Source::Proc if !is_whole => processor,
+            _ => cgroup::counters(&path).ok().or(processor),
         };
         if let Some(read) = read {
             self.take(&read);
         }
         let held = self.memory.bytes();
-        self.memory.look(group, self.source, processes, now, &mut self.counters);
-        self.rests = state == self.state && processor == self.whole.0 && held == self.memory.bytes();
-        (self.state, self.whole) = (state, (processor, now));
+        self.memory.look(&path, self.source, processes, now, &mut self.counters);
+        self.rests = state == self.state && !ran && held == self.memory.bytes();
+        self.state = state;
+        self.whole = (processor, if is_whole { now } else { whole_ns });
         true
     }
 
