@@ -6,8 +6,8 @@
 //! ```
 //!
 //! `APPSHOT_NODE_CYCLES` (1000), `_BURSTS` (20), `_CLIENTS` (1000), `_SWEEP` (400), `_APPS`
-//! (200), `_SLEEPING` (1000) and `_USERS` (500) say how much each does; the trials of every day do
-//! little.
+//! (200), `_SLEEPING` (1000), `_USERS` (500) and `_KILLS` (200) say how much each does; the trials of
+//! every day do little.
 
 use anyhow::{Context, Result, ensure};
 use appshot_tests::clients::free_port;
@@ -529,4 +529,105 @@ fn some_that_sleep() {
 #[ignore = "takes minutes"]
 fn a_thousand_that_sleep() {
     sleeping("a_thousand_that_sleep", many("SLEEPING", 1000));
+}
+
+/// Numbers that look like chance, the same each time.
+fn below(random: &mut u64, end: u64) -> u64 {
+    *random = random
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    (*random >> 33) % end
+}
+
+/// Processes that serve at this port: whose last argument it is.
+fn servers_at(port: u16) -> usize {
+    let last = format!("\0{port}\0");
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let commands = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    commands.filter(|command| command.ends_with(last.as_bytes())).count()
+}
+
+/// Daemons are killed at any moment, each alone and all at once, while clients ask an app that sleeps
+/// in between: each request is answered, there is never a second instance, and in the end nothing
+/// is left.
+fn kills(name: &'static str, rounds: usize) {
+    in_place(name, move |place| {
+        let (mut node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        node.deploy(app, &python(COUNTER, port, IDLE))?;
+        let (stopped, answers, back) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+        let took = Mutex::new(Took::default());
+        let done = std::thread::scope(|scope| -> Result<()> {
+            let client = scope.spawn(|| -> Result<()> {
+                let (mut random, mut last) = (7, 0);
+                while !stopped.load(Ordering::Relaxed) {
+                    let mut one = Took::default();
+                    let now = one
+                        .ask(|| count(port))
+                        .with_context(|| format!("after {answers:?} answers"))?;
+                    took.lock().map(|mut all| all.0.extend(one.0)).ok();
+                    answers.fetch_add(1, Ordering::Relaxed);
+                    // It went on from its last appshot: it had ended with who brought its memory.
+                    back.fetch_add(usize::from(now <= last), Ordering::Relaxed);
+                    last = now;
+                    std::thread::sleep(Duration::from_millis(below(&mut random, 2500)));
+                }
+                Ok(())
+            });
+            let mut random = 11;
+            let killed = (0..rounds).try_for_each(|round| -> Result<()> {
+                std::thread::sleep(Duration::from_millis(below(&mut random, 700)));
+                ensure!(!client.is_finished(), "the client has given up");
+                let which = below(&mut random, 4);
+                let daemons = [&mut node.edgepointd, &mut node.restored, &mut node.snapd];
+                for (at, daemon) in (0..).zip(daemons) {
+                    if which == at || which == 3 {
+                        daemon.child.kill()?;
+                        daemon.child.wait()?;
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(below(&mut random, 200)));
+                if which == 1 || which == 3 {
+                    node.restored = node.registry.daemon("restored", "")?;
+                }
+                if which == 2 || which == 3 {
+                    node.snapd = node.registry.daemon("snapd", "")?;
+                }
+                if which == 0 || which == 3 {
+                    node.edgepointd = node.registry.daemon_with("edgepointd", &[], "")?;
+                }
+                poll("no second instance", PATIENCE, || {
+                    Ok((servers_at(port) <= 1).then_some(()))
+                })
+                .with_context(|| format!("round {round}: {} of them", servers_at(port)))
+            });
+            stopped.store(true, Ordering::Relaxed);
+            let asked = client.join().expect("it does not panic");
+            killed.and(asked)
+        });
+        done.with_context(|| format!("{:?}", node.status(app)))?;
+        let answers = answers.load(Ordering::Relaxed);
+        println!(
+            "{name}: {rounds} kills, {answers} answers, {back:?} from an earlier appshot; {}",
+            took.into_inner().unwrap_or_default().told()
+        );
+        ensure!(answers > 0, "nobody asked");
+        let appshot = node.registry.data.join(format!("appshots/{app}.appshot"));
+        if appshot.exists() {
+            libsnap::image::Appshot::open(&appshot).context("its appshot is not whole")?;
+        }
+        node.end()?;
+        ensure!(servers_at(port) == 0, "it is left");
+        Ok(())
+    });
+}
+
+#[test]
+fn some_kills() {
+    kills("some_kills", many("KILLS", 12));
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn two_hundred_kills() {
+    kills("two_hundred_kills", many("KILLS", 200));
 }
