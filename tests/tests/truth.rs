@@ -253,11 +253,12 @@ fn the_books_of_the_node_balance() {
                 rise("idle_ns") / all * 100.0
             ),
         );
-        // By ticks, 1.5 % were missing on a shared host.
+        // By ticks, 1.5 % were missing on a shared host. What tasks ran for is exact; but interrupts
+        // that come to an idle processor are nobody's: 1.1 % were, beside much writing to disks.
         let exact = looks.iter().all(|look| look["body"]["node"]["is_exact"] == true);
-        let most = if exact { 0.005 } else { 0.05 };
+        let beyond = if exact { 0.005 } else { 0.05 };
         ensure!(
-            (told / all - 1.0).abs() < most,
+            (-0.05..beyond).contains(&(told / all - 1.0)),
             "{told} ns told of {all}, exact: {exact}"
         );
         let others = rise("busy_ns") - tenants - platform;

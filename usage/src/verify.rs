@@ -190,7 +190,8 @@ impl Verifier {
             let steal = since(now.steal_ns, before.steal_ns);
             let told = busy + idle + steal;
             // Tasks are not charged with the time of interrupts where the kernel tells these apart
-            // (IRQ_TIME_ACCOUNTING): some may be missing even then. There cannot be more.
+            // (IRQ_TIME_ACCOUNTING), and those that come to an idle processor are nobody's: some may
+            // be missing even then. There cannot be more.
             let beyond_max = match now.is_exact && before.is_exact {
                 true => slack,
                 false => time / UNTOLD_PART + slack,
