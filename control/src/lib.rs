@@ -24,7 +24,7 @@ mod sqlite;
 pub use engine::{Change, Engine, Entry, Expect, Lasting, Logged};
 pub use events::{Event, Query};
 pub use providers::{Issued, Provider, Quota, TOKEN_PREFIX};
-pub use secrets::{SECRET_BYTES_MAX, Secret};
+pub use secrets::Secret;
 
 use libsnap::error::{Error, Kind, OrFail, Result};
 use serde::{Serialize, de::DeserializeOwned};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 const SECRETS: &str = "secret/";
 /// A key, a certificate.
-pub const SECRET_BYTES_MAX: usize = 64 << 10;
+const SECRET_BYTES_MAX: usize = 64 << 10;
 /// All of one provider together: an app may be told them all at once, in one request.
 const ALL_BYTES_MAX: usize = 128 << 10;
 

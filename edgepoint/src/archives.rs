@@ -58,7 +58,7 @@ pub fn find(store: &Store, provider: &str, digest: &str) -> Option<PathBuf> {
 }
 
 /// Where what a version has of its archive is.
-pub fn place(store: &Store, app: &str, version: u32) -> PathBuf {
+fn place(store: &Store, app: &str, version: u32) -> PathBuf {
     store.data_dir().join("apps").join(app).join(format!("v{version}"))
 }
 

@@ -90,12 +90,14 @@ impl Caller {
         }
         // Programs that run as root read files by their paths: whoever may lead these elsewhere
         // is root. And an appshot may be anybody's.
-        let roots = match () {
-            () if !manifest.place.is_empty() => Some("[[place]] leads paths elsewhere"),
-            () if manifest.start.appshot.is_some() => Some("start.appshot names an appshot of the node"),
-            () => None,
-        };
-        if let Some(because) = roots {
+        let roots = [
+            (!manifest.place.is_empty(), "[[place]] leads paths elsewhere"),
+            (
+                manifest.start.appshot.is_some(),
+                "start.appshot names an appshot of the node",
+            ),
+        ];
+        if let Some((_, because)) = roots.into_iter().find(|(is_roots, _)| *is_roots) {
             return Err(refused(format!("{because}, which is for the node's owner")).fix("leave it out"));
         }
         // The HTTP entry connects as root: a path could lead it to any socket of the node.

@@ -97,7 +97,7 @@ impl Sockets {
         let accepted = |fd: &OwnedFd| port(fd).filter(|port| ports.contains(port));
         found.accepted_at = tcp.iter().filter_map(accepted).map(u16::from_be_bytes).collect();
         for connection in tcp.into_iter().filter(|connection| !inside(connection)) {
-            let accepted = port(&connection).is_some_and(|port| ports.contains(&port));
+            let accepted = accepted(&connection).is_some();
             let idle = under_way(&connection, accepted).is_ok_and(|is| !is);
             let (all, quiet) = match accepted {
                 true => (&mut found.connections, &mut found.idle),
@@ -157,18 +157,7 @@ impl Sockets {
         }
         Ok(())
     }
-}
 
-/// Those that are wanted on which none of these listens.
-pub fn missing<'a>(listening: &[OwnedFd], wanted: &'a [Listen]) -> Vec<&'a Listen> {
-    let here: Vec<Listen> = listening.iter().filter_map(place).collect();
-    wanted
-        .iter()
-        .filter(|wanted| !here.iter().any(|here| here.covers(wanted)))
-        .collect()
-}
-
-impl Sockets {
     /// Those of an app that comes up, once it listens everywhere.
     pub async fn wait(app: &App, manifest: &Manifest, began: Instant) -> Result<Sockets> {
         let patience = manifest.ready.timeout.0;
@@ -183,9 +172,9 @@ impl Sockets {
                 Err(_) if !app.alive() => continue,
                 sockets => sockets?,
             };
-            match &missing(&sockets.listening, &manifest.listen)[..] {
-                [] => return Ok(sockets),
-                [first, ..] if began.elapsed() > patience => {
+            match first_missing(&addresses(&sockets.listening), &manifest.listen, false) {
+                None => return Ok(sockets),
+                Some(first) if began.elapsed() > patience => {
                     let because = format!("it does not listen on {first} after {patience:?}");
                     return Err(failed().because(because).fix(log));
                 }
@@ -200,10 +189,12 @@ pub fn listens(socket: &OwnedFd) -> bool {
     diag::getsockopt_i32(socket, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens == 1)
 }
 
-/// The same sockets, for another thread.
-pub fn copies(sockets: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
-    let copies = sockets.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>();
-    copies.or_fail(|| "cannot watch the sockets of the app")
+/// The same sockets, for another thread or to be held.
+pub fn copies<'a>(sockets: impl IntoIterator<Item = &'a OwnedFd>) -> Result<Vec<OwnedFd>> {
+    let copies = sockets.into_iter().map(OwnedFd::try_clone);
+    copies
+        .collect::<std::io::Result<_>>()
+        .or_fail(|| "cannot hold the sockets of the app")
 }
 
 /// Whether somebody has come to one of them whom nobody has accepted yet.
@@ -246,12 +237,12 @@ fn name(socket: &OwnedFd) -> Option<Vec<u8>> {
         .filter(|name| name.len() > 2)
 }
 
-/// Where a socket listens.
-fn place(socket: &OwnedFd) -> Option<Listen> {
-    place_of(&diag::address(socket, false).ok()?)
+/// Where sockets listen, as the network has it.
+pub fn addresses(sockets: &[OwnedFd]) -> Vec<Vec<u8>> {
+    let address = |socket| diag::address(socket, false).ok();
+    sockets.iter().filter_map(address).collect()
 }
 
-/// The same of an address as the network has it.
 fn place_of(name: &[u8]) -> Option<Listen> {
     match i32::from(u16::from_le_bytes(name.get(..2)?.try_into().ok()?)) {
         libc::AF_UNIX => {
@@ -270,23 +261,16 @@ fn place_of(name: &[u8]) -> Option<Listen> {
 
 /// Whether an address, as the network has it, is one of these; just that one, or one where who comes
 /// to it comes as well.
-pub fn is_wanted(name: &[u8], wanted: &[Listen], exact: bool) -> bool {
+fn is_wanted(name: &[u8], wanted: &[Listen], exact: bool) -> bool {
     let is_one = |here: &Listen, wanted: &Listen| here.covers(wanted) && (!exact || wanted.covers(here));
     place_of(name).is_some_and(|here| wanted.iter().any(|wanted| is_one(&here, wanted)))
 }
 
-/// The first that is wanted on which, just as it is named, none of these listens.
-pub fn first_missing<'a>(listening: &[OwnedFd], wanted: &'a [Listen]) -> Option<&'a Listen> {
-    let names: Vec<Vec<u8>> = listening
-        .iter()
-        .filter_map(|fd| diag::address(fd, false).ok())
-        .collect();
-    let is_there = |wanted: &&Listen| {
-        names
-            .iter()
-            .any(|name| is_wanted(name, std::slice::from_ref(*wanted), true))
-    };
-    wanted.iter().find(|wanted| !is_there(wanted))
+/// The first that is wanted and is at none of these addresses, as the network has them; see [`is_wanted`].
+pub fn first_missing<'a>(names: &[impl AsRef<[u8]>], wanted: &'a [Listen], exact: bool) -> Option<&'a Listen> {
+    let is_at = |wanted, name: &[u8]| is_wanted(name, std::slice::from_ref(wanted), exact);
+    let is_there = |wanted| names.iter().any(|name| is_at(wanted, name.as_ref()));
+    wanted.iter().find(|wanted| !is_there(*wanted))
 }
 
 /// Those of them that are in the network of this process.
@@ -300,12 +284,15 @@ pub fn of_here(sockets: Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
 
 /// Of an app's listening sockets those that its manifest names.
 pub fn named(sockets: &[OwnedFd], wanted: &[Listen]) -> Result<Vec<OwnedFd>> {
-    let is_named =
-        |socket: &&OwnedFd| place(socket).is_some_and(|here| wanted.iter().any(|wanted| here.covers(wanted)));
-    let named = sockets.iter().filter(is_named).map(OwnedFd::try_clone);
-    named
-        .collect::<std::io::Result<_>>()
-        .or_fail(|| "cannot watch the sockets of the app")
+    let is_named = |socket: &&OwnedFd| diag::address(*socket, false).is_ok_and(|name| is_wanted(&name, wanted, false));
+    copies(sockets.iter().filter(is_named))
+}
+
+impl Manifest {
+    /// Whether an address, as the network has it, is one that the node opens for the app.
+    pub fn opens(&self, name: &[u8]) -> bool {
+        is_wanted(name, &self.listen, self.network.isolated)
+    }
 }
 
 impl Listen {

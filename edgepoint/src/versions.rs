@@ -405,11 +405,8 @@ pub fn copy(store: &Store, appshot: &str, name: &str, manifest: &Manifest) -> Re
 
 /// Refuses an appshot of an app that does not listen where its manifest says.
 pub fn listens(manifest: &Manifest, shot: &Appshot) -> Result<()> {
-    let is_there = |wanted: &&Listen| {
-        held::places(&shot.manifest)
-            .any(|name| sockets::is_wanted(name, std::slice::from_ref(*wanted), manifest.network.isolated))
-    };
-    match manifest.listen.iter().find(|wanted| !is_there(wanted)) {
+    let names: Vec<&[u8]> = held::places(&shot.manifest).collect();
+    match sockets::first_missing(&names, &manifest.listen, manifest.network.isolated) {
         None => Ok(()),
         Some(first) => Err(
             Error::new(Kind::Usage, format!("app {} does not come up", manifest.app))

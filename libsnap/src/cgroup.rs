@@ -463,6 +463,10 @@ pub struct Watched {
 }
 
 impl Watched {
+    pub fn path(&self) -> &Path {
+        &self.group
+    }
+
     pub fn new(group: &Path) -> Watched {
         Watched {
             group: group.to_owned(),

@@ -28,7 +28,6 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use nix::unistd::fchown;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -111,24 +110,17 @@ pub fn files(name: &str, identity: &Identity, origin: Origin<'_>) -> Result<Vec<
     if let Origin::Restored(participants) = origin {
         files.extend(participants.iter().map(|own| (format!("{HOOKS}/{own}"), String::new())));
     }
-    let own = |part, values: &BTreeMap<String, String>| -> Vec<(&'static str, String, String)> {
-        let values = values.iter();
-        values
-            .map(|(name, value)| (part, name.clone(), value.clone()))
-            .collect()
-    };
-    for (part, variable, value) in own(VARS, &identity.vars)
-        .into_iter()
-        .chain(own(SECRETS, &identity.secrets))
-    {
-        if !is_name(&variable) || value.len() > VALUE_BYTES_MAX {
+    let vars = identity.vars.iter().map(|own| (VARS, own));
+    let secrets = identity.secrets.iter().map(|own| (SECRETS, own));
+    for (part, (variable, value)) in vars.chain(secrets) {
+        if !is_name(variable) || value.len() > VALUE_BYTES_MAX {
             return Err(
                 Error::new(Kind::Usage, format!("the variable {variable:?} is not allowed")).because(format!(
                     "names have up to {NAME_BYTES_MAX} letters, digits, '_', '-', '.', values up to {VALUE_BYTES_MAX} bytes"
                 )),
             );
         }
-        files.push((format!("{part}/{variable}"), value));
+        files.push((format!("{part}/{variable}"), value.clone()));
     }
     Ok(files)
 }
@@ -300,6 +292,7 @@ fn is_own(directory: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     #[test]
     fn each_is_another_one() {

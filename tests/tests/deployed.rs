@@ -7,6 +7,7 @@ use appshot_tests::node::{Node, python};
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, poll};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -100,6 +101,26 @@ fn told(port: u16, path: &str) -> Result<String> {
     Ok(body)
 }
 
+/// What so many at once are answered, all different ones.
+fn all_told<T: Ord + Send + 'static>(
+    clients: usize,
+    ask: impl Fn() -> Result<T> + Copy + Send + 'static,
+) -> BTreeSet<T> {
+    let asked: Vec<_> = (0..clients).map(|_| std::thread::spawn(ask)).collect();
+    let answers = asked.into_iter().filter_map(|asked| asked.join().ok());
+    answers.filter_map(Result::ok).collect()
+}
+
+/// It is deployed and does not come up, and all of that is told.
+fn cannot_come_up(node: &Node, app: &str, manifest: &str, told: &[&str]) -> Result<()> {
+    let manifest = format!("app = {app:?}\n{manifest}");
+    let _: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
+    let failed = node.reach(app, "failed")?;
+    let why = failed["why"].as_str().unwrap_or_default();
+    ensure!(told.iter().all(|told| why.contains(told)), "{failed}");
+    Ok(())
+}
+
 const SLEEPY: &str = "[idle]\ntimeout = \"1s\"\ncpu = 50.0\n";
 
 #[test]
@@ -117,25 +138,15 @@ fn it_is_up_once_it_is_ready_and_warm() {
         // One that answers badly does not come up, and that is told.
         let other = format!("{app}-x");
         let bad = python(ANSWERS, free_port()?, "[[warmup]]\npath = \"/nothing\"\n");
-        let manifest = format!("app = {other:?}\n{bad}");
-        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
-        let failed = node.reach(&other, "failed")?;
-        let why = failed["why"].as_str().unwrap_or_default();
-        ensure!(why.contains("GET /nothing: it answered 404"), "{failed}");
+        cannot_come_up(&node, &other, &bad, &["GET /nothing: it answered 404"])?;
         let slow = format!("{app}-y");
         let never = python(
             ANSWERS,
             free_port()?,
             "[ready]\ntimeout = \"1s\"\nhttp = \"/nothing\"\n",
         );
-        let manifest = format!("app = {slow:?}\n{never}");
-        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
-        let failed = node.reach(&slow, "failed")?;
-        let why = failed["why"].as_str().unwrap_or_default();
-        ensure!(
-            why.contains("not ready after 1s: GET /nothing: it answered 404"),
-            "{failed}"
-        );
+        let why = "not ready after 1s: GET /nothing: it answered 404";
+        cannot_come_up(&node, &slow, &never, &[why])?;
         node.end()
     });
 }
@@ -245,13 +256,10 @@ fn each_has_values_of_its_own() {
         ensure!(told(port, "/var/WHO")? == format!("{app} is number 1 of v1"));
         node.reach(app, "asleep")?;
         ensure!(told(port, "/var/WHO")? == format!("{app} is number 1 of v1"));
-        let mut who = std::collections::BTreeSet::new();
+        let mut who = BTreeSet::new();
         let until = Instant::now() + PATIENCE;
         while who.len() < 3 && Instant::now() < until {
-            let held = (0..4).map(|_| std::thread::spawn(move || told(port, "/hold/300")));
-            for held in held.collect::<Vec<_>>() {
-                who.extend(held.join().ok().and_then(Result::ok));
-            }
+            who.extend(all_told(4, move || told(port, "/hold/300")));
         }
         let all: Vec<String> = (1..=3)
             .map(|number| match number {
@@ -291,12 +299,7 @@ fn one_that_is_isolated_is_reached_and_reaches_nobody() {
             node.reach(app, "asleep")?;
         }
         let both = poll("two to answer", PATIENCE, || {
-            let held = (0..3).map(|_| std::thread::spawn(move || told(port, "/hold/300")));
-            let who: std::collections::BTreeSet<String> = held
-                .collect::<Vec<_>>()
-                .into_iter()
-                .filter_map(|held| held.join().ok().and_then(Result::ok))
-                .collect();
+            let who = all_told(3, move || told(port, "/hold/300"));
             Ok((who.len() == 2).then_some(who))
         })?;
         ensure!(both.iter().eq(["1", "2"]), "{both:?}");
@@ -330,14 +333,8 @@ fn secrets_are_told_and_kept_nowhere() {
         };
         set("db", "first-value-of-db\n")?;
         // One that is not there yet is told, and no reason to give up.
-        let text = format!("app = {app:?}\n{}", manifest(""));
-        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": text }))?;
-        let failed = node.reach(app, "failed")?;
-        let why = failed["why"].as_str().unwrap_or_default();
-        ensure!(
-            why.contains("has no secret key") && why.contains("appshot secret set key"),
-            "{failed}"
-        );
+        let why = ["has no secret key", "appshot secret set key"];
+        cannot_come_up(&node, app, &manifest(""), &why)?;
         set("key", "two\nlines\n")?;
         poll("it to be tried again", PATIENCE, || {
             Ok((node.status(app)?["state"] == "running").then_some(()))
@@ -410,21 +407,11 @@ fn a_path_leads_to_other_places() {
         std::fs::create_dir_all(&second)?;
         std::fs::write(second.join("log"), "of the second\n")?;
         poll("the second to answer", PATIENCE, || {
-            let held = (0..3).map(|_| std::thread::spawn(move || told(port, "/hold/300")));
-            let who: std::collections::BTreeSet<String> = held
-                .collect::<Vec<_>>()
-                .into_iter()
-                .filter_map(|held| held.join().ok().and_then(Result::ok))
-                .collect();
+            let who = all_told(3, move || told(port, "/hold/300"));
             Ok((who.len() == 2).then_some(()))
         })?;
         let notes = poll("both to have told", PATIENCE, || {
-            let asked = (0..3).map(|_| std::thread::spawn(move || (told(port, "/hold/100"), told(port, "/note/"))));
-            let notes: std::collections::BTreeSet<String> = asked
-                .collect::<Vec<_>>()
-                .into_iter()
-                .filter_map(|asked| asked.join().ok().and_then(|(_, note)| note.ok()))
-                .collect();
+            let notes = all_told(3, move || (told(port, "/hold/100"), told(port, "/note/")).1);
             Ok((notes.len() == 2).then_some(notes))
         })?;
         ensure!(
@@ -466,13 +453,7 @@ fn it_begins_with_an_appshot() {
             (free_port()?, &*old, "does not listen on 127.0.0.1"),
             (port, "nobody", "nobody"),
         ] {
-            let text = format!("app = {other:?}\n{}", manifest(listen, from));
-            let _: Value = node.client().post("/v1/apps", &json!({ "manifest": text }))?;
-            let failed = node.reach(&other, "failed")?;
-            ensure!(
-                failed["why"].as_str().is_some_and(|why| why.contains(because)),
-                "{failed}"
-            );
+            cannot_come_up(&node, &other, &manifest(listen, from), &[because])?;
             let _: Value = node.client().delete(&format!("/v1/apps/{other}"))?;
         }
         let text = format!("app = {app:?}\n{}", manifest(port, &old));

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use appshot_tests::clients::free_port;
 use appshot_tests::node::{Node, python};
 use appshot_tests::trial::in_place;
-use appshot_tests::verdict::{PATIENCE, poll};
+use appshot_tests::verdict::{PATIENCE, Random, poll};
 use nodekit::local::{http_get, redis};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -531,14 +531,6 @@ fn a_thousand_that_sleep() {
     sleeping("a_thousand_that_sleep", many("SLEEPING", 1000));
 }
 
-/// Numbers that look like chance, the same each time.
-fn below(random: &mut u64, end: u64) -> u64 {
-    *random = random
-        .wrapping_mul(6_364_136_223_846_793_005)
-        .wrapping_add(1_442_695_040_888_963_407);
-    (*random >> 33) % end
-}
-
 /// Processes that serve at this port: whose last argument it is.
 fn servers_at(port: u16) -> usize {
     let last = format!("\0{port}\0");
@@ -558,7 +550,7 @@ fn kills(name: &'static str, rounds: usize) {
         let took = Mutex::new(Took::default());
         let done = std::thread::scope(|scope| -> Result<()> {
             let client = scope.spawn(|| -> Result<()> {
-                let (mut random, mut last) = (7, 0);
+                let (mut random, mut last) = (Random(7), 0);
                 while !stopped.load(Ordering::Relaxed) {
                     let mut one = Took::default();
                     let now = one
@@ -569,15 +561,15 @@ fn kills(name: &'static str, rounds: usize) {
                     // It went on from its last appshot: it had ended with who brought its memory.
                     back.fetch_add(usize::from(now <= last), Ordering::Relaxed);
                     last = now;
-                    std::thread::sleep(Duration::from_millis(below(&mut random, 2500)));
+                    std::thread::sleep(Duration::from_millis(random.below(2500)));
                 }
                 Ok(())
             });
-            let mut random = 11;
+            let mut random = Random(11);
             let killed = (0..rounds).try_for_each(|round| -> Result<()> {
-                std::thread::sleep(Duration::from_millis(below(&mut random, 700)));
+                std::thread::sleep(Duration::from_millis(random.below(700)));
                 ensure!(!client.is_finished(), "the client has given up");
-                let which = below(&mut random, 4);
+                let which = random.below(4);
                 let daemons = [&mut node.edgepointd, &mut node.restored, &mut node.snapd];
                 for (at, daemon) in (0..).zip(daemons) {
                     if which == at || which == 3 {
@@ -585,7 +577,7 @@ fn kills(name: &'static str, rounds: usize) {
                         daemon.child.wait()?;
                     }
                 }
-                std::thread::sleep(Duration::from_millis(below(&mut random, 200)));
+                std::thread::sleep(Duration::from_millis(random.below(200)));
                 if which == 1 || which == 3 {
                     node.restored = node.registry.daemon("restored", "")?;
                 }

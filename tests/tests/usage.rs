@@ -8,7 +8,7 @@ use appshot_tests::installed::Daemon;
 use appshot_tests::loads::{CARD, Counted, INIT_NS, Loads, Used, focus_toolkit, month};
 use appshot_tests::node::python;
 use appshot_tests::trial::in_place;
-use appshot_tests::verdict::{PATIENCE, need_program, note, poll};
+use appshot_tests::verdict::{PATIENCE, Random, need_program, note, poll};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -275,19 +275,6 @@ fn a_full_disk_costs_no_count() {
 fn kills() -> usize {
     let told = std::env::var("APPSHOT_KILLS").ok().and_then(|text| text.parse().ok());
     told.unwrap_or(40)
-}
-
-/// Different ones each time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % end
-    }
 }
 
 #[test]

@@ -336,10 +336,7 @@ impl Agent {
 
     /// What the app gets back when it wakes.
     fn all_held(&self) -> Result<Vec<OwnedFd>> {
-        let all = self.sockets.iter().chain(&self.carried);
-        all.map(OwnedFd::try_clone)
-            .collect::<std::io::Result<_>>()
-            .or_fail(|| "cannot hold the sockets of the app")
+        sockets::copies(self.sockets.iter().chain(&self.carried))
     }
 
     /// Connections that are to be carried through its sleep, as far as that is wanted.
@@ -487,7 +484,8 @@ impl Agent {
     /// gets sockets of the node instead.
     async fn turn_outward(&mut self, listening: &[OwnedFd]) -> Result<()> {
         // The node would be reached at more addresses than was said.
-        if let Some(first) = sockets::first_missing(listening, &self.manifest().listen) {
+        let names = sockets::addresses(listening);
+        if let Some(first) = sockets::first_missing(&names, &self.manifest().listen, true) {
             return Err(Error::failed(format!("app {} does not come up", self.name()))
                 .because(format!("it does not listen on {first}, but on more than that"))
                 .fix("have the [[listen]] of an isolated app say just where it listens, such as 0.0.0.0:8080"));
@@ -515,9 +513,7 @@ impl Agent {
     fn hold_all(&mut self) -> Result<()> {
         let shot = Appshot::open_unverified_memory(&self.node.store.appshot_path(self.name()))?;
         self.carried = held::carried(&shot.manifest, std::mem::take(&mut self.carried));
-        let (wanted, exact) = (&self.manifest().listen, self.manifest().network.isolated);
-        let wanted = |name: &[u8]| sockets::is_wanted(name, wanted, exact);
-        let sockets = held::complete(&shot.manifest, &self.sockets, wanted)?;
+        let sockets = held::complete(&shot.manifest, &self.sockets, |name| self.manifest().opens(name))?;
         self.hold(sockets)
     }
 

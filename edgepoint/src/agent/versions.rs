@@ -101,8 +101,7 @@ impl Agent {
         let shot =
             Appshot::open_unverified_memory(&self.node.store.appshot_path(&to.manifest.version_name(to.number)))?;
         versions::listens(&to.manifest, &shot)?;
-        let wanted = |name: &[u8]| crate::sockets::is_wanted(name, &to.manifest.listen, to.manifest.network.isolated);
-        let sockets = held::complete(&shot.manifest, &self.sockets, wanted)
+        let sockets = held::complete(&shot.manifest, &self.sockets, |name| to.manifest.opens(name))
             .map_err(|error| error.state("the version that serves goes on"))?;
         let (before, after) = (self.deployment.clone(), self.deployment.turned_to(to));
         self.node.save(&after)?;

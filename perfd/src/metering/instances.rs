@@ -395,12 +395,9 @@ impl Live {
             return true;
         }
         let processes = group.processes().unwrap_or_default();
-        let Some(path) = self.app.cgroup.clone() else {
-            return false;
-        };
         let mut state = Some(self.state);
         if is_whole || !processes.contains(&self.app.child()) {
-            state = self.state(&path, &processes);
+            state = self.state(group.path(), &processes);
         }
         let Some(state) = state else {
             // Its last reading tells the rest.
@@ -409,13 +406,14 @@ impl Live {
         };
         let read = match self.source {
             Source::Proc if !is_whole => processor,
-            _ => cgroup::counters(&path).ok().or(processor),
+            _ => cgroup::counters(group.path()).ok().or(processor),
         };
         if let Some(read) = read {
             self.take(&read);
         }
         let held = self.memory.bytes();
-        self.memory.look(&path, self.source, processes, now, &mut self.counters);
+        self.memory
+            .look(group.path(), self.source, processes, now, &mut self.counters);
         self.rests = state == self.state && !ran && held == self.memory.bytes();
         self.state = state;
         self.whole = (processor, if is_whole { now } else { whole_ns });
