@@ -567,7 +567,7 @@ fn a_node_with_little_memory() {
         const LIMIT: u64 = 32 << 20;
         let registry = registry(place)?;
         let names: Vec<String> = (0..APPS).map(|number| format!("{}-{number}", place.unique())).collect();
-        let _daemons = (registry.daemon("snapd", "")?, registry.daemon("restored", "")?);
+        let (_snapd, restored) = (registry.daemon("snapd", "")?, registry.daemon("restored", "")?);
         let edgepointd = registry.daemon_with("edgepointd", &["--memory", &LIMIT.to_string()], "")?;
         let client = &edgepointd.client;
         let mut ports = Vec::new();
@@ -616,7 +616,13 @@ fn a_node_with_little_memory() {
                 "{number}: {before:?}, {now:?}"
             );
             // What an app has shows only when it runs.
-            ensure!(used()? < LIMIT * 5 / 4, "{now:?}: {} of {LIMIT}", used()?);
+            let taken = used()?;
+            ensure!(
+                taken < LIMIT * 5 / 4,
+                "{now:?}: {taken} of {LIMIT}; in waiting: {}; {}",
+                restored.client.text("/v1/memory")?,
+                client.text("/v1/top")?
+            );
             ensure!(now.len() < APPS - 3, "{now:?} do not fit");
         }
         // Many at once, some of them much more than others.
