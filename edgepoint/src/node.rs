@@ -129,7 +129,6 @@ const SPARES: &str = ".spares";
 const LOOK_AT_SPARES: Duration = Duration::from_secs(2);
 
 impl Node {
-    /// All apps together may have so many bytes of memory.
     /// How a version is run for the first time, with its archive unpacked; archives that no
     /// version names go.
     pub async fn run_options(&self, manifest: &Manifest, version: u32) -> Result<RunOptions> {
@@ -180,6 +179,7 @@ impl Node {
             .collect()
     }
 
+    /// All apps together may have so many bytes of memory.
     pub fn new(store: Store, dirs: &Dirs, memory: Option<u64>) -> Result<Node> {
         let metrics: Arc<Metrics> = Arc::default();
         let control = Control::open(store.data_dir())?;

@@ -405,7 +405,7 @@ impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read(buf.initialize_unfilled()) {
+            match self.read_to_its_end(buf.initialize_unfilled()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => {
                     let count = read?;
@@ -417,6 +417,24 @@ impl AsyncRead for Wire {
                 }
             }
         }
+    }
+}
+
+impl Wire {
+    /// Reads what is there. Where that is less than there is room for, there is no more, and the
+    /// kernel need not be asked to hear that: epoll(7), of edges.
+    fn read_to_its_end(&self, room: &mut [u8]) -> io::Result<usize> {
+        let (mut count, size) = (None, room.len());
+        let read = self.stream.try_io(Interest::READABLE, || {
+            let read = nix::unistd::read(&*self.stream, room)?;
+            count = Some(read);
+            match 0 < read && read < size {
+                // As if it had been asked once more.
+                true => Err(io::ErrorKind::WouldBlock.into()),
+                false => Ok(()),
+            }
+        });
+        count.map_or_else(|| read.map(|()| 0), Ok)
     }
 }
 

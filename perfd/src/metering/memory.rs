@@ -3,20 +3,26 @@
 use super::SEEN_NS;
 use libsnap::cgroup;
 use libsnap::ids::HostPid;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use usage::record::{Counters, Source};
 
 /// The sum of all processes' proportional set sizes is read at least so often.
 const STALE_NS: u64 = 5_000_000_000;
 
+/// Of so many processes of an instance a file stays open: to find it takes longer than to read it.
+const OPEN_MAX: usize = 8;
+
 /// What was seen last.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Memory {
     at_ns: u64,
     bytes: Option<u64>,
     /// What the processes had resident, and when their proportional size was read.
     resident: u64,
     exact_at_ns: u64,
+    open: Vec<(HostPid, File)>,
 }
 
 impl Memory {
@@ -87,7 +93,7 @@ impl Memory {
     /// The sum of proportional set sizes. That walks all page tables, so it is asked for only
     /// when what is resident has changed, or after a while, as others may share it by now.
     fn proportional(&mut self, processes: Vec<HostPid>, at_ns: u64) -> u64 {
-        let resident = processes.iter().filter_map(|pid| resident_pages(*pid)).sum();
+        let resident = self.resident(&processes);
         let is_fresh = at_ns.saturating_sub(self.exact_at_ns) < STALE_NS;
         if let Some(bytes) = self.bytes.filter(|_| is_fresh && resident == self.resident) {
             return bytes;
@@ -96,10 +102,36 @@ impl Memory {
         // One that ends meanwhile holds nothing any more.
         processes.into_iter().filter_map(cgroup::pss_bytes).sum()
     }
+
+    /// Pages that are resident, of all processes together.
+    fn resident(&mut self, processes: &[HostPid]) -> u64 {
+        self.open.retain(|(pid, _)| processes.contains(pid));
+        let pages = processes.iter().filter_map(|pid| {
+            let open = self.open.iter().find(|(of, _)| of == pid);
+            if let Some(pages) = open.and_then(|(_, file)| pages(file)) {
+                return Some(pages);
+            }
+            // Another has its number, or it is new.
+            self.open.retain(|(of, _)| of != pid);
+            let file = File::open(format!("/proc/{pid}/statm")).ok()?;
+            let pages = pages(&file);
+            if self.open.len() < OPEN_MAX {
+                self.open.push((*pid, file));
+            }
+            pages
+        });
+        pages.sum()
+    }
 }
 
-fn resident_pages(pid: HostPid) -> Option<u64> {
-    libsnap::proc::text(pid, "statm").ok()?.split(' ').nth(1)?.parse().ok()
+/// Resident pages by `/proc/PID/statm`. None of a process that has ended: whoever has its number
+/// by now has another file.
+fn pages(statm: &File) -> Option<u64> {
+    // Seven numbers.
+    let mut bytes = [0; 160];
+    let length = statm.read_at(&mut bytes, 0).ok()?;
+    let text = std::str::from_utf8(&bytes[..length]).ok()?;
+    text.split(' ').nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
