@@ -7,7 +7,7 @@ use appshot_tests::node::{Node, python};
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, poll};
 use libsnap::store::now_unix_ms;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -625,6 +625,52 @@ fn no_word_over_a_carried_connection_is_lost() {
         say(&mut clients[0], &format!("assert kept['n'] == {cycles}"))?;
         let sleeps = node.count(app, "sleeps")?;
         ensure!(sleeps > 3, "it slept {sleeps} times");
+        node.end()
+    });
+}
+
+/// Orders are heard while an app comes up, however long that takes.
+#[test]
+fn orders_are_heard_while_it_starts() {
+    in_place("orders_are_heard_while_it_starts", |place| {
+        let (node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        // It never listens: nobody waits for that who wants it gone.
+        let never = "import time; time.sleep(3600)";
+        let manifest = format!(
+            "app = \"{app}-never\"\n{}",
+            python(never, port, "[ready]\ntimeout = \"5m\"\n[capacity]\nconnections = 9\n")
+        );
+        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
+        let never = format!("{app}-never");
+        poll("its command to run", PATIENCE, || {
+            Ok(node
+                .registry
+                .appshot(&["ps", "-o", "json"])?
+                .contains(&never)
+                .then_some(()))
+        })?;
+        let _: Value = node
+            .client()
+            .put(&format!("/v1/apps/{never}/scale"), &json!({ "min": 1, "max": 2 }))?;
+        let began = Instant::now();
+        let _: Value = node.client().delete(&format!("/v1/apps/{never}"))?;
+        ensure!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        ensure!(
+            node.registry.appshot(&["ps", "-o", "json"])?.trim() == "[]",
+            "it is left"
+        );
+        // It listens after a while, and is to sleep then.
+        let late = format!("import time; time.sleep(3)\n{TALK}");
+        let manifest = format!("app = \"{app}\"\n{}", python(&late, port, ""));
+        let _: Value = node.client().post("/v1/apps", &json!({ "manifest": manifest }))?;
+        let _: Value = node.client().post(&format!("/v1/apps/{app}/suspend"), &json!({}))?;
+        let status = node.reach(app, "suspended")?;
+        ensure!(
+            (status["counts"]["starts"].as_u64(), status["counts"]["sleeps"].as_u64()) == (Some(1), Some(1)),
+            "{status}"
+        );
+        let _: Value = node.client().post(&format!("/v1/apps/{app}/resume"), &json!({}))?;
+        tell(port, "wait 0")?;
         node.end()
     });
 }

@@ -123,6 +123,14 @@ enum Next {
     Remove,
 }
 
+/// What has become of a command that was started.
+enum Came {
+    /// It listens there, and is to sleep now, or not.
+    Up(Sockets, bool),
+    /// It is to be removed.
+    Not,
+}
+
 #[derive(Debug)]
 pub struct Agent {
     node: Node,
@@ -457,18 +465,48 @@ impl Agent {
             .caused(Some(Cause::Deploy.name().to_owned()))?;
         let started = on_own_thread(move || detach::spawn(start)).await?;
         self.turn(State::Starting, None);
-        match probe::up(&started.app, self.manifest(), began).await {
-            Ok(sockets) if self.manifest().network.isolated => match self.turn_outward(&sockets.listening).await {
+        let isolated = self.manifest().network.isolated;
+        let (sockets, suspended) = match self.until_up(&started.app, began).await {
+            Ok(Came::Up(sockets, suspended)) => (sockets, suspended),
+            Ok(Came::Not) => return Ok(Next::Remove),
+            Err(error) => return self.end_started(started.app, error).await,
+        };
+        if isolated {
+            return match self.turn_outward(&sockets.listening).await {
+                Ok(()) if suspended => {
+                    self.suspended(true)?;
+                    Ok(Next::Suspended)
+                }
                 Ok(()) => Ok(Next::Wake(Cause::Deploy)),
                 Err(error) => self.end_started(started.app, error).await,
-            },
-            Ok(sockets) => {
-                self.hold(sockets.listening)?;
-                self.came_up(Cause::Deploy, Kind::Started, began, started.instance.phases);
-                self.copy().await;
-                Ok(Next::Run(None))
+            };
+        }
+        self.hold(sockets.listening)?;
+        self.came_up(Cause::Deploy, Kind::Started, began, started.instance.phases);
+        self.copy().await;
+        Ok(match suspended {
+            true => Next::Sleep(Occasion::Operator),
+            false => Next::Run(None),
+        })
+    }
+
+    /// Waits until it is up. That may take long, and orders are taken up meanwhile.
+    async fn until_up(&mut self, app: &App, began: Instant) -> Result<Came> {
+        let manifest = self.manifest().clone();
+        let up = probe::up(app, &manifest, began);
+        tokio::pin!(up);
+        let mut suspended = false;
+        loop {
+            tokio::select! {
+                up = &mut up => return Ok(Came::Up(up?, suspended)),
+                order = self.orders.recv() => match order {
+                    Some(Order::Remove) | None => return Ok(Came::Not),
+                    Some(Order::Suspend) => suspended = true,
+                    Some(Order::Resume) => suspended = false,
+                    Some(Order::Scale(bounds)) => self.rescale(bounds)?,
+                    Some(Order::Yield) => self.node.budget.stays(self.name(), true),
+                },
             }
-            Err(error) => self.end_started(started.app, error).await,
         }
     }
 
