@@ -117,6 +117,11 @@ fn script(name: &str) -> String {
 
 /// A node whose daemons send traces there, with an HTTP entry.
 fn node(place: &Place, collector: u16, http: u16) -> Result<Node> {
+    node_with(place, collector, &["--http", &format!("127.0.0.1:{http}")])
+}
+
+/// The same with these arguments of its `edgepointd`.
+fn node_with(place: &Place, collector: u16, arguments: &[&str]) -> Result<Node> {
     let registry = Registry::new(place)?;
     registry.show_log(place)?;
     let endpoint = format!("http://127.0.0.1:{collector}");
@@ -128,11 +133,10 @@ fn node(place: &Place, collector: u16, http: u16) -> Result<Node> {
             .env("OTEL_BSP_SCHEDULE_DELAY", "100");
         registry.begin(name, command)
     };
-    let entry = format!("127.0.0.1:{http}");
     Ok(Node {
         snapd: begin("snapd", &[])?,
         restored: begin("restored", &[])?,
-        edgepointd: begin("edgepointd", &["--http", &entry])?,
+        edgepointd: begin("edgepointd", arguments)?,
         registry,
     })
 }
@@ -370,5 +374,59 @@ fn who_collects_keeps_nobody_waiting() {
         // Three daemons, each with what is left, for a second at most.
         ensure!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
         Ok(())
+    });
+}
+
+/// What waits for memory of the node, and what comes beside what is there, have spans of their own.
+#[test]
+fn waits_for_room_and_further_instances() {
+    in_place("waits_for_room_and_further_instances", |place| {
+        let collector = Collector::begin(place, free_port()?)?;
+        // One that was never seen is taken to need 16 MiB.
+        let limit = (20u64 << 20).to_string();
+        let node = node_with(place, collector.port, &["--memory", &limit])?;
+        let program = "import socket, sys, time\n\
+                       server = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
+                       kept = []\n\
+                       while True: kept.append(server.accept()[0])";
+        let (first, second) = (
+            format!("{}-first", place.unique()),
+            format!("{}-second", place.unique()),
+        );
+        let ports = [free_port()?, free_port()?];
+        node.deploy(&first, &python(program, ports[0], "[idle]\ntimeout = \"10m\""))?;
+        let rules = "[idle]\ntimeout = \"10m\"\n[instances]\nmax = 2\n[capacity]\nconnections = 1\n";
+        node.deploy(&second, &python(program, ports[1], rules))?;
+        ensure!(node.count(&first, "sleeps")? == 1, "it has not made room");
+        let named = |name: &'static str| {
+            poll(name, PATIENCE, || {
+                Ok(collector.spans()?.into_iter().find(|span| span["name"] == name))
+            })
+        };
+        let room = named("room")?;
+        let trace = collector.trace(text(&room, "trace"), &["start", "room"])?;
+        let roots = trace.below("");
+        let [start] = roots[..] else { bail!("{roots:#?}") };
+        ensure!(
+            start["name"] == "start" && start["attributes"]["appshot.app"] == second.as_str(),
+            "{start}"
+        );
+        trace.child(start, "room")?;
+
+        let _open = [connect(ports[1])?, connect(ports[1])?];
+        let clone = named("clone")?;
+        let noted = &clone["attributes"];
+        ensure!(
+            noted["appshot.app"] == second.as_str() && noted["appshot.kind"] == "cloned",
+            "{clone}"
+        );
+        ensure!(noted["appshot.cause"] == "scale-out" && clone["status"] != 2, "{clone}");
+        let trace = collector.trace(text(&clone, "trace"), &["clone", "restore"])?;
+        let asked = trace.below(text(&clone, "span"));
+        ensure!(
+            asked.len() == 1 && text(asked[0], "name").starts_with("POST /v1/"),
+            "{asked:#?}"
+        );
+        node.end()
     });
 }
