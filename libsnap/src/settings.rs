@@ -11,6 +11,7 @@ use crate::freeze::FrozenThread;
 use crate::image::records::{MemoryPolicy, Setting, SettingKind, Vma, VmaKind};
 use crate::restore::script::Calls;
 use crate::sys::memory::{PAGE, Span};
+use crate::sys::task;
 use nix::errno::Errno;
 
 const PR_SET_IO_FLUSHER: i32 = 57;
@@ -24,6 +25,8 @@ const ARCH_SET_CPUID: u64 = 0x1012;
 const MCE_SET: u64 = 1;
 const MCE_DEFAULT: u64 = 2;
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
+/// For expedited ones of all, of a process, that cores see, and of restartable sequences.
+const MEMBARRIER_REGISTERS: u64 = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8;
 /// Of what PR_GET_SPECULATION_CTRL tells: that it can be set, and what is.
 const SPEC_PRCTL: u64 = 1;
 const SPEC_ENABLE: u64 = 2;
@@ -217,8 +220,11 @@ impl OfProcess {
     pub fn answers(&self, batch: &Batch) -> Vec<Setting> {
         let value = |call| batch.result(call).unwrap_or(0);
         let one = |kind, value| (value != 0).then_some(Setting { kind, value });
-        // One call for each way to be registered.
-        let registered = value(self.membarrier);
+        // One call for each way to be registered. Before Linux 6.3 nobody is told which were taken:
+        // who did is to find it so, and for the others it changes nothing.
+        let registered = batch
+            .result(self.membarrier)
+            .unwrap_or_else(|_| task::membarrier_commands() & MEMBARRIER_REGISTERS);
         let ways = (0..32).map(|bit| registered & 1 << bit);
         let ways = ways.filter_map(|way| one(SettingKind::Membarrier, way));
         let merge = one(SettingKind::MemoryMerge, value(self.memory_merge));

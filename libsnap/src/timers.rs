@@ -10,7 +10,7 @@
 //! already before the freeze, and the phase of an ITIMER_REAL whose SIGALRM waits.
 
 use crate::clocks::{self, Reading, Timeline};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::executor::{Batch, CallId, Executor, Slot};
 use crate::freeze::FrozenProcess;
 use crate::ids::{HostPid, VirtualPid};
@@ -18,10 +18,11 @@ use crate::image::ThreadImage;
 use crate::image::records::{PosixTimer, ProcessRecord, SigInfo, TimerValue};
 use crate::proc::{self, Fields};
 use crate::restore::script::Script;
+use crate::sys::task;
 use std::collections::HashMap;
 
-/// `prctl` option that libc does not name (Linux 6.15).
-const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+/// Where ids cannot be chosen: so many are passed over, at most.
+const PASSED_MAX: i32 = 1_000_000;
 /// Timers of one batch.
 const AT_ONCE: usize = 200;
 /// A timer and the clock were read together if within this time.
@@ -339,18 +340,29 @@ fn is_of(info: &SigInfo, timer: &PosixTimer) -> bool {
     (info.0[0] as i32, info.0[1] as i32, info.0[2] as i32) == (timer.signal, SI_TIMER, timer.id)
 }
 
-/// Makes the timers of a process again, not armed yet.
+/// Makes the timers of a process again, not armed yet. Where the kernel does not let their ids
+/// be chosen it counts from 0 in a new process: others are made and deleted before them.
 pub fn make(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
     if record.posix_timers.is_empty() {
         return Ok(());
     }
     let restore_ids = |script: &mut Script<'_>, on: u64| {
-        let args = [PR_TIMER_CREATE_RESTORE_IDS, on, 0, 0, 0];
+        let args = [task::PR_TIMER_CREATE_RESTORE_IDS, on, 0, 0, 0];
         let made = script.must("prctl(PR_TIMER_CREATE_RESTORE_IDS)", libc::SYS_prctl, &args);
         made.map(drop)
     };
-    restore_ids(script, 1)?;
-    for timer in &record.posix_timers {
+    let chosen = task::chooses_timer_ids();
+    if chosen {
+        restore_ids(script, 1)?;
+    }
+    let mut timers: Vec<&PosixTimer> = record.posix_timers.iter().collect();
+    timers.sort_by_key(|timer| timer.id);
+    let mut next = 0;
+    for timer in &timers {
+        if !chosen {
+            pass_over(script, next, timer.id)?;
+            next = timer.id + 1;
+        }
         // struct sigevent: value, signal, notify, thread id.
         let signal = u64::from(timer.signal as u32) | u64::from(timer.notify as u32) << 32;
         let thread = u64::from(timer.thread.0 as u32);
@@ -360,7 +372,38 @@ pub fn make(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
         let args = [timer.clock as i64 as u64, event.address, id.address];
         batch.must("timer_create", libc::SYS_timer_create, &args);
     }
-    restore_ids(script, 0)
+    if chosen {
+        return restore_ids(script, 0);
+    }
+    for timer in timers {
+        let batch = script.room(1, 32)?;
+        let time = batch.space(32);
+        batch.must(
+            "timer_gettime",
+            libc::SYS_timer_gettime,
+            &[timer.id as u64, time.address],
+        );
+    }
+    Ok(())
+}
+
+/// Has the ids from `next` to before `id` be used up.
+fn pass_over(script: &mut Script<'_>, next: i32, id: i32) -> Result<()> {
+    if id.saturating_sub(next) > PASSED_MAX {
+        return Err(
+            Error::new(Kind::Unavailable, format!("cannot make a timer with the id {id}"))
+                .because("this kernel gives timers ids in turn, and it takes too long to come to that")
+                .needs("PR_TIMER_CREATE_RESTORE_IDS (Linux 6.15)"),
+        );
+    }
+    for passed in next..id {
+        let batch = script.room(2, 8)?;
+        let slot = batch.space(8);
+        let args = [libc::CLOCK_MONOTONIC as u64, 0, slot.address];
+        batch.must("timer_create", libc::SYS_timer_create, &args);
+        batch.must("timer_delete", libc::SYS_timer_delete, &[passed as u64]);
+    }
+    Ok(())
 }
 
 /// Arms the timers of a process, whose signals are all blocked.

@@ -14,11 +14,42 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-pub fn capture_eventfd(found: &Found) -> FileKind {
-    FileKind::Eventfd {
-        count: found.info.hex("eventfd-count"),
-        semaphore: found.info.number("eventfd-semaphore") == Some(1),
+pub fn capture_eventfd(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
+    let info = &description.found.info;
+    let count = info.hex("eventfd-count");
+    let semaphore = match info.number("eventfd-semaphore") {
+        Some(told) => told == 1,
+        // Linux before 6.5 does not tell; whoever runs is not to notice that it is tried.
+        None if context.frozen.is_some() => is_semaphore(&description.dup, count)
+            .map_err(|error| (format!("its mode cannot be found out: {error}"), "try again".to_owned()))?,
+        None => false,
+    };
+    Ok(FileKind::Eventfd { count, semaphore })
+}
+
+/// Whether what is read of it is 1 each time, or all there is: two at least are there while that
+/// is tried. It counts as before afterwards.
+fn is_semaphore(eventfd: &OwnedFd, count: u64) -> nix::Result<bool> {
+    let add = |more: u64| match more {
+        0 => Ok(0),
+        more => nix::unistd::write(eventfd, &more.to_ne_bytes()),
+    };
+    let take = || {
+        let mut value = [0; 8];
+        nix::unistd::read(eventfd, &mut value)?;
+        Ok::<_, nix::Error>(u64::from_ne_bytes(value))
+    };
+    let added = 2u64.saturating_sub(count);
+    add(added)?;
+    if take()? != 1 {
+        return add(count).map(|_| false);
     }
+    match added {
+        0 => drop(add(1)?),
+        1 => {}
+        _ => drop(take()?),
+    }
+    Ok(true)
 }
 
 pub fn restore_eventfd(count: u64, semaphore: bool) -> Result<OwnedFd> {
@@ -200,4 +231,22 @@ pub fn restore_pidfd(builder: &Builder<'_>, pid: VirtualPid, flags: i32) -> Resu
     let made = made.or_fail(|| format!("cannot open a pidfd of process {pid}"))?;
     debug_assert!(made.as_raw_fd() >= 0);
     Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mode_of_an_eventfd_is_found_out() {
+        for semaphore in [false, true] {
+            for count in [0, 1, 2, 12345, u64::MAX - 1] {
+                let made = restore_eventfd(count, semaphore).unwrap();
+                assert_eq!(is_semaphore(&made, count), Ok(semaphore), "{count}");
+                let own = HostPid(std::process::id() as i32);
+                let info = proc::text(own, &format!("fdinfo/{}", made.as_raw_fd())).unwrap();
+                assert_eq!(Fields::new(info).hex("eventfd-count"), count, "{semaphore}");
+            }
+        }
+    }
 }

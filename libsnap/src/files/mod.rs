@@ -337,7 +337,7 @@ fn anonymous(context: &Context<'_>, description: &Description) -> Result<FileKin
     let found = &description.found;
     let name = found.link.strip_prefix("anon_inode:").unwrap_or("[pidfd]");
     match name.trim_matches(['[', ']']) {
-        "eventfd" => Ok(events::capture_eventfd(found)),
+        "eventfd" => events::capture_eventfd(context, description),
         "timerfd" => events::capture_timerfd(context, description),
         "signalfd" => Ok(events::capture_signalfd(found)),
         "pidfd" => events::capture_pidfd(context, found),

@@ -182,6 +182,25 @@ pub fn landlock_self() -> Sys<()> {
     check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) }).map(drop)
 }
 
+/// Whether a process can have its timers made under ids of its choice
+/// (PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15).
+pub fn chooses_timer_ids() -> bool {
+    const GET: i32 = 2;
+    // SAFETY: only numbers are passed.
+    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS as i32, GET, 0, 0, 0) >= 0 }
+}
+
+/// `prctl` option that libc does not name.
+pub const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+
+/// The commands of membarrier(2) that this kernel has, as bits.
+pub fn membarrier_commands() -> u64 {
+    const QUERY: i32 = 0;
+    // SAFETY: only numbers are passed.
+    let had = check(unsafe { libc::syscall(libc::SYS_membarrier, QUERY, 0, 0) });
+    had.map_or(0, |bits| bits as u64)
+}
+
 /// For a thread, not its process (Linux 6.9); it shows among the flags of the file.
 pub const PIDFD_THREAD: i32 = libc::O_EXCL;
 
