@@ -14,8 +14,9 @@ use appshot_tests::clients::{free_port, http_get};
 use appshot_tests::installed::Daemon;
 use appshot_tests::loads::{Clock, INIT_NS, Loads, Used, focus_toolkit, month, source_dir, table_reader};
 use appshot_tests::trial::in_place;
-use appshot_tests::verdict::{need_program, note, skip};
+use appshot_tests::verdict::{PATIENCE, need_program, note, poll, skip};
 use serde_json::{Value, json};
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -265,6 +266,57 @@ fn the_books_of_the_node_balance() {
         ensure!(others > -0.005 * all, "{tenants} + {platform} of {}", rise("busy_ns"));
         let own = used.cpu_ns as f64;
         ensure!((tenants / own - 1.0).abs() < 0.01, "{tenants} ns of apps, {own} used");
+        loads.verify().map(drop)
+    });
+}
+
+/// What an app reads of a disk and writes there, where the host counts that (`io.stat`): to the
+/// byte. Elsewhere nothing is made up.
+#[test]
+fn bytes_of_block_devices() {
+    in_place("bytes_of_block_devices", |place| {
+        const BYTES: u64 = 8 << 20;
+        let loads = Loads::new(place)?;
+        let perfd = loads.perfd()?;
+        let (file, done) = (place.path("bytes"), place.path("done"));
+        let program = format!(
+            "import mmap, os, time\n\
+             out = os.open({file:?}, os.O_CREAT | os.O_WRONLY)\n\
+             for _ in range(8): os.write(out, b'x' * (1 << 20))\n\
+             os.fsync(out)\n\
+             back, page = os.open({file:?}, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 1 << 20)\n\
+             for _ in range(8): os.readv(back, [page])\n\
+             os.close(os.open({done:?}, os.O_CREAT))\n\
+             time.sleep(3600)"
+        );
+        let python = need_program(&["python3"])?.display().to_string();
+        let name = &loads.name;
+        loads
+            .registry
+            .appshot(&["run", "--name", name, "-d", "--", &python, "-c", &program])?;
+        poll("it to be done", PATIENCE, || Ok(done.exists().then_some(())))?;
+        let group = libsnap::cgroup::of(name).context("no cgroups")?;
+        // Major 0: no block device is behind it.
+        let on_disk = nix::sys::stat::major(std::fs::metadata(&file)?.dev()) != 0;
+        let is_counted = on_disk && group.join("io.stat").exists();
+        loads.registry.appshot(&["snapshot", name])?;
+        loads.settled()?;
+        perfd.stop()?;
+        let counted = loads.counted()?;
+        let [one] = &counted[..] else {
+            anyhow::bail!("{counted:?}");
+        };
+        let told = |key: &str| one.counters[key].as_u64().unwrap_or(0);
+        let (read, written) = (told("read_bytes"), told("written_bytes"));
+        note(
+            "bytes_of_block_devices",
+            &format!("counted here: {is_counted}; of {BYTES} bytes each way {read} and {written}"),
+        );
+        match is_counted {
+            // What its program is read from counts, too, where it was not in memory yet.
+            true => ensure!(read >= BYTES && (BYTES..BYTES + BYTES / 200).contains(&written)),
+            false => ensure!(!on_disk || (read, written) == (0, 0), "{one:?}"),
+        }
         loads.verify().map(drop)
     });
 }
