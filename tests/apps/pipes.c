@@ -44,7 +44,6 @@ int main(int argc, char **argv)
     CHECK_EQ("packet", 3, write(packets[1], "abc", 3));
     signal(SIGPIPE, SIG_IGN);
     pid_t pid = CHECK_FORK({
-        close(inherited[0]);
         check_wait();
         CHECK_EQ("write", 1000, MUST(write(inherited[1], data, 1000)));
     });

@@ -9,18 +9,21 @@ static pid_t leave_orphan(int code, int wait_for_go)
     pid_t orphan;
     MUST(pipe(pipe_fd));
     pid_t child = CHECK_FORK({
-        pid_t pid = CHECK_FORK({
+        (void)CHECK_FORK({
+            pid_t own = getpid();
             close(pipe_fd[0]);
+            MUST(write(pipe_fd[1], &own, sizeof own));
             close(pipe_fd[1]);
             if (wait_for_go)
                 check_wait();
             _exit(code);
         });
-        MUST(write(pipe_fd[1], &pid, sizeof pid));
     });
-    CHECK_EQ("read", sizeof orphan, MUST(read(pipe_fd[0], &orphan, sizeof orphan)));
-    close(pipe_fd[0]);
     close(pipe_fd[1]);
+    CHECK_EQ("read", sizeof orphan, MUST(read(pipe_fd[0], &orphan, sizeof orphan)));
+    char more;
+    CHECK_EQ("end, as all others have closed it", 0, MUST(read(pipe_fd[0], &more, 1)));
+    close(pipe_fd[0]);
     check_child_ok(child);
     return orphan;
 }

@@ -72,7 +72,6 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     pid_t pid = CHECK_FORK({
         char c;
-        close(shared[0]);
         CHECK_EQ("read from the parent", 1, MUST(read(shared[1], &c, 1)));
         c++;
         CHECK_EQ("write to the parent", 1, MUST(write(shared[1], &c, 1)));
