@@ -27,7 +27,7 @@ kernel() { find "$home/kernel/boot" -name 'vmlinuz-*' 2>/dev/null | head -1; }
 if [ -z "$(kernel)" ]; then
     package=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: //p' | head -1)
     [ -n "$package" ] || { echo "tests/vm.sh: no kernel: apt knows no linux-image-amd64; run apt-get update" >&2; exit 6; }
-    (cd "$home" && apt-get download -q "$package" >&2 2>/dev/null && dpkg -x "$package"_*.deb kernel && rm "$package"_*.deb)
+    (cd "$home" && apt-get download -q "$package" >&2 && dpkg -x "$package"_*.deb kernel && rm "$package"_*.deb)
 fi
 
 work=$(mktemp -d "$home/run.XXXXXX")

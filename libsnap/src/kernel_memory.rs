@@ -168,10 +168,10 @@ impl KernelMemory {
     /// Those of all threads of a process, of which this is a pidfd.
     pub fn threads(&self, pidfd: &impl AsRawFd) -> Result<Vec<u64>, Unread> {
         const THREADS_MAX: usize = 65536;
-        // Since Linux 6.9 pidfds have inodes of their own.
         let file = self.file(pidfd)?;
-        let number = match self.u64(file, "file.private_data")? {
-            0 => self.u64(self.u64(file, "file.f_inode")?, "inode.i_private")?,
+        let number = match self.u64(self.u64(file, "file.f_inode")?, "inode.i_private")? {
+            // Before Linux 6.9 all pidfds share an inode, which has none.
+            0 => self.u64(file, "file.private_data")?,
             number => number,
         };
         let link = self.u64(number, "pid.tasks")?;
@@ -354,7 +354,8 @@ mod tests {
         let file = |of: &fs::File| memory.file(of).unwrap();
         assert_eq!(file(&one), file(&again));
         assert_ne!(file(&one), file(&other));
-        assert!(memory.offset("io_rings.cq").is_ok_and(|at| at >= 8));
+        // Heads and tails had lines of the cache for themselves before (Linux 6.1).
+        assert!([Ok(8), Ok(128)].contains(&memory.offset("io_rings.cq")));
         assert_eq!(memory.offset("page."), Ok(64));
     }
 
