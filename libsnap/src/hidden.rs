@@ -88,10 +88,15 @@ impl Seen {
             };
             if hidden.ruled || hidden.apart {
                 let tid = kernel.u32(task, "task_struct.pid")?;
-                found.push((HostPid(tid as i32), hidden));
+                found.push((task, HostPid(tid as i32), hidden));
             }
         }
-        Ok(found)
+        // A thread that ended meanwhile may have left anything to be read.
+        if !found.is_empty() {
+            let still = kernel.threads(&pidfd)?;
+            found.retain(|(task, ..)| still.contains(task));
+        }
+        Ok(found.into_iter().map(|(_, tid, hidden)| (tid, hidden)).collect())
     }
 
     fn is_ruled(&mut self, kernel: &KernelMemory, credentials: u64) -> Result<bool, Unread> {
@@ -101,7 +106,7 @@ impl Seen {
         let ruled = match place() {
             Some(place) => {
                 let kept = kernel.u64(credentials, "cred.security")?;
-                kernel.words(kept + place, 1)?[0] != 0
+                kernel.words(kept.wrapping_add(place), 1)?[0] != 0
             }
             None => false,
         };

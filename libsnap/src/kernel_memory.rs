@@ -135,7 +135,7 @@ impl KernelMemory {
     }
 
     pub fn u64(&self, object: u64, member: &'static str) -> Result<u64, Unread> {
-        Ok(self.peek.words(object + self.offset(member)?)?[0])
+        Ok(self.peek.words(object.wrapping_add(self.offset(member)?))?[0])
     }
 
     pub fn u32(&self, object: u64, member: &'static str) -> Result<u32, Unread> {
@@ -148,13 +148,13 @@ impl KernelMemory {
 
     /// Where a part of an object stands.
     pub fn part(&self, object: u64, member: &'static str) -> Result<u64, Unread> {
-        Ok(object + self.offset(member)?)
+        Ok(object.wrapping_add(self.offset(member)?))
     }
 
     pub fn words(&self, address: u64, count: usize) -> Result<Vec<u64>, Unread> {
         let mut all = Vec::with_capacity(count);
         for at in (0..count).step_by(WORDS) {
-            let words = self.peek.words(address + 8 * at as u64)?;
+            let words = self.peek.words(address.wrapping_add(8 * at as u64))?;
             all.extend(&words[..WORDS.min(count - at)]);
         }
         Ok(all)
@@ -165,7 +165,7 @@ impl KernelMemory {
         Ok(self.peek.current()?)
     }
 
-    /// Those of all threads of a process, of which this is a pidfd.
+    /// Those of all threads of a process, of which this is a pidfd; ESRCH: it was reaped.
     pub fn threads(&self, pidfd: &impl AsRawFd) -> Result<Vec<u64>, Unread> {
         const THREADS_MAX: usize = 65536;
         let file = self.file(pidfd)?;
@@ -174,13 +174,17 @@ impl KernelMemory {
             0 => self.u64(file, "file.private_data")?,
             number => number,
         };
-        let link = self.u64(number, "pid.tasks")?;
-        let main = link - self.offset("task_struct.pid_links")?;
+        let link = match self.u64(number, "pid.tasks")? {
+            0 => return Err(Unread::Denied(nix::Error::ESRCH)),
+            link => link,
+        };
+        let main = link.wrapping_sub(self.offset("task_struct.pid_links")?);
         let list = self.part(self.u64(main, "task_struct.signal")?, "signal_struct.thread_head")?;
         let mut tasks = Vec::new();
+        // Of a process that runs, what is read may be gone meanwhile, and anything in its place.
         let mut next = self.words(list, 1)?[0];
         while next != list && tasks.len() < THREADS_MAX {
-            tasks.push(next - self.offset("task_struct.thread_node")?);
+            tasks.push(next.wrapping_sub(self.offset("task_struct.thread_node")?));
             next = self.words(next, 1)?[0];
         }
         Ok(tasks)
@@ -190,7 +194,7 @@ impl KernelMemory {
     pub fn file(&self, fd: &impl AsRawFd) -> Result<u64, Unread> {
         let files = self.u64(self.peek.current()?, "task_struct.files")?;
         let table = self.u64(self.u64(files, "files_struct.fdt")?, "fdtable.fd")?;
-        Ok(self.peek.words(table + 8 * fd.as_raw_fd() as u64)?[0])
+        Ok(self.peek.words(table.wrapping_add(8 * fd.as_raw_fd() as u64))?[0])
     }
 }
 
@@ -357,6 +361,22 @@ mod tests {
         // Heads and tails had lines of the cache for themselves before (Linux 6.1).
         assert!([Ok(8), Ok(128)].contains(&memory.offset("io_rings.cq")));
         assert_eq!(memory.offset("page."), Ok(64));
+    }
+
+    #[test]
+    fn a_process_that_was_reaped_has_no_threads() {
+        let Ok(memory) = KernelMemory::open() else {
+            return; // without the right to it
+        };
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pidfd = crate::sys::task::pidfd_open(crate::ids::HostPid(child.id() as i32)).unwrap();
+        assert_eq!(memory.threads(&pidfd).unwrap().len(), 1);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(memory.threads(&pidfd), Err(Unread::Denied(nix::Error::ESRCH)));
     }
 
     #[test]
