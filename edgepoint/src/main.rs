@@ -28,6 +28,7 @@ mod remote;
 mod scale;
 mod schedule;
 mod sockets;
+mod spares;
 mod status;
 mod versions;
 mod why;

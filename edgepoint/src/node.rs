@@ -9,6 +9,7 @@ use crate::events::Events;
 use crate::manifest::{Instances, Manifest};
 use crate::metrics::Metrics;
 use crate::proxy::{self, Proxy};
+use crate::spares::Spares;
 use crate::status::{Counts, State, Status};
 use crate::versions::{Switch, Versions};
 use crate::why::{Told, Why};
@@ -21,7 +22,6 @@ use nodekit::client::Client;
 use nodekit::keeper::Keeper;
 use nodekit::reply::on_own_thread;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -94,7 +94,7 @@ pub struct Node {
     pub budget: Arc<Budget>,
     pub looks: Arc<Looks>,
     /// What `restored` keeps for who may come: it is charged, too, and given up first.
-    spares: Arc<Mutex<Option<Charge>>>,
+    pub spares: Arc<Spares>,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
     /// Held from the first look at what is deployed until the app is there: names, addresses,
     /// routes and quotas are about others, too.
@@ -123,10 +123,6 @@ pub enum Room {
     /// It waits from now on: for what, and why there is none.
     Waits(String),
 }
-
-/// What `restored` keeps is charged under this name, which no app has.
-const SPARES: &str = ".spares";
-const LOOK_AT_SPARES: Duration = Duration::from_secs(2);
 
 impl Node {
     /// How a version is run for the first time, with its archive unpacked; archives that no
@@ -553,68 +549,6 @@ impl Node {
         tracing::info!(app, bytes, "asked to sleep: its memory is wanted");
         self.budget.yields(app, bytes);
         Some(bytes)
-    }
-
-    /// Has `restored` give up so much of what it keeps in waiting, where it has so much.
-    /// Answers what is promised.
-    fn give_up_spares(&self, missing: u64) -> u64 {
-        let Some(bytes) = self.budget.could_yield(SPARES).map(|bytes| bytes.min(missing)) else {
-            return 0;
-        };
-        if bytes == 0 {
-            return 0;
-        }
-        self.budget.yields(SPARES, bytes);
-        let this = self.clone();
-        std::thread::spawn(move || {
-            let given = this
-                .restored
-                .post::<Value>("/v1/memory/give-up", &json!({ "bytes": bytes }));
-            let failed = given.is_err();
-            this.look_at_spares();
-            // What is given up goes in a moment; meanwhile apps are asked for the rest.
-            this.budget.stays(SPARES, failed);
-        });
-        bytes
-    }
-
-    /// Whether there is room for so much more in waiting; it is charged with that until it is
-    /// looked at. What may be given up for an app never takes an app's room.
-    pub fn spare(&self, bytes: u64) -> bool {
-        let fits = !self.budget.is_short() && self.budget.used() + bytes <= self.budget.limit();
-        if fits {
-            self.charge_spares(|before| before + bytes);
-        }
-        fits
-    }
-
-    fn charge_spares(&self, bytes: impl FnOnce(u64) -> u64) {
-        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
-        let charge = spares.get_or_insert_with(|| self.budget.charge(SPARES, SPARES, 0));
-        charge.set(bytes(charge.bytes()));
-    }
-
-    /// Charges what `restored` keeps in waiting.
-    fn look_at_spares(&self) {
-        let held = self.restored.get::<BTreeMap<String, u64>>("/v1/memory");
-        // Where it does not run it has nothing.
-        let bytes = held.map_or(0, |held| held.values().sum());
-        self.charge_spares(|_| bytes);
-    }
-
-    /// Looks at that again and again. Within a runtime.
-    pub async fn follow_spares(self) {
-        loop {
-            let this = self.clone();
-            let looked = on_own_thread(move || {
-                this.look_at_spares();
-                this.relieve();
-                Ok(())
-            });
-            // A thread that cannot be had is had the next time.
-            let _ = looked.await;
-            tokio::time::sleep(LOOK_AT_SPARES).await;
-        }
     }
 
     pub fn all(&self) -> Vec<Status> {

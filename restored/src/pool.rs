@@ -19,6 +19,7 @@ use crate::templates::Templates;
 use crate::watcher::Watcher;
 use libsnap::error::Result;
 use libsnap::ids::HostPid;
+use libsnap::image;
 use libsnap::restore::Way;
 use libsnap::restore::eager;
 use libsnap::restore::spare::Spare;
@@ -90,6 +91,8 @@ struct Row {
     asked: Instant,
     /// One waits until it is asked for.
     parked: bool,
+    /// What one is likely to have: as much as its appshot.
+    bytes: u64,
     /// None is made before.
     rests_until: Instant,
 }
@@ -109,6 +112,8 @@ pub struct Waiting {
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Held {
     prepared_bytes: u64,
+    /// What those are likely to have that are to be made.
+    promised_bytes: u64,
     templates_bytes: u64,
     kept_bytes: u64,
 }
@@ -176,6 +181,7 @@ impl Row {
     fn new(kind: Option<Kind>, wanted: usize) -> Row {
         let now = Instant::now();
         Row {
+            bytes: kind.as_ref().map_or(0, |kind| image::sizes(&kind.appshot).0),
             kind,
             wanted,
             fewest: 0,
@@ -191,6 +197,11 @@ impl Row {
             None => (HUSKS_MIN, HUSKS_MAX),
             Some(_) => (1, PREPARED_MAX),
         }
+    }
+
+    /// What those are likely to have that lack beside the `ready` ones.
+    fn promised(&self, ready: usize) -> u64 {
+        self.bytes * self.wanted.saturating_sub(ready) as u64
     }
 }
 
@@ -209,7 +220,7 @@ impl State {
     fn take(&mut self, kind: Option<&Kind>) -> Option<Member> {
         let at = self.ready.iter().rposition(|member| member.kind.as_ref() == kind);
         let member = at.map(|at| self.ready.remove(at));
-        let left = self.ready.iter().filter(|member| member.kind.as_ref() == kind).count();
+        let left = self.ready(kind);
         let row = match self.rows.iter().position(|row| row.kind.as_ref() == kind) {
             Some(at) => &mut self.rows[at],
             None => {
@@ -295,6 +306,23 @@ impl State {
         }
     }
 
+    fn ready(&self, kind: Option<&Kind>) -> usize {
+        self.ready.iter().filter(|member| member.kind.as_ref() == kind).count()
+    }
+
+    /// Kinds of instances, those that were asked for longest ago first: what of each waits, and
+    /// what is promised.
+    fn kinds(&self) -> Vec<(Kind, Vec<PathBuf>, u64)> {
+        let mut rows: Vec<&Row> = self.rows.iter().collect();
+        rows.sort_by_key(|row| row.asked);
+        let of = |row: &Row| {
+            let own = self.ready.iter().filter(|member| member.kind == row.kind);
+            let groups = own.filter_map(|member| member.group.clone()).collect();
+            Some((row.kind.clone()?, groups, row.promised(self.ready(row.kind.as_ref()))))
+        };
+        rows.into_iter().filter_map(of).collect()
+    }
+
     fn members(&self) -> usize {
         self.rows.iter().map(|row| row.members).sum()
     }
@@ -367,45 +395,33 @@ impl Pool {
             memory: kind.way.memory,
             parked: row.parked,
             wanted: row.wanted,
-            ready: state.ready.iter().filter(|member| member.kind == row.kind).count(),
+            ready: state.ready(row.kind.as_ref()),
         });
         told.collect()
     }
 
     /// The memory of what is kept in case that somebody asks for it.
     pub fn memory(&self) -> Held {
-        let groups = self.prepared().into_iter().map(|(_, group)| group);
+        let kinds = self.0.lock().kinds();
+        let groups = kinds.iter().flat_map(|(_, groups, _)| groups);
         Held {
-            prepared_bytes: groups.map(|group| bytes(&group)).sum(),
+            prepared_bytes: groups.map(|group| bytes(group)).sum(),
+            promised_bytes: kinds.iter().map(|(.., promised)| promised).sum(),
             templates_bytes: self.0.templates.bytes(),
             kept_bytes: self.0.shelf.bytes(),
         }
     }
 
-    /// Instances that wait, those that were asked for longest ago first.
-    fn prepared(&self) -> Vec<(Kind, PathBuf)> {
-        let state = self.0.lock();
-        let member = |row: &Row, member: &Member| {
-            let own = member.kind == row.kind;
-            Some((row.kind.clone()?, member.group.clone().filter(|_| own)?))
-        };
-        let mut rows: Vec<&Row> = state.rows.iter().collect();
-        rows.sort_by_key(|row| row.asked);
-        let all = rows
-            .iter()
-            .flat_map(|row| state.ready.iter().filter_map(|one| member(row, one)));
-        all.collect()
-    }
-
-    /// Gives up so much of it, where there is so much: what was asked for longest ago first,
-    /// templates then, appshots in memory last. Answers how much that was.
+    /// Gives up so much of it, where there is so much: what was asked for longest ago first, made
+    /// or not; templates then, appshots in memory last. Answers how much that was.
     pub fn give_up(&self, wanted: u64) -> u64 {
         let mut given = 0;
-        for (kind, group) in self.prepared() {
+        let kinds = self.0.lock().kinds();
+        for (kind, groups, promised) in kinds {
             if given >= wanted {
-                return given;
+                break;
             }
-            given += bytes(&group);
+            given += promised + groups.iter().map(|group| bytes(group)).sum::<u64>();
             self.0.lock().forget(&kind);
         }
         self.0.changed.notify_all();
@@ -471,8 +487,11 @@ impl Pool {
         let group = prepared.and_then(|prepared| prepared.group().map(Path::to_owned));
         let mut state = self.0.lock();
         state.making = false;
+        // It may have been given up, or asked for, meanwhile.
+        let ready = state.ready(kind.as_ref());
+        let is_wanted = state.rows.iter().any(|row| row.kind == kind && ready < row.wanted);
         match &made {
-            Ok(_) if !state.ending => state.ready.push(Member {
+            Ok(_) if is_wanted && !state.ending => state.ready.push(Member {
                 kind: kind.clone(),
                 group,
                 thread,
@@ -541,6 +560,30 @@ mod tests {
         assert_eq!(wanted(&state), [("/a", 1), ("/c", 1)]);
         state.park(kind("/a"), 0);
         assert_eq!(wanted(&state), [("/c", 0), ("/a", 0)]);
+    }
+
+    #[test]
+    fn what_is_to_be_made_is_promised_until_it_is_there_or_given_up() {
+        let mut state = State::new();
+        state.park(kind("/proc/self/exe"), 2);
+        let bytes = std::fs::metadata("/proc/self/exe").unwrap().len();
+        let promised = |state: &State| state.kinds().iter().map(|(.., promised)| *promised).sum::<u64>();
+        assert_eq!(promised(&state), bytes);
+        state.ready.push(Member {
+            kind: Some(kind("/proc/self/exe")),
+            group: None,
+            thread: None,
+            jobs: channel().0,
+        });
+        assert_eq!(promised(&state), 0);
+        state.park(kind("/proc/self/exe"), 2);
+        assert_eq!(
+            promised(&state),
+            bytes,
+            "what waited is of an appshot that was replaced"
+        );
+        state.forget(&kind("/proc/self/exe"));
+        assert_eq!(promised(&state), 0);
     }
 
     #[test]

@@ -745,17 +745,23 @@ impl Agent {
     fn prepare(&self) {
         let bytes = self.deployment.memory_bytes.unwrap_or(budget::UNKNOWN_BYTES);
         // What finds places of its own is made for one instance.
-        if !self.manifest().place.is_empty() || !self.node.spare(bytes) {
+        if !self.manifest().place.is_empty() {
             return;
         }
-        let restored = self.node.restored.clone();
+        let Some(coming) = self.node.spare(bytes) else {
+            return;
+        };
+        let node = self.node.clone();
         let request = json!({
             "appshot": self.name(),
             "instance": true,
             "network": Network::from(self.manifest().network),
             "as_itself": self.manifest().has_own_user(),
         });
-        std::thread::spawn(move || restored.post::<Value>("/v1/prepare", &request));
+        std::thread::spawn(move || {
+            let _ = node.restored.post::<Value>("/v1/prepare", &request);
+            node.is_parked(coming);
+        });
     }
 
     /// How long nobody has to need it before it sleeps: longer where that was refused.
