@@ -10,7 +10,6 @@ use crate::ids::HostPid;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -220,7 +219,11 @@ pub fn is_still(group: &Path) -> bool {
         false => ("freezer.state", "FROZEN"),
     };
     let told = crate::proc::read(group.join(file)).unwrap_or_default();
-    String::from_utf8_lossy(&told).lines().any(|line| line == still)
+    has_line(&told, still)
+}
+
+fn has_line(text: &[u8], line: &str) -> bool {
+    text.split(|byte| *byte == b'\n').any(|of| of == line.as_bytes())
 }
 
 /// Whether the group is held still, or about to be.
@@ -425,13 +428,18 @@ impl Counters {
 /// All counters of the group.
 pub fn counters(group: &Path) -> std::io::Result<Counters> {
     let io = fs::read_to_string(group.join("io.stat")).ok();
-    let moved = |key: &str| io.as_deref().map(|io| sum_of(io, key));
-    Ok(Counters {
+    Ok(with_others(processor_counters(group)?, group, io.as_deref()))
+}
+
+/// What is counted besides the processor's.
+fn with_others(processor: Counters, group: &Path, io: Option<&str>) -> Counters {
+    let moved = |key: &str| io.map(|io| sum_of(io, key));
+    Counters {
         memory_peak: charged(group, "memory.max_usage_in_bytes"),
         read_bytes: moved("rbytes="),
         written_bytes: moved("wbytes="),
-        ..processor_counters(group)?
-    })
+        ..processor
+    }
 }
 
 /// Those of them that a group has without any controller.
@@ -460,6 +468,8 @@ pub struct Watched {
     group: PathBuf,
     stat: Option<fs::File>,
     processes: Option<fs::File>,
+    events: Option<fs::File>,
+    io: Option<fs::File>,
 }
 
 impl Watched {
@@ -468,36 +478,46 @@ impl Watched {
     }
 
     pub fn new(group: &Path) -> Watched {
+        let open = |name: &str| fs::File::open(group.join(name)).ok();
         Watched {
             group: group.to_owned(),
-            stat: fs::File::open(group.join("cpu.stat")).ok(),
-            processes: fs::File::open(group.join("cgroup.procs")).ok(),
+            stat: open("cpu.stat"),
+            processes: open("cgroup.procs"),
+            events: open("cgroup.events"),
+            io: open("io.stat"),
         }
     }
 
     /// Those of the processor.
     pub fn counters(&self) -> std::io::Result<Counters> {
-        let Some(stat) = &self.stat else {
-            return processor_counters(&self.group);
-        };
-        // Some 300 bytes, in one piece.
-        let mut bytes = [0; PIECE];
-        let length = stat.read_at(&mut bytes, 0)?;
-        Ok(parse_cpu_stat(&bytes[..length]))
+        match &self.stat {
+            Some(stat) => Ok(parse_cpu_stat(&crate::proc::read_again(stat)?)),
+            None => processor_counters(&self.group),
+        }
+    }
+
+    /// All, of which these are the processor's.
+    pub fn with_others(&self, processor: Counters) -> Counters {
+        let io = self.io.as_ref().and_then(|file| crate::proc::read_again(file).ok());
+        let io = io.as_deref().map(String::from_utf8_lossy);
+        with_others(processor, &self.group, io.as_deref())
+    }
+
+    /// As [`is_still`].
+    pub fn is_still(&self) -> bool {
+        match self.events.as_ref().map(crate::proc::read_again) {
+            Some(Ok(told)) => has_line(&told, "frozen 1"),
+            _ => is_still(&self.group),
+        }
     }
 
     pub fn processes(&self) -> Result<Vec<HostPid>> {
-        let mut bytes = [0; PIECE];
-        match self.processes.as_ref().map(|file| file.read_at(&mut bytes, 0)) {
-            // What may not be all of them is read as a whole.
-            Some(Ok(length)) if length < PIECE / 2 => Ok(parse_processes(&bytes[..length])),
+        match self.processes.as_ref().map(crate::proc::read_again) {
+            Some(Ok(bytes)) => Ok(parse_processes(&bytes)),
             _ => processes(&self.group),
         }
     }
 }
-
-/// What the kernel gives of such a file at once, at most.
-const PIECE: usize = 4096;
 
 /// CPU time of all that was ever in the group, since it was made.
 pub fn cpu_ns(group: &Path) -> std::io::Result<u64> {
@@ -570,8 +590,10 @@ fn charged(group: &Path, file: &str) -> Option<u64> {
 
 /// The proportional set size of a process: of a page that several have, its share.
 pub fn pss_bytes(pid: HostPid) -> Option<u64> {
-    let rollup = crate::proc::Fields::new(crate::proc::text(pid, "smaps_rollup").ok()?);
-    u64::try_from(rollup.number("Pss")?).ok().map(|kb| kb * 1024)
+    let rollup = fs::File::open(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let text = String::from_utf8(crate::proc::read_again(&rollup).ok()?).ok()?;
+    let kb = crate::proc::Fields::new(text).number("Pss")?;
+    u64::try_from(kb).ok().map(|kb| kb * 1024)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Reads a file whose size nobody can tell before, as all of /proc are: in as few calls
@@ -31,6 +32,21 @@ pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
     }
     bytes.truncate(filled);
     Ok(bytes)
+}
+
+/// Reads such a file that is open from its begin: in one call where it is short.
+pub fn read_again(file: &fs::File) -> io::Result<Vec<u8>> {
+    const PIECE: usize = 4 << 10;
+    let mut piece = [0; PIECE];
+    let mut bytes = Vec::new();
+    loop {
+        let length = file.read_at(&mut piece, bytes.len() as u64)?;
+        bytes.extend(&piece[..length]);
+        // The kernel ends a piece early only where the next line has no room in it.
+        if length < PIECE / 2 {
+            return Ok(bytes);
+        }
+    }
 }
 
 /// What was read, by task and name.

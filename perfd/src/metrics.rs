@@ -47,9 +47,10 @@ impl Board {
     /// What the ledger's books say now.
     pub fn show(&self, books: &Books) {
         let mut instances = BTreeMap::new();
-        for account in books.accounts() {
+        for account in books.began() {
             if matches!(account.kind, AccountKind::Started | AccountKind::Restored) {
-                *instances.entry((account.provider, account.app)).or_default() += 1;
+                let of = (account.provider.clone(), account.app.clone());
+                *instances.entry(of).or_default() += 1;
             }
         }
         let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -90,6 +90,11 @@ impl Books {
         self.accounts.get(id)
     }
 
+    /// All of them, as they began.
+    pub fn began(&self) -> impl Iterator<Item = &Account> {
+        self.accounts.values().filter_map(|book| book.account.as_ref())
+    }
+
     /// All of them, as they are now.
     pub fn accounts(&self) -> Vec<Account> {
         let all = self.accounts.values().filter_map(|book| {

@@ -421,7 +421,9 @@ pub fn read_number(bytes: &mut &[u8]) -> Option<u128> {
 pub type Hash = [u8; 32];
 
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = |byte: &u8| [byte >> 4, byte & 15].map(|digit| char::from(DIGITS[usize::from(digit)]));
+    bytes.iter().flat_map(digits).collect()
 }
 
 /// `None` for what is no whole number of bytes in lower-case hexadecimal digits.

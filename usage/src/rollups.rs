@@ -17,6 +17,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A second is complete when one that is so much newer was seen.
@@ -273,7 +274,7 @@ impl Told {
     }
 }
 
-type Thing = (By, String);
+type Thing = (By, Arc<str>);
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug)]
@@ -469,7 +470,7 @@ impl Keeper {
         self.next_seq = seq + 1;
         let (id, counters) = match body {
             Body::Account(account) => {
-                let thing = |by, name: &str| (by, name.to_owned());
+                let thing = |by, name: &str| (by, Arc::from(name));
                 let new = Account {
                     things: [
                         thing(By::Instance, &account.name),
@@ -571,13 +572,13 @@ impl Keeper {
                     let before: Option<Vec<u8>> = match step {
                         Step::Second => None,
                         _ => old
-                            .query_row(params![key.0, key.1, key.2, name], |row| row.get(0))
+                            .query_row(params![key.0, key.1, key.2, &*name], |row| row.get(0))
                             .optional()?,
                     };
                     if let Some(before) = before.as_deref().and_then(Slot::unpack) {
                         more.merge(&before);
                     }
-                    new.execute(params![key.0, key.1, key.2, name, more.pack()])?;
+                    new.execute(params![key.0, key.1, key.2, &*name, more.pack()])?;
                 }
                 for step in Step::ALL {
                     let oldest = closed.saturating_sub(step.kept()) / step.seconds();

@@ -1,6 +1,6 @@
 //! The instances that are metered, from their begin to their last reading.
 
-use super::memory::Memory;
+use super::memory::{Memory, Seen};
 use super::owners::Owners;
 use super::{FIRST_NS, LOOK_NS, SECOND_NS};
 use libsnap::cgroup;
@@ -29,6 +29,8 @@ pub struct Instances {
     began_ns: u64,
     tenants_ns: u64,
     ahead_ns: u64,
+    /// When one came or went.
+    changed_ns: u64,
 }
 
 #[derive(Debug)]
@@ -62,6 +64,7 @@ impl Instances {
             began_ns: began.boot_ns,
             tenants_ns: 0,
             ahead_ns: 0,
+            changed_ns: began.boot_ns,
         }
     }
 
@@ -75,6 +78,11 @@ impl Instances {
         self.ahead_ns
     }
 
+    /// Whether the last look has found it.
+    pub fn has(&self, app: &App) -> bool {
+        self.live.get(&app.instance).is_some_and(Live::is_seen)
+    }
+
     /// When the next one is to be looked at.
     pub fn due(&self) -> u64 {
         let due = self.live.values().filter(|live| live.gone_since.is_none());
@@ -82,7 +90,8 @@ impl Instances {
     }
 
     /// Takes up instances that are new, and lets go of those whose place another has taken.
-    pub fn follow(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment) -> Result<()> {
+    /// Answers what there is.
+    pub fn follow(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment) -> Result<Vec<App>> {
         let apps = store.list()?;
         for app in &apps {
             if let Some(live) = self.live.get_mut(&app.instance) {
@@ -97,21 +106,24 @@ impl Instances {
                 self.ahead_ns += app.ahead.unwrap_or_default().cpu_ns;
             }
             self.live.insert(app.instance.clone(), live);
+            self.changed_ns = at.boot_ns;
         }
-        let alive: BTreeSet<&String> = apps.iter().filter(|app| app.alive()).map(|app| &app.instance).collect();
+        // Those in a cgroup are seen to be there at each look.
+        let alive = apps.iter().filter(|app| self.has(app) || app.alive());
+        let alive: BTreeSet<&String> = alive.map(|app| &app.instance).collect();
         for (id, live) in &mut self.live {
             if !alive.contains(id) {
                 live.gone_since.get_or_insert(at.boot_ns);
             }
         }
-        Ok(())
+        Ok(apps)
     }
 
     /// Looks at those that are due, or at all.
     pub fn look(&mut self, at: Moment, all: bool) {
         let there = self.live.values_mut().filter(|live| live.gone_since.is_none());
         for live in there.filter(|live| all || live.look_at <= at.boot_ns) {
-            self.tenants_ns += live.look();
+            self.tenants_ns += live.look(self.changed_ns);
         }
     }
 
@@ -156,9 +168,9 @@ impl Instances {
     /// Notes accounts that the ledger has open, of instances that are not there: they ended
     /// while the meter was down, or the machine did.
     fn miss(&mut self, ledger: &Ledger, at: Moment) {
-        for account in ledger.books().accounts() {
-            if is_instance(account.kind) && !self.live.contains_key(&account.id) {
-                self.missed.entry(account.id).or_insert(at.boot_ns);
+        for Account { id, kind, .. } in ledger.books().began() {
+            if is_instance(*kind) && !self.live.contains_key(id) && !self.missed.contains_key(id) {
+                self.missed.insert(id.clone(), at.boot_ns);
             }
         }
     }
@@ -185,6 +197,7 @@ impl Instances {
             return;
         }
         self.missed.remove(&id);
+        self.changed_ns = at.boot_ns;
         let mut live = self.live.remove(&id).unwrap_or_else(|| {
             let live = open(app, store, owners, ledger, at, self.began_ns);
             let memory = Memory::unknown(app.started_boot_ns + live.counters.running_ns);
@@ -367,12 +380,12 @@ impl Live {
     }
 
     /// Answers by how much its CPU time has risen.
-    fn look(&mut self) -> u64 {
+    fn look(&mut self, others_ns: u64) -> u64 {
         let now = libsnap::clocks::boottime_ns();
         self.look_at = now + self.pause_ns;
         self.pause_ns = (self.pause_ns * 2).min(LOOK_NS);
         if let Some(group) = self.group.take() {
-            let is_there = self.look_at(&group, now);
+            let is_there = self.look_at(&group, others_ns, now);
             self.group = Some(group);
             if !is_there {
                 return 0;
@@ -385,7 +398,7 @@ impl Live {
 
     /// Answers whether it is there. What takes long and says little new, or is not billed, is asked
     /// more seldom.
-    fn look_at(&mut self, group: &cgroup::Watched, now: u64) -> bool {
+    fn look_at(&mut self, group: &cgroup::Watched, others_ns: u64, now: u64) -> bool {
         let processor = group.counters().ok();
         let (before, whole_ns) = self.whole;
         let is_whole = now.saturating_sub(whole_ns) >= WHOLE_NS || self.pause_ns < LOOK_NS;
@@ -397,23 +410,29 @@ impl Live {
         let processes = group.processes().unwrap_or_default();
         let mut state = Some(self.state);
         if is_whole || !processes.contains(&self.app.child()) {
-            state = self.state(group.path(), &processes);
+            state = self.state(group, &processes);
         }
         let Some(state) = state else {
             // Its last reading tells the rest.
             self.gone_since.get_or_insert(now);
             return false;
         };
-        let read = match self.source {
-            Source::Proc if !is_whole => processor,
-            _ => cgroup::counters(group.path()).ok().or(processor),
-        };
-        if let Some(read) = read {
-            self.take(&read);
+        if let Some(read) = processor {
+            self.take(&match self.source {
+                Source::Proc if !is_whole => read,
+                _ => group.with_others(read),
+            });
         }
         let held = self.memory.bytes();
-        self.memory
-            .look(group.path(), self.source, processes, now, &mut self.counters);
+        let seen = Seen {
+            cgroup: group.path(),
+            source: self.source,
+            processes: &processes,
+            // Our init does nothing for long.
+            rests: self.app.init.filter(|_| !is_whole),
+            others_ns,
+        };
+        self.memory.look(&seen, now, &mut self.counters);
         self.rests = state == self.state && !ran && held == self.memory.bytes();
         self.state = state;
         self.whole = (processor, if is_whole { now } else { whole_ns });
@@ -421,10 +440,10 @@ impl Live {
     }
 
     /// `None` of one that has ended.
-    fn state(&self, group: &Path, processes: &[HostPid]) -> Option<State> {
+    fn state(&self, group: &cgroup::Watched, processes: &[HostPid]) -> Option<State> {
         // Whoever is in it is of this instance: no other has its number.
         if cgroup::is_v2() && processes.contains(&self.app.child()) {
-            return Some(match cgroup::is_still(group) {
+            return Some(match group.is_still() {
                 true => State::Frozen,
                 false => State::Running,
             });
@@ -453,6 +472,11 @@ impl Live {
         let rise = self.counters.cpu_ns.saturating_sub(self.summed_ns);
         self.summed_ns = self.summed_ns.max(self.counters.cpu_ns);
         rise
+    }
+
+    /// Whether the last look has found it.
+    fn is_seen(&self) -> bool {
+        self.group.is_some() && self.gone_since.is_none()
     }
 
     /// Whether it has ended and its cgroup is gone.

@@ -8,11 +8,28 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use usage::record::{Counters, Source};
 
-/// The sum of all processes' proportional set sizes is read at least so often.
-const STALE_NS: u64 = 5_000_000_000;
+/// The sum of all processes' proportional set sizes is read at least so often, ...
+const STALE_NS: u64 = 15_000_000_000;
+/// ... where others came or went meanwhile that may share it.
+const SHARED_NS: u64 = 5_000_000_000;
+
+/// A process of so many pages at most is as large as it was while they are as many.
+const SMALL_PAGES: u64 = 16;
 
 /// Of so many processes of an instance a file stays open: to find it takes longer than to read it.
 const OPEN_MAX: usize = 8;
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    pub cgroup: &'a Path,
+    pub source: Source,
+    pub processes: &'a [HostPid],
+    /// One that is as it was if it was small.
+    pub rests: Option<HostPid>,
+    /// When another instance came or went.
+    pub others_ns: u64,
+}
 
 /// What was seen last.
 #[derive(Debug, Default)]
@@ -23,6 +40,8 @@ pub struct Memory {
     resident: u64,
     exact_at_ns: u64,
     open: Vec<(HostPid, File)>,
+    /// Resident pages and proportional set size of those that are small.
+    small: Vec<(HostPid, u64, u64)>,
 }
 
 impl Memory {
@@ -44,19 +63,12 @@ impl Memory {
     }
 
     /// Looks, and counts what was held since the last look: a line from then to now.
-    pub fn look(
-        &mut self,
-        cgroup: &Path,
-        source: Source,
-        processes: Vec<HostPid>,
-        at_ns: u64,
-        counters: &mut Counters,
-    ) {
-        let charged = match source {
+    pub fn look(&mut self, of: &Seen<'_>, at_ns: u64, counters: &mut Counters) {
+        let charged = match of.source {
             Source::Proc => None,
-            _ => cgroup::charged_bytes(cgroup),
+            _ => cgroup::charged_bytes(of.cgroup),
         };
-        let bytes = Some(charged.unwrap_or_else(|| self.proportional(processes, at_ns)));
+        let bytes = Some(charged.unwrap_or_else(|| self.proportional(of, at_ns)));
         let (Some(before), Some(now)) = (self.bytes, bytes) else {
             counters.unseen_ns += at_ns.saturating_sub(self.at_ns);
             (self.at_ns, self.bytes) = (at_ns, bytes);
@@ -92,35 +104,58 @@ impl Memory {
 
     /// The sum of proportional set sizes. That walks all page tables, so it is asked for only
     /// when what is resident has changed, or after a while, as others may share it by now.
-    fn proportional(&mut self, processes: Vec<HostPid>, at_ns: u64) -> u64 {
-        let resident = self.resident(&processes);
-        let is_fresh = at_ns.saturating_sub(self.exact_at_ns) < STALE_NS;
+    fn proportional(&mut self, of: &Seen<'_>, at_ns: u64) -> u64 {
+        let Seen { processes, rests, .. } = *of;
+        self.open.retain(|(pid, _)| processes.contains(pid));
+        self.small.retain(|(pid, ..)| processes.contains(pid));
+        let pages: Vec<(HostPid, u64)> = processes
+            .iter()
+            .filter_map(|pid| Some((*pid, self.resident(*pid, rests == Some(*pid))?)))
+            .collect();
+        let resident = pages.iter().map(|(_, pages)| pages).sum();
+        let others_came = of.others_ns >= self.exact_at_ns;
+        let lasts = if others_came { SHARED_NS } else { STALE_NS };
+        let is_fresh = at_ns.saturating_sub(self.exact_at_ns) < lasts;
         if let Some(bytes) = self.bytes.filter(|_| is_fresh && resident == self.resident) {
             return bytes;
         }
         (self.resident, self.exact_at_ns) = (resident, at_ns);
         // One that ends meanwhile holds nothing any more.
-        processes.into_iter().filter_map(cgroup::pss_bytes).sum()
+        pages
+            .into_iter()
+            .filter_map(|(pid, pages)| self.exact(pid, pages))
+            .sum()
     }
 
-    /// Pages that are resident, of all processes together.
-    fn resident(&mut self, processes: &[HostPid]) -> u64 {
-        self.open.retain(|(pid, _)| processes.contains(pid));
-        let pages = processes.iter().filter_map(|pid| {
-            let open = self.open.iter().find(|(of, _)| of == pid);
-            if let Some(pages) = open.and_then(|(_, file)| pages(file)) {
-                return Some(pages);
-            }
-            // Another has its number, or it is new.
-            self.open.retain(|(of, _)| of != pid);
-            let file = File::open(format!("/proc/{pid}/statm")).ok()?;
-            let pages = pages(&file);
-            if self.open.len() < OPEN_MAX {
-                self.open.push((*pid, file));
-            }
-            pages
-        });
-        pages.sum()
+    fn exact(&mut self, pid: HostPid, pages: u64) -> Option<u64> {
+        if let Some((.., bytes)) = self.small.iter().find(|(of, had, _)| (*of, *had) == (pid, pages)) {
+            return Some(*bytes);
+        }
+        let bytes = cgroup::pss_bytes(pid)?;
+        self.small.retain(|(of, ..)| *of != pid);
+        if pages <= SMALL_PAGES {
+            self.small.push((pid, pages, bytes));
+        }
+        Some(bytes)
+    }
+
+    /// Pages that are resident.
+    fn resident(&mut self, pid: HostPid, rests: bool) -> Option<u64> {
+        if let Some((_, pages, _)) = self.small.iter().find(|(of, ..)| rests && *of == pid) {
+            return Some(*pages);
+        }
+        let open = self.open.iter().find(|(of, _)| *of == pid);
+        if let Some(pages) = open.and_then(|(_, file)| pages(file)) {
+            return Some(pages);
+        }
+        // Another has its number, or it is new.
+        self.open.retain(|(of, _)| *of != pid);
+        let file = File::open(format!("/proc/{pid}/statm")).ok()?;
+        let pages = pages(&file);
+        if self.open.len() < OPEN_MAX {
+            self.open.push((pid, file));
+        }
+        pages
     }
 }
 

@@ -25,7 +25,7 @@ use crate::rollups::Rollups;
 use instances::Instances;
 use libsnap::clocks::boottime_ns;
 use libsnap::error::{OrFail, Result};
-use libsnap::store::{Store, boot_id, directory, now_unix_ms};
+use libsnap::store::{State, Store, boot_id, directory, now_unix_ms};
 use nix::fcntl::OFlag;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::pipe2;
@@ -235,9 +235,10 @@ impl Meter {
         }
         self.owners.look(&self.store);
         let owners = &self.owners;
+        let mut apps = None;
         if changed || at.boot_ns >= self.follow_at {
             self.follow_at = at.boot_ns + FOLLOW_NS;
-            self.instances.follow(&self.store, owners, &mut self.ledger, at)?;
+            apps = Some(self.instances.follow(&self.store, owners, &mut self.ledger, at)?);
         }
         self.instances.look(at, all);
         let taken = self.instances.end(&self.store, owners, &mut self.ledger, at)?;
@@ -252,7 +253,13 @@ impl Meter {
         if at.boot_ns >= self.storage_at || is_new_hour {
             self.storage_at = at.boot_ns + STORAGE_NS;
             let all = is_new_hour || self.is_ending;
-            self.storage.look(&self.store, owners, &mut self.ledger, at, all)?;
+            let mut apps = match apps {
+                Some(apps) => apps,
+                None => self.store.list()?,
+            };
+            apps.retain(|app| !self.instances.has(app) && app.state() == State::Asleep);
+            self.storage
+                .look(&self.store, &apps, owners, &mut self.ledger, at, all)?;
         }
         self.traffic.look(&self.store, owners, &mut self.ledger, at);
         if at.boot_ns >= self.node_at {

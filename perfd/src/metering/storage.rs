@@ -4,7 +4,7 @@ use super::SEEN_NS;
 use super::STORAGE_NS;
 use super::owners::Owners;
 use libsnap::error::Result;
-use libsnap::store::{State as AppState, Store};
+use libsnap::store::{App, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use usage::ledger::Ledger;
 use usage::record::{Account, AccountKind, Body, Counters, Moment, Source, State, Use};
@@ -24,18 +24,22 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// Tells the ledger what has changed, each minute what has not; now where `all`.
-    pub fn look(&mut self, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Moment, all: bool) -> Result<()> {
+    /// Tells the ledger what has changed, each minute what has not; now where `all`. `sleeping` are
+    /// apps.
+    pub fn look(
+        &mut self,
+        store: &Store,
+        sleeping: &[App],
+        owners: &Owners,
+        ledger: &mut Ledger,
+        at: Moment,
+        all: bool,
+    ) -> Result<()> {
         let mut bytes: BTreeMap<Key, u64> = BTreeMap::new();
         for entry in store.appshots()? {
             *bytes.entry(key(owners, &entry.name)).or_default() += entry.bytes;
         }
-        let asleep: BTreeSet<Key> = store
-            .list()?
-            .iter()
-            .filter(|app| app.state() == AppState::Asleep)
-            .map(|app| key(owners, &app.name))
-            .collect();
+        let asleep: BTreeSet<Key> = sleeping.iter().map(|app| key(owners, &app.name)).collect();
         let passed = at.boot_ns.saturating_sub(self.at_ns);
         let is_known = self.at_ns > 0 && passed <= STORAGE_NS + SEEN_NS;
         let keys: BTreeSet<Key> = bytes.keys().chain(self.bytes.keys()).cloned().collect();
