@@ -10,15 +10,17 @@
 //! to the same numbers. What no interface tells (flags, what is in flight, which files are
 //! registered) is read from the kernel's memory ([`KernelMemory`]), files by their address.
 //! A ring for one thread alone (IORING_SETUP_SINGLE_ISSUER) is begun here and finished by that
-//! thread; buffers are registered by the process that has them.
-//! Refused: requests in flight, rings that a kernel thread submits for, rings in the app's
+//! thread; buffers are registered by the process that has them. Requests that wait until their
+//! file is ready and have done nothing yet are made again by whom they are of, in the place of as many of
+//! those that do nothing: of an app that waits for clients there are always some.
+//! Refused: other requests in flight, rings that a kernel thread submits for, rings in the app's
 //! own memory, rings of buffers, restrictions, personalities.
 
 use super::{Context, Description, Refused, refused};
 use crate::error::{OrFail, Result};
 use crate::ids::{FileId, HostPid, VirtualPid};
 use crate::image::limits;
-use crate::image::records::{FileKind, Manifest, UringBuffer, UringEvents, UringFile, UringRecord};
+use crate::image::records::{FileKind, Manifest, UringBuffer, UringEvents, UringFile, UringRecord, UringRequest};
 use crate::kernel_memory::{KernelMemory, Unread};
 use crate::pages;
 use crate::sys::Sys;
@@ -76,7 +78,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         description,
     };
     let flags = look.flags()?;
-    look.idle()?;
+    let waiting = look.at_rest()?;
     look.plain()?;
     let unread = |errno| Refused::from(Unread::Denied(errno));
     let memory = |region, offset| {
@@ -111,6 +113,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         user: look.user(),
         workers: look.workers()?,
         registered: look.registered()?,
+        waiting,
     };
     replayable(&record)?;
     Ok(FileKind::Uring(Box::new(record)))
@@ -126,14 +129,14 @@ pub fn is_replayable(record: &UringRecord) -> bool {
 }
 
 fn replayable(record: &UringRecord) -> Result<(), Refused> {
-    if record.taken.max(record.told) > limits::URING_REPLAYED {
+    if record.taken.max(record.told) > limits::URING_REPLAYED || record.wound().is_none() {
         return refused(
             "more requests than a new one can be brought to were made with it",
             "let the app make it anew once in a while",
         );
     }
     let rounds = record.taken / record.sq_entries.min(record.cq_entries).max(1);
-    if record.submitter.is_some() && (rounds > ROUNDS_MAX || record.told > record.taken) {
+    if record.submitter.is_some() && (rounds > ROUNDS_MAX || record.wound() < Some(record.told)) {
         return refused(
             "more completions than a new one for one thread alone (IORING_SETUP_SINGLE_ISSUER) can be brought to \
              have come in it",
@@ -187,8 +190,9 @@ impl Look<'_> {
         Ok(flags)
     }
 
-    /// Nothing that was submitted is under way, and no completion waits outside of its ring.
-    fn idle(&self) -> Result<(), Refused> {
+    /// No completion waits outside of its ring, and nothing that was submitted is under way but
+    /// what waits.
+    fn at_rest(&self) -> Result<Vec<UringRequest>, Refused> {
         let info = &self.description.found.info;
         if !info.lines().any(|line| line.starts_with("CqOverflowList:")) {
             return refused("it is in use, so what it has is not told", "try again");
@@ -204,13 +208,123 @@ impl Look<'_> {
             );
         }
         let in_flight = self.in_flight()?;
-        if in_flight > 0 {
+        if in_flight == 0 {
+            return Ok(Vec::new());
+        }
+        let waiting = self.waiting()?;
+        if self.kernel.u64(self.at, "io_ring_ctx.work_llist")? != 0 || waiting.len() as u64 != in_flight {
             return refused(
-                format!("{in_flight} requests are in flight in it"),
+                format!("{in_flight} requests are in flight in it, and not all of them wait for a file to be ready"),
                 "let the app wait for them or cancel them (IORING_OP_ASYNC_CANCEL), then try again",
             );
         }
-        Ok(())
+        let mut files = HashMap::new();
+        for other in self.context.descriptions {
+            files.insert(self.kernel.file(&other.dup)?, other.id);
+        }
+        let found = waiting.into_iter().map(|request| self.request(request, &files));
+        let mut found: Vec<UringRequest> = found.collect::<Result<_, _>>()?;
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Requests (`struct io_kiocb`) that wait for their file.
+    fn waiting(&self) -> Result<Vec<u64>, Unread> {
+        const BITS_MAX: u32 = 16;
+        let kernel = &self.kernel;
+        let table = kernel.part(self.at, "io_ring_ctx.cancel_table")?;
+        let buckets = kernel.u64(table, "io_hash_table.hbs")?;
+        let bits = kernel.u32(table, "io_hash_table.hash_bits")?.min(BITS_MAX);
+        let size = kernel.offset("io_hash_bucket.")?;
+        let mut found = Vec::new();
+        for nth in 0..1u64 << bits {
+            let bucket = buckets.wrapping_add(nth * size);
+            let mut next = kernel.u64(bucket, "io_hash_bucket.list")?;
+            while next != 0 && found.len() <= limits::URING_WAITING {
+                found.push(next.wrapping_sub(kernel.offset("io_kiocb.hash_node")?));
+                next = kernel.words(next, 1)?[0];
+            }
+        }
+        Ok(found)
+    }
+
+    /// What one of them was asked for, as far as it can be asked again.
+    fn request(&self, at: u64, files: &HashMap<u64, FileId>) -> Result<UringRequest, Refused> {
+        const FIXED_FILE: u8 = 1;
+        const CQE_SKIP_SUCCESS: u8 = 1 << 6;
+        let kernel = &self.kernel;
+        let operation = kernel.u8(at, "io_kiocb.opcode")?;
+        let flags = kernel.u8(at, "io_kiocb.flags")? & !FIXED_FILE;
+        let not_carried = || {
+            refused(
+                format!("a request of it waits that cannot be made again (IORING_OP of number {operation})"),
+                "let the app wait by IORING_OP_POLL_ADD, or cancel it (IORING_OP_ASYNC_CANCEL), then try again",
+            )
+        };
+        if flags & !CQE_SKIP_SUCCESS != 0 || kernel.u64(at, "io_kiocb.link")? != 0 {
+            return not_carried();
+        }
+        let task = kernel.u64(kernel.u64(at, "io_kiocb.tctx")?, "io_uring_task.task")?;
+        let pid = kernel.u32(task, "task_struct.pid")? as i32;
+        let by = self.context.virtual_pid(pid);
+        let file = files.get(&kernel.u64(at, "io_kiocb.file")?).copied();
+        let holds = |id: FileId| {
+            let own = self.context.members.iter().zip(self.context.fds);
+            let mut own = own.filter(|(member, _)| Some(member.vpid) == by);
+            own.any(|(_, fds)| fds.iter().any(|entry| entry.file == id))
+        };
+        let (Some(by), Some(file)) = (by, file.filter(|file| holds(*file) && holds(self.description.id))) else {
+            return refused(
+                "a request of it waits that is of a thread which is not the main one of its process, or for a file \
+                 of which that has no descriptor any more",
+                "let the app submit in its main thread, and keep its files open",
+            );
+        };
+        let cqe = kernel.part(at, "io_kiocb.cqe")?;
+        let mut request = UringRequest {
+            user_data: kernel.u64(cqe, "io_cqe.user_data")?,
+            operation,
+            flags,
+            priority: 0,
+            by,
+            file,
+            offset: 0,
+            address: 0,
+            len: 0,
+            how: 0,
+        };
+        match operation {
+            sys::OP_POLL_ADD => {
+                const MULTI: u32 = 1;
+                const LEVEL: u32 = 1 << 3;
+                let (once, edges) = (libc::EPOLLONESHOT as u32, libc::EPOLLET as u32);
+                let events = kernel.u32(at, "io_kiocb.apoll_events")?;
+                request.how = events & !(once | edges);
+                request.len = if events & once == 0 { MULTI } else { 0 };
+                request.len |= if events & edges == 0 { LEVEL } else { 0 };
+            }
+            sys::OP_ACCEPT if kernel.u32(at, "io_accept.file_slot")? == 0 => {
+                request.address = kernel.u64(at, "io_accept.addr")?;
+                request.offset = kernel.u64(at, "io_accept.addr_len")?;
+                request.how = kernel.u32(at, "io_accept.flags")?;
+                request.priority = kernel.u32(at, "io_accept.iou_flags")? as u16;
+            }
+            sys::OP_RECV if kernel.u32(at, "io_sr_msg.done_io")? == 0 => {
+                const POLL_FIRST: u16 = 1;
+                request.address = kernel.u64(at, "io_sr_msg.buf")?;
+                request.len = kernel.u32(at, "io_sr_msg.len")?;
+                request.how = kernel.u32(at, "io_sr_msg.msg_flags")?;
+                request.priority = kernel.u32(at, "io_sr_msg.flags")? as u16 & POLL_FIRST;
+            }
+            sys::OP_READ => {
+                request.address = kernel.u64(at, "io_rw.addr")?;
+                request.len = kernel.u32(at, "io_rw.len")?;
+                request.how = kernel.u32(at, "io_rw.flags")?;
+                request.offset = kernel.u64(at, "kiocb.ki_pos")?;
+            }
+            _ => return not_carried(),
+        }
+        Ok(request)
     }
 
     /// Requests that the kernel has made and has not put aside to use them again.
@@ -585,6 +699,8 @@ pub struct Winder<'a> {
     told: u32,
     /// What stands in the entries tells no completion.
     silent: bool,
+    /// Up to here requests are that do nothing.
+    end: u32,
 }
 
 /// Bytes of the rings, and of what is submitted, in whole pages.
@@ -600,7 +716,8 @@ fn sizes_of(record: &UringRecord, params: &Params) -> [u64; 2] {
 }
 
 impl<'a> Winder<'a> {
-    pub fn new(ring: &OwnedFd, record: &'a UringRecord) -> Sys<Winder<'a>> {
+    /// One that has come to where it was, but for what waits.
+    pub fn wound(ring: &OwnedFd, record: &'a UringRecord) -> Sys<Winder<'a>> {
         // Where things stand is told when one is made.
         let (_, params) = make(record, sys::SETUP_R_DISABLED)?;
         // What lies behind the end of a ring is mapped, and not there.
@@ -617,23 +734,32 @@ impl<'a> Winder<'a> {
             taken: 0,
             told: 0,
             silent: false,
+            end: record.wound().ok_or(nix::Error::EINVAL)?,
         };
+        Ok(winder)
+    }
+
+    /// One that is fresh.
+    pub fn new(ring: &OwnedFd, record: &'a UringRecord) -> Sys<Winder<'a>> {
+        let winder = Winder::wound(ring, record)?;
         winder.fill(0)?;
         if record.flags & sys::SETUP_NO_SQARRAY == 0 {
             let order: Vec<u8> = (0..record.sq_entries).flat_map(u32::to_ne_bytes).collect();
-            winder.rings.write(params.sq_off[6] as usize, &order)?;
+            winder.rings.write(winder.params.sq_off[6] as usize, &order)?;
         }
         Ok(winder)
     }
 
+    fn entry_bytes(&self) -> usize {
+        match self.record.flags & sys::SETUP_SQE128 {
+            0 => 64,
+            _ => 128,
+        }
+    }
+
     /// Requests that do nothing, with these flags in their second byte.
     fn fill(&self, flags: u8) -> Sys<()> {
-        let size = if self.record.flags & sys::SETUP_SQE128 != 0 {
-            128
-        } else {
-            64
-        };
-        let mut entry = vec![0; size];
+        let mut entry = vec![0; self.entry_bytes()];
         entry[1] = flags;
         self.entries.write(0, &entry.repeat(self.record.sq_entries as usize))
     }
@@ -641,7 +767,7 @@ impl<'a> Winder<'a> {
     /// Readies the next requests; answers how many are to be submitted.
     pub fn step(&mut self) -> Sys<Option<u32>> {
         const CQE_SKIP_SUCCESS: u8 = 1 << 6;
-        let left = self.record.taken - self.taken;
+        let left = self.end - self.taken;
         let loud = (self.record.told - self.told).min(left);
         if left == 0 {
             return Ok(None);
@@ -698,13 +824,96 @@ impl<'a> Winder<'a> {
     /// same by then.
     pub fn put_back(&self) -> Sys<()> {
         let at = [self.params.sq_off[0], self.params.cq_off[1]];
-        for (at, expected) in at.into_iter().zip([self.record.taken, self.record.told]) {
+        for (at, expected) in at.into_iter().zip([self.end, self.record.told]) {
             if self.rings.word(at as usize)? != expected {
                 return Err(nix::Error::EIO);
             }
         }
         self.entries.write(0, &self.record.entries_content)?;
         self.rings.write(0, &self.record.rings_content)
+    }
+
+    /// Readies what waited for its file, by this descriptor of it, to be submitted next.
+    pub fn ready(&mut self, request: &UringRequest, fd: i32) -> Sys<()> {
+        let head = self.rings.word(self.params.sq_off[0] as usize)?;
+        // What was put back is told until the kernel takes the first of them.
+        self.taken = if head == self.record.taken { self.end } else { head };
+        self.told = self.rings.word(self.params.cq_off[1] as usize)?;
+        let at = self.taken & (self.record.sq_entries - 1);
+        let mut entry = vec![0; self.entry_bytes()];
+        entry[..64].copy_from_slice(&request.entry(fd));
+        self.entries.write(at as usize * entry.len(), &entry)?;
+        match self.record.flags & sys::SETUP_NO_SQARRAY {
+            0 => self.rings.write(self.place(at), &at.to_ne_bytes()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where it stands which entry comes next.
+    fn place(&self, at: u32) -> usize {
+        self.params.sq_off[6] as usize + 4 * at as usize
+    }
+
+    /// Once it is submitted: what stood in its place, unless the kernel has refused it.
+    pub fn waits(&mut self, request: &UringRequest) -> Sys<()> {
+        let at = self.taken & (self.record.sq_entries - 1);
+        let (size, place) = (self.entry_bytes(), self.place(at));
+        let had = &self.record.entries_content[at as usize * size..][..size];
+        self.entries.write(at as usize * size, had)?;
+        if self.record.flags & sys::SETUP_NO_SQARRAY == 0 {
+            self.rings.write(place, &self.record.rings_content[place..place + 4])?;
+        }
+        self.refused(request)
+    }
+
+    /// Whether a completion since then tells of an error that nobody who waited has met.
+    fn refused(&mut self, request: &UringRequest) -> Sys<()> {
+        const NEVER: [i32; 4] = [libc::EINVAL, libc::EBADF, libc::EFAULT, libc::EOPNOTSUPP];
+        let tail = self.rings.word(self.params.cq_off[1] as usize)?;
+        let size = if self.record.flags & sys::SETUP_CQE32 != 0 {
+            32
+        } else {
+            16
+        };
+        while self.told != tail {
+            let slot = (self.told & (self.record.cq_entries - 1)) as usize;
+            let at = self.params.cq_off[5] as usize + slot * size;
+            let data = u64::from(self.rings.word(at)?) | u64::from(self.rings.word(at + 4)?) << 32;
+            let result = self.rings.word(at + 8)? as i32;
+            if data == request.user_data && NEVER.contains(&result.wrapping_neg()) {
+                return Err(nix::Error::from_raw(-result));
+            }
+            self.told = self.told.wrapping_add(1);
+        }
+        Ok(())
+    }
+}
+
+impl UringRecord {
+    /// How many entries were taken before those that wait.
+    pub fn wound(&self) -> Option<u32> {
+        self.taken.checked_sub(u32::try_from(self.waiting.len()).ok()?)
+    }
+}
+
+impl UringRequest {
+    /// Its entry (`struct io_uring_sqe`).
+    fn entry(&self, fd: i32) -> [u8; 64] {
+        let mut entry = [0; 64];
+        (entry[0], entry[1]) = (self.operation, self.flags);
+        entry[2..4].copy_from_slice(&self.priority.to_ne_bytes());
+        entry[4..8].copy_from_slice(&fd.to_ne_bytes());
+        entry[8..16].copy_from_slice(&self.offset.to_ne_bytes());
+        entry[16..24].copy_from_slice(&self.address.to_ne_bytes());
+        entry[24..28].copy_from_slice(&self.len.to_ne_bytes());
+        entry[28..32].copy_from_slice(&self.how.to_ne_bytes());
+        entry[32..40].copy_from_slice(&self.user_data.to_ne_bytes());
+        entry
+    }
+
+    /// Whether it is one that is made again.
+    pub fn is_carried(&self) -> bool {
+        [sys::OP_POLL_ADD, sys::OP_ACCEPT, sys::OP_RECV, sys::OP_READ].contains(&self.operation)
     }
 }
 

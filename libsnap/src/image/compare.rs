@@ -408,6 +408,8 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
                 record.events.iter_mut().for_each(|events| file(&mut events.file));
                 let registered = record.files.iter_mut().filter_map(|slot| slot.file.as_mut());
                 registered.for_each(&mut file);
+                record.waiting.iter_mut().for_each(|request| file(&mut request.file));
+                record.waiting.sort_unstable();
             }
             FileKind::Socket(socket) => {
                 socket.ino = inodes.of(socket.ino);

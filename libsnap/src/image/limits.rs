@@ -79,6 +79,7 @@ pub const URING_REPLAYED: u32 = 1 << 26;
 /// IORING_MAX_FIXED_FILES.
 pub const URING_FILES: usize = 1 << 20;
 pub const URING_BUFFERS: usize = 1024;
+pub const URING_WAITING: usize = 16384;
 /// `struct termios2`.
 pub const TERMIOS_BYTES: usize = 44;
 /// Indices of pseudo-terminals (`NR_UNIX98_PTY_MAX`).

@@ -802,12 +802,37 @@ pub struct UringRecord {
     /// Main threads that have registered it for themselves, and under which number.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub registered: Vec<(VirtualPid, u32)>,
+    /// Requests among those taken that wait for their file to be ready.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub waiting: Vec<UringRequest>,
 }
 
 impl UringRecord {
     pub fn memories(&self) -> [u64; 2] {
         [self.rings, self.entries]
     }
+}
+
+/// A request of an io_uring that waits, and has done nothing yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UringRequest {
+    /// What its completion is told by.
+    pub user_data: u64,
+    /// IORING_OP_*.
+    pub operation: u8,
+    /// IOSQE_*.
+    pub flags: u8,
+    pub priority: u16,
+    /// Whose it is: the main thread of this process has one descriptor at least of the ring, and of the
+    /// file.
+    pub by: VirtualPid,
+    pub file: FileId,
+    /// As they stand in its entry.
+    pub offset: u64,
+    pub address: u64,
+    pub len: u32,
+    pub how: u32,
 }
 
 /// The eventfd that is told of completions.

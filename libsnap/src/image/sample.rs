@@ -300,6 +300,18 @@ fn files() -> Vec<OpenFile> {
                 tag: 9,
             }],
             slots: (0, 1),
+            waiting: vec![UringRequest {
+                user_data: 5,
+                operation: 6,
+                flags: 0,
+                priority: 0,
+                by: VirtualPid(2),
+                file: FileId(4),
+                offset: 0,
+                address: 0,
+                len: 0,
+                how: 1,
+            }],
             ..UringRecord::default()
         })),
         end(95, 96, 1),

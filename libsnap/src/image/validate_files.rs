@@ -3,6 +3,7 @@
 use super::fault::ensure;
 use super::records::{
     FileKind, Manifest, OpenFile, PipeRecord, PtyRecord, ShmKind, ShmRecord, SocketRecord, SocketState, UringRecord,
+    UringRequest,
 };
 use super::validate::{count, path, text};
 use super::{MANIFEST, limits, validate_ipc};
@@ -185,7 +186,8 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
         FileKind::Uring(ring) => {
             self::uring(id, ring)?;
             let registered = ring.files.iter().filter_map(|slot| slot.file);
-            let mut named = registered.chain(ring.events.map(|events| events.file));
+            let waiting = ring.waiting.iter().map(|request| request.file);
+            let mut named = registered.chain(ring.events.map(|events| events.file)).chain(waiting);
             has(
                 named.all(|file| file != id && names.files.contains(&file)),
                 "registered file",
@@ -282,6 +284,11 @@ fn uring(id: FileId, ring: &UringRecord) -> Result<()> {
     })?;
     count(PART, "registered files", ring.files.len(), limits::URING_FILES)?;
     count(PART, "registered buffers", ring.buffers.len(), limits::URING_BUFFERS)?;
+    count(PART, "requests that wait", ring.waiting.len(), limits::URING_WAITING)?;
+    let carried = ring.waiting.iter().all(UringRequest::is_carried);
+    ensure(carried, PART, || {
+        format!("file {id}: a request that waits is malformed")
+    })?;
     let sound = ring.slots.0 <= ring.slots.1 && ring.slots.1 as usize <= ring.files.len();
     let numbered = ring.registered.iter().all(|(_, slot)| *slot < 16);
     ensure(sound && numbered, PART, || {

@@ -117,6 +117,13 @@ fn bad_manifests_are_refused() {
             "malformed",
             Box::new(|m| (ring(m).flags, ring(m).submitter) = (1 << 12, None)),
         ),
+        // One that is never made again, more than were taken, and of a file that is not there.
+        ("malformed", Box::new(|m| ring(m).waiting[0].operation = 18)),
+        ("malformed", Box::new(|m| ring(m).waiting = vec![ring(m).waiting[0]; 4])),
+        (
+            "registered file is not listed",
+            Box::new(|m| ring(m).waiting[0].file = FileId(4711)),
+        ),
         ("another ring's", Box::new(|m| ring(m).entries = 4711)),
         (
             "registered file is not listed",

@@ -7,7 +7,7 @@ use super::kept::{self, Kept, Row};
 use super::script::Script;
 use super::skeleton::Skeleton;
 use super::vdso::{self, Vdso};
-use crate::error::{OrFail, Result};
+use crate::error::{Error, OrFail, Result};
 use crate::executor::CallId;
 use crate::files::paths;
 use crate::files::uring::{self, Winder};
@@ -864,7 +864,45 @@ pub fn rings(
         }
         script.must("close", libc::SYS_close, &[given as u64])?;
     }
-    room.leave(script)
+    room.leave(script)?;
+    for (id, record) in uring::all(manifest) {
+        wait_again(script, (process, id), record, &made[&id])?;
+    }
+    Ok(())
+}
+
+/// Has a process submit what waited for a file. From then on descriptors may appear: nobody
+/// counts on a number being free any more.
+fn wait_again(
+    script: &mut Script<'_>,
+    (process, id): (&ProcessRecord, FileId),
+    record: &UringRecord,
+    ring: &OwnedFd,
+) -> Result<()> {
+    let failed = || "cannot make a request of an io_uring again";
+    let mut own = record
+        .waiting
+        .iter()
+        .filter(|request| request.by == process.pid)
+        .peekable();
+    if own.peek().is_none() {
+        return Ok(());
+    }
+    let number = |file: FileId| {
+        let entry = process.fds.iter().find(|entry| entry.file == file);
+        entry.map(|entry| entry.fd.0).ok_or_else(|| Error::failed(failed()))
+    };
+    let mut winder = Winder::wound(ring, record).or_fail(failed)?;
+    script.flush()?;
+    for request in own {
+        winder.ready(request, number(request.file)?).or_fail(failed)?;
+        let args = [number(id)? as u64, 1, 0, 0, 0, 0];
+        let call = script.must("io_uring_enter", libc::SYS_io_uring_enter, &args)?;
+        script.expect(call, "making a request of an io_uring again", 1);
+        script.flush()?;
+        winder.waits(request).or_fail(failed)?;
+    }
+    Ok(())
 }
 
 /// The kernel alone says where a ring is mapped, and takes no address: there is room nowhere

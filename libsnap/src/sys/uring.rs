@@ -17,6 +17,11 @@ pub const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
 pub const SETUP_NO_MMAP: u32 = 1 << 14;
 pub const SETUP_NO_SQARRAY: u32 = 1 << 16;
 
+pub const OP_POLL_ADD: u8 = 6;
+pub const OP_ACCEPT: u8 = 13;
+pub const OP_READ: u8 = 22;
+pub const OP_RECV: u8 = 27;
+
 /// Where mmap(2) of a ring finds its memories.
 pub const OFF_SQ_RING: u64 = 0;
 pub const OFF_CQ_RING: u64 = 0x800_0000;
