@@ -5,12 +5,13 @@ use anyhow::{Context, Result, ensure};
 use appshot_tests::clients::free_port;
 use appshot_tests::node::{Node, python};
 use appshot_tests::trial::in_place;
-use appshot_tests::verdict::{PATIENCE, poll};
+use appshot_tests::verdict::{PATIENCE, need_program, poll};
 use libsnap::store::now_unix_ms;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Answers each line on a connection that stays open. `work SECONDS` takes so long on the
@@ -499,6 +500,43 @@ fn parked_instances_make_room() {
         poll("room to be made", PATIENCE, || Ok((held()? < before).then_some(())))
             .with_context(|| format!("{before} and {:?}", held()))?;
         tell(port, "assert len(kept_bytes) == 4 << 20")?;
+        node.end()
+    });
+}
+
+/// A server that waits by io_uring alone sleeps as others do: its accept is still to come when it
+/// wakes, once or for all.
+#[test]
+fn a_server_by_io_uring_sleeps() {
+    in_place("a_server_by_io_uring_sleeps", |place| {
+        let server = place.path("uring");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/servers/uring.c");
+        let built = Command::new(need_program(&["cc"])?)
+            .args(["-O1", "-Wall", "-Werror", "-o"])
+            .args([server.as_os_str(), source.as_ref()])
+            .status()?;
+        ensure!(built.success(), "the server cannot be built");
+        let node = Node::new(place, &[])?;
+        let apps = ["", ", \"again\""].map(|how| (how, free_port()));
+        for (number, (how, port)) in apps.into_iter().enumerate() {
+            let (app, port) = (format!("{}-{number}", place.unique()), port?);
+            let manifest = format!(
+                "[start]\ncommand = [{server:?}, \"{port}\"{how}]\n[[listen]]\ntcp = \"127.0.0.1:{port}\"\n\
+                 [idle]\ntimeout = \"1s\"\ncpu = 50.0\n"
+            );
+            node.deploy(&app, &manifest)?;
+            for _ in 0..3 {
+                node.reach(&app, "asleep")?;
+                std::thread::scope(|scope| {
+                    let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| tell(port, "x"))).collect();
+                    let mut told = clients.into_iter().map(|client| client.join());
+                    told.try_for_each(|told| told.unwrap_or_else(|_| anyhow::bail!("a client panicked")))
+                })?;
+            }
+            node.reach(&app, "asleep")?;
+            ensure!(node.count(&app, "wakes")? == 3, "{}", node.status(&app)?);
+            ensure!(node.count(&app, "failures")? == 0, "{}", node.status(&app)?);
+        }
         node.end()
     });
 }
