@@ -4,10 +4,11 @@
 
 use crate::app::Place;
 use crate::clients::{exchange, free_port, http_get};
+use crate::installed;
 use crate::judge::open_connections;
 use crate::scenario::{Drive, Server};
 use crate::servers::{counter, options, path_text, run, servers};
-use crate::verdict::{PATIENCE, need_program, poll};
+use crate::verdict::{PATIENCE, need_program, poll, skip};
 use anyhow::{Context, Result, ensure};
 use libsnap::target::RunOptions;
 use std::collections::BTreeSet;
@@ -330,6 +331,17 @@ pub fn perl(place: &Place, drive: Drive<'_>) -> Result<()> {
     let port = free_port()?;
     let script = path_text(&servers().join("counter.pl"));
     counter(place, drive, &[&program, &script, &port.to_string()], port)
+}
+
+/// A server in Rust on tokio-uring: an accept that waits in its io_uring, which stands in an epoll;
+/// requests that are read and answered by the same, a timer.
+pub fn tokio_uring(place: &Place, drive: Drive<'_>) -> Result<()> {
+    let program = installed::programs()?.join("examples/uring_counter");
+    if !program.is_file() {
+        return skip("tests/examples, built by `cargo build --workspace --all-targets`");
+    }
+    let (program, port) = (path_text(&program), free_port()?);
+    counter(place, drive, &[&program, &port.to_string()], port)
 }
 
 /// Debian's own python, which has Debian's packages.

@@ -89,10 +89,16 @@ impl Drop for Registry {
     }
 }
 
+/// Where programs are built, beside the trial that runs.
+pub fn programs() -> Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let programs = exe.parent().and_then(Path::parent).context("no target directory")?;
+    Ok(programs.to_owned())
+}
+
 impl Registry {
     pub fn new(place: &Place) -> Result<Registry> {
-        let exe = std::env::current_exe()?;
-        let programs = exe.parent().and_then(Path::parent).context("no target directory")?;
+        let programs = programs()?;
         if !["appshot", "snapd", "restored"]
             .iter()
             .all(|name| programs.join(name).is_file())
@@ -102,7 +108,7 @@ impl Registry {
         Ok(Registry {
             run: place.path("registry/run"),
             data: place.path("registry/data"),
-            programs: programs.to_owned(),
+            programs,
         })
     }
 

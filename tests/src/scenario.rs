@@ -217,6 +217,7 @@ macro_rules! each_application {
         $test!(perl, in_memory);
         $test!(gunicorn, in_memory);
         $test!(uvicorn, in_memory);
+        $test!(tokio_uring, in_memory);
         $test!(java_pools, in_memory);
         $test!(sqlite, in_files);
         $test!(php_fpm, in_memory);

@@ -396,6 +396,7 @@ const APPLICATIONS: &[(&str, &str, &str, &str)] = &[
     ("perl", "Perl", "5.36.0", "equal"),
     ("gunicorn", "Gunicorn", "20.1.0", "equal"),
     ("uvicorn", "Uvicorn on asyncio", "0.17.6", "equal"),
+    ("tokio_uring", "tokio-uring, a server in Rust", "0.5.0", "equal"),
     ("java_pools", "OpenJDK, thread pools", "17.0.15", "equal"),
     ("sqlite", "SQLite in WAL mode", "3.40.1", "equal"),
     ("php_fpm", "PHP-FPM", "8.2.36", "equal"),
