@@ -34,7 +34,7 @@ pub struct KernelMemory {
 }
 
 /// All that is asked for.
-const MEMBERS: [&str; 98] = [
+const MEMBERS: [&str; 100] = [
     "task_struct.files",
     "task_struct.pid",
     "task_struct.io_uring",
@@ -113,6 +113,8 @@ const MEMBERS: [&str; 98] = [
     "io_kiocb.tctx",
     "io_kiocb.link",
     "io_kiocb.apoll_events",
+    "io_kiocb.poll_refs",
+    "io_ring_ctx.retry_llist",
     "io_cqe.user_data",
     "io_uring_task.task",
     "io_accept.addr",

@@ -421,6 +421,7 @@ struct Taken {
     stock: Stock,
     /// Of its sockets, for when it is ended.
     ending: Ending,
+    rings: Vec<files::uring::Seen>,
     /// To be closed when the app runs again.
     _open: (Ahead, Vec<Member>),
     /// Nothing has to be read of the app any more.
@@ -508,6 +509,14 @@ fn take(
         captured.push((record, threads));
     }
     timeline.app.stood_ns = timeline.passed_ns();
+    // Nobody goes on from now on, not even in the kernel.
+    if !table.rings.iter().all(files::uring::Seen::is_current) {
+        return Err(Error::failed(format!(
+            "cannot snapshot {subject}: a request of an io_uring was just done"
+        ))
+        .because("what it waited for came while the app was looked at")
+        .fix("try again"));
+    }
     steps.enter("rest");
     let vdso = vdso(frozen, &spaces);
     let snaplist = snaplist(frozen)?;
@@ -534,7 +543,7 @@ fn take(
     if is_held {
         tables.shm.hold()?;
     }
-    let ending = std::mem::take(&mut table.ending);
+    let (ending, rings) = (std::mem::take(&mut table.ending), std::mem::take(&mut table.rings));
     let mut manifest = manifest(names, target, timeline.app, snaplist, table);
     manifest.seccomp = filters.into_records();
     manifest.participants = participants::of(frozen.processes[0].pid, ahead.participants.as_ref());
@@ -546,6 +555,7 @@ fn take(
         tables,
         stock: std::mem::take(&mut ahead.stock),
         ending,
+        rings,
         _open: (ahead, members),
         is_held,
     })
@@ -827,7 +837,7 @@ fn finish_standing(
     } = request;
     let let_go = |e: Error| told(e, subject).state("the app was let go and is running as before");
     steps.start("write");
-    let ending = std::mem::take(&mut taken.ending);
+    let (ending, rings) = (std::mem::take(&mut taken.ending), std::mem::take(&mut taken.rings));
     let (appshot, manifest, stored) = taken.store(writer, precopy, request).map_err(let_go)?;
     if options.leave_running {
         let stood = frozen.thaw();
@@ -845,6 +855,7 @@ fn finish_standing(
     let decided = || {
         journal.end();
         ending.begin();
+        rings.iter().for_each(files::uring::Seen::give_up);
     };
     Ok((sealed, stored, frozen.kill(target, decided), rehearsal))
 }

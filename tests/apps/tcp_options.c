@@ -111,7 +111,7 @@ int main(int argc, char **argv)
             for (int o = 0; o < OPTIONS; o++)
                 set += differs(end(kind, which), &options[o]);
         /* Longer than nobody reads here. */
-        int patience = 100000;
+        int patience = 1000000;
         MUST(setsockopt(pairs[kind].client, IPPROTO_TCP, TCP_USER_TIMEOUT, &patience, sizeof patience));
         /* Record route: room for four of eight bytes. */
         unsigned char route[12] = {7, 11, 4};

@@ -517,9 +517,10 @@ fn a_server_by_io_uring_sleeps() {
             .status()?;
         ensure!(built.success(), "the server cannot be built");
         let node = Node::new(place, &[])?;
-        let apps = ["", ", \"again\""].map(|how| (how, free_port()));
-        for (number, (how, port)) in apps.into_iter().enumerate() {
-            let (app, port) = (format!("{}-{number}", place.unique()), port?);
+        let mut ports = Vec::new();
+        for (number, how) in ["", ", \"again\""].into_iter().enumerate() {
+            let (app, port) = (format!("{}-{number}", place.unique()), free_port()?);
+            ports.push(port);
             let manifest = format!(
                 "[start]\ncommand = [{server:?}, \"{port}\"{how}]\n[[listen]]\ntcp = \"127.0.0.1:{port}\"\n\
                  [idle]\ntimeout = \"1s\"\ncpu = 50.0\n"
@@ -537,6 +538,18 @@ fn a_server_by_io_uring_sleeps() {
             ensure!(node.count(&app, "wakes")? == 3, "{}", node.status(&app)?);
             ensure!(node.count(&app, "failures")? == 0, "{}", node.status(&app)?);
         }
+        // Who comes while it is on its way to sleep is not taken along.
+        std::thread::scope(|scope| {
+            let come = |port: u16| {
+                (0..16).try_for_each(|number| {
+                    std::thread::sleep(Duration::from_millis(1070 + 8 * number));
+                    tell(port, "x").with_context(|| format!("number {number}"))
+                })
+            };
+            let clients: Vec<_> = ports.iter().map(|port| scope.spawn(move || come(*port))).collect();
+            let mut told = clients.into_iter().map(|client| client.join());
+            told.try_for_each(|told| told.unwrap_or_else(|_| anyhow::bail!("a client panicked")))
+        })?;
         node.end()
     });
 }

@@ -112,6 +112,8 @@ pub struct FileTable {
     pub fds: Vec<Vec<FdEntry>>,
     /// For when the app is ended.
     pub ending: tcp::Ending,
+    /// Rings that somebody may still do something for.
+    pub rings: Vec<uring::Seen>,
 }
 
 /// What the capture of one kind may look at.
@@ -206,8 +208,13 @@ pub fn capture(
             refusals.add(context.member(found).pid, found.object(), reason, fix);
             continue;
         }
-        match capture_one(&context, description, tables, &mut table.pipes) {
-            Ok(file) => table.files.push(file),
+        let captured = capture_one(&context, description, tables, &mut table.pipes)
+            .and_then(|file| Ok((uring::Seen::of(description, &file.kind)?, file)));
+        match captured {
+            Ok((seen, file)) => {
+                table.rings.extend(seen);
+                table.files.push(file);
+            }
             Err((reason, fix)) => {
                 let found = &description.found;
                 refusals.add(context.member(found).pid, found.object(), reason, fix);

@@ -39,7 +39,7 @@ pub const CARRIED: u32 = 1
     | sys::SETUP_SQE128
     | sys::SETUP_CQE32
     | sys::SETUP_SINGLE_ISSUER
-    | 1 << 13
+    | sys::SETUP_DEFER_TASKRUN
     | sys::SETUP_NO_SQARRAY
     | sys::SETUP_R_DISABLED;
 /// Of no meaning once it is made, unless a kernel thread submits.
@@ -157,6 +157,84 @@ pub fn frame(pid: HostPid, address: u64) -> Option<u64> {
     (entry & PRESENT != 0 && entry & FRAME != 0).then_some(entry & FRAME)
 }
 
+/// Requests (`struct io_kiocb`) of a ring that wait for their file.
+fn waiting(kernel: &KernelMemory, at: u64) -> Result<Vec<u64>, Unread> {
+    const BITS_MAX: u32 = 16;
+    let table = kernel.part(at, "io_ring_ctx.cancel_table")?;
+    let buckets = kernel.u64(table, "io_hash_table.hbs")?;
+    let bits = kernel.u32(table, "io_hash_table.hash_bits")?.min(BITS_MAX);
+    let size = kernel.offset("io_hash_bucket.")?;
+    let mut found = Vec::new();
+    for nth in 0..1u64 << bits {
+        let bucket = buckets.wrapping_add(nth * size);
+        let mut next = kernel.u64(bucket, "io_hash_bucket.list")?;
+        while next != 0 && found.len() <= limits::URING_WAITING {
+            found.push(next.wrapping_sub(kernel.offset("io_kiocb.hash_node")?));
+            next = kernel.words(next, 1)?[0];
+        }
+    }
+    Ok(found)
+}
+
+/// A ring with requests that wait, as it was captured: what is asked of the app afterwards lets its
+/// threads go on in the kernel for a moment, and they may do what is waited for.
+#[derive(Debug)]
+pub struct Seen {
+    ring: OwnedFd,
+    flags: u32,
+    at: u64,
+    told: u32,
+    waiting: Vec<u64>,
+}
+
+impl Seen {
+    /// Of a ring that the app has open as long as it is asked about.
+    pub fn of(description: &Description, kind: &FileKind) -> Result<Option<Seen>, Unread> {
+        let FileKind::Uring(record) = kind else {
+            return Ok(None);
+        };
+        if record.waiting.is_empty() {
+            return Ok(None);
+        }
+        let kernel = KernelMemory::open()?;
+        let at = kernel.u64(kernel.file(&description.dup)?, "file.private_data")?;
+        Ok(Some(Seen {
+            ring: description
+                .dup
+                .try_clone()
+                .map_err(|_| Unread::Denied(nix::Error::EMFILE))?,
+            flags: record.flags,
+            at,
+            told: record.told,
+            waiting: waiting(&kernel, at)?,
+        }))
+    }
+
+    /// Whether nothing has come of it since.
+    pub fn is_current(&self) -> bool {
+        let now = KernelMemory::open().and_then(|kernel| {
+            Ok((
+                kernel.u32(self.at, "io_ring_ctx.cached_cq_tail")?,
+                waiting(&kernel, self.at)?,
+            ))
+        });
+        now.is_ok_and(|(told, waiting)| told == self.told && waiting == self.waiting)
+    }
+}
+
+impl Seen {
+    /// The app is about to be killed. On its way it would do what came meanwhile, and take a connection
+    /// with it that is for whoever comes after: it has nothing to wait for any more. (For a ring
+    /// that is told of when it asks, nothing is done on that way.)
+    pub fn give_up(&self) {
+        if self.flags & sys::SETUP_DEFER_TASKRUN == 0
+            && let Err(errno) = sys::cancel_all(&self.ring)
+        {
+            tracing::warn!(%errno, "requests of an io_uring are not cancelled");
+        }
+    }
+}
+
 /// A ring of the app, as the kernel has it.
 struct Look<'a> {
     kernel: KernelMemory,
@@ -212,10 +290,19 @@ impl Look<'_> {
             return Ok(Vec::new());
         }
         let waiting = self.waiting()?;
-        if self.kernel.u64(self.at, "io_ring_ctx.work_llist")? != 0 || waiting.len() as u64 != in_flight {
+        let is_known = waiting.len() as u64 == in_flight && waiting.len() <= limits::URING_WAITING;
+        if self.has_work()? || !is_known {
             return refused(
                 format!("{in_flight} requests are in flight in it, and not all of them wait for a file to be ready"),
                 "let the app wait for them or cancel them (IORING_OP_ASYNC_CANCEL), then try again",
+            );
+        }
+        let alone = sys::SETUP_SINGLE_ISSUER | sys::SETUP_DEFER_TASKRUN;
+        if self.kernel.u32(self.at, "io_ring_ctx.flags")? & alone == sys::SETUP_SINGLE_ISSUER {
+            return refused(
+                "requests wait in it that nobody but its one thread may cancel (IORING_SETUP_SINGLE_ISSUER without \
+                 DEFER_TASKRUN)",
+                "let the app make it with both, or without",
             );
         }
         let mut files = HashMap::new();
@@ -228,30 +315,14 @@ impl Look<'_> {
         Ok(found)
     }
 
-    /// Requests (`struct io_kiocb`) that wait for their file.
     fn waiting(&self) -> Result<Vec<u64>, Unread> {
-        const BITS_MAX: u32 = 16;
-        let kernel = &self.kernel;
-        let table = kernel.part(self.at, "io_ring_ctx.cancel_table")?;
-        let buckets = kernel.u64(table, "io_hash_table.hbs")?;
-        let bits = kernel.u32(table, "io_hash_table.hash_bits")?.min(BITS_MAX);
-        let size = kernel.offset("io_hash_bucket.")?;
-        let mut found = Vec::new();
-        for nth in 0..1u64 << bits {
-            let bucket = buckets.wrapping_add(nth * size);
-            let mut next = kernel.u64(bucket, "io_hash_bucket.list")?;
-            while next != 0 && found.len() <= limits::URING_WAITING {
-                found.push(next.wrapping_sub(kernel.offset("io_kiocb.hash_node")?));
-                next = kernel.words(next, 1)?[0];
-            }
-        }
-        Ok(found)
+        waiting(&self.kernel, self.at)
     }
 
     /// What one of them was asked for, as far as it can be asked again.
     fn request(&self, at: u64, files: &HashMap<u64, FileId>) -> Result<UringRequest, Refused> {
         const FIXED_FILE: u8 = 1;
-        const CQE_SKIP_SUCCESS: u8 = 1 << 6;
+        const CANCELLED: u32 = 1 << 31;
         let kernel = &self.kernel;
         let operation = kernel.u8(at, "io_kiocb.opcode")?;
         let flags = kernel.u8(at, "io_kiocb.flags")? & !FIXED_FILE;
@@ -261,8 +332,11 @@ impl Look<'_> {
                 "let the app wait by IORING_OP_POLL_ADD, or cancel it (IORING_OP_ASYNC_CANCEL), then try again",
             )
         };
-        if flags & !CQE_SKIP_SUCCESS != 0 || kernel.u64(at, "io_kiocb.link")? != 0 {
+        if flags & !sys::CQE_SKIP_SUCCESS != 0 || kernel.u64(at, "io_kiocb.link")? != 0 {
             return not_carried();
+        }
+        if kernel.u32(at, "io_kiocb.poll_refs")? & CANCELLED != 0 {
+            return refused("a request of it is being cancelled", "try again");
         }
         let task = kernel.u64(kernel.u64(at, "io_kiocb.tctx")?, "io_uring_task.task")?;
         let pid = kernel.u32(task, "task_struct.pid")? as i32;
@@ -273,10 +347,12 @@ impl Look<'_> {
             let mut own = own.filter(|(member, _)| Some(member.vpid) == by);
             own.any(|(_, fds)| fds.iter().any(|entry| entry.file == id))
         };
-        let (Some(by), Some(file)) = (by, file.filter(|file| holds(*file) && holds(self.description.id))) else {
+        let own = self.description.id;
+        let file = file.filter(|file| *file != own && holds(*file) && holds(own));
+        let (Some(by), Some(file)) = (by, file) else {
             return refused(
-                "a request of it waits that is of a thread which is not the main one of its process, or for a file \
-                 of which that has no descriptor any more",
+                "a request of it waits that is of a thread which is not the main one of its process, for itself, or \
+                 for a file of which that has no descriptor any more",
                 "let the app submit in its main thread, and keep its files open",
             );
         };
@@ -310,11 +386,12 @@ impl Look<'_> {
                 request.priority = kernel.u32(at, "io_accept.iou_flags")? as u16;
             }
             sys::OP_RECV if kernel.u32(at, "io_sr_msg.done_io")? == 0 => {
-                const POLL_FIRST: u16 = 1;
+                /// What the kernel notes for itself.
+                const NOTES: u16 = 3 << 14;
                 request.address = kernel.u64(at, "io_sr_msg.buf")?;
                 request.len = kernel.u32(at, "io_sr_msg.len")?;
                 request.how = kernel.u32(at, "io_sr_msg.msg_flags")?;
-                request.priority = kernel.u32(at, "io_sr_msg.flags")? as u16 & POLL_FIRST;
+                request.priority = kernel.u32(at, "io_sr_msg.flags")? as u16 & !NOTES;
             }
             sys::OP_READ => {
                 request.address = kernel.u64(at, "io_rw.addr")?;
@@ -323,6 +400,17 @@ impl Look<'_> {
                 request.offset = kernel.u64(at, "kiocb.ki_pos")?;
             }
             _ => return not_carried(),
+        }
+        if !request.is_carried() {
+            return not_carried();
+        }
+        let mapped = crate::proc::maps(HostPid(pid)).unwrap_or_default();
+        let mapped = mapped.iter().filter(|mapping| mapping.name != LINK);
+        if !request.has_room(mapped.map(|mapping| (mapping.start, mapping.end))) {
+            return refused(
+                "a request of it waits that is to write where the app has no memory, or a ring",
+                "let the app cancel it (IORING_OP_ASYNC_CANCEL), then try again",
+            );
         }
         Ok(request)
     }
@@ -338,8 +426,14 @@ impl Look<'_> {
             // Of an app that runs it may have been used meanwhile.
             next = self.kernel.words(next, 1).map_or(0, |words| words[0]);
         }
-        let queued = self.kernel.u64(self.at, "io_ring_ctx.work_llist")?;
-        Ok((made - aside).max(u64::from(queued != 0)))
+        Ok((made - aside).max(u64::from(self.has_work()?)))
+    }
+
+    /// What its only thread is about to do for it.
+    fn has_work(&self) -> Result<bool, Unread> {
+        let lists = ["io_ring_ctx.work_llist", "io_ring_ctx.retry_llist"];
+        let first = lists.map(|list| self.kernel.u64(self.at, list));
+        Ok(first[0]? != 0 || first[1]? != 0)
     }
 
     /// It has nothing that is not carried.
@@ -701,6 +795,8 @@ pub struct Winder<'a> {
     silent: bool,
     /// Up to here requests are that do nothing.
     end: u32,
+    /// Up to here the app has taken completions.
+    read: u32,
 }
 
 /// Bytes of the rings, and of what is submitted, in whole pages.
@@ -726,9 +822,14 @@ impl<'a> Winder<'a> {
             return Err(nix::Error::EINVAL);
         }
         let map = |offset, content: &[u8]| Memory::map(ring, offset, content.len());
+        let at = params.cq_off[0] as usize;
+        let word = record.rings_content.get(at..at + 4).ok_or(nix::Error::EINVAL)?;
+        let read = u32::from_ne_bytes(word.try_into().map_err(|_| nix::Error::EINVAL)?);
+        let is_sound = record.told.wrapping_sub(read) <= record.cq_entries;
         let winder = Winder {
             record,
             params,
+            read: if is_sound { read } else { record.told },
             rings: map(sys::OFF_SQ_RING, &record.rings_content)?,
             entries: map(sys::OFF_SQES, &record.entries_content)?,
             taken: 0,
@@ -766,23 +867,28 @@ impl<'a> Winder<'a> {
 
     /// Readies the next requests; answers how many are to be submitted.
     pub fn step(&mut self) -> Sys<Option<u32>> {
-        const CQE_SKIP_SUCCESS: u8 = 1 << 6;
         let left = self.end - self.taken;
         let loud = (self.record.told - self.told).min(left);
         if left == 0 {
             return Ok(None);
         }
         if loud == 0 && !self.silent {
-            self.fill(CQE_SKIP_SUCCESS)?;
+            self.fill(sys::CQE_SKIP_SUCCESS)?;
             self.silent = true;
         }
         let room = self.record.sq_entries.min(self.record.cq_entries);
-        let count = if loud > 0 { loud } else { left }.min(room);
-        self.rings.publish(self.params.cq_off[0] as usize, self.told)?;
+        let count = if loud > 0 { loud.min(self.free()?) } else { left }.min(room);
         self.taken += count;
         self.told += if loud > 0 { count } else { 0 };
         self.rings.publish(self.params.sq_off[1] as usize, self.taken)?;
         Ok(Some(count))
+    }
+
+    /// How many completions have room; the kernel is told of as many unread ones as there are by now.
+    fn free(&self) -> Sys<u32> {
+        let read = self.told.min(self.read);
+        self.rings.publish(self.params.cq_off[0] as usize, read)?;
+        Ok(self.record.cq_entries - (self.told - read))
     }
 
     /// More completions than there were requests come from another ring (IORING_OP_MSG_RING,
@@ -806,9 +912,8 @@ impl<'a> Winder<'a> {
         rings.write(params.sq_off[6] as usize, &order)?;
         let mut sent = 0;
         while self.told < self.record.told {
-            self.rings.publish(self.params.cq_off[0] as usize, self.told)?;
             let left = self.record.told - self.told;
-            let count = left.min(ENTRIES).min(self.record.cq_entries);
+            let count = left.min(ENTRIES).min(self.free()?);
             rings.publish(params.cq_off[0] as usize, sent)?;
             sent += count;
             self.told += count;
@@ -830,14 +935,17 @@ impl<'a> Winder<'a> {
             }
         }
         self.entries.write(0, &self.record.entries_content)?;
-        self.rings.write(0, &self.record.rings_content)
+        let mut rings = self.record.rings_content.clone();
+        for (at, word) in at.into_iter().zip([self.end, self.record.told]) {
+            rings[at as usize..][..4].copy_from_slice(&word.to_ne_bytes());
+        }
+        self.rings.write(0, &rings)
     }
 
-    /// Readies what waited for its file, by this descriptor of it, to be submitted next.
-    pub fn ready(&mut self, request: &UringRequest, fd: i32) -> Sys<()> {
-        let head = self.rings.word(self.params.sq_off[0] as usize)?;
-        // What was put back is told until the kernel takes the first of them.
-        self.taken = if head == self.record.taken { self.end } else { head };
+    /// Readies what waited for its file, by this descriptor of it, to be submitted next: after so
+    /// many of the same ring.
+    pub fn ready(&mut self, nth: u32, request: &UringRequest, fd: i32) -> Sys<()> {
+        self.taken = self.end + nth;
         self.told = self.rings.word(self.params.cq_off[1] as usize)?;
         let at = self.taken & (self.record.sq_entries - 1);
         let mut entry = vec![0; self.entry_bytes()];
@@ -868,8 +976,17 @@ impl<'a> Winder<'a> {
 
     /// Whether a completion since then tells of an error that nobody who waited has met.
     fn refused(&mut self, request: &UringRequest) -> Sys<()> {
-        const NEVER: [i32; 4] = [libc::EINVAL, libc::EBADF, libc::EFAULT, libc::EOPNOTSUPP];
+        const NEVER: [i32; 4] = [libc::EBADF, libc::EOPNOTSUPP, libc::ENOMEM, libc::EINVAL];
+        // That is also what an accept is told of a listener that was shut down.
+        let never = if request.operation == sys::OP_ACCEPT {
+            &NEVER[..3]
+        } else {
+            &NEVER
+        };
         let tail = self.rings.word(self.params.cq_off[1] as usize)?;
+        if tail.wrapping_sub(self.told) > self.record.cq_entries {
+            return Err(nix::Error::EIO);
+        }
         let size = if self.record.flags & sys::SETUP_CQE32 != 0 {
             32
         } else {
@@ -880,7 +997,7 @@ impl<'a> Winder<'a> {
             let at = self.params.cq_off[5] as usize + slot * size;
             let data = u64::from(self.rings.word(at)?) | u64::from(self.rings.word(at + 4)?) << 32;
             let result = self.rings.word(at + 8)? as i32;
-            if data == request.user_data && NEVER.contains(&result.wrapping_neg()) {
+            if data == request.user_data && never.contains(&result.wrapping_neg()) {
                 return Err(nix::Error::from_raw(-result));
             }
             self.told = self.told.wrapping_add(1);
@@ -911,9 +1028,44 @@ impl UringRequest {
         entry
     }
 
-    /// Whether it is one that is made again.
+    /// Whether it is one that is made again, with nothing in it that is not.
     pub fn is_carried(&self) -> bool {
-        [sys::OP_POLL_ADD, sys::OP_ACCEPT, sys::OP_RECV, sys::OP_READ].contains(&self.operation)
+        const POLL_MULTI_LEVEL: u32 = 1 | 1 << 3;
+        let priorities = match self.operation {
+            sys::OP_POLL_ADD if (self.address, self.offset, self.len & !POLL_MULTI_LEVEL) == (0, 0, 0) => 0,
+            // MULTISHOT, DONTWAIT, POLL_FIRST.
+            sys::OP_ACCEPT if self.len == 0 => 7,
+            // POLL_FIRST.
+            sys::OP_RECV if self.offset == 0 => 1,
+            sys::OP_READ => 0,
+            _ => return false,
+        };
+        self.priority & !priorities == 0 && self.flags & !sys::CQE_SKIP_SUCCESS == 0
+    }
+
+    /// Whether what the kernel may write for it lies in these mappings, which stand in order.
+    pub fn has_room(&self, mapped: impl Iterator<Item = (u64, u64)> + Clone) -> bool {
+        /// `struct sockaddr_storage`.
+        const ADDRESS_BYTES: u64 = 128;
+        let is_there = |start: u64, bytes: u64| {
+            let Some(end) = start.checked_add(bytes) else {
+                return false;
+            };
+            let mut at = start;
+            for (from, to) in mapped.clone() {
+                if from <= at && at < to {
+                    at = to;
+                }
+            }
+            at >= end
+        };
+        match self.operation {
+            sys::OP_RECV | sys::OP_READ => is_there(self.address, u64::from(self.len)),
+            sys::OP_ACCEPT if self.address != 0 || self.offset != 0 => {
+                is_there(self.address, ADDRESS_BYTES) && is_there(self.offset, 4)
+            }
+            _ => true,
+        }
     }
 }
 

@@ -6,9 +6,10 @@
 use super::fault::{corrupt, ensure};
 use super::leaves::DIGESTS;
 use super::process::Core;
-use super::records::{FileKind, Life, Manifest, Part, SeccompFilter, SnapEntry, VmaKind};
+use super::records::{FileKind, Life, Manifest, Part, SeccompFilter, SnapEntry, Vma, VmaKind};
 use super::{FORMAT, MANIFEST, leaves, limits, validate_files};
 use crate::error::Result;
+use crate::files::uring;
 use crate::ids::VirtualPid;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -280,7 +281,29 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
         }
     }
     filters_used(manifest, cores)?;
+    requests(manifest, cores)?;
     thread_ids(manifest, cores)
+}
+
+/// What is asked of an io_uring again is of a process that has it and its file, and is told in
+/// that one's memory, where nobody else writes.
+fn requests(manifest: &Manifest, cores: &[Core]) -> Result<()> {
+    for (id, ring) in uring::all(manifest) {
+        for request in &ring.waiting {
+            let image = cores.iter().map(|core| &core.image);
+            let own = image.clone().find(|image| image.process.pid == request.by);
+            let is_sound = own.is_some_and(|image| {
+                let has = |file| image.process.fds.iter().any(|entry| entry.file == file);
+                let kept = |vma: &&Vma| !matches!(vma.kind, VmaKind::Uring { .. } | VmaKind::Vvar | VmaKind::Vdso);
+                let mapped = image.vmas.iter().filter(kept).map(|vma| (vma.start, vma.end));
+                has(id) && has(request.file) && request.has_room(mapped)
+            });
+            ensure(is_sound, MANIFEST, || {
+                format!("file {id}: a request that waits is of nobody who could make it")
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// Pages that cores borrow: of another core of the app, exactly what that stores; of a

@@ -864,43 +864,47 @@ pub fn rings(
         }
         script.must("close", libc::SYS_close, &[given as u64])?;
     }
-    room.leave(script)?;
-    for (id, record) in uring::all(manifest) {
-        wait_again(script, (process, id), record, &made[&id])?;
-    }
-    Ok(())
+    room.leave(script)
 }
 
-/// Has a process submit what waited for a file. From then on descriptors may appear: nobody
-/// counts on a number being free any more.
-fn wait_again(
+/// How many requests of each ring were made again.
+pub type Again = HashMap<FileId, u32>;
+
+/// Has a process submit what waited for a file, by its own rights and limits. From then on
+/// descriptors may appear: nobody counts on a number being free any more.
+pub fn wait_again(
     script: &mut Script<'_>,
-    (process, id): (&ProcessRecord, FileId),
-    record: &UringRecord,
-    ring: &OwnedFd,
+    process: &ProcessRecord,
+    made: &HashMap<FileId, OwnedFd>,
+    manifest: &Manifest,
+    again: &mut Again,
 ) -> Result<()> {
     let failed = || "cannot make a request of an io_uring again";
-    let mut own = record
-        .waiting
-        .iter()
-        .filter(|request| request.by == process.pid)
-        .peekable();
-    if own.peek().is_none() {
-        return Ok(());
-    }
     let number = |file: FileId| {
         let entry = process.fds.iter().find(|entry| entry.file == file);
         entry.map(|entry| entry.fd.0).ok_or_else(|| Error::failed(failed()))
     };
-    let mut winder = Winder::wound(ring, record).or_fail(failed)?;
-    script.flush()?;
-    for request in own {
-        winder.ready(request, number(request.file)?).or_fail(failed)?;
-        let args = [number(id)? as u64, 1, 0, 0, 0, 0];
-        let call = script.must("io_uring_enter", libc::SYS_io_uring_enter, &args)?;
-        script.expect(call, "making a request of an io_uring again", 1);
+    for (id, record) in uring::all(manifest) {
+        let mut own = record
+            .waiting
+            .iter()
+            .filter(|request| request.by == process.pid)
+            .peekable();
+        if own.peek().is_none() {
+            continue;
+        }
+        let mut winder = Winder::wound(&made[&id], record).or_fail(failed)?;
+        let nth = again.entry(id).or_default();
         script.flush()?;
-        winder.waits(request).or_fail(failed)?;
+        for request in own {
+            winder.ready(*nth, request, number(request.file)?).or_fail(failed)?;
+            let args = [number(id)? as u64, 1, 0, 0, 0, 0];
+            let call = script.must("io_uring_enter", libc::SYS_io_uring_enter, &args)?;
+            script.expect(call, "making a request of an io_uring again", 1);
+            script.flush()?;
+            winder.waits(request).or_fail(failed)?;
+            *nth += 1;
+        }
     }
     Ok(())
 }

@@ -526,6 +526,7 @@ impl Prepared {
             ipc::adjust(skeleton, shot)?;
         }
         let mut waits = Waits::default();
+        let mut again = place::Again::default();
         let mut becoming = Vec::with_capacity(scripts.len());
         for ((at, core), mut script) in shot.cores.iter().enumerate().zip(scripts) {
             let threads = match simple[at] {
@@ -535,7 +536,10 @@ impl Prepared {
             if threads == Threads::Ready {
                 threads::make(skeleton, at, core, &mut script, &mut waits)?;
             }
-            becoming.push(state::process(skeleton, at, core, &limits, threads, script)?);
+            let process = &core.image.process;
+            let wait =
+                &mut |script: &mut Script<'_>| place::wait_again(script, process, files, &shot.manifest, &mut again);
+            becoming.push(state::process(skeleton, at, core, &limits, threads, script, wait)?);
         }
         state::finish_becoming(becoming, &mut waits)?;
         state::stops(skeleton, shot)?;

@@ -121,6 +121,7 @@ pub fn process<'a>(
     had: &Limits,
     threads: Threads,
     mut script: Script<'a>,
+    with_rights: &mut dyn FnMut(&mut Script<'a>) -> Result<()>,
 ) -> Result<Becoming<'a>> {
     let record = &core.image.process;
     let husk = &skeleton.husks[at];
@@ -134,6 +135,8 @@ pub fn process<'a>(
     timers::make(&mut script, record)?;
     queue_shared(&mut script, record)?;
     finish_thread(&mut script, record, &main.record, skeleton.inherited.as_ref())?;
+    with_rights(&mut script)?;
+    restrict(&mut script, &main.record)?;
     let mut others = husk
         .threads
         .iter()
@@ -158,6 +161,7 @@ pub fn process<'a>(
             let mut script = Script::new(*executor, *tid, &husk.regs);
             own_state(&mut script, &thread.record)?;
             finish_thread(&mut script, record, &thread.record, None)?;
+            restrict(&mut script, &thread.record)?;
             scripts.push(script);
         }
         script::run_all(&mut scripts)?;
@@ -249,6 +253,11 @@ pub(super) fn finish_thread(
     if !had.is_some_and(|had| had.is_all_of(record)) {
         rights(script, record)?;
     }
+    Ok(())
+}
+
+/// A thread that may do next to nothing may not from now on.
+pub(super) fn restrict(script: &mut impl Calls, record: &ThreadRecord) -> Result<()> {
     if record.seccomp == Seccomp::Strict {
         seccomp::restrict(script.room(1, 0)?);
     }

@@ -75,6 +75,7 @@ impl Member {
         let record = &thread.record;
         state::own_state(&mut own, record)?;
         state::finish_thread(&mut own, process, record, skeleton.inherited.as_ref())?;
+        state::restrict(&mut own, record)?;
         let wait = Wait::of(thread, &skeleton.timeline).map(|wait| {
             let call = (!wait.is_over()).then(|| {
                 let place = own.words(&wait.time()).address;

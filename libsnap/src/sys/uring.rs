@@ -14,8 +14,12 @@ pub const SETUP_R_DISABLED: u32 = 1 << 6;
 pub const SETUP_SQE128: u32 = 1 << 10;
 pub const SETUP_CQE32: u32 = 1 << 11;
 pub const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
+pub const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 pub const SETUP_NO_MMAP: u32 = 1 << 14;
 pub const SETUP_NO_SQARRAY: u32 = 1 << 16;
+
+/// IOSQE_CQE_SKIP_SUCCESS
+pub const CQE_SKIP_SUCCESS: u8 = 1 << 6;
 
 pub const OP_POLL_ADD: u8 = 6;
 pub const OP_ACCEPT: u8 = 13;
@@ -34,6 +38,7 @@ pub const REGISTER_FILES2: u32 = 13;
 pub const REGISTER_BUFFERS2: u32 = 15;
 pub const REGISTER_IOWQ_MAX_WORKERS: u32 = 19;
 pub const REGISTER_RING_FDS: u32 = 20;
+pub const REGISTER_SYNC_CANCEL: u32 = 24;
 pub const REGISTER_FILE_ALLOC_RANGE: u32 = 25;
 pub const REGISTER_CLOCK: u32 = 29;
 
@@ -65,6 +70,17 @@ pub fn submit(ring: &impl AsRawFd, count: u32) -> Sys<u32> {
     // SAFETY: only numbers are passed.
     let got = unsafe { libc::syscall(libc::SYS_io_uring_enter, ring.as_raw_fd(), count, 0, 0, 0, 0) };
     check(got).map(|taken| taken as u32)
+}
+
+/// Has all requests end that wait, whoever they are of (Linux 6.0); not of a ring for one thread alone.
+pub fn cancel_all(ring: &impl AsRawFd) -> Sys<()> {
+    const ALL: u64 = 1;
+    const ANY: u64 = 1 << 2;
+    const MILLISECOND_NS: u64 = 1_000_000;
+    const NO_FILE: u64 = u32::MAX as u64;
+    // struct io_uring_sync_cancel_reg: of what, and how long they are waited for.
+    let mut words = [0, NO_FILE | (ALL | ANY) << 32, 0, MILLISECOND_NS, 0, 0, 0, 0];
+    register(ring, REGISTER_SYNC_CANCEL, &mut words, 1)
 }
 
 /// With an argument of as many words as the operation takes.
