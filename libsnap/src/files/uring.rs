@@ -1101,6 +1101,57 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_may_write_is_memory_of_the_app() {
+        let mapped = [(0x1000, 0x3000), (0x3000, 0x4000), (0x8000, 0x9000)];
+        let request = |operation, address, len, offset| UringRequest {
+            user_data: 0,
+            operation,
+            flags: 0,
+            priority: 0,
+            by: VirtualPid(2),
+            file: FileId(1),
+            offset,
+            address,
+            len,
+            how: 0,
+        };
+        let has_room = |request: UringRequest| request.has_room(mapped.into_iter());
+        for (address, len, expected) in [
+            (0x1000, 0x3000, true),
+            (0x2fff, 2, true),
+            (0x0fff, 2, false),
+            (0x3fff, 2, false),
+            (0x5000, 1, false),
+            (0x8fff, 1, true),
+            (u64::MAX, 2, false),
+        ] {
+            assert_eq!(
+                has_room(request(sys::OP_READ, address, len, 0)),
+                expected,
+                "{address:#x}"
+            );
+            assert_eq!(
+                has_room(request(sys::OP_RECV, address, len, 0)),
+                expected,
+                "{address:#x}"
+            );
+        }
+        assert!(has_room(request(sys::OP_ACCEPT, 0, 0, 0)));
+        assert!(has_room(request(sys::OP_ACCEPT, 0x1000, 0, 0x8ffc)));
+        assert!(!has_room(request(sys::OP_ACCEPT, 0x1000, 0, 0x8ffd)));
+        assert!(!has_room(request(sys::OP_ACCEPT, 0x3fff, 0, 0x8000)));
+        assert!(request(sys::OP_READ, 1, 1, 1).is_carried());
+        // IORING_OP_OPENAT; what is of no meaning in a poll; a flag.
+        assert!(!request(18, 0, 0, 0).is_carried());
+        assert!(!request(sys::OP_POLL_ADD, 1, 1, 0).is_carried());
+        let linked = UringRequest {
+            flags: 1 << 2,
+            ..request(sys::OP_READ, 0, 0, 0)
+        };
+        assert!(!linked.is_carried());
+    }
+
+    #[test]
     fn a_fresh_ring_comes_to_any_counters() {
         for (taken, told) in [(0, 0), (1, 1), (1000, 1000), (1000, 7), (7, 1000), (0, 33)] {
             let Some(record) = record(taken, told) else {
