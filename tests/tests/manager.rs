@@ -530,8 +530,8 @@ fn a_server_by_io_uring_sleeps() {
                 node.reach(&app, "asleep")?;
                 std::thread::scope(|scope| {
                     let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| tell(port, "x"))).collect();
-                    let mut told = clients.into_iter().map(|client| client.join());
-                    told.try_for_each(|told| told.unwrap_or_else(|_| anyhow::bail!("a client panicked")))
+                    let mut clients = clients.into_iter();
+                    clients.try_for_each(|client| client.join().map_err(|_| anyhow::anyhow!("it panicked"))?)
                 })?;
             }
             node.reach(&app, "asleep")?;
@@ -547,8 +547,8 @@ fn a_server_by_io_uring_sleeps() {
                 })
             };
             let clients: Vec<_> = ports.iter().map(|port| scope.spawn(move || come(*port))).collect();
-            let mut told = clients.into_iter().map(|client| client.join());
-            told.try_for_each(|told| told.unwrap_or_else(|_| anyhow::bail!("a client panicked")))
+            let mut clients = clients.into_iter();
+            clients.try_for_each(|client| client.join().map_err(|_| anyhow::anyhow!("it panicked"))?)
         })?;
         node.end()
     });

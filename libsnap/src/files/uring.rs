@@ -23,6 +23,7 @@ use crate::image::limits;
 use crate::image::records::{FileKind, Manifest, UringBuffer, UringEvents, UringFile, UringRecord, UringRequest};
 use crate::kernel_memory::{KernelMemory, Unread};
 use crate::pages;
+use crate::proc;
 use crate::sys::Sys;
 use crate::sys::memory::PAGE;
 use crate::sys::uring::{self as sys, Memory, Params};
@@ -78,7 +79,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         description,
     };
     let flags = look.flags()?;
-    let waiting = look.at_rest()?;
+    let waiting = look.at_rest(flags)?;
     look.plain()?;
     let unread = |errno| Refused::from(Unread::Denied(errno));
     let memory = |region, offset| {
@@ -220,9 +221,7 @@ impl Seen {
         });
         now.is_ok_and(|(told, waiting)| told == self.told && waiting == self.waiting)
     }
-}
 
-impl Seen {
     /// The app is about to be killed. On its way it would do what came meanwhile, and take a connection
     /// with it that is for whoever comes after: it has nothing to wait for any more. (For a ring
     /// that is told of when it asks, nothing is done on that way.)
@@ -270,7 +269,7 @@ impl Look<'_> {
 
     /// No completion waits outside of its ring, and nothing that was submitted is under way but
     /// what waits.
-    fn at_rest(&self) -> Result<Vec<UringRequest>, Refused> {
+    fn at_rest(&self, flags: u32) -> Result<Vec<UringRequest>, Refused> {
         let info = &self.description.found.info;
         if !info.lines().any(|line| line.starts_with("CqOverflowList:")) {
             return refused("it is in use, so what it has is not told", "try again");
@@ -289,7 +288,7 @@ impl Look<'_> {
         if in_flight == 0 {
             return Ok(Vec::new());
         }
-        let waiting = self.waiting()?;
+        let waiting = waiting(&self.kernel, self.at)?;
         let is_known = waiting.len() as u64 == in_flight && waiting.len() <= limits::URING_WAITING;
         if self.has_work()? || !is_known {
             return refused(
@@ -298,7 +297,7 @@ impl Look<'_> {
             );
         }
         let alone = sys::SETUP_SINGLE_ISSUER | sys::SETUP_DEFER_TASKRUN;
-        if self.kernel.u32(self.at, "io_ring_ctx.flags")? & alone == sys::SETUP_SINGLE_ISSUER {
+        if flags & alone == sys::SETUP_SINGLE_ISSUER {
             return refused(
                 "requests wait in it that nobody but its one thread may cancel (IORING_SETUP_SINGLE_ISSUER without \
                  DEFER_TASKRUN)",
@@ -309,18 +308,23 @@ impl Look<'_> {
         for other in self.context.descriptions {
             files.insert(self.kernel.file(&other.dup)?, other.id);
         }
-        let found = waiting.into_iter().map(|request| self.request(request, &files));
+        let mut mapped = HashMap::new();
+        let found = waiting
+            .into_iter()
+            .map(|request| self.request(request, &files, &mut mapped));
         let mut found: Vec<UringRequest> = found.collect::<Result<_, _>>()?;
         found.sort_unstable();
         Ok(found)
     }
 
-    fn waiting(&self) -> Result<Vec<u64>, Unread> {
-        waiting(&self.kernel, self.at)
-    }
-
-    /// What one of them was asked for, as far as it can be asked again.
-    fn request(&self, at: u64, files: &HashMap<u64, FileId>) -> Result<UringRequest, Refused> {
+    /// What one of them was asked for, as far as it can be asked again. `mapped` is what was read of
+    /// processes for others.
+    fn request(
+        &self,
+        at: u64,
+        files: &HashMap<u64, FileId>,
+        mapped: &mut HashMap<HostPid, Vec<(u64, u64)>>,
+    ) -> Result<UringRequest, Refused> {
         const FIXED_FILE: u8 = 1;
         const CANCELLED: u32 = 1 << 31;
         let kernel = &self.kernel;
@@ -404,9 +408,12 @@ impl Look<'_> {
         if !request.is_carried() {
             return not_carried();
         }
-        let mapped = crate::proc::maps(HostPid(pid)).unwrap_or_default();
-        let mapped = mapped.iter().filter(|mapping| mapping.name != LINK);
-        if !request.has_room(mapped.map(|mapping| (mapping.start, mapping.end))) {
+        let mapped = mapped.entry(HostPid(pid)).or_insert_with_key(|pid| {
+            let all = proc::maps(*pid).unwrap_or_default();
+            let own = all.iter().filter(|mapping| mapping.name != LINK);
+            own.map(|mapping| (mapping.start, mapping.end)).collect()
+        });
+        if !request.has_room(mapped.iter().copied()) {
             return refused(
                 "a request of it waits that is to write where the app has no memory, or a ring",
                 "let the app cancel it (IORING_OP_ASYNC_CANCEL), then try again",
@@ -648,7 +655,7 @@ impl Look<'_> {
             if next == list {
                 return Ok(found);
             }
-            let user = next - self.kernel.offset("io_tctx_node.ctx_node")?;
+            let user = next.wrapping_sub(self.kernel.offset("io_tctx_node.ctx_node")?);
             let task = self.kernel.u64(user, "io_tctx_node.task")?;
             let pid = self.kernel.u32(task, "task_struct.pid")? as i32;
             let rings = self.kernel.u64(task, "task_struct.io_uring")?;
@@ -801,13 +808,13 @@ pub struct Winder<'a> {
 
 /// Bytes of the rings, and of what is submitted, in whole pages.
 fn sizes_of(record: &UringRecord, params: &Params) -> [u64; 2] {
-    let size = |wide, flag| if record.flags & flag != 0 { 2 * wide } else { wide };
-    let completions = params.cq_off[5] + record.cq_entries * size(16, sys::SETUP_CQE32);
+    let [entry, completion] = record.wide();
+    let completions = params.cq_off[5] + record.cq_entries * completion;
     let order = match record.flags & sys::SETUP_NO_SQARRAY {
         0 => params.sq_off[6] + 4 * record.sq_entries,
         _ => 0,
     };
-    let entries = record.sq_entries * size(64, sys::SETUP_SQE128);
+    let entries = record.sq_entries * entry;
     [completions.max(order), entries].map(|bytes| u64::from(bytes).next_multiple_of(PAGE))
 }
 
@@ -852,10 +859,7 @@ impl<'a> Winder<'a> {
     }
 
     fn entry_bytes(&self) -> usize {
-        match self.record.flags & sys::SETUP_SQE128 {
-            0 => 64,
-            _ => 128,
-        }
+        self.record.wide()[0] as usize
     }
 
     /// Requests that do nothing, with these flags in their second byte.
@@ -987,11 +991,7 @@ impl<'a> Winder<'a> {
         if tail.wrapping_sub(self.told) > self.record.cq_entries {
             return Err(nix::Error::EIO);
         }
-        let size = if self.record.flags & sys::SETUP_CQE32 != 0 {
-            32
-        } else {
-            16
-        };
+        let size = self.record.wide()[1] as usize;
         while self.told != tail {
             let slot = (self.told & (self.record.cq_entries - 1)) as usize;
             let at = self.params.cq_off[5] as usize + slot * size;
@@ -1007,6 +1007,12 @@ impl<'a> Winder<'a> {
 }
 
 impl UringRecord {
+    /// Bytes of an entry, and of a completion.
+    fn wide(&self) -> [u32; 2] {
+        let size = |wide, flag| if self.flags & flag != 0 { 2 * wide } else { wide };
+        [size(64, sys::SETUP_SQE128), size(16, sys::SETUP_CQE32)]
+    }
+
     /// How many entries were taken before those that wait.
     pub fn wound(&self) -> Option<u32> {
         self.taken.checked_sub(u32::try_from(self.waiting.len()).ok()?)
