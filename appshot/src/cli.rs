@@ -4,8 +4,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use libsnap::target::{Hooks, SnapshotOptions, signal_number};
 use nodekit::args::{
-    After, Before, Dirs, EXIT_CODES, LimitArgs, Net, Output, Patience, Pids, Policies, RestoreArgs, Silence, User,
-    hooks,
+    After, Before, Dirs, EXIT_CODES, JoinedNetwork, LimitArgs, Net, Output, Patience, Pids, Policies, RestoreArgs,
+    Silence, User, hooks,
 };
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -123,6 +123,8 @@ pub struct Run {
     /// PIDs of the app on the host
     #[arg(long, value_enum, default_value_t)]
     pub pids: Pids,
+    #[command(flatten)]
+    pub joined: JoinedNetwork,
     /// A value that the app finds in the file /run/appshot-instance/vars/NAME; more than once
     /// for several
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = nodekit::args::variable)]

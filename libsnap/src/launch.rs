@@ -20,7 +20,7 @@ use crate::sys::exec::{self, Program};
 use crate::sys::ptrace::{self, Stop};
 use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs, Forked};
 use crate::sys::{Sys, fd as sysfd};
-use crate::target::{Bind, Identity, Instance, Network, Phase, PidMode, RunOptions, Stdio};
+use crate::target::{Bind, HeldDescriptor, Identity, Instance, Network, Phase, PidMode, RunOptions, Stdio};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
@@ -72,6 +72,8 @@ pub struct Place {
     pub pid: Option<i32>,
     /// A network namespace of its own, with a loopback device and nothing else.
     pub own_network: bool,
+    /// One that is there.
+    pub joins: Option<OwnedFd>,
     /// Of its cgroup.
     pub limits: Limits,
     /// Whose secrets are.
@@ -146,7 +148,7 @@ pub struct Started {
 }
 
 /// What a child reports when a step before exec fails: step and errno.
-const STEPS: [&str; 11] = [
+const STEPS: [&str; 12] = [
     "start",
     "make its mounts private",
     "mount its /proc",
@@ -158,6 +160,7 @@ const STEPS: [&str; 11] = [
     "make its directory of values",
     "raise its loopback device",
     "bind what it is to find elsewhere",
+    "join its network namespace",
 ];
 
 /// What an app with the host's PIDs cannot have.
@@ -300,6 +303,9 @@ impl Place {
         }
         if self.own_network {
             raise_loopback().map_err(|e| (9, e))?;
+        }
+        if let Some(network) = &self.joins {
+            setns(network, CloneFlags::CLONE_NEWNET).map_err(|e| (11, e))?;
         }
         if let Some((host, domain)) = &self.names {
             nix::unistd::sethostname(host).map_err(|e| (3, e))?;
@@ -506,6 +512,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         cgroup: group.clone(),
         files: own_files(options)?,
         own_network: options.network == Network::Own,
+        joins: options.joins.map(join).transpose()?,
         limits: options.limits,
         owner: options.uid.map(|uid| (uid, options.gid.unwrap_or(uid))),
         binds: options.binds.clone(),
@@ -531,6 +538,22 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         point: None,
     })
 }
+
+/// The network namespace that is named.
+pub(crate) fn join(network: HeldDescriptor) -> Result<OwnedFd> {
+    let what = || "cannot join the network namespace that was named";
+    let network = network.open().or_fail(what)?;
+    // ioctl_ns(2), Linux 4.11.
+    match sysfd::ioctl_value(&network, NS_GET_NSTYPE, 0) {
+        Ok(kind) if kind == libc::CLONE_NEWNET => Ok(network),
+        _ => Err(Error::new(Kind::Usage, what())
+            .because("it is no network namespace")
+            .fix("such as /run/netns/NAME, made by `ip netns add NAME`, or /proc/PID/ns/net")
+            .state("nothing was started")),
+    }
+}
+
+const NS_GET_NSTYPE: u64 = 0xb703;
 
 fn own_files(options: &RunOptions) -> Result<Vec<OwnFile>> {
     identity::prepare_host();

@@ -6,6 +6,7 @@ use crate::ids::HostPid;
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
 /// The way into namespaces and back.
 #[derive(Debug)]
@@ -23,6 +24,15 @@ impl Door {
         };
         let (own, other) = (open("thread-self")?, open(&pid.to_string())?);
         Ok(Door { own, other })
+    }
+
+    /// To this network namespace.
+    pub fn to_network(network: &OwnedFd) -> io::Result<Door> {
+        let own = File::open("/proc/thread-self/ns/net")?;
+        Ok(Door {
+            own: vec![own],
+            other: vec![network.try_clone()?.into()],
+        })
     }
 
     /// Runs `job` in them.

@@ -72,7 +72,7 @@ pub struct SnapshotOptions {
     pub parent: Option<PathBuf>,
     /// Listening sockets of the app that somebody holds: who waits there to be accepted
     /// is not lost.
-    pub held: Vec<HeldSocket>,
+    pub held: Vec<HeldDescriptor>,
     /// Once sealed it is rehearsed ([`crate::rehearsal`]); an app that is to be halted waits for
     /// that, and goes on where the appshot is not verified.
     pub verify: bool,
@@ -81,9 +81,9 @@ pub struct SnapshotOptions {
     pub room: Option<Room>,
 }
 
-/// A listening socket that is open in another process, by its number there.
+/// What is open in another process, by its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeldSocket {
+pub struct HeldDescriptor {
     pub pid: HostPid,
     pub fd: i32,
 }
@@ -382,7 +382,9 @@ pub struct RestoreOptions {
     /// Signals that wait for it when it runs its first instruction.
     pub notices: Vec<Notice>,
     /// Listening sockets that it gets back instead of new ones.
-    pub held: Vec<HeldSocket>,
+    pub held: Vec<HeldDescriptor>,
+    /// A network namespace that is there, which it is to be in; with [`Network::Host`].
+    pub joins: Option<HeldDescriptor>,
     /// It can be reverted in place where it is such an app: with [`Memory::Shared`].
     pub revertible: bool,
     /// It stands still from its first instruction on, until its cgroup is let go
@@ -475,6 +477,8 @@ pub struct RunOptions {
     /// [`Network::Own`] or that of who starts it.
     #[serde(default)]
     pub network: Network,
+    /// A network namespace that is there, which it is to be in; with [`Network::Host`].
+    pub joins: Option<HeldDescriptor>,
     pub stdio: Stdio,
     pub limits: Limits,
     /// Values for it alone, as [`Identity::vars`] and [`Identity::secrets`].

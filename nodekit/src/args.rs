@@ -3,12 +3,16 @@
 use clap::{Args, ValueEnum};
 use libsnap::cgroup::Limits;
 use libsnap::error::Result;
+use libsnap::ids::HostPid;
 use libsnap::store::{DATA_DIR_ENV, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, RUN_DIR_ENV, Store, use_run_dir};
 use libsnap::target::{
-    Allow, Hook, Hooks, Identity, Memory, Network, OutsidePolicy, PidMode, RestoreOptions, Stdio, TcpPolicy,
+    Allow, HeldDescriptor, Hook, Hooks, Identity, Memory, Network, OutsidePolicy, PidMode, RestoreOptions, Stdio,
+    TcpPolicy,
 };
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::fd::IntoRawFd;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -223,6 +227,27 @@ impl From<Net> for Network {
     }
 }
 
+/// A network namespace that others have made.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct JoinedNetwork {
+    /// Network namespace to be in: one of `ip netns`, or a path such as /proc/PID/ns/net
+    #[arg(long, value_name = "NAME|PATH", value_parser = netns)]
+    pub netns: Option<HeldDescriptor>,
+}
+
+/// It stays open as long as this program runs.
+fn netns(text: &str) -> Result<HeldDescriptor, String> {
+    let path = match text.contains('/') {
+        true => PathBuf::from(text),
+        false => Path::new("/run/netns").join(text),
+    };
+    let file = File::open(&path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+    Ok(HeldDescriptor {
+        pid: HostPid(std::process::id() as i32),
+        fd: file.into_raw_fd(),
+    })
+}
+
 /// Policies of snapshot and check.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Policies {
@@ -362,8 +387,10 @@ pub struct RestoreArgs {
     #[arg(long, value_enum, default_value_t)]
     pub memory: Filling,
     /// Network of the instance
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, conflicts_with = "netns")]
     pub network: Net,
+    #[command(flatten)]
+    pub joined: JoinedNetwork,
     /// A value for this instance alone, which the app finds in the file
     /// /run/appshot-instance/vars/NAME; more than once for several
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
@@ -409,6 +436,7 @@ impl RestoreArgs {
             pids: self.pids.into(),
             memory: self.memory.into(),
             network: self.network.into(),
+            joins: self.joined.netns,
             identity: Identity {
                 vars: self.vars.iter().cloned().collect(),
                 ..Identity::default()

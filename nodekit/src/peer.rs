@@ -8,7 +8,7 @@ use axum::response::Response;
 use axum::serve::IncomingStream;
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::ids::HostPid;
-use libsnap::target::HeldSocket;
+use libsnap::target::HeldDescriptor;
 use nix::unistd::{Group, Uid, User};
 use tokio::net::UnixListener;
 
@@ -30,14 +30,14 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 }
 
 impl Peer {
-    /// Its sockets of these numbers. Nobody else's: a daemon may take from every process.
-    pub fn sockets(self, numbers: &[i32]) -> Result<Vec<HeldSocket>> {
+    /// What it has open under these numbers. Nobody else's: a daemon may take from every process.
+    pub fn descriptors(self, numbers: &[i32]) -> Result<Vec<HeldDescriptor>> {
         if numbers.is_empty() {
             return Ok(Vec::new());
         }
         let pid = self.pid.map(HostPid);
-        let pid = pid.ok_or_else(|| Error::new(Kind::Usage, "cannot tell whose sockets these are"))?;
-        Ok(numbers.iter().map(|fd| HeldSocket { pid, fd: *fd }).collect())
+        let pid = pid.ok_or_else(|| Error::new(Kind::Usage, "cannot tell whose descriptors these are"))?;
+        Ok(numbers.iter().map(|fd| HeldDescriptor { pid, fd: *fd }).collect())
     }
 }
 

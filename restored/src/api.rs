@@ -42,6 +42,8 @@ struct InstanceRequest {
     memory: Memory,
     #[serde(default)]
     network: Network,
+    /// A network namespace to be in instead: number of a descriptor of the caller.
+    netns: Option<i32>,
     #[serde(default)]
     identity: Identity,
     #[serde(default)]
@@ -76,12 +78,14 @@ fn lazy() -> Memory {
 
 impl InstanceRequest {
     fn start(self, instances: &Instances, peer: Peer) -> Result<Start> {
-        let held = peer.sockets(&self.sockets)?;
+        let held = peer.descriptors(&self.sockets)?;
+        let joins = peer.descriptors(self.netns.as_slice())?.pop();
         let options = RestoreOptions {
             name: self.name,
             pids: self.pids,
             memory: if self.revertible { Memory::Shared } else { self.memory },
             network: self.network,
+            joins,
             identity: self.identity,
             limits: self.limits,
             binds: self.binds,
@@ -176,6 +180,7 @@ impl CloneRequest {
             pids: PidMode::New,
             memory: Memory::Shared,
             network: self.network,
+            netns: None,
             identity: Identity {
                 renewed: true,
                 vars: self.vars,

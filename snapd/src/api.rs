@@ -114,7 +114,7 @@ impl SnapshotRequest {
             parent: parent.transpose()?,
             tcp: self.tcp,
             outside: self.outside,
-            held: peer.sockets(&self.sockets)?,
+            held: peer.descriptors(&self.sockets)?,
             ..SnapshotOptions::default()
         };
         let target = self.target.text();

@@ -34,6 +34,7 @@ fn options(name: String, args: cli::Run) -> RunOptions {
         gid: args.user.and_then(|user| user.gid),
         hostname: args.hostname,
         pids: args.pids.into(),
+        joins: args.joined.netns,
         limits: args.limits.limits(),
         vars: args.vars.into_iter().collect(),
         ..RunOptions::default()

@@ -16,7 +16,7 @@ use super::inet;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::records::{FileKind, Manifest, SocketRecord, SocketState};
 use crate::sys::{Sys, diag, task};
-use crate::target::HeldSocket;
+use crate::target::HeldDescriptor;
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -37,7 +37,7 @@ struct Socket {
 
 impl Held {
     /// Takes what an app of this manifest is to have again.
-    pub fn take(sockets: &[HeldSocket], manifest: &Manifest) -> Result<Held> {
+    pub fn take(sockets: &[HeldDescriptor], manifest: &Manifest) -> Result<Held> {
         let taken = sockets.iter().map(|socket| {
             let what = || format!("cannot take socket {} of process {}", socket.fd, socket.pid);
             let fd = socket.open().or_fail(what)?;
@@ -146,8 +146,9 @@ impl Socket {
     }
 }
 
-impl HeldSocket {
-    fn open(&self) -> Sys<OwnedFd> {
+impl HeldDescriptor {
+    /// As a descriptor of this process (pidfd_getfd(2), Linux 5.6).
+    pub fn open(&self) -> Sys<OwnedFd> {
         task::pidfd_getfd(task::pidfd_open(self.pid)?.as_fd(), self.fd)
     }
 }
@@ -161,7 +162,7 @@ pub struct Known {
 }
 
 impl Known {
-    pub fn of(held: &[HeldSocket]) -> Known {
+    pub fn of(held: &[HeldDescriptor]) -> Known {
         let mut known = Known::default();
         for fd in held.iter().filter_map(|socket| socket.open().ok()) {
             known.cookies.extend(cookie(&fd).ok());

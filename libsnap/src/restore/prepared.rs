@@ -33,8 +33,8 @@ use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{FileKind, SocketState};
 use crate::image::{Appshot, Core};
 use crate::ipc;
-use crate::launch::{bind_all, no_cgroup};
-use crate::nsthread;
+use crate::launch::{bind_all, join, no_cgroup};
+use crate::nsthread::Door;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::Regs;
 use crate::target::{Bind, Instance, Memory, Network, PidMode, RestoreOptions, Time};
@@ -64,7 +64,11 @@ impl Way {
         Way {
             pids: options.pids,
             memory: options.memory,
-            network: options.network,
+            // What it joins is known when it is finished.
+            network: match options.joins {
+                Some(_) => Network::Host,
+                None => options.network,
+            },
             renewed: options.identity.renewed,
             revertible: options.revertible,
             as_itself: options.as_itself,
@@ -395,9 +399,11 @@ impl Prepared {
         if shot.manifest.external.iter().any(|file| identity::is_file(&file.path)) {
             identity::write(self.directory.as_ref(), &own, owner)?;
         }
-        let files = self.files(shot, options)?;
+        let network = options.joins.map(join).transpose()?;
+        let files = self.files(shot, options, network.as_ref())?;
         phases.start("processes")?;
-        let waits = self.give(shot, &files, options.identity.renewed.then_some(name.as_str()))?;
+        let hostname = options.identity.renewed.then_some(name.as_str());
+        let waits = self.give(shot, &files, (hostname, network.as_ref()))?;
         drop(files);
         phases.start("identity")?;
         if options.identity.renewed {
@@ -465,7 +471,12 @@ impl Prepared {
     }
 
     /// Makes the app's open files, in our own process.
-    fn files(&mut self, shot: &Appshot, options: &RestoreOptions) -> Result<HashMap<FileId, OwnedFd>> {
+    fn files(
+        &mut self,
+        shot: &Appshot,
+        options: &RestoreOptions,
+        network: Option<&OwnedFd>,
+    ) -> Result<HashMap<FileId, OwnedFd>> {
         let source = |(id, fd): (&ShmId, &OwnedFd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let ptys = std::mem::take(&mut self.skeleton.ptys);
         let opened = std::mem::take(&mut self.shared.opened);
@@ -486,23 +497,29 @@ impl Prepared {
             Some(itself) => itself.within(|| files::restore_all(&builder, &shot.manifest, there, ptys)),
             None => files::restore_all(&builder, &shot.manifest, there, ptys),
         };
-        match skeleton.has_network {
-            true => {
-                nsthread::inside(skeleton.any(), &["net"], make).or_fail(|| "cannot enter the instance's network")?
-            }
-            false => make(),
-        }
+        let door = match network {
+            Some(network) => Door::to_network(network),
+            None if skeleton.has_network => Door::open(skeleton.any(), &["net"]),
+            None => return make(),
+        };
+        let made = door.and_then(|door| door.inside(make));
+        made.or_fail(|| "cannot enter the instance's network")?
     }
 
     /// Gives every process its descriptors, threads and state: one script each, where
     /// that will do. Answers what threads wait in already.
-    fn give(&mut self, shot: &Appshot, files: &HashMap<FileId, OwnedFd>, hostname: Option<&str>) -> Result<Waits> {
+    fn give(
+        &mut self,
+        shot: &Appshot,
+        files: &HashMap<FileId, OwnedFd>,
+        (hostname, network): (Option<&str>, Option<&OwnedFd>),
+    ) -> Result<Waits> {
         let skeleton = &mut self.skeleton;
         let regs: Vec<Regs> = skeleton.husks.iter().map(|husk| husk.regs).collect();
         let mut scripts: Vec<Script<'_>> = Vec::with_capacity(regs.len());
         for (at, core) in shot.cores.iter().enumerate() {
             let mut script = Script::new(skeleton.executor, skeleton.husks[at].pid, &regs[at]);
-            skeleton.settle(&mut script, at, shot, hostname)?;
+            skeleton.settle(&mut script, at, shot, hostname, network.map(AsRawFd::as_raw_fd))?;
             if at == 0 && shot.cores.len() > 1 {
                 script.flush()?;
             }

@@ -4,7 +4,8 @@
 //! ```text
 //!   grown:     network namespace                        all others inherit it
 //!   prepared:  oom_score_adj, coredump_filter; 0: /proc/ROOT/ns   root: 1: timens_offsets
-//!   wanted:    root: host name; unshare(CLONE_NEWTIME), offsets, setns    the app's time begins
+//!   wanted:    a network namespace that is named
+//!              root: host name; unshare(CLONE_NEWTIME), offsets, setns    the app's time begins
 //!              others: setns to the root's
 //! ```
 //!
@@ -20,6 +21,7 @@ use crate::image::Appshot;
 use crate::image::records::{Manifest, ProcessRecord};
 use crate::launch::loopback_up;
 use crate::proc;
+use std::os::fd::RawFd;
 
 const NEWTIME: u64 = 0x80;
 const NEWNET: u64 = libc::CLONE_NEWNET as u64;
@@ -108,7 +110,8 @@ impl Skeleton {
         Ok(())
     }
 
-    /// The time of the app begins, and its name is known. The root comes before the
+    /// The time of the app begins, and its name is known; it is in this network, a descriptor of
+    /// ours, where one is named. The root comes before the
     /// others.
     pub(super) fn settle(
         &self,
@@ -116,7 +119,15 @@ impl Skeleton {
         at: usize,
         shot: &Appshot,
         hostname: Option<&str>,
+        network: Option<RawFd>,
     ) -> Result<()> {
+        if let Some(network) = network {
+            // The lowest number that is free.
+            let number = if at == 0 { OFFSETS + 1 } else { NAMESPACES + 1 };
+            place::take(script, self.restorer, network, number as i32)?;
+            script.must("setns(CLONE_NEWNET)", libc::SYS_setns, &[number, NEWNET])?;
+            script.must("close", libc::SYS_close, &[number])?;
+        }
         if at == 0 {
             if self.init.is_some() {
                 self.rename(script, names(&shot.manifest, hostname))?;
