@@ -119,6 +119,7 @@ async fn why(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addresses::Addresses;
     use nodekit::args::Dirs;
     use serde_json::Value;
     use std::collections::BTreeSet;
@@ -130,7 +131,7 @@ mod tests {
             run_dir: dir.path().join("run"),
             data_dir: dir.path().join("data"),
         };
-        let node = Node::new(dirs.open_as_is().unwrap(), &dirs, Some(1 << 30)).unwrap();
+        let node = Node::new(dirs.open_as_is().unwrap(), &dirs, Some(1 << 30), Addresses::default()).unwrap();
         let known: BTreeSet<(String, String)> = routes(&node)
             .known
             .iter()

@@ -22,6 +22,7 @@
 //! One that waits with EPOLLEXCLUSIVE has to be found without a connection, and at a moment
 //! in which nobody waits: of whom the kernel has told it alone nobody else would hear.
 
+use crate::addresses;
 use crate::budget::Charge;
 use crate::manifest::{INSTANCES_MAX, Manifest};
 use crate::node::{Node, Room};
@@ -42,7 +43,8 @@ use nodekit::reply::on_own_thread;
 use nodekit::traces::{Place, Span, SpanKind};
 use nodekit::{ending, process};
 use serde_json::json;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -70,6 +72,8 @@ pub struct Further {
     pub app: App,
     pub work: Work,
     pub charge: Charge,
+    /// Of its own.
+    address: Option<Ipv4Addr>,
     since_unix_ms: u64,
     /// It is not asked to end before, and how long that was put off.
     alone: Option<(Instant, Duration)>,
@@ -173,6 +177,10 @@ impl Instances {
         self.live.push(Further {
             work: Work::of(&app),
             since_unix_ms: app.started_unix_ms,
+            address: match self.manifest.network.address {
+                true => addresses::of(app.root),
+                false => None,
+            },
             alone: None,
             charge,
             app,
@@ -344,6 +352,7 @@ impl Instances {
             root: Some(one.app.root),
             state: State::Running,
             since_unix_ms: one.since_unix_ms,
+            address: one.address,
             kind: Some(Kind::Cloned),
         });
         let coming = self.coming.iter().map(|(name, since_unix_ms, _)| InstanceStatus {
@@ -351,6 +360,7 @@ impl Instances {
             root: None,
             state: State::Waking,
             since_unix_ms: *since_unix_ms,
+            address: None,
             kind: Some(Kind::Cloned),
         });
         live.chain(coming)
@@ -365,13 +375,18 @@ fn make(
     place: &Place,
 ) -> Result<Instance> {
     let (app, as_itself) = (&manifest.app, manifest.has_own_user());
-    let network = Network::from(manifest.network);
-    let (identity, binds) = node.own_of(manifest, name, version)?;
+    let own = match manifest.network.address {
+        true => Some(node.addresses.make(name, None)?),
+        false => None,
+    };
+    let address = own.as_ref().map(|own| own.address);
+    let (identity, binds) = node.own_of(manifest, (name, address), version)?;
     let request = json!({
         "appshot": app,
         "name": name,
         "memory": memory_of_clones(&node.store.appshot_path(app), manifest)?,
-        "network": network,
+        "network": Network::from(manifest.network),
+        "netns": own.as_ref().map(|own| own.namespace.as_raw_fd()),
         "as_itself": as_itself,
         "identity": Identity { renewed: true, ..identity },
         "binds": binds,

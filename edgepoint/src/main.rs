@@ -8,6 +8,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod agent;
 mod api;
 mod archives;
@@ -34,9 +35,11 @@ mod versions;
 mod why;
 mod work;
 
+use addresses::Addresses;
 use axum::Extension;
 use caller::Caller;
 use clap::Parser;
+use ipnet::Ipv4Net;
 use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::store::{Lock, Store};
 use libsnap::units::{parse_bytes, parse_span};
@@ -91,6 +94,12 @@ struct Cli {
     /// the start, less a tenth of the machine's or 256 MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
+    /// Give instances addresses of this network, where their manifests ask for them (network.address)
+    #[arg(long, value_name = "NETWORK")]
+    subnet: Option<Ipv4Net>,
+    /// The bridge that they are joined to, which has the first of these addresses; made if need be
+    #[arg(long, value_name = "NAME", default_value = "appshot0", requires = "subnet")]
+    bridge: String,
 }
 
 fn main() -> ExitCode {
@@ -102,7 +111,13 @@ fn run(cli: &Cli) -> Result<u8> {
     let args = &cli.daemon;
     let store = args.dirs.open()?;
     let _alone = alone(&store)?;
-    let node = Node::new(store, &args.dirs, cli.memory)?;
+    let addresses = cli.subnet.map(|subnet| Addresses::begin(subnet, &cli.bridge));
+    let node = Node::new(
+        store,
+        &args.dirs,
+        cli.memory,
+        addresses.transpose()?.unwrap_or_default(),
+    )?;
     let entry = entry(cli, &node)?;
     let remote = Remote::new(&cli.api, cli.api_tls.as_deref(), node.store.data_dir())?;
     if entry.is_some() {

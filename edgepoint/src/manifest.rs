@@ -226,8 +226,19 @@ pub struct Net {
     /// instance has a network with a loopback device of its own. Its listeners are the node's.
     #[serde(default)]
     pub isolated: bool,
+    /// The same, and it reaches others by an address of its own, at which the node reaches it.
+    #[serde(default)]
+    pub address: bool,
 }
 
+impl Net {
+    /// What it listens on is the node's only where its manifest says so.
+    pub fn is_own(self) -> bool {
+        self.isolated || self.address
+    }
+}
+
+/// What it joins is told besides.
 impl From<Net> for Network {
     fn from(net: Net) -> Network {
         match net.isolated {
@@ -304,6 +315,17 @@ impl Keep {
 impl Idle {
     pub fn timers_beyond(&self) -> Duration {
         self.timers_beyond.unwrap_or(self.timeout).0
+    }
+
+    /// What becomes of its connections where a version comes up in a network that goes.
+    pub fn tcp_of_version(&self) -> TcpPolicy {
+        match self.made {
+            Keep::Open => TcpPolicy::Refuse,
+            Keep::Busy | Keep::Carried => TcpPolicy::CloseIdle {
+                accepted: false,
+                made: true,
+            },
+        }
     }
 
     /// What becomes of its connections when it sleeps.
@@ -642,10 +664,17 @@ impl Manifest {
                 .tcp
                 .is_some_and(|tcp| !tcp.ip().is_unspecified() && !tcp.ip().is_loopback())
         };
-        if self.network.isolated && (unix || self.listen.iter().any(exact)) {
+        if self.network.isolated && self.network.address {
             return wrong(
-                "network.isolated is for apps that listen by TCP alone, on all addresses or loopback ones: there are no others",
-                "leave the other listeners out, or network.isolated",
+                "network.isolated and network.address exclude each other",
+                "leave one of them out: with an address it reaches others",
+            );
+        }
+        if self.network.is_own() && (unix || self.listen.iter().any(exact)) {
+            let key = if self.network.address { "address" } else { "isolated" };
+            return wrong(
+                &format!("network.{key} is for apps that listen by TCP alone, on all addresses or loopback ones"),
+                &format!("leave the other listeners out, or network.{key}"),
             );
         }
         if self.start.appshot.is_some() {
@@ -769,10 +798,15 @@ impl Manifest {
     }
 
     /// The values of one of its instances.
-    pub fn vars_of(&self, instance: &str, version: u32) -> BTreeMap<String, String> {
+    pub fn vars_of(&self, (instance, address): (&str, Option<Ipv4Addr>), version: u32) -> BTreeMap<String, String> {
         let vars = self.instance.vars.iter();
-        vars.map(|(name, value)| (name.clone(), self.filled(value, instance, version)))
-            .collect()
+        let filled = |value: &str| {
+            let value = self.filled(value, instance, version);
+            address.map_or(value.clone(), |address| {
+                value.replace("{address}", &address.to_string())
+            })
+        };
+        vars.map(|(name, value)| (name.clone(), filled(value))).collect()
     }
 
     fn bind(&self, place: &Place, instance: &str, version: u32) -> Bind {
@@ -894,8 +928,8 @@ impl Manifest {
     }
 
     /// How the app is run for the first time, as this version, with its archive there; its
-    /// secrets are not in it.
-    pub fn run_options(&self, version: u32, files: Option<&Path>) -> Result<RunOptions> {
+    /// secrets are not in it, nor is the network that it is to join.
+    pub fn run_options(&self, version: u32, files: Option<&Path>, address: Option<Ipv4Addr>) -> Result<RunOptions> {
         let user = self.user()?;
         let directory = match (files, &self.start.directory) {
             (Some(files), Some(below)) => Some(files.join(below)),
@@ -921,7 +955,7 @@ impl Manifest {
             gid: user.and_then(|user| user.gid),
             network: self.network.into(),
             limits: self.limits.into(),
-            vars: self.vars_of(&self.app, version),
+            vars: self.vars_of((&self.app, address), version),
             binds: self.binds_of(&self.app, version)?,
             ..RunOptions::default()
         })
@@ -1059,12 +1093,12 @@ max = 4
         for other in ["web.12", "web.v", "web.v012", "web.v-1", "webs.v2"] {
             assert_eq!(manifest.version_named(other), None, "{other}");
         }
-        let options = manifest.run_options(3, None).unwrap();
+        let options = manifest.run_options(3, None, None).unwrap();
         assert_eq!((options.uid, options.gid), (Some(0), Some(0)));
         assert!(options.clear_env);
         assert_eq!(options.env, ["HOME=/root", "USER=root", "LANG=C"]);
         assert_eq!(options.vars["WHO"], "web web 1 v3 {x}");
-        assert_eq!(manifest.vars_of("web.7", 2)["WHO"], "web web.7 7 v2 {x}");
+        assert_eq!(manifest.vars_of(("web.7", None), 2)["WHO"], "web web.7 7 v2 {x}");
         assert_eq!(options.limits.memory, Some(256 << 20));
         assert_eq!(options.limits.cpu_millis, Some(500));
         assert_eq!(manifest.asked_at(None).unwrap().to_string(), "127.0.0.1:8080");

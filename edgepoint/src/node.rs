@@ -1,5 +1,6 @@
 //! The apps that are deployed on this node: their agents, and their files.
 
+use crate::addresses::{Addresses, Network};
 use crate::agent::{Agent, Order};
 use crate::api::answer::{Condition, Halt};
 use crate::budget::{self, Budget, Charge};
@@ -15,15 +16,17 @@ use crate::versions::{Switch, Versions};
 use crate::why::{Told, Why};
 use control::{Control, Kept, Lasting, Quota};
 use libsnap::error::{Error, Kind, Result};
+use libsnap::ids::HostPid;
 use libsnap::store::{App, Store, closest, now_unix_ms};
-use libsnap::target::{Bind, Identity, RunOptions};
+use libsnap::target::{Bind, HeldDescriptor, Identity, RunOptions};
 use nodekit::args::Dirs;
 use nodekit::client::Client;
 use nodekit::keeper::Keeper;
 use nodekit::reply::on_own_thread;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -49,6 +52,9 @@ pub struct Deployment {
     /// How many instances its manifest asks for, where its owner has it have others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declared: Option<Instances>,
+    /// Of its first instance, where that has one for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
 }
 
 impl Deployment {
@@ -95,6 +101,8 @@ pub struct Node {
     pub looks: Arc<Looks>,
     /// What `restored` keeps for who may come: it is charged, too, and given up first.
     pub spares: Arc<Spares>,
+    /// That instances may have for themselves.
+    pub addresses: Arc<Addresses>,
     apps: Arc<Mutex<BTreeMap<String, Handle>>>,
     /// Held from the first look at what is deployed until the app is there: names, addresses,
     /// routes and quotas are about others, too.
@@ -126,8 +134,13 @@ pub enum Room {
 
 impl Node {
     /// How a version is run for the first time, with its archive unpacked; archives that no
-    /// version names go.
-    pub async fn run_options(&self, manifest: &Manifest, version: u32) -> Result<RunOptions> {
+    /// version names go. It may have a network of its own.
+    pub async fn run_options(
+        &self,
+        manifest: &Manifest,
+        version: u32,
+        network: Option<&Network>,
+    ) -> Result<RunOptions> {
         let (store, manifest) = (self.store.clone(), manifest.clone());
         let mut named = Some(BTreeSet::new());
         for kept in self.control.apps::<Deployment>()? {
@@ -144,21 +157,32 @@ impl Node {
                 named.for_each(|named| named.extend(digest.clone()));
             }
         }
+        let address = network.map(|network| network.address);
+        let joins = network.map(|network| HeldDescriptor {
+            pid: HostPid(std::process::id() as i32),
+            fd: network.namespace.as_raw_fd(),
+        });
         on_own_thread(move || {
             let files = crate::archives::ready(&store, &manifest, version)?;
             if let Some(named) = named {
                 crate::archives::collect(&store, &named);
             }
-            manifest.run_options(version, files.as_deref())
+            let options = manifest.run_options(version, files.as_deref(), address)?;
+            Ok(RunOptions { joins, ..options })
         })
         .await
     }
 
-    /// What one of its instances is told, and where it finds what.
-    pub fn own_of(&self, manifest: &Manifest, instance: &str, version: u32) -> Result<(Identity, Vec<Bind>)> {
+    /// What one of its instances is told, which may have an address, and where it finds what.
+    pub fn own_of(
+        &self,
+        manifest: &Manifest,
+        (instance, address): (&str, Option<Ipv4Addr>),
+        version: u32,
+    ) -> Result<(Identity, Vec<Bind>)> {
         let identity = Identity {
             renewed: false,
-            vars: manifest.vars_of(instance, version),
+            vars: manifest.vars_of((instance, address), version),
             secrets: self.secrets_of(manifest)?,
         };
         Ok((identity, manifest.binds_of(instance, version)?))
@@ -176,7 +200,7 @@ impl Node {
     }
 
     /// All apps together may have so many bytes of memory.
-    pub fn new(store: Store, dirs: &Dirs, memory: Option<u64>) -> Result<Node> {
+    pub fn new(store: Store, dirs: &Dirs, memory: Option<u64>, addresses: Addresses) -> Result<Node> {
         let metrics: Arc<Metrics> = Arc::default();
         let control = Control::open(store.data_dir())?;
         crate::files::adopt(&store, &control)?;
@@ -192,6 +216,7 @@ impl Node {
             budget: Budget::new(0),
             looks: Arc::default(),
             spares: Arc::default(),
+            addresses: Arc::new(addresses),
             apps: Arc::default(),
             deploying: Arc::default(),
             quotas: Arc::default(),
@@ -234,6 +259,10 @@ impl Node {
             self.store.pin(&app)?;
             match value {
                 Ok(deployment) => {
+                    let address = deployment.address;
+                    address
+                        .iter()
+                        .for_each(|address| self.addresses.reserve(&app, *address));
                     self.begin(deployment, sockets);
                     self.tidy_later(app);
                 }
@@ -265,6 +294,7 @@ impl Node {
         self.control.forget_app(app)?;
         self.store.unpin(app)?;
         self.lock().remove(app);
+        self.addresses.forget(app);
         self.proxy.forget(app);
         Ok(())
     }
@@ -322,6 +352,7 @@ impl Node {
         if let Some(because) = self.listens_there(&manifest, caller) {
             return Err(taken(&because).fix("choose another address, or remove that app"));
         }
+        self.addresses.suffice(&manifest)?;
         self.proxy.free(&manifest, &|app| self.called(app, caller))?;
         self.may_have(&manifest)?;
         // What somebody has left who ran under this name.
@@ -333,6 +364,7 @@ impl Node {
             suspended: false,
             memory_bytes: None,
             declared: None,
+            address: None,
         };
         if let Err(error) = self.save(&deployment) {
             let _ = self.store.unpin(&deployment.manifest.app);
@@ -440,6 +472,7 @@ impl Node {
             deployed_unix_ms: deployment.deployed_unix_ms,
             kept: Vec::new(),
             notice: None,
+            address: deployment.address.filter(|_| manifest.network.address),
         });
         self.proxy.deploy(&manifest, told.clone());
         let (orders, ordered) = mpsc::channel(ORDERS);

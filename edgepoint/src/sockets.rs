@@ -291,7 +291,7 @@ pub fn named(sockets: &[OwnedFd], wanted: &[Listen]) -> Result<Vec<OwnedFd>> {
 impl Manifest {
     /// Whether an address, as the network has it, is one that the node opens for the app.
     pub fn opens(&self, name: &[u8]) -> bool {
-        is_wanted(name, &self.listen, self.network.isolated)
+        is_wanted(name, &self.listen, self.network.is_own())
     }
 }
 

@@ -39,6 +39,7 @@ use libsnap::ids::HostPid;
 use libsnap::target::Phase;
 use nodekit::traces::Place;
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 use std::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,6 +192,9 @@ pub struct InstanceStatus {
     pub since_unix_ms: u64,
     /// Unknown as long as it does not run.
     pub kind: Option<Kind>,
+    /// Of its own, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
 }
 
 /// A version that is kept, to be rolled back to.
@@ -225,12 +229,16 @@ pub struct Status {
     pub kept: Vec<VersionStatus>,
     /// What became of the last change of its version, where that went wrong.
     pub notice: Option<String>,
+    /// Of its first instance, asleep or awake, where that has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
 }
 
 impl Status {
     /// Tells what is written down.
     pub fn written(&mut self, deployment: &Deployment) {
         self.bounds = deployment.manifest.instances;
+        self.address = deployment.address.filter(|_| deployment.manifest.network.address);
         (self.version, self.deployed_unix_ms) = (deployment.versions.current, deployment.deployed_unix_ms);
         let kept = deployment.versions.kept.iter().map(|kept| VersionStatus {
             version: kept.number,

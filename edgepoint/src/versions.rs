@@ -24,7 +24,7 @@ use libsnap::error::{Error, Kind, OrFail, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
 use libsnap::store::{Store, now_unix_ms};
-use libsnap::target::{Network, RunOptions, SnapshotReport};
+use libsnap::target::{Network, RunOptions, SnapshotReport, TcpPolicy};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
 use nodekit::traces::Place;
@@ -316,11 +316,16 @@ impl Node {
             let (store, name, manifest) = (self.store.clone(), name.to_owned(), to.manifest.clone());
             return on_own_thread(move || copy(&store, &appshot, &name, &manifest)).await;
         }
+        let (addresses, called) = (self.addresses.clone(), name.to_owned());
+        let network = match to.manifest.network.address {
+            true => Some(on_own_thread(move || addresses.make(&called, None)).await?),
+            false => None,
+        };
         let options = RunOptions {
             name: name.to_owned(),
-            network: Network::Own,
+            network: if network.is_some() { Network::Host } else { Network::Own },
             secrets: self.secrets_of(&to.manifest)?,
-            ..self.run_options(&to.manifest, to.number).await?
+            ..self.run_options(&to.manifest, to.number, network.as_ref()).await?
         };
         let start = Start::run(self.store.clone(), options);
         let start = start
@@ -329,7 +334,12 @@ impl Node {
         let began = Instant::now();
         let started = on_own_thread(move || detach::spawn(start)).await?;
         probe::up(&started.app, &to.manifest, began).await?;
-        let request = json!({ "target": name, "replace": true });
+        // It serves in another network.
+        let tcp = match network {
+            Some(_) => to.manifest.idle.tcp_of_version(),
+            None => TcpPolicy::Refuse,
+        };
+        let request = json!({ "target": name, "replace": true, "tcp": tcp });
         let _: SnapshotReport = self.snapd.post_async("/v1/snapshots", &request, &Place::here()).await?;
         verify(&self.store, name.to_owned()).await
     }
@@ -406,7 +416,7 @@ pub fn copy(store: &Store, appshot: &str, name: &str, manifest: &Manifest) -> Re
 /// Refuses an appshot of an app that does not listen where its manifest says.
 pub fn listens(manifest: &Manifest, shot: &Appshot) -> Result<()> {
     let names: Vec<&[u8]> = held::places(&shot.manifest).collect();
-    match sockets::first_missing(&names, &manifest.listen, manifest.network.isolated) {
+    match sockets::first_missing(&names, &manifest.listen, manifest.network.is_own()) {
         None => Ok(()),
         Some(first) => Err(
             Error::new(Kind::Usage, format!("app {} does not come up", manifest.app))

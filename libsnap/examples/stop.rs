@@ -73,7 +73,7 @@ fn main() -> Result<(), Anything> {
 
 enum Running {
     Process(Child),
-    App(libsnap::target::Instance),
+    App(Box<libsnap::target::Instance>),
 }
 
 impl Running {
@@ -86,7 +86,7 @@ impl Running {
             stdio,
             ..RunOptions::default()
         };
-        Ok(Running::App(libsnap::launch::run(&options)?))
+        Ok(Running::App(Box::new(libsnap::launch::run(&options)?)))
     }
 
     fn target(&self) -> Result<Target, Anything> {
@@ -97,6 +97,7 @@ impl Running {
                 cgroup: app.cgroup.clone(),
                 root: app.root,
                 init: app.init,
+                network: app.network.map(|network| network.inode),
             },
         })
     }

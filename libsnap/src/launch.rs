@@ -14,6 +14,7 @@ use crate::cgroup::{self, Limits};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::identity::{self, Origin};
 use crate::ids::HostPid;
+use crate::network::{self, Joined};
 use crate::proc;
 use crate::sys::blob::{self, Role};
 use crate::sys::exec::{self, Program};
@@ -504,6 +505,9 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
     if options.pids == PidMode::Host && own {
         return Err(on_host("start"));
     }
+    let joins = options.joins.map(join).transpose()?;
+    let network = joins.as_ref().map(Joined::of).transpose();
+    let network = network.or_fail(|| "cannot tell which network namespace this is")?;
     let stdio = stdio_files(&options.stdio)?;
     let group = cgroup::create(&options.name)?;
     let place = Place {
@@ -512,7 +516,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         cgroup: group.clone(),
         files: own_files(options)?,
         own_network: options.network == Network::Own,
-        joins: options.joins.map(join).transpose()?,
+        joins,
         limits: options.limits,
         owner: options.uid.map(|uid| (uid, options.gid.unwrap_or(uid))),
         binds: options.binds.clone(),
@@ -534,6 +538,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
             micros: begin.elapsed().as_micros() as u64,
         }],
         warnings: Vec::new(),
+        network,
         ahead: None,
         point: None,
     })
@@ -543,17 +548,14 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
 pub(crate) fn join(network: HeldDescriptor) -> Result<OwnedFd> {
     let what = || "cannot join the network namespace that was named";
     let network = network.open().or_fail(what)?;
-    // ioctl_ns(2), Linux 4.11.
-    match sysfd::ioctl_value(&network, NS_GET_NSTYPE, 0) {
-        Ok(kind) if kind == libc::CLONE_NEWNET => Ok(network),
-        _ => Err(Error::new(Kind::Usage, what())
+    match network::is_network(&network) {
+        true => Ok(network),
+        false => Err(Error::new(Kind::Usage, what())
             .because("it is no network namespace")
             .fix("such as /run/netns/NAME, made by `ip netns add NAME`, or /proc/PID/ns/net")
             .state("nothing was started")),
     }
 }
-
-const NS_GET_NSTYPE: u64 = 0xb703;
 
 fn own_files(options: &RunOptions) -> Result<Vec<OwnFile>> {
     identity::prepare_host();

@@ -255,7 +255,7 @@ fn ns(pid: &str, name: &str) -> Option<String> {
 }
 
 /// The namespaces that processes of the app are to be in. Its own are those its init
-/// made; everything else must be the host's.
+/// made, or the network that it has joined; everything else must be the host's.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     init: String,
@@ -272,9 +272,16 @@ impl Wanted {
         let own = ["mnt", "ipc", "uts", "net"].map(|name| (init.as_str(), name));
         let known = host.into_iter().chain(own);
         let known = known.map(|(owner, name)| ((owner.to_owned(), name), ns(owner, name)));
+        let mut known: HashMap<_, _> = known.collect();
+        if let Target::App {
+            network: Some(inode), ..
+        } = target
+        {
+            known.insert((init.clone(), "net"), Some(format!("net:[{inode}]")));
+        }
         Wanted {
             root: root(target).to_string(),
-            known: known.collect(),
+            known,
             init,
         }
     }
@@ -303,7 +310,8 @@ impl Wanted {
         let differs = |(owner, name): &(&str, &'static str)| {
             let wanted = if *name == "pid_for_children" { "pid" } else { name };
             let found = ns(&tid.to_string(), name);
-            found.is_some() && found != ns(owner, wanted)
+            let known = self.known.get(&((*owner).to_owned(), wanted)).cloned();
+            found.is_some() && found != known.unwrap_or_else(|| ns(owner, wanted))
         };
         all.find(differs).map(|(_, name)| name)
     }

@@ -3,6 +3,7 @@
 use crate::cgroup::Limits;
 use crate::error::Refusal;
 use crate::ids::HostPid;
+use crate::network::Joined;
 use crate::rehearsal::Rehearsal;
 use crate::restore::revert::Point;
 use crate::store::Room;
@@ -25,6 +26,8 @@ pub enum Target {
         cgroup: Option<PathBuf>,
         root: HostPid,
         init: Option<HostPid>,
+        /// The network namespace that it was made to join, by its inode: its init has another.
+        network: Option<u64>,
     },
 }
 
@@ -420,6 +423,9 @@ pub struct Instance {
     /// What did not go as its owner wanted.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub warnings: Vec<String>,
+    /// The network namespace that it has joined.
+    #[serde(skip)]
+    pub network: Option<Joined>,
     /// What its cgroup had counted before anybody asked for it.
     #[serde(skip)]
     pub ahead: Option<crate::cgroup::Counters>,

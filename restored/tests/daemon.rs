@@ -42,6 +42,7 @@ fn apps_without_a_supervisor_are_followed() {
         total_micros: 0,
         phases: Vec::new(),
         warnings: Vec::new(),
+        network: None,
         ahead: None,
         point: None,
     };

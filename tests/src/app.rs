@@ -244,6 +244,7 @@ fn run_plainly(options: &RunOptions, log: &Path) -> Result<Instance> {
         total_micros: 0,
         phases: Vec::new(),
         warnings: Vec::new(),
+        network: None,
         ahead: None,
         point: None,
     })
@@ -283,6 +284,7 @@ impl App {
             cgroup: self.instance.cgroup.clone(),
             root: self.instance.root,
             init: self.instance.init,
+            network: self.instance.network.map(|network| network.inode),
         }
     }
 

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Answers over HTTP what the path asks for.
@@ -60,8 +63,22 @@ def answer(word, value):
             return 200, "reached"
         except OSError as error:
             return 200, error.strerror or "timed out"
-    if word == "listen":
-        server = socket.create_server(("127.0.0.1", int(value)))
+    if word == "peer":
+        host, _, port = value.partition(":")
+        try:
+            with socket.create_connection((host, int(port)), 2) as peer:
+                return 200, peer.recv(99).decode()
+        except OSError as error:
+            return 200, error.strerror or "timed out"
+    if word == "keep":
+        host, _, port = value.partition(":")
+        kept.append(socket.create_connection((host, int(port)), 2))
+        return 200, kept[0].recv(99).decode()
+    if word == "kept":
+        kept[0].sendall(value.encode())
+        return 200, kept[0].recv(99).decode()
+    if word in ("listen", "listen-to-all"):
+        server = socket.create_server(("127.0.0.1" if word == "listen" else "", int(value)))
         def accept():
             while True: server.accept()[0].close()
         threading.Thread(target=accept, daemon=True).start()
@@ -311,6 +328,173 @@ fn one_that_is_isolated_is_reached_and_reaches_nobody() {
         })?;
         let reached = told(port, &format!("/reach/{other}"))?;
         ensure!(reached == "Connection refused", "{reached}");
+        node.end()
+    });
+}
+
+/// A bridge that is gone again with this, and its rule; nobody else has its subnet.
+struct Bridge {
+    name: String,
+    subnet: String,
+    gateway: String,
+}
+
+impl Bridge {
+    fn new() -> Bridge {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let own = (std::process::id() as usize * 2 + MADE.fetch_add(1, Ordering::SeqCst)) % 250;
+        Bridge {
+            name: format!("as-trial-{own}"),
+            subnet: format!("10.{own}.88.0/24"),
+            gateway: format!("10.{own}.88.1"),
+        }
+    }
+
+    fn arguments(&self) -> [&str; 4] {
+        ["--subnet", &self.subnet, "--bridge", &self.name]
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        for arguments in [
+            vec!["rule", "del", "iif", &self.name, "to", &self.subnet],
+            vec!["link", "del", &self.name],
+        ] {
+            let _ = Command::new("ip").args(arguments).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+/// Each instance has one of its own: it is what others see of it, and stays as long as the app is
+/// deployed. Instances do not reach each other.
+#[test]
+fn instances_have_addresses() {
+    in_place("instances_have_addresses", |place| {
+        let bridge = Bridge::new();
+        let (app, port) = (place.unique(), free_port()?);
+        let rules = format!(
+            "{SLEEPY}[network]\naddress = true\n[instances]\nmax = 2\n[capacity]\nconnections = 1\n\
+             [instance]\nvars = {{ WHO = \"{{address}}\" }}\n"
+        );
+        let manifest = python(ANSWERS, port, &rules);
+        let node = Node::new(place, &[])?;
+        let refused = node.deploy(app, &manifest).unwrap_err().to_string();
+        ensure!(refused.contains("--subnet 10.88.0.0/16"), "{refused}");
+        let (node, ()) = node.replace(true, &bridge.arguments(), || Ok(()))?;
+        node.deploy(app, &manifest)?;
+
+        // Who listens on the node tells who has come.
+        let outside = TcpListener::bind((bridge.gateway.as_str(), 0))?;
+        let other = format!("{}:{}", bridge.gateway, outside.local_addr()?.port());
+        std::thread::spawn(move || {
+            for mut stream in outside.incoming().flatten() {
+                let peer = stream.peer_addr().map(|peer| peer.ip().to_string());
+                let _ = stream.write_all(peer.unwrap_or_default().as_bytes());
+            }
+        });
+        let first = told(port, "/var/WHO")?;
+        for _ in 0..3 {
+            ensure!(told(port, &format!("/peer/{other}"))? == first);
+            ensure!(node.reach(app, "asleep")?["address"] == first.as_str());
+        }
+        // What it opens for itself is at its address alone.
+        let own = free_port()?;
+        ensure!(told(port, &format!("/listen-to-all/{own}"))? == "listens");
+        ensure!(TcpStream::connect(("127.0.0.1", own)).is_err(), "the host has {own}");
+        TcpStream::connect((first.as_str(), own)).context("at its address")?;
+        // Further instances are of what falls asleep now.
+        node.reach(app, "asleep")?;
+
+        let both = poll("two to answer", PATIENCE, || {
+            let who = all_told(3, move || told(port, "/hold/300"));
+            Ok((who.len() == 2).then_some(who))
+        })?;
+        let second = both.iter().find(|who| **who != first).context("no other address")?;
+        let known = node.status(app)?;
+        ensure!(known["instances"][1]["address"] == second.as_str(), "{known}");
+        TcpStream::connect((second.as_str(), own)).context("at the other's address")?;
+        let reached = all_told(6, {
+            let asked: &'static str = format!("/peer/{second}:{own}").leak();
+            move || told(port, asked)
+        });
+        ensure!(!reached.is_empty(), "nobody was asked");
+        node.reach(app, "asleep")?;
+        let reached = told(port, &format!("/peer/{second}:{own}"))?;
+        ensure!(reached != first && !reached.is_empty(), "{reached}");
+        node.reach(app, "asleep")?;
+        // That of the second has gone with it.
+        let gone = poll("its device to go", PATIENCE, || {
+            let shown = Command::new("ip")
+                .args(["-o", "link", "show", "master", &bridge.name])
+                .output()?;
+            Ok((String::from_utf8_lossy(&shown.stdout).lines().count() == 1).then_some(()))
+        });
+        gone?;
+
+        // A daemon that begins again has the same.
+        let (node, ()) = node.replace(false, &bridge.arguments(), || {
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(())
+        })?;
+        for _ in 0..2 {
+            // Whichever instance answers.
+            let seen = told(port, &format!("/peer/{other}"))?;
+            ensure!(seen == first || seen == *second, "{seen}: {first}, {second}");
+            ensure!(node.reach(app, "asleep")?["address"] == first.as_str());
+        }
+        let (node, ()) = node.replace(false, &bridge.arguments(), || Ok(()))?;
+        ensure!(told(port, &format!("/peer/{other}"))? == first);
+        node.end()
+    });
+}
+
+/// A connection that it has made through its network goes on through its sleeps, and a version
+/// that comes up beside the one that serves reaches others, too.
+#[test]
+fn what_it_has_made_from_its_address_is_carried() {
+    in_place("what_it_has_made_from_its_address_is_carried", |place| {
+        let bridge = Bridge::new();
+        let (node, app, port) = (Node::new(place, &bridge.arguments())?, place.unique(), free_port()?);
+        let outside = TcpListener::bind((bridge.gateway.as_str(), 0))?;
+        let other = format!("{}:{}", bridge.gateway, outside.local_addr()?.port());
+        // Echoes, each connection for itself; tells how many came.
+        let came = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&came);
+        std::thread::spawn(move || {
+            for mut stream in outside.incoming().flatten() {
+                counted.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    let _ = stream.write_all(b"hello");
+                    let mut piece = [0; 64];
+                    while let Ok(length @ 1..) = stream.read(&mut piece) {
+                        let _ = stream.write_all(&piece[..length]);
+                    }
+                });
+            }
+        });
+        // It needs the other one to come up, as of a database.
+        let first = format!("answer('keep', '{other}')\n");
+        let program = ANSWERS.replacen("class Handler", &format!("{first}class Handler"), 1);
+        let rules = "[idle]\ntimeout = \"1s\"\ncpu = 50.0\nmade = \"carried\"\n[network]\naddress = true\n\
+                     [instance]\nvars = { WHO = \"{version}\" }\n";
+        node.deploy(app, &python(&program, port, rules))?;
+        for round in 0..5 {
+            let said = told(port, &format!("/kept/round-{round}"))?;
+            ensure!(said == format!("round-{round}"), "{said}");
+            node.reach(app, "asleep")?;
+        }
+        ensure!(came.load(Ordering::SeqCst) == 1, "it has connected again");
+        let next = python(&program, port, &format!("{rules}[versions]\nkeep = 1\n"));
+        let manifest = format!("app = {app:?}\n{next}");
+        let _: Value = node
+            .client()
+            .put(&format!("/v1/apps/{app}"), &json!({ "manifest": manifest }))?;
+        ensure!(told(port, "/var/WHO")? == "2");
+        ensure!(
+            came.load(Ordering::SeqCst) == 2,
+            "the new version was not reached by the other"
+        );
         node.end()
     });
 }

@@ -248,7 +248,6 @@ fn after_a_crash_of_the_machine_little_is_lost() {
     });
 }
 
-/// As many as APPSHOT_KILLS says: 500 take half an hour.
 /// The app runs on, what it uses meanwhile is counted, and the gap is told.
 #[test]
 fn a_full_disk_costs_no_count() {
@@ -292,6 +291,7 @@ fn a_full_disk_costs_no_count() {
     });
 }
 
+/// As many as APPSHOT_KILLS says: 500 take some minutes.
 fn kills() -> usize {
     let told = std::env::var("APPSHOT_KILLS").ok().and_then(|text| text.parse().ok());
     told.unwrap_or(40)

@@ -252,6 +252,7 @@ impl Fields {
             (Meter::Reserved, _) => ("Compute", "Serverless Compute", "Guarantee"),
             (_, AccountKind::Store) => ("Storage", "Object Storage", "Appshots"),
             (_, AccountKind::Traffic) => ("Networking", "Application Networking", "Requests"),
+            (Meter::Sent, _) => ("Networking", "Network Connectivity", "Instance"),
             (_, AccountKind::Started | AccountKind::Restored) => ("Compute", "Serverless Compute", "Instance"),
         };
         self.tell(row.cost); // BilledCost

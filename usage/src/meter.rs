@@ -100,7 +100,7 @@ impl Meter {
             Meter::Storage => "Appshots stored",
             Meter::Restores => "Restore of an instance",
             Meter::Requests => "Requests served",
-            Meter::Sent => "Answers sent",
+            Meter::Sent => "Bytes sent",
             Meter::Reserved => "Processors kept ready",
         }
     }

@@ -389,7 +389,8 @@ counters! {
     restores: u64,
     /// Answers that were given to the end.
     requests: u64,
-    /// Of bodies.
+    /// Of bodies, by the HTTP entry; of an instance that has joined a network, all that went
+    /// through the devices of that.
     received_bytes: u64,
     sent_bytes: u64,
     /// For how long the app was wanted and waited for the node's memory.

@@ -260,6 +260,9 @@ fn sentence(status: &Value) -> String {
         told += &format!("; up last in {} ({kind}: {cause})", out::millis(micros));
     }
     told += &format!("\n  version  {}", versions(status));
+    if let Some(address) = status["address"].as_str() {
+        told += &format!("\n  address  {address}");
+    }
     if let Some(notice) = status["notice"].as_str() {
         told += &format!("\n  notice  {}", notice.replace('\n', "\n    "));
     }
@@ -269,7 +272,8 @@ fn sentence(status: &Value) -> String {
     if instances(status).nth(1).is_some() {
         let now = now_unix_ms().unwrap_or_default();
         let rows: Vec<Vec<String>> = instances(status).map(|one| instance(one, now)).collect();
-        told += &format!("\n{}", out::table(&["INSTANCE", "STATE", "FOR", "PID", "KIND"], &rows));
+        let head = ["INSTANCE", "STATE", "FOR", "PID", "KIND", "ADDRESS"];
+        told += &format!("\n{}", out::table(&head, &rows));
     }
     told.trim_end().to_owned()
 }
@@ -303,6 +307,8 @@ fn instance(one: &Value, now_unix_ms: u64) -> Vec<String> {
             .as_i64()
             .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
         text(one, "kind").to_owned(),
+        // Else it has the node's.
+        one["address"].as_str().unwrap_or("-").to_owned(),
     ]
 }
 

@@ -9,6 +9,7 @@ mod need;
 mod running;
 mod versions;
 
+use crate::addresses::{self, Network};
 use crate::bell::Bell;
 use crate::budget::{self, Charge};
 use crate::demand::Demand;
@@ -26,14 +27,15 @@ use libsnap::due::Due;
 use libsnap::error::{Error, OrFail, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
+use libsnap::network::is_network;
 use libsnap::store::{App, State as AppState, now_unix_ms};
-use libsnap::target::{Instance, Memory, Network, Phase, RunOptions, SnapshotReport, TcpPolicy, Time};
+use libsnap::target::{Instance, Memory, Network as Net, Phase, RunOptions, SnapshotReport, TcpPolicy, Time};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
 use nodekit::traces::{self, Place, Span, SpanKind};
 use nodekit::{detach, ending};
 use serde_json::{Value, json};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -145,6 +147,8 @@ pub struct Agent {
     sockets: Vec<OwnedFd>,
     /// Connections that are held while it sleeps.
     carried: Vec<OwnedFd>,
+    /// Where its first instance is, asleep or awake, if that has an address of its own.
+    network: Option<Network>,
     demand: Arc<Demand>,
     why: Arc<Why>,
     further: Instances,
@@ -178,7 +182,9 @@ impl Agent {
         (demand, why): (Arc<Demand>, Arc<Why>),
         (status, orders, switches): (watch::Sender<Status>, mpsc::Receiver<Order>, mpsc::Receiver<Switch>),
     ) -> Agent {
+        let (networks, sockets): (Vec<OwnedFd>, Vec<_>) = sockets.into_iter().partition(is_network);
         let (sockets, carried): (Vec<OwnedFd>, _) = sockets.into_iter().partition(sockets::listens);
+        let network = networks.into_iter().next().zip(deployment.address);
         demand.listens(&sockets, &node.looks);
         Agent {
             further: Instances::new(node.clone(), deployment.manifest.clone(), deployment.versions.current),
@@ -191,6 +197,7 @@ impl Agent {
             told: None,
             sockets,
             carried,
+            network: network.map(|(namespace, address)| Network { address, namespace }),
             demand,
             why,
             scale: Scale::default(),
@@ -282,9 +289,9 @@ impl Agent {
         crate::versions::tidy(&self.node.store, &self.deployment)?;
         self.further.look_for_all()?;
         let record = self.node.store.find(self.name())?;
-        let isolated = self.manifest().network.isolated;
+        let own = self.manifest().network;
         if let Some(app) = record.filter(App::alive) {
-            if isolated && app.from.is_none() {
+            if own.is_own() && app.from.is_none() {
                 // It was just coming up, where nobody can come to it.
                 ending::kill_all(&self.node.store, &app)?;
                 return Ok(Next::Start);
@@ -301,6 +308,13 @@ impl Agent {
                 }
                 // What it has opened in a network of its own is for itself.
                 sockets => self.hold(sockets::of_here(sockets?.listening)?)?,
+            }
+            if own.address && self.network.is_none() {
+                // Nobody has kept it, and it is in it.
+                self.network = addresses::of(app.root)
+                    .zip(addresses::namespace_of(app.root).ok())
+                    .map(|(address, namespace)| Network { address, namespace });
+                self.keep()?;
             }
             self.kind = Some(app.from.as_ref().map_or(Kind::Started, |_| Kind::Woken));
             return Ok(Next::Run(None));
@@ -339,7 +353,34 @@ impl Agent {
 
     /// Has others keep what is held here, should this daemon end.
     fn keep(&self) -> Result<()> {
-        self.node.keeper.keep(self.name(), &self.all_held()?)
+        let network = self.network.iter().map(|network| &network.namespace);
+        let all = sockets::copies(self.sockets.iter().chain(&self.carried).chain(network))?;
+        self.node.keeper.keep(self.name(), &all)
+    }
+
+    /// Sees to it that there is a network for its first instance, where that is to have an address
+    /// of its own, and to no other.
+    async fn have_network(&mut self) -> Result<()> {
+        match (self.manifest().network.address, &self.network) {
+            (true, None) => {}
+            (false, Some(_)) => {
+                self.network = None;
+                return self.keep();
+            }
+            _ => return Ok(()),
+        }
+        let (addresses, name) = (self.node.addresses.clone(), self.name().to_owned());
+        let had = self.deployment.address;
+        let network = on_own_thread(move || addresses.make(&name, had)).await?;
+        self.node.addresses.forget(self.name());
+        self.node.addresses.reserve(self.name(), network.address);
+        if had != Some(network.address) {
+            self.deployment.address = Some(network.address);
+            self.node.save(&self.deployment)?;
+            self.status.send_modify(|status| status.written(&self.deployment));
+        }
+        self.network = Some(network);
+        self.keep()
     }
 
     /// What the app gets back when it wakes.
@@ -412,6 +453,7 @@ impl Agent {
             state,
             since_unix_ms,
             kind: self.kind.filter(|_| root.is_some()),
+            address: self.network.as_ref().map(|network| network.address),
         });
         let instances: Vec<_> = first.into_iter().chain(self.further.statuses()).collect();
         let running = instances.iter().filter(|one| one.root.is_some()).count();
@@ -452,11 +494,13 @@ impl Agent {
             return self.take_over(appshot).await;
         }
         let began = Instant::now();
+        self.have_network().await?;
+        let version = self.deployment.versions.current;
         let options = RunOptions {
             secrets: self.node.secrets_of(self.manifest())?,
             ..self
                 .node
-                .run_options(self.manifest(), self.deployment.versions.current)
+                .run_options(self.manifest(), version, self.network.as_ref())
                 .await?
         };
         let start = Start::run(self.node.store.clone(), options);
@@ -465,13 +509,12 @@ impl Agent {
             .caused(Some(Cause::Deploy.name().to_owned()))?;
         let started = on_own_thread(move || detach::spawn(start)).await?;
         self.turn(State::Starting, None);
-        let isolated = self.manifest().network.isolated;
         let (sockets, suspended) = match self.until_up(&started.app, began).await {
             Ok(Came::Up(sockets, suspended)) => (sockets, suspended),
             Ok(Came::Not) => return Ok(Next::Remove),
             Err(error) => return self.end_started(started.app, error).await,
         };
-        if isolated {
+        if self.manifest().network.is_own() {
             return match self.turn_outward(&sockets.listening).await {
                 Ok(()) if suspended => {
                     self.suspended(true)?;
@@ -526,7 +569,7 @@ impl Agent {
         if let Some(first) = sockets::first_missing(&names, &self.manifest().listen, true) {
             return Err(Error::failed(format!("app {} does not come up", self.name()))
                 .because(format!("it does not listen on {first}, but on more than that"))
-                .fix("have the [[listen]] of an isolated app say just where it listens, such as 0.0.0.0:8080"));
+                .fix("have the [[listen]] of an app with a network of its own say just where it listens, such as 0.0.0.0:8080"));
         }
         let had = self.measure().await;
         let report = self.snapshot(Occasion::Deploy).await?;
@@ -755,7 +798,7 @@ impl Agent {
         let request = json!({
             "appshot": self.name(),
             "instance": true,
-            "network": Network::from(self.manifest().network),
+            "network": Net::from(self.manifest().network),
             "as_itself": self.manifest().has_own_user(),
         });
         std::thread::spawn(move || {
@@ -840,9 +883,10 @@ impl Agent {
         if self.sockets.is_empty() {
             self.hold_all()?;
         }
-        let own = self
-            .node
-            .own_of(self.manifest(), self.name(), self.deployment.versions.current);
+        self.have_network().await?;
+        let address = self.network.as_ref().map(|network| network.address);
+        let version = self.deployment.versions.current;
+        let own = self.node.own_of(self.manifest(), (self.name(), address), version);
         let (identity, binds) = match own {
             Err(error) if self.deployment.versions.untried => return self.fall_back(error).await,
             own => own?,
@@ -850,7 +894,8 @@ impl Agent {
         let request = json!({
             "appshot": self.name(),
             "name": self.name(),
-            "network": Network::from(self.manifest().network),
+            "network": Net::from(self.manifest().network),
+            "netns": self.network.as_ref().map(|network| network.namespace.as_raw_fd()),
             // Of one that was never up all is verified before it runs.
             "memory": if self.deployment.versions.untried { Memory::Eager } else { Memory::Lazy },
             "as_itself": self.manifest().has_own_user(),

@@ -212,6 +212,7 @@ pub async fn put(change: Change, Path(app): Path<String>, Body(request): Body<De
             let status = match held.deployment.declared() == manifest {
                 true => node.status(&name)?.borrow().clone(),
                 false => {
+                    node.addresses.suffice(&manifest)?;
                     node.may_have(&manifest)?;
                     node.may_store(&manifest).await?;
                     node.update(held, manifest, &caller).await?

@@ -216,6 +216,7 @@ impl Restored {
             cgroup: self.0.cgroup.clone(),
             root: self.0.root,
             init: self.0.init,
+            network: self.0.network.map(|network| network.inode),
         }
     }
 

@@ -34,6 +34,7 @@ use crate::image::records::{FileKind, SocketState};
 use crate::image::{Appshot, Core};
 use crate::ipc;
 use crate::launch::{bind_all, join, no_cgroup};
+use crate::network::Joined;
 use crate::nsthread::Door;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::Regs;
@@ -404,6 +405,8 @@ impl Prepared {
         phases.start("processes")?;
         let hostname = options.identity.renewed.then_some(name.as_str());
         let waits = self.give(shot, &files, (hostname, network.as_ref()))?;
+        let network = network.as_ref().map(Joined::of).transpose();
+        let network = network.or_fail(|| "cannot tell which network namespace this is")?;
         drop(files);
         phases.start("identity")?;
         if options.identity.renewed {
@@ -465,6 +468,7 @@ impl Prepared {
             total_micros: begin.elapsed().as_micros() as u64,
             phases: phases.steps.end(),
             warnings: Vec::new(),
+            network,
             ahead,
             point,
         })

@@ -3,6 +3,7 @@
 use crate::cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::ids::HostPid;
+use crate::network::Joined;
 use crate::target::{Hooks, Instance, Target};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -42,6 +43,9 @@ pub struct App {
     /// Why it was brought up, where that was said: `request`, `operator`, `recovery` ...
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cause: Option<String>,
+    /// The network namespace that it was made to join.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub network: Option<Joined>,
     /// What its cgroup had counted when it began: it had been prepared before anybody asked for
     /// it, which is the platform's doing.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -119,6 +123,7 @@ impl App {
             exit: None,
             appshot: None,
             cause: None,
+            network: instance.network,
             ahead: instance.ahead,
             coming_ns: 0,
             snapshots: BTreeMap::new(),
@@ -199,6 +204,7 @@ impl App {
             cgroup: self.cgroup.clone(),
             root: self.root,
             init: self.init,
+            network: self.network.map(|network| network.inode),
         })
     }
 }

@@ -18,6 +18,7 @@ fn app(name: &str) -> App {
         total_micros: 1,
         phases: Vec::new(),
         warnings: Vec::new(),
+        network: None,
         ahead: None,
         point: None,
     };

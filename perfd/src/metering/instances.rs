@@ -6,8 +6,11 @@ use super::{FIRST_NS, LOOK_NS, SECOND_NS};
 use libsnap::cgroup;
 use libsnap::error::Result;
 use libsnap::ids::HostPid;
+use libsnap::network::Traffic;
+use libsnap::proc;
 use libsnap::store::{App, Reading, State as AppState, Store, Taken};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::Path;
 use usage::ledger::Ledger;
 use usage::record::{Account, AccountKind, Body, Counters, End, Gap, Moment, Snapshots, Source, State, Use};
@@ -46,6 +49,9 @@ struct Live {
     look_at: u64,
     pause_ns: u64,
     group: Option<cgroup::Watched>,
+    /// What goes through the devices of a network that it has joined. While this is open that is
+    /// there, also when the instance is not any more.
+    traffic: Option<File>,
     /// The processor's counters when it was looked at last, and when it was looked at as a whole.
     whole: (Option<cgroup::Counters>, u64),
     /// Nothing had changed by then.
@@ -207,6 +213,7 @@ impl Instances {
         live.tell_snapshots(&id, ledger, at);
         live.memory.stay(reading.boot_ns, &mut live.counters);
         live.take(&reading.counters);
+        live.count_traffic();
         live.counters.running_ns = live
             .counters
             .running_ns
@@ -322,6 +329,10 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
         look_at: at.boot_ns,
         pause_ns: FIRST_NS,
         group: app.cgroup.as_deref().map(cgroup::Watched::new),
+        traffic: match app.network {
+            Some(_) => File::open(format!("/proc/{}/net/dev", app.root)).ok(),
+            None => None,
+        },
         whole: (None, 0),
         rests: false,
         summed_ns,
@@ -391,9 +402,22 @@ impl Live {
                 return 0;
             }
         }
+        self.count_traffic();
         let running_ns = now.saturating_sub(self.app.started_boot_ns);
         self.counters.running_ns = self.counters.running_ns.max(running_ns);
         self.sum()
+    }
+
+    /// What it has received and sent since it has joined its network; never less than before.
+    fn count_traffic(&mut self) {
+        let Some((file, joined)) = self.traffic.as_ref().zip(self.app.network) else {
+            return;
+        };
+        if let Ok(text) = proc::read_again(file) {
+            let more = Traffic::parse(&text).since(joined.before);
+            self.counters.received_bytes = self.counters.received_bytes.max(more.received_bytes);
+            self.counters.sent_bytes = self.counters.sent_bytes.max(more.sent_bytes);
+        }
     }
 
     /// Answers whether it is there. What takes long and says little new, or is not billed, is asked
