@@ -300,6 +300,9 @@ pub struct Up {
     /// Answer providers here, over TLS; several times for more addresses
     #[arg(long, value_name = "ADDR:PORT")]
     pub api: Vec<SocketAddr>,
+    /// Give instances addresses of this network, where their manifests ask for them
+    #[arg(long, value_name = "NETWORK")]
+    pub subnet: Option<String>,
 }
 
 /// Where the daemon of the node is.

@@ -13,6 +13,8 @@ use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -287,6 +289,99 @@ fn a_full_disk_costs_no_count() {
         let report = loads.verify()?;
         let told = report["first_gap"].as_str().unwrap_or_default();
         ensure!(told.contains("could not be written"), "{report}");
+        loads.recompute()
+    });
+}
+
+/// Two ends of a wire: one on this host, one in a network namespace. Both go with this.
+struct Wire {
+    name: String,
+    own: String,
+}
+
+impl Wire {
+    fn new() -> Result<Wire> {
+        let number = std::process::id() % 250;
+        let wire = Wire {
+            name: format!("as-wire-{number}"),
+            own: format!("10.{number}.89.1"),
+        };
+        let (name, other) = (&wire.name, format!("10.{number}.89.2/30"));
+        for line in [
+            format!("netns add {name}"),
+            format!("link add {name} type veth peer name eth0 netns {name}"),
+            format!("addr add {}/30 dev {name}", wire.own),
+            format!("link set {name} up"),
+            format!("-n {name} addr add {other} dev eth0"),
+            format!("-n {name} link set eth0 up"),
+            format!("-n {name} link set lo up"),
+        ] {
+            let done = Command::new("ip").args(line.split(' ')).status()?;
+            ensure!(done.success(), "ip {line}");
+        }
+        Ok(wire)
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        // The device goes with it.
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+/// Sends as much as it is asked for, each time over a connection of its own.
+const SENDS: &str = r#"
+import socket, sys
+while True:
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as peer:
+            wanted = peer.recv(8)
+            if len(wanted) == 8:
+                peer.sendall(bytes(int(wanted)))
+                peer.shutdown(socket.SHUT_WR)
+                peer.recv(1)
+    except OSError:
+        pass
+"#;
+
+/// What an instance has sent and received through a network that it has joined is counted with it:
+/// no less than its data, and little beyond that, for headers.
+#[test]
+fn bytes_of_a_network_are_of_the_instance_that_joined_it() {
+    in_place("bytes_of_a_network_are_of_the_instance_that_joined_it", |place| {
+        let (loads, wire) = (Loads::new(place)?, Wire::new()?);
+        let perfd = loads.perfd()?;
+        let server = TcpListener::bind((wire.own.as_str(), 0))?;
+        let port = server.local_addr()?.port().to_string();
+        let ask = |bytes: usize| {
+            let (mut stream, _) = server.accept()?;
+            write!(stream, "{bytes:08}")?;
+            let came = std::io::copy(&mut stream, &mut std::io::sink())?;
+            ensure!(came == bytes as u64, "{came} came");
+            Ok(())
+        };
+        let (name, netns) = (loads.name.as_str(), wire.name.as_str());
+        let command = ["/usr/bin/python3", "-c", SENDS, &wire.own, &port];
+        let run = ["run", "--name", name, "-d", "--netns", netns, "--"];
+        loads.registry.appshot(&[&run[..], &command].concat())?;
+        ask(3 << 20)?;
+        ask(1 << 20)?;
+        loads.registry.appshot(&["snapshot", "--tcp", "close", name])?;
+        loads.registry.appshot(&["restore", name, "-d", "--netns", netns])?;
+        // The one that was closed may wait still.
+        while ask(2 << 20).is_err() {}
+        loads.registry.appshot(&["kill", "-s", "KILL", "--wait", name])?;
+        loads.settled()?;
+        perfd.stop()?;
+        let counted = loads.counted()?;
+        ensure!(counted.len() == 2 && counted.iter().all(|of| of.ended), "{counted:?}");
+        for (of, mib) in counted.iter().zip([4, 2]) {
+            let (sent, received) = (of.get("sent_bytes"), of.get("received_bytes"));
+            let data = mib << 20;
+            ensure!((data..data + data / 20).contains(&sent), "{sent} of {data} sent");
+            ensure!((1..data / 20).contains(&received), "{received} received");
+        }
         loads.recompute()
     });
 }

@@ -50,7 +50,9 @@ pub fn up(dirs: &Dirs, args: &cli::Up) -> Result<u8> {
         let arguments = match name {
             "edgepointd" => {
                 let http = args.http.iter().map(|at| format!("--http={at}"));
-                http.chain(args.api.iter().map(|at| format!("--api={at}"))).collect()
+                let api = args.api.iter().map(|at| format!("--api={at}"));
+                let subnet = args.subnet.iter().map(|subnet| format!("--subnet={subnet}"));
+                http.chain(api).chain(subnet).collect()
             }
             _ => Vec::new(),
         };

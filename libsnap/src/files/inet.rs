@@ -433,7 +433,13 @@ fn reachable(mut name: Vec<u8>) -> Vec<u8> {
 
 pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
     if matches!(record.state, SocketState::Severed | SocketState::Carried { .. }) {
-        return severed(record.domain).or_fail(|| "cannot make a closed connection");
+        let what = || "cannot make a closed connection";
+        return match severed(record.domain) {
+            Err(nix::Error::EADDRNOTAVAIL) => Err(Error::new(Kind::Unavailable, what())
+                .because("its network has no loopback address")
+                .fix("raise the loopback device of that network namespace: `ip link set lo up`")),
+            made => made.or_fail(what),
+        };
     }
     let made = socket(record.domain, record.kind, record.protocol).or_fail(|| "cannot make a socket")?;
     sockets::set_options(&made, record)?;
