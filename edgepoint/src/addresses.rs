@@ -2,9 +2,9 @@
 //! of the node (veth(4)).
 //!
 //! ```text
-//!   node   bridge appshot0, 10.88.0.1/16
-//!            ├── as0a580007 ═══ eth0, 10.88.0.7/16, default via 10.88.0.1    web
-//!            └── as0a5800c1 ═══ eth0, 10.88.0.193/16                         web.2
+//!   node   bridge appshot0, 10.213.0.1/16
+//!            ├── as0ad50007 ═══ eth0, 10.213.0.7/16, default via 10.213.0.1    web
+//!            └── as0ad500c1 ═══ eth0, 10.213.0.193/16                         web.2
 //! ```
 //!
 //! The namespace of an app's first instance is kept as long as the app is deployed: it sleeps and
@@ -25,6 +25,7 @@ use libsnap::nsthread;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection,
@@ -79,7 +80,7 @@ impl Addresses {
         if !PREFIXES.contains(&subnet.prefix_len()) {
             return Err(Error::new(Kind::Usage, what())
                 .because(format!("its prefix is {}", subnet.prefix_len()))
-                .fix("from /8 to /29, such as 10.88.0.0/16"));
+                .fix("from /8 to /29, such as 10.213.0.0/16"));
         }
         let subnet = subnet.trunc();
         let runtime = runtime()?;
@@ -123,7 +124,7 @@ impl Addresses {
         self.pool.ok_or_else(|| {
             Error::new(Kind::Unavailable, format!("cannot give {instance} an address"))
                 .because("this node has none for instances")
-                .fix("start edgepointd with --subnet, such as --subnet 10.88.0.0/16, or leave network.address out")
+                .fix("start edgepointd with --subnet, such as --subnet 10.213.0.0/16, or leave network.address out")
         })
     }
 
@@ -134,6 +135,22 @@ impl Addresses {
 
     pub fn forget(&self, app: &str) {
         self.reserved().retain(|_, of| of != app);
+    }
+
+    /// Joins a network that was made before to the bridge again. Answers whether it is there.
+    pub fn attach(&self, address: Ipv4Addr) -> Result<bool> {
+        let Some(pool) = self.pool else { return Ok(false) };
+        let attach = || {
+            let runtime = runtime().map_err(|_| Errno::EAGAIN)?;
+            let node = connect(&runtime).map_err(errno_of)?;
+            runtime.block_on(pool.add_port(&node, &device_of(address), address))
+        };
+        match apart(attach) {
+            Err(Errno::ENODEV) => Ok(false),
+            done => done
+                .map(|()| true)
+                .or_fail(|| format!("cannot join the network of {address} to the bridge")),
+        }
     }
 
     /// Makes a network for this instance, with the address that it had, if it had one, unless
@@ -165,6 +182,11 @@ impl Addresses {
                 .fix("start edgepointd with a wider --subnet"),
         )
     }
+}
+
+/// The node's end.
+fn device_of(address: Ipv4Addr) -> String {
+    format!("as{:08x}", u32::from(address))
 }
 
 /// The address of an instance that runs.
@@ -202,6 +224,26 @@ impl Pool {
         (0..count).map(move |step| Ipv4Addr::from(first + (begin % count + step) % count))
     }
 
+    /// Joins the node's end, of this name, to the bridge, where it is told who is behind it: what
+    /// an instance says of that counts for nothing. Others than the node it does not reach.
+    async fn add_port(self, node: &Handle, name: &str, address: Ipv4Addr) -> std::result::Result<(), Errno> {
+        let port = index(node, name).await?.ok_or(Errno::ENODEV)?;
+        let joined = LinkUnspec::new_with_index(port).controller(self.bridge).up().build();
+        node.link().change(joined).execute().await.map_err(errno)?;
+        let alone = LinkBridgePort::new(port).isolated(true).learning(false).flood(false);
+        node.link().set_port(alone.build()).execute().await.map_err(errno)?;
+        let behind = node
+            .neighbours()
+            .add_bridge(port, &hardware(address))
+            .state(NeighbourState::Permanent);
+        behind.replace().execute().await.map_err(errno)?;
+        let known = node.neighbours().add(self.bridge, IpAddr::V4(address));
+        let known = known
+            .link_layer_address(&hardware(address))
+            .state(NeighbourState::Permanent);
+        known.replace().execute().await.map_err(errno)
+    }
+
     /// By a thread that ends then: it stays in the network.
     fn join(self, address: Ipv4Addr) -> std::result::Result<Network, Errno> {
         let runtime = runtime().map_err(|_| Errno::EAGAIN)?;
@@ -210,9 +252,8 @@ impl Pool {
         let namespace: OwnedFd = File::open("/proc/thread-self/ns/net").map_err(errno_of)?.into();
         let own = connect(&runtime).map_err(errno_of)?;
         runtime.block_on(async {
-            let port = self.add_pair(&node, address, &namespace).await?;
-            let isolated = LinkBridgePort::new(port).isolated(true).build();
-            node.link().set_port(isolated).execute().await.map_err(errno)?;
+            add_pair(&node, address, &namespace).await?;
+            self.add_port(&node, &device_of(address), address).await?;
             let device = index(&own, DEVICE).await?.ok_or(Errno::ENODEV)?;
             up(&own, index(&own, "lo").await?.ok_or(Errno::ENODEV)?).await?;
             let prefix = self.subnet.prefix_len();
@@ -224,21 +265,15 @@ impl Pool {
         })?;
         Ok(Network { address, namespace })
     }
+}
 
-    /// Answers the index of the node's end, which is a port of the bridge.
-    async fn add_pair(self, node: &Handle, address: Ipv4Addr, peer: &OwnedFd) -> std::result::Result<u32, Errno> {
-        let name = format!("as{:08x}", u32::from(address));
-        let inner = LinkMessageBuilder::<LinkUnspec>::default()
-            .name(DEVICE)
-            .address(hardware(address))
-            .setns_by_fd(peer.as_raw_fd());
-        let pair = LinkVeth::new(&name, DEVICE)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(inner.build())))
-            .controller(self.bridge)
-            .up();
-        node.link().add(pair.build()).execute().await.map_err(errno)?;
-        index(node, &name).await?.ok_or(Errno::ENODEV)
-    }
+async fn add_pair(node: &Handle, address: Ipv4Addr, peer: &OwnedFd) -> std::result::Result<(), Errno> {
+    let inner = LinkMessageBuilder::<LinkUnspec>::default()
+        .name(DEVICE)
+        .address(hardware(address))
+        .setns_by_fd(peer.as_raw_fd());
+    let pair = LinkVeth::new(&device_of(address), DEVICE).set_info_data(InfoData::Veth(InfoVeth::Peer(inner.build())));
+    node.link().add(pair.build()).execute().await.map_err(errno)
 }
 
 /// The index of a bridge of this name that has the first address of the subnet.
@@ -255,6 +290,8 @@ async fn have_bridge(node: &Handle, name: &str, subnet: Ipv4Net) -> std::result:
         return Err(Errno::EEXIST);
     }
     let bridge = link.header.index;
+    // What instances say by IPv6 is not for the node.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
     let named = node.address().add(bridge, IpAddr::V4(first), subnet.prefix_len());
     named.execute().await.map_err(errno).or_else(unless_there)?;
     up(node, bridge).await?;

@@ -24,7 +24,7 @@
 
 use crate::addresses;
 use crate::budget::Charge;
-use crate::manifest::{INSTANCES_MAX, Manifest};
+use crate::manifest::{INSTANCES_MAX, Keep, Manifest};
 use crate::node::{Node, Room};
 use crate::sockets::{self, Sockets};
 use crate::status::{Cause, InstanceStatus, Kind, State};
@@ -288,10 +288,11 @@ impl Instances {
             let (store, app) = (self.node.store.clone(), one.app.clone());
             let sockets = sockets::copies(sockets)?;
             let (name, hold) = (app.name.clone(), self.manifest.idle.hold.0);
+            let made = self.manifest.idle.made;
             let floor = Some(self.manifest.idle.cpu).filter(|floor| one.work.last() > *floor);
             // It may be busy with something else, or have ended just now.
             let end = move || match &holds::of(&app, hold)[..] {
-                [] => end_unneeded(&store, &app, &sockets, floor),
+                [] => end_unneeded(&store, &app, (&sockets, made), floor),
                 held => Ok(Some(format!("it holds itself awake: {}", held.join(", ")))),
             };
             let why = match on_own_thread(end).await {
@@ -423,14 +424,19 @@ fn memory_of_clones(appshot: &Path, manifest: &Manifest) -> Result<Memory> {
 /// Ends an instance that nobody needs, or answers what it is needed for. One that has
 /// worked lately must take less of a processor than this when it has no connections: else
 /// the work is its own. The calling thread has to end then.
-fn end_unneeded(store: &Store, app: &App, listening: &[OwnedFd], floor: Option<f64>) -> Result<Option<String>> {
+fn end_unneeded(
+    store: &Store,
+    app: &App,
+    (listening, made): (&[OwnedFd], Keep),
+    floor: Option<f64>,
+) -> Result<Option<String>> {
     {
         let _busy = store.try_lock(&app.name)?;
         let target = app.target()?;
         let child = process::open_child(app)?;
         let why = match Sockets::of(app)?.exclusive {
-            true => kill_at_rest(app, &target, listening)?,
-            false => kill_drained(app, &target, listening, floor)?,
+            true => kill_at_rest(app, &target, (listening, made))?,
+            false => kill_drained(app, &target, (listening, made), floor)?,
         };
         if why.is_some() {
             return Ok(why);
@@ -443,9 +449,14 @@ fn end_unneeded(store: &Store, app: &App, listening: &[OwnedFd], floor: Option<f
 
 /// Kills it at once where it has no connection, or as soon as it has closed those that it
 /// has, in which time it accepts none.
-fn kill_drained(app: &App, target: &Target, listening: &[OwnedFd], floor: Option<f64>) -> Result<Option<String>> {
+fn kill_drained(
+    app: &App,
+    target: &Target,
+    (listening, made): (&[OwnedFd], Keep),
+    floor: Option<f64>,
+) -> Result<Option<String>> {
     let frozen = freeze::freeze_with(target, &[], freeze::before_unnoted(target)?)?;
-    let mut why = needed(&Sockets::of_stopped(app)?);
+    let mut why = needed(&Sockets::of_stopped(app)?, made);
     if why.is_none() && floor.is_none() {
         frozen.kill(target, || ());
         return Ok(None);
@@ -454,7 +465,7 @@ fn kill_drained(app: &App, target: &Target, listening: &[OwnedFd], floor: Option
     // Twice: from one process to another nothing is on its way for so long.
     let (mut idle, mut work) = (0, Work::of(app));
     let drained = drain.until(PATIENCE, || {
-        why = needed(&Sockets::of_stopped(app)?);
+        why = needed(&Sockets::of_stopped(app)?, made);
         if why.is_some() {
             (idle, work) = (0, Work::of(app));
             return Ok(false);
@@ -474,13 +485,13 @@ fn kill_drained(app: &App, target: &Target, listening: &[OwnedFd], floor: Option
 }
 
 /// Waits for a moment in which it has no connection, and nobody waits for one.
-fn kill_at_rest(app: &App, target: &Target, listening: &[OwnedFd]) -> Result<Option<String>> {
+fn kill_at_rest(app: &App, target: &Target, (listening, made): (&[OwnedFd], Keep)) -> Result<Option<String>> {
     let since = Instant::now();
     loop {
-        let mut why = needed(&Sockets::of(app)?);
+        let mut why = needed(&Sockets::of(app)?, made);
         if why.is_none() {
             let frozen = freeze::freeze_with(target, &[], freeze::before_unnoted(target)?)?;
-            why = needed(&Sockets::of_stopped(app)?);
+            why = needed(&Sockets::of_stopped(app)?, made);
             while why.is_none() && somebody_waits(listening)? {
                 let too_long = frozen.since.elapsed() > STILL_MAX;
                 why = too_long.then(|| "somebody waits to be accepted".to_owned());
@@ -501,7 +512,12 @@ fn kill_at_rest(app: &App, target: &Target, listening: &[OwnedFd]) -> Result<Opt
 /// from then on; answers what it is needed for where that takes too long, and it goes on.
 /// One that waits with EPOLLEXCLUSIVE, or has no cgroup, or is told of its snapshot, goes on
 /// in any case: a snapshot of it is tried. The calling thread has to end then.
-pub fn rest(store: &Store, app: &App, listening: &[OwnedFd], patience: Duration) -> Result<Option<String>> {
+pub fn rest(
+    store: &Store,
+    app: &App,
+    (listening, made): (&[OwnedFd], Keep),
+    patience: Duration,
+) -> Result<Option<String>> {
     let _busy = store.try_lock(&app.name)?;
     let Some(group) = app.cgroup.as_deref().filter(|_| app.hooks.before_snapshot.is_empty()) else {
         return Ok(None);
@@ -518,7 +534,7 @@ pub fn rest(store: &Store, app: &App, listening: &[OwnedFd], patience: Duration)
     let (mut why, mut idle) = (None, 0);
     // Twice: from one process to another nothing is on its way for so long.
     let drained = drain.until(patience, || {
-        why = needed(&Sockets::of_stopped(app)?);
+        why = needed(&Sockets::of_stopped(app)?, made);
         idle = if why.is_none() { idle + 1 } else { 0 };
         Ok(idle > 1)
     })?;
@@ -528,8 +544,11 @@ pub fn rest(store: &Store, app: &App, listening: &[OwnedFd], patience: Duration)
     Ok(why)
 }
 
-fn needed(sockets: &Sockets) -> Option<String> {
-    match (sockets.connections, sockets.unread) {
+/// Connections that it has made are closed where nothing is under way over them, if its manifest
+/// says that of such.
+fn needed(sockets: &Sockets, made: Keep) -> Option<String> {
+    let idle = if made == Keep::Open { 0 } else { sockets.made_idle };
+    match (sockets.connections - idle, sockets.unread) {
         (0, 0) => None,
         (0, _) => Some("its processes have something to tell each other".to_owned()),
         (open, _) => Some(format!("connections are open: {open}")),

@@ -238,10 +238,10 @@ impl Net {
     }
 }
 
-/// What it joins is told besides.
+/// What it joins is told besides; what waits until it is asked for is in one of its own until then.
 impl From<Net> for Network {
     fn from(net: Net) -> Network {
-        match net.isolated {
+        match net.is_own() {
             true => Network::Own,
             false => Network::Host,
         }
@@ -317,20 +317,11 @@ impl Idle {
         self.timers_beyond.unwrap_or(self.timeout).0
     }
 
-    /// What becomes of its connections where a version comes up in a network that goes.
-    pub fn tcp_of_version(&self) -> TcpPolicy {
-        match self.made {
-            Keep::Open => TcpPolicy::Refuse,
-            Keep::Busy | Keep::Carried => TcpPolicy::CloseIdle {
-                accepted: false,
-                made: true,
-            },
-        }
-    }
-
-    /// What becomes of its connections when it sleeps.
-    pub fn tcp(&self) -> TcpPolicy {
-        let (accepted, made) = (self.connections == Keep::Busy, self.made == Keep::Busy);
+    /// What becomes of its connections when it sleeps. Where nobody carries them, those that would
+    /// be are closed.
+    pub fn tcp(&self, carries: bool) -> TcpPolicy {
+        let closed = |keep: Keep| keep == Keep::Busy || keep == Keep::Carried && !carries;
+        let (accepted, made) = (closed(self.connections), closed(self.made));
         match accepted || made {
             true => TcpPolicy::CloseIdle { accepted, made },
             false => TcpPolicy::Refuse,
@@ -953,7 +944,10 @@ impl Manifest {
             cwd: directory,
             uid: user.map(|user| user.uid),
             gid: user.and_then(|user| user.gid),
-            network: self.network.into(),
+            network: match self.network.isolated {
+                true => Network::Own,
+                false => Network::Host,
+            },
             limits: self.limits.into(),
             vars: self.vars_of((&self.app, address), version),
             binds: self.binds_of(&self.app, version)?,

@@ -11,6 +11,7 @@
 //! app is written down with the one that serves: written, the switch is decided. Names follow it
 //! ([`arrange`]), after a crash as well; what it does not name goes ([`tidy`]).
 
+use crate::agent::{COMES_UP, COMES_UP_YET};
 use crate::archives;
 use crate::budget;
 use crate::caller::Caller;
@@ -257,6 +258,7 @@ impl Node {
     /// Whether there is what its instances are told and find.
     fn has_all(&self, to: &Version) -> Result<()> {
         self.secrets_of(&to.manifest)?;
+        self.addresses.suffice(&to.manifest)?;
         to.manifest.binds_of(&to.manifest.app, to.number).map(drop)
     }
 
@@ -336,11 +338,23 @@ impl Node {
         probe::up(&started.app, &to.manifest, began).await?;
         // It serves in another network.
         let tcp = match network {
-            Some(_) => to.manifest.idle.tcp_of_version(),
+            Some(_) => TcpPolicy::CloseIdle {
+                accepted: false,
+                made: true,
+            },
             None => TcpPolicy::Refuse,
         };
         let request = json!({ "target": name, "replace": true, "tcp": tcp });
-        let _: SnapshotReport = self.snapd.post_async("/v1/snapshots", &request, &Place::here()).await?;
+        loop {
+            let taken: Result<SnapshotReport> = self.snapd.post_async("/v1/snapshots", &request, &Place::here()).await;
+            match taken {
+                Err(error) if error.kind == Kind::Refused && network.is_some() && began.elapsed() < COMES_UP => {
+                    tracing::debug!(app, %error, "not yet");
+                    tokio::time::sleep(COMES_UP_YET).await;
+                }
+                taken => break taken.map(drop)?,
+            }
+        }
         verify(&self.store, name.to_owned()).await
     }
 

@@ -34,6 +34,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Where the init program is loaded; anything that is free in it will do.
@@ -74,7 +75,7 @@ pub struct Place {
     /// A network namespace of its own, with a loopback device and nothing else.
     pub own_network: bool,
     /// One that is there.
-    pub joins: Option<OwnedFd>,
+    pub joins: Option<Arc<OwnedFd>>,
     /// Of its cgroup.
     pub limits: Limits,
     /// Whose secrets are.
@@ -505,8 +506,8 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
     if options.pids == PidMode::Host && own {
         return Err(on_host("start"));
     }
-    let joins = options.joins.map(join).transpose()?;
-    let network = joins.as_ref().map(Joined::of).transpose();
+    let joins = options.joins.map(join).transpose()?.map(Arc::new);
+    let network = joins.as_deref().map(Joined::of).transpose();
     let network = network.or_fail(|| "cannot tell which network namespace this is")?;
     let stdio = stdio_files(&options.stdio)?;
     let group = cgroup::create(&options.name)?;
@@ -516,7 +517,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         cgroup: group.clone(),
         files: own_files(options)?,
         own_network: options.network == Network::Own,
-        joins,
+        joins: joins.clone(),
         limits: options.limits,
         owner: options.uid.map(|uid| (uid, options.gid.unwrap_or(uid))),
         binds: options.binds.clone(),
@@ -539,6 +540,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         }],
         warnings: Vec::new(),
         network,
+        joined: joins,
         ahead: None,
         point: None,
     })

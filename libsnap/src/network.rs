@@ -1,11 +1,13 @@
 //! Network namespaces that apps are made to join.
 
+use crate::ids::HostPid;
 use crate::nsthread::Door;
 use crate::proc;
 use crate::sys::fd;
+use crate::target::HeldDescriptor;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 const NS_GET_NSTYPE: u64 = 0xb703;
 
@@ -20,16 +22,31 @@ pub fn is_network(descriptor: &OwnedFd) -> bool {
 pub struct Joined {
     /// What tells it from all others.
     pub inode: u64,
+    /// Open in the process that has brought the instance up, until it has noted its end.
+    pub held: HeldDescriptor,
     /// What had gone through its devices.
     pub before: Traffic,
 }
 
 impl Joined {
     pub fn of(namespace: &OwnedFd) -> io::Result<Joined> {
-        let inode = nix::sys::stat::fstat(namespace)?.st_ino;
-        let read = || proc::read("/proc/thread-self/net/dev");
-        let before = Traffic::parse(&Door::to_network(namespace)?.inside(read)??);
-        Ok(Joined { inode, before })
+        Ok(Joined {
+            inode: inode(namespace)?,
+            held: HeldDescriptor {
+                pid: HostPid(std::process::id().cast_signed()),
+                fd: namespace.as_raw_fd(),
+            },
+            before: Traffic::of(namespace)?,
+        })
+    }
+
+    /// What has gone through its devices since, as long as it is held.
+    pub fn traffic(&self) -> io::Result<Traffic> {
+        let namespace = self.held.open()?;
+        match inode(&namespace)? == self.inode {
+            true => Ok(Traffic::of(&namespace)?.since(self.before)),
+            false => Err(io::Error::from(io::ErrorKind::NotFound)),
+        }
     }
 }
 
@@ -41,7 +58,16 @@ pub struct Traffic {
     pub sent_bytes: u64,
 }
 
+fn inode(namespace: &OwnedFd) -> io::Result<u64> {
+    Ok(nix::sys::stat::fstat(namespace)?.st_ino)
+}
+
 impl Traffic {
+    fn of(namespace: &OwnedFd) -> io::Result<Traffic> {
+        let read = || proc::read("/proc/thread-self/net/dev");
+        Ok(Traffic::parse(&Door::to_network(namespace)?.inside(read)??))
+    }
+
     /// As net/dev of /proc tells it (proc_pid_net(5)); what stays inside (`lo`) does not count.
     pub fn parse(text: &[u8]) -> Traffic {
         let text = String::from_utf8_lossy(text);

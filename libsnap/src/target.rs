@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -426,6 +427,9 @@ pub struct Instance {
     /// The network namespace that it has joined.
     #[serde(skip)]
     pub network: Option<Joined>,
+    /// The same, open as long as the instance is supervised.
+    #[serde(skip)]
+    pub joined: Option<Arc<OwnedFd>>,
     /// What its cgroup had counted before anybody asked for it.
     #[serde(skip)]
     pub ahead: Option<crate::cgroup::Counters>,

@@ -44,7 +44,7 @@ pub fn main() -> u8 {
             return code;
         }
     };
-    let app = started.app.clone();
+    let (app, _joined) = (started.app.clone(), started.instance.joined.clone());
     tell(&Ok(started));
     match hidden::let_go().and_then(|()| supervise(&start.store, &app, &signals)) {
         Ok(_) => 0,

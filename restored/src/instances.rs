@@ -168,9 +168,9 @@ impl Instances {
         let app = self.app(name)?;
         let known = self.reverts.of(&app)?;
         let store = self.store.clone();
-        let (again, because) = match on_own_thread(move || known.in_place(&store)).await? {
+        let (again, _joined, because) = match on_own_thread(move || known.in_place(&store)).await? {
             Tried::Done(report) => return Ok(report),
-            Tried::Anew(start, because) => (start, because),
+            Tried::Anew(start, joined, because) => (start, joined, because),
         };
         tracing::info!(app = name, because, "reverted anew");
         let store = self.store.clone();

@@ -4,9 +4,10 @@ use libsnap::error::{Error, Result};
 use libsnap::ids::HostPid;
 use libsnap::restore::revert::{Point, Why};
 use libsnap::store::{App, Store};
-use libsnap::target::{Instance, Manner, Memory, PidMode, RevertReport};
+use libsnap::target::{HeldDescriptor, Instance, Manner, Memory, PidMode, RevertReport};
 use nodekit::start::{Start, What};
 use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Clones are the same table.
@@ -17,14 +18,16 @@ pub struct Reverts(Arc<Mutex<HashMap<HostPid, Known>>>);
 #[derive(Clone, Debug)]
 pub struct Known {
     start: Start,
+    /// The network that it has joined, which lasts as long as this.
+    joined: Option<Arc<OwnedFd>>,
     point: Option<Arc<Point>>,
 }
 
 /// What has come of reverting in place.
 pub enum Tried {
     Done(RevertReport),
-    /// It is to be brought up anew, for this reason.
-    Anew(Box<Start>, String),
+    /// It is to be brought up anew, in this network if it had joined one, for this reason.
+    Anew(Box<Start>, Option<Arc<OwnedFd>>, String),
 }
 
 /// An instance in the table; dropped, it is none any more.
@@ -44,8 +47,17 @@ impl Reverts {
 
     /// Keeps in mind what has come up.
     pub fn note(&self, start: &Start, instance: &Instance) -> Noted {
+        let mut start = start.clone();
+        if let (What::Restore { options, .. }, Some(joined)) = (&mut start.what, &instance.joined) {
+            // Who has named it may have closed it by then.
+            options.joins = Some(HeldDescriptor {
+                pid: HostPid(std::process::id().cast_signed()),
+                fd: joined.as_raw_fd(),
+            });
+        }
         let known = Known {
-            start: start.clone(),
+            start,
+            joined: instance.joined.clone(),
             point: instance.point.clone(),
         };
         self.lock().insert(instance.root, known);
@@ -68,7 +80,7 @@ impl Reverts {
 impl Known {
     /// Uses ptrace: wholly on this thread.
     pub fn in_place(self, store: &Store) -> Result<Tried> {
-        let Known { start, point } = self;
+        let Known { start, joined, point } = self;
         let name = start.name.clone();
         let because = match &point {
             None => "it was not made to be reverted in place; from now on it is".to_owned(),
@@ -97,6 +109,6 @@ impl Known {
             options.revertible = true;
             options.memory = Memory::Shared;
         }
-        Ok(Tried::Anew(Box::new(again), because))
+        Ok(Tried::Anew(Box::new(again), joined, because))
     }
 }

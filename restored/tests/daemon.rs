@@ -43,6 +43,7 @@ fn apps_without_a_supervisor_are_followed() {
         phases: Vec::new(),
         warnings: Vec::new(),
         network: None,
+        joined: None,
         ahead: None,
         point: None,
     };

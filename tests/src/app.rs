@@ -245,6 +245,7 @@ fn run_plainly(options: &RunOptions, log: &Path) -> Result<Instance> {
         phases: Vec::new(),
         warnings: Vec::new(),
         network: None,
+        joined: None,
         ahead: None,
         point: None,
     })

@@ -73,7 +73,7 @@ def answer(word, value):
     if word == "keep":
         host, _, port = value.partition(":")
         kept.append(socket.create_connection((host, int(port)), 2))
-        return 200, kept[0].recv(99).decode()
+        return 200, kept[-1].recv(99).decode()
     if word == "kept":
         kept[0].sendall(value.encode())
         return 200, kept[0].recv(99).decode()
@@ -380,7 +380,7 @@ fn instances_have_addresses() {
         let manifest = python(ANSWERS, port, &rules);
         let node = Node::new(place, &[])?;
         let refused = node.deploy(app, &manifest).unwrap_err().to_string();
-        ensure!(refused.contains("--subnet 10.88.0.0/16"), "{refused}");
+        ensure!(refused.contains("--subnet 10.213.0.0/16"), "{refused}");
         let (node, ()) = node.replace(true, &bridge.arguments(), || Ok(()))?;
         node.deploy(app, &manifest)?;
 
@@ -485,16 +485,25 @@ fn what_it_has_made_from_its_address_is_carried() {
             node.reach(app, "asleep")?;
         }
         ensure!(came.load(Ordering::SeqCst) == 1, "it has connected again");
-        let next = python(&program, port, &format!("{rules}[versions]\nkeep = 1\n"));
-        let manifest = format!("app = {app:?}\n{next}");
-        let _: Value = node
-            .client()
-            .put(&format!("/v1/apps/{app}"), &json!({ "manifest": manifest }))?;
-        ensure!(told(port, "/var/WHO")? == "2");
-        ensure!(
-            came.load(Ordering::SeqCst) == 2,
-            "the new version was not reached by the other"
-        );
+        let path = format!("/v1/apps/{app}");
+        for (version, awake) in [(2, false), (3, true)] {
+            let next = python(&program, port, &format!("{rules}[versions]\nkeep = 1{version}\n"));
+            let manifest = format!("app = {app:?}\n{next}");
+            if awake {
+                // With a connection that the new version is not to have.
+                ensure!(told(port, &format!("/keep/{other}")).is_ok());
+            }
+            let _: Value = node.client().put(&path, &json!({ "manifest": manifest }))?;
+            ensure!(told(port, "/var/WHO")? == version.to_string());
+            node.reach(app, "asleep")?;
+        }
+        ensure!(came.load(Ordering::SeqCst) == 4, "{came:?} connections");
+        let _: Value = node.client().delete(&path)?;
+        // One that stays awake for each has what it has made while it came up all the same.
+        let open = rules.replace("made = \"carried\"\n", "");
+        node.deploy(app, &python(&program, port, &open))?;
+        ensure!(told(port, "/kept/still")? == "still");
+        ensure!(came.load(Ordering::SeqCst) == 5, "{came:?} connections");
         node.end()
     });
 }

@@ -368,15 +368,21 @@ fn bytes_of_a_network_are_of_the_instance_that_joined_it() {
         ask(3 << 20)?;
         ask(1 << 20)?;
         loads.registry.appshot(&["snapshot", "--tcp", "close", name])?;
-        loads.registry.appshot(&["restore", name, "-d", "--netns", netns])?;
+        let _restored = loads.registry.daemon("restored", "")?;
+        let restore = ["-d", "--netns", netns, name];
+        let restored = loads.registry.command("restore").args(restore).output()?;
+        ensure!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
         // The one that was closed may wait still.
         while ask(2 << 20).is_err() {}
+        // Who has named the network is not there any more.
+        loads.registry.appshot(&["revert", name])?;
+        while ask(5 << 20).is_err() {}
         loads.registry.appshot(&["kill", "-s", "KILL", "--wait", name])?;
         loads.settled()?;
         perfd.stop()?;
         let counted = loads.counted()?;
-        ensure!(counted.len() == 2 && counted.iter().all(|of| of.ended), "{counted:?}");
-        for (of, mib) in counted.iter().zip([4, 2]) {
+        ensure!(counted.len() == 3 && counted.iter().all(|of| of.ended), "{counted:?}");
+        for (of, mib) in counted.iter().zip([4, 2, 5]) {
             let (sent, received) = (of.get("sent_bytes"), of.get("received_bytes"));
             let data = mib << 20;
             ensure!((data..data + data / 20).contains(&sent), "{sent} of {data} sent");

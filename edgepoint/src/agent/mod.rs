@@ -47,6 +47,10 @@ const LISTENS_YET: Duration = Duration::from_millis(10);
 /// How often it is looked whether a woken app has accepted who had come, and how long.
 const ACCEPTED_YET: Duration = Duration::from_millis(1);
 const ACCEPTS: Duration = Duration::from_secs(2);
+/// One that comes up in a network of its own is tried again for so long while its snapshot is refused:
+/// what it asks others just then is answered soon.
+pub const COMES_UP: Duration = Duration::from_secs(10);
+pub const COMES_UP_YET: Duration = Duration::from_millis(100);
 /// How long connections may stay open when an app is told to sleep.
 const LET_GO: Duration = Duration::from_secs(5);
 /// Before a failed one is tried again; doubled each time.
@@ -309,6 +313,7 @@ impl Agent {
                 // What it has opened in a network of its own is for itself.
                 sockets => self.hold(sockets::of_here(sockets?.listening)?)?,
             }
+            self.take_up_network()?;
             if own.address && self.network.is_none() {
                 // Nobody has kept it, and it is in it.
                 self.network = addresses::of(app.root)
@@ -328,6 +333,7 @@ impl Agent {
                 Ok(Next::Wake(Cause::Recovery))
             }
             Some(_) => {
+                self.take_up_network()?;
                 // The keeper may be gone too, as after a boot.
                 self.hold_all()?;
                 Ok(if self.deployment.suspended {
@@ -356,6 +362,16 @@ impl Agent {
         let network = self.network.iter().map(|network| &network.namespace);
         let all = sockets::copies(self.sockets.iter().chain(&self.carried).chain(network))?;
         self.node.keeper.keep(self.name(), &all)
+    }
+
+    /// The bridge may be another one by now, or there may be none any more.
+    fn take_up_network(&mut self) -> Result<()> {
+        let Some(network) = &self.network else { return Ok(()) };
+        if self.manifest().network.address && !self.node.addresses.attach(network.address)? {
+            // Nobody can be reached from it.
+            self.network = None;
+        }
+        Ok(())
     }
 
     /// Sees to it that there is a network for its first instance, where that is to have an address
@@ -391,7 +407,12 @@ impl Agent {
     /// Connections that are to be carried through its sleep, as far as that is wanted.
     async fn to_carry(&self, occasion: Occasion) -> Result<Vec<OwnedFd>> {
         let idle = &self.manifest().idle;
-        let wanted = |accepted: bool| (if accepted { idle.connections } else { idle.made }) == Keep::Carried;
+        // As it comes up, to be woken at once: those that it has made then it is to have.
+        let comes_up = occasion == Occasion::Deploy && self.network.is_some();
+        let wanted = |accepted: bool| match accepted {
+            true => idle.connections == Keep::Carried,
+            false => idle.made == Keep::Carried || comes_up,
+        };
         if !(wanted(true) || wanted(false)) || [Occasion::ScaleOut, Occasion::Update].contains(&occasion) {
             return Ok(Vec::new());
         }
@@ -571,8 +592,16 @@ impl Agent {
                 .because(format!("it does not listen on {first}, but on more than that"))
                 .fix("have the [[listen]] of an app with a network of its own say just where it listens, such as 0.0.0.0:8080"));
         }
-        let had = self.measure().await;
-        let report = self.snapshot(Occasion::Deploy).await?;
+        let (had, began) = (self.measure().await, Instant::now());
+        let report = loop {
+            match self.snapshot(Occasion::Deploy).await {
+                Err(error) if error.kind == libsnap::error::Kind::Refused && began.elapsed() < COMES_UP => {
+                    tracing::debug!(app = self.name(), %error, "not yet");
+                    tokio::time::sleep(COMES_UP_YET).await;
+                }
+                taken => break taken?,
+            }
+        };
         self.fell_asleep(&report, had)?;
         self.hold_all()
     }
@@ -723,7 +752,11 @@ impl Agent {
             "leave_running": leave_running,
             "cause": occasion.name(),
             "sockets": held,
-            "tcp": if leave_running { TcpPolicy::Refuse } else { self.manifest().idle.tcp() },
+            "tcp": match occasion {
+                Occasion::ScaleOut => TcpPolicy::Refuse,
+                Occasion::Update => self.manifest().idle.tcp(false),
+                _ => self.manifest().idle.tcp(true),
+            },
         });
         let place = self.span.place();
         let taken: Result<SnapshotReport> = self.node.snapd.post_async("/v1/snapshots", &request, &place).await;
@@ -883,10 +916,11 @@ impl Agent {
         if self.sockets.is_empty() {
             self.hold_all()?;
         }
-        self.have_network().await?;
-        let address = self.network.as_ref().map(|network| network.address);
         let version = self.deployment.versions.current;
-        let own = self.node.own_of(self.manifest(), (self.name(), address), version);
+        let own = self.have_network().await.and_then(|()| {
+            let address = self.network.as_ref().map(|network| network.address);
+            self.node.own_of(self.manifest(), (self.name(), address), version)
+        });
         let (identity, binds) = match own {
             Err(error) if self.deployment.versions.untried => return self.fall_back(error).await,
             own => own?,

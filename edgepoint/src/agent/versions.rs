@@ -77,7 +77,8 @@ impl Agent {
             let left = LEAVE_MAX.saturating_sub(began.elapsed());
             let sockets = crate::sockets::copies(&self.sockets)?;
             let (store, resting) = (self.node.store.clone(), app.clone());
-            let busy = on_own_thread(move || instances::rest(&store, &resting, &sockets, left)).await;
+            let made = self.manifest().idle.made;
+            let busy = on_own_thread(move || instances::rest(&store, &resting, (&sockets, made), left)).await;
             let done = match busy {
                 Ok(None) => self.snapshot(Occasion::Update).await.map_err(|error| (error, true)),
                 Ok(Some(why)) => Err((cannot_update(self.name(), why), false)),

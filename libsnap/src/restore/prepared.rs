@@ -65,9 +65,9 @@ impl Way {
         Way {
             pids: options.pids,
             memory: options.memory,
-            // What it joins is known when it is finished.
+            // What it joins is known when it is finished; its init stays where nothing is.
             network: match options.joins {
-                Some(_) => Network::Host,
+                Some(_) => Network::Own,
                 None => options.network,
             },
             renewed: options.identity.renewed,
@@ -400,13 +400,16 @@ impl Prepared {
         if shot.manifest.external.iter().any(|file| identity::is_file(&file.path)) {
             identity::write(self.directory.as_ref(), &own, owner)?;
         }
-        let network = options.joins.map(join).transpose()?;
-        let files = self.files(shot, options, network.as_ref())?;
+        let joined = options.joins.map(join).transpose()?.map(Arc::new);
+        let network = joined.as_deref().map(Joined::of).transpose();
+        let network = network.or_fail(|| "cannot tell which network namespace this is")?;
+        if let Some(network) = &joined {
+            self.skeleton.join(network)?;
+        }
+        let files = self.files(shot, options, joined.as_deref())?;
         phases.start("processes")?;
         let hostname = options.identity.renewed.then_some(name.as_str());
-        let waits = self.give(shot, &files, (hostname, network.as_ref()))?;
-        let network = network.as_ref().map(Joined::of).transpose();
-        let network = network.or_fail(|| "cannot tell which network namespace this is")?;
+        let waits = self.give(shot, &files, hostname)?;
         drop(files);
         phases.start("identity")?;
         if options.identity.renewed {
@@ -469,6 +472,7 @@ impl Prepared {
             phases: phases.steps.end(),
             warnings: Vec::new(),
             network,
+            joined,
             ahead,
             point,
         })
@@ -512,18 +516,13 @@ impl Prepared {
 
     /// Gives every process its descriptors, threads and state: one script each, where
     /// that will do. Answers what threads wait in already.
-    fn give(
-        &mut self,
-        shot: &Appshot,
-        files: &HashMap<FileId, OwnedFd>,
-        (hostname, network): (Option<&str>, Option<&OwnedFd>),
-    ) -> Result<Waits> {
+    fn give(&mut self, shot: &Appshot, files: &HashMap<FileId, OwnedFd>, hostname: Option<&str>) -> Result<Waits> {
         let skeleton = &mut self.skeleton;
         let regs: Vec<Regs> = skeleton.husks.iter().map(|husk| husk.regs).collect();
         let mut scripts: Vec<Script<'_>> = Vec::with_capacity(regs.len());
         for (at, core) in shot.cores.iter().enumerate() {
             let mut script = Script::new(skeleton.executor, skeleton.husks[at].pid, &regs[at]);
-            skeleton.settle(&mut script, at, shot, hostname, network.map(AsRawFd::as_raw_fd))?;
+            skeleton.settle(&mut script, at, shot, hostname)?;
             if at == 0 && shot.cores.len() > 1 {
                 script.flush()?;
             }

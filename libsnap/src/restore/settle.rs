@@ -21,7 +21,7 @@ use crate::image::Appshot;
 use crate::image::records::{Manifest, ProcessRecord};
 use crate::launch::loopback_up;
 use crate::proc;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 const NEWTIME: u64 = 0x80;
 const NEWNET: u64 = libc::CLONE_NEWNET as u64;
@@ -110,8 +110,22 @@ impl Skeleton {
         Ok(())
     }
 
-    /// The time of the app begins, and its name is known; it is in this network, a descriptor of
-    /// ours, where one is named. The root comes before the
+    /// Has all processes of the app be in this network, before they open anything: what /proc
+    /// tells of a network is that of who opens it.
+    pub(super) fn join(&self, network: &OwnedFd) -> Result<()> {
+        for (at, husk) in self.husks.iter().enumerate() {
+            let mut script = Script::new(self.executor, husk.pid, &husk.regs);
+            // The lowest number that is free.
+            let number = if at == 0 { OFFSETS + 1 } else { NAMESPACES + 1 };
+            place::take(&mut script, self.restorer, network.as_raw_fd(), number as i32)?;
+            script.must("setns(CLONE_NEWNET)", libc::SYS_setns, &[number, NEWNET])?;
+            script.must("close", libc::SYS_close, &[number])?;
+            script.flush()?;
+        }
+        Ok(())
+    }
+
+    /// The time of the app begins, and its name is known. The root comes before the
     /// others.
     pub(super) fn settle(
         &self,
@@ -119,15 +133,7 @@ impl Skeleton {
         at: usize,
         shot: &Appshot,
         hostname: Option<&str>,
-        network: Option<RawFd>,
     ) -> Result<()> {
-        if let Some(network) = network {
-            // The lowest number that is free.
-            let number = if at == 0 { OFFSETS + 1 } else { NAMESPACES + 1 };
-            place::take(script, self.restorer, network, number as i32)?;
-            script.must("setns(CLONE_NEWNET)", libc::SYS_setns, &[number, NEWNET])?;
-            script.must("close", libc::SYS_close, &[number])?;
-        }
         if at == 0 {
             if self.init.is_some() {
                 self.rename(script, names(&shot.manifest, hostname))?;

@@ -12,6 +12,7 @@ use super::{App, Store, boot, files, now_unix_ms};
 use crate::cgroup::{self, Counters};
 use crate::clocks;
 use crate::error::{Error, Result};
+use crate::network::Traffic;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,9 @@ pub struct Reading {
     /// Its record, with how it ended.
     pub app: App,
     pub counters: Counters,
+    /// What had gone through the network that it had joined, where that could be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
 }
 
 impl Store {
@@ -69,6 +73,7 @@ impl Store {
             unix_ms: now_unix_ms()?.saturating_sub(since_ms),
             app: app.clone(),
             counters: cgroup::counters(cgroup).map_err(failed)?,
+            traffic: app.network.and_then(|network| network.traffic().ok()),
         };
         let path = self.reading_path(&app.instance);
         if files::write_json(&path, &reading).is_ok() {

@@ -19,6 +19,7 @@ fn app(name: &str) -> App {
         phases: Vec::new(),
         warnings: Vec::new(),
         network: None,
+        joined: None,
         ahead: None,
         point: None,
     };

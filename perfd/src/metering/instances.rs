@@ -6,11 +6,12 @@ use super::{FIRST_NS, LOOK_NS, SECOND_NS};
 use libsnap::cgroup;
 use libsnap::error::Result;
 use libsnap::ids::HostPid;
-use libsnap::network::Traffic;
+use libsnap::network::{Joined, Traffic};
 use libsnap::proc;
 use libsnap::store::{App, Reading, State as AppState, Store, Taken};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use usage::ledger::Ledger;
 use usage::record::{Account, AccountKind, Body, Counters, End, Gap, Moment, Snapshots, Source, State, Use};
@@ -49,8 +50,7 @@ struct Live {
     look_at: u64,
     pause_ns: u64,
     group: Option<cgroup::Watched>,
-    /// What goes through the devices of a network that it has joined. While this is open that is
-    /// there, also when the instance is not any more.
+    /// What goes through the devices of a network that it has joined.
     traffic: Option<File>,
     /// The processor's counters when it was looked at last, and when it was looked at as a whole.
     whole: (Option<cgroup::Counters>, u64),
@@ -213,7 +213,7 @@ impl Instances {
         live.tell_snapshots(&id, ledger, at);
         live.memory.stay(reading.boot_ns, &mut live.counters);
         live.take(&reading.counters);
-        live.count_traffic();
+        live.passed(reading.traffic.unwrap_or_default());
         live.counters.running_ns = live
             .counters
             .running_ns
@@ -329,10 +329,7 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
         look_at: at.boot_ns,
         pause_ns: FIRST_NS,
         group: app.cgroup.as_deref().map(cgroup::Watched::new),
-        traffic: match app.network {
-            Some(_) => File::open(format!("/proc/{}/net/dev", app.root)).ok(),
-            None => None,
-        },
+        traffic: app.network.and_then(|joined| traffic_of(app, joined)),
         whole: (None, 0),
         rests: false,
         summed_ns,
@@ -340,6 +337,14 @@ fn open(app: &App, store: &Store, owners: &Owners, ledger: &mut Ledger, at: Mome
     };
     live.heard(app);
     live
+}
+
+/// Of the network that it is in, as long as it is the one that it has joined.
+fn traffic_of(app: &App, joined: Joined) -> Option<File> {
+    let root = format!("/proc/{}", app.root);
+    let file = File::open(format!("{root}/net/dev")).ok()?;
+    let inode = std::fs::metadata(format!("{root}/ns/net")).ok()?.ino();
+    (inode == joined.inode && app.root_alive()).then_some(file)
 }
 
 fn account(app: &App, store: &Store, owners: &Owners, boot_id: &str, counters: Counters) -> Account {
@@ -413,11 +418,15 @@ impl Live {
         let Some((file, joined)) = self.traffic.as_ref().zip(self.app.network) else {
             return;
         };
-        if let Ok(text) = proc::read_again(file) {
-            let more = Traffic::parse(&text).since(joined.before);
-            self.counters.received_bytes = self.counters.received_bytes.max(more.received_bytes);
-            self.counters.sent_bytes = self.counters.sent_bytes.max(more.sent_bytes);
+        // Another may have joined it when this one has ended.
+        if let (Ok(text), true) = (proc::read_again(file), self.app.alive()) {
+            self.passed(Traffic::parse(&text).since(joined.before));
         }
+    }
+
+    fn passed(&mut self, traffic: Traffic) {
+        self.counters.received_bytes = self.counters.received_bytes.max(traffic.received_bytes);
+        self.counters.sent_bytes = self.counters.sent_bytes.max(traffic.sent_bytes);
     }
 
     /// Answers whether it is there. What takes long and says little new, or is not billed, is asked

@@ -72,6 +72,7 @@ fn ask(cli: &Cli, store: Store, client: &Client) -> Result<u8> {
         "pids": options.pids,
         "memory": options.memory,
         "network": options.network,
+        "netns": options.joins.map(|joins| joins.fd),
         "identity": options.identity,
         "limits": options.limits,
         "allow": options.allow,
