@@ -694,14 +694,11 @@ pub fn stress_ng(place: &Place, drive: Drive<'_>) -> Result<()> {
     command.extend(["--shm-sysv-bytes".to_owned(), "4M".to_owned()]);
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
     let progress = || {
-        let times = processor_times(place.dir())?;
-        let log = place.log();
-        ensure!(
-            times.len() > STRESSORS.len() && !log.contains("fail:"),
-            "{} processes; {log}",
-            times.len()
-        );
-        Ok(times.iter().sum())
+        poll("all of them to be there", PATIENCE, || {
+            let (times, log) = (processor_times(place.dir())?, place.log());
+            ensure!(!log.contains("fail:"), "{} processes; {log}", times.len());
+            Ok((times.len() > STRESSORS.len()).then(|| times.iter().sum()))
+        })
     };
     at_work(place, drive, &command, &progress)
 }

@@ -371,7 +371,11 @@ fn bytes_of_a_network_are_of_the_instance_that_joined_it() {
         let _restored = loads.registry.daemon("restored", "")?;
         let restore = ["-d", "--netns", netns, name];
         let restored = loads.registry.command("restore").args(restore).output()?;
-        ensure!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+        ensure!(
+            restored.status.success(),
+            "{}",
+            String::from_utf8_lossy(&restored.stderr)
+        );
         // The one that was closed may wait still.
         while ask(2 << 20).is_err() {}
         // Who has named the network is not there any more.
