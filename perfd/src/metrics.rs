@@ -100,6 +100,23 @@ impl Board {
         count("snapshots", "Snapshots of instances", &|of| of.snapshots);
         count("restores", "Instances that came from an appshot", &|of| of.restores);
         count("requests", "Requests served over HTTP", &|of| of.requests);
+        let mut bytes = |name: &str, help: &str, of: &dyn Fn(&Counters) -> u64| {
+            let family = Family::<Of, Counter>::default();
+            for (key, counters) in &now.totals {
+                family.get_or_create(&labels(key)).inc_by(of(counters));
+            }
+            registry.register_with_unit(name, help, Unit::Bytes, family);
+        };
+        bytes(
+            "received",
+            "Bytes of requests, and through networks of instances",
+            &|of| of.received_bytes,
+        );
+        bytes("sent", "Bytes of answers, and through networks of instances", &|of| {
+            of.sent_bytes
+        });
+        bytes("read", "Bytes read from block devices", &|of| of.read_bytes);
+        bytes("written", "Bytes written to block devices", &|of| of.written_bytes);
         let instances = Family::<Of, Gauge>::default();
         for (key, number) in &now.instances {
             instances.get_or_create(&labels(key)).set(*number);
@@ -167,6 +184,7 @@ mod tests {
             let counters = Counters {
                 cpu_ns,
                 restores: 1,
+                sent_bytes: cpu_ns / 1000,
                 ..Counters::default()
             };
             let (id, state) = ("i".to_owned(), State::Running);
@@ -178,6 +196,7 @@ mod tests {
         for line in [
             "appshot_usage_cpu_seconds_total{app=\"web\",provider=\"acme\"} 2.5",
             "appshot_usage_restores_total{app=\"web\",provider=\"acme\"} 1",
+            "appshot_usage_sent_bytes_total{app=\"web\",provider=\"acme\"} 2500000",
             "appshot_usage_instances{app=\"web\",provider=\"acme\"} 1",
             "appshot_usage_gaps_total 0",
         ] {

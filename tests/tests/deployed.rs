@@ -9,7 +9,7 @@ use appshot_tests::verdict::{PATIENCE, poll};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -74,6 +74,15 @@ def answer(word, value):
         host, _, port = value.partition(":")
         kept.append(socket.create_connection((host, int(port)), 2))
         return 200, kept[-1].recv(99).decode()
+    if word == "datagram":
+        host, _, port = value.partition(":")
+        asked["datagrams"] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        asked["datagrams"].connect((host, int(port)))
+        return 200, "connected"
+    if word == "seen":
+        asked["datagrams"].settimeout(2)
+        asked["datagrams"].send(b"who?")
+        return 200, asked["datagrams"].recv(99).decode() + " " + open("/run/appshot-instance/vars/WHO").read()
     if word == "kept":
         kept[0].sendall(value.encode())
         return 200, kept[0].recv(99).decode()
@@ -403,6 +412,17 @@ fn instances_have_addresses() {
         ensure!(told(port, &format!("/listen-to-all/{own}"))? == "listens");
         ensure!(TcpStream::connect(("127.0.0.1", own)).is_err(), "the host has {own}");
         TcpStream::connect((first.as_str(), own)).context("at its address")?;
+        // Whom it asks by datagrams sees each at its address, too.
+        let datagrams = UdpSocket::bind((bridge.gateway.as_str(), 0))?;
+        let asked = format!("/datagram/{}:{}", bridge.gateway, datagrams.local_addr()?.port());
+        std::thread::spawn(move || {
+            let mut piece = [0; 8];
+            while let Ok((_, peer)) = datagrams.recv_from(&mut piece) {
+                let _ = datagrams.send_to(peer.ip().to_string().as_bytes(), peer);
+            }
+        });
+        ensure!(told(port, &asked)? == "connected");
+        ensure!(told(port, "/seen")? == format!("{first} {first}"));
         // Further instances are of what falls asleep now.
         node.reach(app, "asleep")?;
 
@@ -414,6 +434,9 @@ fn instances_have_addresses() {
         let known = node.status(app)?;
         ensure!(known["instances"][1]["address"] == second.as_str(), "{known}");
         TcpStream::connect((second.as_str(), own)).context("at the other's address")?;
+        let seen = all_told(6, move || told(port, "/seen"));
+        let right = |seen: &String| seen.split_once(' ').is_some_and(|(seen, own)| seen == own);
+        ensure!(!seen.is_empty() && seen.iter().all(right), "{seen:?}");
         let reached = all_told(6, {
             let asked: &'static str = format!("/peer/{second}:{own}").leak();
             move || told(port, asked)

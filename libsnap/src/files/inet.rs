@@ -431,7 +431,9 @@ fn reachable(mut name: Vec<u8>) -> Vec<u8> {
     name
 }
 
-pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
+/// Where the app `moves`, what its own side of a conversation was called by the network is the
+/// network's to say again.
+pub fn restore(record: &SocketRecord, moves: bool) -> Result<OwnedFd> {
     if matches!(record.state, SocketState::Severed | SocketState::Carried { .. }) {
         let what = || "cannot make a closed connection";
         return match severed(record.domain) {
@@ -457,7 +459,11 @@ pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
             sysfd::listen(&made, *backlog).or_fail(|| format!("cannot listen on {}", shown(name)))?;
         }
         SocketState::Connected { name, peer } => {
-            bind(&made, name, record)?;
+            let anywhere = || diag::set_address(&made, false, &unspecified(name.clone()));
+            match bind(&made, name, record) {
+                Err(_) if moves && record.kind == libc::SOCK_DGRAM && anywhere().is_ok() => {}
+                bound => bound?,
+            }
             // Others have something put back first.
             if record.kind == libc::SOCK_RAW {
                 diag::set_address(&made, true, peer).or_fail(|| format!("cannot connect to {}", shown(peer)))?;
@@ -469,6 +475,16 @@ pub fn restore(record: &SocketRecord) -> Result<OwnedFd> {
 
 fn shown(name: &[u8]) -> String {
     show_address(name).unwrap_or_else(|| "an address".into())
+}
+
+/// The same port of all addresses.
+fn unspecified(mut name: Vec<u8>) -> Vec<u8> {
+    match name.len() {
+        16 => name[4..8].fill(0),
+        28 => name[8..24].fill(0),
+        _ => {}
+    }
+    name
 }
 
 /// Connections of the app that was halted may linger in TIME_WAIT: they must not

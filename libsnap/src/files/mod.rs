@@ -395,6 +395,8 @@ pub struct Builder<'a> {
     pub ttys: HashMap<FileId, OwnedFd>,
     pub timeline: Timeline,
     pub held: held::Held,
+    /// The app is in a network that was named, where it may have another address than before.
+    pub joined: bool,
 }
 
 /// Opens what the restorer gives for files outside the app, with its own rights.

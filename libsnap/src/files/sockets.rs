@@ -523,7 +523,7 @@ pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::So
         libc::AF_UNIX => unix.open(builder, record),
         libc::AF_NETLINK => netlink::restore(record),
         libc::AF_PACKET => packet::restore(record),
-        _ => inet::restore(record),
+        _ => inet::restore(record, builder.joined),
     }
 }
 

@@ -497,6 +497,7 @@ impl Prepared {
             ttys: skeleton.open_ttys(&shot.manifest)?,
             timeline: skeleton.timeline,
             held: Held::take(&options.held, &shot.manifest)?,
+            joined: network.is_some(),
         };
         let mut there = files::outside(&builder, &shot.manifest)?;
         there.extend(opened);
