@@ -98,12 +98,21 @@ struct Cli {
     #[arg(long, value_name = "NETWORK")]
     subnet: Option<Ipv4Net>,
     /// The bridge that they are joined to, which has the first of these addresses; made if need be
-    #[arg(long, value_name = "NAME", default_value = "appshot0", requires = "subnet")]
+    #[arg(long, value_name = "NAME", default_value = "appshot0", requires = "subnet", value_parser = device)]
     bridge: String,
 }
 
 fn main() -> ExitCode {
     program::main("edgepointd", |cli: Cli| run(&cli))
+}
+
+/// As the kernel has names of devices.
+fn device(text: &str) -> std::result::Result<String, String> {
+    let is_one = (1..=15).contains(&text.len()) && !text.contains(['/', ':', ' ']) && !text.starts_with('.');
+    match is_one {
+        true => Ok(text.to_owned()),
+        false => Err("the name of a device has 1 to 15 characters, no / : or space, and no . first".to_owned()),
+    }
 }
 
 /// Apps that run go on when it stops; it takes them up again.
