@@ -122,6 +122,7 @@ app_test!(regular_files, alone);
 app_test!(unlinked_file);
 app_test!(unnamed_file);
 app_test!(proc_part, refused);
+app_test!(proc_sys);
 app_test!(shared_offsets);
 app_test!(shared_fd_table, refused);
 app_test!(directories);

@@ -9,9 +9,10 @@
 
 use super::{Builder, Context, Description, Refused, refused};
 use crate::error::{Error, OrFail, Result};
-use crate::ids::{FileId, ShmId, VirtualPid};
+use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{FileKind, FileLock, LockKind, OpenFile, ShmKind};
 use crate::memory::{self, Tables};
+use crate::nsthread;
 use crate::sys::fd as sysfd;
 use crate::target::Stdio;
 use std::fs::{self, File, OpenOptions};
@@ -43,9 +44,16 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
         );
     }
     let view = tables.view(&found.link);
-    let same = fs::symlink_metadata(&view).is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);
+    let same = looked_up(&view, &found.link, context.member(found).pid)
+        .is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);
     if !same && let Some(kind) = unlinked(description, tables) {
         return Ok(kind);
+    }
+    if !same && found.link.starts_with(SETTINGS) {
+        return refused(
+            "a setting of the kernel that is another one in the app's PID namespace",
+            "close it before the snapshot",
+        );
     }
     if !same {
         return refused(
@@ -91,6 +99,18 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
         path: found.link.clone(),
         offset: found.pos,
     })
+}
+
+/// Where the kernel's settings stand (proc_sys(5)), of which those of a network and of System V IPC are other
+/// files to whoever is in another namespace; by Linux 6.14 so is pid_max, and no thread changes that one of
+/// its namespaces.
+const SETTINGS: &str = "/proc/sys/";
+
+fn looked_up(view: &str, link: &str, pid: HostPid) -> std::io::Result<fs::Metadata> {
+    match link.starts_with(SETTINGS) {
+        true => nsthread::inside(pid, &["ipc", "net"], || fs::symlink_metadata(view))?,
+        false => fs::symlink_metadata(view),
+    }
 }
 
 /// Whether this is a file of /proc about something that a process has.
@@ -248,7 +268,15 @@ pub fn is_carried(meta: &fs::Metadata) -> bool {
 
 pub fn restore(builder: &Builder<'_>, path: &str, offset: u64, flags: i32) -> Result<OwnedFd> {
     let failed = || format!("cannot open {path} for the app again");
-    let opened = open_again(&format!("{}{path}", builder.view), flags).or_fail(failed)?;
+    let view = format!("{}{path}", builder.view);
+    let opened = match builder.processes.values().next() {
+        // In its network this thread is already.
+        Some(pid) if path.starts_with(SETTINGS) => {
+            nsthread::inside(*pid, &["ipc"], || open_again(&view, flags)).or_fail(failed)?
+        }
+        _ => open_again(&view, flags),
+    };
+    let opened = opened.or_fail(failed)?;
     // Looked at before, by its name: another may have taken that since.
     let meta = fs::metadata(format!("/proc/self/fd/{}", opened.as_raw_fd())).or_fail(failed)?;
     if !is_carried(&meta) && flags & libc::O_PATH == 0 {
