@@ -37,39 +37,33 @@ const RESET_ON_FORK: u64 = 1;
 #[derive(Debug)]
 #[must_use]
 pub struct Urgent {
-    // In the order in which they end.
+    // In the order in which they end. On a processor that others keep busy an ordinary thread may not
+    // come to it for minutes: it may be elsewhere before it is one again.
     _hearing: Option<Hearing>,
+    _away: Option<Away>,
     _eager: Option<Eager>,
     _nice: Option<Nice>,
     _awake: Option<Awake>,
-    _away: Option<Away>,
 }
 
 impl Urgent {
     /// Before the app of this process is stopped. `prepare` may do, of what is going to be
-    /// done in the stop, as much as can be done before: it runs on the processor on which
-    /// that will be, which then has code and data at hand, and comes before nobody yet.
+    /// done in the stop, as much as can be done before: code and data are at hand then, and it comes
+    /// before nobody yet, wherever there is room for it.
     pub fn begin<T>(root: HostPid, prepare: impl FnOnce() -> T) -> (Urgent, T) {
         have_code_mapped();
-        let processor = || proc::stat(root).map_or(0, |stat| stat.processor);
-        let mut theirs = processor();
-        let mut away = Away::from(theirs);
         let prepared = prepare();
-        // It may have come here meanwhile.
-        if processor() != theirs {
-            drop(away);
-            theirs = processor();
-            away = Away::from(theirs);
-        }
+        let theirs = proc::stat(root).map_or(0, |stat| stat.processor);
         // It must not inherit what this thread is to get.
         let awake = Awake::keep(theirs);
         let eager = Eager::begin();
         let urgent = Urgent {
             _hearing: eager.as_ref().and_then(|_| Hearing::begin()),
             _nice: eager.is_none().then(|| Nice::set(NICE)).flatten(),
+            // Who does not come first has to take what there is.
+            _away: eager.as_ref().and_then(|_| Away::from(theirs)),
             _eager: eager,
             _awake: awake,
-            _away: away,
         };
         (urgent, prepared)
     }
