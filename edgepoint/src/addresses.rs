@@ -130,6 +130,7 @@ impl Addresses {
 
     /// Nobody but this app's first instance gets it.
     pub fn reserve(&self, app: &str, address: Ipv4Addr) {
+        self.forget(app);
         self.reserved().insert(address, app.to_owned());
     }
 
@@ -206,9 +207,14 @@ pub fn namespace_of(root: HostPid) -> Result<OwnedFd> {
         .or_fail(|| "cannot open the network of an instance")
 }
 
+/// The first of its addresses.
+fn gateway_of(subnet: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(subnet.network()) + 1)
+}
+
 impl Pool {
     fn gateway(self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.subnet.network()) + 1)
+        gateway_of(self.subnet)
     }
 
     /// All but the gateway's, in an order that is the instance's own.
@@ -278,7 +284,7 @@ async fn add_pair(node: &Handle, address: Ipv4Addr, peer: &OwnedFd) -> std::resu
 
 /// The index of a bridge of this name that has the first address of the subnet.
 async fn have_bridge(node: &Handle, name: &str, subnet: Ipv4Net) -> std::result::Result<u32, Errno> {
-    let first = Ipv4Addr::from(u32::from(subnet.network()) + 1);
+    let first = gateway_of(subnet);
     // Without one of its own it has that of some port, and another one when that goes.
     let bridge = LinkBridge::new(name).address(hardware(first)).build();
     let made = node.link().add(bridge).execute().await.map_err(errno);

@@ -16,7 +16,6 @@ use crate::versions::{Switch, Versions};
 use crate::why::{Told, Why};
 use control::{Control, Kept, Lasting, Quota};
 use libsnap::error::{Error, Kind, Result};
-use libsnap::ids::HostPid;
 use libsnap::store::{App, Store, closest, now_unix_ms};
 use libsnap::target::{Bind, HeldDescriptor, Identity, RunOptions};
 use nodekit::args::Dirs;
@@ -26,7 +25,7 @@ use nodekit::reply::on_own_thread;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -158,10 +157,7 @@ impl Node {
             }
         }
         let address = network.map(|network| network.address);
-        let joins = network.map(|network| HeldDescriptor {
-            pid: HostPid(std::process::id() as i32),
-            fd: network.namespace.as_raw_fd(),
-        });
+        let joins = network.map(|network| HeldDescriptor::own(&network.namespace));
         on_own_thread(move || {
             let files = crate::archives::ready(&store, &manifest, version)?;
             if let Some(named) = named {

@@ -14,14 +14,14 @@ use crate::cgroup::{self, Limits};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::identity::{self, Origin};
 use crate::ids::HostPid;
-use crate::network::{self, Joined};
+use crate::network;
 use crate::proc;
 use crate::sys::blob::{self, Role};
 use crate::sys::exec::{self, Program};
 use crate::sys::ptrace::{self, Stop};
 use crate::sys::task::{self, CLONE_INTO_CGROUP, CloneArgs, Forked};
 use crate::sys::{Sys, fd as sysfd};
-use crate::target::{Bind, HeldDescriptor, Identity, Instance, Network, Phase, PidMode, RunOptions, Stdio};
+use crate::target::{Bind, Identity, Instance, Network, Phase, PidMode, RunOptions, Stdio};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
@@ -506,9 +506,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
     if options.pids == PidMode::Host && own {
         return Err(on_host("start"));
     }
-    let joins = options.joins.map(join).transpose()?.map(Arc::new);
-    let network = joins.as_deref().map(Joined::of).transpose();
-    let network = network.or_fail(|| "cannot tell which network namespace this is")?;
+    let (joined, network) = options.joins.map(network::join).transpose()?.unzip();
     let stdio = stdio_files(&options.stdio)?;
     let group = cgroup::create(&options.name)?;
     let place = Place {
@@ -517,7 +515,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         cgroup: group.clone(),
         files: own_files(options)?,
         own_network: options.network == Network::Own,
-        joins: joins.clone(),
+        joins: joined.clone(),
         limits: options.limits,
         owner: options.uid.map(|uid| (uid, options.gid.unwrap_or(uid))),
         binds: options.binds.clone(),
@@ -540,23 +538,10 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         }],
         warnings: Vec::new(),
         network,
-        joined: joins,
+        joined,
         ahead: None,
         point: None,
     })
-}
-
-/// The network namespace that is named.
-pub(crate) fn join(network: HeldDescriptor) -> Result<OwnedFd> {
-    let what = || "cannot join the network namespace that was named";
-    let network = network.open().or_fail(what)?;
-    match network::is_network(&network) {
-        true => Ok(network),
-        false => Err(Error::new(Kind::Usage, what())
-            .because("it is no network namespace")
-            .fix("such as /run/netns/NAME, made by `ip netns add NAME`, or /proc/PID/ns/net")
-            .state("nothing was started")),
-    }
 }
 
 fn own_files(options: &RunOptions) -> Result<Vec<OwnFile>> {

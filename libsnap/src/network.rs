@@ -1,13 +1,14 @@
 //! Network namespaces that apps are made to join.
 
-use crate::ids::HostPid;
+use crate::error::{Error, Kind, OrFail, Result};
 use crate::nsthread::Door;
 use crate::proc;
 use crate::sys::fd;
 use crate::target::HeldDescriptor;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 const NS_GET_NSTYPE: u64 = 0xb703;
 
@@ -28,14 +29,25 @@ pub struct Joined {
     pub before: Traffic,
 }
 
+/// Opens the network namespace that is named, for an instance that is to be in it.
+pub fn join(named: HeldDescriptor) -> Result<(Arc<OwnedFd>, Joined)> {
+    let what = || "cannot join the network namespace that was named";
+    let namespace = named.open().or_fail(what)?;
+    if !is_network(&namespace) {
+        return Err(Error::new(Kind::Usage, what())
+            .because("it is no network namespace")
+            .fix("such as /run/netns/NAME, made by `ip netns add NAME`, or /proc/PID/ns/net")
+            .state("nothing was started"));
+    }
+    let joined = Joined::of(&namespace).or_fail(what)?;
+    Ok((Arc::new(namespace), joined))
+}
+
 impl Joined {
-    pub fn of(namespace: &OwnedFd) -> io::Result<Joined> {
+    fn of(namespace: &OwnedFd) -> io::Result<Joined> {
         Ok(Joined {
             inode: inode(namespace)?,
-            held: HeldDescriptor {
-                pid: HostPid(std::process::id().cast_signed()),
-                fd: namespace.as_raw_fd(),
-            },
+            held: HeldDescriptor::own(namespace),
             before: Traffic::of(namespace)?,
         })
     }

@@ -3,7 +3,6 @@
 use clap::{Args, ValueEnum};
 use libsnap::cgroup::Limits;
 use libsnap::error::Result;
-use libsnap::ids::HostPid;
 use libsnap::store::{DATA_DIR_ENV, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, RUN_DIR_ENV, Store, use_run_dir};
 use libsnap::target::{
     Allow, HeldDescriptor, Hook, Hooks, Identity, Memory, Network, OutsidePolicy, PidMode, RestoreOptions, Stdio,
@@ -242,10 +241,7 @@ fn netns(text: &str) -> Result<HeldDescriptor, String> {
         false => Path::new("/run/netns").join(text),
     };
     let file = File::open(&path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-    Ok(HeldDescriptor {
-        pid: HostPid(std::process::id() as i32),
-        fd: file.into_raw_fd(),
-    })
+    Ok(HeldDescriptor::own(&file.into_raw_fd()))
 }
 
 /// Policies of snapshot and check.

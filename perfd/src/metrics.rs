@@ -90,22 +90,23 @@ impl Board {
         seconds("stored_byte", "Appshots stored, times time", &|of| {
             of.stored_byte_ns as f64 / 1e9
         });
-        let mut count = |name: &str, help: &str, of: &dyn Fn(&Counters) -> u64| {
+        let mut count = |name: &str, help: &str, unit: Option<Unit>, of: &dyn Fn(&Counters) -> u64| {
             let family = Family::<Of, Counter>::default();
             for (key, counters) in &now.totals {
                 family.get_or_create(&labels(key)).inc_by(of(counters));
             }
-            registry.register(name, help, family);
+            match unit {
+                Some(unit) => registry.register_with_unit(name, help, unit, family),
+                None => registry.register(name, help, family),
+            }
         };
-        count("snapshots", "Snapshots of instances", &|of| of.snapshots);
-        count("restores", "Instances that came from an appshot", &|of| of.restores);
-        count("requests", "Requests served over HTTP", &|of| of.requests);
+        count("snapshots", "Snapshots of instances", None, &|of| of.snapshots);
+        count("restores", "Instances that came from an appshot", None, &|of| {
+            of.restores
+        });
+        count("requests", "Requests served over HTTP", None, &|of| of.requests);
         let mut bytes = |name: &str, help: &str, of: &dyn Fn(&Counters) -> u64| {
-            let family = Family::<Of, Counter>::default();
-            for (key, counters) in &now.totals {
-                family.get_or_create(&labels(key)).inc_by(of(counters));
-            }
-            registry.register_with_unit(name, help, Unit::Bytes, family);
+            count(name, help, Some(Unit::Bytes), of);
         };
         bytes(
             "received",

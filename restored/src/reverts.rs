@@ -4,10 +4,10 @@ use libsnap::error::{Error, Result};
 use libsnap::ids::HostPid;
 use libsnap::restore::revert::{Point, Why};
 use libsnap::store::{App, Store};
-use libsnap::target::{HeldDescriptor, Instance, Manner, Memory, PidMode, RevertReport};
+use libsnap::target::{Instance, Manner, Memory, PidMode, RevertReport};
 use nodekit::start::{Start, What};
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Clones are the same table.
@@ -48,12 +48,9 @@ impl Reverts {
     /// Keeps in mind what has come up.
     pub fn note(&self, start: &Start, instance: &Instance) -> Noted {
         let mut start = start.clone();
-        if let (What::Restore { options, .. }, Some(joined)) = (&mut start.what, &instance.joined) {
+        if let What::Restore { options, .. } = &mut start.what {
             // Who has named it may have closed it by then.
-            options.joins = Some(HeldDescriptor {
-                pid: HostPid(std::process::id().cast_signed()),
-                fd: joined.as_raw_fd(),
-            });
+            options.joins = instance.network.map(|joined| joined.held);
         }
         let known = Known {
             start,

@@ -388,7 +388,6 @@ impl Agent {
         let (addresses, name) = (self.node.addresses.clone(), self.name().to_owned());
         let had = self.deployment.address;
         let network = on_own_thread(move || addresses.make(&name, had)).await?;
-        self.node.addresses.forget(self.name());
         self.node.addresses.reserve(self.name(), network.address);
         if had != Some(network.address) {
             self.deployment.address = Some(network.address);

@@ -14,11 +14,12 @@
 
 use super::inet;
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::ids::HostPid;
 use crate::image::records::{FileKind, Manifest, SocketRecord, SocketState};
 use crate::sys::{Sys, diag, task};
 use crate::target::HeldDescriptor;
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Sockets of a holder, as descriptors of ours.
 #[derive(Debug, Default)]
@@ -147,6 +148,14 @@ impl Socket {
 }
 
 impl HeldDescriptor {
+    /// One of this process, which has to stay open until it is taken.
+    pub fn own(descriptor: &impl AsRawFd) -> HeldDescriptor {
+        HeldDescriptor {
+            pid: HostPid(std::process::id().cast_signed()),
+            fd: descriptor.as_raw_fd(),
+        }
+    }
+
     /// As a descriptor of this process (pidfd_getfd(2), Linux 5.6).
     pub fn open(&self) -> Sys<OwnedFd> {
         task::pidfd_getfd(task::pidfd_open(self.pid)?.as_fd(), self.fd)

@@ -33,8 +33,8 @@ use crate::ids::{FileId, HostPid, ShmId};
 use crate::image::records::{FileKind, SocketState};
 use crate::image::{Appshot, Core};
 use crate::ipc;
-use crate::launch::{bind_all, join, no_cgroup};
-use crate::network::Joined;
+use crate::launch::{bind_all, no_cgroup};
+use crate::network;
 use crate::nsthread::Door;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::Regs;
@@ -400,9 +400,7 @@ impl Prepared {
         if shot.manifest.external.iter().any(|file| identity::is_file(&file.path)) {
             identity::write(self.directory.as_ref(), &own, owner)?;
         }
-        let joined = options.joins.map(join).transpose()?.map(Arc::new);
-        let network = joined.as_deref().map(Joined::of).transpose();
-        let network = network.or_fail(|| "cannot tell which network namespace this is")?;
+        let (joined, network) = options.joins.map(network::join).transpose()?.unzip();
         if let Some(network) = &joined {
             self.skeleton.join(network)?;
         }
