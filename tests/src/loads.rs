@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Where `load.c` and what reads bills stand.
 pub fn source_dir() -> PathBuf {
@@ -55,6 +56,8 @@ pub struct Loads {
     pub dir: PathBuf,
     load: PathBuf,
     pub name: String,
+    /// What is used now is of it, by UTC.
+    pub month: String,
 }
 
 /// Whatever happens, no load stays.
@@ -85,6 +88,7 @@ impl Loads {
             dir: place.dir().to_owned(),
             load,
             name: place.unique().to_owned(),
+            month: month()?,
         })
     }
 
@@ -195,7 +199,7 @@ impl Loads {
 
     /// Another program computes the bill again.
     pub fn recompute(&self) -> Result<()> {
-        self.recompute_of(CARD, &month()?).map(drop)
+        self.recompute_of(CARD, &self.month).map(drop)
     }
 
     /// The same of another card and month. Answers the export as rows.
@@ -261,10 +265,22 @@ impl Counted {
     }
 }
 
-/// Where we are in the calendar; a trial that runs over its end fails.
-pub fn month() -> Result<String> {
-    let output = Command::new("date").args(["-u", "+%Y-%m"]).output()?;
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+/// Where we are in the calendar of UTC. A trial is over before its month is: in the last
+/// minutes of one, this waits for the next.
+fn month() -> Result<String> {
+    let month = |when: &str| -> Result<String> {
+        let output = Command::new("date").args(["-u", "-d", when, "+%Y-%m"]).output()?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    };
+    let within = Duration::from_secs(300);
+    poll("a month that does not end now", within + PATIENCE, || {
+        let now = month("now")?;
+        if month("now + 300 seconds")? == now {
+            return Ok(Some(now));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(None)
+    })
 }
 
 /// From the package focus-data-toolkit, in the path or where `tests/setup.sh` puts it.
@@ -324,11 +340,17 @@ impl Clock {
 
     /// A daemon that believes it.
     pub fn daemon(&self, registry: &Registry, name: &'static str, arguments: &[&str]) -> Result<Daemon> {
+        let mut command = self.command(registry, name);
+        command.args(arguments);
+        registry.begin(name, command)
+    }
+
+    /// A command that believes it.
+    pub fn command(&self, registry: &Registry, name: &str) -> Command {
         let mut command = registry.command(name);
         command
-            .args(arguments)
             .env("LD_PRELOAD", &self.library)
             .env("APPSHOT_TEST_CLOCK", &self.file);
-        registry.begin(name, command)
+        command
     }
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use appshot_tests::app::Place;
 use appshot_tests::clients::{free_port, http_get};
 use appshot_tests::installed::Daemon;
-use appshot_tests::loads::{Clock, INIT_NS, Loads, Used, focus_toolkit, month, source_dir, table_reader};
+use appshot_tests::loads::{Clock, INIT_NS, Loads, Used, focus_toolkit, source_dir, table_reader};
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, need_program, note, poll, skip};
 use serde_json::{Value, json};
@@ -376,6 +376,9 @@ fn whatever_the_clock_says_bills_add_up() {
     in_place("whatever_the_clock_says_bills_add_up", |place| {
         let loads = Loads::new(place)?;
         let clock = Clock::new(place)?;
+        // Not of the day on which it is tried: that may be a month's last.
+        let noon = at("2025-06-15 12:00:00")?;
+        clock.set(noon)?;
         let perfd = clock.daemon(&loads.registry, "perfd", &[])?;
         let name = &loads.name;
         loads.start(name, 20, 400)?;
@@ -397,7 +400,7 @@ fn whatever_the_clock_says_bills_add_up() {
             loads.burn(name, times)?;
             std::thread::sleep(Duration::from_secs(seconds));
         }
-        clock.differ(0)?;
+        clock.set(noon)?;
         times += 1;
         loads.burn(name, times)?;
         let used = loads.end(name)?;
@@ -407,10 +410,10 @@ fn whatever_the_clock_says_bills_add_up() {
         counted[0].cpu_is(used)?;
         let card = CARD_OF_BERLIN;
         let months = [
-            "2016-12", "2017-01", "2019-02", "2019-03", "2020-01", "2020-02", "2024-10",
+            "2016-12", "2017-01", "2019-02", "2019-03", "2020-01", "2020-02", "2024-10", "2025-06",
         ];
         let (mut cpu, mut memory, mut restores) = (0, 0, 0);
-        for period in months.iter().copied().chain([month()?.as_str()]) {
+        for period in months {
             for row in loads.recompute_of(card, period)? {
                 let count: u128 = row["ConsumedQuantity"].as_str().context("no count")?.parse()?;
                 match row["SkuId"].as_str() {
@@ -540,7 +543,7 @@ fn a_day_of_three_providers() {
         std::fs::create_dir(place.path("files"))?;
         std::fs::write(place.path("files/x"), vec![b'x'; 5000])?;
         // The day before this month's last hours: it is over, and all in one month of Berlin.
-        let midnight = at(&format!("{}-01 00:00:00", month()?))?;
+        let midnight = at(&format!("{}-01 00:00:00", loads.month))?;
         clock.set(midnight)?;
         let perfd = clock.daemon(&loads.registry, "perfd", &[])?;
         let _snapd = loads.registry.daemon("snapd", "")?;
@@ -558,7 +561,7 @@ fn a_day_of_three_providers() {
         perfd.stop()?;
 
         let card = card_of_the_day(&loads);
-        let rows = loads.recompute_of(&card, &month()?)?;
+        let rows = loads.recompute_of(&card, &loads.month)?;
         let billed = |of: &dyn Fn(&Value) -> bool| rows.iter().filter(|row| of(row)).count();
         for (provider, app) in APPS {
             let name = format!("{}-{app}", loads.name);
@@ -585,7 +588,7 @@ fn a_day_of_three_providers() {
         }
         read_by_others(&loads, &toolkit, &tables)?;
         statements(place, &loads)?;
-        corrected(&loads, &card, &rows)?;
+        corrected(&loads, &clock, &card, &rows)?;
         loads.verify().map(drop)
     });
 }
@@ -609,12 +612,12 @@ fn day(clock: &Clock, midnight: u64, apps: &[Deployed]) -> Result<usize> {
 
 /// FOCUS columns by a validator, and the same total in each form.
 fn read_by_others(loads: &Loads, toolkit: &std::path::Path, tables: &std::path::Path) -> Result<()> {
-    let (card, period) = (loads.dir.join("card.toml").display().to_string(), month()?);
+    let (card, period) = (loads.dir.join("card.toml").display().to_string(), &loads.month);
     let mut files = Vec::new();
     for format in ["csv", "json", "parquet", "cloudevents"] {
         let file = loads.dir.join(format!("day.{format}"));
         let words = [
-            "usage", "export", "--rates", &card, "--period", &period, "--format", format, "-o",
+            "usage", "export", "--rates", &card, "--period", period, "--format", format, "-o",
         ];
         let path = file.display().to_string();
         loads.registry.appshot(&[&words[..], &[path.as_str()]].concat())?;
@@ -637,11 +640,11 @@ fn read_by_others(loads: &Loads, toolkit: &std::path::Path, tables: &std::path::
             "--rates",
             &card,
             "--period",
-            &period,
+            period,
         ];
         loads.registry.appshot(&held)?;
     }
-    tampered(loads, &files[0], &card, &period)?;
+    tampered(loads, &files[0], &card, period)?;
     ran(Command::new(toolkit)
         .args(["validate", "--dataset", "cost-and-usage"])
         .arg(&files[0]))?;
@@ -677,6 +680,8 @@ fn statements(place: &Place, loads: &Loads) -> Result<()> {
             "statement",
             "--rates",
             &card,
+            "--period",
+            &loads.month,
             "--provider",
             provider,
             "-o",
@@ -689,6 +694,8 @@ fn statements(place: &Place, loads: &Loads) -> Result<()> {
             "export",
             "--rates",
             &card,
+            "--period",
+            &loads.month,
             "--provider",
             provider,
             "--format",
@@ -726,7 +733,7 @@ fn statements(place: &Place, loads: &Loads) -> Result<()> {
 }
 
 /// A row is corrected, which another program takes into its sum as well.
-fn corrected(loads: &Loads, card: &str, rows: &[Value]) -> Result<()> {
+fn corrected(loads: &Loads, clock: &Clock, card: &str, rows: &[Value]) -> Result<()> {
     let rates = loads.usage_dir().join("rates");
     std::fs::create_dir_all(&rates)?;
     std::fs::write(rates.join("day.toml"), card)?;
@@ -756,12 +763,15 @@ fn corrected(loads: &Loads, card: &str, rows: &[Value]) -> Result<()> {
         "-o",
         "json",
     ];
-    let told: Value = serde_json::from_str(&loads.registry.appshot(&words)?)?;
+    // In the month itself, by its clock: later, it would be of a later bill.
+    let output = clock.command(&loads.registry, "appshot").args(words).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(
         told["cost"].as_str().is_some_and(|cost| cost.starts_with('-')),
         "{told}"
     );
-    let again = loads.recompute_of(card, &month()?)?;
+    let again = loads.recompute_of(card, &loads.month)?;
     // What is kept ready is paid up to the newest record, which the correction is.
     let measured = |rows: &[Value]| rows.iter().filter(|row| row["x_Quality"] != "reserved").count();
     ensure!(

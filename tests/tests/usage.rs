@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use appshot_tests::clients::{free_port, http_get};
 use appshot_tests::disk::SmallDisk;
 use appshot_tests::installed::Daemon;
-use appshot_tests::loads::{CARD, Counted, INIT_NS, Loads, Used, focus_toolkit, month};
+use appshot_tests::loads::{CARD, Counted, INIT_NS, Loads, Used, focus_toolkit};
 use appshot_tests::node::python;
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, Random, need_program, note, poll};
@@ -690,7 +690,7 @@ fn the_bill_of_a_node_is_read_by_others() {
         let _: Value = edgepointd.client.delete(&format!("/v1/apps/{name}"))?;
         loads.settled()?;
 
-        let period = month()?;
+        let period = &loads.month;
         let told = perfd
             .client
             .text(&format!("/v1/usage/export?provider=acme&period={period}"))?;
