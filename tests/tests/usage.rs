@@ -336,7 +336,7 @@ import socket, sys
 while True:
     try:
         with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as peer:
-            wanted = peer.recv(8)
+            wanted = peer.recv(8, socket.MSG_WAITALL)
             if len(wanted) == 8:
                 peer.sendall(bytes(int(wanted)))
                 peer.shutdown(socket.SHUT_WR)
