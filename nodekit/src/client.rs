@@ -6,12 +6,16 @@ use crate::traces::{Place, SpanKind};
 use http_body_util::{BodyExt, Full, Limited};
 pub use hyper::Method;
 use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::client::legacy;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use libsnap::error::{Error, Kind, OrFail, Result};
 use serde::{Serialize, de::DeserializeOwned};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
@@ -25,7 +29,7 @@ pub struct Client {
 
 #[derive(Clone, Debug)]
 enum At {
-    Socket(PathBuf),
+    Socket(PathBuf, Kept),
     Elsewhere(Arc<Remote>),
 }
 
@@ -34,7 +38,10 @@ pub type Header<'a> = (&'static str, &'a str);
 
 impl Client {
     pub fn new(socket: PathBuf) -> Client {
-        Client { at: At::Socket(socket) }
+        let kept = kept(socket.clone());
+        Client {
+            at: At::Socket(socket, kept),
+        }
     }
 
     pub fn elsewhere(remote: Remote) -> Client {
@@ -81,12 +88,16 @@ impl Client {
         understand(status, &answer)
     }
 
-    /// [`Client::post`] by a task. Spans of the daemon that is asked belong there.
+    /// [`Client::post`] by a task, over a connection that is kept for the next one. Spans of
+    /// the daemon that is asked belong there.
     pub async fn post_async<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, place: &Place) -> Result<T> {
         let mut request = request(Method::POST, path, json(body)?)?;
         let mut span = place.begin(SpanKind::Client, format_args!("POST {path}"));
         span.place().put(request.headers_mut());
-        let answered = self.at.exchange(request).await;
+        let answered = match &self.at {
+            At::Socket(socket, kept) => over(kept, socket, request).await,
+            At::Elsewhere(remote) => remote.exchange(request).await,
+        };
         let answer = answered.and_then(|(status, answer)| understand(status, &answer));
         span.outcome(&answer);
         answer
@@ -136,7 +147,7 @@ pub(crate) fn block_on<F: Future>(work: F) -> Result<F::Output> {
 impl At {
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
         match self {
-            At::Socket(socket) => exchange(socket, request).await,
+            At::Socket(socket, _) => exchange(socket, request).await,
             At::Elsewhere(remote) => remote.exchange(request).await,
         }
     }
@@ -157,18 +168,78 @@ fn request(method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes
         .or_fail(|| format!("cannot ask for {path}"))
 }
 
+fn out_of_reach(socket: &Path) -> String {
+    format!("cannot reach the daemon at {}", socket.display())
+}
+
+fn unavailable(socket: &Path, because: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Unavailable, out_of_reach(socket))
+        .because(because)
+        .fix("start the daemon, or name its socket")
+}
+
 async fn exchange(socket: &Path, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
-    let what = || format!("cannot reach the daemon at {}", socket.display());
-    let unavailable = |e: &dyn std::fmt::Display| {
-        Error::new(Kind::Unavailable, what())
-            .because(e)
-            .fix("start the daemon, or name its socket")
-    };
-    let stream = UnixStream::connect(socket).await.map_err(|e| unavailable(&e))?;
+    let stream = UnixStream::connect(socket).await.map_err(|e| unavailable(socket, e))?;
     converse(stream, request).await.map_err(|error| match error.because {
-        Some(because) => Error::failed(what()).because(because),
+        Some(because) => Error::failed(out_of_reach(socket)).because(because),
         None => error,
     })
+}
+
+/// Connections to a daemon that wait for the next request: it need not be woken twice for one,
+/// to accept it and to hear it. They are of the runtime that has made them.
+type Kept = legacy::Client<Here, Full<Bytes>>;
+
+/// As many as are ever wanted at once, nearly.
+const KEPT_MAX: usize = 4;
+
+fn kept(socket: PathBuf) -> Kept {
+    legacy::Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(None)
+        .pool_max_idle_per_host(KEPT_MAX)
+        .build(Here(socket))
+}
+
+/// Connects to this socket, whatever is asked for.
+#[derive(Clone, Debug)]
+struct Here(PathBuf);
+
+impl tower_service::Service<Uri> for Here {
+    type Response = TokioIo<UnixStream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<UnixStream>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let connected = UnixStream::connect(self.0.clone());
+        Box::pin(async { connected.await.map(TokioIo::new) })
+    }
+}
+
+/// One that was closed meanwhile, before it got anything of the request, is replaced.
+async fn over(kept: &Kept, socket: &Path, mut request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
+    let what = || out_of_reach(socket);
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    *request.uri_mut() = format!("http://localhost{path}").parse().or_fail(what)?;
+    let response = kept.request(request).await.map_err(|error| {
+        let because = innermost(&error);
+        match error.is_connect() {
+            true => unavailable(socket, because),
+            false => Error::failed(what()).because(because),
+        }
+    })?;
+    let (status, body) = (response.status(), response.into_body());
+    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+    Ok((status, body.or_fail(what)?.to_bytes()))
+}
+
+/// What has led to it at first.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.last().map_or_else(String::new, ToString::to_string)
 }
 
 /// One request and its answer over a connection that is closed when this returns.

@@ -905,7 +905,6 @@ impl Agent {
     }
 
     async fn wake(&mut self, cause: Cause) -> Result<Next> {
-        self.turn(State::Waking, None);
         let began = Instant::now();
         self.demand.needed();
         let bytes = self.deployment.memory_bytes.unwrap_or(budget::UNKNOWN_BYTES);
@@ -942,7 +941,13 @@ impl Agent {
             "time": if self.due.is_some() { Time::Passes } else { Time::Stands },
         });
         let (restored, place) = (&self.node.restored, self.span.place());
-        let woken: Instance = match restored.post_async("/v1/instances", &request, &place).await {
+        let told = async {
+            // That it wakes is told once the request is on its way: telling takes as long as a restore.
+            tokio::task::yield_now().await;
+            self.turn(State::Waking, None);
+        };
+        let (woken, ()) = tokio::join!(restored.post_async("/v1/instances", &request, &place), told);
+        let woken: Instance = match woken {
             // Nobody is there to restore anything.
             Err(error) if error.kind == libsnap::error::Kind::Unavailable => return Err(error),
             Err(error) if self.deployment.versions.untried => return self.fall_back(error).await,
