@@ -29,7 +29,7 @@ pub struct Client {
 
 #[derive(Clone, Debug)]
 enum At {
-    Socket(PathBuf, Kept),
+    Socket(PathBuf, Box<Kept>),
     Elsewhere(Arc<Remote>),
 }
 
@@ -40,7 +40,7 @@ impl Client {
     pub fn new(socket: PathBuf) -> Client {
         let kept = kept(socket.clone());
         Client {
-            at: At::Socket(socket, kept),
+            at: At::Socket(socket, Box::new(kept)),
         }
     }
 

@@ -35,6 +35,8 @@ pub struct Caller {
 const TRIES: u32 = 4;
 /// Between two tries to connect.
 const AGAIN: Duration = Duration::from_millis(5);
+/// How soon it is looked after an app that has not answered.
+const LATE_YET: Duration = Duration::from_millis(20);
 /// A running app that refuses connections for so long will not answer.
 const REFUSES: Duration = Duration::from_secs(2);
 
@@ -93,9 +95,10 @@ impl Proxy {
         if app.timed && ["warm", "cloned"].contains(&receipt.kind) {
             app.traffic.answers.note(receipt.total);
         }
+        let status = answer.status().as_u16();
         self.0
             .traffic
-            .answered(&app.name, answer.status().as_u16(), receipt.kind, receipt.total);
+            .answered((&app.name, &app.traffic), status, receipt.kind, receipt.total);
         answer
     }
 
@@ -409,7 +412,10 @@ impl Forward<'_> {
     /// Comes back when the app has let the request wait for too long.
     async fn late(&self, progress: Option<&Progress>, by: Instant) -> Refusal {
         let (app, mut by) = (self.app(), by);
-        let (mut status, mut since) = (app.status.clone(), Instant::now());
+        let mut since = Instant::now();
+        // Most have answered by then, and nothing else is looked at for them.
+        sleep(LATE_YET.min(app.timeouts.answer.0)).await;
+        let mut status = app.status.clone();
         let runs = |status: &Status| status.state == State::Running;
         loop {
             if !runs(&status.borrow()) {

@@ -19,18 +19,27 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 
 /// Takes out what was for us, and answers the protocol to which the sender wants to upgrade.
 pub fn take_hop_by_hop(headers: &mut HeaderMap, version: Version) -> Option<HeaderValue> {
-    let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
-        .filter_map(|token| token.parse().ok())
-        .collect();
+    let for_us = |name: &&HeaderName| **name == header::TE || HOP_BY_HOP.contains(name);
+    // Few are there, mostly, and to look for each of them would take longer.
+    let mut named: Vec<HeaderName> = headers.keys().filter(for_us).cloned().collect();
+    if named.is_empty() {
+        return None;
+    }
+    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    let mut upgrades = false;
+    for token in tokens(headers, &header::CONNECTION) {
+        upgrades |= token.eq_ignore_ascii_case("upgrade");
+        if !["close", "keep-alive"].contains(&token) {
+            named.extend(token.parse());
+        }
+    }
     let upgrade = match version {
-        Version::HTTP_11 if named.contains(&header::UPGRADE) => headers.remove(header::UPGRADE),
+        Version::HTTP_11 if upgrades => headers.remove(header::UPGRADE),
         _ => None,
     };
-    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    for name in named {
         headers.remove(name);
     }
-    headers.remove(header::TE);
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }

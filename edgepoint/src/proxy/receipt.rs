@@ -9,7 +9,7 @@
 use super::App;
 use crate::status::{Activation, State};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::time::{Duration, Instant};
 
 /// `warm`: it ran. `cloned`: it waited, and a further instance came up meanwhile. `none`: no
@@ -108,24 +108,24 @@ impl Receipt {
     }
 
     fn text(&self) -> String {
-        let mut text = format!("appshot;desc=\"{}\"", self.kind);
-        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
         // Writing to a string does not fail.
+        let mut text = String::with_capacity(TEXT_BYTES);
         let _ = write!(
             text,
-            ";dur={:.2}, appshot-queue;dur={:.2}",
-            ms(self.total),
-            ms(self.queue)
+            "appshot;desc=\"{}\";dur={}, appshot-queue;dur={}",
+            self.kind,
+            Millis::of(self.total),
+            Millis::of(self.queue)
         );
         if let Some(wake) = &self.wake {
-            let _ = write!(text, ", appshot-wake;dur={:.2}", wake.total_micros as f64 / 1e3);
+            let _ = write!(text, ", appshot-wake;dur={}", Millis(wake.total_micros));
             for phase in &wake.phases {
                 let name: String = phase.name.chars().map(token).collect();
-                let _ = write!(text, ", appshot-wake-{name};dur={:.2}", phase.micros as f64 / 1e3);
+                let _ = write!(text, ", appshot-wake-{name};dur={}", Millis(phase.micros));
             }
         }
         if self.kind != "none" {
-            let _ = write!(text, ", appshot-upstream;dur={:.2}", ms(self.upstream()));
+            let _ = write!(text, ", appshot-upstream;dur={}", Millis::of(self.upstream()));
         }
         text
     }
@@ -152,6 +152,25 @@ impl Receipt {
             ),
             None => tracing::debug!(app, kind = self.kind, status, queue_us, total_us, "request"),
         }
+    }
+}
+
+/// What a receipt of a warm answer takes, about.
+const TEXT_BYTES: usize = 96;
+
+/// Microseconds, told as milliseconds to the nearest hundredth.
+struct Millis(u64);
+
+impl Millis {
+    fn of(duration: Duration) -> Millis {
+        Millis(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hundredths = self.0.saturating_add(5) / 10;
+        write!(f, "{}.{:02}", hundredths / 100, hundredths % 100)
     }
 }
 

@@ -6,11 +6,13 @@
 //! however many routes there are.
 
 use super::rules::{Host, Prefix};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Routes of all apps. `T` is what a route leads to.
 #[derive(Clone, Debug)]
 pub struct Table<T> {
+    /// By [`key`].
     hosts: HashMap<String, HashMap<String, T>>,
 }
 
@@ -23,18 +25,18 @@ impl<T> Default for Table<T> {
 impl<T> Table<T> {
     /// What this very route leads to.
     pub fn exact(&self, host: &Host, path: &Prefix) -> Option<&T> {
-        self.hosts.get(host.as_str())?.get(path.as_str())
+        self.hosts.get(key(host))?.get(path.as_str())
     }
 
     /// What routes of this host lead to, of hosts among which it is, and of those among it.
     pub fn around(&self, host: &Host) -> impl Iterator<Item = &T> {
-        let near = move |other: &str| covers(host.as_str(), other) || covers(other, host.as_str());
+        let near = move |other: &str| covers(key(host), other) || covers(other, key(host));
         let hosts = self.hosts.iter().filter(move |(other, _)| near(other));
         hosts.flat_map(|(_, paths)| paths.values())
     }
 
     pub fn insert(&mut self, host: &Host, path: &Prefix, to: T) {
-        let paths = self.hosts.entry(host.as_str().to_owned()).or_default();
+        let paths = self.hosts.entry(key(host).to_owned()).or_default();
         paths.insert(path.as_str().to_owned(), to);
     }
 
@@ -48,29 +50,27 @@ impl<T> Table<T> {
 
     /// What a request of this host and path is for. The host has no port.
     pub fn find(&self, host: &str, path: &str) -> Option<&T> {
-        let host = host.trim_end_matches('.').to_ascii_lowercase();
-        let of = |name: &str| longest(self.hosts.get(name)?, path);
-        if let Some(found) = of(&host) {
-            return Some(found);
+        let mut host = Cow::Borrowed(host.trim_end_matches('.'));
+        if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            host.to_mut().make_ascii_lowercase();
         }
-        let mut rest = host.as_str();
-        while let Some((_, suffix)) = rest.split_once('.') {
-            if let Some(found) = of(&format!("*.{suffix}")) {
-                return Some(found);
-            }
-            rest = suffix;
-        }
-        of("*")
+        let of = |key: &str| longest(self.hosts.get(key)?, path);
+        let suffixes = host.match_indices('.').map(|(dot, _)| &host[dot..]);
+        std::iter::once(&*host).chain(suffixes).chain(["*"]).find_map(of)
     }
 }
 
-/// Whether requests for the other host may come to routes of this one.
-fn covers(host: &str, other: &str) -> bool {
-    match host.strip_prefix('*') {
-        // `.suffix`, or nothing.
-        Some(suffix) => other.ends_with(suffix),
-        None => host == other,
+/// What routes of a host are found by: `.suffix` for `*.suffix`, else the host.
+fn key(host: &Host) -> &str {
+    match host.as_str().strip_prefix('*') {
+        Some(suffix) if !suffix.is_empty() => suffix,
+        _ => host.as_str(),
     }
+}
+
+/// Whether requests for the other host, both by their keys, may come to routes of this one.
+fn covers(host: &str, other: &str) -> bool {
+    host == "*" || host == other || host.starts_with('.') && other.ends_with(host)
 }
 
 fn longest<'a, T>(paths: &'a HashMap<String, T>, path: &str) -> Option<&'a T> {

@@ -1,6 +1,7 @@
 //! What an app is asked for over HTTP, in numbers that anyone may read at any time: who
 //! decides how many instances run, who meters, and Prometheus.
 
+use super::receipt::KINDS;
 use crate::metrics::seconds;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -10,7 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Of one app, since this daemon began. The counts only grow; clones are the same numbers.
@@ -40,6 +41,15 @@ pub struct Traffic {
     pub waited_ns: Counter,
     /// How long answers took, where that decides about instances.
     pub answers: Answers,
+    /// What is told of its answers.
+    told: Arc<Answered>,
+}
+
+/// Of one app, by how it came up and by class of status, from the first such answer on.
+#[derive(Debug, Default)]
+struct Answered {
+    seconds: [OnceLock<Histogram>; KINDS.len()],
+    answers: [OnceLock<Counter>; CLASSES.len()],
 }
 
 /// So many answers are looked at, at most: the last ones.
@@ -259,16 +269,27 @@ impl Families {
             bytes_out: self.bytes_out.get_or_create_owned(&of),
             waited_ns: Counter::default(),
             answers: Answers::default(),
+            told: Arc::default(),
         }
     }
 
-    pub fn answered(&self, app: &str, status: u16, kind: &'static str, took: Duration) {
-        let status = CLASSES[usize::from(status / 100).clamp(1, 5) - 1];
-        let app = app.to_owned();
-        self.seconds
-            .get_or_create(&By { app: app.clone(), kind })
-            .observe(took.as_secs_f64());
-        self.answers.get_or_create(&With { app, status }).inc();
+    /// An answer of this app has begun.
+    pub fn answered(&self, (app, traffic): (&str, &Traffic), status: u16, kind: &'static str, took: Duration) {
+        let class = usize::from(status / 100).clamp(1, CLASSES.len()) - 1;
+        let by = || By {
+            app: app.to_owned(),
+            kind,
+        };
+        let with = || With {
+            app: app.to_owned(),
+            status: CLASSES[class],
+        };
+        if let Some(at) = KINDS.iter().position(|known| *known == kind) {
+            let seconds = traffic.told.seconds[at].get_or_init(|| self.seconds.get_or_create_owned(&by()));
+            seconds.observe(took.as_secs_f64());
+        }
+        let answers = traffic.told.answers[class].get_or_init(|| self.answers.get_or_create_owned(&with()));
+        answers.inc();
     }
 
     /// It is deployed no more.
@@ -294,7 +315,7 @@ impl Families {
                 status,
             });
         }
-        for kind in super::receipt::KINDS {
+        for kind in KINDS {
             self.seconds.remove(&By { app: app.clone(), kind });
         }
     }

@@ -62,6 +62,8 @@ struct Kept {
     /// Unused for the longest time first.
     free: VecDeque<Free>,
     shared: Vec<Arc<Shared>>,
+    /// Connections of this thread that each serve a request, or are about to.
+    leased: usize,
     /// Somebody closes them in time.
     watched: bool,
 }
@@ -155,30 +157,34 @@ impl Upstream {
 
     /// One that is kept, or else a new one, which is kept afterwards.
     pub async fn lease(self: &Arc<Upstream>, fresh: bool) -> io::Result<Lease> {
-        let lease = |used, made, sender| Lease {
-            home: Arc::downgrade(self),
-            used,
-            keep: true,
-            made,
-            sender: Some(sender),
-        };
         match self.protocol {
             Protocol::Http1 => {
                 if !fresh && let Some(free) = self.free() {
-                    return Ok(lease(true, free.made, Sender::Own(free.sender)));
+                    return Ok(self.leased(true, true, free.made, Sender::Own(free.sender)));
                 }
                 let made = self.now();
-                Ok(lease(false, made, Sender::Own(self.dial_one().await?)))
+                Ok(self.leased(false, true, made, Sender::Own(self.dial_one().await?)))
             }
             Protocol::H2c => {
                 let _making = self.making.lock().await;
                 if !fresh && let Some(shared) = self.shared() {
-                    return Ok(lease(true, shared.made, Sender::Shared(shared)));
+                    return Ok(self.leased(true, true, shared.made, Sender::Shared(shared)));
                 }
                 let shared = self.dial_shared().await?;
                 self.lock().shared.push(shared.clone());
-                Ok(lease(false, shared.made, Sender::Shared(shared)))
+                Ok(self.leased(false, true, shared.made, Sender::Shared(shared)))
             }
+        }
+    }
+
+    fn leased(self: &Arc<Upstream>, used: bool, keep: bool, made: Made, sender: Sender) -> Lease {
+        locked(&self.kept[made.thread]).leased += 1;
+        Lease {
+            home: Arc::downgrade(self),
+            used,
+            keep,
+            made,
+            sender: Some(sender),
         }
     }
 
@@ -188,28 +194,29 @@ impl Upstream {
             Protocol::Http1 => Sender::Own(self.dial_one().await?),
             Protocol::H2c => Sender::Shared(self.dial_shared().await?),
         };
-        Ok(Lease {
-            home: Arc::downgrade(self),
-            used: false,
-            keep: false,
-            made: self.now(),
-            sender: Some(sender),
-        })
+        Ok(self.leased(false, false, self.now(), sender))
     }
 
-    /// One of this thread, or of another before a new one is made: there are apps that serve
-    /// one connection at a time.
+    /// One of this thread. Where it has none at all, one of another before a new one is made:
+    /// there are apps that serve one connection at a time.
     fn free(&self) -> Option<Free> {
         let (own, count) = (workers::here(), self.kept.len());
-        (own..own + count).find_map(|thread| {
-            let mut kept = locked(&self.kept[thread % count]);
+        let of = |kept: &mut Kept| {
             while let Some(free) = kept.free.pop_back() {
                 if free.sender.is_ready() && self.serves_on(free.made) {
                     return Some(free);
                 }
             }
             None
-        })
+        };
+        let mut kept = self.lock();
+        match of(&mut kept) {
+            None if kept.leased == 0 => {
+                drop(kept);
+                (own + 1..own + count).find_map(|thread| of(&mut locked(&self.kept[thread % count])))
+            }
+            found => found,
+        }
     }
 
     fn shared(&self) -> Option<Arc<Shared>> {
@@ -368,9 +375,10 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        let Some(home) = self.home.upgrade() else { return };
+        locked(&home.kept[self.made.thread]).leased -= 1;
         match self.sender.take().filter(|_| self.keep) {
             Some(Sender::Own(mut sender)) => {
-                let Some(home) = self.home.upgrade() else { return };
                 let made = self.made;
                 if sender.is_closed() || !home.serves_on(made) {
                     return;
@@ -388,9 +396,7 @@ impl Drop for Lease {
             Some(Sender::Shared(shared)) => {
                 *shared.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
                 shared.streams.fetch_sub(1, Ordering::Relaxed);
-                if let Some(home) = self.home.upgrade() {
-                    home.watch(shared.made.thread);
-                }
+                home.watch(shared.made.thread);
             }
             None => {}
         }
