@@ -347,7 +347,9 @@ impl Span {
     }
 
     pub fn end_at(mut self, ended: Instant) {
-        self.end(moment(ended));
+        if self.0.is_some() {
+            self.end(moment(ended));
+        }
     }
 
     fn end(&mut self, ended: SystemTime) {

@@ -27,6 +27,8 @@ pub struct Daemon {
     call: Call,
     /// Started with the first request.
     running: Mutex<Option<Child>>,
+    /// A connection to it that has had its answer, as those keep who ask it often.
+    kept: Mutex<Option<BufReader<UnixStream>>>,
 }
 
 impl Daemon {
@@ -37,6 +39,7 @@ impl Daemon {
             scratch: scratch.to_owned(),
             call: Call::new(scratch),
             running: Mutex::new(None),
+            kept: Mutex::new(None),
         }
     }
 
@@ -51,8 +54,11 @@ impl Daemon {
         let alive = running
             .as_mut()
             .is_some_and(|child| matches!(child.try_wait(), Ok(None)));
+        let kept = self.kept.lock().expect("no panic holds it").take();
         if !alive {
             *running = Some(self.start()?);
+        } else if let Some(kept) = kept {
+            return Ok(kept);
         }
         let stream = UnixStream::connect(self.socket()).context("cannot reach restored")?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -97,7 +103,9 @@ impl Daemon {
         );
         let begin_ns = now_ns();
         stream.get_mut().write_all(request.as_bytes())?;
-        Ok((begin_ns, answer(&mut stream)?))
+        let told = answer(&mut stream)?;
+        *self.kept.lock().expect("no panic holds it") = Some(stream);
+        Ok((begin_ns, told))
     }
 }
 
@@ -189,7 +197,8 @@ impl Engine for Daemon {
     /// Another daemon, which has seen no appshot, runs and has its husks.
     fn cool(&self) -> Result<()> {
         self.stop();
-        self.connect().map(drop)?;
+        let connected = self.connect()?;
+        *self.kept.lock().expect("no panic holds it") = Some(connected);
         std::thread::sleep(HUSKS);
         Ok(())
     }

@@ -29,17 +29,15 @@ impl std::error::Error for Stalled {}
 #[derive(Debug)]
 pub struct Metered<T> {
     body: Incoming,
-    bytes: Counter,
     idle: Duration,
     waits: Option<Pin<Box<Sleep>>>,
     kept: T,
 }
 
 impl<T: Seen + Unpin> Metered<T> {
-    pub fn new(body: Incoming, bytes: Counter, idle: Duration, kept: T) -> Metered<T> {
+    pub fn new(body: Incoming, idle: Duration, kept: T) -> Metered<T> {
         Metered {
             body,
-            bytes,
             idle,
             waits: None,
             kept,
@@ -64,7 +62,7 @@ impl<T: Seen + Unpin> Metered<T> {
                 self.waits = None;
                 self.kept.moved();
                 if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-                    self.bytes.inc_by(data.len() as u64);
+                    self.kept.passed(data.len() as u64);
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
             }
@@ -74,6 +72,8 @@ impl<T: Seen + Unpin> Metered<T> {
 
 /// Hears how a body gets on.
 pub trait Seen {
+    /// So much of it has come.
+    fn passed(&self, bytes: u64);
     /// Its sender lets it wait.
     fn waits(&self) {}
     fn moved(&self) {}
@@ -81,17 +81,26 @@ pub trait Seen {
 }
 
 /// How the body of a request gets on, for who waits for the answer.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Progress(Arc<Steps>);
 
 #[derive(Debug, Default)]
 struct Steps {
+    bytes: Counter,
     moved: Mutex<Option<Instant>>,
     waits: AtomicBool,
     stalled: AtomicBool,
 }
 
 impl Progress {
+    /// What comes of it is counted here.
+    pub fn new(bytes: Counter) -> Progress {
+        Progress(Arc::new(Steps {
+            bytes,
+            ..Steps::default()
+        }))
+    }
+
     /// Since when the app has had nothing to do for the body, where that is later than this:
     /// it has got a part of it, or waits for one now.
     pub fn since(&self, before: Instant) -> Option<Instant> {
@@ -109,6 +118,10 @@ impl Progress {
 }
 
 impl Seen for Progress {
+    fn passed(&self, bytes: u64) {
+        self.0.bytes.inc_by(bytes);
+    }
+
     fn waits(&self) {
         self.0.waits.store(true, Ordering::Relaxed);
     }

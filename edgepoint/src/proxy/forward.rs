@@ -17,9 +17,9 @@ use hyper::http::request::Parts;
 use hyper::http::uri::{Authority, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use nodekit::traces::{self, Place, Span, SpanKind};
-use prometheus_client::metrics::counter::Counter;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -29,6 +29,20 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 pub struct Caller {
     pub address: IpAddr,
     pub scheme: &'static str,
+    /// The address as it is told to apps.
+    pub named: HeaderValue,
+}
+
+impl Caller {
+    pub fn new(address: IpAddr, scheme: &'static str) -> Caller {
+        let named = HeaderValue::try_from(address.to_canonical().to_string());
+        Caller {
+            address,
+            scheme,
+            // An address has nothing that a field may not have.
+            named: named.unwrap_or(HeaderValue::from_static("unknown")),
+        }
+    }
 }
 
 /// A request that nobody has got is sent so often.
@@ -47,17 +61,21 @@ pub struct InFlight {
     _lease: Lease,
     _permit: Option<Permit>,
     _quiet: Option<One>,
-    served: Counter,
+    app: Arc<App>,
     _active: Active,
     /// Ends with the answer.
     _span: Span,
 }
 
-impl Seen for InFlight {}
+impl Seen for InFlight {
+    fn passed(&self, bytes: u64) {
+        self.app.traffic.bytes_out.inc_by(bytes);
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.served.inc();
+        self.app.traffic.served.inc();
     }
 }
 
@@ -77,13 +95,13 @@ impl Proxy {
             Ok(found) => found,
             Err(refusal) => return unserved(None, began, Duration::ZERO, refusal.answer()),
         };
-        let app = target.app.clone();
-        let span = span(&app, caller, &request, began);
+        let app = &*target.app;
+        let span = span(app, caller, &request, began);
         let forward = Forward {
             client: headers::client(request.headers(), caller.address, trust),
             came: app.moment(began),
             queued: Duration::ZERO,
-            target,
+            target: &target,
             host,
             caller,
             span,
@@ -112,12 +130,12 @@ impl Proxy {
         }
         let authority = headers::authority(request).map_err(wrong)?;
         let (host, path) = (host_of(authority.as_str()), request.uri().path());
-        let table = self.table();
-        let target = table.find(host, path).ok_or_else(|| {
+        let target = self.table().find(host, path).cloned();
+        let target = target.ok_or_else(|| {
             let because = format!("no app on this node is for {host}{path}");
             Refusal::new(StatusCode::NOT_FOUND, because)
         })?;
-        Ok((target.clone(), authority))
+        Ok((target, authority))
     }
 }
 
@@ -156,7 +174,7 @@ fn unserved(app: Option<&App>, began: std::time::Instant, queued: Duration, mut 
 }
 
 struct Forward<'a> {
-    target: Target,
+    target: &'a Target,
     came: Moment,
     queued: Duration,
     host: Authority,
@@ -182,8 +200,8 @@ struct Arrived {
     upgrade: Option<hyper::upgrade::OnUpgrade>,
 }
 
-impl Forward<'_> {
-    fn app(&self) -> &App {
+impl<'a> Forward<'a> {
+    fn app(&self) -> &'a App {
         &self.target.app
     }
 
@@ -205,7 +223,7 @@ impl Forward<'_> {
         request: Request<Incoming>,
     ) -> Result<(Answered, Receipt), Box<Answered>> {
         let refuse = |refusal: Refusal| Box::new(refusal.answer());
-        let app = self.target.app.clone();
+        let app = self.app();
         let quiet = self.quiet(&request)?;
         let asking = app.asks(self.span.place());
         // Who is quiet stands in no queue: a probe asks whether the app lives.
@@ -242,11 +260,11 @@ impl Forward<'_> {
             _lease: arrived.lease,
             _permit: permit,
             _quiet: quietly,
-            served: app.traffic.served.clone(),
+            app: self.target.app.clone(),
             _active: active,
             _span: std::mem::take(&mut self.span),
         };
-        let answer = pass_on(&app, arrived.response, arrived.upgrade, &receipt, in_flight);
+        let answer = pass_on(app, arrived.response, arrived.upgrade, &receipt, in_flight);
         Ok((answer.map_err(refuse)?, receipt))
     }
 
@@ -462,17 +480,14 @@ impl Forward<'_> {
         let client = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
         let upgrade = headers::take_hop_by_hop(&mut parts.headers, parts.version).filter(|_| !h2c);
-        headers::put_forwarded(
-            &mut parts.headers,
-            self.caller.address,
-            self.caller.scheme,
-            &self.host,
-            self.trust,
-        );
+        let host = HeaderValue::try_from(self.host.as_str());
+        // What is an authority is a value, too.
+        let host = host.unwrap_or(HeaderValue::from_static(""));
+        headers::put_forwarded(&mut parts.headers, self.caller, &host, self.trust);
         place.put(&mut parts.headers);
         // We have asked for the body already when the app reads it.
         parts.headers.remove(header::EXPECT);
-        aim(&mut parts, &self.host, h2c);
+        aim(&mut parts, &self.host, host, h2c);
         let upgrade = upgrade.map(|protocol| {
             headers::put_upgrade(&mut parts.headers, protocol);
             client
@@ -480,9 +495,8 @@ impl Forward<'_> {
         let (sent, progress) = match body.is_end_stream() {
             true => (Sent::Nothing, None),
             false => {
-                let (bytes, idle) = (app.traffic.bytes_in.clone(), app.timeouts.idle.0);
-                let progress = Progress::default();
-                let body = Metered::new(body, bytes, idle, progress.clone());
+                let progress = Progress::new(app.traffic.bytes_in.clone());
+                let body = Metered::new(body, app.timeouts.idle.0, progress.clone());
                 (Sent::Stream(body), Some(progress))
             }
         };
@@ -516,26 +530,24 @@ fn pass_on(
             }
         };
     }
-    let (bytes, idle) = (app.traffic.bytes_out.clone(), app.timeouts.idle.0);
-    Ok(response.map(|body| Answer::App(Box::new(Metered::new(body, bytes, idle, in_flight)))))
+    let idle = app.timeouts.idle.0;
+    Ok(response.map(|body| Answer::App(Box::new(Metered::new(body, idle, in_flight)))))
 }
 
 /// Each protocol has its own way to name the host.
-fn aim(parts: &mut Parts, host: &Authority, h2c: bool) {
+fn aim(parts: &mut Parts, authority: &Authority, host: HeaderValue, h2c: bool) {
     let path = parts.uri.path_and_query().cloned();
     let mut uri = Uri::default().into_parts();
     uri.path_and_query = path;
     if h2c {
         parts.version = Version::HTTP_2;
         uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(host.clone());
+        uri.authority = Some(authority.clone());
         parts.headers.remove(header::HOST);
     } else {
         parts.version = Version::HTTP_11;
         headers::join_cookies(&mut parts.headers);
-        if let Ok(host) = HeaderValue::try_from(host.as_str()) {
-            parts.headers.insert(header::HOST, host);
-        }
+        parts.headers.insert(header::HOST, host);
     }
     if let Ok(uri) = Uri::from_parts(uri) {
         parts.uri = uri;

@@ -1,5 +1,6 @@
 //! What a proxy changes in the heads of messages (RFC 9110, 7.6; RFC 9113, 8.2).
 
+use super::forward::Caller;
 use super::rules::Network;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::Authority;
@@ -103,33 +104,24 @@ pub fn client(headers: &HeaderMap, peer: IpAddr, trust: &[Network]) -> IpAddr {
 
 /// Tells the app who asks, and how. What the client says of that itself counts only where
 /// it is one that is trusted.
-pub fn put_forwarded(
-    headers: &mut HeaderMap,
-    client: IpAddr,
-    scheme: &'static str,
-    host: &Authority,
-    trust: &[Network],
-) {
-    let client = client.to_canonical();
-    let mut chain = client.to_string();
-    if trust.iter().any(|network| network.has(client)) {
-        let before: Vec<&str> = tokens(headers, &FOR).collect();
-        if !before.is_empty() {
-            chain = format!("{}, {chain}", before.join(", "));
+pub fn put_forwarded(headers: &mut HeaderMap, caller: &Caller, host: &HeaderValue, trust: &[Network]) {
+    let mut chain = caller.named.clone();
+    if trust.iter().any(|network| network.has(caller.address.to_canonical())) {
+        let before: Vec<&str> = tokens(headers, &FOR).chain(chain.to_str()).collect();
+        if let Ok(longer) = HeaderValue::try_from(before.join(", ")) {
+            chain = longer;
         }
     } else {
         for name in [PROTO, HOST, REAL, header::FORWARDED] {
             headers.remove(name);
         }
     }
-    if let Ok(chain) = HeaderValue::try_from(chain) {
-        headers.insert(FOR, chain);
-    }
+    headers.insert(FOR, chain);
     if !headers.contains_key(PROTO) {
-        headers.insert(PROTO, HeaderValue::from_static(scheme));
+        headers.insert(PROTO, HeaderValue::from_static(caller.scheme));
     }
-    if let (false, Ok(host)) = (headers.contains_key(HOST), HeaderValue::try_from(host.as_str())) {
-        headers.insert(HOST, host);
+    if !headers.contains_key(HOST) {
+        headers.insert(HOST, host.clone());
     }
 }
 
@@ -209,10 +201,10 @@ mod tests {
             ("x-forwarded-proto", "https"),
             ("forwarded", "for=1.1.1.1"),
         ];
-        let host = Authority::from_static("a.example");
-        let client = IpAddr::from([10, 0, 0, 1]);
+        let host = HeaderValue::from_static("a.example");
+        let caller = Caller::new(IpAddr::from([10, 0, 0, 1]), "http");
         let mut strange = headers(&said);
-        put_forwarded(&mut strange, client, "http", &host, &[]);
+        put_forwarded(&mut strange, &caller, &host, &[]);
         let plain = headers(&[
             ("x-forwarded-for", "10.0.0.1"),
             ("x-forwarded-proto", "http"),
@@ -220,7 +212,7 @@ mod tests {
         ]);
         assert_eq!(strange, plain);
         let mut known = headers(&said);
-        put_forwarded(&mut known, client, "http", &host, &["10.0.0.0/8".parse().unwrap()]);
+        put_forwarded(&mut known, &caller, &host, &["10.0.0.0/8".parse().unwrap()]);
         assert_eq!(known["x-forwarded-for"], "1.1.1.1, 10.0.0.1");
         assert_eq!(known["x-forwarded-proto"], "https");
     }

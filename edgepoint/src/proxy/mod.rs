@@ -43,7 +43,7 @@ use routes::Table;
 use rules::{Quiet, Timeouts, Waiting};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use tokio::sync::watch;
 use traffic::{Families, Told, Traffic};
@@ -59,8 +59,7 @@ pub struct Proxy(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// Replaced as a whole: a request looks at one that does not change.
-    table: RwLock<Arc<Table<Target>>>,
+    table: RwLock<Table<Target>>,
     apps: Mutex<BTreeMap<String, Arc<App>>>,
     traffic: Families,
     /// Somebody can come.
@@ -135,13 +134,12 @@ impl Proxy {
         self.0.apps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn table(&self) -> Arc<Table<Target>> {
-        self.0.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn table(&self) -> RwLockReadGuard<'_, Table<Target>> {
+        self.0.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change(&self, change: impl FnOnce(&mut Table<Target>)) {
-        let mut table = self.0.table.write().unwrap_or_else(PoisonError::into_inner);
-        change(Arc::make_mut(&mut table));
+        change(&mut self.0.table.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// There are sockets at which requests come.

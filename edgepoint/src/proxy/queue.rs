@@ -139,12 +139,15 @@ impl Gate {
     }
 
     fn leave(self: &Arc<Gate>) {
-        {
+        let nobody_waits = {
             let mut state = self.lock();
             state.in_flight -= 1;
             self.tell(&state);
+            state.waiting == 0
+        };
+        if !nobody_waits {
+            self.call();
         }
-        self.call();
     }
 
     /// Lets in who may come in.

@@ -170,7 +170,11 @@ impl Millis {
 impl fmt::Display for Millis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hundredths = self.0.saturating_add(5) / 10;
-        write!(f, "{}.{:02}", hundredths / 100, hundredths % 100)
+        let digit = |value: u64| char::from_digit((value % 10) as u32, 10).unwrap_or('0');
+        fmt::Display::fmt(&(hundredths / 100), f)?;
+        f.write_char('.')?;
+        f.write_char(digit(hundredths / 10))?;
+        f.write_char(digit(hundredths))
     }
 }
 

@@ -260,18 +260,18 @@ impl Client {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let caller = Caller {
-            address: self.address.ip(),
-            scheme,
-        };
+        let caller = Caller::new(self.address.ip(), scheme);
+        let server = shared.server.clone();
+        // Of this connection alone: what all have is counted on all processors.
+        let own = Arc::new((shared, caller));
         let service = service_fn(|request: Request<Incoming>| {
-            let active = self.line.active(&request);
-            let (shared, caller) = (shared.clone(), caller.clone());
-            async move { Ok::<Served, Infallible>(shared.proxy.answer(&caller, &shared.trust, active, request).await) }
+            let (active, own) = (self.line.active(&request), own.clone());
+            async move {
+                let (shared, caller) = &*own;
+                Ok::<Served, Infallible>(shared.proxy.answer(caller, &shared.trust, active, request).await)
+            }
         });
-        let served = shared
-            .server
-            .serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let served = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::select! {
             ended = watcher.watch(served) => {
                 if let Err(error) = ended {

@@ -21,7 +21,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -97,7 +97,7 @@ struct Shared {
 /// not come to its end.
 #[derive(Debug)]
 pub struct Lease {
-    home: Weak<Upstream>,
+    home: Arc<Upstream>,
     /// It has served before.
     pub used: bool,
     keep: bool,
@@ -180,7 +180,7 @@ impl Upstream {
     fn leased(self: &Arc<Upstream>, used: bool, keep: bool, made: Made, sender: Sender) -> Lease {
         locked(&self.kept[made.thread]).leased += 1;
         Lease {
-            home: Arc::downgrade(self),
+            home: self.clone(),
             used,
             keep,
             made,
@@ -375,7 +375,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(home) = self.home.upgrade() else { return };
+        let home = self.home.clone();
         locked(&home.kept[self.made.thread]).leased -= 1;
         match self.sender.take().filter(|_| self.keep) {
             Some(Sender::Own(mut sender)) => {
