@@ -11,6 +11,9 @@
 //! which one would block: so the process is made to try lists that always fail,
 //! and *how* they fail tells the adjustment, with nothing changed.
 //!
+//! Settings of the namespace (`/proc/sys/kernel/sem` and the like) are kept where they are
+//! others than those of a new one.
+//!
 //! Times and the pids of the last sender and receiver cannot be set: they start
 //! anew, except that `sem_otime` is not 0 where it was not 0.
 //!
@@ -37,7 +40,7 @@ use crate::sys::sysv::{self, Owner, SemOp};
 use crate::sys::task::{self, Compare};
 use crate::target::Target;
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -47,14 +50,40 @@ type Rows = Vec<Vec<i64>>;
 
 const UNDO: i16 = 0x1000;
 const NOWAIT: i16 = 0o4000;
+/// What a setting is written as, at most: four numbers.
+pub const SETTING_BYTES_MAX: usize = 128;
 /// SEMVMX and SEMAEM.
 const MOST: i16 = 32767;
 
-/// Semaphores and queues of an app.
+/// Settings of an IPC namespace, as sysctl(8) calls them, and what a new one has, whatever those of the
+/// host are (`shm_init_ns`, `msg_init_ns`, `sem_init_ns`, `mq_init_ns`; the same since Linux 4.2).
+pub const SETTINGS: [(&str, &str); 13] = [
+    ("kernel.shmmax", "18446744073692774399"),
+    ("kernel.shmall", "18446744073692774399"),
+    ("kernel.shmmni", "4096"),
+    ("kernel.shm_rmid_forced", "0"),
+    ("kernel.msgmax", "8192"),
+    ("kernel.msgmnb", "16384"),
+    ("kernel.msgmni", "32000"),
+    ("kernel.sem", "32000 1024000000 500 32000"),
+    ("fs.mqueue.queues_max", "256"),
+    ("fs.mqueue.msg_max", "10"),
+    ("fs.mqueue.msgsize_max", "8192"),
+    ("fs.mqueue.msg_default", "10"),
+    ("fs.mqueue.msgsize_default", "8192"),
+];
+
+fn path_of(setting: &str) -> String {
+    format!("/proc/sys/{}", setting.replace('.', "/"))
+}
+
+/// Semaphores and queues of an app, and the settings of its namespace.
 #[derive(Debug, Default)]
 pub struct Objects {
     pub semaphores: Vec<SemRecord>,
     pub queues: Vec<QueueRecord>,
+    /// [`Manifest::ipc_settings`].
+    pub settings: BTreeMap<String, String>,
 }
 
 /// A namespace, opened before the app stands still.
@@ -65,17 +94,44 @@ pub struct Space {
     tables: Vec<File>,
     /// Its POSIX message queues, as a directory that is nowhere mounted.
     queues: Option<File>,
+    /// Those of [`SETTINGS`] that this kernel has, where the namespace is the app's own.
+    settings: Vec<(usize, File)>,
 }
 
 impl Space {
-    /// That of `pid`.
-    pub fn open(pid: HostPid) -> io::Result<Space> {
+    /// That of `pid`, a process of this target.
+    pub fn open(pid: HostPid, target: &Target) -> io::Result<Space> {
         let door = Door::open(pid, &["ipc"])?;
         let tables = ["shm", "sem", "msg"].iter();
         let tables = tables.map(|table| File::open(format!("/proc/sysvipc/{table}")));
         let tables = door.inside(|| tables.collect::<io::Result<Vec<_>>>())??;
         let queues = door.inside(sysfd::message_queues)?.ok().map(File::from);
-        Ok(Space { door, tables, queues })
+        let settings = match is_own(target) {
+            true => door.inside(|| {
+                let files = SETTINGS.iter().map(|(name, _)| File::open(path_of(name)).ok());
+                files.enumerate().filter_map(|(at, file)| Some((at, file?))).collect()
+            })?,
+            false => Vec::new(),
+        };
+        Ok(Space {
+            door,
+            tables,
+            queues,
+            settings,
+        })
+    }
+
+    /// Those that are others than a new namespace has.
+    fn settings(&self) -> BTreeMap<String, String> {
+        let changed = self.settings.iter().filter_map(|(at, file)| {
+            let mut text = [0; SETTING_BYTES_MAX];
+            let got = file.read_at(&mut text, 0).ok()?;
+            let text = String::from_utf8_lossy(&text[..got]);
+            let value = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let (name, usual) = SETTINGS[*at];
+            (value != usual).then(|| (name.to_owned(), value))
+        });
+        changed.collect()
     }
 
     /// Each queue makes the directory longer (`ipc/mqueue.c`).
@@ -110,7 +166,8 @@ pub fn look(
         return Objects::default();
     };
     // In the host's namespace the rest belongs to others.
-    let own = matches!(target, Target::App { init: Some(_), .. });
+    let own = is_own(target);
+    let settings = space.settings();
     if own && space.has_posix_queues() {
         refusals.add(
             pid,
@@ -123,7 +180,10 @@ pub fn look(
         .records_mut()
         .any(|record| matches!(record.kind, ShmKind::Sysv { .. }));
     if !has_attached && (!own || space.is_empty()) {
-        return Objects::default();
+        return Objects {
+            settings,
+            ..Objects::default()
+        };
     }
     let seen = space.door.inside(|| {
         let mut alone = describe(shm);
@@ -159,7 +219,7 @@ pub fn look(
             if !objects.semaphores.is_empty() {
                 adjustments_shared(numbers, refusals);
             }
-            objects
+            Objects { settings, ..objects }
         }
         Ok((Err(error), ..)) => {
             refusals.add(
@@ -175,6 +235,11 @@ pub fn look(
             Objects::default()
         }
     }
+}
+
+/// Whether the namespace is the app's and nobody else's.
+fn is_own(target: &Target) -> bool {
+    matches!(target, Target::App { init: Some(_), .. })
 }
 
 /// Whether all segments of the namespace, where it is the app's, are attached.
@@ -266,6 +331,7 @@ fn objects(numbers: &[(HostPid, VirtualPid)]) -> io::Result<Objects> {
     Ok(Objects {
         semaphores: sets.map(|perm| semaphores(perm, &numbers)).collect::<io::Result<_>>()?,
         queues: queues.map(queue).collect::<io::Result<_>>()?,
+        ..Objects::default()
     })
 }
 
@@ -463,10 +529,40 @@ pub fn create<T, E: Into<io::Error>>(
 
 /// Whether there is anything that [`restore`] makes.
 pub fn any(manifest: &Manifest) -> bool {
-    !manifest.semaphores.is_empty() || !manifest.queues.is_empty()
+    !manifest.semaphores.is_empty() || !manifest.queues.is_empty() || !manifest.ipc_settings.is_empty()
 }
 
-/// Makes semaphores and queues again in the IPC namespace of `pid`.
+/// Sets what has to be there before there are objects which a new namespace would not allow.
+pub fn widen(pid: HostPid, manifest: &Manifest) -> Result<()> {
+    let usual = |name: &str| SETTINGS.iter().find(|(known, _)| *known == name)?.1.parse::<u64>().ok();
+    let is_wider = |(name, value): &(&String, &String)| {
+        let value = value.parse::<u64>().ok();
+        value.zip(usual(name)).is_some_and(|(value, usual)| value > usual)
+    };
+    let wider = manifest.ipc_settings.iter().filter(is_wider);
+    set(pid, wider.map(|(name, value)| (&**name, &**value)).collect())
+}
+
+/// Settings of the namespace of `pid`, which is none of the host's.
+fn set(pid: HostPid, settings: Vec<(&str, &str)>) -> Result<()> {
+    let is_hosts = || {
+        let of = |owner: &str| fs::read_link(format!("/proc/{owner}/ns/ipc")).ok();
+        of("self") == of(&pid.to_string())
+    };
+    if settings.is_empty() || is_hosts() {
+        return Ok(());
+    }
+    let set = nsthread::inside(pid, &["ipc"], || {
+        settings.into_iter().try_for_each(|(name, value)| {
+            let set = fs::write(path_of(name), value);
+            set.or_fail(|| format!("cannot set {name} to {value} in the app's IPC namespace"))
+        })
+    });
+    set.or_fail(|| "cannot enter the app's IPC namespace")?
+}
+
+/// Makes semaphores and queues again in the IPC namespace of `pid`, and gives it its settings:
+/// they may allow less than what there was before.
 pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
     if !any(manifest) {
         return Ok(());
@@ -480,7 +576,9 @@ pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
         }
         Ok(())
     });
-    made.or_fail(|| "cannot enter the app's IPC namespace")?
+    made.or_fail(|| "cannot enter the app's IPC namespace")??;
+    let settings = manifest.ipc_settings.iter();
+    set(pid, settings.map(|(name, value)| (&**name, &**value)).collect())
 }
 
 fn owner(perm: &IpcPerm) -> Owner {

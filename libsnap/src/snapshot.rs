@@ -52,7 +52,7 @@ use crate::sys::memory::Span;
 use crate::sys::uffd::WriteNotes;
 use crate::target::{CheckReport, Phase, SnapshotOptions, SnapshotReport, Target};
 use crate::urgent::Urgent;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -331,7 +331,7 @@ impl Ahead {
         hidden::ready();
         Ok(Ahead {
             wanted: Wanted::of(target),
-            ipc: ipc::Space::open(host).or_fail(failed)?,
+            ipc: ipc::Space::open(host, target).or_fail(failed)?,
             uts: Door::open(host, &["uts"]).or_fail(failed)?,
             participants: participants::Directory::of(survey::root(target)),
             stock: Stock::default(),
@@ -548,6 +548,7 @@ fn take(
     manifest.seccomp = filters.into_records();
     manifest.participants = participants::of(frozen.processes[0].pid, ahead.participants.as_ref());
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
+    manifest.ipc_settings = objects.settings;
     Ok(Taken {
         processes,
         vdso,
@@ -793,6 +794,7 @@ fn manifest(
         shmem: Vec::new(),
         semaphores: Vec::new(),
         queues: Vec::new(),
+        ipc_settings: BTreeMap::new(),
         seccomp: Vec::new(),
         participants: Vec::new(),
         external: Vec::new(),

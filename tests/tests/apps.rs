@@ -37,6 +37,7 @@ app_test!(forked_memory);
 app_test!(forked_pages);
 app_test!(sysv_shm);
 app_test!(sysv_sem);
+app_test!(ipc_settings);
 app_test!(sysv_msg);
 app_test!(mqueue, refused);
 app_test!(mqueue_closed, refused);

@@ -7,6 +7,7 @@
 
 use crate::ids::{FdNum, FileId, ShmId, VirtualPid};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Everything that belongs to the app as a whole (the file `manifest`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub struct Manifest {
     pub semaphores: Vec<SemRecord>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub queues: Vec<QueueRecord>,
+    /// Settings of the app's own IPC namespace which are others than a new one has (`kernel.sem`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub ipc_settings: BTreeMap<String, String>,
     /// Seccomp filters, each content once; threads name them by position.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub seccomp: Vec<SeccompFilter>,

@@ -130,6 +130,7 @@ pub fn manifest() -> Manifest {
                 adjust: -5,
             }],
         }],
+        ipc_settings: [("kernel.sem".to_owned(), "250 32000 100 128".to_owned())].into(),
         queues: vec![QueueRecord {
             perm: IpcPerm::default(),
             bytes_max: 16384,

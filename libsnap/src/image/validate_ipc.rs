@@ -6,6 +6,7 @@ use super::validate::count;
 use super::{MANIFEST, limits};
 use crate::error::Result;
 use crate::ids::VirtualPid;
+use crate::ipc;
 use std::collections::BTreeSet;
 
 const PART: &str = MANIFEST;
@@ -18,7 +19,20 @@ pub fn all(manifest: &Manifest) -> Result<()> {
     perms("message queue", queues.iter().map(|queue| queue.perm))?;
     let pids: BTreeSet<_> = manifest.processes.iter().map(|entry| entry.pid).collect();
     sets.iter().try_for_each(|set| semaphores(set, &pids))?;
-    queues.iter().try_for_each(queue)
+    queues.iter().try_for_each(queue)?;
+    manifest.ipc_settings.iter().try_for_each(setting)
+}
+
+/// Nothing else below /proc/sys is ever written.
+fn setting((name, value): (&String, &String)) -> Result<()> {
+    let known = ipc::SETTINGS.iter().any(|(known, _)| known == name);
+    let numbers = value.len() <= ipc::SETTING_BYTES_MAX
+        && value
+            .split(' ')
+            .all(|number| number.parse::<u64>().is_ok() || number.parse::<i64>().is_ok());
+    ensure(known && numbers, PART, || {
+        format!("setting {name:?} of the IPC namespace: {value:?}")
+    })
 }
 
 fn perms(what: &str, perms: impl Iterator<Item = IpcPerm>) -> Result<()> {

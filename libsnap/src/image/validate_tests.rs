@@ -104,6 +104,14 @@ fn bad_manifests_are_refused() {
         ),
         ("out of place", Box::new(|m| m.shmem[0].runs[1].1 = u64::MAX)),
         ("capacity", Box::new(|m| m.pipes[0].capacity = 3)),
+        (
+            "setting",
+            Box::new(|m| drop(m.ipc_settings.insert("kernel.core_pattern".into(), "1".into()))),
+        ),
+        (
+            "setting",
+            Box::new(|m| drop(m.ipc_settings.insert("kernel.sem".into(), "1 x".into()))),
+        ),
         ("peer is not listed", Box::new(|m| *end(m).0 = 91)),
         ("peer is not listed", Box::new(|m| drop(m.files.pop()))),
         ("malformed", Box::new(|m| end(m).1.mss = 0)),

@@ -148,6 +148,7 @@ impl Prepared {
         let shot = from.shot();
         phases.start("objects")?;
         let directory = Directory::open(&skeleton.outer_view())?;
+        ipc::widen(skeleton.any(), &shot.manifest)?;
         let shared = Shared::make(shot, &skeleton, Itself::of(way, shot)?.as_ref())?;
         ipc::restore(skeleton.any(), &shot.manifest)?;
         let mut prepared = Prepared {

@@ -227,6 +227,7 @@ impl Nursery {
         script.must("setns", libc::SYS_setns, &[INIT as u64, others as u64])?;
         if ipc::any(&shot.manifest) {
             script.flush()?;
+            ipc::widen(skeleton.any(), &shot.manifest)?;
             ipc::restore(skeleton.any(), &shot.manifest)?;
         }
         script.must("setsid", libc::SYS_setsid, &[])?;
