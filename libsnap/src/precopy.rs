@@ -399,7 +399,8 @@ impl Planted {
     /// `None` of one that has ended meanwhile.
     fn watched(self, writer: &Writer, is_tree: bool) -> Result<Option<Watched>> {
         let live = match is_tree.then(|| Pages::of_running(self.pid).shared()) {
-            Some(Err(_)) if !proc::exists(self.pid) => return Ok(None),
+            // It has ended meanwhile, and may wait to be reaped.
+            Some(Err(_)) if proc::maps(self.pid).unwrap_or_default().is_empty() => return Ok(None),
             Some(shared) => shared?,
             None => Pages::of_running(self.pid),
         };
