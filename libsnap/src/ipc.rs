@@ -539,21 +539,21 @@ pub fn widen(pid: HostPid, manifest: &Manifest) -> Result<()> {
         let value = value.parse::<u64>().ok();
         value.zip(usual(name)).is_some_and(|(value, usual)| value > usual)
     };
-    let wider = manifest.ipc_settings.iter().filter(is_wider);
-    set(pid, wider.map(|(name, value)| (&**name, &**value)).collect())
+    set(pid, manifest.ipc_settings.iter().filter(is_wider))
 }
 
 /// Settings of the namespace of `pid`, which is none of the host's.
-fn set(pid: HostPid, settings: Vec<(&str, &str)>) -> Result<()> {
+fn set<'a>(pid: HostPid, settings: impl Iterator<Item = (&'a String, &'a String)>) -> Result<()> {
+    let mut settings = settings.peekable();
     let is_hosts = || {
         let of = |owner: &str| fs::read_link(format!("/proc/{owner}/ns/ipc")).ok();
         of("self") == of(&pid.to_string())
     };
-    if settings.is_empty() || is_hosts() {
+    if settings.peek().is_none() || is_hosts() {
         return Ok(());
     }
     let set = nsthread::inside(pid, &["ipc"], || {
-        settings.into_iter().try_for_each(|(name, value)| {
+        settings.try_for_each(|(name, value)| {
             let set = fs::write(path_of(name), value);
             set.or_fail(|| format!("cannot set {name} to {value} in the app's IPC namespace"))
         })
@@ -577,8 +577,7 @@ pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
         Ok(())
     });
     made.or_fail(|| "cannot enter the app's IPC namespace")??;
-    let settings = manifest.ipc_settings.iter();
-    set(pid, settings.map(|(name, value)| (&**name, &**value)).collect())
+    set(pid, manifest.ipc_settings.iter())
 }
 
 fn owner(perm: &IpcPerm) -> Owner {

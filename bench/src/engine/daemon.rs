@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -47,6 +47,10 @@ impl Daemon {
         self.scratch.join("restored.sock")
     }
 
+    fn kept(&self) -> MutexGuard<'_, Option<BufReader<UnixStream>>> {
+        self.kept.lock().expect("no panic holds it")
+    }
+
     /// A connection to the daemon, which is started where it does not run.
     fn connect(&self) -> Result<BufReader<UnixStream>> {
         let mut running = self.running.lock().expect("no panic holds it");
@@ -54,7 +58,7 @@ impl Daemon {
         let alive = running
             .as_mut()
             .is_some_and(|child| matches!(child.try_wait(), Ok(None)));
-        let kept = self.kept.lock().expect("no panic holds it").take();
+        let kept = self.kept().take();
         if !alive {
             *running = Some(self.start()?);
         } else if let Some(kept) = kept {
@@ -104,7 +108,7 @@ impl Daemon {
         let begin_ns = now_ns();
         stream.get_mut().write_all(request.as_bytes())?;
         let told = answer(&mut stream)?;
-        *self.kept.lock().expect("no panic holds it") = Some(stream);
+        *self.kept() = Some(stream);
         Ok((begin_ns, told))
     }
 }
@@ -198,7 +202,7 @@ impl Engine for Daemon {
     fn cool(&self) -> Result<()> {
         self.stop();
         let connected = self.connect()?;
-        *self.kept.lock().expect("no panic holds it") = Some(connected);
+        *self.kept() = Some(connected);
         std::thread::sleep(HUSKS);
         Ok(())
     }
