@@ -34,7 +34,7 @@ pub struct KernelMemory {
 }
 
 /// All that is asked for.
-const MEMBERS: [&str; 100] = [
+const MEMBERS: [&str; 101] = [
     "task_struct.files",
     "task_struct.pid",
     "task_struct.io_uring",
@@ -53,6 +53,7 @@ const MEMBERS: [&str; 100] = [
     "fdtable.fd",
     "file.private_data",
     "socket.sk",
+    "sock.sk_shutdown",
     "tcp_sock.md5sig_info",
     "io_rings.sq",
     "io_rings.cq",

@@ -347,6 +347,7 @@ fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> 
             shm,
             offset: mapping.offset,
             private: !mapping.shared,
+            read_only: mapping.shared && !mapping.has("mw"),
         });
     }
     file_kind(pid, mapping, tables)
@@ -520,6 +521,7 @@ fn unlinked_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result
         shm,
         offset: mapping.offset,
         private: !mapping.shared,
+        read_only: mapping.shared && !mapping.has("mw"),
     })
 }
 

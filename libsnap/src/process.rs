@@ -8,7 +8,7 @@ use crate::clocks::Timeline;
 use crate::error::{OrFail, Result};
 use crate::executor::{Batch, CallId, Executor, Slot};
 use crate::freeze::{FrozenProcess, FrozenThread};
-use crate::ids::HostPid;
+use crate::ids::{HostPid, VirtualPid};
 use crate::image::ThreadImage;
 use crate::image::records::{
     AltStack, Blocked, Creds, MmRecord, ProcessRecord, Rseq, Sched, Seccomp, Setting, SigAction, SigInfo, ThreadRecord,
@@ -170,13 +170,14 @@ fn kept_registers(thread: &FrozenThread) -> [u64; 27] {
 }
 
 /// Asks a process by batch, then its threads; gives each its state.
-/// `timeline`: its clocks at the freeze.
+/// `timeline`: its clocks at the freeze; `stopped`: processes of the app that job control has stopped.
 pub fn capture(
     process: &FrozenProcess,
     executor: &Executor,
     timeline: &Timeline,
+    stopped: &[VirtualPid],
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
-    let mut asked = AskProcess::new(executor);
+    let mut asked = AskProcess::new(executor, stopped);
     let main = process.main();
     executor.run(main.tid, &main.regs, &mut asked.batch)?;
     let main_asked = asked.main.answers(&asked.batch, main.tid);
@@ -227,12 +228,13 @@ struct AskProcess {
     personality: CallId,
     timers: timers::Asked,
     settings: settings::OfProcess,
+    stops: Vec<(VirtualPid, Slot)>,
     /// Itself, as a thread.
     main: AskThread,
 }
 
 impl AskProcess {
-    fn new(executor: &Executor) -> Self {
+    fn new(executor: &Executor, stopped: &[VirtualPid]) -> Self {
         let mut batch = executor.batch();
         let actions = (1..=64u64).map(|signal| {
             let slot = batch.space(32);
@@ -251,6 +253,8 @@ impl AskProcess {
         const AS_IT_IS: u64 = 0xffff_ffff;
         let personality = batch.call("personality", libc::SYS_personality, &[AS_IT_IS]);
         let settings = settings::OfProcess::ask(&mut batch, executor.span());
+        let stops = stopped.iter().map(|pid| (*pid, ask_stop(&mut batch, *pid)));
+        let stops = stops.collect();
         let main = AskThread::new(&mut batch);
         let timers = timers::Asked::intervals(&mut batch);
         AskProcess {
@@ -263,12 +267,20 @@ impl AskProcess {
             personality,
             timers,
             settings,
+            stops,
             main,
         }
     }
 
     fn result(&self, call: CallId) -> u64 {
         self.batch.result(call).unwrap_or(0)
+    }
+
+    /// Those that are its children, of whose stop it would hear.
+    fn untold_stops(&self) -> Vec<VirtualPid> {
+        let tells = |slot: Slot| self.batch.read(slot).iter().any(|byte| *byte != 0);
+        let untold = self.stops.iter().filter(|(_, slot)| tells(*slot));
+        untold.map(|(pid, _)| *pid).collect()
     }
 
     fn action(&self, slot: Slot) -> SigAction {
@@ -320,7 +332,18 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess, timers: timers::T
         fds: Vec::new(),
         ctty: None,
         settings: asked.settings.answers(&asked.batch),
+        untold_stops: asked.untold_stops(),
     })
+}
+
+/// Whether the process would be told that this child was stopped, without telling it: then something is
+/// written where nothing was (waitid(2)).
+fn ask_stop(batch: &mut Batch, child: VirtualPid) -> Slot {
+    let told = batch.space(128);
+    let flags = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+    let arguments = [u64::from(libc::P_PID), child.0 as u64, told.address, flags as u64, 0];
+    batch.call("waitid", libc::SYS_waitid, &arguments);
+    told
 }
 
 fn signals(tid: HostPid, shared: bool) -> Result<Vec<SigInfo>> {

@@ -35,6 +35,7 @@ use crate::image::{Former, ProcessImage, Sealed, ThreadImage, Unsealed, Writer, 
 use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
 use crate::memory::{self, Private, Tables};
+use crate::netns;
 use crate::nsthread::Door;
 use crate::pages::Stock;
 use crate::participants;
@@ -318,6 +319,7 @@ fn go_on(cancelled: &dyn Fn() -> bool) -> Result<()> {
 struct Ahead {
     wanted: Wanted,
     ipc: ipc::Space,
+    network: netns::Space,
     uts: Door,
     participants: Option<participants::Directory>,
     /// For copies.
@@ -332,6 +334,7 @@ impl Ahead {
         Ok(Ahead {
             wanted: Wanted::of(target),
             ipc: ipc::Space::open(host, target).or_fail(failed)?,
+            network: netns::Space::open(host, target).or_fail(failed)?,
             uts: Door::open(host, &["uts"]).or_fail(failed)?,
             participants: participants::Directory::of(survey::root(target)),
             stock: Stock::default(),
@@ -488,6 +491,7 @@ fn take(
     survey::terminals(&members, &table, options, &mut refusals);
     let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
     let mut objects = ipc::look(&numbers, target, &ahead.ipc, &mut tables.shm, true, &mut refusals);
+    let network_settings = ahead.network.look(frozen.processes[0].pid, &mut refusals);
     let filters = Filters::look(frozen, &mut refusals)?;
     let names = survey::host_names(frozen.processes[0].pid, &ahead.uts, &mut refusals)?;
     refusals.into_result(subject)?;
@@ -501,10 +505,12 @@ fn take(
         .map(|((process, vmas), gate)| place(process, vmas, gate))
         .collect::<Result<Vec<_>>>()?;
     journal.enter(places.clone())?;
+    let stopped = frozen.processes.iter().filter(|process| process.stopped.is_some());
+    let stopped: Vec<VirtualPid> = stopped.map(|process| process.vpid).collect();
     let mut captured = Vec::with_capacity(spaces.len());
     for ((process, place), vmas) in frozen.processes.iter().zip(&places).zip(&mut spaces) {
         go_on(cancelled)?;
-        let (record, mut threads) = capture_process(process, place, vmas, &mut objects, &timeline)?;
+        let (record, mut threads) = capture_process(process, place, vmas, &mut objects, &timeline, &stopped)?;
         filters.note(process, &mut threads);
         captured.push((record, threads));
     }
@@ -549,6 +555,7 @@ fn take(
     manifest.participants = participants::of(frozen.processes[0].pid, ahead.participants.as_ref());
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
     manifest.ipc_settings = objects.settings;
+    manifest.network_settings = network_settings;
     Ok(Taken {
         processes,
         vdso,
@@ -666,6 +673,7 @@ fn capture_process(
     vmas: &mut [Vma],
     objects: &mut Objects,
     timeline: &Timeline,
+    stopped: &[VirtualPid],
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let main = process.main();
     main.prepare()?;
@@ -673,7 +681,7 @@ fn capture_process(
         let captured = objects
             .ask(process, &executor)
             .and_then(|()| settings::ask_mappings(main, &executor, vmas))
-            .and_then(|()| process::capture(process, &executor, timeline));
+            .and_then(|()| process::capture(process, &executor, timeline, stopped));
         let left = process.leave(executor, gate);
         captured.and_then(|captured| left.map(|()| captured))
     });
@@ -795,6 +803,7 @@ fn manifest(
         semaphores: Vec::new(),
         queues: Vec::new(),
         ipc_settings: BTreeMap::new(),
+        network_settings: BTreeMap::new(),
         seccomp: Vec::new(),
         participants: Vec::new(),
         external: Vec::new(),
@@ -888,6 +897,9 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
     }
     let numbers: Vec<(HostPid, VirtualPid)> = pids.iter().map(|pid| (*pid, VirtualPid(pid.0))).collect();
     ipc::look(&numbers, target, &ahead.ipc, &mut tables.shm, false, &mut refusals);
+    if let Some(pid) = pids.first() {
+        ahead.network.look(*pid, &mut refusals);
+    }
     let members = pids
         .iter()
         .map(|pid| Member::open(*pid, VirtualPid(pid.0)))

@@ -1,4 +1,4 @@
-/* A child that was stopped by SIGSTOP is stopped after restore, and continues. */
+/* A child that was stopped by SIGSTOP is stopped after restore, and continues; its parent is told of it once, before or after. */
 #include "check.h"
 
 int main(int argc, char **argv)
@@ -18,7 +18,16 @@ int main(int argc, char **argv)
     CHECK_EQ("waitpid", pid, MUST(waitpid(pid, &status, WUNTRACED)));
     CHECK(WIFSTOPPED(status), "child, expected stopped, got %#x", status);
     int at = *count;
+    pid_t untold = CHECK_FORK(raise(SIGSTOP));
+    siginfo_t info;
+    MUST(waitid(P_PID, untold, &info, WSTOPPED | WNOWAIT));
     check_freeze_here();
+    CHECK_EQ("waitpid of one it was told of", 0, MUST(waitpid(pid, &status, WUNTRACED | WNOHANG)));
+    CHECK_EQ("waitpid of one it was not told of", untold, MUST(waitpid(untold, &status, WUNTRACED | WNOHANG)));
+    CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP, "child, expected stopped, got %#x", status);
+    CHECK_EQ("waitpid of the same again", 0, MUST(waitpid(untold, &status, WUNTRACED | WNOHANG)));
+    MUST(kill(untold, SIGCONT));
+    check_child_ok(untold);
     for (int i = 0; i < 50; i++)
         check_pause();
     CHECK_EQ("count of a stopped child", at, *count);

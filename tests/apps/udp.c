@@ -1,4 +1,4 @@
-/* UDP: bound, connected, with queued datagrams and their senders. */
+/* UDP: bound, connected, with queued datagrams and their senders; one that was to send no more. */
 #include "check.h"
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -36,7 +36,13 @@ int main(int argc, char **argv)
         CHECK_EQ("send", 300 * i, send(b, buf, 300 * i, 0));
     }
     CHECK_EQ("sendto", 4, sendto(a, "self", 4, 0, (struct sockaddr *)&name_a, len));
+    /* It says that it is not connected, and does as it was told. */
+    int mute = MUST(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    CHECK_EQ("shutdown", -1, shutdown(mute, SHUT_WR));
+    CHECK_EQ("errno", ENOTCONN, errno);
     check_freeze_here();
+    CHECK_EQ("sendto by a socket that is to send no more", -1, sendto(mute, "x", 1, MSG_NOSIGNAL, (struct sockaddr *)&name_a, len));
+    CHECK_EQ("errno", EPIPE, errno);
     for (int i = 0; i < 5; i++) {
         len = sizeof from;
         CHECK_EQ("length of a datagram", 300 * i, recvfrom(c, buf, sizeof buf, 0, (struct sockaddr *)&from, &len));

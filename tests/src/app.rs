@@ -10,7 +10,7 @@ use libsnap::restore::opened::Opened;
 use libsnap::restore::spare::Spare;
 use libsnap::restore::{self, Nursery, Template, Way};
 use libsnap::target::{
-    Instance, Memory, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target,
+    Instance, Memory, Network, PidMode, RestoreOptions, RunOptions, SnapshotOptions, SnapshotReport, Stdio, Target,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -34,6 +34,8 @@ pub struct Place {
     dir: tempfile::TempDir,
     unique: String,
     instances: AtomicU32,
+    /// Where its instances come back to, unless they are told otherwise.
+    pub network: Network,
 }
 
 impl Place {
@@ -49,6 +51,7 @@ impl Place {
             dir,
             unique,
             instances: AtomicU32::new(0),
+            network: Network::Host,
         })
     }
 
@@ -76,6 +79,13 @@ impl Place {
 
     fn next_name(&self) -> String {
         format!("{}-{}", self.unique, self.instances.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn network_of(&self, options: &RestoreOptions) -> Network {
+        match options.network {
+            Network::Host => self.network,
+            other => other,
+        }
     }
 
     fn stdio(&self) -> Stdio {
@@ -111,12 +121,17 @@ impl Place {
     /// From memory, prepared a while before it is asked for in a husk that was made
     /// before, where that suits.
     pub fn restore_warm(&self, appshot: &Path) -> Result<App> {
+        self.restore_warm_with(appshot, RestoreOptions::default())
+    }
+
+    pub fn restore_warm_with(&self, appshot: &Path, options: RestoreOptions) -> Result<App> {
         let kept = Kept::load(appshot, u64::MAX)?.context("too large")?;
         let from = restore::From::Memory(Arc::new(kept));
         let options = RestoreOptions {
             name: Some(self.next_name()),
             stdio: self.stdio(),
-            ..RestoreOptions::default()
+            network: self.network_of(&options),
+            ..options
         };
         // By turns: built in a spare, where that suits, and prepared.
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -140,12 +155,22 @@ impl Place {
     /// So many clones, one after the other: forked off a template where one can be made,
     /// which must live as long as they are to share its memory. Every second one in a hurry.
     pub fn clones(&self, appshot: &Path, count: usize) -> Result<(Option<Nursery>, Vec<App>)> {
+        self.clones_with(appshot, count, &RestoreOptions::default())
+    }
+
+    pub fn clones_with(
+        &self,
+        appshot: &Path,
+        count: usize,
+        options: &RestoreOptions,
+    ) -> Result<(Option<Nursery>, Vec<App>)> {
         let from = restore::From::Disk(Opened::open(appshot)?);
         let options = || RestoreOptions {
             name: Some(self.next_name()),
             stdio: self.stdio(),
             memory: Memory::Shared,
-            ..RestoreOptions::default()
+            network: self.network_of(options),
+            ..options.clone()
         };
         let suits = Template::suits(from.shot(), Way::of(&options()));
         let nursery = suits.then(|| restore::template(&from, Way::of(&options()))?.nursery());
@@ -206,6 +231,7 @@ impl Place {
     pub fn restore_with(&self, appshot: &Path, mut options: RestoreOptions) -> Result<App> {
         options.name = Some(self.next_name());
         options.stdio = self.stdio();
+        options.network = self.network_of(&options);
         // What stands still gets all its memory at once.
         if switched_on("APPSHOT_TEST_LAZY") && !options.frozen {
             options.memory = Memory::Lazy;

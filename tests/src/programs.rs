@@ -33,12 +33,17 @@ static BUILDING: Mutex<()> = Mutex::new(());
 
 /// The executable of this program, built if its source is newer.
 pub fn build(name: &str) -> Result<PathBuf> {
+    build_file(&source_dir().join(format!("{name}.c")))
+}
+
+/// The same of a program that stands elsewhere, under a name that no other has.
+pub fn build_file(source: &Path) -> Result<PathBuf> {
     let _one = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
-    let source = source_dir().join(format!("{name}.c"));
+    let name = source.file_stem().context("a source has a name")?;
     let binary = output_dir()?.join(name);
-    let newest = modified(&source)?.max(headers_modified()?);
+    let newest = modified(source)?.max(headers_modified()?);
     if !modified(&binary).is_ok_and(|built| built > newest) {
-        compile(&source, &binary)?;
+        compile(source, &binary)?;
     }
     Ok(binary)
 }

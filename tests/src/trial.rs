@@ -55,6 +55,8 @@ pub struct Traits {
     pub refused: bool,
     /// It begins in a network of its own, and is restored into the host's.
     pub own_network: bool,
+    /// It begins in a network of its own, and each instance of it has one.
+    pub own_networks: bool,
     /// What it does all by itself while the judge looks.
     pub changes: Changes,
 }
@@ -66,6 +68,7 @@ impl Traits {
         clocked: false,
         refused: false,
         own_network: false,
+        own_networks: false,
         changes: Changes::NONE,
     };
 }
@@ -103,11 +106,15 @@ pub fn check(program: &'static str, traits: Traits, variant: Variant) {
                 Ok(())
             };
         }
+        let mut place = Place::new(&name)?;
+        if traits.own_networks {
+            place.network = Network::Own;
+        }
         Trial {
             test: &name,
             program,
             traits,
-            place: Place::new(&name)?,
+            place,
         }
         .judged(variant)
     });
@@ -365,7 +372,7 @@ impl Trial<'_> {
             command: vec![program, file("ready"), file("go")],
             env: vec!["APPSHOT_TEST_ENV=kept".to_owned()],
             pids,
-            network: match self.traits.own_network {
+            network: match self.traits.own_network || self.traits.own_networks {
                 true => Network::Own,
                 false => Network::Host,
             },
@@ -543,6 +550,9 @@ macro_rules! app_trait {
     };
     ($traits:ident, refused) => {
         $traits.refused = true
+    };
+    ($traits:ident, own_networks) => {
+        $traits.own_networks = true
     };
     ($traits:ident, own_network) => {
         $traits.own_network = true

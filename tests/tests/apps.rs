@@ -5,7 +5,7 @@
 //! `alone`: owns something of which the host has one (a port, a path, a file it
 //! changes). `clocked`: is away for a while. `ticking`: its timers tick meanwhile. `restless`, `handlers`: changes by
 //! itself. `refused`: is refused by name, as a check foretells. `own_network`: begins in a network
-//! of its own, and is restored into the host's.
+//! of its own, and is restored into the host's; `own_networks`: into another one of its own.
 
 use appshot_tests::{app_test, programs};
 use std::collections::BTreeSet;
@@ -170,6 +170,8 @@ app_test!(packet_ring, refused);
 app_test!(raw);
 app_test!(netlink, alone);
 app_test!(netlink_queue, alone, refused);
+app_test!(network_settings, own_networks);
+app_test!(network_device, own_networks, refused);
 app_test!(socket_filters, alone);
 app_test!(vsock, alone, refused);
 app_test!(pty);

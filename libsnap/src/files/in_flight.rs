@@ -57,7 +57,7 @@ fn enter(member: usize, descriptions: &mut Vec<Description>, fd: OwnedFd) -> Res
         return Ok(known.id);
     }
     let id = FileId(descriptions.len() as u32);
-    descriptions.push(Description { id, found, dup: fd });
+    descriptions.push(Description::new(id, found, fd));
     Ok(id)
 }
 

@@ -63,7 +63,36 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
             );
         }
     };
+    if matches!(
+        record.state,
+        SocketState::Fresh | SocketState::Bound { .. } | SocketState::Connected { .. }
+    ) {
+        record.shutdown = shut_down(&description.dup);
+    }
     Ok(())
+}
+
+/// Which directions shutdown(2) has ended, also of a socket that was not connected: of one alone only
+/// the kernel's memory tells that it sends no more.
+fn shut_down(socket: &OwnedFd) -> u8 {
+    let kept = || {
+        let kernel = KernelMemory::open()?;
+        let socket = kernel.u64(kernel.file(socket)?, "file.private_data")?;
+        kernel.u8(kernel.u64(socket, "socket.sk")?, "sock.sk_shutdown")
+    };
+    let shown = |_: Unread| {
+        let events = sysfd::events(socket, libc::POLLRDHUP).unwrap_or(0);
+        let both = events & libc::POLLHUP != 0 && events & libc::POLLRDHUP != 0;
+        u8::from(events & libc::POLLRDHUP != 0) | if both { 2 } else { 0 }
+    };
+    kept().unwrap_or_else(shown) & 3
+}
+
+/// Ends them again: a socket that is not connected says that it is not, and does.
+fn shut_down_again(socket: &OwnedFd, record: &SocketRecord) {
+    if (1..=3).contains(&record.shutdown) {
+        sysfd::shutdown(socket, i32::from(record.shutdown) - 1).ok();
+    }
 }
 
 /// Whether it has keys: TCP_AO_INFO answers only who has some (Linux 6.7), and those of
@@ -388,6 +417,7 @@ pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()
         if let SocketState::Connected { peer, .. } = &record.state {
             diag::set_address(fd, true, peer).or_fail(|| format!("cannot connect UDP to {}", shown(peer)))?;
         }
+        shut_down_again(fd, record);
     }
     Ok(())
 }
@@ -469,6 +499,9 @@ pub fn restore(record: &SocketRecord, moves: bool) -> Result<OwnedFd> {
                 diag::set_address(&made, true, peer).or_fail(|| format!("cannot connect to {}", shown(peer)))?;
             }
         }
+    }
+    if record.kind != libc::SOCK_DGRAM && !matches!(record.state, SocketState::Joined { .. }) {
+        shut_down_again(&made, record);
     }
     Ok(made)
 }

@@ -101,6 +101,15 @@ pub struct Description {
     pub id: FileId,
     pub found: Found,
     pub dup: OwnedFd,
+    /// What fdinfo tells of locks: those of a process (POSIX) are told to it alone, so who tells, too.
+    pub locks: Vec<(HostPid, String)>,
+}
+
+impl Description {
+    fn new(id: FileId, found: Found, dup: OwnedFd) -> Description {
+        let locks = locks_of(&found).collect();
+        Description { id, found, dup, locks }
+    }
 }
 
 /// All descriptors of the app.
@@ -268,14 +277,23 @@ fn describe(members: &[Member], fds: &mut Vec<Vec<FdEntry>>) -> Result<Vec<Descr
             let fd = FdNum(found.fd);
             let alike = by_key.entry((found.key, found.flags)).or_default();
             let file = match alike.iter().find(|i| same(&descriptions[**i].found, &found)) {
-                Some(i) => descriptions[*i].id,
+                Some(i) => {
+                    let known = &mut descriptions[*i];
+                    let others = |(pid, _): &(HostPid, String)| *pid != found.pid;
+                    if known.found.pid != found.pid && known.locks.iter().all(others) {
+                        known
+                            .locks
+                            .extend(locks_of(&found).filter(|(_, line)| line.contains("POSIX")));
+                    }
+                    known.id
+                }
                 None => {
                     let Ok(dup) = task::pidfd_getfd(members[at].pidfd.as_fd(), found.fd) else {
                         continue; // closed meanwhile: only when the app is running (check)
                     };
                     let id = FileId(descriptions.len() as u32);
                     alike.push(descriptions.len());
-                    descriptions.push(Description { id, found, dup });
+                    descriptions.push(Description::new(id, found, dup));
                     id
                 }
             };
@@ -284,6 +302,10 @@ fn describe(members: &[Member], fds: &mut Vec<Vec<FdEntry>>) -> Result<Vec<Descr
         fds.push(entries);
     }
     Ok(descriptions)
+}
+
+fn locks_of(found: &Found) -> impl Iterator<Item = (HostPid, String)> + '_ {
+    found.info.all("lock").map(|line| (found.pid, line.to_owned()))
 }
 
 fn same(a: &Found, b: &Found) -> bool {

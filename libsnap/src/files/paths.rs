@@ -348,14 +348,14 @@ pub fn restore_outside(builder: &Builder<'_>, what: &str, flags: i32) -> Result<
     opened.or_fail(failed)
 }
 
-/// Locks as `fdinfo` lists them: `1: FLOCK  ADVISORY  WRITE 77 08:01:4711 0 EOF`
+/// Locks as `fdinfo` lists them: `1: FLOCK  ADVISORY  WRITE 77 08:01:4711 0 EOF`. In an order of their own:
+/// the kernel's tells in which they were taken.
 pub fn locks(context: &Context<'_>, description: &Description) -> Result<Vec<FileLock>, Refused> {
-    description
-        .found
-        .info
-        .all("lock")
-        .map(|line| parse_lock(context, description.id, line))
-        .collect()
+    let lines = description.locks.iter();
+    let locks = lines.map(|(_, line)| parse_lock(context, description.id, line));
+    let mut locks: Vec<FileLock> = locks.collect::<Result<_, _>>()?;
+    locks.sort();
+    Ok(locks)
 }
 
 fn has_open(context: &Context<'_>, process: VirtualPid, file: FileId) -> bool {

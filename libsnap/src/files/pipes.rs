@@ -68,10 +68,13 @@ fn record(context: &Context<'_>, description: &Description) -> Result<PipeRecord
     let readable = context
         .by_inode(found.key.1)
         .find(|d| access(d.found.flags) != libc::O_WRONLY);
-    let (data, reads) = match readable.filter(|_| context.frozen.is_some()) {
-        Some(end) => {
-            content(&end.dup, capacity).or_else(|e| refused(format!("its content cannot be read: {e}"), "try again"))?
-        }
+    let content = || match readable {
+        Some(end) => content(&end.dup, capacity),
+        // Nobody can read it any more, but through /proc.
+        None => content(&reopen(&description.dup, libc::O_RDONLY)?, capacity),
+    };
+    let (data, reads) = match context.frozen {
+        Some(_) => content().or_else(|e| refused(format!("its content cannot be read: {e}"), "try again"))?,
         None => Default::default(),
     };
     // Plain bytes come in one read, whatever the mode is now.
@@ -89,13 +92,13 @@ fn record(context: &Context<'_>, description: &Description) -> Result<PipeRecord
 }
 
 /// What is inside, and the length of each read that it took.
-fn content(end: &OwnedFd, capacity: i32) -> Result<(Vec<u8>, Vec<u32>), nix::Error> {
+fn content(end: &OwnedFd, capacity: i32) -> std::io::Result<(Vec<u8>, Vec<u32>)> {
     let (from, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC)?;
     sysfd::fcntl(to.as_raw_fd(), libc::F_SETPIPE_SZ, i64::from(capacity))?;
     let len = match sysfd::tee(end, &to, capacity as usize) {
         Ok(len) => len,
         Err(nix::Error::EAGAIN) => 0,
-        Err(errno) => return Err(errno),
+        Err(errno) => return Err(errno.into()),
     };
     let (mut data, mut reads) = (vec![0; len], Vec::new());
     let (mut from, mut have) = (File::from(from), 0);

@@ -194,9 +194,20 @@ fn master(context: &Context<'_>, description: &Description) -> Result<PtyRecord,
         let slave = peer(tty, record.locked).map_err(unknown("other side"))?;
         let queue = pty_queue::look(tty, &slave, &modes, record.packet_mode)?;
         (record.input, record.output) = (queue.input, queue.output);
+    } else if let Some(slave) = slave_of(context, index) {
+        pty_queue::can_be_looked_at(tty, &slave.dup)?;
     }
     debug_assert!(is_terminal(found), "only terminals come here");
     Ok(record)
+}
+
+/// The other side, where the app has it open.
+fn slave_of<'a>(context: &Context<'a>, index: u32) -> Option<&'a Description> {
+    let mut slaves = context
+        .descriptions
+        .iter()
+        .filter(|d| !is_master(d) && is_terminal(&d.found));
+    slaves.find(|slave| pair(context, slave) == Some(index))
 }
 
 /// Owner and mode of the slave, which must be of the devpts at /dev/pts.
@@ -247,14 +258,7 @@ fn plain(context: &Context<'_>, master: &Description, modes: &Modes, record: &Pt
             "let the app read its terminal, and try again",
         );
     }
-    let slaves = context
-        .descriptions
-        .iter()
-        .filter(|d| !is_master(d) && is_terminal(&d.found));
-    let held = slaves
-        .into_iter()
-        .any(|slave| pair(context, slave) == Some(record.index));
-    if !held && !events.contains(PollFlags::POLLHUP) {
+    if slave_of(context, record.index).is_none() && !events.contains(PollFlags::POLLHUP) {
         return refused(
             "its other side was never opened, or is open outside the app only",
             "try again when the app has opened it",

@@ -92,8 +92,8 @@ fn wait(tty: &OwnedFd, timeout: PollTimeout) -> PollFlags {
     polled[0].revents().unwrap_or(PollFlags::empty())
 }
 
-/// Reads both queues and puts them back.
-pub fn look(master: &OwnedFd, slave: &OwnedFd, modes: &Modes, packets: bool) -> Result<Queue, Refused> {
+/// Whether both queues can be read and put back. Whoever runs does not notice that it is asked.
+pub fn can_be_looked_at(master: &OwnedFd, slave: &OwnedFd) -> Result<(), Refused> {
     if ![master, slave]
         .iter()
         .all(|side| events(side).contains(PollFlags::POLLOUT))
@@ -115,6 +115,12 @@ pub fn look(master: &OwnedFd, slave: &OwnedFd, modes: &Modes, packets: bool) -> 
             "sysctl dev.tty.legacy_tiocsti=1",
         );
     }
+    Ok(())
+}
+
+/// Reads both queues and puts them back.
+pub fn look(master: &OwnedFd, slave: &OwnedFd, modes: &Modes, packets: bool) -> Result<Queue, Refused> {
+    can_be_looked_at(master, slave)?;
     let looked = look_inside(master, slave, modes, packets);
     looked.or_else(|errno| {
         refused(

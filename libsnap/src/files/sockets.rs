@@ -253,16 +253,21 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
     }
     // The end of a connection is made again without any, or has all its own.
     if !matches!(record.state, SocketState::Severed | SocketState::Carried { .. }) {
-        // SO_ERROR would take it from the app.
-        if has(dup, PollFlags::POLLERR) {
-            return refused("a socket error that the app has not read yet", "let the app read it");
-        }
+        has_no_error(dup)?;
         // Once it is locked a filter can be changed no more.
         let mut all: Vec<SockOpt> = filter(dup)?.into_iter().collect();
         all.extend(options(context, description, &record)?);
         record.options.splice(0..0, all);
     }
     Ok(FileKind::Socket(Box::new(record)))
+}
+
+/// SO_ERROR would take it from the app, and so would a look at what is queued.
+fn has_no_error(dup: &OwnedFd) -> Result<(), Refused> {
+    match has(dup, PollFlags::POLLERR) {
+        true => refused("a socket error that the app has not read yet", "let the app read it"),
+        false => Ok(()),
+    }
 }
 
 fn looks_with_offset<T>() -> Result<T, Refused> {
@@ -546,6 +551,7 @@ pub type Queued = (Message, Vec<OwnedFd>);
 /// them; that they do also tells an empty packet from the end.
 pub fn look_into(members: &[Member], description: &Description) -> Result<Vec<Queued>, Refused> {
     let dup = &description.dup;
+    has_no_error(dup)?;
     let get = |name| diag::getsockopt_i32(dup, libc::SOL_SOCKET, name).map_err(unread);
     let (domain, kind) = (get(libc::SO_DOMAIN)?, get(libc::SO_TYPE)?);
     if get(libc::SO_PEEK_OFF)? >= 0 {

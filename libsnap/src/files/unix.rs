@@ -419,11 +419,9 @@ impl<'a> Sockets<'a> {
             return send(sender.ok_or(nix::Error::ENOTCONN)?, None);
         }
         if message.from.len() > UNNAMED {
-            let sender = self
-                .records
-                .values()
-                .find(|r| name(r) == message.from)
-                .ok_or(nix::Error::ENOTCONN)?;
+            // Each kind has abstract names of its own.
+            let mut alike = self.records.values().filter(|r| r.kind == record.kind);
+            let sender = alike.find(|r| name(r) == message.from).ok_or(nix::Error::ENOTCONN)?;
             return send(made[&sender.ino], Some(name(record)));
         }
         let nobody = sysfd::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;

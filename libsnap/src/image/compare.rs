@@ -19,7 +19,7 @@ use std::fmt;
 use std::hash::Hash;
 
 /// Fields that may differ, and why. A part `*` of a name stands for any, `**` for any rest.
-pub const MAY_DIFFER: [(&str, &str); 13] = [
+pub const MAY_DIFFER: [(&str, &str); 14] = [
     ("manifest/app", "an instance has a name of its own"),
     ("manifest/product", "who wrote it"),
     ("manifest/created_unix_ms", "when it was written"),
@@ -28,6 +28,10 @@ pub const MAY_DIFFER: [(&str, &str); 13] = [
     ("manifest/lenders/**", "the same"),
     ("manifest/parents/**", "the same"),
     ("manifest/external/*/dev", "told, not required"),
+    (
+        "manifest/network_settings/**",
+        "where it has not its own network they are the owner's",
+    ),
     (
         "manifest/files/*/kind/timerfd/settime_flags",
         "a timer of a clock that nobody sets is armed for an instant",
@@ -257,7 +261,12 @@ fn joined(vmas: Vec<Vma>) -> Vec<Vma> {
             Some(last) => {
                 last.end = vma.end;
                 last.huge_bytes += vma.huge_bytes;
-                last.guards.extend(vma.guards);
+                for (start, end) in vma.guards {
+                    match last.guards.last_mut().filter(|(_, before)| *before == start) {
+                        Some((_, before)) => *before = end,
+                        None => last.guards.push((start, end)),
+                    }
+                }
             }
             None => joined.push(vma),
         }

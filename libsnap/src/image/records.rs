@@ -41,6 +41,9 @@ pub struct Manifest {
     /// Settings of the app's own IPC namespace which are others than a new one has (`kernel.sem`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub ipc_settings: BTreeMap<String, String>,
+    /// The same of a network namespace of its own, by name below `/proc/sys/net` (`ipv4/ip_forward`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub network_settings: BTreeMap<String, String>,
     /// Seccomp filters, each content once; threads name them by position.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub seccomp: Vec<SeccompFilter>,
@@ -194,6 +197,9 @@ pub struct ProcessRecord {
     pub ctty: Option<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub settings: Vec<Setting>,
+    /// Children that were stopped by job control, of which it has not asked yet (waitid(2), WSTOPPED).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub untold_stops: Vec<VirtualPid>,
 }
 
 /// Something that is not as in a fresh process, by what sets it.
@@ -492,11 +498,14 @@ pub enum VmaKind {
         offset: u64,
         writable: bool,
     },
-    /// A mapping of a shared-memory object. `private` is a private mapping of it.
+    /// A mapping of a shared-memory object. `private` is a private mapping of it, `read_only` a shared one
+    /// that mprotect(2) cannot make writable.
     Shm {
         shm: ShmId,
         offset: u64,
         private: bool,
+        #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+        read_only: bool,
     },
     /// Memory of an io_uring, by its name there; the offset says which it is.
     Uring {
@@ -643,7 +652,7 @@ pub struct OpenFile {
 }
 
 /// An advisory lock: flock(2), or fcntl(2) of an open file description or a process. Or a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, PartialOrd, Ord)]
 #[serde(deny_unknown_fields)]
 pub struct FileLock {
     pub kind: LockKind,
@@ -655,7 +664,7 @@ pub struct FileLock {
     pub pid: VirtualPid,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, PartialOrd, Ord)]
 #[serde(rename_all = "snake_case")]
 pub enum LockKind {
     Flock,

@@ -130,6 +130,7 @@ pub fn manifest() -> Manifest {
                 adjust: -5,
             }],
         }],
+        network_settings: [("ipv4/ip_forward".to_owned(), "1".to_owned())].into(),
         ipc_settings: [("kernel.sem".to_owned(), "250 32000 100 128".to_owned())].into(),
         queues: vec![QueueRecord {
             perm: IpcPerm::default(),
@@ -386,6 +387,7 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
                 value: 16,
             }],
             ctty: Some(0),
+            untold_stops: vec![VirtualPid(pid + 1)],
         },
         comm: "sample".into(),
         ppid: VirtualPid(ppid),
@@ -492,6 +494,7 @@ fn vmas() -> Vec<Vma> {
                 shm: ShmId(0),
                 offset: 4096,
                 private: false,
+                read_only: false,
             },
         ),
         vma(

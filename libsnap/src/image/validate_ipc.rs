@@ -1,4 +1,4 @@
-//! What must hold for System V semaphores and message queues.
+//! What must hold for System V semaphores and message queues, and for settings of namespaces.
 
 use super::fault::ensure;
 use super::records::{IpcPerm, Manifest, QueueRecord, SemRecord};
@@ -7,6 +7,7 @@ use super::{MANIFEST, limits};
 use crate::error::Result;
 use crate::ids::VirtualPid;
 use crate::ipc;
+use crate::netns;
 use std::collections::BTreeSet;
 
 const PART: &str = MANIFEST;
@@ -20,7 +21,22 @@ pub fn all(manifest: &Manifest) -> Result<()> {
     let pids: BTreeSet<_> = manifest.processes.iter().map(|entry| entry.pid).collect();
     sets.iter().try_for_each(|set| semaphores(set, &pids))?;
     queues.iter().try_for_each(queue)?;
-    manifest.ipc_settings.iter().try_for_each(setting)
+    manifest.ipc_settings.iter().try_for_each(setting)?;
+    count(
+        PART,
+        "network settings",
+        manifest.network_settings.len(),
+        limits::NETWORK_SETTINGS,
+    )?;
+    manifest.network_settings.iter().try_for_each(network_setting)
+}
+
+/// Only of the network namespace, which is made for the app.
+fn network_setting((name, value): (&String, &String)) -> Result<()> {
+    let is_plain = value.len() <= netns::SETTING_BYTES_MAX && !value.chars().any(char::is_control);
+    ensure(netns::is_name(name) && is_plain, PART, || {
+        format!("setting {name:?} of the network namespace: {value:?}")
+    })
 }
 
 /// Nothing else below /proc/sys is ever written.

@@ -106,6 +106,14 @@ fn bad_manifests_are_refused() {
         ("capacity", Box::new(|m| m.pipes[0].capacity = 3)),
         (
             "setting",
+            Box::new(|m| drop(m.network_settings.insert("../kernel/core_pattern".into(), "1".into()))),
+        ),
+        (
+            "setting",
+            Box::new(|m| drop(m.network_settings.insert("ipv4/ip_forward".into(), "1\n2".into()))),
+        ),
+        (
+            "setting",
             Box::new(|m| drop(m.ipc_settings.insert("kernel.core_pattern".into(), "1".into()))),
         ),
         (
@@ -168,6 +176,7 @@ fn bad_processes_are_not_sealed() {
                     shm: ShmId(9),
                     offset: 0,
                     private: false,
+                    read_only: false,
                 };
             }),
         ),

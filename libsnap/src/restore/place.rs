@@ -163,7 +163,8 @@ fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
 #[derive(Debug)]
 pub struct Mapped<'a> {
     shared: &'a Shared,
-    objects: HashMap<ShmId, OwnedFd>,
+    /// Each as it can be, or for reading alone.
+    objects: HashMap<(ShmId, bool), OwnedFd>,
     /// With whose rights mapped files are opened, where not with the husk's.
     itself: Option<&'a Itself>,
 }
@@ -185,13 +186,18 @@ impl<'a> Mapped<'a> {
         }
     }
 
-    fn object(&mut self, shm: ShmId) -> Result<RawFd> {
-        if !self.objects.contains_key(&shm) {
+    fn object(&mut self, shm: ShmId, read_only: bool) -> Result<RawFd> {
+        let key = (shm, read_only);
+        if !self.objects.contains_key(&key) {
             // Opened anew, as for one mapping alone: read-only if it is sealed.
-            let opened = sysshm::reopen(&self.shared.shm[&shm]).or_fail(|| "cannot open shared memory again")?;
-            self.objects.insert(shm, opened);
+            let reopen = match read_only {
+                true => sysshm::reopen_read_only,
+                false => sysshm::reopen,
+            };
+            let opened = reopen(&self.shared.shm[&shm]).or_fail(|| "cannot open shared memory again")?;
+            self.objects.insert(key, opened);
         }
-        Ok(self.objects[&shm].as_raw_fd())
+        Ok(self.objects[&key].as_raw_fd())
     }
 }
 
@@ -452,12 +458,17 @@ impl Mapper<'_, '_> {
             VmaKind::Anon | VmaKind::Vdso => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
             VmaKind::PrivateFile { path, offset } => (libc::MAP_PRIVATE, self.file(path, false)?, *offset),
             VmaKind::SharedFile { path, offset, writable } => (libc::MAP_SHARED, self.file(path, *writable)?, *offset),
-            VmaKind::Shm { shm, offset, private } => {
+            VmaKind::Shm {
+                shm,
+                offset,
+                private,
+                read_only,
+            } => {
                 if mapped.shared.sysv.contains_key(shm) {
                     return Ok(());
                 }
                 let kind = if *private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
-                (kind, self.number(mapped.object(*shm)?)?, *offset)
+                (kind, self.number(mapped.object(*shm, *read_only)?)?, *offset)
             }
         };
         let has = |flag: &str| vma.flags.iter().any(|f| f == flag);
@@ -496,21 +507,28 @@ impl Mapper<'_, '_> {
         }
         for ((begin, shm), parts) in attached {
             let (id, bytes) = sysv[&shm];
-            self.attach(begin, &parts, id)?;
-            self.detach_between(begin, bytes.next_multiple_of(PAGE), &parts)?;
+            let bytes = bytes.next_multiple_of(PAGE);
+            self.attach(begin, &parts, (id, bytes))?;
+            self.detach_between(begin, bytes, &parts)?;
         }
         Ok(())
     }
 
-    fn attach(&mut self, begin: u64, parts: &[&Vma], id: i32) -> Result<()> {
+    fn attach(&mut self, begin: u64, parts: &[&Vma], (id, bytes): (i32, u64)) -> Result<()> {
         const SHM_RDONLY: u64 = 0o10000;
         const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
-        let written = parts.iter().any(|part| part.prot & libc::PROT_WRITE as u32 != 0);
-        let (flags, prot) = match written {
-            true => (0, READ_WRITE),
-            false => (SHM_RDONLY, libc::PROT_READ as u32),
+        let read_only = |part: &&Vma| matches!(part.kind, VmaKind::Shm { read_only: true, .. });
+        let (flags, prot) = match parts.iter().all(read_only) {
+            true => (SHM_RDONLY, libc::PROT_READ as u32),
+            false => (0, READ_WRITE),
         };
         self.script.must("shmat", libc::SYS_shmat, &[id as u64, begin, flags])?;
+        // One that mremap(2) has made longer than its segment.
+        let end = parts.iter().map(|part| part.end).max().unwrap_or(begin);
+        if end - begin > bytes {
+            self.script
+                .must("mremap", libc::SYS_mremap, &[begin, bytes, end - begin, 0])?;
+        }
         for part in parts.iter().filter(|part| part.prot != prot) {
             let args = [part.start, part.end - part.start, u64::from(part.prot)];
             self.script.must("mprotect", libc::SYS_mprotect, &args)?;
@@ -601,12 +619,23 @@ fn advise(script: &mut Script<'_>, vma: &Vma, what: Protect) -> Result<()> {
             }
             Some(Advice::Lock) => {
                 let on_fault = u64::from(vma.flags.iter().any(|f| f == "lf"));
-                script.must("mlock2", libc::SYS_mlock2, &[vma.start, len, on_fault])?;
+                let args = [vma.start, len, on_fault];
+                let call = script.room(1, 0)?.call("mlock2", libc::SYS_mlock2, &args);
+                if has_nothing_behind(vma) {
+                    script.tolerate(call, "locking memory", nix::Error::ENOMEM);
+                } else {
+                    script.expect(call, "locking memory", 0);
+                }
             }
             None => {}
         }
     }
     Ok(())
+}
+
+/// It is locked all the same where parts of it cannot be touched: mlock2(2) says so afterwards.
+fn has_nothing_behind(vma: &Vma) -> bool {
+    vma.prot == 0 || vma.kind != VmaKind::Anon || !vma.guards.is_empty()
 }
 
 enum Advice {

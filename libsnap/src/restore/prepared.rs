@@ -34,6 +34,7 @@ use crate::image::records::{FileKind, SocketState};
 use crate::image::{Appshot, Core};
 use crate::ipc;
 use crate::launch::{bind_all, no_cgroup};
+use crate::netns;
 use crate::network;
 use crate::nsthread::Door;
 use crate::sys::memory::Span;
@@ -149,6 +150,9 @@ impl Prepared {
         phases.start("objects")?;
         let directory = Directory::open(&skeleton.outer_view())?;
         ipc::widen(skeleton.any(), &shot.manifest)?;
+        if skeleton.has_network {
+            netns::restore(skeleton.any(), &shot.manifest)?;
+        }
         let shared = Shared::make(shot, &skeleton, Itself::of(way, shot)?.as_ref())?;
         ipc::restore(skeleton.any(), &shot.manifest)?;
         let mut prepared = Prepared {
@@ -446,6 +450,7 @@ impl Prepared {
         } = self;
         skeleton.is_bound = options.dies_with_restorer;
         let group = skeleton.group().cloned();
+        let has_network = skeleton.has_network;
         skeleton.notify(&options.notices)?;
         if options.frozen {
             if pager.is_some() {
@@ -461,6 +466,13 @@ impl Prepared {
         if let (Some(pager), Some(init)) = (pager, init) {
             pager.runs(init, &options.stdio)?;
         }
+        let left_out = shot.manifest.network_settings.len();
+        let warnings = match has_network || left_out == 0 {
+            true => Vec::new(),
+            false => vec![format!(
+                "it had a network of its own with {left_out} settings changed (net.*): where it is now they are as its owner has them"
+            )],
+        };
         Ok(Instance {
             name,
             root,
@@ -469,7 +481,7 @@ impl Prepared {
             processes,
             total_micros: begin.elapsed().as_micros() as u64,
             phases: phases.steps.end(),
-            warnings: Vec::new(),
+            warnings,
             network,
             joined,
             ahead,

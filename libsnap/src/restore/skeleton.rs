@@ -603,6 +603,15 @@ pub(super) fn end_with(pid: HostPid, gate: Gate, status: i32) -> Result<()> {
     }
 }
 
+/// One that is to be ended once the tree stands.
+struct StandIn {
+    husk: Husk,
+    /// Its parent, where that is not an init which reaps by itself.
+    reaper: Option<Husk>,
+    /// Who gets its children; else init.
+    adopter: Option<Husk>,
+}
+
 /// The tree while it grows.
 struct Tree<'a> {
     executor: Executor,
@@ -612,8 +621,7 @@ struct Tree<'a> {
     made: HashMap<VirtualPid, Husk>,
     /// Session each made process is in now.
     sessions: HashMap<VirtualPid, VirtualPid>,
-    /// Stand-ins: to be ended once the tree stands, with the parent that reaps them.
-    stand_ins: Vec<(Husk, Option<Husk>)>,
+    stand_ins: Vec<StandIn>,
     born: Vec<HostPid>,
     /// A number above all that the app uses: stand-ins take the next ones.
     spare: i32,
@@ -704,7 +712,7 @@ impl<'a> Tree<'a> {
     fn try_make(&mut self, entry: &'a SnapEntry) -> Result<()> {
         if self.init.is_none() && !self.wanted.iter().any(|e| e.pid == entry.ppid) {
             // Without an init of its own, the host's adopts what has lost its parent.
-            return self.make_orphan(entry);
+            return self.make_orphan(entry, None);
         }
         let parent = self.parent(entry);
         let Some(parent) = parent else { return Ok(()) };
@@ -717,11 +725,9 @@ impl<'a> Tree<'a> {
         if self.session_of(entry.ppid) == Some(entry.sid) {
             return self.make(entry, &parent, Some(entry.sid));
         }
-        let orphan = !self.made.contains_key(&entry.ppid);
-        if orphan {
-            self.make_orphan(entry)?;
-        }
-        Ok(())
+        // Its parent has adopted it, or init has.
+        let adopter = self.made.contains_key(&entry.ppid).then_some(parent);
+        self.make_orphan(entry, adopter)
     }
 
     fn parent(&self, entry: &SnapEntry) -> Option<Husk> {
@@ -751,15 +757,19 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// Children that stay in the session their parent is about to leave.
+    /// Children that stay in the session their parent is about to leave, or have such themselves.
     fn make_left_behind(&mut self, leader: &'a SnapEntry, inherited: Option<VirtualPid>) -> Result<()> {
+        let Some(session) = inherited else { return Ok(()) };
         let parent = self.made[&leader.pid].clone();
-        let left = self
-            .wanted
-            .iter()
-            .filter(|e| e.ppid == leader.pid && e.sid != leader.pid && e.sid != e.pid && Some(e.sid) == inherited);
-        for entry in left.collect::<Vec<_>>() {
-            self.make(entry, &parent, inherited)?;
+        let wanted = self.wanted;
+        for entry in wanted.iter().filter(|e| e.ppid == leader.pid) {
+            if is_left_behind(wanted, entry, session) {
+                self.make(entry, &parent, inherited)?;
+                if entry.sid == entry.pid {
+                    self.make_left_behind(entry, inherited)?;
+                    self.become_leader(entry)?;
+                }
+            }
         }
         Ok(())
     }
@@ -815,19 +825,23 @@ impl<'a> Tree<'a> {
         run(&self.executor, husk, &mut batch).map(drop)
     }
 
-    /// A child of init (or of the host's) that init cannot fork itself.
-    fn make_orphan(&mut self, entry: &'a SnapEntry) -> Result<()> {
+    /// A child of init (or of the host's), or of a subreaper, that it cannot fork itself.
+    fn make_orphan(&mut self, entry: &'a SnapEntry, adopter: Option<Husk>) -> Result<()> {
         let member = match self.member_of(entry.sid) {
             Some(member) => member,
             None if entry.sid == entry.pid => self.made[&self.wanted[0].pid].clone(),
             None if self.wanted.iter().any(|e| e.pid == entry.sid) => return Ok(()), // its leader comes first
-            None => self.stand_in_leader(entry.sid)?,
+            None => self.stand_in_leader(entry.sid, adopter.as_ref())?,
         };
-        // Through one more that ends at once, so that init becomes the parent.
+        // Through one more that ends, so that its parent becomes another.
         self.spare += 1;
         let between = self.fork(&member, self.spare, 0)?;
         self.make(entry, &between, Some(entry.sid))?;
-        self.stand_ins.push((between, Some(member)));
+        self.stand_ins.push(StandIn {
+            husk: between,
+            reaper: Some(member),
+            adopter,
+        });
         if entry.sid == entry.pid {
             self.become_leader(entry)
         } else {
@@ -835,23 +849,13 @@ impl<'a> Tree<'a> {
         }
     }
 
+    /// Zombies still live.
     fn member_of(&self, session: VirtualPid) -> Option<Husk> {
-        let alive = |pid: &VirtualPid| {
-            self.wanted
-                .iter()
-                .any(|e| e.pid == *pid && matches!(e.life, Life::Alive { .. }))
-        };
-        let found = self
-            .sessions
-            .iter()
-            .find(|(pid, sid)| **sid == session && alive(pid) && self.made.contains_key(pid));
-        let husk = found.map(|(pid, _)| self.made[pid].clone());
+        let found = self.sessions.iter().find(|(_, sid)| **sid == session);
+        let husk = found.and_then(|(pid, _)| self.made.get(pid)).cloned();
         husk.or_else(|| {
-            self.stand_ins
-                .iter()
-                .map(|(h, _)| h)
-                .find(|h| self.stand_in_number(h) == Some(session))
-                .cloned()
+            let mut husks = self.stand_ins.iter().map(|stand_in| &stand_in.husk);
+            husks.find(|husk| self.stand_in_number(husk) == Some(session)).cloned()
         })
     }
 
@@ -860,21 +864,22 @@ impl<'a> Tree<'a> {
         Some(VirtualPid(status.innermost("NSpid")))
     }
 
-    /// Holds the number of a session whose leader is gone.
-    fn stand_in_leader(&mut self, session: VirtualPid) -> Result<Husk> {
-        let Some(parent) = self
-            .init
-            .clone()
-            .or_else(|| self.made.get(&self.wanted[0].pid).cloned())
-        else {
+    /// Holds the number of a session whose leader is gone, below whoever has adopted its members.
+    fn stand_in_leader(&mut self, session: VirtualPid, adopter: Option<&Husk>) -> Result<Husk> {
+        let root = || self.made.get(&self.wanted[0].pid).cloned();
+        let Some(parent) = adopter.cloned().or_else(|| self.init.clone()).or_else(root) else {
             return Err(Error::failed("no process to fork from"));
         };
         let husk = self.fork(&parent, session.0, 0)?;
         let mut batch = self.executor.batch();
         batch.must("setsid", libc::SYS_setsid, &[]);
         run(&self.executor, &husk, &mut batch)?;
-        let reaper = self.init.is_none().then_some(parent);
-        self.stand_ins.push((husk.clone(), reaper));
+        let reaps_itself = adopter.is_none() && self.init.is_some();
+        self.stand_ins.push(StandIn {
+            husk: husk.clone(),
+            reaper: (!reaps_itself).then_some(parent),
+            adopter: None,
+        });
         Ok(husk)
     }
 
@@ -889,7 +894,7 @@ impl<'a> Tree<'a> {
                 || self
                     .stand_ins
                     .iter()
-                    .any(|(h, _)| self.stand_in_number(h) == Some(entry.pgid));
+                    .any(|stand_in| self.stand_in_number(&stand_in.husk) == Some(entry.pgid));
             if !exists {
                 self.stand_in_group(entry)?;
             }
@@ -916,7 +921,11 @@ impl<'a> Tree<'a> {
         let mut batch = self.executor.batch();
         batch.must("setpgid", libc::SYS_setpgid, &[0, 0]);
         run(&self.executor, &husk, &mut batch)?;
-        self.stand_ins.push((husk, Some(member)));
+        self.stand_ins.push(StandIn {
+            husk,
+            reaper: Some(member),
+            adopter: None,
+        });
         Ok(())
     }
 
@@ -926,11 +935,22 @@ impl<'a> Tree<'a> {
         Ok(husk)
     }
 
-    /// Ends the stand-ins; what they forked becomes init's.
+    /// Ends the stand-ins; what they forked becomes init's, or its adopter's.
     fn dismiss(&mut self) -> Result<()> {
-        for (husk, reaper) in std::mem::take(&mut self.stand_ins).into_iter().rev() {
-            end_with(husk.pid, self.gate, 0)?;
-            if let Some(reaper) = reaper {
+        for stand_in in std::mem::take(&mut self.stand_ins).into_iter().rev() {
+            let adopts = |on: u64| {
+                let Some(adopter) = &stand_in.adopter else {
+                    return Ok(());
+                };
+                let mut batch = self.executor.batch();
+                let args = [libc::PR_SET_CHILD_SUBREAPER as u64, on];
+                batch.must("prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, &args);
+                run(&self.executor, adopter, &mut batch).map(drop)
+            };
+            adopts(1)?;
+            end_with(stand_in.husk.pid, self.gate, 0)?;
+            adopts(0)?;
+            if let Some(reaper) = stand_in.reaper {
                 let mut batch = self.executor.batch();
                 const WALL: u64 = libc::__WALL as u32 as u64;
                 batch.call("wait4", libc::SYS_wait4, &[u64::MAX, 0, WALL | libc::WNOHANG as u64, 0]);
@@ -938,6 +958,15 @@ impl<'a> Tree<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether it was in this session when it was made, and so is itself, or a child that it had then.
+fn is_left_behind(wanted: &[SnapEntry], entry: &SnapEntry, session: VirtualPid) -> bool {
+    let mut children = wanted.iter().filter(|child| child.ppid == entry.pid);
+    match entry.sid == entry.pid {
+        true => children.any(|child| is_left_behind(wanted, child, session)),
+        false => entry.sid == session,
     }
 }
 

@@ -540,19 +540,28 @@ fn stop(tids: &[HostPid]) -> crate::sys::Sys<()> {
     Ok(())
 }
 
-/// The parent has had the SIGCHLD and the wait status of that stop before.
+/// The parent has had the SIGCHLD of that stop before, and its wait status where it has asked for it.
 fn forget_stop(skeleton: &Skeleton, parent: usize, core: &Core, child: VirtualPid) -> Result<()> {
     let mut batch = skeleton.batch();
-    let flags = libc::__WALL | libc::WUNTRACED | libc::WNOHANG;
-    batch.call("wait4", libc::SYS_wait4, &[child.0 as u64, 0, flags as u32 as u64, 0]);
-    let pending = &core.image.process.pending;
-    if !pending.iter().any(|info| signal_of(info) == libc::SIGCHLD as u64) {
+    if !core.image.process.untold_stops.contains(&child) {
+        let flags = libc::__WALL | libc::WUNTRACED | libc::WNOHANG;
+        batch.call("wait4", libc::SYS_wait4, &[child.0 as u64, 0, flags as u32 as u64, 0]);
+    }
+    let process = &core.image.process;
+    let pending = process.pending.iter();
+    let comes = process
+        .sigactions
+        .get(libc::SIGCHLD as usize - 1)
+        .is_some_and(|action| action.handler != libc::SIG_IGN as u64 && action.flags & libc::SA_NOCLDSTOP as u64 == 0);
+    if comes && !pending.map(signal_of).any(|signal| signal == libc::SIGCHLD as u64) {
+        // The kernel tells a tracer first, then the parent.
+        const PATIENCE_S: u64 = 1;
         let only = batch.words(&[1 << (libc::SIGCHLD - 1)]);
-        let now = batch.words(&[0, 0]);
+        let until = batch.words(&[PATIENCE_S, 0]);
         batch.call(
             "rt_sigtimedwait",
             libc::SYS_rt_sigtimedwait,
-            &[only.address, 0, now.address, 8],
+            &[only.address, 0, until.address, 8],
         );
     }
     skeleton.run(parent, &mut batch).map(drop)

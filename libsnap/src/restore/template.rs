@@ -41,6 +41,7 @@ use crate::image::records::{FileKind, Life};
 use crate::ipc;
 use crate::launch::Place;
 use crate::memory;
+use crate::netns;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs};
 use crate::sys::task;
@@ -229,6 +230,10 @@ impl Nursery {
             script.flush()?;
             ipc::widen(skeleton.any(), &shot.manifest)?;
             ipc::restore(skeleton.any(), &shot.manifest)?;
+        }
+        if skeleton.has_network && !shot.manifest.network_settings.is_empty() {
+            script.flush()?;
+            netns::restore(skeleton.any(), &shot.manifest)?;
         }
         script.must("setsid", libc::SYS_setsid, &[])?;
         skeleton.end_work(&mut script, 0, shot)?;

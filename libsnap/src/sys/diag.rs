@@ -1,8 +1,9 @@
 //! sock_diag(7): who is connected with whom.
 
+use super::fd as sysfd;
 use super::{Sys, check};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{MsgFlags, recv, send};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -142,18 +143,22 @@ pub fn packet_sockets() -> Sys<HashMap<u64, PacketSocket>> {
 }
 
 fn asking() -> Sys<OwnedFd> {
-    socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
+    sysfd::socket(
+        libc::AF_NETLINK,
+        libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+        libc::NETLINK_SOCK_DIAG,
     )
 }
 
 /// All that there are.
 fn dump(asked: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<()> {
-    let fd = asking()?;
-    let request = request(libc::NLM_F_REQUEST | libc::NLM_F_DUMP, asked);
+    dump_all(libc::NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, asked, each)
+}
+
+/// All that a request of this kind lists, message by message (netlink(7)).
+pub fn dump_all(protocol: i32, kind: u16, asked: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<()> {
+    let fd = sysfd::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol)?;
+    let request = request_of(kind, libc::NLM_F_REQUEST | libc::NLM_F_DUMP, asked);
     send(fd.as_raw_fd(), &request, MsgFlags::empty())?;
     let mut buffer = vec![0u8; 256 * 1024];
     loop {
@@ -166,9 +171,13 @@ fn dump(asked: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<()> {
 
 /// `nlmsghdr` before what is asked for.
 fn request(flags: i32, body: &[u8]) -> Vec<u8> {
+    request_of(SOCK_DIAG_BY_FAMILY, flags, body)
+}
+
+fn request_of(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&(16 + body.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_le_bytes());
+    bytes.extend_from_slice(&kind.to_le_bytes());
     bytes.extend_from_slice(&(flags as u16).to_le_bytes());
     bytes.extend_from_slice(&[0; 8]);
     bytes.extend_from_slice(body);

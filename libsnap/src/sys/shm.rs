@@ -39,6 +39,11 @@ pub fn reopen(object: &OwnedFd) -> io::Result<OwnedFd> {
     both.or_else(|_| File::open(path)).map(OwnedFd::from)
 }
 
+/// Another description of the same object, for reading.
+pub fn reopen_read_only(object: &OwnedFd) -> io::Result<OwnedFd> {
+    File::open(format!("/proc/self/fd/{}", object.as_raw_fd())).map(OwnedFd::from)
+}
+
 /// A System V segment of the IPC namespace this thread is in.
 #[derive(Debug)]
 pub struct Segment {

@@ -1,0 +1,263 @@
+//! What an app has changed in a network namespace of its own (network_namespaces(7)).
+//!
+//! Settings (`/proc/sys/net`) that are others than those of a new namespace are kept, and set
+//! again in the new one before anything is opened in it. Where the app comes back into the
+//! host's network or joins one that is there, they are its owner's, which is told.
+//!
+//! Refused: devices other than the loopback one, addresses, routes and rules that a new namespace
+//! has not, packet filters. Whoever needs such a network makes it and has the app join it.
+//!
+//! Left out: what only counts, keys that the kernel draws, and settings that cannot be written.
+
+use crate::error::{OrFail, Result};
+use crate::ids::HostPid;
+use crate::image::records::Manifest;
+use crate::launch;
+use crate::nsthread::{self, Door};
+use crate::refusals::Refusals;
+use crate::sys::diag;
+use crate::target::Target;
+use nix::sched::{CloneFlags, unshare};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::OnceLock;
+
+const SETTINGS: &str = "/proc/sys/net";
+/// Of one setting, as it is written.
+pub const SETTING_BYTES_MAX: usize = 1024;
+
+/// By name below [`SETTINGS`].
+pub type Settings = BTreeMap<String, String>;
+
+/// A network namespace as it is.
+#[derive(Debug, Default)]
+struct Seen {
+    settings: Settings,
+    /// What is not carried where it is another than in a new one: what it is, and all of it.
+    rest: Vec<(&'static str, String)>,
+}
+
+impl Seen {
+    /// That of this thread.
+    fn here() -> Seen {
+        let files = |names: &[&str]| names.iter().map(|name| table(name)).collect::<String>();
+        let rest = vec![
+            ("a network device of its own", devices()),
+            ("an address of its own", files(&["fib_trie", "if_inet6"])),
+            ("a route of its own", files(&["route"]) + &ipv6_routes()),
+            (
+                "a routing rule of its own",
+                dumped(libc::NETLINK_ROUTE, libc::RTM_GETRULE, 12),
+            ),
+            (
+                "packet filters of its own",
+                files(&["ip_tables_names", "ip6_tables_names", "arp_tables_names"]) + &filters(),
+            ),
+        ];
+        Seen {
+            settings: settings(),
+            rest,
+        }
+    }
+}
+
+/// A new namespace, with its loopback device up.
+fn usual() -> &'static io::Result<Seen> {
+    static USUAL: OnceLock<io::Result<Seen>> = OnceLock::new();
+    USUAL.get_or_init(|| {
+        let look = || {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            launch::raise_loopback()?;
+            Ok(Seen::here())
+        };
+        let looked = std::thread::scope(|scope| scope.spawn(look).join());
+        looked.unwrap_or_else(|_| Err(io::Error::other("the thread that was to look has panicked")))
+    })
+}
+
+/// One that is the app's alone, opened before the app stands still.
+#[derive(Debug)]
+pub struct Space(Option<Door>);
+
+impl Space {
+    /// That of `pid`, a process of this target; nothing is looked at where it is another's.
+    pub fn open(pid: HostPid, target: &Target) -> io::Result<Space> {
+        let inode = |owner: &str| Ok::<_, io::Error>(fs::metadata(format!("/proc/{owner}/ns/net"))?.ino());
+        let Target::App { network, .. } = target else {
+            return Ok(Space(None));
+        };
+        let its = inode(&pid.to_string())?;
+        if its == inode("thread-self")? || Some(its) == *network || usual().is_err() {
+            return Ok(Space(None));
+        }
+        Door::open(pid, &["net"]).map(|door| Space(Some(door)))
+    }
+
+    /// Settings that were changed. What else was is refused.
+    pub fn look(&self, pid: HostPid, refusals: &mut Refusals) -> Settings {
+        let (Some(door), Ok(usual)) = (&self.0, usual()) else {
+            return Settings::new();
+        };
+        let Ok(seen) = door.inside(Seen::here) else {
+            refusals.add(pid, "network namespace", "it cannot be entered", "run as root");
+            return Settings::new();
+        };
+        for ((what, its), (_, usual)) in seen.rest.iter().zip(&usual.rest) {
+            if its != usual {
+                refusals.add(
+                    pid,
+                    "network namespace",
+                    format!("{what} is in it, which is not carried"),
+                    "make such a network outside the app, and let the app join it (--netns)",
+                );
+            }
+        }
+        let changed = |(name, value): &(String, String)| usual.settings.get(name) != Some(value);
+        seen.settings.into_iter().filter(changed).collect()
+    }
+}
+
+/// Sets them in the namespace of `pid`, which was made for it: all others are as they were before.
+/// Some change others, so a second round has those right.
+pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
+    if manifest.network_settings.is_empty() {
+        return Ok(());
+    }
+    const ROUNDS: usize = 2;
+    let set = || {
+        let mut wanted = settings();
+        wanted.extend(manifest.network_settings.clone());
+        for _ in 0..ROUNDS {
+            let now = settings();
+            for (name, value) in wanted.iter().filter(|(name, value)| now.get(*name) != Some(value)) {
+                let set = fs::write(format!("{SETTINGS}/{name}"), value);
+                set.or_fail(|| format!("cannot set net/{name} to {value} in the app's network"))?;
+            }
+        }
+        Ok(())
+    };
+    nsthread::inside(pid, &["net"], set).or_fail(|| "cannot enter the app's network namespace")?
+}
+
+/// Those of this thread's network.
+fn settings() -> Settings {
+    let mut settings = Settings::new();
+    read_below(Path::new(SETTINGS), &mut String::new(), &mut settings);
+    settings
+}
+
+/// Whether a name may be that of a setting: nothing above or beside.
+pub fn is_name(name: &str) -> bool {
+    let is_part = |part: &str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+    };
+    name.len() <= 255 && name.split('/').all(is_part)
+}
+
+fn read_below(directory: &Path, name: &mut String, settings: &mut Settings) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries {
+        let before = name.len();
+        if before > 0 {
+            name.push('/');
+        }
+        name.push_str(&entry.file_name().to_string_lossy());
+        let path = entry.path();
+        let meta = entry.metadata();
+        if meta.as_ref().is_ok_and(fs::Metadata::is_dir) {
+            read_below(&path, name, settings);
+        } else if meta.is_ok_and(|meta| meta.permissions().mode() & 0o600 == 0o600)
+            && is_name(name)
+            && !is_left_out(name)
+            && let Some(value) = value_of(&path)
+        {
+            settings.insert(name.clone(), value);
+        }
+        name.truncate(before);
+    }
+}
+
+/// The kernel draws it, or counts.
+fn is_left_out(name: &str) -> bool {
+    ["fastopen_key", "stable_secret", "_count", "/flush"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
+fn value_of(path: &Path) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let value = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    (value.len() <= SETTING_BYTES_MAX).then_some(value)
+}
+
+fn table(name: &str) -> String {
+    fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default()
+}
+
+fn devices() -> String {
+    let names = table("dev");
+    let names = names.lines().filter_map(|line| line.split_once(':'));
+    names.map(|(name, _)| name.trim().to_owned() + " ").collect()
+}
+
+/// Without what counts: how often each is referred to and used.
+fn ipv6_routes() -> String {
+    let text = table("ipv6_route");
+    let lines = text.lines().map(|line| {
+        let words = line.split_whitespace().enumerate();
+        let words = words.filter(|(at, _)| !(6..=7).contains(at)).map(|(_, word)| word);
+        words.collect::<Vec<_>>().join(" ") + "\n"
+    });
+    lines.collect()
+}
+
+/// Tables of nftables (`NFT_MSG_GETTABLE`).
+fn filters() -> String {
+    const NFT_MSG_GETTABLE: u16 = 10 << 8 | 1;
+    dumped(libc::NETLINK_NETFILTER, NFT_MSG_GETTABLE, 4)
+}
+
+/// All that a netlink request without arguments lists; nothing where the kernel has no such thing.
+fn dumped(protocol: i32, kind: u16, header_bytes: usize) -> String {
+    let mut all = String::new();
+    let mut each = |body: &[u8]| all += &format!("{body:x?}");
+    diag::dump_all(protocol, kind, &vec![0; header_bytes], &mut each).ok();
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_nowhere_else() {
+        assert!(is_name("ipv4/conf/lo/rp_filter"));
+        for name in ["", "../kernel/core_pattern", "ipv4//x", "/ipv4", "ipv4/..", "ipv4/a b"] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_new_namespace_is_as_a_new_one() {
+        let Ok(usual) = usual() else { return };
+        let again = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            launch::raise_loopback().unwrap();
+            Seen::here()
+        });
+        let again = again.join().unwrap();
+        assert_eq!(usual.settings, again.settings);
+        assert_eq!(usual.rest, again.rest);
+        assert!(
+            usual.settings.contains_key("ipv4/ip_forward"),
+            "{:?}",
+            usual.settings.keys()
+        );
+    }
+}
