@@ -32,6 +32,30 @@ pub fn require_unfiltered(what: impl Into<String>) -> Result<()> {
     Ok(())
 }
 
+/// Without it nobody can tell which descriptors and which memory processes share.
+pub fn require_comparing(what: impl Into<String>) -> Result<()> {
+    let own = crate::ids::HostPid(std::process::id() as i32);
+    match task::kcmp(own, own, task::Compare::Vm, 0, 0) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(Error::new(Kind::Unavailable, what)
+            .because(format!("what its processes share cannot be told: kcmp: {errno}"))
+            .needs("a kernel with CONFIG_KCMP=y, and CAP_SYS_PTRACE")),
+    }
+}
+
+/// What only the kernel's memory tells, where that cannot be read.
+pub fn unseen() -> Vec<String> {
+    const ONLY_THERE: [&str; 3] = [
+        "rules of Landlock (landlock(7))",
+        "keys of listening TCP sockets (TCP_MD5SIG)",
+        "unconnected sockets that are to send no more (shutdown(2))",
+    ];
+    match KernelMemory::open() {
+        Ok(_) => Vec::new(),
+        Err(_) => ONLY_THERE.map(str::to_owned).to_vec(),
+    }
+}
+
 fn is_filtered() -> bool {
     task::seccomp_mode().is_ok_and(|mode| mode != 0)
 }
@@ -166,7 +190,7 @@ pub fn features() -> Vec<Feature> {
             "bpf(2), BTF",
             KernelMemory::open().is_ok_and(|memory| memory.offset("io_ring_ctx.nr_req_allocated").is_ok()),
             false,
-            "io_uring at rest",
+            "io_uring at rest; seeing rules of Landlock, keys of listening sockets, sockets that send no more",
             "Linux 6.16, CONFIG_DEBUG_INFO_BTF; run as root",
         ),
         feature(

@@ -140,6 +140,9 @@ const MEMBERS: [&str; 101] = [
 
 impl KernelMemory {
     pub fn open() -> Result<KernelMemory, Unread> {
+        if crate::sys::lacks("bpf") {
+            return Err(Unread::Denied(nix::Error::EPERM));
+        }
         static OFFSETS: OnceLock<Offsets> = OnceLock::new();
         let offsets = OFFSETS.get_or_init(|| {
             let types = fs::read("/sys/kernel/btf/vmlinux").unwrap_or_default();

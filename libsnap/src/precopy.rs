@@ -356,7 +356,7 @@ fn plant(process: &FrozenProcess, gate: Gate) -> Result<Option<WriteNotes>> {
         |number, argument: u64| executor::call_through(main.tid, &main.regs, gate, number, [argument, 0, 0, 0, 0, 0]);
     main.prepare()?;
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | uffd::USER_MODE_ONLY;
-    let planted = call(libc::SYS_userfaultfd, flags as u64).and_then(|made| {
+    let planted = call(uffd::number(), flags as u64).and_then(|made| {
         let Ok(fd) = made else { return Ok(None) };
         let taken = task::pidfd_getfd(pidfd.as_fd(), fd as i32);
         call(libc::SYS_close, fd)?.or_fail(|| format!("cannot close a descriptor of ours in pid {}", process.pid))?;

@@ -5,7 +5,7 @@
 //! alternate stack) is asked by one executor batch a thread.
 
 use crate::clocks::Timeline;
-use crate::error::{OrFail, Result};
+use crate::error::{Error, Kind, OrFail, Result};
 use crate::executor::{Batch, CallId, Executor, Slot};
 use crate::freeze::{FrozenProcess, FrozenThread};
 use crate::ids::{HostPid, VirtualPid};
@@ -412,15 +412,7 @@ fn capture_thread(thread: &FrozenThread, pending: Vec<SigInfo>, asked: AskedThre
         sigaltstack: asked.altstack,
         tid_address: asked.tid_address,
         robust_list: task::robust_list(tid).unwrap_or((0, 0)),
-        rseq: ptrace::rseq(tid)
-            .ok()
-            .filter(|r| r.0 != 0)
-            .map(|(pointer, size, signature)| Rseq {
-                pointer,
-                size,
-                signature,
-                section: thread.rseq_section.map_or(0, |(_, section)| section),
-            }),
+        rseq: rseq(thread)?,
         creds: creds(&status, asked.securebits),
         no_new_privs: status.number("NoNewPrivs") == Some(1),
         seccomp: Seccomp::Off,
@@ -446,6 +438,27 @@ struct AskedThread {
     timer_slack_ns: u64,
     securebits: u32,
     settings: Vec<Setting>,
+}
+
+/// What it has registered for restartable sequences: without it a thread would be told the processor of
+/// long ago (getcpu, per-cpu data) for ever.
+fn rseq(thread: &FrozenThread) -> Result<Option<Rseq>> {
+    let registered = match ptrace::rseq(thread.tid) {
+        Ok((pointer, size, signature)) => (pointer != 0).then_some(Rseq {
+            pointer,
+            size,
+            signature,
+            section: thread.rseq_section.map_or(0, |(_, section)| section),
+        }),
+        Err(_) if !task::has_rseq() => None,
+        Err(errno) => {
+            let what = format!("cannot tell what task {} has registered (rseq)", thread.tid);
+            return Err(Error::new(Kind::Unavailable, what)
+                .because(format!("PTRACE_GET_RSEQ_CONFIGURATION: {errno}"))
+                .needs("Linux 5.13"));
+        }
+    };
+    Ok(registered)
 }
 
 fn ask_thread(thread: &FrozenThread, executor: &Executor) -> Result<AskedThread> {

@@ -156,6 +156,7 @@ pub fn snapshot_unless(
             total_micros: begin.elapsed().as_micros() as u64,
             phases: steps.end(),
             rehearsal,
+            unseen: crate::kernel::unseen(),
         });
     }
 }
@@ -912,6 +913,7 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
     }
     report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();
     report.depends = tables.external.paths().map(|path| format!("file {path}")).collect();
+    report.unseen = crate::kernel::unseen();
     report.refusals = refusals.into_vec();
     Ok(report)
 }

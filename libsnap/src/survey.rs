@@ -116,7 +116,9 @@ pub fn await_memory(target: &Target, cancelled: &dyn Fn() -> bool) -> Result<()>
 pub fn admissible(target: &Target) -> Result<()> {
     let root = root(target);
     let what = format!("cannot snapshot {}", subject(target));
-    crate::kernel::require_unfiltered(what.clone()).map_err(|e| e.state("the app was not changed and is running"))?;
+    crate::kernel::require_unfiltered(what.clone())
+        .and_then(|()| crate::kernel::require_comparing(what.clone()))
+        .map_err(|e| e.state("the app was not changed and is running"))?;
     let stat = proc::stat(root).map_err(|_| {
         Error::new(Kind::NotFound, format!("cannot snapshot pid {root}")).because("there is no such process")
     })?;

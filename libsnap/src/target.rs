@@ -117,6 +117,9 @@ pub struct SnapshotReport {
     /// appshot is not verified.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub rehearsal: Option<Rehearsal>,
+    /// What this host does not tell, so that it was not looked for; it is lost where the app has it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub unseen: Vec<String>,
 }
 
 impl SnapshotReport {
@@ -506,6 +509,9 @@ pub struct CheckReport {
     pub refusals: Vec<Refusal>,
     /// What the appshot will need at restore: files, kernel features.
     pub depends: Vec<String>,
+    /// What this host does not tell, so that it was not looked for; it is lost where the app has it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub unseen: Vec<String>,
 }
 
 /// A kernel feature for `appshot doctor`.

@@ -60,7 +60,17 @@ pub fn told(report: &SnapshotReport) -> String {
         out::bytes(report.disk_bytes),
         out::millis(report.frozen_micros),
         out::millis(report.total_micros)
-    )
+    ) + &unseen(&report.unseen)
+}
+
+fn unseen(what: &[String]) -> String {
+    match what {
+        [] => String::new(),
+        what => format!(
+            "\n  not seen, as this host does not tell it (`appshot doctor`: bpf(2), BTF): {}",
+            what.join("; ")
+        ),
+    }
 }
 
 /// Ends like the snapshot would: with "refused" where there is a finding.
@@ -89,5 +99,5 @@ fn findings(report: &CheckReport) -> String {
     for need in &report.depends {
         text += &format!("  needs    {need}\n");
     }
-    text
+    text + &unseen(&report.unseen)
 }

@@ -431,7 +431,7 @@ impl Mapper<'_, '_> {
     fn userfaultfd(&mut self) -> Result<i32> {
         let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
         let batch = self.script.room(1, 0)?;
-        batch.call("userfaultfd", libc::SYS_userfaultfd, &[flags]);
+        batch.call("userfaultfd", crate::sys::uffd::number(), &[flags]);
         Ok(self.next_number())
     }
 

@@ -883,11 +883,23 @@ impl<'a> Tree<'a> {
         Ok(husk)
     }
 
-    /// Groups: leaders first, then everybody joins.
+    /// Groups: who leads one or has led it first, then everybody joins. Where the one whose number a group
+    /// has is to leave it, somebody stays in it until all have come.
     fn groups(&mut self) -> Result<()> {
         let wanted = self.wanted;
-        for entry in wanted.iter().filter(|e| e.pgid == e.pid && e.sid != e.pid) {
-            self.set_group(entry)?;
+        let has_members = |entry: &SnapEntry| wanted.iter().any(|other| other.pgid == entry.pid);
+        for entry in wanted.iter().filter(|e| e.sid != e.pid && has_members(e)) {
+            self.set_group(entry.pid, entry.pid)?;
+            if entry.pgid != entry.pid {
+                self.spare += 1;
+                let member = self.made[&entry.pid].clone();
+                let husk = self.fork(&member, self.spare, 0)?;
+                self.stand_ins.push(StandIn {
+                    husk,
+                    reaper: Some(member),
+                    adopter: None,
+                });
+            }
         }
         for entry in wanted.iter().filter(|e| e.pgid != e.pid && e.sid != e.pid) {
             let exists = wanted.iter().any(|e| e.pid == entry.pgid)
@@ -898,19 +910,19 @@ impl<'a> Tree<'a> {
             if !exists {
                 self.stand_in_group(entry)?;
             }
-            self.set_group(entry)?;
+            self.set_group(entry.pid, entry.pgid)?;
         }
         Ok(())
     }
 
-    fn set_group(&mut self, entry: &SnapEntry) -> Result<()> {
-        let husk = &self.made[&entry.pid];
+    fn set_group(&mut self, pid: VirtualPid, group: VirtualPid) -> Result<()> {
+        let husk = &self.made[&pid];
         let status = proc::Fields::status(husk.pid).or_fail(|| "cannot read the state of a new process")?;
-        if status.innermost("NSpgid") == entry.pgid.0 {
+        if status.innermost("NSpgid") == group.0 {
             return Ok(());
         }
         let mut batch = self.executor.batch();
-        batch.must("setpgid", libc::SYS_setpgid, &[0, entry.pgid.0 as u64]);
+        batch.must("setpgid", libc::SYS_setpgid, &[0, group.0 as u64]);
         run(&self.executor, husk, &mut batch).map(drop)
     }
 

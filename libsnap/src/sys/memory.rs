@@ -164,6 +164,9 @@ fn scan(pagemap: &File, span: Span, wanted: &Wanted, found: &mut Vec<Span>) -> S
 }
 
 fn scan_each(pagemap: &File, span: Span, wanted: &Wanted, mut found: impl FnMut(&PageRegion)) -> Sys<()> {
+    if super::lacks("pagemap_scan") {
+        return Err(Errno::ENOTTY);
+    }
     let mut regions = [PageRegion::default(); 512];
     let mut at = span.start;
     while at < span.end {

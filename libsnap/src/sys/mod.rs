@@ -33,6 +33,23 @@ pub fn check_raw(value: i64) -> Sys<i64> {
     }
 }
 
+/// For trials: in a debug build the features that `APPSHOT_LACKS=NAME,...` names are as if this kernel had
+/// them not: `pagemap_scan`, `userfaultfd`, `bpf`, `kcmp`, `rseq_configuration`.
+#[cfg(debug_assertions)]
+pub fn lacks(feature: &str) -> bool {
+    static LACKS: std::sync::OnceLock<Vec<String>> = std::sync::OnceLock::new();
+    let lacks = LACKS.get_or_init(|| {
+        let named = std::env::var("APPSHOT_LACKS").unwrap_or_default();
+        named.split(',').map(str::to_owned).collect()
+    });
+    lacks.iter().any(|lacked| lacked == feature)
+}
+
+#[cfg(not(debug_assertions))]
+pub const fn lacks(_: &str) -> bool {
+    false
+}
+
 /// For trials: a moment at which this process may be killed. In a debug build
 /// `APPSHOT_DIE_AT=LIFE:N,...` ends the program whose life, first argument or, where it has
 /// none, name is LIFE by SIGKILL at its Nth moment; moments stand before every ptrace

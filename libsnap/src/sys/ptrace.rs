@@ -260,6 +260,9 @@ pub fn rseq(pid: HostPid) -> Sys<(u64, u32, u32)> {
         flags: u32,
         pad: u32,
     }
+    if super::lacks("rseq_configuration") {
+        return Err(Errno::EIO);
+    }
     let mut config = Config::default();
     let size = size_of::<Config>();
     request(PTRACE_GET_RSEQ_CONFIGURATION, pid, size, (&raw mut config).cast())?;

@@ -259,6 +259,9 @@ pub fn kcmp(a: HostPid, b: HostPid, what: Compare, fa: i32, fb: i32) -> Sys<std:
         Compare::SigHand => 4,
         Compare::SemUndo => 6,
     };
+    if super::lacks("kcmp") {
+        return Err(nix::Error::ENOSYS);
+    }
     // SAFETY: only numbers are passed.
     let got = check(unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, kind, fa, fb) })?;
     Ok(order(got))
@@ -270,6 +273,12 @@ fn order(compared: i64) -> std::cmp::Ordering {
         1 => std::cmp::Ordering::Less,
         _ => std::cmp::Ordering::Greater,
     }
+}
+
+/// Whether there are restartable sequences (rseq(2), Linux 4.18): it says then what is wrong with this one.
+pub fn has_rseq() -> bool {
+    // SAFETY: the kernel refuses it before it looks at anything.
+    check(unsafe { libc::syscall(libc::SYS_rseq, 0, 0, -1, 0) }) != Err(nix::Error::ENOSYS)
 }
 
 /// kcmp(2) of descriptor `fd` with what an epoll instance watches: the watch made

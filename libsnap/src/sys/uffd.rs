@@ -73,10 +73,19 @@ pub enum Event {
     Unmap(Span),
 }
 
+/// Of userfaultfd(2).
+pub fn number() -> libc::c_long {
+    const NONE: libc::c_long = 0x7fff;
+    match super::lacks("userfaultfd") {
+        true => NONE,
+        false => libc::SYS_userfaultfd,
+    }
+}
+
 /// userfaultfd(2) for this process.
 pub fn create() -> Sys<OwnedFd> {
     // SAFETY: only numbers are passed.
-    owned(check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })? as i32)
+    owned(check(unsafe { libc::syscall(number(), libc::O_CLOEXEC) })? as i32)
 }
 
 /// The first call on a new userfaultfd.
