@@ -13,8 +13,11 @@
  */
 #include "../apps/check.h"
 #include <dirent.h>
+#include <grp.h>
+#include <linux/filter.h>
 #include <linux/futex.h>
 #include <linux/kcmp.h>
+#include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -511,6 +514,29 @@ static void do_shutdown(long a, long b, long c)
     shutdown(pick(a, "socket:"), b % 3);
 }
 
+/* Who is told of it, and how; some are. */
+static void do_owner(long a, long b, long c)
+{
+    int fd = pick(a, c & 2 ? "pipe:" : "socket:");
+    struct f_owner_ex owner = {F_OWNER_PID, board->pids[board->alive[b % board->count]]};
+    fcntl(fd, F_SETOWN_EX, &owner);
+    fcntl(fd, F_SETSIG, signal_of(b));
+    if (c & 1)
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_ASYNC);
+}
+
+static void do_send_datagram(long a, long b, long c)
+{
+    char bytes[600];
+    struct sockaddr_storage at;
+    socklen_t len = sizeof at, size = sizeof(int);
+    int from = pick(a, "socket:"), to = pick(b, "socket:"), type = 0;
+    if (getsockopt(from, SOL_SOCKET, SO_TYPE, &type, &size) || type != SOCK_DGRAM || getsockname(to, (void *)&at, &len))
+        return;
+    check_fill(bytes, sizeof bytes, c);
+    sendto(from, bytes, c % sizeof bytes, MSG_DONTWAIT | MSG_NOSIGNAL, (void *)&at, len);
+}
+
 /* ---------------------------------------------------------------- memory */
 
 static void do_map(long a, long b, long c)
@@ -605,6 +631,19 @@ static void do_move(long a, long b, long c)
     char *at = mremap(BASE + (size_t)slot * SLOT, len, now, MREMAP_MAYMOVE | MREMAP_FIXED, BASE + (size_t)to * SLOT);
     if (at != MAP_FAILED)
         slots[to] = now, slots[slot] = 0;
+}
+
+/* Its pages go elsewhere; what is left is empty. */
+static void do_take_out(long a, long b, long c)
+{
+    int slot = pick_slot(a), to = b % SLOTS;
+    (void)c;
+    if (slot < 0 || slots[to])
+        return;
+    char *at = mremap(BASE + (size_t)slot * SLOT, slots[slot], slots[slot], MREMAP_MAYMOVE | MREMAP_FIXED | 4 /* DONTUNMAP */,
+                      BASE + (size_t)to * SLOT);
+    if (at != MAP_FAILED)
+        slots[to] = slots[slot];
 }
 
 static void do_lock_memory(long a, long b, long c)
@@ -881,6 +920,55 @@ static void do_schedule(long a, long b, long c)
     }
 }
 
+static void do_credentials(long a, long b, long c)
+{
+    gid_t groups[3] = {b, c, 7};
+    switch (a % 3) {
+    case 0:
+        if (setgroups(b % 4, groups))
+            errno = 0;
+        break;
+    case 1:
+        if (setresgid(1000 + b % 9, -1, -1))
+            errno = 0;
+        break;
+    default:
+        prctl(PR_SET_SECUREBITS, b % 2 ? 1 << 4 : 1 << 2 /* KEEP_CAPS, NO_SETUID_FIXUP */);
+    }
+}
+
+/* One that allows everything; for one thread, or for all. */
+static void do_filter(long a, long b, long c)
+{
+    struct sock_filter allow[] = {{BPF_LD | BPF_W | BPF_ABS, 0, 0, (unsigned)(b % 2) * 4}, {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW}};
+    struct sock_fprog program = {2, allow};
+    (void)c;
+    syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, a & 1 ? SECCOMP_FILTER_FLAG_TSYNC : 0, &program);
+}
+
+static void do_thread_setting(long a, long b, long c)
+{
+    cpu_set_t set;
+    if (!thread_count)
+        return;
+    pid_t tid = threads[a % thread_count].tid;
+    switch (b % 4) {
+    case 0:
+        CPU_ZERO(&set);
+        CPU_SET(c % 2, &set);
+        sched_setaffinity(tid, sizeof set, &set);
+        break;
+    case 1:
+        syscall(SYS_tgkill, getpid(), tid, signal_of(c));
+        break;
+    case 2:
+        syscall(SYS_ioprio_set, 1, tid, 2 << 13 | c % 8);
+        break;
+    default:
+        sched_setscheduler(tid, c & 1 ? SCHED_BATCH : SCHED_IDLE, &(struct sched_param){0});
+    }
+}
+
 static void do_limit(long a, long b, long c)
 {
     static const int limits[] = {RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_STACK, RLIMIT_SIGPENDING, RLIMIT_MSGQUEUE, RLIMIT_CPU};
@@ -996,6 +1084,8 @@ static const struct {
     {"prctl", do_prctl},     {"schedule", do_schedule}, {"limit", do_limit},     {"directory", do_directory},
     {"mask", do_mask},       {"action", do_action},     {"send", do_send},       {"itimer", do_itimer},
     {"timer", do_timer},     {"stack", do_stack},       {"ipc", do_ipc},
+    {"owner", do_owner},     {"send_datagram", do_send_datagram}, {"take_out", do_take_out},
+    {"credentials", do_credentials}, {"filter", do_filter}, {"thread_setting", do_thread_setting},
 };
 
 static void act(const struct op *op)
@@ -1140,7 +1230,7 @@ static void tell_memory(void)
 
 static void tell_status(const char *path)
 {
-    static const char *const kept[] = {"Name:",   "Umask:",  "Tgid:",   "Pid:",     "PPid:",        "Uid:",    "Gid:",         "Groups:", "VmLck:",
+    static const char *const kept[] = {"Name:",   "Umask:",  "Tgid:",   "Pid:",     "PPid:",        "Uid:",    "Gid:",         "Groups:",
                                        "Threads:", "SigPnd:", "ShdPnd:", "SigBlk:", "SigIgn:",      "SigCgt:", "Cap",          "NoNew",   "Seccomp",
                                        "Speculation", "Cpus_allowed:", "Mems_allowed:", "THP_enabled:", "CoreDumping:"};
     FILE *status = fopen(path, "re");
@@ -1264,7 +1354,9 @@ static void tell_descriptors(void)
             continue;
         fstat(fd, &st);
         const char *to = leads_to(fd);
-        tell("fd %d flags %x %x ", fd, fcntl(fd, F_GETFD), fcntl(fd, F_GETFL));
+        struct f_owner_ex owner = {0};
+        fcntl(fd, F_GETOWN_EX, &owner);
+        tell("fd %d flags %x %x told %d %d by %d ", fd, fcntl(fd, F_GETFD), fcntl(fd, F_GETFL), owner.type, owner.pid, fcntl(fd, F_GETSIG));
         tell_name(to);
         for (int than = 3; than < fd; than++)
             if (is_open(than) && same_file(pid, fd, pid, than)) {

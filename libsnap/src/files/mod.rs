@@ -477,7 +477,8 @@ pub fn restore_all(
     tcp::finish(&made, manifest)?;
     uring::finish(&made, manifest)?;
     pty::lock(&made, manifest)?;
-    drop(ptys);
+    // Who is told of a file by signals is not to be told of what is closed here.
+    drop((ptys, pipes));
     for file in &manifest.files {
         finish(builder, file, &made[&file.id])?;
     }

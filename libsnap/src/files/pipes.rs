@@ -68,10 +68,19 @@ fn record(context: &Context<'_>, description: &Description) -> Result<PipeRecord
     let readable = context
         .by_inode(found.key.1)
         .find(|d| access(d.found.flags) != libc::O_WRONLY);
+    let waits = readable.is_none() && sysfd::ioctl_i32(&description.dup, libc::FIONREAD).unwrap_or(0) > 0;
+    let tells = |d: &Description| d.found.flags & libc::O_ASYNC != 0;
+    if waits && context.by_inode(found.key.1).any(tells) {
+        return refused(
+            "something waits in a pipe that nobody reads, and a look at it would be told by a signal (O_ASYNC)",
+            "let the app close it, or clear O_ASYNC",
+        );
+    }
     let content = || match readable {
         Some(end) => content(&end.dup, capacity),
         // Nobody can read it any more, but through /proc.
-        None => content(&reopen(&description.dup, libc::O_RDONLY)?, capacity),
+        None if waits => content(&reopen(&description.dup, libc::O_RDONLY)?, capacity),
+        None => Ok(Default::default()),
     };
     let (data, reads) = match context.frozen {
         Some(_) => content().or_else(|e| refused(format!("its content cannot be read: {e}"), "try again"))?,

@@ -54,6 +54,9 @@ const TCP_INQ: i32 = 36;
 /// does not change them by itself then. Linux 5.14.
 const SO_BUF_LOCK: i32 = 72;
 
+const PRIORITY: (i32, i32) = (libc::SOL_SOCKET, libc::SO_PRIORITY);
+const TYPE_OF_SERVICE: (i32, i32) = (libc::IPPROTO_IP, libc::IP_TOS);
+
 /// Options that can be read and set. Buffer sizes are set first: data queued
 /// needs their room.
 pub const OPTIONS: [(i32, i32); 141] = [
@@ -67,7 +70,6 @@ pub const OPTIONS: [(i32, i32); 141] = [
     (libc::SOL_SOCKET, libc::SO_LINGER),
     (libc::SOL_SOCKET, libc::SO_OOBINLINE),
     (libc::SOL_SOCKET, libc::SO_DONTROUTE),
-    (libc::SOL_SOCKET, libc::SO_PRIORITY),
     (libc::SOL_SOCKET, libc::SO_MARK),
     (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
     (libc::SOL_SOCKET, libc::SO_RCVTIMEO),
@@ -199,6 +201,8 @@ pub const OPTIONS: [(i32, i32); 141] = [
     (SOL_UDP, libc::UDP_GRO),
     (SOL_UDP, libc::UDP_SEGMENT),
     (SOL_UDP, libc::UDP_CORK),
+    // The kernel derives it from IP_TOS when that is set: it comes after.
+    PRIORITY,
 ];
 
 /// A filter of what comes, as `struct sock_filter`s. Its length is counted in these: it is
@@ -339,12 +343,16 @@ fn options(context: &Context<'_>, description: &Description, record: &SocketReco
         }
     };
     let found = all_options(&description.dup, record).into_iter();
-    let found = found.zip(usual.iter()).zip(OPTIONS);
-    let differs = found.filter(|((value, usual), option)| match record.state {
+    let found: Vec<_> = found.zip(usual.iter()).zip(OPTIONS).collect();
+    let has_type = found
+        .iter()
+        .any(|((value, usual), option)| *option == TYPE_OF_SERVICE && value != *usual);
+    let differs = found.into_iter().filter(|((value, usual), option)| match record.state {
         SocketState::Joined { .. } if BUFFERS.contains(option) => true,
         SocketState::Joined { .. } if RECKONED.contains(option) => false,
         // Set together with a size.
         _ if *option == (libc::SOL_SOCKET, SO_BUF_LOCK) => false,
+        _ if *option == PRIORITY => has_type || value != *usual,
         _ => value != *usual,
     });
     let options = differs.filter_map(|((value, _), (level, name))| {

@@ -716,18 +716,23 @@ impl<'a> Tree<'a> {
         }
         let parent = self.parent(entry);
         let Some(parent) = parent else { return Ok(()) };
-        if entry.sid == entry.pid {
-            let inherited = self.session_of(entry.ppid);
+        let inherited = self.session_of(entry.ppid);
+        if first_session(self.wanted, entry).is_none_or(|session| Some(session) == inherited) {
             self.make(entry, &parent, inherited)?;
-            self.make_left_behind(entry, inherited)?;
-            return self.become_leader(entry);
-        }
-        if self.session_of(entry.ppid) == Some(entry.sid) {
-            return self.make(entry, &parent, Some(entry.sid));
+            return self.settle_in(entry, inherited);
         }
         // Its parent has adopted it, or init has.
-        let adopter = self.made.contains_key(&entry.ppid).then_some(parent);
+        let adopter = Some(entry.ppid).filter(|parent| self.made.contains_key(parent));
         self.make_orphan(entry, adopter)
+    }
+
+    /// One that leads a session leaves the one that it was made in, once those are made that stay.
+    fn settle_in(&mut self, entry: &'a SnapEntry, inherited: Option<VirtualPid>) -> Result<()> {
+        if entry.sid != entry.pid {
+            return Ok(());
+        }
+        self.make_left_behind(entry, inherited)?;
+        self.become_leader(entry)
     }
 
     fn parent(&self, entry: &SnapEntry) -> Option<Husk> {
@@ -765,10 +770,7 @@ impl<'a> Tree<'a> {
         for entry in wanted.iter().filter(|e| e.ppid == leader.pid) {
             if is_left_behind(wanted, entry, session) {
                 self.make(entry, &parent, inherited)?;
-                if entry.sid == entry.pid {
-                    self.make_left_behind(entry, inherited)?;
-                    self.become_leader(entry)?;
-                }
+                self.settle_in(entry, inherited)?;
             }
         }
         Ok(())
@@ -826,35 +828,41 @@ impl<'a> Tree<'a> {
     }
 
     /// A child of init (or of the host's), or of a subreaper, that it cannot fork itself.
-    fn make_orphan(&mut self, entry: &'a SnapEntry, adopter: Option<Husk>) -> Result<()> {
-        let member = match self.member_of(entry.sid) {
+    fn make_orphan(&mut self, entry: &'a SnapEntry, adopter: Option<VirtualPid>) -> Result<()> {
+        let session = first_session(self.wanted, entry).unwrap_or(entry.sid);
+        let adopting = adopter.map(|pid| self.made[&pid].clone());
+        let member = match self.member_of(session, adopter) {
             Some(member) => member,
-            None if entry.sid == entry.pid => self.made[&self.wanted[0].pid].clone(),
-            None if self.wanted.iter().any(|e| e.pid == entry.sid) => return Ok(()), // its leader comes first
-            None => self.stand_in_leader(entry.sid, adopter.as_ref())?,
+            None if session == entry.pid => self.made[&self.wanted[0].pid].clone(),
+            // Its leader comes first; or all that could fork it are not below who has adopted it.
+            None if self.wanted.iter().any(|e| e.pid == session) => return Ok(()),
+            None => self.stand_in_leader(session, adopting.as_ref())?,
         };
         // Through one more that ends, so that its parent becomes another.
         self.spare += 1;
         let between = self.fork(&member, self.spare, 0)?;
-        self.make(entry, &between, Some(entry.sid))?;
+        self.make(entry, &between, Some(session))?;
         self.stand_ins.push(StandIn {
             husk: between,
             reaper: Some(member),
-            adopter,
+            adopter: adopting,
         });
-        if entry.sid == entry.pid {
-            self.become_leader(entry)
-        } else {
-            Ok(())
-        }
+        self.settle_in(entry, Some(session))
     }
 
-    /// Zombies still live.
-    fn member_of(&self, session: VirtualPid) -> Option<Husk> {
-        let found = self.sessions.iter().find(|(_, sid)| **sid == session);
-        let husk = found.and_then(|(pid, _)| self.made.get(pid)).cloned();
+    /// One of this session that can fork, zombies among them; `below` this one, where it is named.
+    fn member_of(&self, session: VirtualPid, below: Option<VirtualPid>) -> Option<Husk> {
+        let fits = |pid: VirtualPid| below.is_none_or(|above| is_below(self.wanted, pid, above));
+        let mut found = self
+            .sessions
+            .iter()
+            .filter(|(pid, sid)| **sid == session && fits(**pid));
+        let husk = found.find_map(|(pid, _)| self.made.get(pid)).cloned();
+        let above = below.map(|pid| self.made[&pid].pid);
         husk.or_else(|| {
-            let mut husks = self.stand_ins.iter().map(|stand_in| &stand_in.husk);
+            let is_there =
+                |stand_in: &&StandIn| above.is_none() || stand_in.reaper.as_ref().map(|reaper| reaper.pid) == above;
+            let mut husks = self.stand_ins.iter().filter(is_there).map(|stand_in| &stand_in.husk);
             husks.find(|husk| self.stand_in_number(husk) == Some(session)).cloned()
         })
     }
@@ -971,6 +979,30 @@ impl<'a> Tree<'a> {
         }
         Ok(())
     }
+}
+
+/// The session in which it was made, where that shows: its own, or that of children it had before it led one.
+fn first_session(wanted: &[SnapEntry], entry: &SnapEntry) -> Option<VirtualPid> {
+    if entry.sid != entry.pid {
+        return Some(entry.sid);
+    }
+    let children = wanted.iter().filter(|child| child.ppid == entry.pid);
+    let mut sessions = children.filter_map(|child| first_session(wanted, child));
+    sessions.find(|session| *session != entry.pid)
+}
+
+fn is_below(wanted: &[SnapEntry], pid: VirtualPid, above: VirtualPid) -> bool {
+    let parent = |pid: VirtualPid| wanted.iter().find(|entry| entry.pid == pid).map(|entry| entry.ppid);
+    let mut at = Some(pid);
+    // No longer than there are processes: what an appshot says may go round.
+    for _ in wanted {
+        match at {
+            Some(found) if found == above => return found != pid,
+            Some(found) => at = parent(found),
+            None => return false,
+        }
+    }
+    false
 }
 
 /// Whether it was in this session when it was made, and so is itself, or a child that it had then.

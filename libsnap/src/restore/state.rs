@@ -364,6 +364,10 @@ fn schedule(tid: HostPid, record: &ThreadRecord) -> Result<()> {
     // Without a slice of its own one is told that of all.
     if turn(&now) != turn(&attr) || attr.runtime != 0 && now.runtime != attr.runtime {
         task::sched_setattr(tid, &attr).or_fail(failed)?;
+        // Some policies leave it as it was (sched_setattr(2)), and have one all the same.
+        if task::sched_getattr(tid).or_fail(failed)?.nice != attr.nice {
+            task::set_nice(tid, attr.nice).or_fail(failed)?;
+        }
         // One that came first had none, and could be given none (Linux 6.12).
         if is_realtime(now.policy) && !is_realtime(attr.policy) {
             let slack = record.timer_slack_ns.max(1).to_string();
