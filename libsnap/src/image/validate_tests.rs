@@ -263,6 +263,8 @@ fn collect(value: &mut serde_json::Value, leaves: &mut Vec<String>) {
             }
             serde_json::Value::Object(map) => {
                 for (key, item) in map {
+                    // As a JSON pointer has it (RFC 6901).
+                    let key = key.replace('~', "~0").replace('/', "~1");
                     walk(item, format!("{at}/{key}"), leaves);
                 }
             }
