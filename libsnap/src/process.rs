@@ -192,7 +192,7 @@ pub fn capture(
             Some(asked) => asked,
             None => ask_thread(thread, executor)?,
         };
-        capture_thread(thread, pending, asked)
+        capture_thread(thread, executor, pending, asked)
     });
     let mut threads = threads.collect::<Result<Vec<_>>>()?;
     timers::settle(&mut record, &mut threads, process.waiting, timeline);
@@ -397,7 +397,12 @@ fn parse_limits(text: &str) -> Option<Vec<(u64, u64)>> {
     text.lines().skip(1).map(line).collect()
 }
 
-fn capture_thread(thread: &FrozenThread, pending: Vec<SigInfo>, asked: AskedThread) -> Result<ThreadImage> {
+fn capture_thread(
+    thread: &FrozenThread,
+    executor: &Executor,
+    pending: Vec<SigInfo>,
+    asked: AskedThread,
+) -> Result<ThreadImage> {
     let tid = thread.tid;
     let failed = || format!("cannot read the state of task {tid}");
     let xsave = ptrace::get_xsave(tid).or_fail(failed)?;
@@ -412,7 +417,7 @@ fn capture_thread(thread: &FrozenThread, pending: Vec<SigInfo>, asked: AskedThre
         sigaltstack: asked.altstack,
         tid_address: asked.tid_address,
         robust_list: task::robust_list(tid).unwrap_or((0, 0)),
-        rseq: rseq(thread)?,
+        rseq: rseq(thread, executor)?,
         creds: creds(&status, asked.securebits),
         no_new_privs: status.number("NoNewPrivs") == Some(1),
         seccomp: Seccomp::Off,
@@ -442,7 +447,7 @@ struct AskedThread {
 
 /// What it has registered for restartable sequences: without it a thread would be told the processor of
 /// long ago (getcpu, per-cpu data) for ever.
-fn rseq(thread: &FrozenThread) -> Result<Option<Rseq>> {
+fn rseq(thread: &FrozenThread, executor: &Executor) -> Result<Option<Rseq>> {
     let registered = match ptrace::rseq(thread.tid) {
         Ok((pointer, size, signature)) => (pointer != 0).then_some(Rseq {
             pointer,
@@ -450,7 +455,7 @@ fn rseq(thread: &FrozenThread) -> Result<Option<Rseq>> {
             signature,
             section: thread.rseq_section.map_or(0, |(_, section)| section),
         }),
-        Err(_) if !task::has_rseq() => None,
+        Err(_) if !has_rseq(thread, executor)? => None,
         Err(errno) => {
             let what = format!("cannot tell what task {} has registered (rseq)", thread.tid);
             return Err(Error::new(Kind::Unavailable, what)
@@ -459,6 +464,17 @@ fn rseq(thread: &FrozenThread) -> Result<Option<Rseq>> {
         }
     };
     Ok(registered)
+}
+
+/// Whether it has registered any, where nobody tells which: then rseq(2) says that another would not be the
+/// same (EINVAL), before it looks at where this one would be, which is nowhere (EFAULT).
+fn has_rseq(thread: &FrozenThread, executor: &Executor) -> Result<bool> {
+    const NOWHERE: u64 = 0xffff_ffff_ffff_0000;
+    const ORIG_RSEQ_SIZE: u64 = 32;
+    let mut batch = executor.batch();
+    let call = batch.call("rseq", libc::SYS_rseq, &[NOWHERE, ORIG_RSEQ_SIZE, 0, 0]);
+    executor.run(thread.tid, &thread.regs, &mut batch)?;
+    Ok(batch.result(call) == Err(nix::Error::EINVAL))
 }
 
 fn ask_thread(thread: &FrozenThread, executor: &Executor) -> Result<AskedThread> {

@@ -1660,6 +1660,8 @@ int main(int argc, char **argv)
     board = MUST(mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
     board->count = 1;
     board->pids[0] = getpid();
+    /* A group that is orphaned with a stopped member is told so. */
+    signal(SIGHUP, SIG_IGN);
     for (size_t at = 0; at < sizeof SIGNALS / sizeof *SIGNALS; at++)
         sigaction(SIGNALS[at], &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);
     live();

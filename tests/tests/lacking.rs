@@ -20,10 +20,14 @@ fn lacking(registry: &Registry, feature: &str, words: &[&str]) -> Result<Output>
 
 /// A program that stands where it can be frozen, under the place's name.
 fn started(place: &Place, registry: &Registry, program: &str) -> Result<i32> {
+    started_with(place, registry, program, "LANG=C")
+}
+
+fn started_with(place: &Place, registry: &Registry, program: &str, variable: &str) -> Result<i32> {
     let path = programs::build(program)?.display().to_string();
     let [ready, go] = ["ready", "go"].map(|name| place.path(name).display().to_string());
     let name = place.unique();
-    registry.appshot(&["run", "--name", name, "-d", "--", &path, &ready, &go])?;
+    registry.appshot(&["run", "--name", name, "-d", "--env", variable, "--", &path, &ready, &go])?;
     poll("ready", PATIENCE, || Ok(place.path("ready").exists().then_some(())))?;
     let all: Vec<Value> = serde_json::from_str(&registry.appshot(&["ps", "-o", "json"])?)?;
     let pid = all.iter().find_map(|app| app["root"].as_i64());
@@ -61,6 +65,25 @@ fn without_kcmp_no_one_can_tell_what_is_shared() {
 #[test]
 fn without_rseq_configuration_threads_would_be_told_wrong_processors() {
     refused("lacking::rseq", "rseq_configuration", "Linux 5.13");
+}
+
+/// As of a C library that knows of none (before 2.35): nothing is lost.
+#[test]
+fn without_rseq_configuration_who_has_registered_nothing_is_frozen() {
+    in_place("lacking::no_rseq", |place| {
+        let registry = Registry::new(place)?;
+        started_with(
+            place,
+            &registry,
+            "shared_offsets",
+            "GLIBC_TUNABLES=glibc.pthread.rseq=0",
+        )?;
+        let taken = lacking(&registry, "rseq_configuration", &["snapshot", place.unique()])?;
+        let told = String::from_utf8_lossy(&taken.stderr).into_owned();
+        ensure!(taken.status.success(), "a snapshot of who has registered none: {told}");
+        registry.appshot(&["restore", place.unique(), "-d"])?;
+        ended(place, &registry)
+    });
 }
 
 /// Rings are refused by name; what else only the kernel's memory tells is named as not seen.

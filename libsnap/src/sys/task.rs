@@ -275,12 +275,6 @@ fn order(compared: i64) -> std::cmp::Ordering {
     }
 }
 
-/// Whether there are restartable sequences (rseq(2), Linux 4.18): it says then what is wrong with this one.
-pub fn has_rseq() -> bool {
-    // SAFETY: the kernel refuses it before it looks at anything.
-    check(unsafe { libc::syscall(libc::SYS_rseq, 0, 0, -1, 0) }) != Err(nix::Error::ENOSYS)
-}
-
 /// kcmp(2) of descriptor `fd` with what an epoll instance watches: the watch made
 /// with number `target.0`, the `target.1`th of those.
 pub fn kcmp_epoll(pid: HostPid, fd: i32, holder: HostPid, epoll: i32, target: (i32, u32)) -> Sys<std::cmp::Ordering> {
