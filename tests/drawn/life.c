@@ -1605,7 +1605,10 @@ static void round_step(int round)
 {
     switch (round) {
     case 0:
-        break; /* signals that were sent by the last step have come */
+        /* Signals that were sent come, to whichever thread takes them in its time. */
+        for (int n = 0; n < 5; n++)
+            check_pause();
+        break;
     case 1:
         observe();
         write_down("before");
