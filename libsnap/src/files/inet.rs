@@ -76,9 +76,8 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
 /// the kernel's memory tells that it sends no more.
 fn shut_down(socket: &OwnedFd) -> u8 {
     let kept = || {
-        let kernel = KernelMemory::open()?;
-        let socket = kernel.u64(kernel.file(socket)?, "file.private_data")?;
-        kernel.u8(kernel.u64(socket, "socket.sk")?, "sock.sk_shutdown")
+        let (kernel, sock) = in_kernel(socket)?;
+        kernel.u8(sock, "sock.sk_shutdown")
     };
     let shown = |_: Unread| {
         let events = sysfd::events(socket, libc::POLLRDHUP).unwrap_or(0);
@@ -88,20 +87,20 @@ fn shut_down(socket: &OwnedFd) -> u8 {
     kept().unwrap_or_else(shown) & 3
 }
 
-/// Ends them again: a socket that is not connected says that it is not, and does.
-fn shut_down_again(socket: &OwnedFd, record: &SocketRecord) {
-    if (1..=3).contains(&record.shutdown) {
-        sysfd::shutdown(socket, i32::from(record.shutdown) - 1).ok();
-    }
+/// Where the kernel keeps it (`struct sock`).
+fn in_kernel(socket: &OwnedFd) -> Result<(KernelMemory, u64), Unread> {
+    let kernel = KernelMemory::open()?;
+    let socket = kernel.u64(kernel.file(socket)?, "file.private_data")?;
+    let sock = kernel.u64(socket, "socket.sk")?;
+    Ok((kernel, sock))
 }
 
 /// Whether it has keys: TCP_AO_INFO answers only who has some (Linux 6.7), and those of
 /// TCP_MD5SIG stand in the kernel's memory alone.
 fn signs(description: &Description) -> bool {
     let has_md5 = || {
-        let kernel = KernelMemory::open()?;
-        let socket = kernel.u64(kernel.file(&description.dup)?, "file.private_data")?;
-        Ok::<_, Unread>(kernel.u64(kernel.u64(socket, "socket.sk")?, "tcp_sock.md5sig_info")? != 0)
+        let (kernel, sock) = in_kernel(&description.dup)?;
+        Ok::<_, Unread>(kernel.u64(sock, "tcp_sock.md5sig_info")? != 0)
     };
     diag::getsockopt(&description.dup, libc::IPPROTO_TCP, super::tcp::TCP_AO_INFO, 64).is_ok()
         || has_md5().unwrap_or(false)
@@ -417,7 +416,7 @@ pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()
         if let SocketState::Connected { peer, .. } = &record.state {
             diag::set_address(fd, true, peer).or_fail(|| format!("cannot connect UDP to {}", shown(peer)))?;
         }
-        shut_down_again(fd, record);
+        sockets::shut_down_again(fd, record);
     }
     Ok(())
 }
@@ -501,7 +500,7 @@ pub fn restore(record: &SocketRecord, moves: bool) -> Result<OwnedFd> {
         }
     }
     if record.kind != libc::SOCK_DGRAM && !matches!(record.state, SocketState::Joined { .. }) {
-        shut_down_again(&made, record);
+        sockets::shut_down_again(&made, record);
     }
     Ok(made)
 }

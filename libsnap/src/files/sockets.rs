@@ -719,6 +719,15 @@ pub fn has(fd: &OwnedFd, event: PollFlags) -> bool {
     polled[0].revents().is_some_and(|events| events.contains(event))
 }
 
+/// Ends directions again that were ended. One that is not connected says that it is not, and does; a closed
+/// peer has ended both already.
+pub fn shut_down_again(fd: &OwnedFd, record: &SocketRecord) {
+    // 1 receive, 2 send, 3 both: shutdown(2) counts from 0.
+    if (1..=3).contains(&record.shutdown) {
+        sysfd::shutdown(fd, i32::from(record.shutdown) - 1).ok();
+    }
+}
+
 pub fn listens(fd: &OwnedFd) -> bool {
     diag::getsockopt_i32(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1)
 }

@@ -390,11 +390,7 @@ impl<'a> Sockets<'a> {
         self.wait(&by_ino)?;
         for (id, record) in unix_records(manifest) {
             sockets::set_late_options(&made[&id], record)?;
-            if (1..=3).contains(&record.shutdown) {
-                // 1 receive, 2 send, 3 both: shutdown(2) counts from 0. A closed
-                // peer has shut both down already.
-                sysfd::shutdown(&made[&id], i32::from(record.shutdown) - 1).ok();
-            }
+            sockets::shut_down_again(&made[&id], record);
         }
         Ok(())
     }
