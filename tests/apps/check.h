@@ -194,6 +194,17 @@ CHECK_UNUSED static ssize_t check_read_file(const char *path, char *to, size_t r
     return have;
 }
 
+/* Where a link leads, as long as no two more are asked for; empty where there is none. */
+CHECK_UNUSED static const char *check_link(const char *path)
+{
+    static char targets[2][512];
+    static int next;
+    char *target = targets[next++ % 2];
+    ssize_t len = readlink(path, target, sizeof targets[0] - 1);
+    target[len < 0 ? 0 : len] = 0;
+    return target;
+}
+
 /* Runs the body in a child; the parent goes on with its pid. */
 #define CHECK_FORK(body)                                                                \
     ({                                                                                  \

@@ -8,13 +8,9 @@
 /* The namespace of this process; nothing as long as it has none. */
 static const char *namespace_of(const char *name)
 {
-    static char links[2][64];
-    static int next;
-    char path[64], *link = links[next++ % 2];
+    char path[64];
     snprintf(path, sizeof path, "/proc/self/ns/%s", name);
-    ssize_t len = readlink(path, link, sizeof links[0] - 1);
-    link[len < 0 ? 0 : len] = 0;
-    return link;
+    return check_link(path);
 }
 
 static int own_namespace(int argc, char **argv, int flag, const char *name)

@@ -114,13 +114,9 @@ static int is_open(int fd)
 
 static const char *leads_to(int fd)
 {
-    static char target[2][512];
-    static int next;
-    char path[64], *to = target[next++ % 2];
+    char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    ssize_t len = readlink(path, to, sizeof target[0] - 1);
-    to[len < 0 ? 0 : len] = 0;
-    return to;
+    return check_link(path);
 }
 
 /* The descriptor that many places on of those whose target begins so; -1 where there is none. */
