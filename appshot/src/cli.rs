@@ -267,6 +267,9 @@ pub struct Clone {
     /// can be told
     #[arg(long)]
     pub strict: bool,
+    /// Connections that would go on with their peers (snapshot --tcp=established) come back as closed by these
+    #[arg(long)]
+    pub tcp_close: bool,
     /// Note what each writes, so that already the first revert of it is done in place
     #[arg(long)]
     pub revertible: bool,

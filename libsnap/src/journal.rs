@@ -6,6 +6,7 @@
 //!     {"begin":{..}}     the app, the appshot         before anything is touched
 //!     {"waits":{..}}     time-outs of its threads     before the cgroup is frozen (by rescuers too)
 //!     {"turns":{..}}     when they get a processor    before any is stopped
+//!     {"barrier":{..}}   packet filters               before the first is made
 //!     {"repair":[..]}    TCP sockets                  before they are read in repair mode; none of
 //!                                                     them afterwards
 //!     {"enter":[..]}     registers, masks, places     before any register changes
@@ -30,7 +31,7 @@
 //! - its cgroup is frozen and its threads are on their way back into their calls;
 //! - some threads run code of ours, or wait in it (see [`crate::executor`]), with
 //!   all signals blocked, and two mappings of ours are there;
-//! - some of its sockets are in repair mode;
+//! - some of its sockets are in repair mode, and their peers kept away;
 //! - some of its processes were killed: then the rest is, for the appshot is whole.
 //!
 //! The half-written appshot is removed. An app that was being born is ended: its
@@ -41,6 +42,7 @@
 use crate::cgroup;
 use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Executor, Gate};
+use crate::files::barrier;
 use crate::files::repair::Repaired;
 use crate::freeze::{self, Before, Frozen, FrozenProcess, FrozenThread, HELD};
 use crate::ids::HostPid;
@@ -79,6 +81,7 @@ enum Line {
     Waits(Vec<(HostPid, Wait)>),
     Turns(Vec<(HostPid, Turn)>),
     Repair(Vec<Repaired>),
+    Barrier { name: String },
     Enter(Vec<Entered>),
     Left,
     End,
@@ -209,6 +212,11 @@ impl Journal {
     /// Notes sockets that are about to be in repair mode: these and no others.
     pub fn repair(&mut self, repaired: Vec<Repaired>) -> Result<()> {
         self.write(&Line::Repair(repaired))
+    }
+
+    /// Notes the name of the packet filters that are about to keep peers away.
+    pub fn barrier(&mut self, name: &str) -> Result<()> {
+        self.write(&Line::Barrier { name: name.to_owned() })
     }
 
     /// Notes what the processes have, before anything of it changes.
@@ -378,6 +386,7 @@ struct Left {
     begin: Option<(Target, PathBuf)>,
     before: Before,
     repaired: Vec<Repaired>,
+    barrier: Option<String>,
     entered: Vec<Entered>,
     ended: bool,
     birth: Option<String>,
@@ -396,6 +405,7 @@ impl Left {
                 Ok(Line::Waits(waits)) => left.before.waits = waits.into_iter().collect(),
                 Ok(Line::Turns(turns)) => left.before.turns = turns.into_iter().collect(),
                 Ok(Line::Repair(repaired)) => left.repaired = repaired,
+                Ok(Line::Barrier { name }) => left.barrier = Some(name),
                 Ok(Line::Enter(entered)) => left.entered.extend(entered),
                 Ok(Line::Left) => left.entered.clear(),
                 Ok(Line::End) => left.ended = true,
@@ -455,8 +465,11 @@ impl Left {
         // First: where nothing else holds the app still, it cannot read from them.
         let put_back = Repaired::put_all_back(&self.repaired);
         let Some(mut frozen) = self.stop(target, journal)? else {
+            self.let_peers_through(&[]);
             return Ok("the app is gone");
         };
+        let pids: Vec<HostPid> = frozen.processes.iter().map(|process| process.pid).collect();
+        self.let_peers_through(&pids);
         self.take_in_strays(&frozen, journal)?;
         for process in &mut frozen.processes {
             // The last note is the one that counts.
@@ -467,6 +480,12 @@ impl Left {
         frozen.thaw();
         thaw(target)?;
         put_back.map(|()| "the app was let go")
+    }
+
+    fn let_peers_through(&self, pids: &[HostPid]) {
+        if let Some(name) = self.barrier.as_ref().filter(|name| barrier::is_name(name)) {
+            barrier::lift_anywhere(name, pids);
+        }
     }
 
     fn stop(&mut self, target: &Target, journal: &mut Journal) -> Result<Option<Frozen>> {

@@ -541,6 +541,7 @@ pub fn run(options: &RunOptions) -> Result<Instance> {
         joined,
         ahead: None,
         point: None,
+        resumed: None,
     })
 }
 

@@ -120,10 +120,11 @@ pub fn snapshot_unless(
     let mut exact = !options.leave_running;
     loop {
         let mut seen = (!exact).then(|| Seen::look(target, precopy.as_ref())).flatten();
-        let (frozen, taken, urgent) = stop(request, precopy.as_mut(), seen.as_mut(), &mut journal, &mut steps)?;
+        let (frozen, mut taken, urgent) = stop(request, precopy.as_mut(), seen.as_mut(), &mut journal, &mut steps)?;
         let count = (frozen.processes.len(), frozen.threads());
         let result = if options.leave_running && taken.is_held {
             steps.enter("thaw");
+            drop(std::mem::take(&mut taken.ending));
             stood += frozen.thaw();
             drop(urgent);
             steps.enter("check");
@@ -551,12 +552,14 @@ fn take(
         tables.shm.hold()?;
     }
     let (ending, rings) = (std::mem::take(&mut table.ending), std::mem::take(&mut table.rings));
+    let barrier = ending.barrier();
     let mut manifest = manifest(names, target, timeline.app, snaplist, table);
     manifest.seccomp = filters.into_records();
     manifest.participants = participants::of(frozen.processes[0].pid, ahead.participants.as_ref());
     (manifest.semaphores, manifest.queues) = (objects.semaphores, objects.queues);
     manifest.ipc_settings = objects.settings;
     manifest.network_settings = network_settings;
+    manifest.barrier = barrier;
     Ok(Taken {
         processes,
         vdso,
@@ -805,6 +808,7 @@ fn manifest(
         queues: Vec::new(),
         ipc_settings: BTreeMap::new(),
         network_settings: BTreeMap::new(),
+        barrier: None,
         seccomp: Vec::new(),
         participants: Vec::new(),
         external: Vec::new(),
@@ -849,9 +853,10 @@ fn finish_standing(
     } = request;
     let let_go = |e: Error| told(e, subject).state("the app was let go and is running as before");
     steps.start("write");
-    let (ending, rings) = (std::mem::take(&mut taken.ending), std::mem::take(&mut taken.rings));
+    let (mut ending, rings) = (std::mem::take(&mut taken.ending), std::mem::take(&mut taken.rings));
     let (appshot, manifest, stored) = taken.store(writer, precopy, request).map_err(let_go)?;
     if options.leave_running {
+        drop(ending);
         let stood = frozen.thaw();
         steps.start("seal");
         let sealed = politely(true, || appshot.seal(manifest)).map_err(|e| e.state("the app is running as before"))?;

@@ -2,6 +2,7 @@
 
 use crate::cgroup::Limits;
 use crate::error::Refusal;
+use crate::files::tcp::Resumed;
 use crate::ids::HostPid;
 use crate::network::Joined;
 use crate::rehearsal::Rehearsal;
@@ -39,6 +40,9 @@ pub enum TcpPolicy {
     /// The snapshot is refused, naming them.
     #[default]
     Refuse,
+    /// The restored app goes on with them where they were, wherever it has their addresses: one
+    /// instance, once. Their peers are kept away until then.
+    Established,
     /// The restored app sees them closed by their peer. The running original keeps them.
     Close,
     /// The same for those over which nothing is under way: that were accepted at a held
@@ -397,6 +401,8 @@ pub struct RestoreOptions {
     /// It stands still from its first instruction on, until its cgroup is let go
     /// ([`crate::cgroup::freeze`]). Needs cgroup v2.
     pub frozen: bool,
+    /// Connections that would go on with their peers come back as closed by these.
+    pub tcp_close: bool,
     /// It is ended should this thread end before.
     #[serde(skip)]
     pub dies_with_restorer: bool,
@@ -439,6 +445,9 @@ pub struct Instance {
     /// To what it can be reverted by the process that has restored it.
     #[serde(skip)]
     pub point: Option<Arc<Point>>,
+    /// Connections that wait with it for it to be let go: those of one that stands still.
+    #[serde(skip)]
+    pub resumed: Option<Arc<Resumed>>,
 }
 
 /// What became of an instance that was to be reverted.

@@ -94,6 +94,9 @@ pub enum Tcp {
     /// Refuse the snapshot, naming them
     #[default]
     Refuse,
+    /// The restored app goes on with them where they were, one instance, once; their peers are kept
+    /// away until then
+    Established,
     /// The restored app sees them closed by their peer
     Close,
 }
@@ -102,6 +105,7 @@ impl From<Tcp> for TcpPolicy {
     fn from(tcp: Tcp) -> TcpPolicy {
         match tcp {
             Tcp::Refuse => TcpPolicy::Refuse,
+            Tcp::Established => TcpPolicy::Established,
             Tcp::Close => TcpPolicy::Close,
         }
     }
@@ -399,6 +403,9 @@ pub struct RestoreArgs {
     pub patience: Patience,
     #[command(flatten)]
     pub silence: Silence,
+    /// Connections that would go on with their peers (snapshot --tcp=established) come back as closed by these
+    #[arg(long)]
+    pub tcp_close: bool,
     /// Restore although files that the app uses have changed since
     #[arg(long)]
     pub allow_changed_files: bool,
@@ -439,6 +446,7 @@ impl RestoreArgs {
             },
             limits: self.limits.limits(),
             stdio: Stdio::default(),
+            tcp_close: self.tcp_close,
             allow: Allow {
                 uids: self.allow_uid.clone(),
                 gids: self.allow_gid.clone(),

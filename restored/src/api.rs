@@ -65,6 +65,9 @@ struct InstanceRequest {
     /// Files are opened with the app's own rights.
     #[serde(default)]
     as_itself: bool,
+    /// Connections that would go on with their peers come back as closed by these.
+    #[serde(default)]
+    tcp_close: bool,
     /// Why it is wanted, one word; kept in the record for who meters.
     cause: Option<String>,
     /// What its clocks make of the time since its snapshot.
@@ -91,6 +94,7 @@ impl InstanceRequest {
             binds: self.binds,
             revertible: self.revertible,
             as_itself: self.as_itself,
+            tcp_close: self.tcp_close,
             time: self.time,
             stdio: Stdio::default(),
             allow: self.allow,
@@ -150,6 +154,9 @@ struct CloneRequest {
     /// Files are opened with the app's own rights.
     #[serde(default)]
     as_itself: bool,
+    /// Connections that would go on with their peers come back as closed by these.
+    #[serde(default)]
+    tcp_close: bool,
     /// Why it is wanted, one word; kept in the record for who meters.
     cause: Option<String>,
 }
@@ -193,6 +200,7 @@ impl CloneRequest {
             sockets: self.sockets,
             revertible: self.revertible,
             as_itself: self.as_itself,
+            tcp_close: self.tcp_close,
             cause: self.cause,
             time: Time::Stands,
         };

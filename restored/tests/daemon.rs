@@ -46,6 +46,7 @@ fn apps_without_a_supervisor_are_followed() {
         joined: None,
         ahead: None,
         point: None,
+        resumed: None,
     };
     let mut record = libsnap::store::App::of_instance(&instance, Vec::new()).unwrap();
     record.supervisor = None;

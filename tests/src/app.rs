@@ -274,6 +274,7 @@ fn run_plainly(options: &RunOptions, log: &Path) -> Result<Instance> {
         joined: None,
         ahead: None,
         point: None,
+        resumed: None,
     })
 }
 

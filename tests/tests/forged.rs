@@ -397,6 +397,67 @@ fn netlink_groups() {
     of_nobodys_socket("netlink_groups", "takes CAP_NET_ADMIN", 16, 6, in_a_group);
 }
 
+/// The end of a connection that nobody ever made, with numbers of the forger's choice.
+fn established() -> Value {
+    json!({ "established": {
+        "name": "020022b80a6000020000000000000000",
+        "peer": "02001f900a6000010000000000000000",
+        "connection": {
+            "mss": 1460, "sack": true, "timestamps": false, "window": 65535,
+            "peer_window_max": 65535, "clamp": 65535, "unsent": "474554",
+        },
+        "numbers": {
+            "acknowledged": 1, "in_flight": 0, "received": 1, "told_at": 1, "peer_window": 65535,
+            "timestamp": 0, "peer_ended": "no",
+        },
+    } })
+}
+
+/// To speak for an address as if somebody had connected there.
+fn goes_on(test: &'static str, words: &'static str, edit: fn(&mut Value)) {
+    trial(test, move |place| {
+        let mut forger = forger(place, "udp", None)?;
+        forger.manifest["barrier"] = json!("appshot-0123456789abcdef");
+        becomes(&mut forger.manifest, 2, 6, established());
+        let socket = socket(&mut forger.manifest);
+        (socket["kind"], socket["options"], socket["queue"]) = (json!(1), json!([]), json!([]));
+        edit(&mut forger.manifest);
+        let allow = without(&forger, NET_ADMIN)?;
+        refused(place, forger, allow, words)
+    });
+}
+
+#[test]
+fn connection_of_nobody() {
+    goes_on("connection_of_nobody", "takes CAP_NET_ADMIN", |_| {});
+}
+
+#[test]
+fn connection_without_barrier() {
+    goes_on(
+        "connection_without_barrier",
+        "keeps the peer of its connection away",
+        |manifest| {
+            manifest["barrier"] = Value::Null;
+        },
+    );
+}
+
+/// A table of somebody else's.
+#[test]
+fn barrier_of_others() {
+    goes_on("barrier_of_others", "its packet filters is malformed", |manifest| {
+        manifest["barrier"] = json!("filter");
+    });
+}
+
+#[test]
+fn more_in_flight_than_there_is() {
+    goes_on("more_in_flight_than_there_is", "connection is malformed", |manifest| {
+        socket(manifest)["state"]["established"]["numbers"]["in_flight"] = json!(4);
+    });
+}
+
 /// SO_ATTACH_REUSEPORT_CBPF: a program for the kernel that chooses who gets a connection.
 #[test]
 fn socket_option() {

@@ -33,6 +33,7 @@ pub fn clone(store: &Store, dirs: &Dirs, args: &cli::Clone, quiet: bool) -> Resu
         "hooks": start.hooks,
         "strict": args.strict,
         "revertible": args.revertible,
+        "tcp_close": args.tcp_close,
     });
     let clones: Vec<Instance> = client.post("/v1/clones", &request)?;
     out::show(args.output.format, &clones, |clones| {

@@ -76,7 +76,7 @@ pub fn complete(manifest: &Manifest, sockets: &[OwnedFd], wanted: impl Fn(&[u8])
     let held = Held(sockets.iter().map(own).collect::<Result<_>>()?);
     let complete = listening(manifest).map(|record| match held.get(record).or_fail(what)? {
         None if record.domain != libc::AF_UNIX && listens_at(record).is_some_and(&wanted) => {
-            inet::restore(record, false).map(Some)
+            inet::restore(record, false, false).map(Some)
         }
         had => Ok(had),
     });

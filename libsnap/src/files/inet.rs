@@ -115,7 +115,7 @@ fn is_bound(name: &[u8]) -> bool {
 }
 
 fn tcp(context: &Context<'_>, description: &Description, record: &mut SocketRecord) -> Result<SocketState, Refused> {
-    if let Some(end) = context.tcp.get(&description.id) {
+    if let Some(end) = context.tcp.get(description.id) {
         return Ok(end.clone()?.record(name_of(description), record));
     }
     let info = diag::getsockopt(&description.dup, libc::IPPROTO_TCP, libc::TCP_INFO, 256)
@@ -168,7 +168,7 @@ fn tcp(context: &Context<'_>, description: &Description, record: &mut SocketReco
                     "closing"
                 }
             ),
-            "close the connection first, or pass --tcp=close",
+            "close the connection first, or pass --tcp=established or --tcp=close",
         ),
     }
 }
@@ -202,7 +202,7 @@ fn held_open(
 
 fn may_close(context: &Context<'_>, description: &Description, name: &[u8]) -> bool {
     match context.options.tcp {
-        TcpPolicy::Refuse => false,
+        TcpPolicy::Refuse | TcpPolicy::Established => false,
         TcpPolicy::Close => true,
         TcpPolicy::CloseIdle { accepted, made } => {
             let came = context.held.is_port(name);
@@ -461,9 +461,14 @@ fn reachable(mut name: Vec<u8>) -> Vec<u8> {
 }
 
 /// Where the app `moves`, what its own side of a conversation was called by the network is the
-/// network's to say again.
-pub fn restore(record: &SocketRecord, moves: bool) -> Result<OwnedFd> {
-    if matches!(record.state, SocketState::Severed | SocketState::Carried { .. }) {
+/// network's to say again. One that `closes` its connections to outside finds them closed.
+pub fn restore(record: &SocketRecord, moves: bool, closes: bool) -> Result<OwnedFd> {
+    let is_closed = match record.state {
+        SocketState::Severed | SocketState::Carried { .. } => true,
+        SocketState::Established { .. } => closes,
+        _ => false,
+    };
+    if is_closed {
         let what = || "cannot make a closed connection";
         return match severed(record.domain) {
             Err(nix::Error::EADDRNOTAVAIL) => Err(Error::new(Kind::Unavailable, what())
@@ -480,6 +485,7 @@ pub fn restore(record: &SocketRecord, moves: bool) -> Result<OwnedFd> {
         | SocketState::Paired { .. }
         | SocketState::Waiting { .. }
         | SocketState::Joined { .. }
+        | SocketState::Established { .. }
         | SocketState::Carried { .. }
         | SocketState::Severed => {}
         SocketState::Bound { name, .. } => bind(&made, name, record)?,
@@ -499,7 +505,7 @@ pub fn restore(record: &SocketRecord, moves: bool) -> Result<OwnedFd> {
             }
         }
     }
-    if record.kind != libc::SOCK_DGRAM && !matches!(record.state, SocketState::Joined { .. }) {
+    if record.kind != libc::SOCK_DGRAM && !sockets::is_end(record) {
         sockets::shut_down_again(&made, record);
     }
     Ok(made)

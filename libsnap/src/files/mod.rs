@@ -6,6 +6,7 @@
 //! in our own process, to be passed on. Descriptors that share one description
 //! (dup, fork, SCM_RIGHTS) are found with kcmp(2) and share it again.
 
+pub mod barrier;
 pub mod epoll;
 pub mod events;
 pub mod held;
@@ -22,6 +23,7 @@ pub mod pipes;
 pub mod pty;
 pub mod pty_queue;
 pub mod repair;
+pub mod segment;
 pub mod sockets;
 pub mod tcp;
 pub mod unix;
@@ -40,7 +42,7 @@ use crate::survey;
 use crate::sys::diag::UnixSocket;
 use crate::sys::fd as sysfd;
 use crate::sys::task::{self, Compare};
-use crate::target::SnapshotOptions;
+use crate::target::{SnapshotOptions, TcpPolicy};
 use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -197,6 +199,15 @@ pub fn capture(
         None => in_flight::Queues::new(),
     };
     let (unix, network) = network_of(members, &descriptions)?;
+    let held = held::Known::of(&options.held);
+    let wanted = tcp::Wanted {
+        members,
+        descriptions: &descriptions,
+        fds: &table.fds,
+        held: &held,
+        established: options.tcp == TcpPolicy::Established,
+    };
+    let tcp = tcp::look(wanted, still.map(|still| still.journal))?;
     let context = Context {
         members,
         options,
@@ -204,8 +215,8 @@ pub fn capture(
         fds: &table.fds,
         unix,
         network,
-        held: held::Known::of(&options.held),
-        tcp: tcp::look(members, &descriptions, &table.fds, still.map(|still| still.journal))?,
+        held,
+        tcp,
         usual: RefCell::default(),
         frozen,
         queues,
@@ -231,7 +242,7 @@ pub fn capture(
         }
     }
     let ends = context.tcp;
-    table.ending = tcp::Ending::of(&ends, descriptions);
+    table.ending = tcp::Ending::of(ends, descriptions);
     Ok(table)
 }
 
@@ -419,6 +430,15 @@ pub struct Builder<'a> {
     pub held: held::Held,
     /// The app is in a network that was named, where it may have another address than before.
     pub joined: bool,
+    /// Connections that would go on with peers outside come back as closed by these.
+    pub closes: bool,
+}
+
+/// Descriptions that are made again, and what holds until the app runs.
+#[derive(Debug)]
+pub struct Made {
+    pub files: HashMap<FileId, OwnedFd>,
+    pub resumed: Option<tcp::Resumed>,
 }
 
 /// Opens what the restorer gives for files outside the app, with its own rights.
@@ -439,7 +459,7 @@ pub fn restore_all(
     manifest: &crate::image::records::Manifest,
     there: HashMap<FileId, OwnedFd>,
     mut ptys: pty::Ptys,
-) -> Result<HashMap<FileId, OwnedFd>> {
+) -> Result<Made> {
     let mut made = there;
     let mut pipes = pipes::Pipes::new(builder, &manifest.pipes);
     let mut unix = unix::Sockets::new(builder, manifest)?;
@@ -475,6 +495,10 @@ pub fn restore_all(
     unix.finish(builder, &made, manifest)?;
     inet::finish(&made, manifest)?;
     tcp::finish(&made, manifest)?;
+    let resumed = match builder.closes {
+        true => None,
+        false => tcp::resume(&made, manifest)?,
+    };
     uring::finish(&made, manifest)?;
     pty::lock(&made, manifest)?;
     // Who is told of a file by signals is not to be told of what is closed here.
@@ -482,7 +506,7 @@ pub fn restore_all(
     for file in &manifest.files {
         finish(builder, file, &made[&file.id])?;
     }
-    Ok(made)
+    Ok(Made { files: made, resumed })
 }
 
 /// Flags, owner and locks: the same for all kinds.

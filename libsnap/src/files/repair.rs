@@ -20,8 +20,11 @@ use std::os::unix::fs::MetadataExt;
 
 const TCP: i32 = libc::IPPROTO_TCP;
 const ON: i32 = 1;
+/// TCP_REPAIR_OFF: the peer is asked for its window.
+const OFF: i32 = 0;
 /// TCP_REPAIR_OFF_NO_WP.
 const OFF_SILENTLY: i32 = -1;
+const TCP_TIMESTAMP: i32 = 24;
 const TCP_REPAIR_WINDOW: i32 = 29;
 
 /// What is shown and taken.
@@ -105,6 +108,15 @@ impl<'a> Repair<'a> {
         diag::setsockopt(self.socket, TCP, TCP_REPAIR_WINDOW, &bytes)
     }
 
+    /// The clock of its time stamps (Linux 3.9); its lowest bit tells whether it counts microseconds.
+    pub fn timestamp(&self) -> Sys<u32> {
+        diag::getsockopt_i32(self.socket, TCP, TCP_TIMESTAMP).map(|time| time as u32)
+    }
+
+    pub fn set_timestamp(&self, time: u32) -> Sys<()> {
+        set(self.socket, TCP_TIMESTAMP, time as i32)
+    }
+
     /// What the two ends have agreed on (`struct tcp_repair_opt`, by the kinds of RFC 793,
     /// 7323 and 2018).
     pub fn agree(&self, mss: u32, scales: Option<(u8, u8)>, sack: bool, timestamps: bool) -> Sys<()> {
@@ -176,9 +188,21 @@ pub fn end_silently(socket: &OwnedFd) -> Sys<()> {
     set(socket, libc::TCP_REPAIR, ON)
 }
 
+/// Has the kernel ask the peer of a connection for its window: it hears where this end is, and tells
+/// where it is itself. Nobody writes to the socket meanwhile.
+pub fn probe(socket: &OwnedFd) -> Sys<()> {
+    let reuse = reuse(socket)?;
+    set(socket, libc::TCP_REPAIR, ON)?;
+    leave_by(socket, OFF, reuse)
+}
+
 fn leave(socket: &OwnedFd, reuse: i32) -> Sys<()> {
+    leave_by(socket, OFF_SILENTLY, reuse)
+}
+
+fn leave_by(socket: &OwnedFd, how: i32, reuse: i32) -> Sys<()> {
     crate::sys::moment();
-    set(socket, libc::TCP_REPAIR, OFF_SILENTLY)?;
+    set(socket, libc::TCP_REPAIR, how)?;
     crate::sys::moment();
     set_reuse(socket, reuse)
 }

@@ -348,8 +348,8 @@ fn options(context: &Context<'_>, description: &Description, record: &SocketReco
         .iter()
         .any(|((value, usual), option)| *option == TYPE_OF_SERVICE && value != *usual);
     let differs = found.into_iter().filter(|((value, usual), option)| match record.state {
-        SocketState::Joined { .. } if BUFFERS.contains(option) => true,
-        SocketState::Joined { .. } if RECKONED.contains(option) => false,
+        _ if is_end(record) && BUFFERS.contains(option) => true,
+        _ if is_end(record) && RECKONED.contains(option) => false,
         // Set together with a size.
         _ if *option == (libc::SOL_SOCKET, SO_BUF_LOCK) => false,
         _ if *option == PRIORITY => has_type || value != *usual,
@@ -405,11 +405,14 @@ fn is_late(record: &SocketRecord, option: &SockOpt) -> bool {
         (libc::SOL_SOCKET, SO_PASSRIGHTS),
     ];
     const OF_ENDS: [(i32, i32); 2] = [(libc::SOL_SOCKET, libc::SO_TIMESTAMPING), (SOL_TCP, TCP_NOTSENT_LOWAT)];
+    // What tells it that its peer has ended does not come by a device.
+    const OF_OUTWARD: [(i32, i32); 3] = [OF_ENDS[0], OF_ENDS[1], (libc::SOL_SOCKET, libc::SO_BINDTODEVICE)];
     let late: &[(i32, i32)] = match (record.domain, &record.state) {
         // At a listener nothing is queued, and who waits there has taken this over (Linux 6.16).
         (libc::AF_UNIX, SocketState::Listening { .. }) => &[],
         (libc::AF_UNIX, _) => &OF_MESSAGES,
         (_, SocketState::Joined { .. }) => &OF_ENDS,
+        (_, SocketState::Established { .. }) => &OF_OUTWARD,
         _ => &[],
     };
     late.contains(&(option.level, option.name))
@@ -417,7 +420,15 @@ fn is_late(record: &SocketRecord, option: &SockOpt) -> bool {
 
 /// Appshots of former versions have it of ends, too.
 fn is_left_out(record: &SocketRecord, option: &SockOpt) -> bool {
-    matches!(record.state, SocketState::Joined { .. }) && RECKONED.contains(&(option.level, option.name))
+    is_end(record) && RECKONED.contains(&(option.level, option.name))
+}
+
+/// Whether it is the end of a TCP connection that is made again.
+pub fn is_end(record: &SocketRecord) -> bool {
+    matches!(
+        record.state,
+        SocketState::Joined { .. } | SocketState::Established { .. }
+    )
 }
 
 /// Whether a snapshot makes such a record at all. The restorer has rights that the
@@ -536,7 +547,7 @@ pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::So
         libc::AF_UNIX => unix.open(builder, record),
         libc::AF_NETLINK => netlink::restore(record),
         libc::AF_PACKET => packet::restore(record),
-        _ => inet::restore(record, builder.joined),
+        _ => inet::restore(record, builder.joined, builder.closes),
     }
 }
 

@@ -1,4 +1,5 @@
-//! TCP connections of which the app has both ends (tcp(7)).
+//! TCP connections of which the app has both ends, and those that are to go on with their peers
+//! outside (tcp(7)).
 //!
 //! Ends are told by their addresses. While the app stands still nobody writes or reads, but
 //! the kernel goes on to deliver what one end has sent: so all that was sent is read first,
@@ -16,6 +17,11 @@
 //! that was received is acknowledged. Then each writes what is unsent, as the app
 //! did, and ends its side where it had: the kernel sends of it what it would.
 //!
+//! With a peer outside (`--tcp=established`) the numbers are those that it counts by, and what is not
+//! acknowledged is as it was: sent, or still to be sent. [`Barrier`]: the peer is kept away from the first
+//! look on until the app is let go, here or elsewhere. Where it has ended its side, that is told the socket
+//! by a segment of ours. Then it is asked for its window, so that it hears from the app at once.
+//!
 //! When the app is ended, its ends go without a word: their addresses are free at once.
 //! A look ([MSG_PEEK]) stops at a mark of urgent data, also where that was received already:
 //! what is behind it shows by the numbers only (sock_diag(7)).
@@ -27,13 +33,15 @@
 //!
 //! [MSG_PEEK]: https://man7.org/linux/man-pages/man2/recv.2.html
 
+use super::barrier::{self, Barrier, Way};
 use super::repair::{self, Queue, Repair, Repaired, Window};
-use super::{Description, Member, Refused, holders, in_flight, inet, refused, sockets};
+use super::segment::Segment;
+use super::{Description, Member, Refused, held, holders, in_flight, inet, refused, sockets};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::{FileId, HostPid};
 use crate::image::limits;
 use crate::image::records::FdEntry;
-use crate::image::records::{Connection, FileKind, Manifest, Message, SocketRecord, SocketState};
+use crate::image::records::{Connection, FileKind, Manifest, Message, Numbers, PeerEnd, SocketRecord, SocketState};
 use crate::journal::Journal;
 use crate::nsthread;
 use crate::sys::diag::TcpEnds;
@@ -61,10 +69,9 @@ const RECEIVE: u8 = 1;
 const SEND: u8 = 2;
 
 /// One end of a connection.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct End {
-    /// Inode of the other.
-    peer: u64,
+    to: To,
     shutdown: u8,
     /// Bytes in its queues when it was looked at first.
     waiting: u64,
@@ -72,41 +79,87 @@ pub struct End {
     connection: Connection,
 }
 
+/// Where the other is.
+#[derive(Clone, Debug)]
+enum To {
+    /// By its inode.
+    Inside(u64),
+    /// By its address, as getpeername(2) tells it.
+    Outside(Vec<u8>, Numbers),
+}
+
 /// By their descriptions, or why they are refused.
-pub type Ends = HashMap<FileId, Result<End, Refused>>;
+type Found = HashMap<FileId, Result<End, Refused>>;
+
+/// The ends of an app.
+#[derive(Debug, Default)]
+pub struct Ends {
+    found: Found,
+    /// Their peers are kept away. Lifted when it is dropped.
+    barrier: Option<Barrier>,
+}
+
+impl Ends {
+    pub fn get(&self, id: FileId) -> Option<&Result<End, Refused>> {
+        self.found.get(&id)
+    }
+}
+
+/// What is to be looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub members: &'a [Member],
+    pub descriptions: &'a [Description],
+    pub fds: &'a [Vec<FdEntry>],
+    /// What somebody holds is none of ours.
+    pub held: &'a held::Known,
+    /// Connections to outside go on, too.
+    pub established: bool,
+}
 
 /// Finds them, and looks into them where the app stands still: then there is a journal.
-pub fn look(
-    members: &[Member],
-    descriptions: &[Description],
-    fds: &[Vec<FdEntry>],
-    journal: Option<&mut Journal>,
-) -> Result<Ends> {
-    let pairs = pairs(descriptions);
-    let mut ends = Ends::new();
-    let (Some(member), false) = (members.first(), pairs.is_empty()) else {
+pub fn look(wanted: Wanted<'_>, journal: Option<&mut Journal>) -> Result<Ends> {
+    let Wanted { members, fds, .. } = wanted;
+    let (pairs, mut alone) = pairs(wanted.descriptions);
+    alone.retain(|(end, ..)| wanted.established && !wanted.held.is_held(&end.dup));
+    let mut ends = Ends::default();
+    let (Some(member), false) = (members.first(), pairs.is_empty() && alone.is_empty()) else {
         return Ok(ends);
     };
     let failed = || "cannot ask for TCP connections (sock_diag)";
-    let told = nsthread::inside(member.pid, &["net"], TcpEnds::open).or_fail(failed)?;
+    let look = || (TcpEnds::open(), alone.is_empty() || barrier::works());
+    let (told, can_bar) = nsthread::inside(member.pid, &["net"], look).or_fail(failed)?;
     let looker = Looker {
         works: repair::works(),
+        can_bar,
         told: told.or_fail(failed)?,
     };
-    let all: Vec<&Description> = pairs.iter().flat_map(|(one, other)| [*one, *other]).collect();
+    let inside: Vec<&Description> = pairs.iter().flat_map(|(one, other)| [*one, *other]).collect();
+    let all: Vec<&Description> = inside
+        .iter()
+        .copied()
+        .chain(alone.iter().map(|(end, _)| *end))
+        .collect();
     let sockets: HashSet<u64> = all.iter().map(|end| end.found.key.1).collect();
     let strangers = holders::outside(members, &sockets);
     for (at, end) in all.iter().enumerate() {
         // One that dies over it would leave nobody who could find it.
         let found = in_flight::in_a_process(members, &end.found)
-            .and_then(|()| looker.judge(end, all[at ^ 1]))
+            .and_then(|()| looker.judge(end, inside.get(at ^ 1).copied()))
             .and_then(|found| held_inside(found, strangers.get(&end.found.key.1)));
-        ends.insert(end.id, found);
+        ends.found.insert(end.id, found);
     }
-    bound(&mut ends);
-    let Some(journal) = journal.filter(|_| ends.values().all(Result::is_ok)) else {
+    bound(&mut ends.found);
+    let Some(journal) = journal.filter(|_| ends.found.values().all(Result::is_ok)) else {
         return Ok(ends);
     };
+    if !alone.is_empty() {
+        let name = barrier::new_name()?;
+        journal.barrier(&name)?;
+        let ways: Vec<Way> = alone.iter().map(|(_, way)| *way).collect();
+        let raise = || Barrier::raise(&name, &ways);
+        ends.barrier = Some(nsthread::inside(member.pid, &["net"], raise).or_fail(failed)??);
+    }
     let mut repaired = Vec::new();
     for end in &all {
         repaired.extend(Repaired::of(members, fds, end)?);
@@ -116,8 +169,12 @@ pub fn look(
     journal.repair(Vec::new())?;
     let read = read?;
     for (at, end) in all.iter().enumerate() {
-        if let Some(found) = ends.get_mut(&end.id) {
-            let whole = found.clone().and_then(|found| read[at].against(&read[at ^ 1], found));
+        if let Some(found) = ends.found.get_mut(&end.id) {
+            let other = inside.get(at ^ 1).map(|_| &read[at ^ 1]);
+            let whole = found.clone().and_then(|found| match other {
+                Some(other) => read[at].against(other, found),
+                None => read[at].alone(found),
+            });
             *found = whole;
         }
     }
@@ -129,7 +186,10 @@ type Place = (Vec<u8>, Address, Address);
 /// Also of version 4 where a socket of version 6 has it; with the device of a local one.
 type Address = (IpAddr, u16, u32);
 
-fn pairs(descriptions: &[Description]) -> Vec<(&Description, &Description)> {
+type Pair<'a> = (&'a Description, &'a Description);
+
+/// Those of which the app has both ends, and all others with the way to their peers.
+fn pairs(descriptions: &[Description]) -> (Vec<Pair<'_>>, Vec<(&Description, Way)>) {
     let mut alone: HashMap<Place, &Description> = HashMap::new();
     let mut pairs = Vec::new();
     for end in descriptions {
@@ -146,7 +206,11 @@ fn pairs(descriptions: &[Description]) -> Vec<(&Description, &Description)> {
             None => drop(alone.insert(place, end)),
         }
     }
-    pairs
+    let way = |(ip, port, _): Address| SocketAddr::new(ip, port);
+    let alone = alone
+        .into_iter()
+        .map(|((_, own, peer), end)| (end, (way(own), way(peer))));
+    (pairs, alone.collect())
 }
 
 fn place(end: &Description) -> Option<Place> {
@@ -185,7 +249,7 @@ fn parse(raw: &[u8]) -> Option<Address> {
 fn held_inside(end: End, stranger: Option<&HostPid>) -> Result<End, Refused> {
     match stranger {
         Some(pid) => refused(
-            format!("a TCP connection inside the app that a process outside has open too: pid {pid}"),
+            format!("a TCP connection that a process outside the app has open too: pid {pid}"),
             "close it there",
         ),
         None => Ok(end),
@@ -193,7 +257,7 @@ fn held_inside(end: End, stranger: Option<&HostPid>) -> Result<End, Refused> {
 }
 
 /// What is in all queues goes through our memory, and stands in the manifest as hex.
-fn bound(ends: &mut Ends) {
+fn bound(ends: &mut Found) {
     let waiting: u64 = ends.values().flatten().map(|end| end.waiting).sum();
     if waiting <= limits::MANIFEST_BYTES / 2 {
         return;
@@ -203,7 +267,7 @@ fn bound(ends: &mut Ends) {
         .filter(|end| end.as_ref().is_ok_and(|end| end.waiting > 0))
     {
         *end = refused(
-            "more than 256 MB wait in TCP connections inside the app",
+            "more than 256 MB wait in TCP connections that are kept",
             "let the app receive what it was sent",
         );
     }
@@ -214,6 +278,8 @@ fn bound(ends: &mut Ends) {
 struct Looker {
     /// Repair mode does.
     works: bool,
+    /// Peers outside can be kept away.
+    can_bar: bool,
     told: TcpEnds,
 }
 
@@ -224,13 +290,13 @@ fn counts_nothing(socket: &OwnedFd) -> Result<(), Refused> {
     let get = |name| diag::getsockopt_i32(socket, libc::SOL_SOCKET, name).unwrap_or(0);
     if get(libc::SO_ZEROCOPY) != 0 {
         return refused(
-            "a TCP connection inside the app that may lend its memory to the kernel (SO_ZEROCOPY)",
+            "a TCP connection that may lend its memory to the kernel (SO_ZEROCOPY)",
             "let the app send without MSG_ZEROCOPY, and not set SO_ZEROCOPY",
         );
     }
     if get(libc::SO_TIMESTAMPING) & OPT_ID != 0 {
         return refused(
-            "a TCP connection inside the app whose time stamps have numbers (SOF_TIMESTAMPING_OPT_ID)",
+            "a TCP connection whose time stamps have numbers (SOF_TIMESTAMPING_OPT_ID)",
             "let the app set SO_TIMESTAMPING without that",
         );
     }
@@ -239,7 +305,7 @@ fn counts_nothing(socket: &OwnedFd) -> Result<(), Refused> {
 
 fn marked<T>() -> Result<T, Refused> {
     refused(
-        "a mark of urgent data in what a TCP connection inside the app has received, which is not carried",
+        "a mark of urgent data in what a TCP connection has received, which is not carried",
         "let the app read on behind it",
     )
 }
@@ -290,6 +356,24 @@ impl Info {
         [CLOSE_WAIT, CLOSING, LAST_ACK].contains(&self.state)
     }
 
+    /// As far as the state tells them.
+    fn numbers(self) -> Numbers {
+        let peer_ended = match self.state {
+            CLOSE_WAIT | LAST_ACK => PeerEnd::First,
+            CLOSING => PeerEnd::Second,
+            _ => PeerEnd::No,
+        };
+        Numbers {
+            acknowledged: 0,
+            in_flight: 0,
+            received: 0,
+            told_at: 0,
+            peer_window: 0,
+            timestamp: 0,
+            peer_ended,
+        }
+    }
+
     fn is_open(self) -> bool {
         self.state == ESTABLISHED || self.ended() || self.peer_ended()
     }
@@ -302,6 +386,9 @@ struct Read {
     /// All that is not acknowledged, and what number comes after it.
     sent: Vec<u8>,
     sent_to: u32,
+    /// How much of it that is, and how much of that was not sent.
+    open: usize,
+    unsent: usize,
     /// All that is not read, and what number comes after it.
     queue: Vec<u8>,
     received_to: u32,
@@ -310,17 +397,24 @@ struct Read {
     peer_ended: bool,
     window: Window,
     clamp: u32,
+    timestamp: u32,
 }
 
 impl Looker {
-    /// What can be told while the app runs.
-    fn judge(&self, end: &Description, peer: &Description) -> Result<End, Refused> {
-        if end.id == peer.id {
+    /// What can be told while the app runs; `peer` where that is inside.
+    fn judge(&self, end: &Description, peer: Option<&Description>) -> Result<End, Refused> {
+        if peer.is_some_and(|peer| peer.id == end.id) {
             return refused("a TCP connection with itself", "close it before the snapshot");
+        }
+        if peer.is_none() && !self.can_bar {
+            return refused(
+                "the peer of a TCP connection cannot be kept away while the app is not there (nf_tables)",
+                "take the snapshot as root, on a kernel with CONFIG_NF_TABLES_INET, or pass --tcp=close",
+            );
         }
         if !self.works {
             return refused(
-                "the queues of a TCP connection inside the app cannot be read (TCP_REPAIR)",
+                "the queues of a TCP connection cannot be read (TCP_REPAIR)",
                 "take the snapshot as root, on Linux 4.19 or later",
             );
         }
@@ -333,7 +427,7 @@ impl Looker {
         let ulp = diag::getsockopt(&end.dup, TCP, TCP_ULP, 16).unwrap_or_default();
         if ulp.first().is_some_and(|letter| *letter != 0) {
             return refused(
-                "a TCP connection inside the app that has a protocol in the kernel (TLS)",
+                "a TCP connection that has a protocol in the kernel (TLS)",
                 "turn kernel TLS off in the app",
             );
         }
@@ -347,11 +441,11 @@ impl Looker {
         }
         let info = Info::of(&end.dup).map_err(unread)?;
         if !info.is_open() {
-            return refused("a TCP connection inside the app is being made or closed", "try again");
+            return refused("a TCP connection is being made or closed", "try again");
         }
         if info.has(Info::ECN) {
             return refused(
-                "a TCP connection inside the app that uses explicit congestion notification, which is not carried",
+                "a TCP connection that uses explicit congestion notification, which is not carried",
                 "set net.ipv4.tcp_ecn to 0, and have the app connect again",
             );
         }
@@ -364,8 +458,12 @@ impl Looker {
             timestamps: info.has(Info::TIMESTAMPS),
             ..Connection::default()
         };
+        let to = match peer {
+            Some(peer) => To::Inside(peer.found.key.1),
+            None => To::Outside(diag::address(&end.dup, true).map_err(unread)?, info.numbers()),
+        };
         Ok(End {
-            peer: peer.found.key.1,
+            to,
             shutdown: sends_no_more | receives_no_more,
             waiting,
             queue: Vec::new(),
@@ -377,14 +475,13 @@ impl Looker {
     fn waiting(&self, end: &Description, info: Info) -> Result<u64, Refused> {
         let ioctl = |request| sysfd::ioctl_i32(&end.dup, request).map_err(unread);
         let told = self.ask(end).map_err(|errno| {
-            let reason =
-                format!("a TCP connection inside the app that sock_diag does not show in its network: {errno}");
+            let reason = format!("a TCP connection that sock_diag does not show in its network: {errno}");
             (reason, "try again, on a kernel with CONFIG_INET_DIAG".to_owned())
         })?;
         // TCP_AO_INFO answers who has keys only. Linux 6.7.
         if told.signs || diag::getsockopt(&end.dup, TCP, TCP_AO_INFO, 64).is_ok() {
             return refused(
-                "a TCP connection inside the app that signs what it sends (TCP_MD5SIG, TCP-AO)",
+                "a TCP connection that signs what it sends (TCP_MD5SIG, TCP-AO)",
                 "connect it without keys",
             );
         }
@@ -419,12 +516,15 @@ impl Looker {
             .map(|(end, repair)| read_sent(&end.dup, repair))
             .collect::<Sys<Vec<_>>>()?;
         let all = ends.iter().zip(&repairs).zip(sent);
-        all.map(|((end, repair), (sent, sent_to))| {
+        all.map(|((end, repair), sent)| {
             let received = self.read_received(end, repair)?;
             Ok(Read {
                 mss: repair.mss()?,
-                sent,
-                sent_to,
+                sent: sent.bytes,
+                sent_to: sent.to,
+                open: sent.open,
+                unsent: sent.unsent,
+                timestamp: repair.timestamp()?,
                 queue: received.queue,
                 received_to: received.to,
                 marked: received.marked,
@@ -476,19 +576,39 @@ struct Received {
     info: Info,
 }
 
-fn read_sent(socket: &OwnedFd, repair: &Repair<'_>) -> Sys<(Vec<u8>, u32)> {
+/// What is not acknowledged of an end.
+#[derive(Debug)]
+struct Sent {
+    /// Some before it may be there, too.
+    bytes: Vec<u8>,
+    to: u32,
+    open: usize,
+    unsent: usize,
+}
+
+fn read_sent(socket: &OwnedFd, repair: &Repair<'_>) -> Sys<Sent> {
+    /// SIOCOUTQNSD
+    const NOT_SENT: u64 = 0x894b;
     // The first segment is shown in whole, some of it acknowledged or not.
     const SEGMENT_MAX: usize = 1 << 16;
     let ended = Info::of(socket)?.ended();
     let chosen = repair.choose(Queue::Sent)?;
     let sent_to = chosen.sequence()?.wrapping_sub(u32::from(ended));
-    let queued = sysfd::ioctl_i32(socket, libc::TIOCOUTQ)?.max(0) as usize;
+    let count = |request| Ok(sysfd::ioctl_i32(socket, request)?.max(0) as usize);
+    let (queued, unsent) = (count(libc::TIOCOUTQ)?, count(NOT_SENT)?);
     // All up to the last byte, or EFAULT.
-    let sent = match queued {
+    let bytes = match queued {
         0 => Vec::new(),
         queued => peek(socket, queued + SEGMENT_MAX)?,
     };
-    Ok((sent, sent_to))
+    // The end of this side is counted as long as it is not acknowledged, or not sent.
+    let without_end = |count: usize| count.saturating_sub(usize::from(ended));
+    Ok(Sent {
+        bytes,
+        to: sent_to,
+        open: without_end(queued),
+        unsent: without_end(unsent),
+    })
 }
 
 /// Looks at the chosen queue; nothing comes later than asked for.
@@ -511,6 +631,35 @@ impl Read {
         let Some(received) = received.filter(|_| !peer.peer_ended || unsent == 0) else {
             return refused("the two ends of a TCP connection do not fit together", "try again");
         };
+        Ok(self.whole(self.sent[received..].to_vec(), end))
+    }
+
+    /// This end, of which the other is outside.
+    fn alone(&self, mut end: End) -> Result<End, Refused> {
+        if self.marked {
+            return marked();
+        }
+        let Some(acknowledged) = self.sent.len().checked_sub(self.open) else {
+            return refused(
+                "what a TCP connection has sent changes while it is looked at",
+                "try again",
+            );
+        };
+        if let To::Outside(_, numbers) = &mut end.to {
+            *numbers = Numbers {
+                acknowledged: self.sent_to.wrapping_sub(self.open as u32),
+                in_flight: self.open.saturating_sub(self.unsent) as u32,
+                received: self.received_to,
+                told_at: self.window.told_at,
+                peer_window: self.window.peer,
+                timestamp: self.timestamp,
+                ..*numbers
+            };
+        }
+        Ok(self.whole(self.sent[acknowledged..].to_vec(), end))
+    }
+
+    fn whole(&self, unsent: Vec<u8>, end: End) -> End {
         // What it has offered reaches to there; what has come since is part of it.
         let offered = self.window.own_from.wrapping_add(self.window.own);
         let taken = self.received_to.wrapping_add(u32::from(self.peer_ended));
@@ -520,14 +669,14 @@ impl Read {
             window: window.max(0) as u32,
             peer_window_max: self.window.peer_max,
             clamp: self.clamp,
-            unsent: self.sent[received..].to_vec(),
+            unsent,
             ..end.connection
         };
-        Ok(End {
+        End {
             queue: self.queue.clone(),
             connection,
             ..end
-        })
+        }
     }
 }
 
@@ -543,30 +692,58 @@ impl End {
                 rights: Vec::new(),
             }];
         }
-        SocketState::Joined {
-            name,
-            peer: self.peer,
-            connection: Box::new(self.connection.clone()),
+        let connection = Box::new(self.connection.clone());
+        match &self.to {
+            To::Inside(peer) => SocketState::Joined {
+                name,
+                peer: *peer,
+                connection,
+            },
+            To::Outside(peer, numbers) => SocketState::Established {
+                name,
+                peer: peer.clone(),
+                connection,
+                numbers: *numbers,
+            },
         }
     }
 }
 
-/// Sockets that go without a word when their app is ended.
+/// Sockets that go without a word when their app is ended. Dropped before that, their peers
+/// are let through again.
 #[derive(Debug, Default)]
-pub struct Ending(Vec<OwnedFd>);
+pub struct Ending {
+    sockets: Vec<OwnedFd>,
+    barrier: Option<Barrier>,
+}
 
 impl Ending {
-    pub fn of(ends: &Ends, descriptions: Vec<Description>) -> Ending {
-        let own = descriptions.into_iter().filter(|end| ends.contains_key(&end.id));
-        Ending(own.map(|end| end.dup).collect())
+    pub fn of(ends: Ends, descriptions: Vec<Description>) -> Ending {
+        let own = descriptions.into_iter().filter(|end| ends.found.contains_key(&end.id));
+        Ending {
+            sockets: own.map(|end| end.dup).collect(),
+            barrier: ends.barrier,
+        }
+    }
+
+    /// By which name peers are kept away.
+    pub fn barrier(&self) -> Option<String> {
+        self.barrier.as_ref().map(|barrier| barrier.name().to_owned())
     }
 
     /// The app is about to be killed. What fails leaves its addresses taken for a minute.
-    pub fn begin(&self) {
-        for socket in &self.0 {
-            if let Err(errno) = repair::end_silently(socket) {
-                tracing::warn!(%errno, "an end of a TCP connection lingers");
-            }
+    pub fn begin(&mut self) {
+        end_silently(&self.sockets);
+        if let Some(barrier) = &mut self.barrier {
+            barrier.stays();
+        }
+    }
+}
+
+fn end_silently(sockets: &[OwnedFd]) {
+    for socket in sockets {
+        if let Err(errno) = repair::end_silently(socket) {
+            tracing::warn!(%errno, "an end of a TCP connection lingers");
         }
     }
 }
@@ -576,21 +753,95 @@ struct Made<'a> {
     fd: &'a OwnedFd,
     record: &'a SocketRecord,
     name: &'a [u8],
-    peer: u64,
+    peer: Peer<'a>,
     connection: &'a Connection,
+}
+
+#[derive(Clone, Copy)]
+enum Peer<'a> {
+    Inside(u64),
+    Outside(&'a [u8], &'a Numbers),
+}
+
+/// How the windows of an end were told.
+struct Offer {
+    peer: u32,
+    own: u32,
+    told_at: u32,
+}
+
+/// Connections that go on with their peers, which are kept away as long as this lives. Dropped before
+/// the app runs, they go without a word.
+#[derive(Debug)]
+pub struct Resumed {
+    sockets: Vec<OwnedFd>,
+    barrier: Barrier,
+}
+
+impl Resumed {
+    /// Lets the peers through: the app is about to run, and nothing else is in the way.
+    pub fn go(mut self) -> Result<()> {
+        let sockets = std::mem::take(&mut self.sockets);
+        self.barrier.lift()?;
+        for socket in &sockets {
+            if let Err(errno) = repair::probe(socket) {
+                tracing::warn!(%errno, "the peer of a TCP connection is not asked for its window");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Resumed {
+    fn drop(&mut self) {
+        end_silently(&self.sockets);
+    }
+}
+
+/// Connects again those that are to go on with their peers outside, once all sockets exist.
+pub fn resume(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<Option<Resumed>> {
+    let mut sockets = Vec::new();
+    let mut ends = Vec::new();
+    for end in all_made(made, manifest) {
+        if let Peer::Outside(peer, numbers) = end.peer {
+            sockets.push(end.fd.try_clone().or_fail(|| "cannot hold a TCP connection")?);
+            ends.push((end, peer, numbers));
+        }
+    }
+    let (false, Some(name)) = (ends.is_empty(), &manifest.barrier) else {
+        return Ok(None);
+    };
+    let way = |end: &Made<'_>, peer: &[u8]| {
+        let [own, peer] = [parse(end.name)?, parse(peer)?].map(|(ip, port, _)| SocketAddr::new(ip, port));
+        Some((own, peer))
+    };
+    let ways: Vec<Way> = ends.iter().filter_map(|(end, peer, _)| way(end, peer)).collect();
+    let barrier = Barrier::raise(name, &ways)?;
+    let resumed = Resumed { sockets, barrier };
+    for (end, peer, numbers) in ends {
+        end.resume(peer, numbers)?;
+    }
+    Ok(Some(resumed))
+}
+
+fn all_made<'a>(made: &'a HashMap<FileId, OwnedFd>, manifest: &'a Manifest) -> impl Iterator<Item = Made<'a>> {
+    manifest.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Socket(record) => Made::of(&made[&file.id], record),
+        _ => None,
+    })
 }
 
 /// Once all sockets exist and those that listen are bound: connects the ends.
 pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()> {
-    let ends = manifest.files.iter().filter_map(|file| match &file.kind {
-        FileKind::Socket(record) => Made::of(&made[&file.id], record),
-        _ => None,
-    });
-    let ends: HashMap<u64, Made<'_>> = ends.map(|end| (end.record.ino, end)).collect();
+    let ends: HashMap<u64, Made<'_>> = all_made(made, manifest).map(|end| (end.record.ino, end)).collect();
     let mut pairs = Vec::new();
-    for end in ends.values().filter(|end| end.record.ino < end.peer) {
+    for end in ends.values() {
         // Validated with the manifest: each has its other.
-        pairs.extend(ends.get(&end.peer).map(|other| [end, other]));
+        if let Peer::Inside(peer) = end.peer
+            && end.record.ino < peer
+        {
+            pairs.extend(ends.get(&peer).map(|other| [end, other]));
+        }
     }
     let built = pairs.iter().map(|pair| Ok((pair, build(pair)?)));
     for (pair, repairs) in built.collect::<Result<Vec<_>>>()? {
@@ -598,12 +849,11 @@ pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()
         let failed = || format!("cannot restore the TCP connection {}", shown(one, other));
         repairs.into_iter().try_for_each(Repair::leave).or_fail(failed)?;
         for end in pair {
-            end.send().or_fail(failed)?;
+            end.send(0).or_fail(failed)?;
         }
         for end in pair {
             end.shut().or_fail(failed)?;
-            sockets::set_buffers(end.fd, end.record)?;
-            sockets::set_late_options(end.fd, end.record)?;
+            end.set_rest()?;
         }
     }
     Ok(())
@@ -626,18 +876,27 @@ fn build<'a>([one, other]: &[&'a Made<'a>; 2]) -> Result<[Repair<'a>; 2]> {
         diag::set_address(end.fd, false, end.name).map_err(|errno| inet::not_bound(errno, end.name))?;
         end.count_from(repair, *sent_to, *received_to).or_fail(failed)?;
     }
-    for ((end, peer), repair) in [(one, other), (other, one)].into_iter().zip(&repairs) {
+    for ((end, peer, received_to), repair) in [(one, other, peers), (other, one, own)].into_iter().zip(&repairs) {
         end.keep_unscaled().or_fail(failed)?;
         let to = seen_by(end.record.domain, peer.name).or_fail(failed)?;
         diag::set_address(end.fd, true, &to).map_err(|errno| taken(errno, failed()))?;
-        end.agree(repair, peer).or_fail(failed)?;
+        let offer = Offer {
+            peer: peer.offers(end),
+            own: end.offers(peer),
+            told_at: received_to,
+        };
+        end.agree(repair, &offer).or_fail(failed)?;
     }
     Ok(repairs)
 }
 
 fn shown(one: &Made<'_>, other: &Made<'_>) -> String {
-    let [one, other] = [one, other].map(|end| inet::show_address(end.name).unwrap_or_else(|| "?".into()));
-    format!("{one} <- {other}")
+    told(one.name, other.name)
+}
+
+fn told(own: &[u8], peer: &[u8]) -> String {
+    let [own, peer] = [own, peer].map(|name| inet::show_address(name).unwrap_or_else(|| "?".into()));
+    format!("{own} <- {peer}")
 }
 
 fn taken(errno: nix::Error, failed: String) -> Error {
@@ -669,7 +928,19 @@ impl<'a> Made<'a> {
                 fd,
                 record,
                 name,
-                peer: *peer,
+                peer: Peer::Inside(*peer),
+                connection,
+            }),
+            SocketState::Established {
+                name,
+                peer,
+                connection,
+                numbers,
+            } => Some(Made {
+                fd,
+                record,
+                name,
+                peer: Peer::Outside(peer, numbers),
                 connection,
             }),
             _ => None,
@@ -698,7 +969,7 @@ impl<'a> Made<'a> {
     }
 
     /// What it has of the connection, after connect(2).
-    fn agree(&self, repair: &Repair<'_>, peer: &Made<'_>) -> Sys<()> {
+    fn agree(&self, repair: &Repair<'_>, offer: &Offer) -> Sys<()> {
         let own = self.connection;
         repair.agree(own.mss, own.scales, own.sack, own.timestamps)?;
         let received = repair.choose(Queue::Received)?;
@@ -707,12 +978,12 @@ impl<'a> Made<'a> {
         send_all(self.fd, self.queue())?;
         sockets::set_buffer(self.fd, self.record, libc::SO_RCVBUF)?;
         let received_to = received.sequence()?;
-        let peer_window = peer.offers(self);
+        drop(received);
         repair.set_window(Window {
-            told_at: received_to,
-            peer: peer_window,
-            peer_max: own.peer_window_max.max(peer_window),
-            own: self.offers(peer),
+            told_at: offer.told_at,
+            peer: offer.peer,
+            peer_max: own.peer_window_max.max(offer.peer),
+            own: offer.own,
             own_from: received_to,
         })?;
         let clamp = (own.clamp as i32).to_ne_bytes();
@@ -749,9 +1020,75 @@ impl<'a> Made<'a> {
         }
     }
 
-    fn send(&self) -> Sys<()> {
+    /// All that is unsent but for the first bytes of it.
+    fn send(&self, sent: usize) -> Sys<()> {
         sockets::make_room(self.fd, libc::SO_SNDBUFFORCE)?;
-        send_all(self.fd, &self.connection.unsent)
+        send_all(self.fd, &self.connection.unsent[sent..])
+    }
+
+    /// What would have been in the way before.
+    fn set_rest(&self) -> Result<()> {
+        sockets::set_buffers(self.fd, self.record)?;
+        sockets::set_late_options(self.fd, self.record)
+    }
+
+    /// Goes on where it was with a peer outside, which is kept away meanwhile.
+    fn resume(&self, peer: &[u8], numbers: &Numbers) -> Result<()> {
+        let failed = || format!("cannot go on with the TCP connection {}", told(self.name, peer));
+        let repair = Repair::enter(self.fd).or_fail(failed)?;
+        diag::set_address(self.fd, false, self.name).map_err(|errno| inet::not_bound(errno, self.name))?;
+        self.count_from(&repair, numbers.acknowledged, numbers.received)
+            .or_fail(failed)?;
+        self.keep_unscaled().or_fail(failed)?;
+        diag::set_address(self.fd, true, peer).map_err(|errno| taken(errno, failed()))?;
+        let offer = Offer {
+            peer: numbers.peer_window,
+            own: self.connection.window.max(u32::from(numbers.peer_ended != PeerEnd::No)),
+            told_at: numbers.told_at,
+        };
+        self.agree(&repair, &offer).or_fail(failed)?;
+        if self.connection.timestamps {
+            repair.set_timestamp(numbers.timestamp).or_fail(failed)?;
+        }
+        let in_flight = numbers.in_flight as usize;
+        let sent = repair.choose(Queue::Sent).or_fail(failed)?;
+        sockets::make_room(self.fd, libc::SO_SNDBUFFORCE).or_fail(failed)?;
+        send_all(self.fd, &self.connection.unsent[..in_flight]).or_fail(failed)?;
+        drop(sent);
+        let ends = |when| match numbers.peer_ended == when {
+            true => self.hear_end(peer, numbers),
+            false => Ok(()),
+        };
+        ends(PeerEnd::First).or_fail(failed)?;
+        repair.leave().or_fail(failed)?;
+        self.send(in_flight).or_fail(failed)?;
+        self.shut().or_fail(failed)?;
+        ends(PeerEnd::Second).or_fail(failed)?;
+        self.set_rest()
+    }
+
+    /// Has the socket hear that its peer has ended: by the segment that the peer would send.
+    fn hear_end(&self, peer: &[u8], numbers: &Numbers) -> Sys<()> {
+        const TRIES: u32 = 10_000;
+        let (Some((own, own_port, _)), Some((from, port, _))) = (parse(self.name), parse(peer)) else {
+            return Err(nix::Error::EINVAL);
+        };
+        let scale = self.connection.scales.map_or(0, |(peer, _)| peer);
+        let segment = Segment {
+            from: SocketAddr::new(from, port),
+            to: SocketAddr::new(own, own_port),
+            sequence: numbers.received,
+            acknowledged: numbers.acknowledged,
+            window: (numbers.peer_window >> scale).min(u32::from(u16::MAX)) as u16,
+        };
+        segment.send(barrier::MARK)?;
+        for _ in 0..TRIES {
+            if Info::of(self.fd)?.peer_ended() {
+                return Ok(());
+            }
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+        Err(nix::Error::ETIMEDOUT)
     }
 
     /// Ends what was ended.

@@ -19,7 +19,7 @@ use std::fmt;
 use std::hash::Hash;
 
 /// Fields that may differ, and why. A part `*` of a name stands for any, `**` for any rest.
-pub const MAY_DIFFER: [(&str, &str); 14] = [
+pub const MAY_DIFFER: [(&str, &str); 18] = [
     ("manifest/app", "an instance has a name of its own"),
     ("manifest/product", "who wrote it"),
     ("manifest/created_unix_ms", "when it was written"),
@@ -45,6 +45,19 @@ pub const MAY_DIFFER: [(&str, &str); 14] = [
         "the same",
     ),
     ("manifest/files/*/kind/socket/state/joined/connection/clamp", "the same"),
+    (
+        "manifest/files/*/kind/socket/state/established/connection/clamp",
+        "the same",
+    ),
+    (
+        "manifest/files/*/kind/socket/state/established/numbers/in_flight",
+        "what was to be sent is sent by the kernel",
+    ),
+    (
+        "manifest/files/*/kind/socket/state/established/numbers/timestamp",
+        "its clock goes on",
+    ),
+    ("manifest/barrier", "each has a name of its own"),
     (
         "process/*/vmas/*/huge_bytes",
         "the kernel may not find a huge page at once",
@@ -333,11 +346,14 @@ fn deliver(manifest: &mut Manifest) {
     const RECEIVE: u8 = 1;
     let mut unsent: HashMap<u64, (Vec<u8>, bool)> = HashMap::new();
     for socket in sockets(manifest) {
-        let SocketState::Joined { peer, connection, .. } = &mut socket.state else {
-            continue;
-        };
-        let ended = socket.shutdown & SEND != 0;
-        unsent.insert(*peer, (std::mem::take(&mut connection.unsent), ended));
+        match &mut socket.state {
+            SocketState::Joined { peer, connection, .. } => {
+                let ended = socket.shutdown & SEND != 0;
+                unsent.insert(*peer, (std::mem::take(&mut connection.unsent), ended));
+            }
+            SocketState::Established { .. } => {}
+            _ => continue,
+        }
         let lock = socket.options.iter().find(|option| option.name == SO_BUF_LOCK);
         let set = lock.and_then(|option| option.value.first()).map_or(3, |bits| *bits);
         let grows = |name: i32| BUFFERS.iter().any(|(buffer, bit)| *buffer == name && set & bit == 0);

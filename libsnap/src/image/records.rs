@@ -44,6 +44,9 @@ pub struct Manifest {
     /// The same of a network namespace of its own, by name below `/proc/sys/net` (`ipv4/ip_forward`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub network_settings: BTreeMap<String, String>,
+    /// By which name the peers of its [`SocketState::Established`] are kept away where it was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub barrier: Option<String>,
     /// Seccomp filters, each content once; threads name them by position.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub seccomp: Vec<SeccompFilter>,
@@ -1001,6 +1004,15 @@ pub enum SocketState {
         peer: u64,
         connection: Box<Connection>,
     },
+    /// TCP: a connection to outside that goes on where it was (`--tcp=established`).
+    Established {
+        #[serde(with = "hex_bytes")]
+        name: Vec<u8>,
+        #[serde(with = "hex_bytes")]
+        peer: Vec<u8>,
+        connection: Box<Connection>,
+        numbers: Numbers,
+    },
     /// A connection to outside that is restored as closed by its peer (`--tcp=close`).
     Severed,
     /// TCP: a connection to outside that somebody holds open, and gives back with the restore. Where
@@ -1015,7 +1027,37 @@ pub enum SocketState {
     },
 }
 
-/// A TCP connection as one end has it. Its sequence numbers are nobody else's, and not kept.
+/// What an end of a TCP connection and a peer outside the app count by (RFC 9293).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Numbers {
+    /// Of the first byte that is not acknowledged: of [`Connection::unsent`], or after all.
+    pub acknowledged: u32,
+    /// How many of these bytes were sent already.
+    pub in_flight: u32,
+    /// Of the next byte that comes; the peer's end does not count.
+    pub received: u32,
+    /// Of the segment by which the peer has told its window last, and that window.
+    pub told_at: u32,
+    pub peer_window: u32,
+    /// The clock of its time stamps (TCP_TIMESTAMP), where they have agreed on these.
+    pub timestamp: u32,
+    pub peer_ended: PeerEnd,
+}
+
+/// Whether the peer has ended its side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerEnd {
+    No,
+    /// Before the app has ended its own, which it may not have.
+    First,
+    /// After that.
+    Second,
+}
+
+/// A TCP connection as one end has it. Its sequence numbers are nobody else's where both are the
+/// app's, and not kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Connection {
@@ -1032,7 +1074,7 @@ pub struct Connection {
     pub peer_window_max: u32,
     /// TCP_WINDOW_CLAMP.
     pub clamp: u32,
-    /// What the app has written to it and the peer has not received.
+    /// What the app has written to it and the peer has not received, or not told so.
     #[serde(with = "hex_bytes")]
     pub unsent: Vec<u8>,
 }

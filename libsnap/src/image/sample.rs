@@ -130,6 +130,7 @@ pub fn manifest() -> Manifest {
                 adjust: -5,
             }],
         }],
+        barrier: Some("appshot-0123456789abcdef".into()),
         network_settings: [("ipv4/ip_forward".to_owned(), "1".to_owned())].into(),
         ipc_settings: [("kernel.sem".to_owned(), "250 32000 100 128".to_owned())].into(),
         queues: vec![QueueRecord {

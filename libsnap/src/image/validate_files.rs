@@ -8,7 +8,7 @@ use super::records::{
 use super::validate::{count, path, text};
 use super::{MANIFEST, limits, validate_ipc};
 use crate::error::Result;
-use crate::files::uring as rings;
+use crate::files::{barrier, uring as rings};
 use crate::ids::{FdNum, FileId, ShmId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +41,11 @@ pub fn all(manifest: &Manifest) -> Result<()> {
     count(PART, "shared memory objects", manifest.shmem.len(), limits::SHMEM)?;
     count(PART, "external files", manifest.external.len(), limits::EXTERNAL)?;
     validate_ipc::all(manifest)?;
+    ensure(
+        manifest.barrier.as_deref().is_none_or(barrier::is_name),
+        PART,
+        || "the name of its packet filters is malformed",
+    )?;
     let names = collect_names(manifest)?;
     for external in &manifest.external {
         path(PART, "external file", &external.path)?;
@@ -81,8 +86,14 @@ fn collect_names(manifest: &Manifest) -> Result<Names> {
         if let FileKind::Socket(socket) = &file.kind {
             let new = socket.ino != 0 && names.sockets.insert(socket.ino);
             ensure(new, PART, || format!("socket {} is listed twice", socket.ino))?;
-            if let SocketState::Joined { peer, .. } = socket.state {
-                names.joined.insert(socket.ino, peer);
+            match socket.state {
+                SocketState::Joined { peer, .. } => drop(names.joined.insert(socket.ino, peer)),
+                SocketState::Established { .. } => {
+                    ensure(manifest.barrier.is_some(), PART, || {
+                        format!("file {}: nothing keeps the peer of its connection away", file.id)
+                    })?;
+                }
+                _ => {}
             }
         }
     }
@@ -240,7 +251,9 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
         | SocketState::Listening { name, .. }
         | SocketState::Paired { name, .. }
         | SocketState::Waiting { name, .. } => [name, &[]],
-        SocketState::Connected { name, peer } | SocketState::Carried { name, peer, .. } => [name, peer],
+        SocketState::Connected { name, peer }
+        | SocketState::Carried { name, peer, .. }
+        | SocketState::Established { name, peer, .. } => [name, peer],
         SocketState::Joined { name, .. } => [name, &[]],
         SocketState::Fresh | SocketState::Severed => [&[], &[]],
     };
@@ -250,9 +263,16 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
             format!("file {id}: no TCP connection, and severed or carried")
         })?;
     }
-    if let SocketState::Joined { peer, connection, .. } = &socket.state {
+    let end = match &socket.state {
+        SocketState::Joined { peer, connection, .. } => Some((*peer != socket.ino, connection)),
+        SocketState::Established {
+            connection, numbers, ..
+        } => Some((numbers.in_flight as usize <= connection.unsent.len(), connection)),
+        _ => None,
+    };
+    if let Some((fits, connection)) = end {
         let sound = is_tcp
-            && *peer != socket.ino
+            && fits
             && socket.queue.len() <= 1
             && limits::TCP_MSS.contains(&connection.mss)
             && connection.window.max(connection.peer_window_max) <= limits::TCP_WINDOW

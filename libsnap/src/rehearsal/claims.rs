@@ -82,6 +82,7 @@ fn of_socket(socket: &SocketRecord) -> Option<Claim> {
         SocketState::Bound { name, .. } | SocketState::Listening { name, .. } => name,
         SocketState::Paired { name, .. } | SocketState::Connected { name, .. } => name,
         SocketState::Waiting { name, .. } | SocketState::Joined { name, .. } => name,
+        SocketState::Established { name, .. } => name,
         SocketState::Fresh | SocketState::Severed | SocketState::Carried { .. } => return None,
     };
     if socket.domain == libc::AF_NETLINK {

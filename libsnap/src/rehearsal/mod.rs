@@ -172,7 +172,7 @@ impl Play<'_> {
         let name = self.path.file_name().unwrap_or_default();
         SnapshotOptions {
             tcp: match self.options.tcp {
-                TcpPolicy::Refuse => TcpPolicy::Refuse,
+                policy @ (TcpPolicy::Refuse | TcpPolicy::Established) => policy,
                 TcpPolicy::Close | TcpPolicy::CloseIdle { .. } => TcpPolicy::Close,
             },
             // Its restorer's stdio stands there.

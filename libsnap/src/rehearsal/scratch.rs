@@ -4,7 +4,8 @@
 //! ```text
 //!   mount namespace     every directory of a claim: overlay(lower: the directory, upper: memory)
 //!                       what is mounted below it is bound there again
-//!   network namespace   loopback alone; any address can be bound, and every one is reached
+//!   network namespace   loopback alone, which has the app's addresses; any other can be bound, and every
+//!                       one is reached
 //! ```
 //!
 //! The second appshot stands in such a copy of the first one's directory, which is its
@@ -18,6 +19,7 @@ use crate::image::Appshot;
 use crate::image::compare::Difference;
 use crate::image::records::ExternalFile;
 use crate::launch;
+use crate::sys::diag;
 use crate::sys::fd as sysfd;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -25,6 +27,7 @@ use nix::sched::{CloneFlags, unshare};
 use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -68,7 +71,7 @@ impl Scratch {
         for dir in directories(claims) {
             scratch.stand_in(&dir)?;
         }
-        network().or_fail(|| "cannot make a network for a rehearsal")?;
+        network(claims).or_fail(|| "cannot make a network for a rehearsal")?;
         Ok(scratch)
     }
 
@@ -195,8 +198,22 @@ fn mount_points() -> Result<Vec<PathBuf>> {
 }
 
 /// Makes this thread's network one in which all of an app's addresses can be had.
-fn network() -> crate::sys::Sys<()> {
+fn network(claims: &[Claim]) -> crate::sys::Sys<()> {
     launch::raise_loopback()?;
+    let netlink = sysfd::socket(
+        libc::AF_NETLINK,
+        libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+        libc::NETLINK_ROUTE,
+    )?;
+    for claim in claims {
+        if let Claim::Address(address) = claim
+            && let Ok(address) = address.parse::<SocketAddr>()
+            && let Err(errno) = diag::order(&netlink, &to_have(address.ip()))
+        {
+            // Such as one of its own already. What needs it fails then.
+            tracing::debug!(%errno, %address, "not an address of the rehearsal's");
+        }
+    }
     for (family, route) in [("ipv4", route as fn() -> _), ("ipv6", route6)] {
         // The machine may be without one of the two; what needs it then fails.
         let own = format!("/proc/sys/net/{family}/ip_nonlocal_bind");
@@ -205,6 +222,25 @@ fn network() -> crate::sys::Sys<()> {
         }
     }
     Ok(())
+}
+
+/// The first device of a network namespace: loopback.
+const LOOPBACK_INDEX: i32 = 1;
+
+/// Asks for an address of the loopback device, that alone: `struct ifaddrmsg` (rtnetlink(7)).
+fn to_have(ip: IpAddr) -> Vec<u8> {
+    const OWN: i32 = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    let (family, octets) = match ip {
+        IpAddr::V4(ip) => (libc::AF_INET, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (libc::AF_INET6, ip.octets().to_vec()),
+    };
+    let bits = 8 * octets.len() as u8;
+    let mut body = vec![family as u8, bits, libc::IFA_F_NODAD as u8, libc::RT_SCOPE_UNIVERSE];
+    body.extend(LOOPBACK_INDEX.to_ne_bytes());
+    for kind in [libc::IFA_LOCAL, libc::IFA_ADDRESS] {
+        body.extend(diag::attribute(kind, &octets));
+    }
+    diag::request_of(libc::RTM_NEWADDR, OWN, &body)
 }
 
 const RTF_UP: u16 = 1;
@@ -226,8 +262,6 @@ fn route() -> crate::sys::Sys<()> {
 
 /// The same of IPv6: `struct in6_rtmsg` (ipv6(7)).
 fn route6() -> crate::sys::Sys<()> {
-    /// The first device of a network namespace.
-    const LOOPBACK_INDEX: i32 = 1;
     let mut entry = [0; 80];
     // Three addresses of 16 bytes; type, length of the prefix, of the source's; metric.
     entry[56..60].copy_from_slice(&1u32.to_ne_bytes());

@@ -409,7 +409,7 @@ impl Prepared {
         if let Some(network) = &joined {
             self.skeleton.join(network)?;
         }
-        let files = self.files(shot, options, joined.as_deref())?;
+        let files::Made { files, resumed } = self.files(shot, options, joined.as_deref())?;
         phases.start("processes")?;
         let hostname = options.identity.renewed.then_some(name.as_str());
         let waits = self.give(shot, &files, hostname)?;
@@ -452,6 +452,11 @@ impl Prepared {
         let group = skeleton.group().cloned();
         let has_network = skeleton.has_network;
         skeleton.notify(&options.notices)?;
+        let resumed = match resumed {
+            Some(resumed) if options.frozen => Some(Arc::new(resumed)),
+            Some(resumed) => resumed.go().map(|()| None)?,
+            None => None,
+        };
         if options.frozen {
             if pager.is_some() {
                 return Err(Error::new(Kind::Usage, "the app cannot be held still")
@@ -486,16 +491,12 @@ impl Prepared {
             joined,
             ahead,
             point,
+            resumed,
         })
     }
 
     /// Makes the app's open files, in our own process.
-    fn files(
-        &mut self,
-        shot: &Appshot,
-        options: &RestoreOptions,
-        network: Option<&OwnedFd>,
-    ) -> Result<HashMap<FileId, OwnedFd>> {
+    fn files(&mut self, shot: &Appshot, options: &RestoreOptions, network: Option<&OwnedFd>) -> Result<files::Made> {
         let source = |(id, fd): (&ShmId, &OwnedFd)| (*id, format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let ptys = std::mem::take(&mut self.skeleton.ptys);
         let opened = std::mem::take(&mut self.shared.opened);
@@ -509,6 +510,7 @@ impl Prepared {
             timeline: skeleton.timeline,
             held: Held::take(&options.held, &shot.manifest)?,
             joined: network.is_some(),
+            closes: options.tcp_close,
         };
         let mut there = files::outside(&builder, &shot.manifest)?;
         there.extend(opened);

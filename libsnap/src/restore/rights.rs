@@ -334,6 +334,13 @@ impl<'a> Judge<'a> {
             SocketState::Connected { name, .. }
             | SocketState::Waiting { name, .. }
             | SocketState::Joined { name, .. } => (name, None),
+            SocketState::Established { name, .. } => {
+                self.takes(
+                    Capability::CAP_NET_ADMIN,
+                    format!("{who} wants to go on with a connection that was made elsewhere"),
+                )?;
+                (name, None)
+            }
             SocketState::Fresh | SocketState::Severed | SocketState::Carried { .. } => return Ok(()),
         };
         if matches!(record.state, SocketState::Waiting { .. }) {

@@ -4,6 +4,8 @@ use super::collect::Leftover;
 use super::{Store, files, names};
 use crate::beside;
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::files::barrier;
+use crate::image::glance;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -238,6 +240,10 @@ const DOOMED: &str = ".doomed-";
 /// appshot. Whoever finds the hidden name may go on with it.
 fn delete(path: &Path) -> Result<()> {
     let what = || format!("cannot remove the appshot {}", path.display());
+    // Nobody goes on with its connections from then on.
+    if let Some(barrier) = glance(path).ok().and_then(|glance| glance.manifest.barrier) {
+        barrier::lift_anywhere(&barrier, &[]);
+    }
     let doomed = path.with_file_name(format!(
         "{DOOMED}{}-{}",
         std::process::id(),

@@ -22,6 +22,7 @@ fn app(name: &str) -> App {
         joined: None,
         ahead: None,
         point: None,
+        resumed: None,
     };
     App::of_instance(&instance, vec!["true".to_owned()]).unwrap()
 }

@@ -169,12 +169,31 @@ pub fn dump_all(protocol: i32, kind: u16, asked: &[u8], each: &mut impl FnMut(&[
     }
 }
 
+/// Sends requests that are acknowledged, which the kernel is done with when they are sent. The
+/// first error counts.
+pub fn order(fd: &OwnedFd, requests: &[u8]) -> Sys<()> {
+    send(fd.as_raw_fd(), requests, MsgFlags::empty())?;
+    let mut buffer = vec![0u8; 64 * 1024];
+    let mut first = Ok(());
+    loop {
+        let got = match recv(fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Err(Errno::EAGAIN) => return first,
+            got => got?,
+        };
+        let code = buffer[..got].get(16..20).and_then(|code| code.try_into().ok());
+        match code.map_or(-libc::EBADMSG, i32::from_ne_bytes) {
+            0 => {}
+            code => first = first.and(Err(Errno::from_raw(code.wrapping_neg()))),
+        }
+    }
+}
+
 /// `nlmsghdr` before what is asked for.
 fn request(flags: i32, body: &[u8]) -> Vec<u8> {
     request_of(SOCK_DIAG_BY_FAMILY, flags, body)
 }
 
-fn request_of(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
+pub fn request_of(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&(16 + body.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&kind.to_le_bytes());
@@ -303,6 +322,14 @@ fn packet_message(body: &[u8]) -> Option<(u64, PacketSocket)> {
         }
     }
     Some((u64::from(u32_at(head, 4)), socket))
+}
+
+/// `struct nlattr`, padded.
+pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = [(4 + value.len() as u16).to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 /// `nlattr`s: kind and value of each.

@@ -64,6 +64,7 @@ pub fn state(state: &SocketState) -> (&'static str, String, String) {
         }
         SocketState::Connected { name, peer } => ("connected", address::text(name), address::text(peer)),
         SocketState::Joined { name, peer, .. } => ("joined", address::text(name), format!("socket {peer}")),
+        SocketState::Established { name, peer, .. } => ("established", address::text(name), address::text(peer)),
         SocketState::Carried { name, peer, .. } => ("carried", address::text(name), address::text(peer)),
         SocketState::Severed => ("severed", none(), none()),
     }

@@ -109,7 +109,7 @@ fn is_unfit(kind: &FileKind, manifest: &Manifest) -> Option<&'static str> {
             Some("it has a socket with a filter")
         }
         FileKind::Socket(socket) => match socket.state {
-            SocketState::Severed | SocketState::Carried { .. } => {
+            SocketState::Severed | SocketState::Carried { .. } | SocketState::Established { .. } => {
                 Some("it has a connection that was closed or given back")
             }
             SocketState::Joined { .. } => Some("it has a TCP connection with itself"),

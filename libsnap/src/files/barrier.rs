@@ -1,0 +1,370 @@
+//! Keeps the peers of TCP connections away while nobody has these: a table of packet filters
+//! (nf_tables, Linux 3.13; the family for both versions of IP since 3.14) in their network,
+//! whose only rules drop what comes over them.
+//!
+//! ```text
+//!   snapshot: raised ── queues read ── app ended           restored: connected ── lifted
+//!                └──── lifted where the app goes on ───┘
+//! ```
+//!
+//! What comes meanwhile is as lost on its way: the peer sends it again. Without that the kernel,
+//! which knows of no such connection, would tell the peer to end it. The table has the name that
+//! the appshot has for it, and outlives us: it goes with its network, with the restore, or with
+//! the appshot.
+
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::sys::Sys;
+use crate::sys::diag::{self, attribute};
+use crate::sys::fd as sysfd;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+/// Packets with it are let through: they are ours.
+pub const MARK: u32 = 0x4150_5354;
+
+/// Of 16 random letters behind it.
+pub const PREFIX: &str = "appshot-";
+
+const TABLE: u16 = 0;
+const NEW: u16 = 0;
+const CHAIN: u16 = 3;
+const RULE: u16 = 6;
+const DELETE_TABLE: u16 = 2;
+
+/// For IPv4 and IPv6 (`NFPROTO_INET`).
+const BOTH: u8 = 1;
+
+/// One end and its peer.
+pub type Way = (SocketAddr, SocketAddr);
+
+/// A table of this name, in the network in which it was made or looked for.
+#[derive(Debug)]
+pub struct Barrier {
+    netlink: OwnedFd,
+    name: String,
+    /// Lifted when this is dropped.
+    ours: bool,
+}
+
+/// A name that no table has.
+pub fn new_name() -> Result<String> {
+    let mut random = [0; 8];
+    crate::sys::random(&mut random).or_fail(|| "cannot draw a name")?;
+    Ok(format!("{PREFIX}{:016x}", u64::from_ne_bytes(random)))
+}
+
+/// Whether a snapshot gives a table such a name.
+pub fn is_name(name: &str) -> bool {
+    let drawn = name.strip_prefix(PREFIX).unwrap_or_default();
+    drawn.len() == 16 && drawn.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether this thread's network has packet filters, and lets us make some.
+pub fn works() -> bool {
+    let look = || {
+        let name = new_name().ok()?;
+        let barrier = Barrier::of(&name).ok()?;
+        Some(barrier.change(&[(DELETE_TABLE, 0, named(TABLE_NAME, &name))]))
+    };
+    look() == Some(Err(nix::Error::ENOENT))
+}
+
+impl Barrier {
+    /// In this thread's network.
+    fn of(name: &str) -> Sys<Barrier> {
+        let netlink = sysfd::socket(
+            libc::AF_NETLINK,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            libc::NETLINK_NETFILTER,
+        )?;
+        Ok(Barrier {
+            netlink,
+            name: name.to_owned(),
+            ours: false,
+        })
+    }
+
+    /// Raises it in this thread's network until it is dropped, unless it stands there already.
+    pub fn raise(name: &str, ways: &[Way]) -> Result<Barrier> {
+        let failed = || "cannot keep peers away from TCP connections (nf_tables)";
+        let told = |errno: nix::Error| match errno {
+            nix::Error::EPERM => Error::new(Kind::Unavailable, failed())
+                .because(errno)
+                .needs("CAP_NET_ADMIN in that network"),
+            errno => Error::new(Kind::Unavailable, failed())
+                .because(errno)
+                .needs("packet filters of the kernel (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)"),
+        };
+        let mut barrier = Barrier::of(name).or_fail(failed)?;
+        const EXCLUSIVE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        const APPEND: i32 = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
+        let mut changes = vec![
+            (TABLE | NEW, EXCLUSIVE, named(TABLE_NAME, name)),
+            (CHAIN | NEW, EXCLUSIVE, chain(name)),
+        ];
+        changes.extend(ways.iter().map(|way| (RULE | NEW, APPEND, rule(name, way))));
+        match barrier.change(&changes) {
+            Ok(()) => barrier.ours = true,
+            Err(nix::Error::EEXIST) => {}
+            Err(errno) => return Err(told(errno)),
+        }
+        Ok(barrier)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// It outlives this.
+    pub fn stays(&mut self) {
+        self.ours = false;
+    }
+
+    /// Lets the peers through again. None may be there any more.
+    pub fn lift(&self) -> Result<()> {
+        match self.change(&[(DELETE_TABLE, 0, named(TABLE_NAME, &self.name))]) {
+            Ok(()) | Err(nix::Error::ENOENT) => Ok(()),
+            Err(errno) => Err(Error::failed(format!("cannot remove the packet filters {}", self.name))
+                .because(errno)
+                .fix(format!("nft delete table inet {}", self.name))),
+        }
+    }
+
+    /// All of these or none (nfnetlink: a batch).
+    fn change(&self, changes: &[(u16, i32, Vec<u8>)]) -> Sys<()> {
+        const NFNL_SUBSYS_NFTABLES: u16 = 10;
+        const BATCH_BEGIN: u16 = 16;
+        const BATCH_END: u16 = 17;
+        // `struct nfgenmsg`: family, version, and whose the batch is in the other byte order.
+        let around = [0, 0, 0, NFNL_SUBSYS_NFTABLES as u8];
+        let mut batch = diag::request_of(BATCH_BEGIN, libc::NLM_F_REQUEST, &around);
+        for (kind, flags, attributes) in changes {
+            let body = [&[BOTH, 0, 0, 0], attributes.as_slice()].concat();
+            let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags;
+            batch.extend(diag::request_of(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &body));
+        }
+        batch.extend(diag::request_of(BATCH_END, libc::NLM_F_REQUEST, &around));
+        diag::order(&self.netlink, &batch)
+    }
+}
+
+impl Drop for Barrier {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = self.lift()
+        {
+            tracing::warn!(%error, "peers of TCP connections are kept away");
+        }
+    }
+}
+
+/// Lets the peers through again in whichever network the table stands that we can find: this
+/// thread's, those of these processes, those with a name (ip-netns(8)).
+pub fn lift_anywhere(name: &str, pids: &[crate::ids::HostPid]) {
+    let lift = || Barrier::of(name).map(|barrier| barrier.lift());
+    let told = |done: std::io::Result<Sys<Result<()>>>| {
+        if let Ok(Ok(Err(error))) = done {
+            tracing::warn!(%error, "peers of TCP connections are kept away");
+        }
+    };
+    told(Ok(lift()));
+    for pid in pids {
+        told(crate::nsthread::inside(*pid, &["net"], lift));
+    }
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        if let Ok(network) = std::fs::File::open(entry.path()) {
+            told(crate::nsthread::Door::to_network(&network.into()).and_then(|door| door.inside(lift)));
+        }
+    }
+}
+
+const TABLE_NAME: u16 = 1;
+
+fn nested(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
+    const NLA_F_NESTED: u16 = 1 << 15;
+    attribute(kind | NLA_F_NESTED, &parts.concat())
+}
+
+fn named(kind: u16, name: &str) -> Vec<u8> {
+    attribute(kind, &[name.as_bytes(), &[0]].concat())
+}
+
+/// A number as packet filters have it.
+fn number(kind: u16, value: u32) -> Vec<u8> {
+    attribute(kind, &value.to_be_bytes())
+}
+
+const CHAIN_NAME: &str = "peers";
+
+/// Sees what comes in before everybody else.
+fn chain(table: &str) -> Vec<u8> {
+    const CHAIN_TABLE: u16 = 1;
+    const NAME: u16 = 3;
+    const HOOK: u16 = 4;
+    const TYPE: u16 = 7;
+    const HOOK_NUMBER: u16 = 1;
+    const HOOK_PRIORITY: u16 = 2;
+    /// NF_INET_LOCAL_IN
+    const INPUT: u32 = 1;
+    const FIRST: i32 = -400;
+    [
+        named(CHAIN_TABLE, table),
+        named(NAME, CHAIN_NAME),
+        nested(HOOK, &[number(HOOK_NUMBER, INPUT), number(HOOK_PRIORITY, FIRST as u32)]),
+        named(TYPE, "filter"),
+    ]
+    .concat()
+}
+
+/// Drops what comes over this way without our mark.
+fn rule(table: &str, (own, peer): &Way) -> Vec<u8> {
+    const RULE_TABLE: u16 = 1;
+    const RULE_CHAIN: u16 = 2;
+    const EXPRESSIONS: u16 = 4;
+    const NETWORK: u32 = 1;
+    const TRANSPORT: u32 = 2;
+    let (family, at, addresses) = match (own.ip(), peer.ip()) {
+        (IpAddr::V4(own), IpAddr::V4(peer)) => {
+            (libc::NFPROTO_IPV4, 12, [peer.octets().to_vec(), own.octets().to_vec()])
+        }
+        (own, peer) => (
+            libc::NFPROTO_IPV6,
+            8,
+            [peer, own].map(|ip| match ip {
+                IpAddr::V4(four) => four.to_ipv6_mapped().octets().to_vec(),
+                IpAddr::V6(six) => six.octets().to_vec(),
+            }),
+        ),
+    };
+    let [from, to] = &addresses;
+    let ports = [peer.port().to_be_bytes(), own.port().to_be_bytes()].concat();
+    let is = [
+        told(FAMILY_KEY),
+        compared(true, &[family as u8]),
+        told(PROTOCOL_KEY),
+        compared(true, &[libc::IPPROTO_TCP as u8]),
+        loaded(NETWORK, at, from.len()),
+        compared(true, from),
+        loaded(NETWORK, at + from.len() as u32, to.len()),
+        compared(true, to),
+        loaded(TRANSPORT, 0, ports.len()),
+        compared(true, &ports),
+        told(MARK_KEY),
+        compared(false, &MARK.to_ne_bytes()),
+        dropped(),
+    ];
+    [
+        named(RULE_TABLE, table),
+        named(RULE_CHAIN, CHAIN_NAME),
+        nested(EXPRESSIONS, &is),
+    ]
+    .concat()
+}
+
+/// Keys of `meta`.
+const MARK_KEY: u32 = 3;
+const FAMILY_KEY: u32 = 15;
+const PROTOCOL_KEY: u32 = 16;
+
+/// The register that what is compared goes through (NFT_REG_1), and the one of the verdict.
+const REGISTER: u32 = 1;
+const VERDICT: u32 = 0;
+
+fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
+    const ELEMENT: u16 = 1;
+    const NAME: u16 = 1;
+    const DATA: u16 = 2;
+    nested(ELEMENT, &[named(NAME, name), nested(DATA, data)])
+}
+
+/// Loads what is known of the packet.
+fn told(key: u32) -> Vec<u8> {
+    expression("meta", &[number(1, REGISTER), number(2, key)])
+}
+
+/// Loads bytes of a header.
+fn loaded(base: u32, offset: u32, bytes: usize) -> Vec<u8> {
+    expression(
+        "payload",
+        &[
+            number(1, REGISTER),
+            number(2, base),
+            number(3, offset),
+            number(4, bytes as u32),
+        ],
+    )
+}
+
+/// Goes on where what was loaded is this, or is not.
+fn compared(equal: bool, value: &[u8]) -> Vec<u8> {
+    const VALUE: u16 = 1;
+    let operation = u32::from(!equal);
+    let data = nested(3, &[attribute(VALUE, value)]);
+    expression("cmp", &[number(1, REGISTER), number(2, operation), data])
+}
+
+fn dropped() -> Vec<u8> {
+    const VALUE_VERDICT: u16 = 2;
+    const CODE: u16 = 1;
+    const NF_DROP: u32 = 0;
+    let verdict = nested(2, &[nested(VALUE_VERDICT, &[number(CODE, NF_DROP)])]);
+    expression("immediate", &[number(1, VERDICT), verdict])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::{CloneFlags, unshare};
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    #[test]
+    fn names_are_drawn() {
+        let name = new_name().unwrap();
+        assert!(is_name(&name) && name != new_name().unwrap());
+        for other in [
+            "",
+            "appshot-",
+            "appshot-0123456789abcdeg",
+            "filter",
+            "appshot-0123456789abcdef0",
+        ] {
+            assert!(!is_name(other), "{other}");
+        }
+    }
+
+    /// What is sent over it comes once it is lifted, and all else comes at once.
+    #[test]
+    fn peers_are_kept_away() {
+        let apart = std::thread::spawn(|| {
+            if unshare(CloneFlags::CLONE_NEWNET).is_err() || crate::launch::raise_loopback().is_err() || !works() {
+                return;
+            }
+            for ip in ["127.0.0.1", "::1"] {
+                let listener = TcpListener::bind((ip, 0)).unwrap();
+                let connect = || {
+                    let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                    let (other, _) = listener.accept().unwrap();
+                    other.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+                    (one, other)
+                };
+                let ((mut one, mut other), (mut beside, mut heard)) = (connect(), connect());
+                let name = new_name().unwrap();
+                let way = (other.local_addr().unwrap(), other.peer_addr().unwrap());
+                let barrier = Barrier::raise(&name, &[way]).unwrap();
+                assert!(barrier.ours && !Barrier::raise(&name, &[way]).unwrap().ours);
+                for sender in [&mut one, &mut beside] {
+                    sender.write_all(b"x").unwrap();
+                }
+                assert!(other.read(&mut [0]).is_err());
+                assert_eq!(heard.read(&mut [0]).unwrap(), 1);
+                barrier.lift().unwrap();
+                barrier.lift().unwrap();
+                other.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                assert_eq!(other.read(&mut [0]).unwrap(), 1);
+            }
+        });
+        apart.join().unwrap();
+    }
+}
