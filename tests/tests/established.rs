@@ -540,13 +540,17 @@ fn once() {
             peer,
         };
         talk.both_ways(1000)?;
-        // Whoever is restored takes the paths of its sockets from others: this one's stays.
-        let kept = place.path("kept");
-        std::fs::hard_link(&app.orders, &kept)?;
         let Err(error) = restored(place, &lan, &shot, 1, false) else {
             bail!("two have the connection");
         };
-        std::fs::rename(&kept, &app.orders)?;
+        // With a path of its own for its orders it is the connection that another one has.
+        let own = place.path("own");
+        std::fs::rename(&app.orders, &own)?;
+        ensure!(
+            restored(place, &lan, &shot, 1, false).is_err(),
+            "two have the connection"
+        );
+        std::fs::rename(&own, &app.orders)?;
         let kind = error.downcast_ref::<Error>().map(|error| error.kind);
         ensure!(kind == Some(Kind::Conflict), "{error:#}");
         talk.both_ways(1000)?;

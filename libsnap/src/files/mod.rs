@@ -430,6 +430,8 @@ pub struct Builder<'a> {
     pub held: held::Held,
     /// The app is in a network that was named, where it may have another address than before.
     pub joined: bool,
+    /// It is in a network of its own.
+    pub apart: bool,
     /// Connections that would go on with peers outside come back as closed by these.
     pub closes: bool,
 }

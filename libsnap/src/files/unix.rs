@@ -13,7 +13,7 @@
 //! something in them or with a client outside, relative names.
 
 use super::{Builder, Context, Description, Refused, refused, sockets};
-use crate::error::{Error, OrFail, Result};
+use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::{FileId, HostPid};
 use crate::image::records::{FileKind, Manifest, Message, SocketFile, SocketRecord, SocketState};
 use crate::proc::Fields;
@@ -490,7 +490,7 @@ fn accepted_pair(
     let failed = || "cannot connect two unix sockets";
     let new = || sysfd::socket(libc::AF_UNIX, record.kind | libc::SOCK_CLOEXEC, 0).or_fail(failed);
     let (listener, other) = (new()?, new()?);
-    unlink_stale(name(record));
+    make_way(builder, name(record))?;
     diag::set_address(&listener, false, name(record)).or_fail(failed)?;
     sysfd::listen(&listener, 1).or_fail(failed)?;
     if let Some(SocketState::Paired { name, file, .. }) = client.map(|r| &r.state)
@@ -500,26 +500,45 @@ fn accepted_pair(
     }
     diag::set_address(&other, true, name(record)).or_fail(failed)?;
     let mine = sysfd::accept(listener.as_raw_fd()).or_fail(failed)?;
-    unlink_stale(name(record));
+    make_way(builder, name(record))?;
     Ok((mine, other))
 }
 
-fn unlink_stale(name: &[u8]) {
-    if let Some(path) = path_of(name) {
-        let socket = fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
-        if socket {
-            fs::remove_file(path).ok();
-        }
+/// Removes the path of a socket that is none any more. One that is somebody's stays that one's, unless the
+/// app has a network of its own: of its clones the last has the paths.
+fn make_way(builder: &Builder<'_>, name: &[u8]) -> Result<()> {
+    let Some(path) = path_of(name) else { return Ok(()) };
+    let is_socket = fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
+    if is_socket && !builder.apart && is_somebodys(name) {
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("cannot bind the unix socket {}", path.display()),
+        )
+        .because("another process has it open")
+        .fix(
+            "end that one, or restore the app in a network of its own (--network own), where it takes the path over",
+        ));
     }
+    if is_socket {
+        fs::remove_file(path).ok();
+    }
+    Ok(())
 }
 
-fn bind(_builder: &Builder<'_>, made: &OwnedFd, name: &[u8], file: Option<SocketFile>) -> Result<()> {
+/// Whether a socket is bound there: who has it hears nothing of a datagram socket that connects.
+fn is_somebodys(name: &[u8]) -> bool {
+    let asked = sysfd::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
+        .and_then(|socket| diag::set_address(&socket, true, name));
+    !matches!(asked, Err(nix::Error::ECONNREFUSED | nix::Error::ENOENT))
+}
+
+fn bind(builder: &Builder<'_>, made: &OwnedFd, name: &[u8], file: Option<SocketFile>) -> Result<()> {
     let shown = path_of(name).map_or_else(|| "an abstract name".into(), |path| path.display().to_string());
     let failed = || format!("cannot bind the unix socket {shown}");
-    unlink_stale(name);
+    make_way(builder, name)?;
     // The name is what getsockname tells the app: it must be given as it was.
     diag::set_address(made, false, name).map_err(|errno| match errno {
-        nix::Error::EADDRINUSE => Error::new(crate::error::Kind::Conflict, failed())
+        nix::Error::EADDRINUSE => Error::new(Kind::Conflict, failed())
             .because(errno)
             .fix("end the program that uses this name"),
         errno => Error::failed(failed()).because(errno),

@@ -510,6 +510,7 @@ impl Prepared {
             timeline: skeleton.timeline,
             held: Held::take(&options.held, &shot.manifest)?,
             joined: network.is_some(),
+            apart: skeleton.has_network,
             closes: options.tcp_close,
         };
         let mut there = files::outside(&builder, &shot.manifest)?;
