@@ -28,7 +28,7 @@
 //! [MSG_PEEK]: https://man7.org/linux/man-pages/man2/recv.2.html
 
 use super::repair::{self, Queue, Repair, Repaired, Window};
-use super::{Description, Member, Refused, holders, in_flight, inet, refused, sockets};
+use super::{Description, Member, Network, Refused, holders, in_flight, inet, refused, sockets};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::{FileId, HostPid};
 use crate::image::limits;
@@ -78,20 +78,24 @@ pub type Ends = HashMap<FileId, Result<End, Refused>>;
 /// Finds them, and looks into them where the app stands still: then there is a journal.
 pub fn look(
     members: &[Member],
+    networks: &[Network],
     descriptions: &[Description],
     fds: &[Vec<FdEntry>],
     journal: Option<&mut Journal>,
 ) -> Result<Ends> {
     let pairs = pairs(descriptions);
     let mut ends = Ends::new();
-    let (Some(member), false) = (members.first(), pairs.is_empty()) else {
+    if pairs.is_empty() {
         return Ok(ends);
-    };
+    }
     let failed = || "cannot ask for TCP connections (sock_diag)";
-    let told = nsthread::inside(member.pid, &["net"], TcpEnds::open).or_fail(failed)?;
+    let told = networks.iter().map(|network| {
+        let opened = nsthread::inside(network.pid, &["net"], TcpEnds::open).or_fail(failed)?;
+        Ok((network.cookie.clone().unwrap_or_default(), opened.or_fail(failed)?))
+    });
     let looker = Looker {
         works: repair::works(),
-        told: told.or_fail(failed)?,
+        told: told.collect::<Result<_>>()?,
     };
     let all: Vec<&Description> = pairs.iter().flat_map(|(one, other)| [*one, *other]).collect();
     let sockets: HashSet<u64> = all.iter().map(|end| end.found.key.1).collect();
@@ -160,8 +164,7 @@ fn place(end: &Description) -> Option<Place> {
     }
     let peer = parse(&diag::address(&end.dup, true).ok()?)?;
     let own = parse(&diag::address(&end.dup, false).ok()?)?;
-    // Linux 5.14.
-    let network = diag::getsockopt(&end.dup, libc::SOL_SOCKET, sockets::SO_NETNS_COOKIE, 8);
+    let network = sockets::network_cookie(&end.dup);
     Some((network.unwrap_or_default(), own, peer))
 }
 
@@ -214,7 +217,8 @@ fn bound(ends: &mut Ends) {
 struct Looker {
     /// Repair mode does.
     works: bool,
-    told: TcpEnds,
+    /// By the networks of the app.
+    told: Vec<(Vec<u8>, TcpEnds)>,
 }
 
 /// What is counted by the bytes that an end has sent would begin anew.
@@ -399,11 +403,15 @@ impl Looker {
     }
 
     fn ask(&self, end: &Description) -> Sys<diag::TcpEnd> {
-        let (_, own, peer) = place(end).ok_or(nix::Error::ENOTCONN)?;
+        let (network, own, peer) = place(end).ok_or(nix::Error::ENOTCONN)?;
+        let mut networks = self.told.iter();
+        let (_, told) = networks
+            .find(|(known, _)| *known == network)
+            .ok_or(nix::Error::ENOENT)?;
         let device = diag::getsockopt_i32(&end.dup, libc::SOL_SOCKET, SO_BINDTOIFINDEX);
         let device = device.map_or(own.2, |device| device as u32);
         let [from, to] = [own, peer].map(|(ip, port, _)| SocketAddr::new(ip, port));
-        let told = self.told.find(from, to, device)?;
+        let told = told.find(from, to, device)?;
         match told.inode == end.found.key.1 {
             true => Ok(told),
             false => Err(nix::Error::ENOENT),

@@ -10,6 +10,7 @@ use super::{MANIFEST, limits, validate_ipc};
 use crate::error::Result;
 use crate::files::uring as rings;
 use crate::ids::{FdNum, FileId, ShmId};
+use crate::namespaces;
 use std::collections::{BTreeMap, BTreeSet};
 
 const PART: &str = MANIFEST;
@@ -195,6 +196,7 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
         }
         FileKind::Pty(pty) => self::pty(id, pty),
         FileKind::PtySlave { index, .. } => has(names.ptys.contains(index), "pseudo-terminal"),
+        FileKind::Namespace { name, .. } => has(namespaces::OPENED.contains(&name.as_str()), "kind of namespace"),
         FileKind::Outside { what } => text(PART, "outside file", what, limits::TEXT_BYTES),
         // Plain numbers that the kernel checks; that a pidfd's process exists
         // is checked with the threads.
