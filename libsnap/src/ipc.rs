@@ -146,12 +146,21 @@ pub struct Space {
 impl Space {
     /// That of `pid`, a process of this target.
     pub fn open(pid: HostPid, target: &Target) -> io::Result<Space> {
+        Space::of(pid, is_own(target))
+    }
+
+    /// One beside the app's own, in which a process is.
+    pub fn beside(pid: HostPid) -> io::Result<Space> {
+        Space::of(pid, true)
+    }
+
+    fn of(pid: HostPid, own: bool) -> io::Result<Space> {
         let door = Door::open(pid, &["ipc"])?;
         let tables = ["shm", "sem", "msg"].iter();
         let tables = tables.map(|table| File::open(format!("/proc/sysvipc/{table}")));
         let tables = door.inside(|| tables.collect::<io::Result<Vec<_>>>())??;
         let queues = door.inside(sysfd::message_queues)?.ok().map(File::from);
-        let settings = match is_own(target) {
+        let settings = match own {
             true => door.inside(|| {
                 let files = SETTINGS.iter().map(|(name, _)| File::open(path_of(name)).ok());
                 files.enumerate().filter_map(|(at, file)| Some((at, file?))).collect()
@@ -222,7 +231,7 @@ pub fn look(
         return Objects::default();
     };
     // In the host's namespace the rest belongs to others.
-    let own = is_own(target);
+    let own = number.is_some() || is_own(target);
     let settings = space.settings();
     if own && number.is_none() && space.has_posix_queues() {
         refusals.add(
@@ -297,7 +306,7 @@ pub fn look(
 }
 
 /// Whether the namespace is the app's and nobody else's.
-fn is_own(target: &Target) -> bool {
+pub fn is_own(target: &Target) -> bool {
     matches!(target, Target::App { init: Some(_), .. })
 }
 

@@ -5,7 +5,7 @@
 //! a process names those that it is in. At a restore the first one that is to be in it makes it,
 //! and the others enter it (`restore/apart.rs`).
 //!
-//! Kept of an app that has an init of its own: UTS (names), cgroup (where the app's cgroup is its
+//! Kept of an app that was started as one (not its first process's, where it has no init of its own): UTS (names), cgroup (where the app's cgroup is its
 //! root), IPC ([`crate::ipc`]), network ([`crate::netns`]; sockets are of the one in which they were
 //! made).
 //! Refused: one that a process outside the app is in, too, or that is mounted (`ip netns`): it
@@ -195,7 +195,7 @@ impl Found {
         refusals: &mut Refusals,
     ) -> Result<Objects> {
         let pid = space.members[0];
-        let opened = ipc::Space::open(pid, looked.target).or_fail(|| unentered(pid))?;
+        let opened = ipc::Space::beside(pid).or_fail(|| unentered(pid))?;
         if opened.has_posix_queues() {
             refusals.add(
                 pid,
@@ -244,8 +244,10 @@ impl Found {
             }
         }
         let told = space.attachments().unwrap_or_default();
+        // To those of the host others are attached, too.
+        let is_whole = !looked.mapped.is_empty() && (number.is_some() || ipc::is_own(looked.target));
         let all: BTreeSet<&i32> = told.keys().chain(mapped.keys()).collect();
-        for id in all.into_iter().filter(|_| !looked.mapped.is_empty()) {
+        for id in all.into_iter().filter(|_| is_whole) {
             if told.get(id).copied().unwrap_or(0) != mapped.get(id).copied().unwrap_or(0) {
                 refusals.add(
                     first,

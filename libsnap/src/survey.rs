@@ -264,8 +264,10 @@ fn ns(pid: &str, name: &str) -> Option<String> {
 pub struct Wanted {
     init: String,
     root: String,
-    /// Those beside its own. `None`: it has none of its own, and may have none beside.
+    /// Those beside its own. `None`: it is a process like others, and may have none.
     found: Option<Found>,
+    /// Its namespaces are its init's, not those that its first process was started in.
+    has_init: bool,
     /// Of those that have been asked for.
     known: HashMap<(String, &'static str), Option<String>>,
 }
@@ -287,7 +289,8 @@ impl Wanted {
         }
         Wanted {
             root: root(target).to_string(),
-            found: matches!(target, Target::App { init: Some(_), .. }).then(Found::default),
+            found: matches!(target, Target::App { .. }).then(Found::default),
+            has_init: matches!(target, Target::App { init: Some(_), .. }),
             known,
             init,
         }
@@ -337,7 +340,9 @@ impl Wanted {
         // One for children has no name before the first of them.
         let is_empty = found.is_none() && name == "pid_for_children" && proc::exists(pid);
         let other = found.filter(|found| Some(found) != wanted.as_ref());
-        if let (Some(all), Some(kind), Some(link)) = (&mut self.found, SpaceKind::named(name), &other) {
+        let may_leave = self.has_init || process != self.root;
+        let all = self.found.as_mut().filter(|_| may_leave);
+        if let (Some(all), Some(kind), Some(link)) = (all, SpaceKind::named(name), &other) {
             all.enter(pid, kind, link.clone());
         } else if is_empty || other.is_some() {
             refusals.add(

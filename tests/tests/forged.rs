@@ -544,8 +544,8 @@ fn segments_elsewhere() {
             let all = manifest["shmem"].as_array_mut().into_iter().flatten();
             for segment in all.filter(|one| !one["kind"]["sysv"].is_null()) {
                 if let Some(segment) = segment.as_object_mut() {
-                segment.remove("namespace");
-            }
+                    segment.remove("namespace");
+                }
             }
         },
     );
