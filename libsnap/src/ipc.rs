@@ -195,14 +195,15 @@ impl Space {
         meta.is_some_and(|meta| meta.len() > EMPTY_BYTES)
     }
 
-    /// How often each segment of it is attached, by its id.
+    /// How often each segment of it is attached, where it is at all, by its id.
     pub fn attachments(&self) -> io::Result<BTreeMap<i32, i64>> {
         let mut text = String::new();
         let mut table = &self.tables[0];
         table.seek(SeekFrom::Start(0))?;
         table.read_to_string(&mut text)?;
         let row = |row: Vec<i64>| Some((*row.get(1)? as i32, *row.get(6)?));
-        Ok(parse_rows(&text).into_iter().filter_map(row).collect())
+        let rows = parse_rows(&text).into_iter().filter_map(row);
+        Ok(rows.filter(|(_, attached)| *attached > 0).collect())
     }
 
     /// No object is in it now: there is nothing but the heads of the tables.

@@ -5,16 +5,16 @@
 //! a process names those that it is in. At a restore the first one that is to be in it makes it,
 //! and the others enter it (`restore/apart.rs`).
 //!
-//! Kept of an app that was started as one (not its first process's, where it has no init of its own): UTS (names), cgroup (where the app's cgroup is its
-//! root), IPC ([`crate::ipc`]), network ([`crate::netns`]; sockets are of the one in which they were
-//! made).
+//! Kept of an app that was started as one (where it has no init of its own, not those of its first
+//! process): UTS (names), cgroup (where the app's cgroup is its root), IPC ([`crate::ipc`]), network
+//! ([`crate::netns`]; sockets are of the one in which they were made).
 //! Refused: one that a process outside the app is in, too, or that is mounted (`ip netns`): it
 //! would be another one afterwards. POSIX message queues in it, and what a process that has left
 //! it still has of its System V objects.
 
 use crate::error::{OrFail, Result};
 use crate::ids::{HostPid, VirtualPid};
-use crate::image::records::{Namespace, ShmKind, ShmRecord, Vma, VmaKind};
+use crate::image::records::{Namespace, ShmKind, Vma, VmaKind};
 use crate::ipc::{self, Objects};
 use crate::memory::ShmTable;
 use crate::netns;
@@ -74,8 +74,8 @@ impl Namespace {
     }
 }
 
-/// Those that a descriptor of the app may lead to: the app's own, which its first process is not in
-/// from the beginning on, time namespaces, are not among them.
+/// Kinds that a descriptor of the app may lead to. Its clocks begin after its files are opened: time is
+/// none of them.
 pub const OPENED: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 
 /// Of what an app is looked at.
@@ -89,6 +89,28 @@ pub struct Looked<'a> {
     pub mapped: &'a [Vec<Vma>],
     /// Segments that nobody has attached are opened.
     pub take: bool,
+}
+
+impl Looked<'_> {
+    /// How many mappings there are of each segment of an IPC namespace, by its id.
+    fn mappings_of(&self, number: Option<u32>, shm: &mut ShmTable) -> BTreeMap<i32, i64> {
+        let of_it = shm.records_mut().filter(|record| record.namespace == number);
+        let ids: BTreeMap<_, i32> = of_it
+            .filter_map(|record| match record.kind {
+                ShmKind::Sysv { id, .. } => Some((record.id, id)),
+                _ => None,
+            })
+            .collect();
+        let mut mapped = BTreeMap::new();
+        for vma in self.mapped.iter().flatten() {
+            if let VmaKind::Shm { shm, .. } = vma.kind
+                && let Some(id) = ids.get(&shm)
+            {
+                *mapped.entry(*id).or_default() += 1;
+            }
+        }
+        mapped
+    }
 }
 
 /// The namespaces of an app below its own, and who is in them.
@@ -226,36 +248,18 @@ impl Found {
         let is_in = |pid: &HostPid| self.which(*pid, Kind::Ipc) == number;
         let first = looked.numbers.iter().map(|(pid, _)| *pid).find(is_in);
         let first = first.unwrap_or(looked.numbers[0].0);
-        let of_it = |record: &&mut ShmRecord| record.namespace == number;
-        let ids: BTreeMap<_, i32> = shm
-            .records_mut()
-            .filter(of_it)
-            .filter_map(|record| match record.kind {
-                ShmKind::Sysv { id, .. } => Some((record.id, id)),
-                _ => None,
-            })
-            .collect();
-        let mut mapped: BTreeMap<i32, i64> = BTreeMap::new();
-        for vma in looked.mapped.iter().flatten() {
-            if let VmaKind::Shm { shm, .. } = vma.kind
-                && let Some(id) = ids.get(&shm)
-            {
-                *mapped.entry(*id).or_default() += 1;
-            }
-        }
-        let told = space.attachments().unwrap_or_default();
         // To those of the host others are attached, too.
         let is_whole = !looked.mapped.is_empty() && (number.is_some() || ipc::is_own(looked.target));
+        let told = space.attachments().unwrap_or_default();
+        let mapped = looked.mappings_of(number, shm);
         let all: BTreeSet<&i32> = told.keys().chain(mapped.keys()).collect();
-        for id in all.into_iter().filter(|_| is_whole) {
-            if told.get(id).copied().unwrap_or(0) != mapped.get(id).copied().unwrap_or(0) {
-                refusals.add(
-                    first,
-                    format!("System V shared memory {id}"),
-                    "a process has it attached that is not in its namespace any more",
-                    "let the app detach it before it leaves that namespace",
-                );
-            }
+        for id in all.into_iter().filter(|id| is_whole && told.get(id) != mapped.get(id)) {
+            refusals.add(
+                first,
+                format!("System V shared memory {id}"),
+                "a process has it attached that is not in its namespace any more",
+                "let the app detach it before it leaves that namespace",
+            );
         }
         let outside = |vpid: &VirtualPid| {
             let known = looked.numbers.iter().find(|(_, own)| own == vpid);
@@ -277,15 +281,15 @@ impl Found {
             if own.contains(&pid) {
                 continue;
             }
-            for space in &self.spaces {
-                if proc::link(pid, &format!("ns/{}", space.kind.name())).is_ok_and(|link| link == space.link) {
-                    refusals.add(
-                        space.members[0],
-                        format!("{} namespace", space.kind.name()),
-                        format!("process {pid} ({}) outside the app is in it, too", proc::comm(pid)),
-                        "let the app have one of its own",
-                    );
-                }
+            let kinds = Kind::ALL.into_iter().filter(|kind| self.has(*kind));
+            let links = kinds.filter_map(|kind| proc::link(pid, &format!("ns/{}", kind.name())).ok());
+            for space in links.filter_map(|link| self.spaces.iter().find(|space| space.link == link)) {
+                refusals.add(
+                    space.members[0],
+                    format!("{} namespace", space.kind.name()),
+                    format!("process {pid} ({}) outside the app is in it, too", proc::comm(pid)),
+                    "let the app have one of its own",
+                );
             }
         }
         let first = own.first().map_or("self".to_owned(), HostPid::to_string);

@@ -183,17 +183,24 @@ pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
     nsthread::inside(pid, &["net"], set).or_fail(|| "cannot enter the app's network namespace")?
 }
 
-/// The same of one beside the app's own, which may have begun with the settings of that one.
+/// The same of one beside the app's own.
 pub fn restore_beside(namespace: &OwnedFd, looks: Loopback, changed: &Settings) -> Result<()> {
     let failed = || "cannot make a network namespace of the app again";
-    let usual = usual(looks).as_ref().map(|usual| usual.settings.clone());
+    // It may have begun with the settings of that one.
+    let usual = inherits().then(|| Some(usual(looks).as_ref().ok()?.settings.clone()));
     let restore = || {
         bring(looks).or_fail(failed)?;
-        set(usual.unwrap_or_else(|_| settings()), changed)
+        set(usual.flatten().unwrap_or_else(settings), changed)
     };
     Door::to("net", namespace)
         .and_then(|door| door.inside(restore))
         .or_fail(failed)?
+}
+
+/// Whether a new network has the settings of the one in which it is made (Linux 5.17).
+fn inherits() -> bool {
+    let how = fs::read_to_string(format!("{SETTINGS}/core/devconf_inherit_init_net"));
+    how.is_ok_and(|how| how.trim() == "3")
 }
 
 /// Of this thread's namespace.
