@@ -14,8 +14,8 @@ use crate::sys::task;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-/// `own`: the namespace that a thread has for itself, if it has one.
-pub fn look(pids: &[HostPid], own: impl Fn(HostPid) -> Option<&'static str>, refusals: &mut Refusals) {
+/// `own`: the namespace that a thread of a process has for itself, if it has one.
+pub fn look(pids: &[HostPid], mut own: impl FnMut(HostPid, HostPid) -> Option<&'static str>, refusals: &mut Refusals) {
     let kernel = KernelMemory::open().ok();
     let mut seen = Seen::default();
     for pid in pids {
@@ -44,7 +44,7 @@ pub fn look(pids: &[HostPid], own: impl Fn(HostPid) -> Option<&'static str>, ref
                     "run the app without them",
                 );
             }
-            if let Some(name) = Some(tid).filter(|_| hidden.apart).and_then(&own) {
+            if let Some(name) = Some(tid).filter(|_| hidden.apart).and_then(|tid| own(*pid, tid)) {
                 refusals.add(
                     *pid,
                     format!("namespace of task {tid} ({name})"),

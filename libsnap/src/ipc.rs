@@ -27,7 +27,10 @@ use crate::executor::{Batch, CallId, Executor};
 use crate::freeze::FrozenProcess;
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::Appshot;
-use crate::image::records::{IpcPerm, Manifest, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind};
+pub use crate::image::records::IpcObjects as Objects;
+use crate::image::records::{
+    IpcPerm, Manifest, Namespace, ProcessRecord, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind,
+};
 use crate::memory::ShmTable;
 use crate::nsthread::{self, Door};
 use crate::proc;
@@ -42,7 +45,7 @@ use crate::target::Target;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 /// Rows of one `/proc/sysvipc` table, each as its numbers.
@@ -77,13 +80,55 @@ fn path_of(setting: &str) -> String {
     format!("/proc/sys/{}", setting.replace('.', "/"))
 }
 
-/// Semaphores and queues of an app, and the settings of its namespace.
-#[derive(Debug, Default)]
-pub struct Objects {
-    pub semaphores: Vec<SemRecord>,
-    pub queues: Vec<QueueRecord>,
-    /// [`Manifest::ipc_settings`].
-    pub settings: BTreeMap<String, String>,
+/// What is to be in a namespace again.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    semaphores: &'a [SemRecord],
+    queues: &'a [QueueRecord],
+    settings: &'a BTreeMap<String, String>,
+}
+
+impl<'a> Content<'a> {
+    /// That of the app's own.
+    pub fn of(manifest: &'a Manifest) -> Content<'a> {
+        Content {
+            semaphores: &manifest.semaphores,
+            queues: &manifest.queues,
+            settings: &manifest.ipc_settings,
+        }
+    }
+
+    pub fn beside(objects: &'a Objects) -> Content<'a> {
+        Content {
+            semaphores: &objects.semaphores,
+            queues: &objects.queues,
+            settings: &objects.settings,
+        }
+    }
+
+    /// That of the namespace that a process is in.
+    fn around(manifest: &'a Manifest, process: &ProcessRecord) -> Content<'a> {
+        let mut beside = process
+            .namespaces
+            .iter()
+            .map(|number| &manifest.namespaces[*number as usize]);
+        let objects = beside.find_map(|namespace| match namespace {
+            Namespace::Ipc(objects) => Some(objects),
+            _ => None,
+        });
+        objects.map_or_else(|| Content::of(manifest), Content::beside)
+    }
+
+    /// Whether there is anything that [`restore`] makes.
+    pub fn any(self) -> bool {
+        !self.semaphores.is_empty() || !self.queues.is_empty() || !self.settings.is_empty()
+    }
+}
+
+/// Whether there are semaphores, for which processes have something to do ([`adjust`]).
+pub fn has_semaphores(manifest: &Manifest) -> bool {
+    let beside = |namespace: &Namespace| matches!(namespace, Namespace::Ipc(objects) if !objects.semaphores.is_empty());
+    !manifest.semaphores.is_empty() || manifest.namespaces.iter().any(beside)
 }
 
 /// A namespace, opened before the app stands still.
@@ -101,12 +146,21 @@ pub struct Space {
 impl Space {
     /// That of `pid`, a process of this target.
     pub fn open(pid: HostPid, target: &Target) -> io::Result<Space> {
+        Space::of(pid, is_own(target))
+    }
+
+    /// One beside the app's own, in which a process is.
+    pub fn beside(pid: HostPid) -> io::Result<Space> {
+        Space::of(pid, true)
+    }
+
+    fn of(pid: HostPid, own: bool) -> io::Result<Space> {
         let door = Door::open(pid, &["ipc"])?;
         let tables = ["shm", "sem", "msg"].iter();
         let tables = tables.map(|table| File::open(format!("/proc/sysvipc/{table}")));
         let tables = door.inside(|| tables.collect::<io::Result<Vec<_>>>())??;
         let queues = door.inside(sysfd::message_queues)?.ok().map(File::from);
-        let settings = match is_own(target) {
+        let settings = match own {
             true => door.inside(|| {
                 let files = SETTINGS.iter().map(|(name, _)| File::open(path_of(name)).ok());
                 files.enumerate().filter_map(|(at, file)| Some((at, file?))).collect()
@@ -135,10 +189,21 @@ impl Space {
     }
 
     /// Each queue makes the directory longer (`ipc/mqueue.c`).
-    fn has_posix_queues(&self) -> bool {
+    pub fn has_posix_queues(&self) -> bool {
         const EMPTY_BYTES: u64 = 40;
         let meta = self.queues.as_ref().and_then(|queues| queues.metadata().ok());
         meta.is_some_and(|meta| meta.len() > EMPTY_BYTES)
+    }
+
+    /// How often each segment of it is attached, where it is at all, by its id.
+    pub fn attachments(&self) -> io::Result<BTreeMap<i32, i64>> {
+        let mut text = String::new();
+        let mut table = &self.tables[0];
+        table.seek(SeekFrom::Start(0))?;
+        table.read_to_string(&mut text)?;
+        let row = |row: Vec<i64>| Some((*row.get(1)? as i32, *row.get(6)?));
+        let rows = parse_rows(&text).into_iter().filter_map(row);
+        Ok(rows.filter(|(_, attached)| *attached > 0).collect())
     }
 
     /// No object is in it now: there is nothing but the heads of the tables.
@@ -153,11 +218,12 @@ impl Space {
 }
 
 /// Reads all System V objects of the app's namespace, which is `space`, and completes the
-/// segments of `shm`. With `take`, segments that nobody has attached are opened.
+/// segments of `shm`. With `take`, segments that nobody has attached are opened. `number`: it
+/// is not the app's own, but this one beside.
 pub fn look(
     numbers: &[(HostPid, VirtualPid)],
     target: &Target,
-    space: &Space,
+    (number, space): (Option<u32>, &Space),
     shm: &mut ShmTable,
     take: bool,
     refusals: &mut Refusals,
@@ -166,9 +232,9 @@ pub fn look(
         return Objects::default();
     };
     // In the host's namespace the rest belongs to others.
-    let own = is_own(target);
+    let own = number.is_some() || is_own(target);
     let settings = space.settings();
-    if own && space.has_posix_queues() {
+    if own && number.is_none() && space.has_posix_queues() {
         refusals.add(
             pid,
             "POSIX message queues",
@@ -178,7 +244,7 @@ pub fn look(
     }
     let has_attached = shm
         .records_mut()
-        .any(|record| matches!(record.kind, ShmKind::Sysv { .. }));
+        .any(|record| record.namespace == number && matches!(record.kind, ShmKind::Sysv { .. }));
     if !has_attached && (!own || space.is_empty()) {
         return Objects {
             settings,
@@ -186,12 +252,15 @@ pub fn look(
         };
     }
     let seen = space.door.inside(|| {
-        let mut alone = describe(shm);
+        let mut alone = describe(shm, number);
         alone.retain(|_| own);
         let forced = !alone.is_empty()
             && fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").is_ok_and(|text| text.trim() != "0");
         let failed = if take && !forced {
-            alone.into_iter().filter_map(|kind| hold(shm, kind).err()).collect()
+            alone
+                .into_iter()
+                .filter_map(|kind| hold(shm, number, kind).err())
+                .collect()
         } else {
             Vec::new()
         };
@@ -238,7 +307,7 @@ pub fn look(
 }
 
 /// Whether the namespace is the app's and nobody else's.
-fn is_own(target: &Target) -> bool {
+pub fn is_own(target: &Target) -> bool {
     matches!(target, Target::App { init: Some(_), .. })
 }
 
@@ -251,7 +320,10 @@ fn shm_is_attached(own: bool) -> bool {
 
 fn rows(table: &str) -> Rows {
     let text = proc::read(format!("/proc/sysvipc/{table}")).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
+    parse_rows(&String::from_utf8_lossy(&text))
+}
+
+fn parse_rows(text: &str) -> Rows {
     let lines = text.lines().skip(1);
     lines
         .map(|line| line.split_whitespace().filter_map(|word| word.parse().ok()).collect())
@@ -274,7 +346,7 @@ fn perm(row: &[i64], ids: usize) -> Option<IpcPerm> {
 }
 
 /// Completes the known segments; answers the others.
-fn describe(shm: &mut ShmTable) -> Vec<ShmKind> {
+fn describe(shm: &mut ShmTable, number: Option<u32>) -> Vec<ShmKind> {
     let found = rows("shm").into_iter().filter_map(|row| perm(&row, 7));
     let mut by_id: HashMap<i32, ShmKind> = found
         .map(
@@ -302,7 +374,7 @@ fn describe(shm: &mut ShmTable) -> Vec<ShmKind> {
             },
         )
         .collect();
-    for record in shm.records_mut() {
+    for record in shm.records_mut().filter(|record| record.namespace == number) {
         if let ShmKind::Sysv { id, .. } = record.kind
             && let Some(kind) = by_id.remove(&id)
         {
@@ -313,7 +385,7 @@ fn describe(shm: &mut ShmTable) -> Vec<ShmKind> {
 }
 
 /// Opens a segment that nobody has attached.
-fn hold(shm: &mut ShmTable, kind: ShmKind) -> io::Result<()> {
+fn hold(shm: &mut ShmTable, number: Option<u32>, kind: ShmKind) -> io::Result<()> {
     let ShmKind::Sysv { id, .. } = kind else { return Ok(()) };
     let seen = sysv::attach_to_read(id)?;
     let prefix = format!("{:x}-", seen.address());
@@ -321,7 +393,7 @@ fn hold(shm: &mut ShmTable, kind: ShmKind) -> io::Result<()> {
         .filter_map(|entry| entry.ok())
         .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
         .ok_or(io::ErrorKind::NotFound)?;
-    shm.enter_held(File::open(link.path())?, kind).map(drop)
+    shm.enter_held(number, File::open(link.path())?, kind).map(drop)
 }
 
 fn objects(numbers: &[(HostPid, VirtualPid)]) -> io::Result<Objects> {
@@ -527,19 +599,14 @@ pub fn create<T, E: Into<io::Error>>(
     made.map_err(Into::into)
 }
 
-/// Whether there is anything that [`restore`] makes.
-pub fn any(manifest: &Manifest) -> bool {
-    !manifest.semaphores.is_empty() || !manifest.queues.is_empty() || !manifest.ipc_settings.is_empty()
-}
-
 /// Sets what has to be there before there are objects which a new namespace would not allow.
-pub fn widen(pid: HostPid, manifest: &Manifest) -> Result<()> {
+pub fn widen(pid: HostPid, content: Content<'_>) -> Result<()> {
     let usual = |name: &str| SETTINGS.iter().find(|(known, _)| *known == name)?.1.parse::<u64>().ok();
     let is_wider = |(name, value): &(&String, &String)| {
         let value = value.parse::<u64>().ok();
         value.zip(usual(name)).is_some_and(|(value, usual)| value > usual)
     };
-    set(pid, manifest.ipc_settings.iter().filter(is_wider))
+    set(pid, content.settings.iter().filter(is_wider))
 }
 
 /// Settings of the namespace of `pid`, which is none of the host's.
@@ -563,21 +630,21 @@ fn set<'a>(pid: HostPid, settings: impl Iterator<Item = (&'a String, &'a String)
 
 /// Makes semaphores and queues again in the IPC namespace of `pid`, and gives it its settings:
 /// they may allow less than what there was before.
-pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
-    if !any(manifest) {
+pub fn restore(pid: HostPid, content: Content<'_>) -> Result<()> {
+    if !content.any() {
         return Ok(());
     }
     let made = nsthread::inside(pid, &["ipc"], || {
-        for set in &manifest.semaphores {
+        for set in content.semaphores {
             make_semaphores(set).or_fail(|| format!("cannot make System V semaphore set {} again", set.perm.id))?;
         }
-        for queue in &manifest.queues {
+        for queue in content.queues {
             make_queue(queue).or_fail(|| format!("cannot make System V message queue {} again", queue.perm.id))?;
         }
         Ok(())
     });
     made.or_fail(|| "cannot enter the app's IPC namespace")??;
-    set(pid, manifest.ipc_settings.iter())
+    set(pid, content.settings.iter())
 }
 
 fn owner(perm: &IpcPerm) -> Owner {
@@ -641,12 +708,12 @@ fn make_queue(queue: &QueueRecord) -> io::Result<()> {
 /// What processes themselves have to do to semaphores: their adjustments first,
 /// then being the last one that changed a value.
 pub fn adjust(skeleton: &Skeleton, shot: &Appshot) -> Result<()> {
-    let sets = &shot.manifest.semaphores;
-    if sets.is_empty() {
+    if !has_semaphores(&shot.manifest) {
         return Ok(());
     }
     for (at, core) in shot.cores.iter().enumerate() {
         let pid = core.image.process.pid;
+        let sets = Content::around(&shot.manifest, &core.image.process).semaphores;
         let mut script = skeleton.script(at);
         for (set, undo) in sets
             .iter()
@@ -659,6 +726,7 @@ pub fn adjust(skeleton: &Skeleton, shot: &Appshot) -> Result<()> {
         script.flush()?;
     }
     for (at, core) in shot.cores.iter().enumerate() {
+        let sets = Content::around(&shot.manifest, &core.image.process).semaphores;
         let mut script = skeleton.script(at);
         for set in sets {
             let last = set

@@ -331,6 +331,25 @@ pub(crate) fn raise_loopback() -> Sys<()> {
     sysfd::ioctl_bytes(&socket, libc::SIOCSIFFLAGS, &mut loopback_up()).map(drop)
 }
 
+/// `ip link set lo down`
+pub(crate) fn lower_loopback() -> Sys<()> {
+    let socket = nix::sys::socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut request = loopback_up();
+    request[16..18].fill(0);
+    sysfd::ioctl_bytes(&socket, libc::SIOCSIFFLAGS, &mut request).map(drop)
+}
+
+/// Of this thread's network namespace.
+pub(crate) fn loopback_is_up() -> bool {
+    let up = || -> Sys<bool> {
+        let socket = nix::sys::socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let mut request = loopback_up();
+        sysfd::ioctl_bytes(&socket, libc::SIOCGIFFLAGS, &mut request)?;
+        Ok(u16::from_le_bytes([request[16], request[17]]) & libc::IFF_UP as u16 != 0)
+    };
+    up().unwrap_or(false)
+}
+
 impl Place {
     /// What an instance finds in its own directory, where there is one.
     fn own_files(&self) -> Sys<()> {

@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod kernel_memory;
 pub mod launch;
 pub mod memory;
+pub mod namespaces;
 mod netns;
 pub mod network;
 pub mod nsthread;

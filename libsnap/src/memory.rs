@@ -13,6 +13,7 @@ use crate::ids::{HostPid, ShmId};
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
 use crate::image::{CoreWriter, Layout, Memory, Writer};
 use crate::kernel;
+use crate::namespaces::{Found, Kind as SpaceKind};
 use crate::pages::{self, Closed, Copies, Held, Pages, Stock};
 use crate::precopy::{Precopy, Watched};
 use crate::proc::Mapping;
@@ -34,7 +35,8 @@ pub type FileKey = (u64, u64);
 /// Memory objects shared by mappings and descriptors of the app.
 #[derive(Debug, Default)]
 pub struct ShmTable {
-    ids: HashMap<FileKey, ShmId>,
+    /// Segments of System V of two namespaces may have the same key.
+    ids: HashMap<(FileKey, Option<u32>), ShmId>,
     entries: Vec<Object>,
     /// Objects that only we hold, open until they are stored.
     held: Vec<File>,
@@ -59,18 +61,30 @@ enum Content {
 impl ShmTable {
     /// The object of this identity, entered when new.
     pub fn enter(&mut self, key: FileKey, source: &str, kind: impl FnOnce() -> ShmKind) -> ShmId {
-        if let Some(id) = self.ids.get(&key) {
+        self.enter_in(None, key, source, kind)
+    }
+
+    /// The same of one in an IPC namespace with this number.
+    pub fn enter_in(
+        &mut self,
+        namespace: Option<u32>,
+        key: FileKey,
+        source: &str,
+        kind: impl FnOnce() -> ShmKind,
+    ) -> ShmId {
+        if let Some(id) = self.ids.get(&(key, namespace)) {
             return *id;
         }
         let id = ShmId(self.entries.len() as u32);
         let record = ShmRecord {
             id,
             kind: kind(),
+            namespace,
             bytes: fs::metadata(source).map_or(0, |meta| meta.len()),
             runs: Vec::new(),
             part: None,
         };
-        self.ids.insert(key, id);
+        self.ids.insert((key, namespace), id);
         self.entries.push(Object {
             record,
             source: source.to_owned(),
@@ -80,10 +94,10 @@ impl ShmTable {
     }
 
     /// Enters an object that neither a mapping nor a descriptor of the app holds.
-    pub fn enter_held(&mut self, file: File, kind: ShmKind) -> io::Result<ShmId> {
+    pub fn enter_held(&mut self, namespace: Option<u32>, file: File, kind: ShmKind) -> io::Result<ShmId> {
         let meta = file.metadata()?;
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let id = self.enter((meta.dev(), meta.ino()), &source, || kind);
+        let id = self.enter_in(namespace, (meta.dev(), meta.ino()), &source, || kind);
         self.held.push(file);
         Ok(id)
     }
@@ -241,6 +255,8 @@ pub fn parse_build_id(head: &[u8]) -> Option<String> {
 pub struct Tables {
     pub shm: ShmTable,
     pub external: Externals,
+    /// Namespaces beside the app's own, once they are known.
+    pub beside: Found,
     /// Whose root directory names count from, as /proc tells them: the app's init, or ours.
     pub base: HostPid,
 }
@@ -252,6 +268,7 @@ impl Tables {
         Tables {
             shm: ShmTable::default(),
             external: Externals::default(),
+            beside: Found::default(),
             base,
         }
     }
@@ -342,7 +359,9 @@ fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> 
             nix::sys::stat::makedev(u64::from(mapping.dev.0), u64::from(mapping.dev.1)),
             mapping.ino,
         );
-        let shm = tables.shm.enter(key, &view, || kind);
+        let is_sysv = matches!(kind, ShmKind::Sysv { .. });
+        let namespace = tables.beside.which(pid, SpaceKind::Ipc).filter(|_| is_sysv);
+        let shm = tables.shm.enter_in(namespace, key, &view, || kind);
         return Ok(VmaKind::Shm {
             shm,
             offset: mapping.offset,

@@ -11,7 +11,7 @@
 
 use crate::error::{OrFail, Result};
 use crate::ids::HostPid;
-use crate::image::records::Manifest;
+use crate::image::records::{Loopback, Manifest};
 use crate::launch;
 use crate::nsthread::{self, Door};
 use crate::refusals::Refusals;
@@ -21,6 +21,7 @@ use nix::sched::{CloneFlags, unshare};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -33,8 +34,9 @@ pub const SETTING_BYTES_MAX: usize = 1024;
 pub type Settings = BTreeMap<String, String>;
 
 /// A network namespace as it is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
+    loopback: Loopback,
     settings: Settings,
     /// What is not carried where it is another than in a new one: what it is, and all of it.
     rest: Vec<(&'static str, String)>,
@@ -46,7 +48,10 @@ impl Seen {
         let files = |names: &[&str]| names.iter().map(|name| table(name)).collect::<String>();
         let rest = vec![
             ("a network device of its own", devices()),
-            ("an address of its own", files(&["fib_trie", "if_inet6"])),
+            (
+                "an address of its own",
+                files(&["fib_trie", "if_inet6"]) + &addresses().join(" "),
+            ),
             ("a route of its own", files(&["route"]) + &ipv6_routes()),
             (
                 "a routing rule of its own",
@@ -58,24 +63,51 @@ impl Seen {
             ),
         ];
         Seen {
+            loopback: loopback(),
             settings: settings(),
             rest,
         }
     }
 }
 
-/// A new namespace, with its loopback device up.
-fn usual() -> &'static io::Result<Seen> {
-    static USUAL: OnceLock<io::Result<Seen>> = OnceLock::new();
-    USUAL.get_or_init(|| {
+/// A new namespace, with such a loopback device.
+fn usual(loopback: Loopback) -> &'static io::Result<Seen> {
+    static USUAL: [OnceLock<io::Result<Seen>>; 3] = [const { OnceLock::new() }; 3];
+    USUAL[loopback as usize].get_or_init(|| {
         let look = || {
             unshare(CloneFlags::CLONE_NEWNET)?;
-            launch::raise_loopback()?;
+            bring(loopback)?;
             Ok(Seen::here())
         };
         let looked = std::thread::scope(|scope| scope.spawn(look).join());
         looked.unwrap_or_else(|_| Err(io::Error::other("the thread that was to look has panicked")))
     })
+}
+
+/// Brings the loopback device of a new namespace, that of this thread, to be so.
+fn bring(loopback: Loopback) -> io::Result<()> {
+    match loopback {
+        Loopback::Fresh => Ok(()),
+        Loopback::Up => Ok(launch::raise_loopback()?),
+        Loopback::Down => {
+            launch::raise_loopback()?;
+            Ok(launch::lower_loopback()?)
+        }
+    }
+}
+
+/// What that of this thread's namespace is.
+fn loopback() -> Loopback {
+    match launch::loopback_is_up() {
+        true => Loopback::Up,
+        false if addresses().is_empty() => Loopback::Fresh,
+        false => Loopback::Down,
+    }
+}
+
+/// Whether that of the network that a process is in is up.
+pub fn has_loopback(pid: HostPid) -> bool {
+    nsthread::inside(pid, &["net"], launch::loopback_is_up).unwrap_or(false)
 }
 
 /// One that is the app's alone, opened before the app stands still.
@@ -90,21 +122,42 @@ impl Space {
             return Ok(Space(None));
         };
         let its = inode(&pid.to_string())?;
-        if its == inode("thread-self")? || Some(its) == *network || usual().is_err() {
+        if its == inode("thread-self")? || Some(its) == *network || usual(Loopback::Up).is_err() {
             return Ok(Space(None));
         }
         Door::open(pid, &["net"]).map(|door| Space(Some(door)))
     }
 
+    /// One beside the app's own, in which a process is.
+    pub fn beside(pid: HostPid) -> io::Result<Space> {
+        Door::open(pid, &["net"]).map(|door| Space(Some(door)))
+    }
+
     /// Settings that were changed. What else was is refused.
     pub fn look(&self, pid: HostPid, refusals: &mut Refusals) -> Settings {
-        let (Some(door), Ok(usual)) = (&self.0, usual()) else {
-            return Settings::new();
-        };
+        // Ours is made with its loopback device up.
+        self.changed(pid, |_| Loopback::Up, refusals).1
+    }
+
+    /// The same, with what its loopback device is.
+    pub fn look_beside(&self, pid: HostPid, refusals: &mut Refusals) -> (Loopback, Settings) {
+        self.changed(pid, |seen| seen.loopback, refusals)
+    }
+
+    fn changed(
+        &self,
+        pid: HostPid,
+        wanted: impl Fn(&Seen) -> Loopback,
+        refusals: &mut Refusals,
+    ) -> (Loopback, Settings) {
+        let nothing = (Loopback::Fresh, Settings::new());
+        let Some(door) = &self.0 else { return nothing };
         let Ok(seen) = door.inside(Seen::here) else {
             refusals.add(pid, "network namespace", "it cannot be entered", "run as root");
-            return Settings::new();
+            return nothing;
         };
+        let loopback = wanted(&seen);
+        let Ok(usual) = usual(loopback) else { return nothing };
         for ((what, its), (_, usual)) in seen.rest.iter().zip(&usual.rest) {
             if its != usual {
                 refusals.add(
@@ -116,7 +169,7 @@ impl Space {
             }
         }
         let changed = |(name, value): &(String, String)| usual.settings.get(name) != Some(value);
-        seen.settings.into_iter().filter(changed).collect()
+        (loopback, seen.settings.into_iter().filter(changed).collect())
     }
 }
 
@@ -126,20 +179,43 @@ pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
     if manifest.network_settings.is_empty() {
         return Ok(());
     }
-    const ROUNDS: usize = 2;
-    let set = || {
-        let mut wanted = settings();
-        wanted.extend(manifest.network_settings.clone());
-        for _ in 0..ROUNDS {
-            let now = settings();
-            for (name, value) in wanted.iter().filter(|(name, value)| now.get(*name) != Some(value)) {
-                let set = fs::write(format!("{SETTINGS}/{name}"), value);
-                set.or_fail(|| format!("cannot set net/{name} to {value} in the app's network"))?;
-            }
-        }
-        Ok(())
-    };
+    let set = || set(settings(), &manifest.network_settings);
     nsthread::inside(pid, &["net"], set).or_fail(|| "cannot enter the app's network namespace")?
+}
+
+/// The same of one beside the app's own.
+pub fn restore_beside(namespace: &OwnedFd, looks: Loopback, changed: &Settings) -> Result<()> {
+    let failed = || "cannot make a network namespace of the app again";
+    // It may have begun with the settings of that one.
+    let usual = inherits().then(|| Some(usual(looks).as_ref().ok()?.settings.clone()));
+    let restore = || {
+        bring(looks).or_fail(failed)?;
+        set(usual.flatten().unwrap_or_else(settings), changed)
+    };
+    Door::to("net", namespace)
+        .and_then(|door| door.inside(restore))
+        .or_fail(failed)?
+}
+
+/// Whether a new network has the settings of the one in which it is made (Linux 5.17).
+fn inherits() -> bool {
+    let how = fs::read_to_string(format!("{SETTINGS}/core/devconf_inherit_init_net"));
+    how.is_ok_and(|how| how.trim() == "3")
+}
+
+/// Of this thread's namespace.
+fn set(usual: Settings, changed: &Settings) -> Result<()> {
+    const ROUNDS: usize = 2;
+    let mut wanted = usual;
+    wanted.extend(changed.clone());
+    for _ in 0..ROUNDS {
+        let now = settings();
+        for (name, value) in wanted.iter().filter(|(name, value)| now.get(*name) != Some(value)) {
+            let set = fs::write(format!("{SETTINGS}/{name}"), value);
+            set.or_fail(|| format!("cannot set net/{name} to {value} in the app's network"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Those of this thread's network.
@@ -206,6 +282,33 @@ fn devices() -> String {
     names.map(|(name, _)| name.trim().to_owned() + " ").collect()
 }
 
+/// All addresses, without what counts: how long they have been there (rtnetlink(7)).
+fn addresses() -> Vec<String> {
+    const IFA_CACHEINFO: u16 = 6;
+    /// struct ifaddrmsg
+    const HEAD: usize = 8;
+    let mut all = Vec::new();
+    let mut each = |body: &[u8]| {
+        let (head, mut rest) = body.split_at(HEAD.min(body.len()));
+        let mut told = format!("{head:x?}");
+        while let Some(length) = rest
+            .first_chunk::<2>()
+            .map(|bytes| usize::from(u16::from_ne_bytes(*bytes)))
+        {
+            let Some(attribute) = rest.get(..length).filter(|_| length >= 4) else {
+                break;
+            };
+            if u16::from_ne_bytes([attribute[2], attribute[3]]) != IFA_CACHEINFO {
+                told += &format!("{attribute:x?}");
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        all.push(told);
+    };
+    diag::dump_all(libc::NETLINK_ROUTE, libc::RTM_GETADDR, &[0; HEAD], &mut each).ok();
+    all
+}
+
 /// Without what counts: how often each is referred to and used.
 fn ipv6_routes() -> String {
     let text = table("ipv6_route");
@@ -245,19 +348,22 @@ mod tests {
 
     #[test]
     fn a_new_namespace_is_as_a_new_one() {
-        let Ok(usual) = usual() else { return };
-        let again = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            launch::raise_loopback().unwrap();
-            Seen::here()
-        });
-        let again = again.join().unwrap();
-        assert_eq!(usual.settings, again.settings);
-        assert_eq!(usual.rest, again.rest);
-        assert!(
-            usual.settings.contains_key("ipv4/ip_forward"),
-            "{:?}",
-            usual.settings.keys()
-        );
+        for loopback in [Loopback::Fresh, Loopback::Up, Loopback::Down] {
+            let Ok(usual) = usual(loopback) else { return };
+            let again = std::thread::spawn(move || {
+                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                bring(loopback).unwrap();
+                Seen::here()
+            });
+            let again = again.join().unwrap();
+            assert_eq!((usual.loopback, again.loopback), (loopback, loopback));
+            assert_eq!(usual.settings, again.settings);
+            assert_eq!(usual.rest, again.rest);
+            assert!(
+                usual.settings.contains_key("ipv4/ip_forward"),
+                "{:?}",
+                usual.settings.keys()
+            );
+        }
     }
 }

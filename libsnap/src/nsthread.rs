@@ -6,7 +6,7 @@ use crate::ids::HostPid;
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// The way into namespaces and back.
 #[derive(Debug)]
@@ -26,13 +26,18 @@ impl Door {
         Ok(Door { own, other })
     }
 
-    /// To this network namespace.
-    pub fn to_network(network: &OwnedFd) -> io::Result<Door> {
-        let own = File::open("/proc/thread-self/ns/net")?;
+    /// To this namespace, which is one of this name.
+    pub fn to(name: &str, namespace: &impl AsFd) -> io::Result<Door> {
+        let own = File::open(format!("/proc/thread-self/ns/{name}"))?;
         Ok(Door {
             own: vec![own],
-            other: vec![network.try_clone()?.into()],
+            other: vec![namespace.as_fd().try_clone_to_owned()?.into()],
         })
+    }
+
+    /// To this network namespace.
+    pub fn to_network(network: &OwnedFd) -> io::Result<Door> {
+        Door::to("net", network)
     }
 
     /// Runs `job` in them.

@@ -331,6 +331,7 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess, timers: timers::T
         posix_timers: timers.posix,
         fds: Vec::new(),
         ctty: None,
+        namespaces: Vec::new(),
         settings: asked.settings.answers(&asked.batch),
         untold_stops: asked.untold_stops(),
     })

@@ -30,11 +30,12 @@ use crate::freeze::{self, Frozen, FrozenProcess};
 use crate::hidden;
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::ProcessRecord;
-use crate::image::records::{Clocks, Life, Manifest, SnapEntry, VMA_FLAGS, Vma, VmaKind};
+use crate::image::records::{Clocks, Life, Manifest, Namespace, SnapEntry, VMA_FLAGS, Vma, VmaKind};
 use crate::image::{Former, ProcessImage, Sealed, ThreadImage, Unsealed, Writer, core_name};
 use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
 use crate::memory::{self, Private, Tables};
+use crate::namespaces::{Kind as SpaceKind, Looked};
 use crate::netns;
 use crate::nsthread::Door;
 use crate::pages::Stock;
@@ -394,7 +395,8 @@ impl Seen {
         if self.processes.len() != pids.len() || !pids.iter().all(same) {
             return None;
         }
-        std::mem::swap(tables, &mut self.tables);
+        std::mem::swap(&mut tables.shm, &mut self.tables.shm);
+        std::mem::swap(&mut tables.external, &mut self.tables.external);
         let mut parts = |pid| {
             let seen = self.processes.get_mut(pid)?;
             Some((std::mem::take(&mut seen.vmas), seen.gate))
@@ -476,8 +478,11 @@ fn take(
         .collect::<Result<Vec<_>>>()?;
     let mut refusals = Refusals::default();
     let mut tables = Tables::new(survey::host(target));
-    survey::processes(&mut ahead.wanted, &frozen_pids(frozen), &mut refusals);
     let pids = frozen_pids(frozen);
+    survey::processes(&mut ahead.wanted, &pids, &mut refusals);
+    tables.beside = ahead.wanted.take_found();
+    // Segments of two namespaces may be called alike: whose they are is not seen before.
+    let seen = seen.filter(|_| !tables.beside.has(SpaceKind::Ipc));
     let (mut spaces, gates): (Vec<Vec<Vma>>, Vec<_>) = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
         Some(seen) => seen.into_iter().unzip(),
         None => (
@@ -492,10 +497,25 @@ fn take(
     let mut table = files::capture(&members, options, Some(still), &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
     let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
-    let mut objects = ipc::look(&numbers, target, &ahead.ipc, &mut tables.shm, true, &mut refusals);
+    let mut objects = ipc::look(
+        &numbers,
+        target,
+        (None, &ahead.ipc),
+        &mut tables.shm,
+        true,
+        &mut refusals,
+    );
     let network_settings = ahead.network.look(frozen.processes[0].pid, &mut refusals);
     let filters = Filters::look(frozen, &mut refusals)?;
     let names = survey::host_names(frozen.processes[0].pid, &ahead.uts, &mut refusals)?;
+    let looked = Looked {
+        target,
+        numbers: &numbers,
+        own: (&ahead.ipc, &objects),
+        mapped: &spaces,
+        take: true,
+    };
+    let mut namespaces = tables.beside.look(&looked, &mut tables.shm, &mut refusals)?;
     refusals.into_result(subject)?;
     steps.enter("capture");
     let mut timeline = Timeline {
@@ -512,7 +532,13 @@ fn take(
     let mut captured = Vec::with_capacity(spaces.len());
     for ((process, place), vmas) in frozen.processes.iter().zip(&places).zip(&mut spaces) {
         go_on(cancelled)?;
-        let (record, mut threads) = capture_process(process, place, vmas, &mut objects, &timeline, &stopped)?;
+        let beside = tables.beside.which(process.pid, SpaceKind::Ipc);
+        let objects = match beside.map(|number| &mut namespaces[number as usize]) {
+            Some(Namespace::Ipc(objects)) => objects,
+            _ => &mut objects,
+        };
+        let (mut record, mut threads) = capture_process(process, place, vmas, objects, &timeline, &stopped)?;
+        record.namespaces = tables.beside.of(process.pid);
         filters.note(process, &mut threads);
         captured.push((record, threads));
     }
@@ -560,6 +586,7 @@ fn take(
     manifest.ipc_settings = objects.settings;
     manifest.network_settings = network_settings;
     manifest.barrier = barrier;
+    manifest.namespaces = namespaces;
     Ok(Taken {
         processes,
         vdso,
@@ -809,6 +836,7 @@ fn manifest(
         ipc_settings: BTreeMap::new(),
         network_settings: BTreeMap::new(),
         barrier: None,
+        namespaces: Vec::new(),
         seccomp: Vec::new(),
         participants: Vec::new(),
         external: Vec::new(),
@@ -897,12 +925,22 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
     };
     let mut refusals = Refusals::default();
     let mut tables = Tables::new(survey::host(target));
-    survey::processes(&mut ahead.wanted.clone(), &pids, &mut refusals);
-    if spaces {
-        address_spaces(&pids, None, &mut tables, &mut refusals)?;
-    }
+    let mut wanted = ahead.wanted.clone();
+    survey::processes(&mut wanted, &pids, &mut refusals);
+    tables.beside = wanted.take_found();
+    let mapped = match spaces {
+        true => address_spaces(&pids, None, &mut tables, &mut refusals)?,
+        false => Vec::new(),
+    };
     let numbers: Vec<(HostPid, VirtualPid)> = pids.iter().map(|pid| (*pid, VirtualPid(pid.0))).collect();
-    ipc::look(&numbers, target, &ahead.ipc, &mut tables.shm, false, &mut refusals);
+    let objects = ipc::look(
+        &numbers,
+        target,
+        (None, &ahead.ipc),
+        &mut tables.shm,
+        false,
+        &mut refusals,
+    );
     if let Some(pid) = pids.first() {
         ahead.network.look(*pid, &mut refusals);
     }
@@ -914,6 +952,14 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
     survey::terminals(&members, &table, options, &mut refusals);
     if let Some(pid) = pids.first() {
         survey::host_names(*pid, &ahead.uts, &mut refusals)?;
+        let looked = Looked {
+            target,
+            numbers: &numbers,
+            own: (&ahead.ipc, &objects),
+            mapped: &mapped,
+            take: false,
+        };
+        tables.beside.look(&looked, &mut tables.shm, &mut refusals)?;
         participants::of(*pid, ahead.participants.as_ref());
     }
     report.threads = pids.iter().map(|pid| proc::threads(*pid).map_or(0, |t| t.len())).sum();

@@ -8,6 +8,7 @@ use crate::freeze;
 use crate::hidden;
 use crate::ids::HostPid;
 use crate::image::records::Clocks;
+use crate::namespaces::{Found, Kind as SpaceKind};
 use crate::nsthread::Door;
 use crate::proc::{self, Fields};
 use crate::refusals::Refusals;
@@ -184,7 +185,7 @@ pub fn processes(wanted: &mut Wanted, pids: &[HostPid], refusals: &mut Refusals)
         }
     }
     shared_parts(pids, refusals);
-    hidden::look(pids, |tid| wanted.has_own(tid), refusals);
+    hidden::look(pids, |pid, tid| wanted.has_own(pid, tid), refusals);
 }
 
 /// Whether the root directory of a process is found by its name, from that of the init, or
@@ -257,11 +258,16 @@ fn ns(pid: &str, name: &str) -> Option<String> {
 }
 
 /// The namespaces that processes of the app are to be in. Its own are those its init
-/// made, or the network that it has joined; everything else must be the host's.
+/// made, or the network that it has joined; everything else must be the host's, or one of
+/// those that are kept beside.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     init: String,
     root: String,
+    /// Those beside its own. `None`: it is a process like others, and may have none.
+    found: Option<Found>,
+    /// Its namespaces are its init's, not those that its first process was started in.
+    has_init: bool,
     /// Of those that have been asked for.
     known: HashMap<(String, &'static str), Option<String>>,
 }
@@ -283,6 +289,8 @@ impl Wanted {
         }
         Wanted {
             root: root(target).to_string(),
+            found: matches!(target, Target::App { .. }).then(Found::default),
+            has_init: matches!(target, Target::App { init: Some(_), .. }),
             known,
             init,
         }
@@ -303,19 +311,19 @@ impl Wanted {
         }
     }
 
-    /// The name of a namespace that this thread is in, which it should not be.
-    fn has_own(&self, tid: HostPid) -> Option<&'static str> {
-        let names = ["mnt", "ipc", "uts", "net"].map(|name| (self.init.as_str(), name));
-        let mut all = names
-            .into_iter()
-            .chain([("self", "cgroup"), (self.root.as_str(), "pid_for_children")]);
-        let differs = |(owner, name): &(&str, &'static str)| {
-            let wanted = if *name == "pid_for_children" { "pid" } else { name };
+    /// The namespaces besides its own that processes of the app were found in.
+    pub fn take_found(&mut self) -> Found {
+        self.found.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The name of a namespace that this thread is in, which is not that of its process.
+    fn has_own(&mut self, pid: HostPid, tid: HostPid) -> Option<&'static str> {
+        let mut all = ["mnt", "ipc", "uts", "net", "cgroup", "pid_for_children"].into_iter();
+        all.find(|name| {
             let found = ns(&tid.to_string(), name);
-            let known = self.known.get(&((*owner).to_owned(), wanted)).cloned();
-            found.is_some() && found != known.unwrap_or_else(|| ns(owner, wanted))
-        };
-        all.find(differs).map(|(_, name)| name)
+            let known = self.known.entry((pid.to_string(), name));
+            found.is_some() && found != *known.or_insert_with_key(|(owner, name)| ns(owner, name))
+        })
     }
 
     fn check_one(&mut self, pid: HostPid, name: &str, (owner, own): (&str, &'static str), refusals: &mut Refusals) {
@@ -331,7 +339,12 @@ impl Wanted {
         let found = ns(&process, name);
         // One for children has no name before the first of them.
         let is_empty = found.is_none() && name == "pid_for_children" && proc::exists(pid);
-        if is_empty || found.is_some() && found != *wanted {
+        let other = found.filter(|found| Some(found) != wanted.as_ref());
+        let may_leave = self.has_init || process != self.root;
+        let all = self.found.as_mut().filter(|_| may_leave);
+        if let (Some(all), Some(kind), Some(link)) = (all, SpaceKind::named(name), &other) {
+            all.enter(pid, kind, link.clone());
+        } else if is_empty || other.is_some() {
             refusals.add(
                 pid,
                 format!("{name} namespace"),

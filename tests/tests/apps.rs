@@ -105,14 +105,18 @@ app_test!(pdeathsig);
 app_test!(subreaper);
 app_test!(tree100);
 app_test!(forker, restless);
-app_test!(namespace_uts, refused);
-app_test!(namespace_net, refused);
+app_test!(namespace_uts);
+app_test!(namespace_first);
+app_test!(namespace_fd);
+app_test!(namespace_left, refused);
+app_test!(namespace_loopback, refused);
+app_test!(namespace_net);
 app_test!(namespace_mnt, refused);
-app_test!(namespace_ipc, refused);
+app_test!(namespace_ipc);
 app_test!(namespace_pid, refused);
 app_test!(namespace_pid_init, refused);
 app_test!(namespace_user, refused);
-app_test!(namespace_cgroup, refused);
+app_test!(namespace_cgroup);
 app_test!(namespace_thread, refused);
 app_test!(pidfd);
 app_test!(pidfd_thread);
@@ -232,6 +236,8 @@ mod host_pids {
     host_pids_test!(tree100);
     host_pids_test!(pty);
     host_pids_test!(ctty);
+    host_pids_test!(namespace_uts);
+    host_pids_test!(namespace_net);
 }
 
 // Another vdso than the app's.

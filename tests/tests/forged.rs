@@ -548,9 +548,68 @@ fn signals_outside() {
 
 #[test]
 fn namespaces() {
-    of_manifest("namespaces", "pipes", "unknown field", |_, manifest| {
-        manifest["namespaces"] = json!({ "pid": "host", "mnt": "/proc/1/ns/mnt" });
+    of_manifest("namespaces", "pipes", "unknown variant", |_, manifest| {
+        manifest["namespaces"] = json!([{ "mnt": { "link": "/proc/1/ns/mnt" } }]);
     });
+}
+
+#[test]
+fn namespaces_that_nobody_is_in() {
+    of_manifest(
+        "namespaces_that_nobody_is_in",
+        "namespace_uts",
+        "no process is in",
+        |_, manifest| {
+            let more = manifest["namespaces"][0].clone();
+            if let Some(all) = manifest["namespaces"].as_array_mut() {
+                all.push(more);
+            }
+        },
+    );
+}
+
+/// What only root may make, for who may become nobody.
+#[test]
+fn namespaces_of_nobody() {
+    trial("namespaces_of_nobody", |place| {
+        let mut forger = forger(place, "pipes", Some(NOBODY))?;
+        forger.manifest["namespaces"] = json!(["cgroup"]);
+        forger.edit(Record::Process, |process| process["namespaces"] = json!([0]))?;
+        refused(place, forger, only(NOBODY), "wants namespaces of its own")
+    });
+}
+
+#[test]
+fn semaphores_of_others_beside() {
+    trial("semaphores_of_others_beside", |place| {
+        let mut forger = forger(place, "namespace_ipc", None)?;
+        let all = forger.manifest["namespaces"].as_array_mut().context("namespaces")?;
+        let objects = all.iter_mut().find_map(|one| one.get_mut("ipc")).context("IPC")?;
+        objects["semaphores"][0]["perm"]["uid"] = json!(NOBODY);
+        let allow = Allow {
+            uids: Some(vec![0]),
+            ..Allow::default()
+        };
+        refused(place, forger, allow, "belongs to user 4711")
+    });
+}
+
+/// A segment under the id that another one has in the app's own namespace.
+#[test]
+fn segments_elsewhere() {
+    of_manifest(
+        "segments_elsewhere",
+        "namespace_ipc",
+        "that it is not in",
+        |_, manifest| {
+            let all = manifest["shmem"].as_array_mut().into_iter().flatten();
+            for segment in all.filter(|one| !one["kind"]["sysv"].is_null()) {
+                if let Some(segment) = segment.as_object_mut() {
+                    segment.remove("namespace");
+                }
+            }
+        },
+    );
 }
 
 #[test]

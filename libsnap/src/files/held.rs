@@ -62,7 +62,8 @@ impl Held {
 
     /// The socket that this one was, if it is held.
     pub fn get(&self, record: &SocketRecord) -> std::io::Result<Option<OwnedFd>> {
-        let held = self.0.iter().find(|socket| socket.suits(record));
+        let mut own = self.0.iter().filter(|_| record.network.is_none());
+        let held = own.find(|socket| socket.suits(record));
         held.map(|socket| socket.fd.try_clone()).transpose()
     }
 }
@@ -94,7 +95,8 @@ pub fn carried(manifest: &Manifest, connections: Vec<OwnedFd>) -> Vec<OwnedFd> {
 
 fn sockets_of(manifest: &Manifest) -> impl Iterator<Item = &SocketRecord> {
     manifest.files.iter().filter_map(|file| match &file.kind {
-        FileKind::Socket(record) => Some(&**record),
+        // Nobody holds one of a network that only the app has.
+        FileKind::Socket(record) if record.network.is_none() => Some(&**record),
         _ => None,
     })
 }

@@ -16,6 +16,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::FileId;
 use crate::image::records::{FileKind, Manifest, SocketRecord, SocketState};
 use crate::kernel_memory::{KernelMemory, Unread};
+use crate::nsthread;
 use crate::proc;
 use crate::sys::fd as sysfd;
 use crate::sys::{Sys, diag};
@@ -320,7 +321,7 @@ fn raw(context: &Context<'_>, description: &Description) -> Result<SocketState, 
 fn is_connected_raw(context: &Context<'_>, description: &Description) -> bool {
     const INODE: usize = 9;
     let inode = description.found.key.1.to_string();
-    let pid = context.member(&description.found).pid;
+    let pid = context.beside(&description.dup);
     let texts = ["net/raw", "net/raw6"].map(|name| proc::text(pid, name).unwrap_or_default());
     let mut lines = texts
         .iter()
@@ -353,10 +354,12 @@ fn sendable(context: &Context<'_>, description: &Description, record: &SocketRec
         );
     }
     let inside = |from: &[u8]| {
-        context
-            .descriptions
-            .iter()
-            .any(|d| d.found.link.starts_with("socket:") && is_udp(d) && name_of(d) == from)
+        context.descriptions.iter().any(|d| {
+            d.found.link.starts_with("socket:")
+                && is_udp(d)
+                && name_of(d) == from
+                && sockets::share_network(&d.dup, &description.dup)
+        })
     };
     let outside = record
         .queue
@@ -364,7 +367,10 @@ fn sendable(context: &Context<'_>, description: &Description, record: &SocketRec
         .map(|message| message.from.as_slice())
         .filter(|from| !inside(from));
     for from in outside.collect::<std::collections::BTreeSet<_>>() {
-        if let Err(errno) = stand_in(record.domain, from) {
+        let beside = nsthread::inside(context.beside(&description.dup), &["net"], || {
+            stand_in(record.domain, from)
+        });
+        if let Ok(Err(errno)) = beside {
             return refused(
                 format!(
                     "datagrams from {} are queued in it, an address this host cannot take: {errno}",
@@ -395,11 +401,15 @@ fn stand_in(domain: i32, from: &[u8]) -> Sys<OwnedFd> {
     Ok(made)
 }
 
-/// Once all sockets are bound: what was queued, then who is connected.
-pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()> {
+/// Once all sockets of this network are bound: what was queued, then who is connected.
+pub fn finish(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest, network: Option<u32>) -> Result<()> {
     let records = || {
         manifest.files.iter().filter_map(|file| match &file.kind {
-            FileKind::Socket(record) if record.protocol == libc::IPPROTO_UDP && record.domain != libc::AF_UNIX => {
+            FileKind::Socket(record)
+                if record.protocol == libc::IPPROTO_UDP
+                    && record.domain != libc::AF_UNIX
+                    && record.network == network =>
+            {
                 Some((&made[&file.id], &**record))
             }
             _ => None,

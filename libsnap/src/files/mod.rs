@@ -35,7 +35,8 @@ use crate::ids::{FdNum, FileId, HostPid, VirtualPid};
 use crate::image::records::{FdEntry, FileKind, FileOwner, OpenFile, PipeRecord};
 use crate::journal::Journal;
 use crate::memory::{FileKey, Tables};
-use crate::nsthread;
+use crate::namespaces::Kind as SpaceKind;
+use crate::nsthread::{self, Door};
 use crate::proc::{self, Fields};
 use crate::refusals::Refusals;
 use crate::survey;
@@ -45,7 +46,7 @@ use crate::sys::task::{self, Compare};
 use crate::target::{SnapshotOptions, TcpPolicy};
 use std::cell::RefCell;
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -135,8 +136,8 @@ pub struct Context<'a> {
     pub descriptions: &'a [Description],
     pub fds: &'a [Vec<FdEntry>],
     pub unix: HashMap<u64, UnixSocket>,
-    /// The cookie of the app's network namespace, where the kernel tells it.
-    pub network: Option<Vec<u8>>,
+    /// The app's own first.
+    pub networks: Vec<Network>,
     /// What the options name.
     pub held: held::Known,
     /// TCP connections inside the app.
@@ -151,7 +152,35 @@ pub struct Context<'a> {
     pub base: HostPid,
 }
 
+/// A network namespace of the app.
+#[derive(Debug)]
+pub struct Network {
+    /// None: it is the app's own.
+    pub number: Option<u32>,
+    /// SO_NETNS_COOKIE, where the kernel tells it (Linux 5.14).
+    pub cookie: Option<Vec<u8>>,
+    /// A process that is in it.
+    pub pid: HostPid,
+}
+
 impl Context<'_> {
+    /// In which network of the app a socket was made, where it was made in one.
+    pub fn network_of(&self, socket: &OwnedFd) -> Option<&Network> {
+        let cookie = sockets::network_cookie(socket).ok();
+        match (&self.networks[..], cookie) {
+            // Where the kernel tells nothing it is of the only one.
+            ([own], cookie) if cookie.is_none() || own.cookie.is_none() => Some(own),
+            (networks, cookie @ Some(_)) => networks.iter().find(|network| network.cookie == cookie),
+            _ => None,
+        }
+    }
+
+    /// A process that is in the network of this socket.
+    pub fn beside(&self, socket: &OwnedFd) -> HostPid {
+        let found = self.network_of(socket).or(self.networks.first());
+        found.map_or(self.base, |network| network.pid)
+    }
+
     pub fn member(&self, found: &Found) -> &Member {
         &self.members[found.member]
     }
@@ -198,10 +227,11 @@ pub fn capture(
         Some(_) => in_flight::find(members, &mut descriptions),
         None => in_flight::Queues::new(),
     };
-    let (unix, network) = network_of(members, &descriptions)?;
+    let (unix, networks) = networks_of(members, tables, &descriptions)?;
     let held = held::Known::of(&options.held);
     let wanted = tcp::Wanted {
         members,
+        networks: &networks,
         descriptions: &descriptions,
         fds: &table.fds,
         held: &held,
@@ -214,7 +244,7 @@ pub fn capture(
         descriptions: &descriptions,
         fds: &table.fds,
         unix,
-        network,
+        networks,
         held,
         tcp,
         usual: RefCell::default(),
@@ -256,25 +286,32 @@ fn is_text(found: &Found) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Those of the app's network namespace, which is that of all its processes.
-/// The unix sockets of the app's network namespace, and its cookie.
-type Network = (HashMap<u64, UnixSocket>, Option<Vec<u8>>);
+/// The unix sockets of the app's networks, and those.
+type Networks = (HashMap<u64, UnixSocket>, Vec<Network>);
 
-fn network_of(members: &[Member], descriptions: &[Description]) -> Result<Network> {
+fn networks_of(members: &[Member], tables: &Tables, descriptions: &[Description]) -> Result<Networks> {
     let failed = || "cannot list unix sockets (sock_diag)";
-    let Some(member) = members.first() else {
-        return Ok(Network::default());
-    };
-    if !descriptions.iter().any(|d| d.found.link.starts_with("socket:")) {
-        return Ok(Network::default());
+    if members.is_empty() || !descriptions.iter().any(|d| d.found.link.starts_with("socket:")) {
+        return Ok(Networks::default());
     }
+    let is_own = |member: &&Member| tables.beside.which(member.pid, SpaceKind::Net).is_none();
+    let own = members.iter().find(is_own).map_or(tables.base, |member| member.pid);
+    let beside = tables.beside.all(SpaceKind::Net);
     let look = || {
         let one = crate::sys::fd::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
-        let cookie = crate::sys::diag::getsockopt(&one, libc::SOL_SOCKET, sockets::SO_NETNS_COOKIE, 8);
-        Ok((crate::sys::diag::unix_sockets()?, cookie.ok()))
+        Ok((crate::sys::diag::unix_sockets()?, sockets::network_cookie(&one).ok()))
     };
-    let looked: crate::sys::Sys<Network> = nsthread::inside(member.pid, &["net"], look).or_fail(failed)?;
-    looked.or_fail(failed)
+    let mut found = Networks::default();
+    for (number, pid) in [(None, own)]
+        .into_iter()
+        .chain(beside.map(|(number, pid)| (Some(number), pid)))
+    {
+        let looked: crate::sys::Sys<_> = nsthread::inside(pid, &["net"], look).or_fail(failed)?;
+        let (unix, cookie) = looked.or_fail(failed)?;
+        found.0.extend(unix);
+        found.1.push(Network { number, cookie, pid });
+    }
+    Ok(found)
 }
 
 /// Finds which descriptors share a description, and numbers the descriptions.
@@ -422,6 +459,12 @@ fn owner(context: &Context<'_>, description: &Description) -> Result<Option<File
 pub struct Builder<'a> {
     pub view: String,
     pub processes: &'a HashMap<VirtualPid, HostPid>,
+    /// One whose namespaces are the app's own.
+    pub base: HostPid,
+    /// Those beside.
+    pub namespaces: &'a [OwnedFd],
+    /// Where the app's own network is opened.
+    pub network: String,
     pub shm: &'a HashMap<crate::ids::ShmId, String>,
     pub stdio: &'a crate::target::Stdio,
     /// Descriptions of /dev/tty, which only the processes it controls can open.
@@ -443,15 +486,32 @@ pub struct Made {
     pub resumed: Option<tcp::Resumed>,
 }
 
-/// Opens what the restorer gives for files outside the app, with its own rights.
+impl Builder<'_> {
+    /// Runs `job` in the network with this number; none: where this thread is already.
+    fn in_network<T>(&self, number: Option<u32>, job: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(number) = number else { return job() };
+        let door = Door::to("net", &self.namespaces[number as usize]);
+        door.and_then(|door| door.inside(job))
+            .or_fail(|| "cannot enter a network of the app")?
+    }
+}
+
+/// Opens what the restorer gives for files outside the app, and namespaces, with its own rights.
 pub fn outside(builder: &Builder<'_>, manifest: &crate::image::records::Manifest) -> Result<HashMap<FileId, OwnedFd>> {
     let outside = manifest.files.iter().filter_map(|file| match &file.kind {
         FileKind::Outside { what } => Some((file, what)),
         _ => None,
     });
-    outside
-        .map(|(file, what)| Ok((file.id, paths::restore_outside(builder, what, file.flags)?)))
-        .collect()
+    let outside = outside.map(|(file, what)| Ok((file.id, paths::restore_outside(builder, what, file.flags)?)));
+    let namespaces = manifest.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Namespace { name, number } => Some((file, name, *number)),
+        _ => None,
+    });
+    let namespaces = namespaces.map(|(file, name, number)| {
+        let opened = paths::restore_namespace(builder, name, number, file.flags)?;
+        Ok((file.id, opened))
+    });
+    outside.chain(namespaces).collect()
 }
 
 /// Makes every description of the appshot, as descriptors of ours, beside those that are
@@ -464,7 +524,13 @@ pub fn restore_all(
 ) -> Result<Made> {
     let mut made = there;
     let mut pipes = pipes::Pipes::new(builder, &manifest.pipes);
-    let mut unix = unix::Sockets::new(builder, manifest)?;
+    let beside = (0..).zip(&manifest.namespaces);
+    let networks = beside.filter_map(|(number, namespace)| (namespace.kind() == SpaceKind::Net).then_some(number));
+    let mut unix = BTreeMap::new();
+    for number in [None].into_iter().chain(networks.map(Some)) {
+        let sockets = builder.in_network(number, || unix::Sockets::new(builder, manifest, number))?;
+        unix.insert(number, sockets);
+    }
     for file in &manifest.files {
         let fd = match &file.kind {
             FileKind::Path { path, offset } => paths::restore(builder, path, *offset, file.flags)?,
@@ -485,17 +551,25 @@ pub fn restore_all(
             FileKind::Inotify { watches } => inotify::restore(builder, watches)?,
             FileKind::Pidfd { pid } => events::restore_pidfd(builder, *pid, file.flags)?,
             FileKind::Uring(record) => uring::restore(record)?,
-            FileKind::Socket(record) => sockets::restore(builder, record, &mut unix)?,
+            FileKind::Socket(record) => {
+                // Validated: there is such a network.
+                let sockets = unix.get_mut(&record.network).expect("a network of the app");
+                builder.in_network(record.network, || sockets::restore(builder, record, sockets))?
+            }
             FileKind::Pty(record) => ptys.master(record.index)?,
             FileKind::PtySlave { index, through_tty } => {
                 pty::slave(builder, file.id, *index, *through_tty, file.flags)?
             }
-            FileKind::Outside { .. } => continue,
+            FileKind::Outside { .. } | FileKind::Namespace { .. } => continue,
         };
         made.insert(file.id, fd);
     }
-    unix.finish(builder, &made, manifest)?;
-    inet::finish(&made, manifest)?;
+    for (number, sockets) in unix {
+        builder.in_network(number, || {
+            sockets.finish(builder, &made, manifest)?;
+            inet::finish(&made, manifest, number)
+        })?;
+    }
     tcp::finish(&made, manifest)?;
     let resumed = match builder.closes {
         true => None,

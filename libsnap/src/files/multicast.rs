@@ -82,7 +82,7 @@ pub fn groups(
     if record.kind == libc::SOCK_STREAM {
         return Ok(Vec::new());
     }
-    let pid = context.member(&description.found).pid;
+    let pid = context.beside(&description.dup);
     let read = |name| proc::text(pid, name).unwrap_or_default();
     let mut all = parse_igmp(&read("net/igmp"));
     if record.domain == libc::AF_INET6 {

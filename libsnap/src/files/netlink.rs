@@ -51,7 +51,7 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
             "close it before the snapshot",
         );
     }
-    let pid = context.member(&description.found).pid;
+    let pid = context.beside(&description.dup);
     let told = nsthread::inside(pid, &["net"], || diag::netlink_sockets(record.protocol as u8));
     let told = told.and_then(|told| told.map_err(Into::into));
     let mut told = told.map_err(|error| {

@@ -31,7 +31,7 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
             "close it before the snapshot",
         );
     }
-    let pid = context.member(&description.found).pid;
+    let pid = context.beside(&description.dup);
     let told = nsthread::inside(pid, &["net"], diag::packet_sockets);
     let told = told.and_then(|told| told.map_err(Into::into));
     let mut told = told.map_err(|error| {

@@ -12,7 +12,9 @@ use crate::error::{Error, OrFail, Result};
 use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{FileKind, FileLock, LockKind, OpenFile, ShmKind};
 use crate::memory::{self, Tables};
+use crate::namespaces;
 use crate::nsthread;
+use crate::proc;
 use crate::sys::fd as sysfd;
 use crate::target::Stdio;
 use std::fs::{self, File, OpenOptions};
@@ -27,6 +29,8 @@ const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
 const MEMORY_DEVICES: u64 = 1;
 /// MQUEUE_MAGIC of the kernel.
 const MQUEUE: i64 = 0x1980_0202;
+/// `NSFS_MAGIC`
+const NSFS: i64 = 0x6e73_6673;
 const MEMORY_MINORS: [u64; 5] = [3, 5, 7, 8, 9];
 
 pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Tables) -> Result<FileKind, Refused> {
@@ -37,6 +41,9 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
             "let the app close and remove it (mq_unlink)",
         );
     }
+    if nix::sys::statfs::fstatfs(&description.dup).is_ok_and(|fs| fs.filesystem_type().0 == NSFS) {
+        return namespace(context, description, tables);
+    }
     if found.link.starts_with("/secretmem") {
         return refused(
             "memory that nobody but the app may read (memfd_secret)",
@@ -44,14 +51,14 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
         );
     }
     let view = tables.view(&found.link);
-    let same = looked_up(&view, &found.link, context.member(found).pid)
-        .is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);
+    let same =
+        looked_up(&view, &found.link, at_home(context, tables)).is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);
     if !same && let Some(kind) = unlinked(description, tables) {
         return Ok(kind);
     }
     if !same && found.link.starts_with(SETTINGS) {
         return refused(
-            "a setting of the kernel that is another one in the app's PID namespace",
+            "a setting of the kernel that is another one in the app's own namespaces",
             "close it before the snapshot",
         );
     }
@@ -113,6 +120,40 @@ fn looked_up(view: &str, link: &str, pid: HostPid) -> std::io::Result<fs::Metada
     }
 }
 
+/// A process whose namespaces are the app's own, as far as there is one.
+fn at_home(context: &Context<'_>, tables: &Tables) -> HostPid {
+    let mut members = context.members.iter().map(|member| member.pid);
+    members.find(|pid| tables.beside.is_home(*pid)).unwrap_or(tables.base)
+}
+
+/// A namespace that was opened by its link (namespaces(7)).
+fn namespace(context: &Context<'_>, description: &Description, tables: &Tables) -> Result<FileKind, Refused> {
+    let link = description.found.link.as_str();
+    let number = tables.beside.by_link(link);
+    let home = at_home(context, tables);
+    let is_own = |name: &str| proc::link(home, &format!("ns/{name}")).is_ok_and(|own| own == link);
+    let name = link.split(':').next().unwrap_or_default();
+    match namespaces::OPENED.contains(&name) && (number.is_some() || is_own(name)) {
+        true => Ok(FileKind::Namespace {
+            name: name.to_owned(),
+            number,
+        }),
+        false => refused(
+            "a namespace in which no process of the app is, or one of time or of future children",
+            "close it before the snapshot",
+        ),
+    }
+}
+
+pub fn restore_namespace(builder: &Builder<'_>, name: &str, number: Option<u32>, flags: i32) -> Result<OwnedFd> {
+    let link = match number {
+        Some(number) => format!("/proc/self/fd/{}", builder.namespaces[number as usize].as_raw_fd()),
+        None if name == "net" => builder.network.clone(),
+        None => format!("/proc/{}/ns/{name}", builder.base),
+    };
+    open_again(&link, flags & !libc::O_NOFOLLOW).or_fail(|| format!("cannot open a {name} namespace for the app again"))
+}
+
 /// Whether this is a file of /proc about something that a process has.
 fn tells_of_a_part(link: &str) -> bool {
     let mut names = link.strip_prefix("/proc/").unwrap_or_default().split('/');
@@ -141,7 +182,7 @@ fn enter(description: &Description, tables: &mut Tables, kind: impl FnOnce(&str)
     let view = format!("/proc/{}/fd/{}", found.pid, found.fd);
     if found.pid.0 as u32 == std::process::id() {
         let held = File::from(description.dup.try_clone().ok()?);
-        return tables.shm.enter_held(held, kind(&view)).ok();
+        return tables.shm.enter_held(None, held, kind(&view)).ok();
     }
     Some(tables.shm.enter(found.key, &view, || kind(&view)))
 }
@@ -269,12 +310,10 @@ pub fn is_carried(meta: &fs::Metadata) -> bool {
 pub fn restore(builder: &Builder<'_>, path: &str, offset: u64, flags: i32) -> Result<OwnedFd> {
     let failed = || format!("cannot open {path} for the app again");
     let view = format!("{}{path}", builder.view);
-    let opened = match builder.processes.values().next() {
+    let opened = match path.starts_with(SETTINGS) {
         // In its network this thread is already.
-        Some(pid) if path.starts_with(SETTINGS) => {
-            nsthread::inside(*pid, &["ipc"], || open_again(&view, flags)).or_fail(failed)?
-        }
-        _ => open_again(&view, flags),
+        true => nsthread::inside(builder.base, &["ipc"], || open_again(&view, flags)).or_fail(failed)?,
+        false => open_again(&view, flags),
     };
     let opened = opened.or_fail(failed)?;
     // Looked at before, by its name: another may have taken that since.

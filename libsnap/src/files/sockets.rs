@@ -12,6 +12,7 @@ use super::{
 use crate::error::{OrFail, Result};
 use crate::image::limits;
 use crate::image::records::{FileKind, Message, Sender, SockOpt, SocketRecord, SocketState};
+use crate::netns;
 use crate::sys::Sys;
 use crate::sys::diag::{self, Peeked};
 use crate::sys::fd as sysfd;
@@ -217,21 +218,22 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         domain: get(libc::SO_DOMAIN),
         kind: get(libc::SO_TYPE),
         protocol: get(libc::SO_PROTOCOL),
+        network: None,
         state: SocketState::Fresh,
         options: Vec::new(),
         shutdown: 0,
         queue: Vec::new(),
     };
-    // Processes of another one are refused before; this socket may be older than the change.
-    let network = diag::getsockopt(dup, libc::SOL_SOCKET, SO_NETNS_COOKIE, 8).ok();
-    if let (Some(own), Some(network)) = (&context.network, network)
-        && *own != network
-        && !context.held.came_by(dup)
-    {
-        return refused(
-            "it belongs to another network namespace than its process",
-            "close it, or open it again in the namespace of the app",
-        );
+    // Whoever has it may have come to be in another one since.
+    match context.network_of(dup) {
+        Some(network) => record.network = network.number,
+        None if context.held.came_by(dup) => {}
+        None => {
+            return refused(
+                "it belongs to a network namespace in which no process of the app is",
+                "close it, or open it again in the namespace of the app",
+            );
+        }
     }
     // -1: it does not.
     if get(libc::SO_PEEK_OFF) >= 0 {
@@ -241,6 +243,7 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         libc::AF_UNIX => unix::capture(context, description, &mut record)?,
         libc::AF_INET | libc::AF_INET6 => {
             inet::capture(context, description, &mut record)?;
+            has_addresses(context, dup, &record)?;
             if let SocketState::Carried { .. } = record.state {
                 return Ok(FileKind::Socket(Box::new(record)));
             }
@@ -264,6 +267,29 @@ pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileK
         record.options.splice(0..0, all);
     }
     Ok(FileKind::Socket(Box::new(record)))
+}
+
+/// What is bound or connected beside the app's own network had a loopback device that was up, and
+/// has nothing else to be made again by.
+fn has_addresses(context: &Context<'_>, dup: &OwnedFd, record: &SocketRecord) -> Result<(), Refused> {
+    let needs = record.network.is_some() && record.state != SocketState::Fresh;
+    match needs && !netns::has_loopback(context.beside(dup)) {
+        true => refused(
+            "the loopback device of its network namespace has been taken down",
+            "raise it (`ip link set lo up`), or close the socket",
+        ),
+        false => Ok(()),
+    }
+}
+
+/// What tells a network namespace from all others since boot.
+pub fn network_cookie(socket: &OwnedFd) -> Sys<Vec<u8>> {
+    diag::getsockopt(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE, 8)
+}
+
+/// Whether two sockets were made in one network, as far as the kernel tells it.
+pub fn share_network(one: &OwnedFd, other: &OwnedFd) -> bool {
+    network_cookie(one) == network_cookie(other)
 }
 
 /// SO_ERROR would take it from the app, and so would a look at what is queued.

@@ -36,7 +36,7 @@
 use super::barrier::{self, Barrier, Way};
 use super::repair::{self, Queue, Repair, Repaired, Window};
 use super::segment::Segment;
-use super::{Description, Member, Refused, held, holders, in_flight, inet, refused, sockets};
+use super::{Description, Member, Network, Refused, held, holders, in_flight, inet, refused, sockets};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::ids::{FileId, HostPid};
 use crate::image::limits;
@@ -109,6 +109,8 @@ impl Ends {
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     pub members: &'a [Member],
+    /// The app's own first.
+    pub networks: &'a [Network],
     pub descriptions: &'a [Description],
     pub fds: &'a [Vec<FdEntry>],
     /// What somebody holds is none of ours.
@@ -119,20 +121,28 @@ pub struct Wanted<'a> {
 
 /// Finds them, and looks into them where the app stands still: then there is a journal.
 pub fn look(wanted: Wanted<'_>, journal: Option<&mut Journal>) -> Result<Ends> {
-    let Wanted { members, fds, .. } = wanted;
+    let Wanted {
+        members, networks, fds, ..
+    } = wanted;
     let (pairs, mut alone) = pairs(wanted.descriptions);
-    alone.retain(|(end, ..)| wanted.established && !wanted.held.is_held(&end.dup));
+    let own = networks.first();
+    // Of a network that the app has made nobody outside is a peer.
+    let is_own = |end: &Description| own.is_some_and(|own| sockets::network_cookie(&end.dup).ok() == own.cookie);
+    alone.retain(|(end, ..)| wanted.established && is_own(end) && !wanted.held.is_held(&end.dup));
     let mut ends = Ends::default();
-    let (Some(member), false) = (members.first(), pairs.is_empty() && alone.is_empty()) else {
+    let (Some(own), false) = (own, pairs.is_empty() && alone.is_empty()) else {
         return Ok(ends);
     };
     let failed = || "cannot ask for TCP connections (sock_diag)";
-    let look = || (TcpEnds::open(), alone.is_empty() || barrier::works());
-    let (told, can_bar) = nsthread::inside(member.pid, &["net"], look).or_fail(failed)?;
+    let can_bar = || alone.is_empty() || barrier::works();
+    let told = networks.iter().map(|network| {
+        let opened = nsthread::inside(network.pid, &["net"], TcpEnds::open).or_fail(failed)?;
+        Ok((network.cookie.clone().unwrap_or_default(), opened.or_fail(failed)?))
+    });
     let looker = Looker {
         works: repair::works(),
-        can_bar,
-        told: told.or_fail(failed)?,
+        can_bar: nsthread::inside(own.pid, &["net"], can_bar).or_fail(failed)?,
+        told: told.collect::<Result<_>>()?,
     };
     let inside: Vec<&Description> = pairs.iter().flat_map(|(one, other)| [*one, *other]).collect();
     let all: Vec<&Description> = inside
@@ -158,7 +168,7 @@ pub fn look(wanted: Wanted<'_>, journal: Option<&mut Journal>) -> Result<Ends> {
         journal.barrier(&name)?;
         let ways: Vec<Way> = alone.iter().map(|(_, way)| *way).collect();
         let raise = || Barrier::raise(&name, &ways);
-        ends.barrier = Some(nsthread::inside(member.pid, &["net"], raise).or_fail(failed)??);
+        ends.barrier = Some(nsthread::inside(own.pid, &["net"], raise).or_fail(failed)??);
     }
     let mut repaired = Vec::new();
     for end in &all {
@@ -224,8 +234,7 @@ fn place(end: &Description) -> Option<Place> {
     }
     let peer = parse(&diag::address(&end.dup, true).ok()?)?;
     let own = parse(&diag::address(&end.dup, false).ok()?)?;
-    // Linux 5.14.
-    let network = diag::getsockopt(&end.dup, libc::SOL_SOCKET, sockets::SO_NETNS_COOKIE, 8);
+    let network = sockets::network_cookie(&end.dup);
     Some((network.unwrap_or_default(), own, peer))
 }
 
@@ -280,7 +289,8 @@ struct Looker {
     works: bool,
     /// Peers outside can be kept away.
     can_bar: bool,
-    told: TcpEnds,
+    /// By the networks of the app.
+    told: Vec<(Vec<u8>, TcpEnds)>,
 }
 
 /// What is counted by the bytes that an end has sent would begin anew.
@@ -496,11 +506,15 @@ impl Looker {
     }
 
     fn ask(&self, end: &Description) -> Sys<diag::TcpEnd> {
-        let (_, own, peer) = place(end).ok_or(nix::Error::ENOTCONN)?;
+        let (network, own, peer) = place(end).ok_or(nix::Error::ENOTCONN)?;
+        let mut networks = self.told.iter();
+        let (_, told) = networks
+            .find(|(known, _)| *known == network)
+            .ok_or(nix::Error::ENOENT)?;
         let device = diag::getsockopt_i32(&end.dup, libc::SOL_SOCKET, SO_BINDTOIFINDEX);
         let device = device.map_or(own.2, |device| device as u32);
         let [from, to] = [own, peer].map(|(ip, port, _)| SocketAddr::new(ip, port));
-        let told = self.told.find(from, to, device)?;
+        let told = told.find(from, to, device)?;
         match told.inode == end.found.key.1 {
             true => Ok(told),
             false => Err(nix::Error::ENOENT),

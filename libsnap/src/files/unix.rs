@@ -84,7 +84,26 @@ pub fn capture(context: &Context<'_>, description: &Description, record: &mut So
     if context.frozen.is_some() && diag.state != LISTEN && sockets::readable(&description.dup) {
         record.queue = sockets::peek_queue(context, description)?;
     }
-    sendable(context, record)
+    is_at_home(context, description, record)?;
+    sendable(context, description, record)
+}
+
+/// By paths sockets of two networks can be connected.
+fn is_at_home(context: &Context<'_>, description: &Description, record: &SocketRecord) -> Result<(), Refused> {
+    let other = match record.state {
+        SocketState::Paired { peer: other, .. } | SocketState::Waiting { listener: other, .. } => other,
+        _ => return Ok(()),
+    };
+    match context
+        .by_inode(other)
+        .all(|other| sockets::share_network(&other.dup, &description.dup))
+    {
+        true => Ok(()),
+        false => refused(
+            "it is connected with a socket of another network namespace of the app",
+            "close the connection before the snapshot",
+        ),
+    }
 }
 
 /// Whether what waits at a listener can be made again. `unlinked`: its path was removed.
@@ -137,7 +156,7 @@ fn peer_outside<T>() -> Result<T, Refused> {
 }
 
 /// Whether each queued message can be sent again: by its sender, to a name.
-fn sendable(context: &Context<'_>, record: &SocketRecord) -> Result<(), Refused> {
+fn sendable(context: &Context<'_>, description: &Description, record: &SocketRecord) -> Result<(), Refused> {
     if record.kind != libc::SOCK_DGRAM {
         return Ok(());
     }
@@ -147,7 +166,11 @@ fn sendable(context: &Context<'_>, record: &SocketRecord) -> Result<(), Refused>
         .map(|message| &message.from)
         .filter(|from| from.len() > UNNAMED)
     {
-        let inside = |d: &Description| context.unix.contains_key(&d.found.key.1) && name_of(d) == *from;
+        let inside = |d: &Description| {
+            context.unix.contains_key(&d.found.key.1)
+                && name_of(d) == *from
+                && sockets::share_network(&d.dup, &description.dup)
+        };
         if !context.descriptions.iter().any(inside) {
             return refused(
                 "a message of a named socket outside the app is queued in it",
@@ -266,11 +289,15 @@ pub struct Sockets<'a> {
     /// Peers that the app does not have (they were closed): they deliver what
     /// was queued, then close.
     orphans: HashMap<u64, OwnedFd>,
+    network: Option<u32>,
 }
 
-fn unix_records(manifest: &Manifest) -> impl Iterator<Item = (FileId, &SocketRecord)> {
-    manifest.files.iter().filter_map(|file| match &file.kind {
-        FileKind::Socket(record) if record.domain == libc::AF_UNIX => Some((file.id, &**record)),
+/// Those of one network.
+fn unix_records(manifest: &Manifest, network: Option<u32>) -> impl Iterator<Item = (FileId, &SocketRecord)> {
+    manifest.files.iter().filter_map(move |file| match &file.kind {
+        FileKind::Socket(record) if record.domain == libc::AF_UNIX && record.network == network => {
+            Some((file.id, &**record))
+        }
         _ => None,
     })
 }
@@ -300,17 +327,20 @@ fn peer(record: &SocketRecord) -> Option<u64> {
 impl<'a> Sockets<'a> {
     /// Makes the connections that carry a listener's name: the name must not be
     /// taken yet.
-    pub fn new(builder: &Builder<'_>, manifest: &'a Manifest) -> Result<Self> {
+    pub fn new(builder: &Builder<'_>, manifest: &'a Manifest, network: Option<u32>) -> Result<Self> {
         let mut sockets = Sockets {
-            records: unix_records(manifest).map(|(_, record)| (record.ino, record)).collect(),
+            records: unix_records(manifest, network)
+                .map(|(_, record)| (record.ino, record))
+                .collect(),
             waiting: HashMap::new(),
             orphans: HashMap::new(),
+            network,
         };
-        let listening: Vec<&[u8]> = unix_records(manifest)
+        let listening: Vec<&[u8]> = unix_records(manifest, network)
             .filter(|(_, r)| matches!(r.state, SocketState::Listening { .. }))
             .map(|(_, r)| name(r))
             .collect();
-        let mut named: Vec<&SocketRecord> = unix_records(manifest)
+        let mut named: Vec<&SocketRecord> = unix_records(manifest, network)
             .map(|(_, r)| r)
             .filter(|r| r.kind != libc::SOCK_DGRAM && peer(r).is_some() && !name(r).is_empty())
             .collect();
@@ -379,7 +409,8 @@ impl<'a> Sockets<'a> {
     /// Once all sockets exist: what was queued, then who is connected one way,
     /// then what was shut down.
     pub fn finish(self, builder: &Builder<'_>, made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<()> {
-        let by_ino: HashMap<u64, &OwnedFd> = unix_records(manifest).map(|(id, r)| (r.ino, &made[&id])).collect();
+        let records = || unix_records(manifest, self.network);
+        let by_ino: HashMap<u64, &OwnedFd> = records().map(|(id, r)| (r.ino, &made[&id])).collect();
         for record in self.records.values() {
             for message in &record.queue {
                 self.deliver(builder, record, message, (&by_ino, made))
@@ -388,7 +419,7 @@ impl<'a> Sockets<'a> {
         }
         self.connect(&by_ino)?;
         self.wait(&by_ino)?;
-        for (id, record) in unix_records(manifest) {
+        for (id, record) in records() {
             sockets::set_late_options(&made[&id], record)?;
             sockets::shut_down_again(&made[&id], record);
         }

@@ -396,7 +396,9 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
     let mut file = |id: &mut FileId| id.0 = files.of(id.0) as u32;
     let mut object = |id: &mut ShmId| id.0 = objects.of(id.0) as u32;
     // What nobody refers to comes in an order of its own.
-    manifest.shmem.sort_by_key(|shared| format!("{:?}", shared.kind));
+    manifest
+        .shmem
+        .sort_by_key(|shared| (shared.namespace, format!("{:?}", shared.kind)));
     for image in images {
         image.process.posix_timers.sort_by_key(|timer| timer.id);
         image.process.fds.sort_by_key(|entry| entry.fd);

@@ -35,9 +35,13 @@ pub const SECCOMP_FILTERS: usize = 1 << 16;
 pub const SECCOMP_PER_THREAD: usize = 8192;
 /// BPF_MAXINSNS.
 pub const SECCOMP_CODE: usize = 4096;
-/// System V semaphore sets, semaphores of one, adjustments of one; queues.
 /// Settings of a network namespace: of each device some hundred.
 pub const NETWORK_SETTINGS: usize = 4096;
+/// __NEW_UTS_LEN.
+pub const HOST_NAME_BYTES: usize = 64;
+/// Namespaces of an app below its own.
+pub const NAMESPACES: usize = PROCESSES;
+/// System V semaphore sets, semaphores of one, adjustments of one; queues.
 pub const SEMAPHORE_SETS: usize = 1 << 20;
 pub const SEMAPHORES_PER_SET: usize = 65536;
 pub const SEMAPHORE_VALUE: u16 = 32767;

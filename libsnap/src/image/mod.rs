@@ -137,6 +137,7 @@ mod staging;
 mod validate;
 mod validate_files;
 mod validate_ipc;
+mod validate_namespaces;
 mod validate_process;
 #[cfg(test)]
 mod validate_tests;

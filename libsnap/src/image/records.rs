@@ -47,6 +47,10 @@ pub struct Manifest {
     /// By which name the peers of its [`SocketState::Established`] are kept away where it was.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub barrier: Option<String>,
+    /// Namespaces that processes have made for themselves, below the app's own; processes name
+    /// them by position.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub namespaces: Vec<Namespace>,
     /// Seccomp filters, each content once; threads name them by position.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub seccomp: Vec<SeccompFilter>,
@@ -63,6 +67,49 @@ pub struct Manifest {
     pub parents: Vec<Parent>,
     /// The parts of this appshot with their digests.
     pub parts: Vec<Part>,
+}
+
+/// A namespace of an app, and what is in it (namespaces(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Namespace {
+    Uts {
+        hostname: String,
+        domainname: String,
+    },
+    /// Of which the app's cgroup is the root.
+    Cgroup,
+    Ipc(IpcObjects),
+    Net {
+        loopback: Loopback,
+        /// Settings which are others than those of a new one, by name below `/proc/sys/net`.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+        settings: BTreeMap<String, String>,
+    },
+}
+
+/// Semaphores and queues of an IPC namespace, and its settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IpcObjects {
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub semaphores: Vec<SemRecord>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub queues: Vec<QueueRecord>,
+    /// [`Manifest::ipc_settings`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub settings: BTreeMap<String, String>,
+}
+
+/// What the loopback device of a network is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loopback {
+    /// It was never up, and has no address.
+    Fresh,
+    Up,
+    /// Down again, with its address.
+    Down,
 }
 
 /// A core that holds pages of another.
@@ -200,6 +247,10 @@ pub struct ProcessRecord {
     pub ctty: Option<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub settings: Vec<Setting>,
+    /// Positions in [`Manifest::namespaces`] of those that it is in, ascending; of each other kind
+    /// it is in the app's own.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub namespaces: Vec<u32>,
     /// Children that were stopped by job control, of which it has not asked yet (waitid(2), WSTOPPED).
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub untold_stops: Vec<VirtualPid>,
@@ -526,6 +577,10 @@ pub enum VmaKind {
 pub struct ShmRecord {
     pub id: ShmId,
     pub kind: ShmKind,
+    /// Position in [`Manifest::namespaces`] of the IPC namespace that a System V segment is in,
+    /// where that is not the app's own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub namespace: Option<u32>,
     pub bytes: u64,
     /// Runs of data `(offset, length)`; the part holds them back to back.
     pub runs: Vec<(u64, u64)>,
@@ -730,6 +785,13 @@ pub enum FileKind {
     Pidfd {
         pid: VirtualPid,
     },
+    /// A namespace, opened by a link below `/proc/PID/ns` of this name: the app's own, or one of
+    /// [`Manifest::namespaces`].
+    Namespace {
+        name: String,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        number: Option<u32>,
+    },
     Uring(Box<UringRecord>),
     Socket(Box<SocketRecord>),
     /// The master of a pseudo-terminal, with the state of both sides.
@@ -911,6 +973,10 @@ pub struct SocketRecord {
     pub domain: i32,
     pub kind: i32,
     pub protocol: i32,
+    /// Position in [`Manifest::namespaces`] of the network that it was made in, where that is not
+    /// the app's own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub network: Option<u32>,
     pub state: SocketState,
     /// Raw socket options `(level, name, value)`, set in this order.
     pub options: Vec<SockOpt>,

@@ -96,6 +96,7 @@ pub fn manifest() -> Manifest {
                     seals: 1,
                     mode: 0o777,
                 },
+                namespace: None,
                 bytes: 8192 + 904,
                 runs: vec![(0, 4096), (8192, 904)],
                 part: Some("shm-0.data".into()),
@@ -110,6 +111,7 @@ pub fn manifest() -> Manifest {
                     gid: 0,
                     mtime_ns: 5,
                 },
+                namespace: None,
                 bytes: 10,
                 runs: vec![(0, 10)],
                 part: Some("unlinked-3.data".into()),
@@ -141,6 +143,13 @@ pub fn manifest() -> Manifest {
                 data: b"five".to_vec(),
             }],
         }],
+        namespaces: vec![
+            Namespace::Uts {
+                hostname: "inner".into(),
+                domainname: "(none)".into(),
+            },
+            Namespace::Cgroup,
+        ],
         seccomp: vec![SeccompFilter {
             log: true,
             code: vec![0x7fff_0000_0000_0006],
@@ -168,6 +177,7 @@ fn files() -> Vec<OpenFile> {
             domain: 1,
             kind: 1,
             protocol: 0,
+            network: None,
             state: SocketState::Paired {
                 name: vec![1, 0],
                 peer,
@@ -193,6 +203,7 @@ fn files() -> Vec<OpenFile> {
             domain: 2,
             kind: 1,
             protocol: 6,
+            network: None,
             state: SocketState::Joined {
                 name: vec![2, 0, 0x9c, port, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
                 peer,
@@ -388,6 +399,7 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
                 value: 16,
             }],
             ctty: Some(0),
+            namespaces: vec![0, 1],
             untold_stops: vec![VirtualPid(pid + 1)],
         },
         comm: "sample".into(),

@@ -7,7 +7,7 @@ use super::fault::{corrupt, ensure};
 use super::leaves::DIGESTS;
 use super::process::Core;
 use super::records::{FileKind, Life, Manifest, Part, SeccompFilter, SnapEntry, Vma, VmaKind};
-use super::{FORMAT, MANIFEST, leaves, limits, validate_files};
+use super::{FORMAT, MANIFEST, leaves, limits, validate_files, validate_namespaces};
 use crate::error::Result;
 use crate::files::uring;
 use crate::ids::VirtualPid;
@@ -31,8 +31,8 @@ pub fn manifest(manifest: &Manifest) -> Result<()> {
         format!("app id {:?} is not allowed", shown(&manifest.app))
     })?;
     text(part, "product", &manifest.product, limits::TEXT_BYTES)?;
-    text(part, "hostname", &manifest.hostname, 64)?;
-    text(part, "domainname", &manifest.domainname, 64)?;
+    text(part, "hostname", &manifest.hostname, limits::HOST_NAME_BYTES)?;
+    text(part, "domainname", &manifest.domainname, limits::HOST_NAME_BYTES)?;
     text(part, "kernel_release", &manifest.needs.kernel_release, 256)?;
     ensure(
         is_digest(&manifest.needs.vdso_blake3) || manifest.needs.vdso_blake3.is_empty(),
@@ -48,6 +48,7 @@ pub fn manifest(manifest: &Manifest) -> Result<()> {
     processes(&manifest.processes)?;
     seccomp(&manifest.seccomp)?;
     participants(&manifest.participants)?;
+    validate_namespaces::manifest(manifest)?;
     validate_files::all(manifest)?;
     part_references(manifest)
 }
@@ -281,6 +282,7 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
         }
     }
     filters_used(manifest, cores)?;
+    validate_namespaces::app(manifest, cores)?;
     requests(manifest, cores)?;
     thread_ids(manifest, cores)
 }

@@ -10,6 +10,7 @@ use super::{MANIFEST, limits, validate_ipc};
 use crate::error::Result;
 use crate::files::{barrier, uring as rings};
 use crate::ids::{FdNum, FileId, ShmId};
+use crate::namespaces;
 use std::collections::{BTreeMap, BTreeSet};
 
 const PART: &str = MANIFEST;
@@ -206,6 +207,7 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
         }
         FileKind::Pty(pty) => self::pty(id, pty),
         FileKind::PtySlave { index, .. } => has(names.ptys.contains(index), "pseudo-terminal"),
+        FileKind::Namespace { name, .. } => has(namespaces::OPENED.contains(&name.as_str()), "kind of namespace"),
         FileKind::Outside { what } => text(PART, "outside file", what, limits::TEXT_BYTES),
         // Plain numbers that the kernel checks; that a pidfd's process exists
         // is checked with the threads.
@@ -267,7 +269,10 @@ fn socket(id: FileId, socket: &SocketRecord) -> Result<()> {
         SocketState::Joined { peer, connection, .. } => Some((*peer != socket.ino, connection)),
         SocketState::Established {
             connection, numbers, ..
-        } => Some((numbers.in_flight as usize <= connection.unsent.len(), connection)),
+        } => Some((
+            numbers.in_flight as usize <= connection.unsent.len() && socket.network.is_none(),
+            connection,
+        )),
         _ => None,
     };
     if let Some((fits, connection)) = end {

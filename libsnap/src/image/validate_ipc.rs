@@ -1,34 +1,45 @@
 //! What must hold for System V semaphores and message queues, and for settings of namespaces.
 
 use super::fault::ensure;
-use super::records::{IpcPerm, Manifest, QueueRecord, SemRecord};
+use super::records::{IpcPerm, Manifest, Namespace, QueueRecord, SemRecord};
 use super::validate::count;
 use super::{MANIFEST, limits};
 use crate::error::Result;
 use crate::ids::VirtualPid;
 use crate::ipc;
 use crate::netns;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 const PART: &str = MANIFEST;
 
 pub fn all(manifest: &Manifest) -> Result<()> {
-    let (sets, queues) = (&manifest.semaphores, &manifest.queues);
+    let pids: BTreeSet<_> = manifest.processes.iter().map(|entry| entry.pid).collect();
+    let own = (&manifest.semaphores[..], &manifest.queues[..], &manifest.ipc_settings);
+    objects(own, &pids)?;
+    network_settings(&manifest.network_settings)?;
+    manifest.namespaces.iter().try_for_each(|namespace| match namespace {
+        Namespace::Ipc(own) => objects((&own.semaphores, &own.queues, &own.settings), &pids),
+        Namespace::Net { settings, .. } => network_settings(settings),
+        Namespace::Uts { .. } | Namespace::Cgroup => Ok(()),
+    })
+}
+
+/// Of one IPC namespace.
+type Objects<'a> = (&'a [SemRecord], &'a [QueueRecord], &'a BTreeMap<String, String>);
+
+fn objects((sets, queues, settings): Objects<'_>, pids: &BTreeSet<VirtualPid>) -> Result<()> {
     count(PART, "semaphore sets", sets.len(), limits::SEMAPHORE_SETS)?;
     count(PART, "message queues", queues.len(), limits::QUEUES)?;
     perms("semaphore set", sets.iter().map(|set| set.perm))?;
     perms("message queue", queues.iter().map(|queue| queue.perm))?;
-    let pids: BTreeSet<_> = manifest.processes.iter().map(|entry| entry.pid).collect();
-    sets.iter().try_for_each(|set| semaphores(set, &pids))?;
+    sets.iter().try_for_each(|set| semaphores(set, pids))?;
     queues.iter().try_for_each(queue)?;
-    manifest.ipc_settings.iter().try_for_each(setting)?;
-    count(
-        PART,
-        "network settings",
-        manifest.network_settings.len(),
-        limits::NETWORK_SETTINGS,
-    )?;
-    manifest.network_settings.iter().try_for_each(network_setting)
+    settings.iter().try_for_each(setting)
+}
+
+fn network_settings(settings: &BTreeMap<String, String>) -> Result<()> {
+    count(PART, "network settings", settings.len(), limits::NETWORK_SETTINGS)?;
+    settings.iter().try_for_each(network_setting)
 }
 
 /// Only of the network namespace, which is made for the app.

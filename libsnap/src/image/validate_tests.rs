@@ -54,6 +54,20 @@ fn end(manifest: &mut Manifest) -> (&mut u64, &mut Connection) {
     }
 }
 
+fn end_socket(manifest: &mut Manifest) -> &mut SocketRecord {
+    match manifest.files.last_mut().map(|file| &mut file.kind) {
+        Some(FileKind::Socket(socket)) => socket,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn opened(name: &str, number: Option<u32>) -> FileKind {
+    FileKind::Namespace {
+        name: name.into(),
+        number,
+    }
+}
+
 fn ring(manifest: &mut Manifest) -> &mut UringRecord {
     let mut files = manifest.files.iter_mut();
     let ring = files.find_map(|file| match &mut file.kind {
@@ -119,6 +133,42 @@ fn bad_manifests_are_refused() {
         (
             "setting",
             Box::new(|m| drop(m.ipc_settings.insert("kernel.sem".into(), "1 x".into()))),
+        ),
+        (
+            "host name",
+            Box::new(|m| {
+                m.namespaces[0] = Namespace::Uts {
+                    hostname: "x".repeat(65),
+                    domainname: String::new(),
+                };
+            }),
+        ),
+        (
+            "setting",
+            Box::new(|m| {
+                m.namespaces[0] = Namespace::Net {
+                    loopback: Loopback::Up,
+                    settings: [("../core_pattern".to_owned(), "1".to_owned())].into(),
+                };
+            }),
+        ),
+        (
+            "setting",
+            Box::new(|m| {
+                let mut objects = IpcObjects::default();
+                objects.settings.insert("kernel.core_pattern".into(), "1".into());
+                m.namespaces[1] = Namespace::Ipc(objects);
+            }),
+        ),
+        ("no such IPC namespace", Box::new(|m| m.shmem[0].namespace = Some(0))),
+        ("no such network", Box::new(|m| end_socket(m).network = Some(1))),
+        (
+            "kind of namespace",
+            Box::new(|m| m.files[0].kind = opened("time", None)),
+        ),
+        (
+            "no such namespace",
+            Box::new(|m| m.files[0].kind = opened("uts", Some(1))),
         ),
         ("peer is not listed", Box::new(|m| *end(m).0 = 91)),
         ("peer is not listed", Box::new(|m| drop(m.files.pop()))),
@@ -201,6 +251,8 @@ fn bad_processes_are_not_sealed() {
         ("no private mapping", Box::new(|p| p.vmas[1].kind = VmaKind::Vvar)),
         ("not absolute", Box::new(|p| p.process.cwd = "here".into())),
         ("ids are not those", Box::new(|p| p.sid = VirtualPid(5))),
+        ("no such namespaces", Box::new(|p| p.process.namespaces = vec![0, 2])),
+        ("no such namespaces", Box::new(|p| p.process.namespaces = vec![1, 0])),
     ];
     for (expected, change) in changes {
         let dir = tempfile::tempdir().unwrap();

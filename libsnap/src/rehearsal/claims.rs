@@ -85,6 +85,10 @@ fn of_socket(socket: &SocketRecord) -> Option<Claim> {
         SocketState::Established { name, .. } => name,
         SocketState::Fresh | SocketState::Severed | SocketState::Carried { .. } => return None,
     };
+    let is_path = socket.domain == libc::AF_UNIX && name.get(2).is_some_and(|byte| *byte != 0);
+    if socket.network.is_some() && !is_path {
+        return None;
+    }
     if socket.domain == libc::AF_NETLINK {
         return Some(Claim::Netlink(netlink::port(name), socket.protocol));
     }

@@ -18,6 +18,7 @@
 //! them go, so that a failure anywhere leaves nothing behind.
 
 mod ahead;
+mod apart;
 pub mod eager;
 pub mod fill;
 mod huge;

@@ -46,7 +46,7 @@ impl Shared {
         for record in &shot.manifest.shmem {
             match &record.kind {
                 ShmKind::Sysv { id, .. } => {
-                    make_sysv(shot, record, skeleton.any())?;
+                    make_sysv(shot, record, skeleton.member(shot, record.namespace))?;
                     shared.sysv.insert(record.id, (*id, record.bytes));
                 }
                 _ => {

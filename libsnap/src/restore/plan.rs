@@ -39,6 +39,17 @@ pub fn allowed(shot: &Appshot, options: &RestoreOptions) -> Result<()> {
     if options.pids == PidMode::Host && !options.binds.is_empty() {
         return Err(on_host("restore"));
     }
+    if options.pids == PidMode::Host
+        && shot
+            .cores
+            .first()
+            .is_some_and(|core| !core.image.process.namespaces.is_empty())
+    {
+        return Err(
+            refused("its first process is in namespaces beside the app's own, of which it has none here")
+                .fix("restore it into a new PID namespace (--pids=new)"),
+        );
+    }
     // What is bound there is another one, and looked for once it is.
     let here = |file: &&ExternalFile| !options.binds.iter().any(|bind| bind.has(&file.path));
     for file in shot.manifest.external.iter().filter(here) {

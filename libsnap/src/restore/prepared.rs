@@ -143,18 +143,20 @@ impl Prepared {
         from: &From,
         way: Way,
         vdsos: Vec<Vdso>,
-        skeleton: Skeleton,
+        mut skeleton: Skeleton,
         phases: &mut Phases<'_>,
     ) -> Result<Prepared> {
         let shot = from.shot();
         phases.start("objects")?;
         let directory = Directory::open(&skeleton.outer_view())?;
-        ipc::widen(skeleton.any(), &shot.manifest)?;
+        ipc::widen(skeleton.base(), ipc::Content::of(&shot.manifest))?;
         if skeleton.has_network {
-            netns::restore(skeleton.any(), &shot.manifest)?;
+            netns::restore(skeleton.base(), &shot.manifest)?;
         }
+        skeleton.part(shot)?;
         let shared = Shared::make(shot, &skeleton, Itself::of(way, shot)?.as_ref())?;
-        ipc::restore(skeleton.any(), &shot.manifest)?;
+        ipc::restore(skeleton.base(), ipc::Content::of(&shot.manifest))?;
+        skeleton.furnish(shot)?;
         let mut prepared = Prepared {
             from: from.clone(),
             way,
@@ -407,7 +409,7 @@ impl Prepared {
         }
         let (joined, network) = options.joins.map(network::join).transpose()?.unzip();
         if let Some(network) = &joined {
-            self.skeleton.join(network)?;
+            self.skeleton.join(network, shot)?;
         }
         let files::Made { files, resumed } = self.files(shot, options, joined.as_deref())?;
         phases.start("processes")?;
@@ -504,13 +506,19 @@ impl Prepared {
         let builder = Builder {
             view: skeleton.view(),
             processes: &skeleton.numbers,
+            base: skeleton.base(),
+            namespaces: &skeleton.namespaces,
+            network: match network {
+                Some(network) => format!("/proc/self/fd/{}", network.as_raw_fd()),
+                None => format!("/proc/{}/ns/net", skeleton.base()),
+            },
             shm: &self.shared.shm.iter().map(source).collect(),
             stdio: &options.stdio,
             ttys: skeleton.open_ttys(&shot.manifest)?,
             timeline: skeleton.timeline,
             held: Held::take(&options.held, &shot.manifest)?,
             joined: network.is_some(),
-            apart: skeleton.has_network,
+            apart: skeleton.has_network && network.is_none(),
             closes: options.tcp_close,
         };
         let mut there = files::outside(&builder, &shot.manifest)?;
@@ -522,7 +530,7 @@ impl Prepared {
         };
         let door = match network {
             Some(network) => Door::to_network(network),
-            None if skeleton.has_network => Door::open(skeleton.any(), &["net"]),
+            None if skeleton.has_network => Door::open(skeleton.base(), &["net"]),
             None => return make(),
         };
         let made = door.and_then(|door| door.inside(make));
@@ -553,7 +561,7 @@ impl Prepared {
         let simple =
             |core: &Core| threads::suits(core) && state::limits_to_set(&limits, &core.image.process).next().is_none();
         let simple: Vec<bool> = shot.cores.iter().map(simple).collect();
-        if !shot.manifest.semaphores.is_empty() || simple.contains(&false) {
+        if ipc::has_semaphores(&shot.manifest) || simple.contains(&false) {
             script::run_all(&mut scripts)?;
             for (at, core) in shot.cores.iter().enumerate().filter(|(at, _)| !simple[*at]) {
                 state::threads(skeleton, at, core, &shot.manifest.seccomp)?;
@@ -585,7 +593,7 @@ impl Prepared {
 /// Whether the app has a port of the internet for itself.
 fn is_bound(shot: &Appshot) -> bool {
     shot.manifest.files.iter().any(|file| match &file.kind {
-        FileKind::Socket(socket) => {
+        FileKind::Socket(socket) if socket.network.is_none() => {
             [libc::AF_INET, libc::AF_INET6].contains(&socket.domain) && socket.state != SocketState::Fresh
         }
         _ => false,

@@ -18,8 +18,8 @@ use crate::error::{OrFail, Result};
 use crate::files::{netlink, paths, sockets};
 use crate::ids::HostPid;
 use crate::image::records::{
-    FileKind, IpcPerm, LockKind, Manifest, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord, SocketState,
-    ThreadRecord, VmaKind,
+    FileKind, IpcPerm, LockKind, Manifest, Namespace, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord,
+    SocketState, ThreadRecord, VmaKind,
 };
 use crate::image::{Appshot, Core};
 use crate::sys::task;
@@ -205,6 +205,9 @@ impl<'a> Judge<'a> {
         for path in [&process.exe, &process.cwd] {
             self.path(&who("names"), path)?;
         }
+        if !process.namespaces.is_empty() {
+            self.takes(Capability::CAP_SYS_ADMIN, who("wants namespaces of its own"))?;
+        }
         if process.root != "/" {
             self.takes(Capability::CAP_SYS_CHROOT, who("wants a root directory of its own"))?;
             self.path(&who("has for its root directory"), &process.root)?;
@@ -264,10 +267,17 @@ impl<'a> Judge<'a> {
                 ShmKind::Anon => {}
             }
         }
-        let perms = manifest.semaphores.iter().map(|set| set.perm);
-        perms
-            .chain(manifest.queues.iter().map(|queue| queue.perm))
-            .try_for_each(|perm| self.ipc(perm))
+        let beside = manifest.namespaces.iter().filter_map(|namespace| match namespace {
+            Namespace::Ipc(objects) => Some((&objects.semaphores, &objects.queues)),
+            _ => None,
+        });
+        for (semaphores, queues) in beside.chain([(&manifest.semaphores, &manifest.queues)]) {
+            let perms = semaphores.iter().map(|set| set.perm);
+            perms
+                .chain(queues.iter().map(|queue| queue.perm))
+                .try_for_each(|perm| self.ipc(perm))?;
+        }
+        Ok(())
     }
 
     fn ipc(&self, perm: IpcPerm) -> Result<()> {

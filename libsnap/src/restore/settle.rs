@@ -13,6 +13,7 @@
 //! process of one thread can (time_namespaces(7)). So the clocks come after all that
 //! takes long, and before the threads.
 
+use super::apart;
 use super::place;
 use super::script::Script;
 use super::skeleton::{self, Husk, Skeleton};
@@ -20,6 +21,7 @@ use crate::error::Result;
 use crate::image::Appshot;
 use crate::image::records::{Manifest, ProcessRecord};
 use crate::launch::loopback_up;
+use crate::namespaces::Kind;
 use crate::proc;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -110,10 +112,11 @@ impl Skeleton {
         Ok(())
     }
 
-    /// Has all processes of the app be in this network, before they open anything: what /proc
+    /// Has all processes of the app that are in its own network be in this one, before they open anything: what /proc
     /// tells of a network is that of who opens it.
-    pub(super) fn join(&self, network: &OwnedFd) -> Result<()> {
-        for (at, husk) in self.husks.iter().enumerate() {
+    pub(super) fn join(&self, network: &OwnedFd, shot: &Appshot) -> Result<()> {
+        let own = |(at, _): &(usize, &Husk)| self.is_in(shot, *at, Kind::Net).is_none();
+        for (at, husk) in self.husks.iter().enumerate().filter(own) {
             let mut script = Script::new(self.executor, husk.pid, &husk.regs);
             // The lowest number that is free.
             let number = if at == 0 { OFFSETS + 1 } else { NAMESPACES + 1 };
@@ -136,7 +139,11 @@ impl Skeleton {
     ) -> Result<()> {
         if at == 0 {
             if self.init.is_some() {
-                self.rename(script, names(&shot.manifest, hostname))?;
+                let names = names(&shot.manifest, hostname);
+                match self.is_in(shot, at, Kind::Uts) {
+                    Some(_) => apart::name(&self.own(Kind::Uts)?, names)?,
+                    None => self.rename(script, names)?,
+                }
             }
             script.must("unshare(CLONE_NEWTIME)", libc::SYS_unshare, &[NEWTIME])?;
             write(script, OFFSETS, &self.timeline.offsets())?;

@@ -79,6 +79,8 @@ pub struct Skeleton {
     pub restorer: i32,
     /// Until they are given to the app's processes.
     pub ptys: Ptys,
+    /// Those of [`Manifest::namespaces`], once they are made.
+    pub(super) namespaces: Vec<OwnedFd>,
     /// Of the app, once it is about to run.
     pub timeline: Timeline,
     cgroup: Option<PathBuf>,
@@ -168,6 +170,7 @@ impl Skeleton {
             gate: Gate::of_husk(0),
             restorer,
             ptys: Ptys::default(),
+            namespaces: Vec::new(),
             timeline: Timeline::begin(Clocks::default()),
             cgroup,
             root: VirtualPid(0),
@@ -283,9 +286,14 @@ impl Skeleton {
         format!("/proc/{}/root", outer.pid)
     }
 
-    /// The process whose IPC namespace is the app's.
+    /// Its first process.
     pub fn any(&self) -> HostPid {
         self.husks[0].pid
+    }
+
+    /// A process whose namespaces are the app's own.
+    pub fn base(&self) -> HostPid {
+        self.init.as_ref().unwrap_or(&self.husks[0]).pid
     }
 
     /// Opens /dev/tty where the appshot has it, each in the session that the

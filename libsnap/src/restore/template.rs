@@ -97,6 +97,7 @@ impl Template {
             && root.pid.0 > 1
             && root.exit_signal == libc::SIGCHLD
             && shot.manifest.shmem.is_empty()
+            && shot.manifest.namespaces.is_empty()
             // A fork renews memory of some kinds whether that is wanted or not.
             && (way.renewed || !shot.cores.iter().any(|core| core.image.vmas.iter().any(is_unique)))
             && !shot.manifest.files.iter().any(|file| terminal(&file.kind) || ring(&file.kind))
@@ -226,10 +227,10 @@ impl Nursery {
         let others = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS | network;
         // By a pidfd (Linux 5.8).
         script.must("setns", libc::SYS_setns, &[INIT as u64, others as u64])?;
-        if ipc::any(&shot.manifest) {
+        if ipc::Content::of(&shot.manifest).any() {
             script.flush()?;
-            ipc::widen(skeleton.any(), &shot.manifest)?;
-            ipc::restore(skeleton.any(), &shot.manifest)?;
+            ipc::widen(skeleton.any(), ipc::Content::of(&shot.manifest))?;
+            ipc::restore(skeleton.any(), ipc::Content::of(&shot.manifest))?;
         }
         if skeleton.has_network && !shot.manifest.network_settings.is_empty() {
             script.flush()?;

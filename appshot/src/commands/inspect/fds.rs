@@ -37,6 +37,11 @@ fn describe(file: &OpenFile) -> (&'static str, String) {
         FileKind::Memfd { shm, offset } => ("memfd", format!("memory {shm} at {offset}")),
         FileKind::Eventfd { count, .. } => ("eventfd", format!("count {count}")),
         FileKind::Timerfd { time, .. } => ("timerfd", format!("{} ns left", time.value_ns)),
+        FileKind::Namespace { name, number: None } => ("namespace", format!("{name}, the app's own")),
+        FileKind::Namespace {
+            name,
+            number: Some(number),
+        } => ("namespace", format!("{name}, number {number}")),
         FileKind::Signalfd { mask } => ("signalfd", format!("mask {mask:#x}")),
         FileKind::Epoll { watches } => ("epoll", format!("{} watches", watches.len())),
         FileKind::Inotify { watches } => ("inotify", format!("{} watches", watches.len())),

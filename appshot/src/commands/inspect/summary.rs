@@ -101,12 +101,20 @@ fn parent(parent: &Parent) -> String {
 }
 
 fn objects(manifest: &Manifest) -> String {
-    format!(
+    let namespaces = match manifest.namespaces.len() {
+        0 => String::new(),
+        count => format!(
+            ", {}",
+            out::count(count, "namespace beside its own", "namespaces beside its own")
+        ),
+    };
+    let objects = format!(
         "{}, {}, {}",
         out::count(manifest.files.len(), "open file", "open files"),
         out::count(manifest.pipes.len(), "pipe", "pipes"),
         out::count(manifest.shmem.len(), "shared memory", "shared memories")
-    )
+    );
+    objects + &namespaces
 }
 
 fn needs(manifest: &Manifest) -> String {

@@ -94,6 +94,7 @@ fn is_unfit(kind: &FileKind, manifest: &Manifest) -> Option<&'static str> {
         | FileKind::Signalfd { .. }
         | FileKind::Epoll { .. }
         | FileKind::Inotify { .. }
+        | FileKind::Namespace { .. }
         | FileKind::Outside { .. } => None,
         FileKind::Pipe { ino } if empty(ino) => None,
         FileKind::Pipe { .. } => Some("it has a pipe with something in it"),

@@ -214,6 +214,9 @@ impl Armed {
         if vdsos[0] != Vdso::Own {
             return Err(Why::anew("it has the vdso of another kernel"));
         }
+        if !record.namespaces.is_empty() {
+            return Err(Why::anew("it is in namespaces beside the app's own"));
+        }
         if !record.posix_timers.is_empty() || record.itimers.iter().any(|timer| timer.value_ns != 0) {
             return Err(Why::anew("it has timers"));
         }
