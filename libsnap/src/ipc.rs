@@ -1,4 +1,5 @@
-//! System V IPC of the app's own namespace (sysvipc(7)).
+//! System V IPC of the app's own namespace (sysvipc(7)), and which POSIX message queues are in it
+//! ([`mqueue`]).
 //!
 //! Semaphores, message queues and shared memory keep their ids (`*_next_id` in
 //! /proc/sys/kernel, CONFIG_CHECKPOINT_RESTORE), keys, owners, creators, modes and
@@ -24,8 +25,9 @@
 
 use crate::error::{Error, OrFail, Refusal, Result};
 use crate::executor::{Batch, CallId, Executor};
+use crate::files::mqueue::{self, Queues};
 use crate::freeze::FrozenProcess;
-use crate::ids::{HostPid, VirtualPid};
+use crate::ids::{FileId, HostPid, VirtualPid};
 use crate::image::Appshot;
 use crate::image::records::{IpcPerm, Manifest, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind};
 use crate::memory::ShmTable;
@@ -43,7 +45,8 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 /// Rows of one `/proc/sysvipc` table, each as its numbers.
 type Rows = Vec<Vec<i64>>;
@@ -92,7 +95,7 @@ pub struct Space {
     door: Door,
     /// `/proc/sysvipc/`: each shows the namespace in which it was opened.
     tables: Vec<File>,
-    /// Its POSIX message queues, as a directory that is nowhere mounted.
+    /// Its POSIX message queues, as a directory that is nowhere mounted; where it is the app's own.
     queues: Option<File>,
     /// Those of [`SETTINGS`] that this kernel has, where the namespace is the app's own.
     settings: Vec<(usize, File)>,
@@ -101,12 +104,20 @@ pub struct Space {
 impl Space {
     /// That of `pid`, a process of this target.
     pub fn open(pid: HostPid, target: &Target) -> io::Result<Space> {
+        Space::of(pid, is_own(target))
+    }
+
+    /// That of `pid`. `own`: it is the app's and nobody else's.
+    pub fn of(pid: HostPid, own: bool) -> io::Result<Space> {
         let door = Door::open(pid, &["ipc"])?;
         let tables = ["shm", "sem", "msg"].iter();
         let tables = tables.map(|table| File::open(format!("/proc/sysvipc/{table}")));
         let tables = door.inside(|| tables.collect::<io::Result<Vec<_>>>())??;
-        let queues = door.inside(sysfd::message_queues)?.ok().map(File::from);
-        let settings = match is_own(target) {
+        let queues = match own {
+            true => door.inside(sysfd::message_queues)?.ok().map(File::from),
+            false => None,
+        };
+        let settings = match own {
             true => door.inside(|| {
                 let files = SETTINGS.iter().map(|(name, _)| File::open(path_of(name)).ok());
                 files.enumerate().filter_map(|(at, file)| Some((at, file?))).collect()
@@ -122,7 +133,7 @@ impl Space {
     }
 
     /// Those that are others than a new namespace has.
-    fn settings(&self) -> BTreeMap<String, String> {
+    pub fn settings(&self) -> BTreeMap<String, String> {
         let changed = self.settings.iter().filter_map(|(at, file)| {
             let mut text = [0; SETTING_BYTES_MAX];
             let got = file.read_at(&mut text, 0).ok()?;
@@ -141,7 +152,17 @@ impl Space {
         meta.is_some_and(|meta| meta.len() > EMPTY_BYTES)
     }
 
-    /// No object is in it now: there is nothing but the heads of the tables.
+    /// Where they are.
+    pub fn queues_device(&self) -> Option<u64> {
+        Some(self.queues.as_ref()?.metadata().ok()?.dev())
+    }
+
+    /// Neither System V objects nor POSIX message queues with a name are in it.
+    pub fn is_bare(&self) -> bool {
+        self.is_empty() && !self.has_posix_queues()
+    }
+
+    /// No System V object is in it now: there is nothing but the heads of the tables.
     fn is_empty(&self) -> bool {
         let has_head_only = |table: &File| {
             let mut text = [0; 512];
@@ -153,12 +174,12 @@ impl Space {
 }
 
 /// Reads all System V objects of the app's namespace, which is `space`, and completes the
-/// segments of `shm`. With `take`, segments that nobody has attached are opened.
+/// segments of `shm`, and the POSIX message `queues`. With `take`, segments that nobody has attached are opened.
 pub fn look(
     numbers: &[(HostPid, VirtualPid)],
     target: &Target,
     space: &Space,
-    shm: &mut ShmTable,
+    (shm, queues): (&mut ShmTable, &mut Queues),
     take: bool,
     refusals: &mut Refusals,
 ) -> Objects {
@@ -168,13 +189,16 @@ pub fn look(
     // In the host's namespace the rest belongs to others.
     let own = is_own(target);
     let settings = space.settings();
-    if own && space.has_posix_queues() {
-        refusals.add(
-            pid,
-            "POSIX message queues",
-            "there are some in its IPC namespace, which are not carried yet",
-            "let the app remove them (mq_unlink)",
-        );
+    if let Some(directory) = space.queues.as_ref().filter(|_| space.has_posix_queues()) {
+        let unlisted = |error| {
+            vec![(
+                String::new(),
+                (format!("they cannot be listed: {error}"), "try again".into()),
+            )]
+        };
+        for (name, (reason, fix)) in queues.complete(directory, take).unwrap_or_else(unlisted) {
+            refusals.add(pid, format!("POSIX message queue /{name}"), reason, fix);
+        }
     }
     let has_attached = shm
         .records_mut()
@@ -529,7 +553,17 @@ pub fn create<T, E: Into<io::Error>>(
 
 /// Whether there is anything that [`restore`] makes.
 pub fn any(manifest: &Manifest) -> bool {
-    !manifest.semaphores.is_empty() || !manifest.queues.is_empty() || !manifest.ipc_settings.is_empty()
+    !manifest.semaphores.is_empty()
+        || !manifest.queues.is_empty()
+        || !manifest.posix_queues.is_empty()
+        || !manifest.ipc_settings.is_empty()
+}
+
+/// A number that its namespace has for a setting of one, or will have.
+pub fn setting(manifest: &Manifest, name: &str) -> Option<u64> {
+    let usual = || Some(SETTINGS.iter().find(|(known, _)| *known == name)?.1);
+    let value = manifest.ipc_settings.get(name).map(String::as_str).or_else(usual)?;
+    value.parse().ok()
 }
 
 /// Sets what has to be there before there are objects which a new namespace would not allow.
@@ -562,10 +596,10 @@ fn set<'a>(pid: HostPid, settings: impl Iterator<Item = (&'a String, &'a String)
 }
 
 /// Makes semaphores and queues again in the IPC namespace of `pid`, and gives it its settings:
-/// they may allow less than what there was before.
-pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
+/// they may allow less than what there was before. Answers the descriptions of POSIX message queues.
+pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<HashMap<FileId, OwnedFd>> {
     if !any(manifest) {
-        return Ok(());
+        return Ok(HashMap::new());
     }
     let made = nsthread::inside(pid, &["ipc"], || {
         for set in &manifest.semaphores {
@@ -574,10 +608,11 @@ pub fn restore(pid: HostPid, manifest: &Manifest) -> Result<()> {
         for queue in &manifest.queues {
             make_queue(queue).or_fail(|| format!("cannot make System V message queue {} again", queue.perm.id))?;
         }
-        Ok(())
+        mqueue::make_all(manifest)
     });
-    made.or_fail(|| "cannot enter the app's IPC namespace")??;
-    set(pid, manifest.ipc_settings.iter())
+    let opened = made.or_fail(|| "cannot enter the app's IPC namespace")??;
+    set(pid, manifest.ipc_settings.iter())?;
+    Ok(opened)
 }
 
 fn owner(perm: &IpcPerm) -> Owner {

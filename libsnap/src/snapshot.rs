@@ -488,10 +488,24 @@ fn take(
         since: frozen.at,
         journal: &mut *journal,
     };
-    let mut table = files::capture(&members, options, Some(still), &mut tables, &mut refusals)?;
+    let mut table = files::capture(
+        &members,
+        options,
+        Some(still),
+        ahead.ipc.queues_device(),
+        &mut tables,
+        &mut refusals,
+    )?;
     survey::terminals(&members, &table, options, &mut refusals);
     let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
-    let mut objects = ipc::look(&numbers, target, &ahead.ipc, &mut tables.shm, true, &mut refusals);
+    let mut objects = ipc::look(
+        &numbers,
+        target,
+        &ahead.ipc,
+        (&mut tables.shm, &mut table.queues),
+        true,
+        &mut refusals,
+    );
     let network_settings = ahead.network.look(frozen.processes[0].pid, &mut refusals);
     let filters = Filters::look(frozen, &mut refusals)?;
     let names = survey::host_names(frozen.processes[0].pid, &ahead.uts, &mut refusals)?;
@@ -803,6 +817,7 @@ fn manifest(
         shmem: Vec::new(),
         semaphores: Vec::new(),
         queues: Vec::new(),
+        posix_queues: table.queues.records,
         ipc_settings: BTreeMap::new(),
         network_settings: BTreeMap::new(),
         seccomp: Vec::new(),
@@ -897,15 +912,23 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
         address_spaces(&pids, None, &mut tables, &mut refusals)?;
     }
     let numbers: Vec<(HostPid, VirtualPid)> = pids.iter().map(|pid| (*pid, VirtualPid(pid.0))).collect();
-    ipc::look(&numbers, target, &ahead.ipc, &mut tables.shm, false, &mut refusals);
-    if let Some(pid) = pids.first() {
-        ahead.network.look(*pid, &mut refusals);
-    }
     let members = pids
         .iter()
         .map(|pid| Member::open(*pid, VirtualPid(pid.0)))
         .collect::<Result<Vec<_>>>()?;
-    let table = files::capture(&members, options, None, &mut tables, &mut refusals)?;
+    let device = ahead.ipc.queues_device();
+    let mut table = files::capture(&members, options, None, device, &mut tables, &mut refusals)?;
+    ipc::look(
+        &numbers,
+        target,
+        &ahead.ipc,
+        (&mut tables.shm, &mut table.queues),
+        false,
+        &mut refusals,
+    );
+    if let Some(pid) = pids.first() {
+        ahead.network.look(*pid, &mut refusals);
+    }
     survey::terminals(&members, &table, options, &mut refusals);
     if let Some(pid) = pids.first() {
         survey::host_names(*pid, &ahead.uts, &mut refusals)?;

@@ -55,17 +55,10 @@ const OUT_OF_REACH: &str = "run the app without io_uring";
 
 impl From<Unread> for Refused {
     fn from(unread: Unread) -> Refused {
-        match unread {
-            Unread::Unknown(member) => (
-                format!("this kernel does not tell what it keeps for it ({member})"),
-                "run Linux 6.16 or later with its types (CONFIG_DEBUG_INFO_BTF), or the app without io_uring"
-                    .to_owned(),
-            ),
-            Unread::Denied(errno) => (
-                format!("what the kernel keeps for it cannot be read: {errno}"),
-                "take the snapshot as root (CAP_BPF, CAP_PERFMON), and let the kernel be read (lockdown)".to_owned(),
-            ),
-        }
+        super::unread(
+            unread,
+            "run Linux 6.16 or later with its types (CONFIG_DEBUG_INFO_BTF), or the app without io_uring",
+        )
     }
 }
 

@@ -101,12 +101,14 @@ fn parent(parent: &Parent) -> String {
 }
 
 fn objects(manifest: &Manifest) -> String {
-    format!(
-        "{}, {}, {}",
+    let queues = manifest.posix_queues.len();
+    let mut objects = vec![
         out::count(manifest.files.len(), "open file", "open files"),
         out::count(manifest.pipes.len(), "pipe", "pipes"),
-        out::count(manifest.shmem.len(), "shared memory", "shared memories")
-    )
+        out::count(manifest.shmem.len(), "shared memory", "shared memories"),
+    ];
+    objects.extend((queues > 0).then(|| out::count(queues, "POSIX message queue", "POSIX message queues")));
+    objects.join(", ")
 }
 
 fn needs(manifest: &Manifest) -> String {
