@@ -1,5 +1,4 @@
-//! System V IPC of the app's own namespace (sysvipc(7)), and which POSIX message queues are in it
-//! ([`mqueue`]).
+//! System V IPC of the app's own namespace (sysvipc(7)).
 //!
 //! Semaphores, message queues and shared memory keep their ids (`*_next_id` in
 //! /proc/sys/kernel, CONFIG_CHECKPOINT_RESTORE), keys, owners, creators, modes and
@@ -14,6 +13,8 @@
 //!
 //! Settings of the namespace (`/proc/sys/kernel/sem` and the like) are kept where they are
 //! others than those of a new one.
+//!
+//! POSIX message queues of the namespace are listed and made again with it ([`mqueue`]).
 //!
 //! Times and the pids of the last sender and receiver cannot be set: they start
 //! anew, except that `sem_otime` is not 0 where it was not 0.
@@ -190,14 +191,18 @@ pub fn look(
     let own = is_own(target);
     let settings = space.settings();
     if let Some(directory) = space.queues.as_ref().filter(|_| space.has_posix_queues()) {
-        let unlisted = |error| {
-            vec![(
-                String::new(),
-                (format!("they cannot be listed: {error}"), "try again".into()),
-            )]
-        };
-        for (name, (reason, fix)) in queues.complete(directory, take).unwrap_or_else(unlisted) {
-            refusals.add(pid, format!("POSIX message queue /{name}"), reason, fix);
+        match queues.complete(directory, take) {
+            Ok(refused) => {
+                for (name, (reason, fix)) in refused {
+                    refusals.add(pid, format!("POSIX message queue /{name}"), reason, fix);
+                }
+            }
+            Err(error) => refusals.add(
+                pid,
+                "POSIX message queues",
+                format!("they cannot be listed: {error}"),
+                "try again",
+            ),
         }
     }
     let has_attached = shm

@@ -33,7 +33,6 @@ use crate::error::{OrFail, Result};
 use crate::ids::{FdNum, FileId, HostPid, VirtualPid};
 use crate::image::records::{FdEntry, FileKind, FileOwner, OpenFile, PipeRecord};
 use crate::journal::Journal;
-use crate::kernel_memory::Unread;
 use crate::memory::{FileKey, Tables};
 use crate::nsthread;
 use crate::proc::{self, Fields};
@@ -57,18 +56,12 @@ pub(crate) fn refused<T>(reason: impl Into<String>, fix: impl Into<String>) -> R
     Err((reason.into(), fix.into()))
 }
 
-/// Why what the kernel keeps of something, and tells nobody, is not known.
-fn unread(unread: Unread, needs: &str) -> Refused {
-    match unread {
-        Unread::Unknown(member) => (
-            format!("this kernel does not tell what it keeps for it ({member})"),
-            needs.to_owned(),
-        ),
-        Unread::Denied(errno) => (
-            format!("what the kernel keeps for it cannot be read: {errno}"),
-            "take the snapshot as root (CAP_BPF, CAP_PERFMON), and let the kernel be read (lockdown)".to_owned(),
-        ),
-    }
+/// Why what the kernel keeps for something, and tells nobody, cannot be read from its memory.
+fn denied(errno: nix::Error) -> Refused {
+    (
+        format!("what the kernel keeps for it cannot be read: {errno}"),
+        "take the snapshot as root (CAP_BPF, CAP_PERFMON), and let the kernel be read (lockdown)".to_owned(),
+    )
 }
 
 /// A process whose descriptors are captured.

@@ -193,10 +193,14 @@ impl Queues {
 }
 
 fn unread(unread: Unread) -> Refused {
-    super::unread(
-        unread,
-        "run a kernel that tells its types (CONFIG_DEBUG_INFO_BTF), or let the app remove the queue (mq_unlink)",
-    )
+    match unread {
+        Unread::Unknown(member) => (
+            format!("this kernel does not tell what it keeps for a POSIX message queue ({member})"),
+            "run one that tells its types (CONFIG_DEBUG_INFO_BTF), or let the app remove the queue (mq_unlink)"
+                .to_owned(),
+        ),
+        Unread::Denied(errno) => super::denied(errno),
+    }
 }
 
 fn not_open<T>() -> Result<T, Refused> {

@@ -55,10 +55,14 @@ const OUT_OF_REACH: &str = "run the app without io_uring";
 
 impl From<Unread> for Refused {
     fn from(unread: Unread) -> Refused {
-        super::unread(
-            unread,
-            "run Linux 6.16 or later with its types (CONFIG_DEBUG_INFO_BTF), or the app without io_uring",
-        )
+        match unread {
+            Unread::Unknown(member) => (
+                format!("this kernel does not tell what it keeps for it ({member})"),
+                "run Linux 6.16 or later with its types (CONFIG_DEBUG_INFO_BTF), or the app without io_uring"
+                    .to_owned(),
+            ),
+            Unread::Denied(errno) => super::denied(errno),
+        }
     }
 }
 
