@@ -339,13 +339,13 @@ fn files() -> Vec<OpenFile> {
             }],
             ..UringRecord::default()
         })),
-        end(95, 96, 1),
-        end(96, 95, 2),
         FileKind::Mqueue {
             ino: 66,
             offset: 0,
             cloexec: true,
         },
+        end(95, 96, 1),
+        end(96, 95, 2),
     ];
     let owner = Some(FileOwner {
         kind: 1,
@@ -363,7 +363,7 @@ fn files() -> Vec<OpenFile> {
 }
 
 pub fn process(pid: i32, ppid: i32) -> ProcessImage {
-    let fds = (0..16).chain([18]).map(|n| FdEntry {
+    let fds = (0..17).map(|n| FdEntry {
         fd: FdNum(n),
         file: FileId(n as u32),
         cloexec: n > 2,
