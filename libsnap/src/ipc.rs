@@ -14,6 +14,8 @@
 //! Settings of the namespace (`/proc/sys/kernel/sem` and the like) are kept where they are
 //! others than those of a new one.
 //!
+//! POSIX message queues of the namespace are listed and made again with it ([`mqueue`]).
+//!
 //! Times and the pids of the last sender and receiver cannot be set: they start
 //! anew, except that `sem_otime` is not 0 where it was not 0.
 //!
@@ -24,8 +26,9 @@
 
 use crate::error::{Error, OrFail, Refusal, Result};
 use crate::executor::{Batch, CallId, Executor};
+use crate::files::mqueue::{self, Queues};
 use crate::freeze::FrozenProcess;
-use crate::ids::{HostPid, VirtualPid};
+use crate::ids::{FileId, HostPid, VirtualPid};
 use crate::image::Appshot;
 pub use crate::image::records::IpcObjects as Objects;
 use crate::image::records::{
@@ -46,7 +49,8 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 /// Rows of one `/proc/sysvipc` table, each as its numbers.
 type Rows = Vec<Vec<i64>>;
@@ -86,6 +90,8 @@ pub struct Content<'a> {
     semaphores: &'a [SemRecord],
     queues: &'a [QueueRecord],
     settings: &'a BTreeMap<String, String>,
+    /// Of whose own it is: it names POSIX message queues.
+    own: Option<&'a Manifest>,
 }
 
 impl<'a> Content<'a> {
@@ -95,6 +101,7 @@ impl<'a> Content<'a> {
             semaphores: &manifest.semaphores,
             queues: &manifest.queues,
             settings: &manifest.ipc_settings,
+            own: Some(manifest),
         }
     }
 
@@ -103,6 +110,7 @@ impl<'a> Content<'a> {
             semaphores: &objects.semaphores,
             queues: &objects.queues,
             settings: &objects.settings,
+            own: None,
         }
     }
 
@@ -121,7 +129,8 @@ impl<'a> Content<'a> {
 
     /// Whether there is anything that [`restore`] makes.
     pub fn any(self) -> bool {
-        !self.semaphores.is_empty() || !self.queues.is_empty() || !self.settings.is_empty()
+        let posix = self.own.is_some_and(|own| !own.posix_queues.is_empty());
+        posix || !self.semaphores.is_empty() || !self.queues.is_empty() || !self.settings.is_empty()
     }
 }
 
@@ -137,7 +146,7 @@ pub struct Space {
     door: Door,
     /// `/proc/sysvipc/`: each shows the namespace in which it was opened.
     tables: Vec<File>,
-    /// Its POSIX message queues, as a directory that is nowhere mounted.
+    /// Its POSIX message queues, as a directory that is nowhere mounted; where it is the app's own.
     queues: Option<File>,
     /// Those of [`SETTINGS`] that this kernel has, where the namespace is the app's own.
     settings: Vec<(usize, File)>,
@@ -149,17 +158,16 @@ impl Space {
         Space::of(pid, is_own(target))
     }
 
-    /// One beside the app's own, in which a process is.
-    pub fn beside(pid: HostPid) -> io::Result<Space> {
-        Space::of(pid, true)
-    }
-
-    fn of(pid: HostPid, own: bool) -> io::Result<Space> {
+    /// That of `pid`. `own`: it is the app's and nobody else's.
+    pub fn of(pid: HostPid, own: bool) -> io::Result<Space> {
         let door = Door::open(pid, &["ipc"])?;
         let tables = ["shm", "sem", "msg"].iter();
         let tables = tables.map(|table| File::open(format!("/proc/sysvipc/{table}")));
         let tables = door.inside(|| tables.collect::<io::Result<Vec<_>>>())??;
-        let queues = door.inside(sysfd::message_queues)?.ok().map(File::from);
+        let queues = match own {
+            true => door.inside(sysfd::message_queues)?.ok().map(File::from),
+            false => None,
+        };
         let settings = match own {
             true => door.inside(|| {
                 let files = SETTINGS.iter().map(|(name, _)| File::open(path_of(name)).ok());
@@ -176,7 +184,7 @@ impl Space {
     }
 
     /// Those that are others than a new namespace has.
-    fn settings(&self) -> BTreeMap<String, String> {
+    pub fn settings(&self) -> BTreeMap<String, String> {
         let changed = self.settings.iter().filter_map(|(at, file)| {
             let mut text = [0; SETTING_BYTES_MAX];
             let got = file.read_at(&mut text, 0).ok()?;
@@ -206,7 +214,17 @@ impl Space {
         Ok(rows.filter(|(_, attached)| *attached > 0).collect())
     }
 
-    /// No object is in it now: there is nothing but the heads of the tables.
+    /// Where they are.
+    pub fn queues_device(&self) -> Option<u64> {
+        Some(self.queues.as_ref()?.metadata().ok()?.dev())
+    }
+
+    /// Neither System V objects nor POSIX message queues with a name are in it.
+    pub fn is_bare(&self) -> bool {
+        self.is_empty() && !self.has_posix_queues()
+    }
+
+    /// No System V object is in it now: there is nothing but the heads of the tables.
     fn is_empty(&self) -> bool {
         let has_head_only = |table: &File| {
             let mut text = [0; 512];
@@ -218,13 +236,13 @@ impl Space {
 }
 
 /// Reads all System V objects of the app's namespace, which is `space`, and completes the
-/// segments of `shm`. With `take`, segments that nobody has attached are opened. `number`: it
-/// is not the app's own, but this one beside.
+/// segments of `shm`, and the POSIX message `queues`. With `take`, segments that nobody has attached are
+/// opened. `number`: it is not the app's own, but this one beside, of which no such queues are taken.
 pub fn look(
     numbers: &[(HostPid, VirtualPid)],
     target: &Target,
     (number, space): (Option<u32>, &Space),
-    shm: &mut ShmTable,
+    (shm, queues): (&mut ShmTable, Option<&mut Queues>),
     take: bool,
     refusals: &mut Refusals,
 ) -> Objects {
@@ -234,13 +252,21 @@ pub fn look(
     // In the host's namespace the rest belongs to others.
     let own = number.is_some() || is_own(target);
     let settings = space.settings();
-    if own && number.is_none() && space.has_posix_queues() {
-        refusals.add(
-            pid,
-            "POSIX message queues",
-            "there are some in its IPC namespace, which are not carried yet",
-            "let the app remove them (mq_unlink)",
-        );
+    let directory = space.queues.as_ref().filter(|_| space.has_posix_queues());
+    if let Some((directory, queues)) = directory.zip(queues) {
+        match queues.complete(directory, take) {
+            Ok(refused) => {
+                for (name, (reason, fix)) in refused {
+                    refusals.add(pid, format!("POSIX message queue /{name}"), reason, fix);
+                }
+            }
+            Err(error) => refusals.add(
+                pid,
+                "POSIX message queues",
+                format!("they cannot be listed: {error}"),
+                "try again",
+            ),
+        }
     }
     let has_attached = shm
         .records_mut()
@@ -599,6 +625,13 @@ pub fn create<T, E: Into<io::Error>>(
     made.map_err(Into::into)
 }
 
+/// A number that its namespace has for a setting of one, or will have.
+pub fn setting(manifest: &Manifest, name: &str) -> Option<u64> {
+    let usual = || Some(SETTINGS.iter().find(|(known, _)| *known == name)?.1);
+    let value = manifest.ipc_settings.get(name).map(String::as_str).or_else(usual)?;
+    value.parse().ok()
+}
+
 /// Sets what has to be there before there are objects which a new namespace would not allow.
 pub fn widen(pid: HostPid, content: Content<'_>) -> Result<()> {
     let usual = |name: &str| SETTINGS.iter().find(|(known, _)| *known == name)?.1.parse::<u64>().ok();
@@ -629,10 +662,10 @@ fn set<'a>(pid: HostPid, settings: impl Iterator<Item = (&'a String, &'a String)
 }
 
 /// Makes semaphores and queues again in the IPC namespace of `pid`, and gives it its settings:
-/// they may allow less than what there was before.
-pub fn restore(pid: HostPid, content: Content<'_>) -> Result<()> {
+/// they may allow less than what there was before. Answers the descriptions of POSIX message queues.
+pub fn restore(pid: HostPid, content: Content<'_>) -> Result<HashMap<FileId, OwnedFd>> {
     if !content.any() {
-        return Ok(());
+        return Ok(HashMap::new());
     }
     let made = nsthread::inside(pid, &["ipc"], || {
         for set in content.semaphores {
@@ -641,10 +674,11 @@ pub fn restore(pid: HostPid, content: Content<'_>) -> Result<()> {
         for queue in content.queues {
             make_queue(queue).or_fail(|| format!("cannot make System V message queue {} again", queue.perm.id))?;
         }
-        Ok(())
+        content.own.map_or_else(|| Ok(HashMap::new()), mqueue::make_all)
     });
-    made.or_fail(|| "cannot enter the app's IPC namespace")??;
-    set(pid, content.settings.iter())
+    let opened = made.or_fail(|| "cannot enter the app's IPC namespace")??;
+    set(pid, content.settings.iter())?;
+    Ok(opened)
 }
 
 fn owner(perm: &IpcPerm) -> Owner {

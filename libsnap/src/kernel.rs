@@ -190,7 +190,7 @@ pub fn features() -> Vec<Feature> {
             "bpf(2), BTF",
             KernelMemory::open().is_ok_and(|memory| memory.offset("io_ring_ctx.nr_req_allocated").is_ok()),
             false,
-            "io_uring at rest; seeing rules of Landlock, keys of listening sockets, sockets that send no more",
+            "io_uring at rest; POSIX message queues; seeing rules of Landlock, keys of listening sockets, sockets that send no more",
             "Linux 6.16, CONFIG_DEBUG_INFO_BTF; run as root",
         ),
         feature(

@@ -34,11 +34,12 @@ pub struct KernelMemory {
 }
 
 /// All that is asked for.
-const MEMBERS: [&str; 101] = [
+const MEMBERS: [&str; 130] = [
     "task_struct.files",
     "task_struct.pid",
     "task_struct.io_uring",
     "task_struct.pid_links",
+    "task_struct.self_exec_id",
     "task_struct.signal",
     "task_struct.thread_node",
     "task_struct.cred",
@@ -49,8 +50,10 @@ const MEMBERS: [&str; 101] = [
     "file.f_inode",
     "inode.i_private",
     "pid.tasks",
+    "pid.numbers",
     "files_struct.fdt",
     "fdtable.fd",
+    "fdtable.close_on_exec",
     "file.private_data",
     "socket.sk",
     "sock.sk_shutdown",
@@ -136,6 +139,32 @@ const MEMBERS: [&str; 101] = [
     "bio_vec.bv_page",
     "bio_vec.bv_offset",
     "page.",
+    "mqueue_inode_info.vfs_inode",
+    "mqueue_inode_info.msg_tree",
+    "mqueue_inode_info.attr",
+    "mqueue_inode_info.notify",
+    "mqueue_inode_info.notify_owner",
+    "mqueue_inode_info.notify_self_exec_id",
+    "mqueue_inode_info.notify_sock",
+    "mqueue_inode_info.notify_cookie",
+    "mqueue_inode_info.ucounts",
+    "mqueue_inode_info.qsize",
+    "mq_attr.mq_maxmsg",
+    "mq_attr.mq_msgsize",
+    "mq_attr.mq_curmsgs",
+    "ucounts.uid",
+    "rb_root.rb_node",
+    "rb_node.rb_left",
+    "rb_node.rb_right",
+    "posix_msg_tree_node.rb_node",
+    "posix_msg_tree_node.msg_list",
+    "msg_msg.",
+    "msg_msg.m_list",
+    "msg_msg.m_type",
+    "msg_msg.m_ts",
+    "msg_msg.next",
+    "msg_msgseg.",
+    "sk_buff.data",
 ];
 
 impl KernelMemory {
@@ -193,6 +222,21 @@ impl KernelMemory {
             all.extend(&words[..WORDS.min(count - at)]);
         }
         Ok(all)
+    }
+
+    /// Nothing is read of a page that holds none of them: it may not be there.
+    pub fn bytes(&self, address: u64, count: usize) -> Result<Vec<u8>, Unread> {
+        const AT_ONCE: usize = 8 * WORDS;
+        let before = (address % AT_ONCE as u64) as usize;
+        let mut all = Vec::with_capacity(before + count + AT_ONCE);
+        while all.len() < before + count {
+            let words = self
+                .peek
+                .words(address.wrapping_sub(before as u64).wrapping_add(all.len() as u64))?;
+            all.extend(words.into_iter().flat_map(u64::to_le_bytes));
+        }
+        all.truncate(before + count);
+        Ok(all.split_off(before))
     }
 
     /// The `task_struct` of the calling thread.
@@ -412,6 +456,20 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!(memory.threads(&pidfd), Err(Unread::Denied(nix::Error::ESRCH)));
+    }
+
+    #[test]
+    fn bytes_begin_anywhere() {
+        let Ok(memory) = KernelMemory::open() else {
+            return; // without the right to it
+        };
+        let task = memory.current().unwrap();
+        let pid = memory.part(task, "task_struct.pid").unwrap();
+        let own = nix::unistd::gettid().as_raw().to_le_bytes();
+        assert_eq!(memory.bytes(pid, 4).unwrap(), own);
+        assert_eq!(memory.bytes(pid + 1, 2).unwrap(), own[1..3]);
+        assert_eq!(memory.bytes(pid - 300, 304).unwrap()[300..], own);
+        assert!(memory.bytes(pid, 0).unwrap().is_empty());
     }
 
     #[test]

@@ -217,7 +217,7 @@ impl Found {
         refusals: &mut Refusals,
     ) -> Result<Objects> {
         let pid = space.members[0];
-        let opened = ipc::Space::beside(pid).or_fail(|| unentered(pid))?;
+        let opened = ipc::Space::of(pid, true).or_fail(|| unentered(pid))?;
         if opened.has_posix_queues() {
             refusals.add(
                 pid,
@@ -227,7 +227,14 @@ impl Found {
             );
         }
         let within = (Some(number), &opened);
-        let objects = ipc::look(looked.numbers, looked.target, within, shm, looked.take, refusals);
+        let objects = ipc::look(
+            looked.numbers,
+            looked.target,
+            within,
+            (shm, None),
+            looked.take,
+            refusals,
+        );
         self.refuse_left(Some(number), (&opened, &objects), looked, shm, refusals);
         Ok(objects)
     }

@@ -494,14 +494,21 @@ fn take(
         since: frozen.at,
         journal: &mut *journal,
     };
-    let mut table = files::capture(&members, options, Some(still), &mut tables, &mut refusals)?;
+    let mut table = files::capture(
+        &members,
+        options,
+        Some(still),
+        ahead.ipc.queues_device(),
+        &mut tables,
+        &mut refusals,
+    )?;
     survey::terminals(&members, &table, options, &mut refusals);
     let numbers: Vec<(HostPid, VirtualPid)> = frozen.processes.iter().map(|p| (p.pid, p.vpid)).collect();
     let mut objects = ipc::look(
         &numbers,
         target,
         (None, &ahead.ipc),
-        &mut tables.shm,
+        (&mut tables.shm, Some(&mut table.queues)),
         true,
         &mut refusals,
     );
@@ -833,6 +840,7 @@ fn manifest(
         shmem: Vec::new(),
         semaphores: Vec::new(),
         queues: Vec::new(),
+        posix_queues: table.queues.records,
         ipc_settings: BTreeMap::new(),
         network_settings: BTreeMap::new(),
         barrier: None,
@@ -933,22 +941,23 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
         false => Vec::new(),
     };
     let numbers: Vec<(HostPid, VirtualPid)> = pids.iter().map(|pid| (*pid, VirtualPid(pid.0))).collect();
+    let members = pids
+        .iter()
+        .map(|pid| Member::open(*pid, VirtualPid(pid.0)))
+        .collect::<Result<Vec<_>>>()?;
+    let device = ahead.ipc.queues_device();
+    let mut table = files::capture(&members, options, None, device, &mut tables, &mut refusals)?;
     let objects = ipc::look(
         &numbers,
         target,
         (None, &ahead.ipc),
-        &mut tables.shm,
+        (&mut tables.shm, Some(&mut table.queues)),
         false,
         &mut refusals,
     );
     if let Some(pid) = pids.first() {
         ahead.network.look(*pid, &mut refusals);
     }
-    let members = pids
-        .iter()
-        .map(|pid| Member::open(*pid, VirtualPid(pid.0)))
-        .collect::<Result<Vec<_>>>()?;
-    let table = files::capture(&members, options, None, &mut tables, &mut refusals)?;
     survey::terminals(&members, &table, options, &mut refusals);
     if let Some(pid) = pids.first() {
         survey::host_names(*pid, &ahead.uts, &mut refusals)?;

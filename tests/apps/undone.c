@@ -2,6 +2,7 @@
    beginning: memory of every kind, mappings, descriptors, threads. */
 #include "check.h"
 #include <dirent.h>
+#include <mqueue.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sys/epoll.h>
@@ -9,6 +10,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/sem.h>
 #include <sys/socket.h>
 
 #define SMALL (64 << 10)
@@ -184,6 +186,10 @@ static const char *act(char what, unsigned char *stack)
         break;
     case 'g': MUST(unshare(CLONE_NEWUTS)); break;
     case 'q': MUST(mount("none", "/", 0, MS_REC | MS_SHARED, 0)); break;
+    case 'i': /* what is there without a descriptor */
+        MUST(mq_close(MUST(mq_open("/undone", O_CREAT | O_RDWR, 0600, NULL))));
+        break;
+    case 'k': MUST(semget(IPC_PRIVATE, 1, 0600)); break;
     case 'x': dup2(0, file); break;
     }
     return "done";

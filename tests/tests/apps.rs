@@ -39,8 +39,10 @@ app_test!(sysv_shm);
 app_test!(sysv_sem);
 app_test!(ipc_settings);
 app_test!(sysv_msg);
-app_test!(mqueue, refused);
-app_test!(mqueue_closed, refused);
+app_test!(mqueue);
+app_test!(mqueue_closed);
+app_test!(mqueue_notify);
+app_test!(mqueue_blocked);
 app_test!(posix_sem);
 
 // Threads and processors.

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 const NOBODY: u32 = 4711;
 const NET_ADMIN: u64 = 1 << 12;
 const IPC_LOCK: u64 = 1 << 14;
+const SYS_RESOURCE: u64 = 1 << 24;
 const NET_BIND_SERVICE: u64 = 1 << 10;
 
 /// A copy of an appshot of this program, in the forger's hands.
@@ -101,7 +102,12 @@ fn of_nobody(test: &'static str, words: &'static str, edit: fn(&mut Value)) {
 }
 
 /// An edit of the manifest, which nobody may be allowed.
-fn of_manifest(test: &'static str, program: &'static str, words: &'static str, edit: fn(&Place, &mut Value)) {
+fn of_manifest(
+    test: &'static str,
+    program: &'static str,
+    words: &'static str,
+    edit: impl FnOnce(&Place, &mut Value) + Send + 'static,
+) {
     trial(test, move |place| {
         let mut forger = forger(place, program, None)?;
         edit(place, &mut forger.manifest);
@@ -506,7 +512,7 @@ fn without(forger: &Forger, capability: u64) -> Result<Allow> {
     forger.edit(Record::Thread, |thread| {
         for set in ["cap_permitted", "cap_effective", "cap_bounding"] {
             let mask = thread["creds"][set].as_u64().unwrap_or(0);
-            thread["creds"][set] = json!(mask & !(NET_ADMIN | IPC_LOCK));
+            thread["creds"][set] = json!(mask & !(NET_ADMIN | IPC_LOCK | SYS_RESOURCE));
         }
     })?;
     Ok(Allow {
@@ -535,6 +541,168 @@ fn low_port() {
             }
         })?;
         refused(place, forger, allow, "port 80")
+    });
+}
+
+/// The queue of `mqueue` that has a name, many messages and descriptors.
+fn posix_queue(manifest: &mut Value) -> &mut Value {
+    let mut queues = manifest["posix_queues"].as_array_mut().into_iter().flatten();
+    queues
+        .find(|queue| queue["unlinked"].is_null() && queue["messages"].as_array().is_some_and(|all| all.len() > 2))
+        .expect("the program has such a queue")
+}
+
+/// An edit of a queue that no kernel would have made.
+fn of_posix_queue(test: &'static str, words: &'static str, edit: fn(&mut Value)) {
+    of_manifest(test, "mqueue", words, move |_, manifest| edit(posix_queue(manifest)));
+}
+
+#[test]
+fn queue_with_a_path_for_a_name() {
+    of_posix_queue("queue_with_a_path_for_a_name", "its name is malformed", |queue| {
+        queue["name"] = json!("../tmp/queue");
+    });
+}
+
+#[test]
+fn queue_with_a_long_name() {
+    of_posix_queue("queue_with_a_long_name", "its name is malformed", |queue| {
+        queue["name"] = json!("x".repeat(256));
+    });
+}
+
+#[test]
+fn queue_without_an_end() {
+    of_posix_queue("queue_without_an_end", "its size is malformed", |queue| {
+        queue["messages_max"] = json!(u32::MAX);
+    });
+}
+
+#[test]
+fn queue_without_room() {
+    of_posix_queue("queue_without_room", "holds more than it can", |queue| {
+        queue["messages_max"] = json!(1);
+    });
+}
+
+#[test]
+fn queue_with_a_large_message() {
+    of_posix_queue("queue_with_a_large_message", "holds more than it can", |queue| {
+        queue["messages"][0]["data"] = json!("00".repeat(5001));
+    });
+}
+
+#[test]
+fn queue_with_a_priority_of_its_own() {
+    of_posix_queue(
+        "queue_with_a_priority_of_its_own",
+        "order of messages is malformed",
+        |queue| {
+            queue["messages"][0]["priority"] = json!(32768);
+        },
+    );
+}
+
+#[test]
+fn queue_out_of_order() {
+    of_posix_queue("queue_out_of_order", "order of messages is malformed", |queue| {
+        queue["messages"][0]["priority"] = json!(0);
+    });
+}
+
+#[test]
+fn queue_that_tells_nobody() {
+    of_posix_queue(
+        "queue_that_tells_nobody",
+        "who is told of a message cannot be",
+        |queue| {
+            queue["notice"] = json!({ "pid": 77777, "how": { "signal": { "signal": 9, "value": 0 } } });
+        },
+    );
+}
+
+/// What it is to be told by is no netlink socket.
+#[test]
+fn queue_that_tells_through_a_file() {
+    of_manifest(
+        "queue_that_tells_through_a_file",
+        "mqueue",
+        "who is told of a message cannot be",
+        |_, manifest| {
+            let (pid, cookie) = (manifest["processes"][0]["pid"].clone(), "00".repeat(32));
+            let how = json!({ "thread": { "file": file(manifest, "epoll")["id"], "cookie": cookie } });
+            posix_queue(manifest)["notice"] = json!({ "pid": pid, "how": how });
+        },
+    );
+}
+
+#[test]
+fn queue_twice() {
+    of_manifest("queue_twice", "mqueue", "is listed twice", |_, manifest| {
+        let mut other = posix_queue(manifest).clone();
+        other["ino"] = json!(1);
+        manifest["posix_queues"].as_array_mut().expect("queues").push(other);
+    });
+}
+
+#[test]
+fn queue_that_is_not_there() {
+    of_manifest("queue_that_is_not_there", "mqueue", "is not listed", |_, manifest| {
+        file(manifest, "mqueue")["kind"]["mqueue"]["ino"] = json!(1);
+    });
+}
+
+#[test]
+fn queue_without_name_and_descriptor() {
+    of_manifest(
+        "queue_without_name_and_descriptor",
+        "mqueue",
+        "nothing leads to it",
+        |_, manifest| {
+            let mut other = posix_queue(manifest).clone();
+            other["ino"] = json!(1);
+            other["unlinked"] = json!(true);
+            manifest["posix_queues"]
+                .as_array_mut()
+                .expect("queues")
+                .insert(0, other);
+        },
+    );
+}
+
+/// One of nobody, which is to be another's.
+fn of_nobodys_queue(test: &'static str, edit: fn(&mut Value)) {
+    trial(test, move |place| {
+        let mut forger = forger(place, "mqueue_blocked", Some(NOBODY))?;
+        edit(&mut forger.manifest["posix_queues"][0]);
+        refused(place, forger, only(NOBODY), "user 0")?;
+        genuine_passes(place, only(NOBODY))
+    });
+}
+
+#[test]
+fn queue_of_user_0() {
+    of_nobodys_queue("queue_of_user_0", |queue| queue["file"]["uid"] = json!(0));
+}
+
+#[test]
+fn queue_charged_to_user_0() {
+    of_nobodys_queue("queue_charged_to_user_0", |queue| queue["charged"] = json!(0));
+}
+
+/// More than everybody may make them.
+#[test]
+fn large_queue() {
+    trial("large_queue", |place| {
+        let mut forger = forger(place, "mqueue", None)?;
+        let allow = without(&forger, SYS_RESOURCE)?;
+        posix_queue(&mut forger.manifest)["messages_max"] = json!(65536);
+        refused(
+            place,
+            forger,
+            allow,
+            "larger than its namespace lets everybody make them",
+        )
     });
 }
 

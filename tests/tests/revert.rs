@@ -216,7 +216,7 @@ fn what_is_undone_in_place() {
 #[test]
 fn what_is_seen() {
     told("what_is_seen", |program| {
-        for what in ["f", "s", "c", "u", "w", "a", "h", "l", "r", "g", "q", "x"] {
+        for what in ["f", "s", "c", "u", "w", "a", "h", "l", "r", "g", "q", "i", "k", "x"] {
             program.does_and_is_itself(what, Manner::Anew)?;
             program.does_and_is_itself("m", Manner::InPlace)?;
         }

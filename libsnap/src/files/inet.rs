@@ -89,7 +89,7 @@ fn shut_down(socket: &OwnedFd) -> u8 {
 }
 
 /// Where the kernel keeps it (`struct sock`).
-fn in_kernel(socket: &OwnedFd) -> Result<(KernelMemory, u64), Unread> {
+pub(super) fn in_kernel(socket: &OwnedFd) -> Result<(KernelMemory, u64), Unread> {
     let kernel = KernelMemory::open()?;
     let socket = kernel.u64(kernel.file(socket)?, "file.private_data")?;
     let sock = kernel.u64(socket, "socket.sk")?;

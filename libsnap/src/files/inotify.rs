@@ -1,7 +1,8 @@
 //! inotify(7): the watched files and their watch numbers.
 //!
 //! `/proc/PID/fdinfo` names each watched file by a file handle, from which its
-//! path is found. Refused: queued events, watched files without a name.
+//! path is found. Refused: queued events, as nobody can queue any but by doing to files what they tell of,
+//! and none with a cookie of its own (IN_MOVED_FROM); watched files without a name.
 
 use super::{Builder, Context, Description, Refused, refused};
 use crate::error::{Error, OrFail, Result};
@@ -19,7 +20,7 @@ const WATCH_MAX: i32 = 100_000;
 pub fn capture(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
     if sysfd::ioctl_i32(&description.dup, libc::FIONREAD).unwrap_or(0) > 0 {
         return refused(
-            "inotify events that the app has not read",
+            "inotify events that the app has not read: no call queues them, only changes of files do",
             "let the app read them, then try again",
         );
     }

@@ -15,6 +15,7 @@ pub mod in_flight;
 pub mod inet;
 pub mod inotify;
 pub mod looked;
+pub mod mqueue;
 pub mod multicast;
 pub mod netlink;
 pub mod packet;
@@ -56,6 +57,14 @@ pub type Refused = (String, String);
 
 pub(crate) fn refused<T>(reason: impl Into<String>, fix: impl Into<String>) -> Result<T, Refused> {
     Err((reason.into(), fix.into()))
+}
+
+/// Why what the kernel keeps for something, and tells nobody, cannot be read from its memory.
+fn denied(errno: nix::Error) -> Refused {
+    (
+        format!("what the kernel keeps for it cannot be read: {errno}"),
+        "take the snapshot as root (CAP_BPF, CAP_PERFMON), and let the kernel be read (lockdown)".to_owned(),
+    )
 }
 
 /// A process whose descriptors are captured.
@@ -120,6 +129,7 @@ impl Description {
 pub struct FileTable {
     pub files: Vec<OpenFile>,
     pub pipes: Vec<PipeRecord>,
+    pub queues: mqueue::Queues,
     /// Per member, in its order.
     pub fds: Vec<Vec<FdEntry>>,
     /// For when the app is ended.
@@ -150,6 +160,8 @@ pub struct Context<'a> {
     pub queues: in_flight::Queues,
     /// Whose root directory names count from ([`Tables::view`]).
     pub base: HostPid,
+    /// Where the POSIX message queues of the app's own IPC namespace are.
+    pub queues_device: Option<u64>,
 }
 
 /// A network namespace of the app.
@@ -217,11 +229,13 @@ pub fn capture(
     members: &[Member],
     options: &SnapshotOptions,
     still: Option<Still<'_>>,
+    queues_device: Option<u64>,
     tables: &mut Tables,
     refusals: &mut Refusals,
 ) -> Result<FileTable> {
     let mut table = FileTable::default();
     let mut descriptions = describe(members, &mut table.fds)?;
+    mqueue::find_cloexec(members, &descriptions, &mut table.fds);
     let frozen = still.as_ref().map(|still| still.since);
     let queues = match frozen {
         Some(_) => in_flight::find(members, &mut descriptions),
@@ -251,6 +265,7 @@ pub fn capture(
         frozen,
         queues,
         base: tables.base,
+        queues_device,
     };
     for description in &descriptions {
         if let Err((reason, fix)) = is_text(&description.found) {
@@ -258,7 +273,7 @@ pub fn capture(
             refusals.add(context.member(found).pid, found.object(), reason, fix);
             continue;
         }
-        let captured = capture_one(&context, description, tables, &mut table.pipes)
+        let captured = capture_one(&context, description, tables, (&mut table.pipes, &mut table.queues))
             .and_then(|file| Ok((uring::Seen::of(description, &file.kind)?, file)));
         match captured {
             Ok((seen, file)) => {
@@ -388,16 +403,21 @@ fn capture_one(
     context: &Context<'_>,
     description: &Description,
     tables: &mut Tables,
-    pipes: &mut Vec<PipeRecord>,
+    (pipes, queues): (&mut Vec<PipeRecord>, &mut mqueue::Queues),
 ) -> Result<OpenFile, Refused> {
     let found = &description.found;
     let kind = match found.link.as_str() {
         link if link.starts_with("pipe:") => pipes::capture(context, description, pipes)?,
         link if link.starts_with("socket:") => sockets::capture(context, description)?,
         link if link.starts_with("anon_inode:") || link.starts_with("pidfd:") => anonymous(context, description)?,
+        // A queue may have the name of anything.
+        link if mqueue::is_of_no_mount(link) && mqueue::is_queue(description) => {
+            mqueue::capture(context, description, queues)?
+        }
         link if link.starts_with("/memfd:") => paths::capture_memfd(description, tables)?,
         _ if found.mode & libc::S_IFMT == libc::S_IFIFO => pipes::capture(context, description, pipes)?,
         _ if pty::is_terminal(found) => pty::capture(context, description)?,
+        _ if mqueue::is_queue(description) => mqueue::capture(context, description, queues)?,
         _ => paths::capture(context, description, tables)?,
     };
     in_flight::carried(context.members, found, &kind)?;
@@ -515,7 +535,7 @@ pub fn outside(builder: &Builder<'_>, manifest: &crate::image::records::Manifest
 }
 
 /// Makes every description of the appshot, as descriptors of ours, beside those that are
-/// there: [`outside`], or opened when an unlinked file was made.
+/// there: [`outside`], or opened when an unlinked file or a message queue was made.
 pub fn restore_all(
     builder: &Builder<'_>,
     manifest: &crate::image::records::Manifest,
@@ -551,6 +571,7 @@ pub fn restore_all(
             FileKind::Inotify { watches } => inotify::restore(builder, watches)?,
             FileKind::Pidfd { pid } => events::restore_pidfd(builder, *pid, file.flags)?,
             FileKind::Uring(record) => uring::restore(record)?,
+            FileKind::Mqueue { offset, .. } => mqueue::restore(made.remove(&file.id), *offset, file.flags)?,
             FileKind::Socket(record) => {
                 // Validated: there is such a network.
                 let sockets = unix.get_mut(&record.network).expect("a network of the app");

@@ -5,7 +5,7 @@
 //! regular file that has no name any more is kept whole and made anew in its
 //! directory; its descriptions are opened through /proc/self/fd.
 //! Refused: files that lost one name of several, devices with state, leases that are broken,
-//! POSIX message queues, secret memory.
+//! secret memory.
 
 use super::{Builder, Context, Description, Refused, refused};
 use crate::error::{Error, OrFail, Result};
@@ -23,24 +23,16 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Flags that make or change a file when it is opened: not for opening again.
-const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
+pub(super) const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
 /// Devices of the kernel's memory driver: null, zero, full, random, urandom. Others
 /// of it are the machine's memory and its log.
 const MEMORY_DEVICES: u64 = 1;
-/// MQUEUE_MAGIC of the kernel.
-const MQUEUE: i64 = 0x1980_0202;
 /// `NSFS_MAGIC`
 const NSFS: i64 = 0x6e73_6673;
 const MEMORY_MINORS: [u64; 5] = [3, 5, 7, 8, 9];
 
 pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Tables) -> Result<FileKind, Refused> {
     let found = &description.found;
-    if nix::sys::statfs::fstatfs(&description.dup).is_ok_and(|fs| fs.filesystem_type().0 == MQUEUE) {
-        return refused(
-            "a POSIX message queue, which is not carried yet",
-            "let the app close and remove it (mq_unlink)",
-        );
-    }
     if nix::sys::statfs::fstatfs(&description.dup).is_ok_and(|fs| fs.filesystem_type().0 == NSFS) {
         return namespace(context, description, tables);
     }

@@ -61,10 +61,7 @@ impl From<Unread> for Refused {
                 "run Linux 6.16 or later with its types (CONFIG_DEBUG_INFO_BTF), or the app without io_uring"
                     .to_owned(),
             ),
-            Unread::Denied(errno) => (
-                format!("what the kernel keeps for it cannot be read: {errno}"),
-                "take the snapshot as root (CAP_BPF, CAP_PERFMON), and let the kernel be read (lockdown)".to_owned(),
-            ),
+            Unread::Denied(errno) => super::denied(errno),
         }
     }
 }

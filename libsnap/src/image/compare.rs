@@ -8,7 +8,10 @@
 
 mod timers;
 
-use super::records::{Blocked, Clocks, FileKind, LockKind, Manifest, Message, SocketRecord, SocketState, Vma, VmaKind};
+use super::records::{
+    Blocked, Clocks, FileKind, LockKind, Manifest, Message, NoticeKind, PosixQueue, SocketRecord, SocketState, Vma,
+    VmaKind,
+};
 use super::{Appshot, Core, PAGE, ProcessImage, Segment, ThreadImage};
 use crate::error::{OrFail, Result};
 use crate::ids::{FileId, ShmId, VirtualPid};
@@ -68,7 +71,7 @@ pub const MAY_DIFFER: [(&str, &str); 18] = [
 const SLACK_NS: u64 = 5_000_000;
 
 /// As `open(2)` sets it on a 64-bit machine: libc says 0 there.
-const O_LARGEFILE: i32 = 0o100_000;
+pub const O_LARGEFILE: i32 = 0o100_000;
 
 /// The kernel writes the number of the processor there each time a thread returns from it
 /// (rseq(2)): `cpu_id_start`, `cpu_id`, `node_id`, `mm_cid` of `struct rseq`.
@@ -428,7 +431,7 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
             }
             // Open by another way than its name (TIOCGPTPEER) it lacks what open(2) sets.
             FileKind::Pty(_) | FileKind::PtySlave { .. } => open.flags &= !O_LARGEFILE,
-            FileKind::Pipe { ino } => *ino = inodes.of(*ino),
+            FileKind::Pipe { ino } | FileKind::Mqueue { ino, .. } => *ino = inodes.of(*ino),
             FileKind::Uring(record) => {
                 record.rings = rings.of(record.rings);
                 record.entries = rings.of(record.entries);
@@ -458,6 +461,15 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
         .iter_mut()
         .for_each(|pipe| pipe.ino = inodes.of(pipe.ino));
     manifest.pipes.sort_by_key(|pipe| pipe.ino);
+    for queue in &mut manifest.posix_queues {
+        queue.ino = inodes.of(queue.ino);
+        if let Some(NoticeKind::Thread { file: through, .. }) = queue.notice.as_mut().map(|notice| &mut notice.how) {
+            file(through);
+        }
+    }
+    // Those with a name stand in the order in which they were made.
+    let order = |queue: &PosixQueue| (!queue.unlinked, queue.ino * u64::from(queue.unlinked));
+    manifest.posix_queues.sort_by_key(order);
     for shared in &mut manifest.shmem {
         object(&mut shared.id);
     }

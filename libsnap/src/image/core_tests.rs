@@ -109,6 +109,7 @@ fn manifest() -> Manifest {
     manifest.files.clear();
     manifest.shmem.clear();
     manifest.semaphores.clear();
+    manifest.posix_queues.clear();
     manifest
 }
 

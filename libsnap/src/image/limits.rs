@@ -48,6 +48,14 @@ pub const SEMAPHORE_VALUE: u16 = 32767;
 pub const UNDOS_PER_SET: usize = 1 << 20;
 pub const QUEUES: usize = 1 << 20;
 pub const MESSAGES_PER_QUEUE: usize = 1 << 20;
+/// POSIX message queues; HARD_MSGMAX, HARD_MSGSIZEMAX and MQ_PRIO_MAX of the kernel; what waits in all of
+/// them; NOTIFY_COOKIE_LEN.
+pub const POSIX_QUEUES: usize = 1 << 16;
+pub const POSIX_MESSAGES: u32 = 65536;
+pub const POSIX_MESSAGE_BYTES: u32 = 16 << 20;
+pub const POSIX_PRIORITIES: u32 = 32768;
+pub const POSIX_QUEUED_BYTES: u64 = 64 << 20;
+pub const NOTICE_BYTES: usize = 32;
 pub const SHMEM: usize = 1 << 20;
 /// Programs of one app that take part in its snapshots.
 pub const PARTICIPANTS: usize = 64;

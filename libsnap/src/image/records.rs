@@ -38,6 +38,10 @@ pub struct Manifest {
     pub semaphores: Vec<SemRecord>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub queues: Vec<QueueRecord>,
+    /// POSIX message queues of its own IPC namespace, named by [`FileKind::Mqueue`]. Those that have lost
+    /// their names come first; then the oldest name.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub posix_queues: Vec<PosixQueue>,
     /// Settings of the app's own IPC namespace which are others than a new one has (`kernel.sem`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub ipc_settings: BTreeMap<String, String>,
@@ -676,6 +680,61 @@ pub struct QueuedMessage {
     pub data: Vec<u8>,
 }
 
+/// A POSIX message queue (mq_overview(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PosixQueue {
+    /// Inode where the appshot was taken: its name in the appshot.
+    pub ino: u64,
+    /// As the kernel has it, without a slash.
+    pub name: String,
+    /// It has lost this name, and is there by its descriptors alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub unlinked: bool,
+    pub file: SocketFile,
+    /// To whom it is charged (RLIMIT_MSGQUEUE): the real user of who made it.
+    pub charged: u32,
+    pub messages_max: u32,
+    pub bytes_max: u32,
+    /// In the order in which they would be received.
+    pub messages: Vec<PosixMessage>,
+    pub atime_ns: i64,
+    pub mtime_ns: i64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub notice: Option<QueueNotice>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PosixMessage {
+    pub priority: u32,
+    #[serde(with = "hex_bytes")]
+    pub data: Vec<u8>,
+}
+
+/// Who is to be told of the next message in an empty queue (mq_notify(3)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueNotice {
+    pub pid: VirtualPid,
+    pub how: NoticeKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum NoticeKind {
+    /// SIGEV_NONE.
+    Nothing,
+    /// SIGEV_SIGNAL.
+    Signal { signal: i32, value: u64 },
+    /// SIGEV_THREAD: these bytes, through this netlink socket.
+    Thread {
+        file: FileId,
+        #[serde(with = "hex_bytes")]
+        cookie: Vec<u8>,
+    },
+}
+
 /// A pipe: its two ends are [`OpenFile`]s.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -793,6 +852,14 @@ pub enum FileKind {
         number: Option<u32>,
     },
     Uring(Box<UringRecord>),
+    /// A POSIX message queue; the offset is that of its text (read(2)).
+    Mqueue {
+        ino: u64,
+        offset: u64,
+        /// Its flags show that it was opened with O_CLOEXEC, whatever its descriptors have.
+        #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+        cloexec: bool,
+    },
     Socket(Box<SocketRecord>),
     /// The master of a pseudo-terminal, with the state of both sides.
     Pty(Box<PtyRecord>),

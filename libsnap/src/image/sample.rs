@@ -150,6 +150,29 @@ pub fn manifest() -> Manifest {
             },
             Namespace::Cgroup,
         ],
+        posix_queues: vec![PosixQueue {
+            ino: 66,
+            name: "jobs".into(),
+            unlinked: true,
+            file: SocketFile {
+                mode: 0o620,
+                uid: 0,
+                gid: 5,
+            },
+            charged: 0,
+            messages_max: 10,
+            bytes_max: 64,
+            messages: vec![PosixMessage {
+                priority: 9,
+                data: b"high".to_vec(),
+            }],
+            atime_ns: 5,
+            mtime_ns: -5,
+            notice: Some(QueueNotice {
+                pid: VirtualPid(2),
+                how: NoticeKind::Signal { signal: 10, value: 3 },
+            }),
+        }],
         seccomp: vec![SeccompFilter {
             log: true,
             code: vec![0x7fff_0000_0000_0006],
@@ -328,6 +351,11 @@ fn files() -> Vec<OpenFile> {
             }],
             ..UringRecord::default()
         })),
+        FileKind::Mqueue {
+            ino: 66,
+            offset: 0,
+            cloexec: true,
+        },
         end(95, 96, 1),
         end(96, 95, 2),
     ];
@@ -347,7 +375,7 @@ fn files() -> Vec<OpenFile> {
 }
 
 pub fn process(pid: i32, ppid: i32) -> ProcessImage {
-    let fds = (0..16).map(|n| FdEntry {
+    let fds = (0..17).map(|n| FdEntry {
         fd: FdNum(n),
         file: FileId(n as u32),
         cloexec: n > 2,

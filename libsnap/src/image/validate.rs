@@ -6,11 +6,11 @@
 use super::fault::{corrupt, ensure};
 use super::leaves::DIGESTS;
 use super::process::Core;
-use super::records::{FileKind, Life, Manifest, Part, SeccompFilter, SnapEntry, Vma, VmaKind};
+use super::records::{FileKind, Life, Manifest, NoticeKind, Part, SeccompFilter, SnapEntry, Vma, VmaKind};
 use super::{FORMAT, MANIFEST, leaves, limits, validate_files, validate_namespaces};
 use crate::error::Result;
-use crate::files::uring;
-use crate::ids::VirtualPid;
+use crate::files::{mqueue, uring};
+use crate::ids::{FileId, VirtualPid};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Letters, digits, `.`, `_`, `-`; not hidden. Such a name is a file of the
@@ -284,6 +284,7 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
     filters_used(manifest, cores)?;
     validate_namespaces::app(manifest, cores)?;
     requests(manifest, cores)?;
+    notices(manifest, cores)?;
     thread_ids(manifest, cores)
 }
 
@@ -354,6 +355,56 @@ pub fn borrowed(manifest: &Manifest, cores: &[Core], lenders: &[usize], sizes: &
         MANIFEST,
         || "a lender from which nothing is borrowed, or its own",
     )
+}
+
+/// Who is told of a message has the queue open, and what it is told by: a netlink socket with room for that.
+fn notices(manifest: &Manifest, cores: &[Core]) -> Result<()> {
+    /// What a socket has room for usually, and what one notice takes of it.
+    const ROOM: usize = 128;
+    let told = manifest
+        .posix_queues
+        .iter()
+        .filter_map(|queue| Some((queue, queue.notice.as_ref()?)));
+    let mut through: BTreeMap<FileId, usize> = BTreeMap::new();
+    for (queue, notice) in told {
+        let own = cores.iter().find(|core| core.image.process.pid == notice.pid);
+        let is_sound = own.is_some_and(|core| {
+            let fds = &core.image.process.fds;
+            let by = match &notice.how {
+                NoticeKind::Thread { file, .. } => {
+                    *through.entry(*file).or_default() += 1;
+                    through[file] <= ROOM
+                        && fds.iter().any(|entry| entry.file == *file)
+                        && takes_notices(manifest, *file)
+                }
+                NoticeKind::Nothing | NoticeKind::Signal { .. } => true,
+            };
+            by && mqueue::number(manifest, queue.ino, fds).is_some()
+        });
+        ensure(is_sound, MANIFEST, || {
+            format!("POSIX message queue {}: who is told of a message cannot be", queue.ino)
+        })?;
+    }
+    Ok(())
+}
+
+/// A netlink socket whose buffer was not made smaller: whoever asks for a notice waits for room.
+fn takes_notices(manifest: &Manifest, file: FileId) -> bool {
+    const AF_NETLINK: i32 = 16;
+    const RECEIVE_BUFFER: (i32, i32) = (1, 8);
+    const BYTES: i32 = 128 << 10;
+    let socket = manifest
+        .files
+        .iter()
+        .find(|other| other.id == file)
+        .map(|file| &file.kind);
+    let Some(FileKind::Socket(socket)) = socket else {
+        return false;
+    };
+    let mut options = socket.options.iter();
+    let buffer = options.find(|option| (option.level, option.name) == RECEIVE_BUFFER);
+    let bytes = buffer.map(|option| option.value.first_chunk().map_or(0, |word| i32::from_le_bytes(*word)));
+    socket.domain == AF_NETLINK && bytes.is_none_or(|bytes| bytes >= BYTES)
 }
 
 /// A filter that no thread has was taken away from one.

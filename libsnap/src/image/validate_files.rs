@@ -34,6 +34,7 @@ struct Names {
     joined: BTreeMap<u64, u64>,
     ptys: BTreeSet<u32>,
     rings: BTreeSet<u64>,
+    queues: BTreeSet<u64>,
 }
 
 pub fn all(manifest: &Manifest) -> Result<()> {
@@ -66,6 +67,7 @@ fn collect_names(manifest: &Manifest) -> Result<Names> {
             format!("pipe {} is listed twice", pipe.ino)
         })?;
     }
+    names.queues = manifest.posix_queues.iter().map(|queue| queue.ino).collect();
     for shm in &manifest.shmem {
         ensure(names.shmem.insert(shm.id), PART, || {
             format!("shared memory {} is listed twice", shm.id)
@@ -159,6 +161,10 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
         FileKind::Memfd { shm, offset } | FileKind::Unlinked { shm, offset } => {
             position(id, *offset)?;
             has(names.shmem.contains(shm), "shared memory")
+        }
+        FileKind::Mqueue { ino, offset, .. } => {
+            position(id, *offset)?;
+            has(names.queues.contains(ino), "POSIX message queue")
         }
         FileKind::Epoll { watches } => {
             count(PART, "epoll watches", watches.len(), limits::WATCHES_PER_FILE)?;

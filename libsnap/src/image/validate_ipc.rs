@@ -1,7 +1,7 @@
-//! What must hold for System V semaphores and message queues, and for settings of namespaces.
+//! What must hold for System V semaphores, message queues of both kinds, and settings of namespaces.
 
 use super::fault::ensure;
-use super::records::{IpcPerm, Manifest, Namespace, QueueRecord, SemRecord};
+use super::records::{FileKind, IpcPerm, Manifest, Namespace, NoticeKind, PosixQueue, QueueRecord, SemRecord};
 use super::validate::count;
 use super::{MANIFEST, limits};
 use crate::error::Result;
@@ -16,6 +16,7 @@ pub fn all(manifest: &Manifest) -> Result<()> {
     let pids: BTreeSet<_> = manifest.processes.iter().map(|entry| entry.pid).collect();
     let own = (&manifest.semaphores[..], &manifest.queues[..], &manifest.ipc_settings);
     objects(own, &pids)?;
+    posix_queues(manifest)?;
     network_settings(&manifest.network_settings)?;
     manifest.namespaces.iter().try_for_each(|namespace| match namespace {
         Namespace::Ipc(own) => objects((&own.semaphores, &own.queues, &own.settings), &pids),
@@ -109,4 +110,63 @@ fn queue(queue: &QueueRecord) -> Result<()> {
     )?;
     let typed = queue.messages.iter().all(|message| message.kind > 0);
     ensure(typed, PART, || format!("message queue {id}: a message without a type"))
+}
+
+fn posix_queues(manifest: &Manifest) -> Result<()> {
+    let queues = &manifest.posix_queues;
+    count(PART, "POSIX message queues", queues.len(), limits::POSIX_QUEUES)?;
+    let (mut inodes, mut names) = (BTreeSet::new(), BTreeSet::new());
+    for queue in queues {
+        let ino = queue.ino;
+        let new = inodes.insert(ino) && (queue.unlinked || names.insert(&queue.name));
+        ensure(new, PART, || format!("POSIX message queue {ino} is listed twice"))?;
+        posix_queue(queue)?;
+        // What has neither a name nor a descriptor is not there.
+        let leads = |kind: &FileKind| matches!(kind, FileKind::Mqueue { ino, .. } if *ino == queue.ino);
+        let led = !queue.unlinked || manifest.files.iter().any(|file| leads(&file.kind));
+        ensure(led, PART, || format!("POSIX message queue {ino}: nothing leads to it"))?;
+    }
+    // Its name may be that of one that comes after it.
+    ensure(
+        queues.is_sorted_by_key(|queue| !queue.unlinked),
+        PART,
+        || "POSIX message queues without a name come behind others",
+    )?;
+    let messages = queues.iter().flat_map(|queue| &queue.messages);
+    let bytes: u64 = messages.map(|message| message.data.len() as u64).sum();
+    ensure(bytes <= limits::POSIX_QUEUED_BYTES, PART, || {
+        format!("{bytes} bytes wait in POSIX message queues")
+    })
+}
+
+fn posix_queue(queue: &PosixQueue) -> Result<()> {
+    let ino = queue.ino;
+    let malformed = |what: &'static str| move || format!("POSIX message queue {ino}: its {what} is malformed");
+    let name = queue.name.as_str();
+    let fits = (1..=limits::NAME_BYTES).contains(&name.len()) && ![".", ".."].contains(&name);
+    ensure(fits && !name.contains(['/', '\0']), PART, malformed("name"))?;
+    ensure(queue.file.mode <= 0o7777, PART, malformed("mode"))?;
+    let sized = (1..=limits::POSIX_MESSAGES).contains(&queue.messages_max)
+        && (1..=limits::POSIX_MESSAGE_BYTES).contains(&queue.bytes_max);
+    ensure(sized, PART, malformed("size"))?;
+    let held = queue.messages.len() <= queue.messages_max as usize
+        && queue
+            .messages
+            .iter()
+            .all(|message| message.data.len() <= queue.bytes_max as usize);
+    ensure(held, PART, || {
+        format!("POSIX message queue {ino} holds more than it can")
+    })?;
+    let ordered = queue.messages.is_sorted_by(|one, next| one.priority >= next.priority)
+        && queue
+            .messages
+            .iter()
+            .all(|message| message.priority < limits::POSIX_PRIORITIES);
+    ensure(ordered, PART, malformed("order of messages"))?;
+    let sound = match queue.notice.as_ref().map(|notice| &notice.how) {
+        Some(NoticeKind::Signal { signal, .. }) => (0..=64).contains(signal),
+        Some(NoticeKind::Thread { cookie, .. }) => cookie.len() == limits::NOTICE_BYTES,
+        Some(NoticeKind::Nothing) | None => true,
+    };
+    ensure(sound, PART, malformed("notice"))
 }

@@ -9,12 +9,12 @@ use super::skeleton::Skeleton;
 use super::vdso::{self, Vdso};
 use crate::error::{Error, OrFail, Result};
 use crate::executor::CallId;
-use crate::files::paths;
 use crate::files::uring::{self, Winder};
+use crate::files::{mqueue, paths};
 use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{
-    EpollWatch, FdEntry, FileKind, LockKind, Manifest, OpenFile, ProcessRecord, ShmKind, ShmRecord, UringRecord, Vma,
-    VmaKind,
+    EpollWatch, FdEntry, FileKind, LockKind, Manifest, NoticeKind, OpenFile, ProcessRecord, ShmKind, ShmRecord,
+    UringRecord, Vma, VmaKind,
 };
 use crate::image::{Appshot, Core, PAGE, Segment, limits};
 use crate::ipc;
@@ -33,7 +33,7 @@ use std::os::unix::fs::FileExt;
 #[derive(Debug, Default)]
 pub struct Shared {
     pub shm: HashMap<ShmId, OwnedFd>,
-    /// Descriptions of unlinked files that had to be opened when these were made.
+    /// Descriptions of unlinked files, and of POSIX message queues, that had to be opened when these were made.
     pub opened: HashMap<FileId, OwnedFd>,
     /// New ids of System V segments are the old ones: their numbers were chosen. With sizes.
     sysv: HashMap<ShmId, (i32, u64)>,
@@ -686,6 +686,7 @@ pub fn descriptors(
     user.watches(script)?;
     user.watches_away(script)?;
     user.signals(script)?;
+    user.notices(script)?;
     process_locks(script, process, manifest)
 }
 
@@ -765,6 +766,39 @@ impl<'a> Process<'a> {
                 let args = [entry.fd.0 as u64, libc::F_SETFL as u64, flags as u64];
                 script.must("fcntl(F_SETFL)", libc::SYS_fcntl, &args)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Asks anew to be told of the next message in an empty queue (mq_notify(3)).
+    fn notices(&self, script: &mut Script<'_>) -> Result<()> {
+        let all = self.manifest.posix_queues.iter();
+        let own = all.filter_map(|queue| Some((queue, queue.notice.as_ref().filter(|notice| notice.pid == self.pid)?)));
+        for (queue, notice) in own {
+            let failed = || {
+                Error::failed(format!(
+                    "POSIX message queue /{} is not open in process {}",
+                    queue.name, self.pid
+                ))
+            };
+            let number = mqueue::number(self.manifest, queue.ino, self.entries).ok_or_else(failed)?;
+            let batch = script.room(1, limits::NOTICE_BYTES + 64)?;
+            let (kind, signal, value) = match &notice.how {
+                NoticeKind::Nothing => (libc::SIGEV_NONE, 0, 0),
+                NoticeKind::Signal { signal, value } => (libc::SIGEV_SIGNAL, *signal, *value),
+                NoticeKind::Thread { file, cookie } => {
+                    let through = self
+                        .entries
+                        .iter()
+                        .find(|entry| entry.file == *file)
+                        .ok_or_else(failed)?;
+                    (libc::SIGEV_THREAD, through.fd.0, batch.bytes(cookie).address)
+                }
+            };
+            // `struct sigevent`.
+            let event = [value, u64::from(signal as u32) | (kind as u64) << 32, 0, 0, 0, 0, 0, 0];
+            let event = batch.words(&event).address;
+            batch.must("mq_notify", libc::SYS_mq_notify, &[number.0 as u64, event]);
         }
         Ok(())
     }

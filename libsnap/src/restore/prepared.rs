@@ -27,6 +27,7 @@ use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::files::held::Held;
+use crate::files::mqueue;
 use crate::files::{self, Builder};
 use crate::identity::{self, Directory, Origin};
 use crate::ids::{FileId, HostPid, ShmId};
@@ -154,8 +155,9 @@ impl Prepared {
             netns::restore(skeleton.base(), &shot.manifest)?;
         }
         skeleton.part(shot)?;
-        let shared = Shared::make(shot, &skeleton, Itself::of(way, shot)?.as_ref())?;
-        ipc::restore(skeleton.base(), ipc::Content::of(&shot.manifest))?;
+        let mut shared = Shared::make(shot, &skeleton, Itself::of(way, shot)?.as_ref())?;
+        let queues = ipc::restore(skeleton.base(), ipc::Content::of(&shot.manifest))?;
+        shared.opened.extend(queues);
         skeleton.furnish(shot)?;
         let mut prepared = Prepared {
             from: from.clone(),
@@ -197,13 +199,19 @@ impl Prepared {
     }
 
     /// One that has been forked off a template.
-    pub(super) fn forked(from: &From, way: Way, skeleton: Skeleton, vdsos: Vec<Vdso>) -> Result<Prepared> {
+    pub(super) fn forked(
+        from: &From,
+        way: Way,
+        skeleton: Skeleton,
+        vdsos: Vec<Vdso>,
+        shared: Shared,
+    ) -> Result<Prepared> {
         Ok(Prepared {
             directory: Directory::open(&skeleton.outer_view())?,
             from: from.clone(),
             way,
             skeleton,
-            shared: Shared::default(),
+            shared,
             vdsos,
             pager: None,
             ahead: None,
@@ -415,6 +423,7 @@ impl Prepared {
         phases.start("processes")?;
         let hostname = options.identity.renewed.then_some(name.as_str());
         let waits = self.give(shot, &files, hostname)?;
+        mqueue::after_notices(&shot.manifest, &files)?;
         drop(files);
         phases.start("identity")?;
         if options.identity.renewed {

@@ -15,18 +15,19 @@
 
 use super::plan::{Seen, refused};
 use crate::error::{OrFail, Result};
-use crate::files::{netlink, paths, sockets};
+use crate::files::{mqueue, netlink, paths, sockets};
 use crate::ids::HostPid;
 use crate::image::records::{
     FileKind, IpcPerm, LockKind, Manifest, Namespace, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord,
     SocketState, ThreadRecord, VmaKind,
 };
 use crate::image::{Appshot, Core};
+use crate::ipc;
 use crate::sys::task;
 use crate::target::Allow;
 use caps::{CapSet, Capability};
 use nix::unistd::{Gid, Uid, User, getgrouplist, getresuid};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -267,6 +268,7 @@ impl<'a> Judge<'a> {
                 ShmKind::Anon => {}
             }
         }
+        self.queues(manifest)?;
         let beside = manifest.namespaces.iter().filter_map(|namespace| match namespace {
             Namespace::Ipc(objects) => Some((&objects.semaphores, &objects.queues)),
             _ => None,
@@ -278,6 +280,31 @@ impl<'a> Judge<'a> {
                 .try_for_each(|perm| self.ipc(perm))?;
         }
         Ok(())
+    }
+
+    fn queues(&self, manifest: &Manifest) -> Result<()> {
+        let limit = |name: &str| ipc::setting(manifest, name).unwrap_or(0);
+        let (messages, bytes) = (limit("fs.mqueue.msg_max"), limit("fs.mqueue.msgsize_max"));
+        let mut charged: BTreeMap<u32, u64> = BTreeMap::new();
+        for queue in &manifest.posix_queues {
+            let who = format!("POSIX message queue /{}", queue.name);
+            self.made(&who, queue.file)?;
+            self.uid(format!("{who} is charged to"), queue.charged)?;
+            if u64::from(queue.messages_max) > messages || u64::from(queue.bytes_max) > bytes {
+                let what = format!("{who} is larger than its namespace lets everybody make them (fs.mqueue)");
+                self.takes(Capability::CAP_SYS_RESOURCE, what)?;
+            }
+            let sum = charged.entry(queue.charged).or_default();
+            *sum = sum.saturating_add(mqueue::charge(queue));
+        }
+        let limit = task::prlimit_get(HostPid(0), libc::RLIMIT_MSGQUEUE).map_or(0, |limit| limit.1);
+        match charged.into_iter().find(|(_, sum)| *sum > limit) {
+            Some((uid, sum)) => {
+                let what = format!("the POSIX message queues of user {uid} hold {sum} bytes, more than one may here");
+                self.takes(Capability::CAP_SYS_RESOURCE, what)
+            }
+            None => Ok(()),
+        }
     }
 
     fn ipc(&self, perm: IpcPerm) -> Result<()> {

@@ -22,7 +22,7 @@
 use super::eager::{self, Eager};
 use super::fill::is_unique;
 use super::huge;
-use super::place::{self, Protect};
+use super::place::{self, Protect, Shared};
 use super::prepared::{Prepared, Way};
 use super::script::Script;
 use super::seed::{Clone as Fork, Seed, one};
@@ -227,10 +227,11 @@ impl Nursery {
         let others = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS | network;
         // By a pidfd (Linux 5.8).
         script.must("setns", libc::SYS_setns, &[INIT as u64, others as u64])?;
+        let mut shared = Shared::default();
         if ipc::Content::of(&shot.manifest).any() {
             script.flush()?;
             ipc::widen(skeleton.any(), ipc::Content::of(&shot.manifest))?;
-            ipc::restore(skeleton.any(), ipc::Content::of(&shot.manifest))?;
+            shared.opened = ipc::restore(skeleton.any(), ipc::Content::of(&shot.manifest))?;
         }
         if skeleton.has_network && !shot.manifest.network_settings.is_empty() {
             script.flush()?;
@@ -241,7 +242,7 @@ impl Nursery {
         place::protection(&mut script, &shot.cores[0], &vdsos[0], Protect::NotForked)?;
         script.flush()?;
         phases.steps.end();
-        let prepared = Prepared::forked(from, *way, skeleton, vdsos.clone())?.complete()?;
+        let prepared = Prepared::forked(from, *way, skeleton, vdsos.clone(), shared)?.complete()?;
         eager.iter().for_each(|eager| eager.calm(init));
         Ok(prepared)
     }

@@ -167,6 +167,13 @@ pub fn become_effective(uid: u32, gid: u32) -> Sys<()> {
     }
 }
 
+/// Sets the real user of this thread alone: to whom the kernel charges what it makes.
+pub fn become_real(uid: u32) -> Sys<()> {
+    let keep = u32::MAX;
+    // SAFETY: only numbers are passed.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, uid, keep, keep) }).map(drop)
+}
+
 /// A segment attached to our own memory; dropped, it is detached.
 #[derive(Debug)]
 pub struct Seen {

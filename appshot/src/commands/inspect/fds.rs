@@ -1,7 +1,7 @@
 //! Descriptors and what they refer to.
 
 use super::{Inspection, Process, address, sockets};
-use libsnap::image::records::{FdEntry, FileKind, OpenFile};
+use libsnap::image::records::{FdEntry, FileKind, Manifest, OpenFile};
 use nodekit::out;
 
 pub fn text(inspection: &Inspection) -> String {
@@ -18,7 +18,9 @@ pub fn text(inspection: &Inspection) -> String {
 
 fn row(inspection: &Inspection, process: &Process, fd: &FdEntry) -> Vec<String> {
     let file = inspection.manifest.files.iter().find(|f| f.id == fd.file);
-    let (kind, detail) = file.map(describe).unwrap_or_default();
+    let (kind, detail) = file
+        .map(|file| describe(&inspection.manifest, file))
+        .unwrap_or_default();
     vec![
         process.process.pid.to_string(),
         fd.fd.to_string(),
@@ -29,7 +31,7 @@ fn row(inspection: &Inspection, process: &Process, fd: &FdEntry) -> Vec<String> 
     ]
 }
 
-fn describe(file: &OpenFile) -> (&'static str, String) {
+fn describe(manifest: &Manifest, file: &OpenFile) -> (&'static str, String) {
     match &file.kind {
         FileKind::Path { path, offset } => ("file", format!("{path} at {offset}")),
         FileKind::Unlinked { shm, offset } => ("unlinked", format!("memory {shm} at {offset}")),
@@ -46,6 +48,7 @@ fn describe(file: &OpenFile) -> (&'static str, String) {
         FileKind::Epoll { watches } => ("epoll", format!("{} watches", watches.len())),
         FileKind::Inotify { watches } => ("inotify", format!("{} watches", watches.len())),
         FileKind::Uring(ring) => ("io_uring", format!("{} entries", ring.sq_entries)),
+        FileKind::Mqueue { ino, .. } => ("mqueue", queue_line(manifest, *ino, file.flags)),
         FileKind::Pidfd { pid } => ("pidfd", pid.to_string()),
         FileKind::Socket(socket) => ("socket", socket_line(socket)),
         FileKind::Pty(pty) => ("pty", format!("master of {}", pty.index)),
@@ -62,6 +65,21 @@ fn socket_line(socket: &libsnap::image::records::SocketRecord) -> String {
         .filter(|word| !word.is_empty() && word != address::NONE)
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+/// `/jobs, 3 of 10 messages, read end`
+fn queue_line(manifest: &Manifest, ino: u64, flags: i32) -> String {
+    let queue = manifest.posix_queues.iter().find(|queue| queue.ino == ino);
+    let told = queue.map(|queue| {
+        let removed = if queue.unlinked { " (removed)" } else { "" };
+        format!(
+            "/{}{removed}, {} of {} messages, ",
+            queue.name,
+            queue.messages.len(),
+            queue.messages_max
+        )
+    });
+    told.unwrap_or_default() + end(flags)
 }
 
 /// O_ACCMODE of the flags.

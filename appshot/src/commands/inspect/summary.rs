@@ -101,20 +101,17 @@ fn parent(parent: &Parent) -> String {
 }
 
 fn objects(manifest: &Manifest) -> String {
-    let namespaces = match manifest.namespaces.len() {
-        0 => String::new(),
-        count => format!(
-            ", {}",
-            out::count(count, "namespace beside its own", "namespaces beside its own")
-        ),
-    };
-    let objects = format!(
-        "{}, {}, {}",
+    let mut objects = vec![
         out::count(manifest.files.len(), "open file", "open files"),
         out::count(manifest.pipes.len(), "pipe", "pipes"),
-        out::count(manifest.shmem.len(), "shared memory", "shared memories")
+        out::count(manifest.shmem.len(), "shared memory", "shared memories"),
+    ];
+    let (queues, namespaces) = (manifest.posix_queues.len(), manifest.namespaces.len());
+    objects.extend((queues > 0).then(|| out::count(queues, "POSIX message queue", "POSIX message queues")));
+    objects.extend(
+        (namespaces > 0).then(|| out::count(namespaces, "namespace beside its own", "namespaces beside its own")),
     );
-    objects + &namespaces
+    objects.join(", ")
 }
 
 fn needs(manifest: &Manifest) -> String {

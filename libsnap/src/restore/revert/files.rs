@@ -118,6 +118,7 @@ fn is_unfit(kind: &FileKind, manifest: &Manifest) -> Option<&'static str> {
         },
         FileKind::Timerfd { .. } => Some("it has a timerfd"),
         FileKind::Uring(_) => Some("it has an io_uring"),
+        FileKind::Mqueue { .. } => Some("it has a POSIX message queue"),
         FileKind::Pidfd { .. } => Some("it has a pidfd"),
         FileKind::Unlinked { .. } | FileKind::Memfd { .. } => Some("it has a file without a name"),
         FileKind::Pty(_) | FileKind::PtySlave { .. } => Some("it has a pseudo-terminal"),

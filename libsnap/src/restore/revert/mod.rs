@@ -26,10 +26,9 @@
 //!   beside        | texts -----------^| flags, namespaces, mounts   | copy ^
 //! ```
 //!
-//! Not seen: rules of Landlock, POSIX message queues without a descriptor, what CAP_NET_ADMIN
-//! allows in a network of its own.
+//! Not seen: rules of Landlock, what CAP_NET_ADMIN allows in a network of its own.
 //! Today: one process, however many threads; no timers, shared memory, timerfds,
-//! pseudo-terminals.
+//! pseudo-terminals, System V objects, POSIX message queues.
 
 mod ask;
 mod files;
@@ -51,6 +50,7 @@ use crate::freeze::{self, ALL_BUT_TRAP};
 use crate::identity;
 use crate::ids::HostPid;
 use crate::image::{Appshot, Core};
+use crate::ipc;
 use crate::pages;
 use crate::proc;
 use crate::snapshot::Steps;
@@ -62,6 +62,7 @@ use files::Files;
 use look::Look;
 use memory::{Copies, Space};
 use nix::errno::Errno;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -119,6 +120,7 @@ struct Armed {
     /// What is asked where an executor most likely stands.
     questions: (Executor, Vec<Questions>),
     own: Own,
+    ipc: Ipc,
     /// One at a time.
     only: Mutex<()>,
 }
@@ -244,6 +246,7 @@ impl Armed {
             space,
             questions: (executor, questions(&executor, tids.len(), core, &opened.shot)),
             own: Own::of(&skeleton.outer_view()),
+            ipc: Ipc::of(husk.pid)?,
             opened: Arc::clone(opened),
             tids,
             look,
@@ -278,6 +281,7 @@ impl Armed {
                 self.look.compare_texts()?;
                 looked.send(()).ok();
                 self.own.compare()?;
+                self.ipc.compare()?;
                 self.own.renew()?;
                 let found = self.space.compare_flags()?;
                 self.look.compare_namespaces()?;
@@ -565,6 +569,31 @@ fn stopped(tid: HostPid, since: Instant) -> Result<(), Why> {
                 return Err(Why::anew(format!("task {tid} does not stop")));
             }
             Ok(None) => ptrace::pause(&mut rounds),
+        }
+    }
+}
+
+/// Its IPC namespace, in which nothing is.
+#[derive(Debug)]
+struct Ipc {
+    space: ipc::Space,
+    settings: BTreeMap<String, String>,
+}
+
+impl Ipc {
+    fn of(pid: HostPid) -> Result<Ipc, Why> {
+        let space = ipc::Space::of(pid, true).or_fail(|| "cannot enter its IPC namespace")?;
+        let settings = space.settings();
+        match space.is_bare() {
+            true => Ok(Ipc { space, settings }),
+            false => Err(Why::anew("it has System V objects or POSIX message queues")),
+        }
+    }
+
+    fn compare(&self) -> Result<(), Why> {
+        match self.space.is_bare() && self.space.settings() == self.settings {
+            true => Ok(()),
+            false => Err(Why::anew("its IPC namespace is not what it was")),
         }
     }
 }
