@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::executor::{Executor, Gate};
 use crate::files::looked;
 use crate::ids::{HostPid, VirtualPid};
+use crate::keys;
 use crate::proc::{self, Fields, Stat, Still};
 use crate::process;
 use crate::survey;
@@ -70,6 +71,10 @@ pub struct FrozenThread {
     /// It has come before all others since it was to stop.
     #[serde(default)]
     pub hurried: bool,
+    /// What it may do with memory by its protection keys (PKRU, pkeys(7)), where that would be
+    /// in the way of foreign code.
+    #[serde(default)]
+    pub rights: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -628,6 +633,9 @@ fn inspect(tid: HostPid, wait: Option<&Wait>, at: &Reading) -> Result<FrozenThre
         rseq_section: rseq_section(tid, &regs),
         turn: Turn::of(tid).or_fail(failed)?,
         hurried: false,
+        rights: keys::rights_of(tid)
+            .or_fail(failed)?
+            .filter(|rights| keys::hinder(*rights)),
         wait,
         left_ns,
         regs,
@@ -694,7 +702,12 @@ impl FrozenThread {
         if !self.hurried {
             self.turn.first_of_all(self.tid);
         }
-        Ok(())
+        self.give_rights(keys::unhindered)
+    }
+
+    fn give_rights(&self, how: fn(u32) -> u32) -> Result<()> {
+        let given = self.rights.map_or(Ok(()), |rights| keys::give(self.tid, how(rights)));
+        given.or_fail(|| format!("cannot set what task {} may do by its protection keys", self.tid))
     }
 
     /// Gives the thread back what it had, so that letting it go makes it
@@ -703,6 +716,7 @@ impl FrozenThread {
     pub fn recover(&self) -> Result<()> {
         let failed = || format!("cannot give task {} its registers back", self.tid);
         self.turn.give_back(self.tid);
+        self.give_rights(|rights| rights)?;
         if let Some((area, section)) = self.rseq_section {
             memory::write(self.tid, area + 8, &section.to_le_bytes()).or_fail(failed)?;
         }

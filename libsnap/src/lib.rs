@@ -18,6 +18,7 @@ pub mod ipc;
 pub mod journal;
 pub mod kernel;
 pub mod kernel_memory;
+mod keys;
 pub mod launch;
 pub mod memory;
 mod netns;

@@ -3,8 +3,8 @@
 //! Read from `/proc/PID/smaps`, `/proc/PID/pagemap` and process_vm_readv(2).
 //! A mapped file that has no name any more is kept whole, as shared memory is.
 //! Guards (MADV_GUARD_INSTALL) are told by PAGEMAP_SCAN.
-//! Refused: huge page files, device memory, userfaultfd ranges, protection keys, a program
-//! that has no name any more.
+//! Refused: huge page files, device memory, userfaultfd ranges, a program that has no name any
+//! more.
 
 use crate::error::{Error, OrFail, Result};
 use crate::files;
@@ -284,6 +284,7 @@ pub fn classify(
                 huge_bytes: if kind == VmaKind::Anon { mapping.huge_bytes } else { 0 },
                 guards: may_be_guarded(mapping).into_iter().collect(),
                 policy: None,
+                key: mapping.key,
                 kind,
             }),
             Err((reason, fix)) => {
@@ -315,6 +316,13 @@ fn kept_flags(mapping: &Mapping, kind: &VmaKind) -> Vec<String> {
 type Refused = (&'static str, &'static str);
 
 fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> Result<VmaKind, Refused> {
+    let is_kernels = mapping.name.starts_with("[v") || mapping.name == files::uring::LINK;
+    if mapping.key != 0 && is_kernels {
+        return Err((
+            "memory of the kernel with a protection key (pkeys)",
+            "let the app give it no key",
+        ));
+    }
     match mapping.name.as_str() {
         "[vdso]" => return Ok(VmaKind::Vdso),
         "[vvar]" | "[vvar_vclock]" => return Ok(VmaKind::Vvar),
@@ -383,12 +391,6 @@ fn refuse_flags(mapping: &Mapping, ours: bool) -> Result<(), Refused> {
         ("pf", "memory of a device", "close the device before the snapshot"),
         ("io", "memory of a device", "close the device before the snapshot"),
     ];
-    if mapping.key != 0 {
-        return Err((
-            "its pages have a protection key (pkeys) that is not carried yet",
-            "run the app without protection keys",
-        ));
-    }
     match refused
         .iter()
         .find(|(flag, ..)| mapping.has(flag) && !(ours && *flag == "uw"))

@@ -13,6 +13,7 @@ use crate::image::ThreadImage;
 use crate::image::records::{
     AltStack, Blocked, Creds, MmRecord, ProcessRecord, Rseq, Sched, Seccomp, Setting, SigAction, SigInfo, ThreadRecord,
 };
+use crate::keys;
 use crate::proc::{self, Fields};
 use crate::settings;
 use crate::sys::ptrace::{self, Regs, reg};
@@ -179,7 +180,12 @@ pub fn capture(
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let mut asked = AskProcess::new(executor, stopped);
     let main = process.main();
+    let unread = || format!("cannot read the state of task {}", main.tid);
+    let rights = keys::rights_of(main.tid).or_fail(unread)?;
     executor.run(main.tid, &main.regs, &mut asked.batch)?;
+    if rights != keys::rights_of(main.tid).or_fail(unread)? {
+        keys::give(main.tid, rights.unwrap_or_default()).or_fail(unread)?;
+    }
     let main_asked = asked.main.answers(&asked.batch, main.tid);
     // Timers before signals: see `timers::settle`.
     let intervals = asked.timers.seen(&asked.batch, false);
@@ -229,6 +235,7 @@ struct AskProcess {
     timers: timers::Asked,
     settings: settings::OfProcess,
     stops: Vec<(VirtualPid, Slot)>,
+    keys: Option<keys::Asked>,
     /// Itself, as a thread.
     main: AskThread,
 }
@@ -257,6 +264,7 @@ impl AskProcess {
         let stops = stops.collect();
         let main = AskThread::new(&mut batch);
         let timers = timers::Asked::intervals(&mut batch);
+        let keys = keys::Asked::ask(&mut batch);
         AskProcess {
             batch,
             actions,
@@ -268,6 +276,7 @@ impl AskProcess {
             timers,
             settings,
             stops,
+            keys,
             main,
         }
     }
@@ -333,6 +342,7 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess, timers: timers::T
         ctty: None,
         settings: asked.settings.answers(&asked.batch),
         untold_stops: asked.untold_stops(),
+        keys: asked.keys.as_ref().and_then(|keys| keys.answers(&asked.batch)),
     })
 }
 
@@ -405,7 +415,10 @@ fn capture_thread(
 ) -> Result<ThreadImage> {
     let tid = thread.tid;
     let failed = || format!("cannot read the state of task {tid}");
-    let xsave = ptrace::get_xsave(tid).or_fail(failed)?;
+    let mut xsave = ptrace::get_xsave(tid).or_fail(failed)?;
+    if let Some(rights) = thread.rights {
+        keys::put(&mut xsave, rights);
+    }
     let status = Fields::status(tid).or_fail(failed)?;
     let sched = sched(thread).or_fail(failed)?;
     let record = ThreadRecord {

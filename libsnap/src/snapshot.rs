@@ -409,7 +409,7 @@ impl Seen {
             seen.mappings.iter().all(|old| {
                 let new = now.get(&(old.start, old.end));
                 let mut flags = VMA_FLAGS.iter().chain(&[memory::GUARDED]);
-                new.is_none_or(|new| flags.all(|flag| old.has(flag) == new.has(flag)))
+                new.is_none_or(|new| old.key == new.key && flags.all(|flag| old.has(flag) == new.has(flag)))
             })
         })
     }

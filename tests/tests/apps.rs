@@ -20,6 +20,7 @@ app_test!(guards);
 app_test!(memory_policy);
 app_test!(sealed_memory);
 app_test!(droppable);
+app_test!(pkeys);
 app_test!(hugetlb, refused);
 app_test!(userfaultfd, refused);
 app_test!(lock_future);

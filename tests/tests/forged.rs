@@ -561,6 +561,24 @@ fn of_mappings(test: &'static str, words: &'static str, edit: fn(&mut Value)) {
 }
 
 #[test]
+fn a_protection_key_that_no_processor_has() {
+    of_mappings("a_protection_key_that_no_processor_has", "protection key 16", |vmas| {
+        vmas[0]["key"] = json!(16)
+    });
+}
+
+#[test]
+fn the_key_of_what_is_only_executed_allocated() {
+    trial("the_key_of_what_is_only_executed_allocated", |place| {
+        let forger = forger(place, "pipes", None)?;
+        forger.edit(Record::Process, |process| {
+            process["keys"] = json!({"allocated": 2, "execute_only": 1});
+        })?;
+        refused(place, forger, Allow::default(), "protection keys")
+    });
+}
+
+#[test]
 fn overlapping_mappings() {
     of_mappings("overlapping_mappings", "out of place", |vmas| {
         vmas[1]["start"] = vmas[0]["start"].clone()

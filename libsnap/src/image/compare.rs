@@ -284,8 +284,8 @@ fn goes_on(vma: &Vma, next: &Vma) -> bool {
         }
         VmaKind::Uring { .. } | VmaKind::Vvar | VmaKind::Vdso => return false,
     }
-    (vma.end, vma.prot, &vma.flags, &vma.policy, &kind)
-        == (next.start, next.prot, &next.flags, &next.policy, &next.kind)
+    (vma.end, vma.prot, vma.key, &vma.flags, &vma.policy, &kind)
+        == (next.start, next.prot, next.key, &next.flags, &next.policy, &next.kind)
 }
 
 /// Adds what is in a value, by names that tell the way to it.
@@ -610,6 +610,7 @@ mod tests {
             huge_bytes: 0,
             guards: Vec::new(),
             policy: None,
+            key: 0,
         };
         assert_eq!(joined(vec![vma(0, 2, 5), vma(2, 7, 7)]), [vma(0, 7, 5)]);
         for apart in [[vma(0, 2, 5), vma(3, 7, 7)], [vma(0, 2, 5), vma(2, 7, 8)]] {

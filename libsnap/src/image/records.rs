@@ -200,6 +200,21 @@ pub struct ProcessRecord {
     /// Children that were stopped by job control, of which it has not asked yet (waitid(2), WSTOPPED).
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub untold_stops: Vec<VirtualPid>,
+    /// Protection keys (pkeys(7)); without it the process has none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub keys: Option<Keys>,
+}
+
+/// Which protection keys are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// By pkey_alloc(2): a bit for each, never that of key 0.
+    #[serde(default)]
+    pub allocated: u16,
+    /// By the kernel, for memory that can only be executed; 0: there never was any.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub execute_only: u32,
 }
 
 /// Something that is not as in a fresh process, by what sets it.
@@ -465,6 +480,9 @@ pub struct Vma {
     /// mbind(2).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub policy: Option<MemoryPolicy>,
+    /// Protection key (pkeys(7)).
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub key: u32,
 }
 
 /// On which nodes memory is to be.
@@ -479,6 +497,10 @@ pub struct MemoryPolicy {
 
 fn is_none(count: &u64) -> bool {
     *count == 0
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -388,6 +388,10 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
             }],
             ctty: Some(0),
             untold_stops: vec![VirtualPid(pid + 1)],
+            keys: Some(Keys {
+                allocated: 0b1010,
+                execute_only: 2,
+            }),
         },
         comm: "sample".into(),
         ppid: VirtualPid(ppid),
@@ -471,6 +475,7 @@ fn vmas() -> Vec<Vma> {
         huge_bytes: 0,
         guards: Vec::new(),
         policy: None,
+        key: 0,
     };
     let path = || "/usr/bin/sample".to_string();
     vec![

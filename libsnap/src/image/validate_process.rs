@@ -19,6 +19,7 @@ pub fn process(part: &str, image: &ProcessImage, segments: &[Segment]) -> Result
         })?;
     }
     vmas(part, &image.vmas)?;
+    keys(part, image)?;
     segments_within(part, segments, &image.vmas)
 }
 
@@ -167,6 +168,24 @@ fn vmas(part: &str, vmas: &[Vma]) -> Result<()> {
             .and_then(|end| i64::try_from(end).ok());
         ensure(offset.is_multiple_of(PAGE) && end.is_some(), part, || {
             format!("{}: offset {offset:#x}", at())
+        })?;
+    }
+    Ok(())
+}
+
+/// One that the kernel has taken is nobody else's, and of what can only be executed.
+fn keys(part: &str, image: &ProcessImage) -> Result<()> {
+    const HIGHEST: u32 = 15;
+    let keys = image.process.keys.unwrap_or_default();
+    let own = keys.execute_only;
+    ensure(own <= HIGHEST && keys.allocated & (1 | 1 << own) == 0, part, || {
+        format!("protection keys {:#x}, {own}", keys.allocated)
+    })?;
+    for vma in image.vmas.iter().filter(|vma| vma.key != 0) {
+        let is_kernels = matches!(vma.kind, VmaKind::Vvar | VmaKind::Vdso | VmaKind::Uring { .. });
+        let fits = vma.key != own || vma.prot == libc::PROT_EXEC as u32;
+        ensure(vma.key <= HIGHEST && !is_kernels && fits, part, || {
+            format!("mapping {:#x}-{:#x}: protection key {}", vma.start, vma.end, vma.key)
         })?;
     }
     Ok(())

@@ -18,6 +18,7 @@ use crate::image::records::{
 };
 use crate::image::{Appshot, Core, PAGE, Segment, limits};
 use crate::ipc;
+use crate::keys;
 use crate::nsthread;
 use crate::pages;
 use crate::proc;
@@ -276,15 +277,19 @@ pub enum Protect {
 pub fn protection(script: &mut Script<'_>, core: &Core, vdso: &Vdso, what: Protect) -> Result<()> {
     let kept = vdso.kept(&core.image.vmas);
     let there = |vma: &&Vma| kept != Some(*vma) && !matches!(vma.kind, VmaKind::Uring { .. });
+    if what != Protect::NotForked {
+        keys::allocate(script, &core.image)?;
+    }
     for vma in core.image.vmas.iter().filter(there) {
         if what != Protect::NotForked {
-            protect(script, vma, has_pages(core, vma))?;
+            protect(script, vma, core)?;
         }
         advise(script, vma, what)?;
     }
     match what {
         Protect::NotForked => Ok(()),
         Protect::All | Protect::Forked => {
+            keys::free(script, &core.image)?;
             vdso.patch(script)?;
             seal(script, &core.image.vmas)
         }
@@ -482,13 +487,7 @@ impl Mapper<'_, '_> {
             | fixed
             | if has("gd") { libc::MAP_GROWSDOWN } else { 0 }
             | if has("nr") { libc::MAP_NORESERVE } else { 0 };
-        // Pages may be written as the process itself would.
-        let prot = vma.prot
-            | if has_pages(core, vma) {
-                libc::PROT_WRITE as u32
-            } else {
-                0
-            };
+        let prot = first_prot(vma, has_pages(core, vma));
         let args = [vma.start, len, u64::from(prot), flags as u64, fd as i64 as u64, offset];
         self.script.must("mmap", libc::SYS_mmap, &args).map(drop)
     }
@@ -529,8 +528,9 @@ impl Mapper<'_, '_> {
             self.script
                 .must("mremap", libc::SYS_mremap, &[begin, bytes, end - begin, 0])?;
         }
-        for part in parts.iter().filter(|part| part.prot != prot) {
-            let args = [part.start, part.end - part.start, u64::from(part.prot)];
+        let wanted = parts.iter().map(|part| (part, first_prot(part, false)));
+        for (part, wanted) in wanted.filter(|(_, wanted)| *wanted != prot) {
+            let args = [part.start, part.end - part.start, u64::from(wanted)];
             self.script.must("mprotect", libc::SYS_mprotect, &args)?;
         }
         Ok(())
@@ -582,13 +582,23 @@ impl Mapper<'_, '_> {
     }
 }
 
+/// With which protection it is mapped: pages may be written as the process itself would.
+fn first_prot(vma: &Vma, filled: bool) -> u32 {
+    let written = if filled { libc::PROT_WRITE } else { 0 };
+    let read = if keys::is_execute_only(vma.prot) {
+        libc::PROT_READ
+    } else {
+        0
+    };
+    vma.prot | (written | read) as u32
+}
+
 /// What a mapping becomes once it has its content.
-fn protect(script: &mut Script<'_>, vma: &Vma, filled: bool) -> Result<()> {
-    if filled && vma.prot & libc::PROT_WRITE as u32 == 0 {
-        let args = [vma.start, vma.end - vma.start, u64::from(vma.prot)];
-        script.must("mprotect", libc::SYS_mprotect, &args)?;
+fn protect(script: &mut Script<'_>, vma: &Vma, core: &Core) -> Result<()> {
+    match first_prot(vma, has_pages(core, vma)) == vma.prot && vma.key == 0 {
+        true => Ok(()),
+        false => keys::protect(script, vma, core.image.process.keys),
     }
-    Ok(())
 }
 
 /// Linux 6.13.

@@ -7,6 +7,7 @@ use crate::files::repair;
 use crate::identity;
 use crate::image::records::{ExternalFile, FileKind, OpenFile, SocketState};
 use crate::image::{Appshot, Core};
+use crate::keys;
 use crate::launch::on_host;
 use crate::memory;
 use crate::target::{Allow, Bind, Notice, PidMode, RestoreOptions, signal_name};
@@ -141,7 +142,10 @@ fn processor(shot: &Appshot) -> Result<()> {
         ))
         .needs(format!("a processor with XCR0 {:#x}", needs.xcr0)));
     }
-    Ok(())
+    match shot.cores.iter().any(|core| keys::uses(&core.image)) {
+        true => keys::require_given(),
+        false => Ok(()),
+    }
 }
 
 /// A file the app maps or reads must be the one it knew. Those of the instance's own directory

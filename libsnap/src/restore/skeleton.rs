@@ -22,6 +22,7 @@ use crate::files::pty::Ptys;
 use crate::ids::{FileId, HostPid, VirtualPid};
 use crate::image::Appshot;
 use crate::image::records::{Clocks, FileKind, Life, Manifest, PtyRecord, SnapEntry};
+use crate::keys;
 use crate::launch::{self, INIT_ADDRESS, Place};
 use crate::proc::{self, Mapping};
 use crate::sys::blob;
@@ -218,6 +219,8 @@ impl Skeleton {
         let failed = || "cannot enter a new process";
         ptrace::set_options(pid, OPTIONS).or_fail(failed)?;
         ptrace::set_sigmask(pid, crate::freeze::ALL_BUT_TRAP).or_fail(failed)?;
+        // While it is built, and so are its children and threads, no protection key is in the way.
+        keys::give(pid, 0).or_fail(failed)?;
         let regs = ptrace::get_regs(pid).or_fail(failed)?.with(reg::RSP, 0);
         let mappings = proc::mappings(pid).or_fail(failed)?;
         let code: Vec<Span> = mappings
