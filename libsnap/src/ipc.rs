@@ -27,7 +27,7 @@ use crate::executor::{Batch, CallId, Executor};
 use crate::freeze::FrozenProcess;
 use crate::ids::{HostPid, VirtualPid};
 use crate::image::Appshot;
-use crate::image::records::{IpcPerm, Manifest, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind};
+use crate::image::records::{IpcPerm, Manifest, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind, ShmRecord};
 use crate::memory::ShmTable;
 use crate::nsthread::{self, Door};
 use crate::proc;
@@ -190,11 +190,12 @@ pub fn look(
         alone.retain(|_| own);
         let forced = !alone.is_empty()
             && fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").is_ok_and(|text| text.trim() != "0");
-        let failed = if take && !forced {
+        let mut failed: Vec<io::Error> = if take && !forced {
             alone.into_iter().filter_map(|kind| hold(shm, kind).err()).collect()
         } else {
             Vec::new()
         };
+        failed.extend(odd_sizes(shm));
         let objects = if own { objects(numbers) } else { Ok(Objects::default()) };
         (objects, failed, forced && !shm_is_attached(own))
     });
@@ -310,6 +311,25 @@ fn describe(shm: &mut ShmTable) -> Vec<ShmKind> {
         }
     }
     by_id.into_values().collect()
+}
+
+/// Segments in huge pages of which the last is not theirs as a whole: the size that they were made
+/// with stands in no file of theirs.
+fn odd_sizes(shm: &mut ShmTable) -> Vec<io::Error> {
+    let sizes: HashMap<i64, i64> = rows("shm")
+        .iter()
+        .filter_map(|row| Some((*row.get(1)?, *row.get(3)?)))
+        .collect();
+    let odd = |record: &ShmRecord| match record.kind {
+        ShmKind::Sysv { id, .. } if record.page_bytes != 0 => sizes
+            .get(&i64::from(id))
+            .is_some_and(|size| *size as u64 % record.page_bytes != 0),
+        _ => false,
+    };
+    let records = shm.records_mut().filter(|record| odd(record));
+    records
+        .map(|_| io::Error::other("its size is no multiple of that of its huge pages"))
+        .collect()
 }
 
 /// Opens a segment that nobody has attached.

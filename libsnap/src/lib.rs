@@ -11,6 +11,7 @@ mod frames;
 pub mod freeze;
 mod hidden;
 pub mod holds;
+pub mod hugetlb;
 pub mod identity;
 pub mod ids;
 pub mod image;

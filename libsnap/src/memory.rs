@@ -3,12 +3,13 @@
 //! Read from `/proc/PID/smaps`, `/proc/PID/pagemap` and process_vm_readv(2).
 //! A mapped file that has no name any more is kept whole, as shared memory is.
 //! Guards (MADV_GUARD_INSTALL) are told by PAGEMAP_SCAN.
-//! Refused: huge page files, device memory, userfaultfd ranges, a program that has no name any
+//! Refused: device memory, userfaultfd ranges, a program that has no name any
 //! more.
 
 use crate::error::{Error, OrFail, Result};
 use crate::files;
 use crate::frames::{Common, Frames};
+use crate::hugetlb;
 use crate::ids::{HostPid, ShmId};
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
 use crate::image::{CoreWriter, Layout, Memory, Writer};
@@ -69,6 +70,7 @@ impl ShmTable {
             bytes: fs::metadata(source).map_or(0, |meta| meta.len()),
             runs: Vec::new(),
             part: None,
+            page_bytes: hugetlb::page_bytes(source),
         };
         self.ids.insert(key, id);
         self.entries.push(Object {
@@ -102,7 +104,10 @@ impl ShmTable {
             let failed = || format!("cannot read shared memory object {}", object.record.id);
             let file = File::open(&object.source).or_fail(failed)?;
             object.record.bytes = file.metadata().or_fail(failed)?.len();
-            object.record.runs = file_runs(&file, object.record.bytes);
+            object.record.runs = match object.record.page_bytes {
+                0 => file_runs(&file, object.record.bytes),
+                huge => hugetlb::runs(&file, object.record.bytes, huge).or_fail(failed)?,
+            };
             object.content = Content::File(file);
         }
         let runs = self.entries.iter().flat_map(|object| &object.record.runs);
@@ -337,6 +342,12 @@ fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> 
     if mapping.name == files::uring::LINK {
         return ring_kind(pid, mapping);
     }
+    if mapping.name == hugetlb::ANONYMOUS && !mapping.shared {
+        return Ok(VmaKind::Huge {
+            page_bytes: mapping.page_bytes,
+            had: Vec::new(),
+        });
+    }
     if mapping.ino == 0 && !mapping.name.starts_with('/') {
         return if mapping.shared {
             Err(("shared memory of an unknown kind", "end the user of this mapping first"))
@@ -363,11 +374,6 @@ fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> 
 
 fn refuse_flags(mapping: &Mapping, ours: bool) -> Result<(), Refused> {
     let refused = [
-        (
-            "ht",
-            "huge page files (hugetlb) are not carried yet",
-            "run the app without hugetlb pages",
-        ),
         (
             "ss",
             "shadow stacks are not carried yet",
@@ -417,7 +423,7 @@ fn ring_kind(pid: HostPid, mapping: &Mapping) -> Result<VmaKind, Refused> {
 
 fn shm_kind(mapping: &Mapping, view: &str) -> Option<ShmKind> {
     let name = mapping.name.strip_suffix(" (deleted)")?;
-    if name == "/dev/zero" && mapping.shared {
+    if (name == "/dev/zero" || mapping.name == hugetlb::ANONYMOUS) && mapping.shared {
         return Some(ShmKind::Anon);
     }
     if let Some(name) = name.strip_prefix("/memfd:") {
@@ -452,7 +458,14 @@ pub fn memfd_kind(name: &str, view: &str) -> ShmKind {
 }
 
 fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKind, Refused> {
-    if mapping.name.ends_with(" (deleted)") {
+    let is_deleted = mapping.name.ends_with(" (deleted)");
+    if mapping.has(hugetlb::FLAG) && (is_deleted || !mapping.shared) {
+        return Err((
+            "a private mapping of a file of huge pages (hugetlbfs), or of one that has no name any more",
+            "let the app map it shared, and keep its name",
+        ));
+    }
+    if is_deleted {
         return unlinked_kind(pid, mapping, tables);
     }
     if !mapping.name.starts_with('/') {
@@ -570,15 +583,18 @@ pub fn code(vmas: &[Vma]) -> Vec<Span> {
 pub fn holds_pages(kind: &VmaKind) -> bool {
     matches!(
         kind,
-        VmaKind::Anon | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. }
+        VmaKind::Anon | VmaKind::Huge { .. } | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. }
     )
 }
 
-/// Finds the parts that nobody may touch of mappings that may have some, of a process that
-/// stands still.
-pub fn find_guards(pid: HostPid, vmas: &mut [Vma]) -> Result<()> {
+/// Finds the parts that nobody may touch of mappings that may have some, and which huge pages
+/// there are, of a process that stands still.
+pub fn find_parts(pid: HostPid, vmas: &mut [Vma]) -> Result<()> {
     let failed = || format!("cannot read the memory of pid {pid}");
     let pagemap = pages::pagemap(pid)?;
+    for vma in vmas.iter_mut() {
+        hugetlb::find(&pagemap, vma).or_fail(failed)?;
+    }
     for vma in vmas.iter_mut().filter(|vma| !vma.guards.is_empty()) {
         let mut found = Vec::new();
         match sys::scan_guards(&pagemap, Span::from(&*vma), &mut found) {
@@ -636,7 +652,8 @@ impl Private {
                 // Kept whole, should another kernel have another one.
                 found.push(whole);
             } else if holds_pages(&vma.kind) {
-                pages::find(&pagemap, whole, vma.kind == VmaKind::Anon, &mut found).or_fail(failed)?;
+                let anonymous = matches!(vma.kind, VmaKind::Anon | VmaKind::Huge { .. });
+                pages::find(&pagemap, whole, anonymous, &mut found).or_fail(failed)?;
                 found = pages::without(&found, &guards);
             }
             private.keep(&found, vma.prot);

@@ -533,7 +533,7 @@ fn take(
     for process in &mut processes {
         go_on(cancelled)?;
         let watched = precopy.and_then(|precopy| precopy.of(process.pid));
-        memory::find_guards(process.pid, &mut process.image.vmas)?;
+        memory::find_parts(process.pid, &mut process.image.vmas)?;
         process.private = Private::look(process.pid, &process.image.vmas, watched)?;
     }
     leave_common(&mut processes)?;

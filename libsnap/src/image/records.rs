@@ -534,6 +534,12 @@ pub enum VmaKind {
         memory: u64,
         offset: u64,
     },
+    /// Private memory in huge pages that were set aside (MAP_HUGETLB).
+    Huge {
+        page_bytes: u64,
+        /// Where there are pages, from and to.
+        had: Vec<(u64, u64)>,
+    },
     /// `[vvar]`, `[vvar_vclock]`: provided by the kernel.
     Vvar,
     Vdso,
@@ -550,6 +556,9 @@ pub struct ShmRecord {
     pub runs: Vec<(u64, u64)>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub part: Option<String>,
+    /// Of huge pages that were set aside (hugetlb); 0: its pages are ordinary ones.
+    #[serde(skip_serializing_if = "is_none", default)]
+    pub page_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

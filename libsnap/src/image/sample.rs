@@ -99,6 +99,7 @@ pub fn manifest() -> Manifest {
                 bytes: 8192 + 904,
                 runs: vec![(0, 4096), (8192, 904)],
                 part: Some("shm-0.data".into()),
+                page_bytes: 0,
             },
             ShmRecord {
                 id: ShmId(1),
@@ -113,6 +114,7 @@ pub fn manifest() -> Manifest {
                 bytes: 10,
                 runs: vec![(0, 10)],
                 part: Some("unlinked-3.data".into()),
+                page_bytes: 0,
             },
         ],
         semaphores: vec![SemRecord {

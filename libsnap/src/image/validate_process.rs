@@ -161,6 +161,10 @@ fn vmas(part: &str, vmas: &[Vma]) -> Result<()> {
             }
             VmaKind::Shm { offset, .. } => *offset,
             VmaKind::Uring { offset, .. } => *offset,
+            VmaKind::Huge { page_bytes, had } => {
+                huge(part, vma, *page_bytes, had)?;
+                0
+            }
             VmaKind::Anon | VmaKind::Vvar | VmaKind::Vdso => 0,
         };
         let end = offset
@@ -171,6 +175,27 @@ fn vmas(part: &str, vmas: &[Vma]) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// All of it lies at the borders of huge pages.
+fn huge(part: &str, vma: &Vma, page_bytes: u64, had: &[(u64, u64)]) -> Result<()> {
+    count(part, "runs of huge pages", had.len(), limits::RUNS_PER_SHM)?;
+    ensure(limits::is_huge_page(page_bytes), part, || {
+        format!("mapping {:#x}: huge pages of {page_bytes} bytes", vma.start)
+    })?;
+    let mut free = vma.start;
+    let mut ends = [vma.start, vma.end]
+        .into_iter()
+        .chain(had.iter().flat_map(|&(start, end)| [start, end]));
+    let aligned = ends.all(|end| end.is_multiple_of(page_bytes));
+    let placed = had.iter().all(|(start, end)| {
+        let fits = *start >= free && start < end && *end <= vma.end;
+        free = *end;
+        fits
+    });
+    ensure(aligned && placed, part, || {
+        format!("mapping {:#x}: a huge page is out of place", vma.start)
+    })
 }
 
 /// One that the kernel has taken is nobody else's, and of what can only be executed.
@@ -200,7 +225,11 @@ fn segments_within(part: &str, segments: &[Segment], vmas: &[Vma]) -> Result<()>
         let inside = vmas.peek().is_some_and(|vma| {
             let private = matches!(
                 vma.kind,
-                VmaKind::Anon | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. } | VmaKind::Vdso
+                VmaKind::Anon
+                    | VmaKind::Huge { .. }
+                    | VmaKind::PrivateFile { .. }
+                    | VmaKind::Shm { private: true, .. }
+                    | VmaKind::Vdso
             );
             private && vma.start <= segment.vaddr && segment.vaddr + segment.bytes <= vma.end
         });

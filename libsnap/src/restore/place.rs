@@ -11,6 +11,7 @@ use crate::error::{Error, OrFail, Result};
 use crate::executor::CallId;
 use crate::files::paths;
 use crate::files::uring::{self, Winder};
+use crate::hugetlb;
 use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{
     EpollWatch, FdEntry, FileKind, LockKind, Manifest, OpenFile, ProcessRecord, ShmKind, ShmRecord, UringRecord, Vma,
@@ -79,11 +80,16 @@ impl Shared {
 fn make_object(record: &ShmRecord) -> Result<OwnedFd> {
     let failed = || format!("cannot make shared memory object {} again", record.id);
     const MFD_EXEC: u32 = 0x10;
+    let huge = match record.page_bytes {
+        0 => 0,
+        bytes => libc::MFD_HUGETLB | hugetlb::size_bits(bytes),
+    };
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge;
     Ok(match &record.kind {
-        ShmKind::Memfd { name, .. } => sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | MFD_EXEC)
-            .or_else(|_| sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))
+        ShmKind::Memfd { name, .. } => sysfd::memfd(name, flags | MFD_EXEC)
+            .or_else(|_| sysfd::memfd(name, flags))
             .or_fail(failed)?,
-        _ => sysshm::anonymous(record.bytes).or_fail(failed)?,
+        _ => sysshm::anonymous(record.bytes, record.page_bytes).or_fail(failed)?,
     })
 }
 
@@ -93,7 +99,14 @@ fn fill_shm(shot: &Appshot, record: &ShmRecord, fd: OwnedFd) -> Result<OwnedFd> 
     if matches!(record.kind, ShmKind::Memfd { .. } | ShmKind::Unlinked { .. }) {
         file.set_len(record.bytes).or_fail(failed)?;
     }
-    fill(shot, record, |bytes, at| file.write_all_at(bytes, at)).or_fail(failed)?;
+    match record.page_bytes {
+        0 => fill(shot, record, |bytes, at| file.write_all_at(bytes, at)).or_fail(failed)?,
+        _ if record.runs.is_empty() => {}
+        _ => {
+            let memory = hugetlb::make_pages(&file, record).or_fail(failed)?;
+            fill(shot, record, |bytes, at| memory.write(bytes, at as usize)).or_fail(failed)?;
+        }
+    }
     if let ShmKind::Unlinked { mtime_ns, .. } = record.kind
         && let Ok(ns) = u64::try_from(mtime_ns)
     {
@@ -151,7 +164,7 @@ fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
     };
     let made = nsthread::inside(pid, &["ipc"], || {
         let segment = ipc::create("shm", id, (cuid, cgid), || {
-            sysshm::Segment::create(id, key, record.bytes, mode)
+            sysshm::Segment::create(id, key, record.bytes, mode, record.page_bytes)
         })?;
         segment.set_owner(uid, gid, mode)?;
         let memory = segment.attach()?;
@@ -324,11 +337,12 @@ pub(super) fn populate(script: &mut Script<'_>, core: &Core) -> Result<()> {
     Ok(())
 }
 
+const MADV_POPULATE_WRITE: u64 = 23;
+
 /// Has a process have these pages for itself, as if it had written to them
 /// (MADV_POPULATE_WRITE, Linux 5.14): a fault for each would come later. What cannot be
 /// written to stays as it is.
 pub(super) fn have(script: &mut Script<'_>, pages: &[Span]) -> Result<()> {
-    const MADV_POPULATE_WRITE: u64 = 23;
     for span in pages {
         let args = [span.start, span.len(), MADV_POPULATE_WRITE];
         script.room(1, 0)?.call("madvise", libc::SYS_madvise, &args);
@@ -380,7 +394,8 @@ pub(super) fn close_all(script: &mut Script<'_>, restorer: i32) -> Result<()> {
 }
 
 fn has_pages(core: &Core, vma: &Vma) -> bool {
-    !Segment::among(&core.segments, vma.start..vma.end).is_empty()
+    let has_huge = matches!(&vma.kind, VmaKind::Huge { had, .. } if !had.is_empty());
+    has_huge || !Segment::among(&core.segments, vma.start..vma.end).is_empty()
 }
 
 /// The mapping calls of one process.
@@ -461,6 +476,14 @@ impl Mapper<'_, '_> {
             VmaKind::Vvar | VmaKind::Uring { .. } => return Ok(()),
             VmaKind::Vdso if !self.bridged => return Ok(()),
             VmaKind::Anon | VmaKind::Vdso => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
+            VmaKind::Huge { page_bytes, .. } => {
+                let size = hugetlb::size_bits(*page_bytes).cast_signed();
+                (
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | size,
+                    -1,
+                    0,
+                )
+            }
             VmaKind::PrivateFile { path, offset } => (libc::MAP_PRIVATE, self.file(path, false)?, *offset),
             VmaKind::SharedFile { path, offset, writable } => (libc::MAP_SHARED, self.file(path, *writable)?, *offset),
             VmaKind::Shm {
@@ -488,8 +511,29 @@ impl Mapper<'_, '_> {
             | if has("gd") { libc::MAP_GROWSDOWN } else { 0 }
             | if has("nr") { libc::MAP_NORESERVE } else { 0 };
         let prot = first_prot(vma, has_pages(core, vma));
-        let args = [vma.start, len, u64::from(prot), flags as u64, fd as i64 as u64, offset];
-        self.script.must("mmap", libc::SYS_mmap, &args).map(drop)
+        let args = [
+            vma.start,
+            len,
+            u64::from(prot),
+            flags as u32 as u64,
+            fd as i64 as u64,
+            offset,
+        ];
+        self.script.must("mmap", libc::SYS_mmap, &args)?;
+        match &vma.kind {
+            VmaKind::Huge { had, .. } => self.huge_pages(had),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has them be there: whoever touches one later would be killed were there none.
+    fn huge_pages(&mut self, had: &[(u64, u64)]) -> Result<()> {
+        for (start, end) in had {
+            let args = [*start, end - start, MADV_POPULATE_WRITE];
+            self.script
+                .must("madvise(MADV_POPULATE_WRITE)", libc::SYS_madvise, &args)?;
+        }
+        Ok(())
     }
 
     /// Segments are attached whole, at the address where each begins or began: a part of one

@@ -4,6 +4,7 @@ use super::rights;
 use super::vdso::{self, Vdso};
 use crate::error::{Error, Kind, Result};
 use crate::files::repair;
+use crate::hugetlb;
 use crate::identity;
 use crate::image::records::{ExternalFile, FileKind, OpenFile, SocketState};
 use crate::image::{Appshot, Core};
@@ -28,6 +29,7 @@ pub fn here(shot: &Appshot, force_vdso_bridge: bool) -> Result<Vec<Vdso>> {
     needed()?;
     connects(shot)?;
     processor(shot)?;
+    hugetlb::fits(shot)?;
     vdso::plan(shot, force_vdso_bridge)
 }
 

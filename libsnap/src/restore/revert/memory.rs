@@ -243,6 +243,7 @@ impl Space {
                 VmaKind::SharedFile { .. } | VmaKind::Vvar | VmaKind::Vdso => continue,
                 VmaKind::Uring { .. } => return Err(Why::anew("it has an io_uring")),
                 VmaKind::Shm { .. } => return Err(Why::anew("it has shared memory")),
+                VmaKind::Huge { .. } => return Err(Why::anew("it has huge pages that were set aside")),
             };
             areas.push(Area {
                 span,
