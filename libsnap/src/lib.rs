@@ -37,6 +37,7 @@ pub mod rehearsal;
 pub mod restore;
 pub mod seccomp;
 pub mod settings;
+pub mod shared;
 pub mod snapshot;
 pub mod store;
 pub mod survey;

@@ -48,6 +48,7 @@ use crate::rehearsal::{self, Rehearsal};
 use crate::restore::Cancelled;
 use crate::seccomp::Filters;
 use crate::settings;
+use crate::shared;
 use crate::survey::{self, Wanted};
 use crate::sys::memory::Span;
 use crate::sys::uffd::WriteNotes;
@@ -756,6 +757,8 @@ fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
         comm: proc::comm(pid),
         life,
         stopped: None,
+        shares_files: false,
+        shares_state: false,
     })
 }
 
@@ -770,7 +773,11 @@ fn snaplist(frozen: &Frozen) -> Result<Vec<SnapEntry>> {
         .chain(frozen.zombies.iter().copied());
     pids.map(|pid| {
         let mut entry = snap_entry(pid)?;
-        entry.stopped = frozen.processes.iter().find(|p| p.pid == pid).and_then(|p| p.stopped);
+        let own = frozen.processes.iter().find(|p| p.pid == pid);
+        entry.stopped = own.and_then(|p| p.stopped);
+        if own.is_some() && frozen.processes.iter().any(|p| p.pid.0 == entry.ppid.0) {
+            (entry.shares_files, entry.shares_state) = shared::with_parent(pid, HostPid(entry.ppid.0));
+        }
         // A parent outside the app is its init.
         entry.ppid = numbers
             .get(&entry.ppid.0)

@@ -127,7 +127,9 @@ app_test!(unnamed_file);
 app_test!(proc_part, refused);
 app_test!(proc_sys);
 app_test!(shared_offsets);
-app_test!(shared_fd_table, refused);
+app_test!(shared_fd_table, alone);
+app_test!(shared_by_siblings, refused);
+app_test!(thread_table, refused);
 app_test!(directories);
 app_test!(devices);
 app_test!(tun, refused);
@@ -232,6 +234,8 @@ mod host_pids {
     host_pids_test!(pending_signals);
     host_pids_test!(posix_timers, clocked);
     host_pids_test!(tree100);
+    host_pids_test!(shared_fd_table);
+    host_pids_test!(pkeys);
     host_pids_test!(pty);
     host_pids_test!(ctty);
 }

@@ -560,6 +560,24 @@ fn of_mappings(test: &'static str, words: &'static str, edit: fn(&mut Value)) {
     });
 }
 
+#[test]
+fn a_table_of_nobody() {
+    of_manifest("a_table_of_nobody", "pipes", "shares with no process", |_, manifest| {
+        manifest["processes"][0]["shares_files"] = json!(true);
+    });
+}
+
+#[test]
+fn directories_that_are_not_the_same() {
+    trial("directories_that_are_not_the_same", |place| {
+        let forger = forger(place, "shared_fd_table", None)?;
+        forger.edit(Record::Process, |process| {
+            process["umask"] = json!(process["pid"].as_i64().unwrap_or_default() & 0o77)
+        })?;
+        refused(place, forger, Allow::default(), "what it shares with its parent")
+    });
+}
+
 /// An edit of what an app has in huge pages that were set aside.
 fn of_huge_pages(test: &'static str, words: &'static str, edit: fn(&mut Forger) -> Result<()>) {
     trial(test, move |place| {

@@ -137,6 +137,12 @@ pub struct SnapEntry {
     /// Stopped by job control, with this signal.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stopped: Option<i32>,
+    /// It has its parent's descriptor table (clone(2), CLONE_FILES).
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub shares_files: bool,
+    /// It has its parent's working and root directory and umask (CLONE_FS).
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub shares_state: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -49,6 +49,8 @@ pub fn manifest() -> Manifest {
         exit_signal: 17,
         comm: "sample".into(),
         stopped: None,
+        shares_files: false,
+        shares_state: false,
         life,
     };
     let alive = |pid: i32| Life::Alive {

@@ -6,7 +6,7 @@
 use super::fault::{corrupt, ensure};
 use super::leaves::DIGESTS;
 use super::process::Core;
-use super::records::{FileKind, Life, Manifest, Part, SeccompFilter, SnapEntry, Vma, VmaKind};
+use super::records::{FileKind, Life, Manifest, Part, ProcessRecord, SeccompFilter, SnapEntry, Vma, VmaKind};
 use super::{FORMAT, MANIFEST, leaves, limits, validate_files};
 use crate::error::Result;
 use crate::files::uring;
@@ -171,6 +171,14 @@ fn processes(entries: &[SnapEntry]) -> Result<()> {
                 format!("process {pid}: {what} {id}")
             })?;
         }
+        let shares = entry.shares_files || entry.shares_state;
+        let lives = |pid: VirtualPid| {
+            let found = entries.iter().find(|entry| entry.pid == pid);
+            found.is_some_and(|entry| matches!(entry.life, Life::Alive { .. }))
+        };
+        ensure(!shares || lives(pid) && lives(entry.ppid), MANIFEST, || {
+            format!("process {pid} shares with no process that lives")
+        })?;
         ensure((1..=64).contains(&entry.stopped.unwrap_or(1)), MANIFEST, || {
             format!("process {pid}: stopped by signal {:?}", entry.stopped)
         })?;
@@ -280,9 +288,32 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
             }
         }
     }
+    shared(manifest, cores)?;
     filters_used(manifest, cores)?;
     requests(manifest, cores)?;
     thread_ids(manifest, cores)
+}
+
+/// What two processes have together is the same in both.
+fn shared(manifest: &Manifest, cores: &[Core]) -> Result<()> {
+    let images = || cores.iter().map(|core| (core.image.process.pid, &core.image.process));
+    let known: BTreeMap<_, _> = images().collect();
+    for entry in manifest
+        .processes
+        .iter()
+        .filter(|entry| entry.shares_files || entry.shares_state)
+    {
+        let (Some(own), Some(parent)) = (known.get(&entry.pid), known.get(&entry.ppid)) else {
+            return Err(corrupt(MANIFEST, format_args!("process {} is missing", entry.pid)));
+        };
+        let state = |process: &ProcessRecord| (process.cwd.clone(), process.root.clone(), process.umask);
+        let same =
+            (!entry.shares_files || own.fds == parent.fds) && (!entry.shares_state || state(own) == state(parent));
+        ensure(same, MANIFEST, || {
+            format!("process {} has not what it shares with its parent", entry.pid)
+        })?;
+    }
+    Ok(())
 }
 
 /// What is asked of an io_uring again is of a process that has it and its file, and is told in

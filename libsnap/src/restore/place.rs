@@ -228,6 +228,20 @@ pub fn mappings(
     map_all(skeleton, script, core, mapped, vdso)?.userfaultfd()
 }
 
+/// The same of one that works in the descriptor table of another: it leaves nothing there, and its
+/// pages are written.
+pub fn mappings_as_guest(
+    skeleton: &Skeleton,
+    script: &mut Script<'_>,
+    core: &Core,
+    mapped: &mut Mapped<'_>,
+    vdso: &Vdso,
+) -> Result<i32> {
+    const NONE: i32 = -1;
+    map_all(skeleton, script, core, mapped, vdso)?;
+    close_all(script, skeleton.restorer).map(|()| NONE)
+}
+
 /// The same, and the process reads its content from the appshot's files by itself.
 pub fn mappings_with(
     skeleton: &Skeleton,
@@ -713,22 +727,26 @@ fn advice(flag: &str) -> Option<Advice> {
     })
 }
 
-/// Gives a process its descriptors, then what depends on their numbers.
+/// Gives a process its descriptors, then what depends on their numbers. `shared`: they stand in its
+/// table already, with what others watch.
 pub fn descriptors(
     script: &mut Script<'_>,
     restorer: i32,
     process: &ProcessRecord,
     made: &HashMap<FileId, OwnedFd>,
     manifest: &Manifest,
+    shared: bool,
 ) -> Result<()> {
-    close_all(script, restorer)?;
-    // In ascending order the lowest free number is never above where the next
-    // one belongs.
     let entries = sorted(&process.fds);
-    for (at, entry) in entries.iter().enumerate() {
-        let number = free_number(&entries[..at], restorer);
-        take(script, restorer, made[&entry.file].as_raw_fd(), number)?;
-        put(script, entry, number)?;
+    if !shared {
+        close_all(script, restorer)?;
+        // In ascending order the lowest free number is never above where the next
+        // one belongs.
+        for (at, entry) in entries.iter().enumerate() {
+            let number = free_number(&entries[..at], restorer);
+            take(script, restorer, made[&entry.file].as_raw_fd(), number)?;
+            put(script, entry, number)?;
+        }
     }
     let user = Process {
         pid: process.pid,
@@ -737,8 +755,10 @@ pub fn descriptors(
         made,
         manifest,
     };
-    user.watches(script)?;
-    user.watches_away(script)?;
+    if !shared {
+        user.watches(script)?;
+        user.watches_away(script)?;
+    }
     user.signals(script)?;
     process_locks(script, process, manifest)
 }
