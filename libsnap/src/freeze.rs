@@ -71,8 +71,8 @@ pub struct FrozenThread {
     /// It has come before all others since it was to stop.
     #[serde(default)]
     pub hurried: bool,
-    /// What it may do with memory by its protection keys (PKRU, pkeys(7)), where that would be
-    /// in the way of foreign code.
+    /// What it may do with memory by protection keys (PKRU, pkeys(7)): foreign code may be given
+    /// more, and changes what is said of keys that are free.
     #[serde(default)]
     pub rights: Option<u32>,
 }
@@ -633,9 +633,7 @@ fn inspect(tid: HostPid, wait: Option<&Wait>, at: &Reading) -> Result<FrozenThre
         rseq_section: rseq_section(tid, &regs),
         turn: Turn::of(tid).or_fail(failed)?,
         hurried: false,
-        rights: keys::rights_of(tid)
-            .or_fail(failed)?
-            .filter(|rights| keys::hinder(*rights)),
+        rights: keys::rights_of(tid).or_fail(failed)?,
         wait,
         left_ns,
         regs,
@@ -702,11 +700,11 @@ impl FrozenThread {
         if !self.hurried {
             self.turn.first_of_all(self.tid);
         }
-        self.give_rights(keys::unhindered)
+        self.give_rights(self.rights.filter(|rights| keys::hinder(*rights)).map(keys::unhindered))
     }
 
-    fn give_rights(&self, how: fn(u32) -> u32) -> Result<()> {
-        let given = self.rights.map_or(Ok(()), |rights| keys::give(self.tid, how(rights)));
+    fn give_rights(&self, rights: Option<u32>) -> Result<()> {
+        let given = rights.map_or(Ok(()), |rights| keys::give(self.tid, rights));
         given.or_fail(|| format!("cannot set what task {} may do by its protection keys", self.tid))
     }
 
@@ -716,7 +714,7 @@ impl FrozenThread {
     pub fn recover(&self) -> Result<()> {
         let failed = || format!("cannot give task {} its registers back", self.tid);
         self.turn.give_back(self.tid);
-        self.give_rights(|rights| rights)?;
+        self.give_rights(self.rights)?;
         if let Some((area, section)) = self.rseq_section {
             memory::write(self.tid, area + 8, &section.to_le_bytes()).or_fail(failed)?;
         }

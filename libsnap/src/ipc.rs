@@ -323,7 +323,7 @@ fn odd_sizes(shm: &mut ShmTable) -> Vec<io::Error> {
     let odd = |record: &ShmRecord| match record.kind {
         ShmKind::Sysv { id, .. } if record.page_bytes != 0 => sizes
             .get(&i64::from(id))
-            .is_some_and(|size| *size as u64 % record.page_bytes != 0),
+            .is_some_and(|size| !(*size as u64).is_multiple_of(record.page_bytes)),
         _ => false,
     };
     let records = shm.records_mut().filter(|record| odd(record));

@@ -180,12 +180,7 @@ pub fn capture(
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let mut asked = AskProcess::new(executor, stopped);
     let main = process.main();
-    let unread = || format!("cannot read the state of task {}", main.tid);
-    let rights = keys::rights_of(main.tid).or_fail(unread)?;
     executor.run(main.tid, &main.regs, &mut asked.batch)?;
-    if rights != keys::rights_of(main.tid).or_fail(unread)? {
-        keys::give(main.tid, rights.unwrap_or_default()).or_fail(unread)?;
-    }
     let main_asked = asked.main.answers(&asked.batch, main.tid);
     // Timers before signals: see `timers::settle`.
     let intervals = asked.timers.seen(&asked.batch, false);

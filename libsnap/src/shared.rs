@@ -51,12 +51,10 @@ pub fn look(pids: &[HostPid], refusals: &mut Refusals) {
                 );
             }
         }
-        for pid in pids {
-            let threads = proc::threads(*pid).unwrap_or_default();
-            for tid in threads
-                .into_iter()
-                .filter(|tid| tid != pid && differs(*pid, *tid, what))
-            {
+    }
+    for pid in pids {
+        for tid in proc::threads(*pid).unwrap_or_default().iter().skip(1) {
+            for (_, name) in PARTS.into_iter().filter(|(what, _)| differs(*pid, *tid, *what)) {
                 refusals.add(
                     *pid,
                     name,

@@ -156,9 +156,16 @@ fn processes(entries: &[SnapEntry]) -> Result<()> {
     count(MANIFEST, "processes", entries.len(), limits::PROCESSES)?;
     ensure(!entries.is_empty(), MANIFEST, || "it has no process")?;
     let mut seen = BTreeSet::new();
+    let mut alive = BTreeSet::new();
     for entry in entries {
         let pid = entry.pid;
         process_id(MANIFEST, "pid", pid)?;
+        let lives = matches!(entry.life, Life::Alive { .. });
+        let shares = entry.shares_files || entry.shares_state;
+        ensure(!shares || lives && alive.contains(&entry.ppid), MANIFEST, || {
+            format!("process {pid} shares with no process that lives")
+        })?;
+        alive.extend(lives.then_some(pid));
         // 1 is the init of the instance, which is no part of an app.
         ensure(pid.0 != 1, MANIFEST, || "process 1 is the init of an app, not of it")?;
         let outside = matches!(entry.ppid.0, 0 | 1);
@@ -171,14 +178,6 @@ fn processes(entries: &[SnapEntry]) -> Result<()> {
                 format!("process {pid}: {what} {id}")
             })?;
         }
-        let shares = entry.shares_files || entry.shares_state;
-        let lives = |pid: VirtualPid| {
-            let found = entries.iter().find(|entry| entry.pid == pid);
-            found.is_some_and(|entry| matches!(entry.life, Life::Alive { .. }))
-        };
-        ensure(!shares || lives(pid) && lives(entry.ppid), MANIFEST, || {
-            format!("process {pid} shares with no process that lives")
-        })?;
         ensure((1..=64).contains(&entry.stopped.unwrap_or(1)), MANIFEST, || {
             format!("process {pid}: stopped by signal {:?}", entry.stopped)
         })?;

@@ -539,8 +539,8 @@ impl Prepared {
         let skeleton = &mut self.skeleton;
         let regs: Vec<Regs> = skeleton.husks.iter().map(|husk| husk.regs).collect();
         let mut scripts: Vec<Script<'_>> = Vec::with_capacity(regs.len());
-        for at in 0..shot.cores.len() {
-            let mut script = Script::new(skeleton.executor, skeleton.husks[at].pid, &regs[at]);
+        for (at, regs) in regs.iter().enumerate() {
+            let mut script = Script::new(skeleton.executor, skeleton.husks[at].pid, regs);
             skeleton.settle(&mut script, at, shot, hostname)?;
             if at == 0 && shot.cores.len() > 1 || !skeleton.owners.has_files(at) {
                 script.flush()?;

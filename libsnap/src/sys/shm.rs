@@ -159,9 +159,11 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         // SAFETY: attached by us in this way, and no reference into it is left.
-        match self.is_segment {
-            true => unsafe { libc::shmdt(self.at.cast()) },
-            false => unsafe { libc::munmap(self.at.cast(), self.len) },
-        };
+        unsafe {
+            match self.is_segment {
+                true => libc::shmdt(self.at.cast()),
+                false => libc::munmap(self.at.cast(), self.len),
+            };
+        }
     }
 }
