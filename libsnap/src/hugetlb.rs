@@ -20,11 +20,13 @@ use crate::pages;
 use crate::restore::fill;
 use crate::sys::memory::{self as sys, Span};
 use crate::sys::shm::Attached;
-use crate::sys::uffd::Userfault;
+use crate::sys::uffd::{self, Userfault};
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::sync::OnceLock;
 
 /// How /proc calls the file behind memory that was mapped without one.
 pub const ANONYMOUS: &str = "/anon_hugepage (deleted)";
@@ -51,16 +53,30 @@ pub fn runs(file: &File, bytes: u64, page_bytes: u64) -> io::Result<Vec<(u64, u6
     }
     let mapped = Attached::to_look(file, bytes)?;
     let all = mapped.span();
-    let faults = Userfault::begin_failing(crate::sys::uffd::create()?)?;
+    let faults = Userfault::begin_failing(uffd::create()?)?;
     faults.register(all)?;
     let mut found = Vec::new();
     for start in (all.start..all.end).step_by(page_bytes as usize) {
         let end = start + page_bytes;
-        if sys::populate(Span { start, end }).is_ok() {
-            pages::push(&mut found, Span { start, end });
+        match sys::populate(Span { start, end }) {
+            Ok(()) => pages::push(&mut found, Span { start, end }),
+            Err(Errno::EFAULT) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
     Ok(found.iter().map(|span| (span.start - all.start, span.len())).collect())
+}
+
+/// Whether it can be told here which pages an object has.
+pub fn are_told() -> bool {
+    static TOLD: OnceLock<bool> = OnceLock::new();
+    *TOLD.get_or_init(|| {
+        let own = [0_u8; 1];
+        let start = own.as_ptr().addr() as u64 / sys::PAGE * sys::PAGE;
+        let end = start + sys::PAGE;
+        let fails = uffd::create().and_then(Userfault::begin_failing);
+        fails.is_ok() && sys::populate(Span { start, end }).is_ok()
+    })
 }
 
 /// Gives a new object its pages, and answers where their content is to be put.

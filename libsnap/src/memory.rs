@@ -342,6 +342,12 @@ fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> 
     if mapping.name == files::uring::LINK {
         return ring_kind(pid, mapping);
     }
+    if mapping.has(hugetlb::FLAG) && !hugetlb::are_told() {
+        return Err((
+            "this kernel does not tell which huge pages it has (userfaultfd, MADV_POPULATE_READ)",
+            "run Linux 5.14 or later, or the app without hugetlb pages",
+        ));
+    }
     if mapping.name == hugetlb::ANONYMOUS && !mapping.shared {
         return Ok(VmaKind::Huge {
             page_bytes: mapping.page_bytes,
