@@ -279,8 +279,17 @@ impl Batch {
 
     /// Where in the target the answer to a call is written.
     pub fn answer_at(&self, call: CallId) -> u64 {
-        const RESULT: usize = std::mem::offset_of!(Entry, result);
-        self.room.done + DONE_BYTES + (call.0 * ENTRY_BYTES + RESULT) as u64
+        self.place_of(call, std::mem::offset_of!(Entry, result))
+    }
+
+    fn place_of(&self, call: CallId, offset: usize) -> u64 {
+        self.room.done + DONE_BYTES + (call.0 * ENTRY_BYTES + offset) as u64
+    }
+
+    /// What a call answers becomes an argument of a later one.
+    pub fn hand_on(&mut self, from: CallId, to: CallId, argument: usize) {
+        const ARGS: usize = std::mem::offset_of!(Entry, args);
+        self.entries[from.0].copy_to = self.place_of(to, ARGS + 8 * argument);
     }
 
     /// What the call returned; only after `run`.

@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::executor::{Executor, Gate};
 use crate::files::looked;
 use crate::ids::{HostPid, VirtualPid};
+use crate::keys;
 use crate::proc::{self, Fields, Stat, Still};
 use crate::process;
 use crate::survey;
@@ -70,6 +71,10 @@ pub struct FrozenThread {
     /// It has come before all others since it was to stop.
     #[serde(default)]
     pub hurried: bool,
+    /// What it may do with memory by protection keys (PKRU, pkeys(7)): foreign code may be given
+    /// more, and changes what is said of keys that are free.
+    #[serde(default)]
+    pub rights: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -628,6 +633,7 @@ fn inspect(tid: HostPid, wait: Option<&Wait>, at: &Reading) -> Result<FrozenThre
         rseq_section: rseq_section(tid, &regs),
         turn: Turn::of(tid).or_fail(failed)?,
         hurried: false,
+        rights: keys::rights_of(tid).or_fail(failed)?,
         wait,
         left_ns,
         regs,
@@ -694,7 +700,12 @@ impl FrozenThread {
         if !self.hurried {
             self.turn.first_of_all(self.tid);
         }
-        Ok(())
+        self.give_rights(self.rights.filter(|rights| keys::hinder(*rights)).map(keys::unhindered))
+    }
+
+    fn give_rights(&self, rights: Option<u32>) -> Result<()> {
+        let given = rights.map_or(Ok(()), |rights| keys::give(self.tid, rights));
+        given.or_fail(|| format!("cannot set what task {} may do by its protection keys", self.tid))
     }
 
     /// Gives the thread back what it had, so that letting it go makes it
@@ -703,6 +714,7 @@ impl FrozenThread {
     pub fn recover(&self) -> Result<()> {
         let failed = || format!("cannot give task {} its registers back", self.tid);
         self.turn.give_back(self.tid);
+        self.give_rights(self.rights)?;
         if let Some((area, section)) = self.rseq_section {
             memory::write(self.tid, area + 8, &section.to_le_bytes()).or_fail(failed)?;
         }

@@ -32,7 +32,7 @@ use crate::ids::{FileId, HostPid, VirtualPid};
 use crate::image::Appshot;
 pub use crate::image::records::IpcObjects as Objects;
 use crate::image::records::{
-    IpcPerm, Manifest, Namespace, ProcessRecord, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind,
+    IpcPerm, Manifest, Namespace, ProcessRecord, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind, ShmRecord,
 };
 use crate::memory::ShmTable;
 use crate::nsthread::{self, Door};
@@ -282,7 +282,7 @@ pub fn look(
         alone.retain(|_| own);
         let forced = !alone.is_empty()
             && fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").is_ok_and(|text| text.trim() != "0");
-        let failed = if take && !forced {
+        let mut failed: Vec<io::Error> = if take && !forced {
             alone
                 .into_iter()
                 .filter_map(|kind| hold(shm, number, kind).err())
@@ -290,6 +290,7 @@ pub fn look(
         } else {
             Vec::new()
         };
+        failed.extend(odd_sizes(shm));
         let objects = if own { objects(numbers) } else { Ok(Objects::default()) };
         (objects, failed, forced && !shm_is_attached(own))
     });
@@ -408,6 +409,25 @@ fn describe(shm: &mut ShmTable, number: Option<u32>) -> Vec<ShmKind> {
         }
     }
     by_id.into_values().collect()
+}
+
+/// Segments in huge pages of which the last is not theirs as a whole: the size that they were made
+/// with stands in no file of theirs.
+fn odd_sizes(shm: &mut ShmTable) -> Vec<io::Error> {
+    let sizes: HashMap<i64, i64> = rows("shm")
+        .iter()
+        .filter_map(|row| Some((*row.get(1)?, *row.get(3)?)))
+        .collect();
+    let odd = |record: &ShmRecord| match record.kind {
+        ShmKind::Sysv { id, .. } if record.page_bytes != 0 => sizes
+            .get(&i64::from(id))
+            .is_some_and(|size| !(*size as u64).is_multiple_of(record.page_bytes)),
+        _ => false,
+    };
+    let records = shm.records_mut().filter(|record| odd(record));
+    records
+        .map(|_| io::Error::other("its size is no multiple of that of its huge pages"))
+        .collect()
 }
 
 /// Opens a segment that nobody has attached.

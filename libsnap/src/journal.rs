@@ -555,6 +555,7 @@ fn restore(process: &mut FrozenProcess, entered: &Entered) -> Result<()> {
         } else if thread.sigmask == HELD {
             // Between its registers and its mask.
             thread.sigmask = kept.sigmask;
+            thread.rights = kept.rights;
         }
         thread.turn = kept.turn;
     }

@@ -1,6 +1,7 @@
 //! What this kernel and processor can do, found out by trying.
 
 use crate::error::{Error, Kind, Result};
+use crate::ids::HostPid;
 use crate::kernel_memory::KernelMemory;
 use crate::sys::uffd::{self, Userfault};
 use crate::sys::{fd as sysfd, memory as mem, ptrace, task};
@@ -257,8 +258,12 @@ fn set_tid_works() -> bool {
     matches!(task::fork(&args), Err(nix::Error::EEXIST))
 }
 
-/// Asks about a child.
 fn rseq_configuration_works() -> bool {
+    of_child(ptrace::rseq).is_some_and(|told| told.is_ok())
+}
+
+/// Asks about a child that is traced and stands still.
+pub fn of_child<T>(ask: impl FnOnce(HostPid) -> T) -> Option<T> {
     let args = task::CloneArgs {
         exit_signal: libc::SIGCHLD as u64,
         ..task::CloneArgs::default()
@@ -269,14 +274,14 @@ fn rseq_configuration_works() -> bool {
             nix::unistd::pause();
             task::exit_now(0)
         }
-        Err(_) => return false,
+        Err(_) => return None,
     };
     let stopped = ptrace::seize(child, libc::PTRACE_O_EXITKILL)
         .and_then(|()| ptrace::interrupt(child))
         .and_then(|()| ptrace::wait(child, true));
-    let works = stopped.is_ok() && ptrace::rseq(child).is_ok();
+    let told = stopped.is_ok().then(|| ask(child));
     crate::launch::reap(child);
-    works
+    told
 }
 
 fn pidfd_getfd_works() -> bool {

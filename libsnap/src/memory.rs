@@ -3,12 +3,13 @@
 //! Read from `/proc/PID/smaps`, `/proc/PID/pagemap` and process_vm_readv(2).
 //! A mapped file that has no name any more is kept whole, as shared memory is.
 //! Guards (MADV_GUARD_INSTALL) are told by PAGEMAP_SCAN.
-//! Refused: huge page files, device memory, userfaultfd ranges, protection keys, a program
-//! that has no name any more.
+//! Refused: device memory, userfaultfd ranges, a program that has no name any
+//! more.
 
 use crate::error::{Error, OrFail, Result};
 use crate::files;
 use crate::frames::{Common, Frames};
+use crate::hugetlb;
 use crate::ids::{HostPid, ShmId};
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
 use crate::image::{CoreWriter, Layout, Memory, Writer};
@@ -83,6 +84,7 @@ impl ShmTable {
             bytes: fs::metadata(source).map_or(0, |meta| meta.len()),
             runs: Vec::new(),
             part: None,
+            page_bytes: hugetlb::page_bytes(source),
         };
         self.ids.insert((key, namespace), id);
         self.entries.push(Object {
@@ -116,7 +118,10 @@ impl ShmTable {
             let failed = || format!("cannot read shared memory object {}", object.record.id);
             let file = File::open(&object.source).or_fail(failed)?;
             object.record.bytes = file.metadata().or_fail(failed)?.len();
-            object.record.runs = file_runs(&file, object.record.bytes);
+            object.record.runs = match object.record.page_bytes {
+                0 => file_runs(&file, object.record.bytes),
+                huge => hugetlb::runs(&file, object.record.bytes, huge).or_fail(failed)?,
+            };
             object.content = Content::File(file);
         }
         let runs = self.entries.iter().flat_map(|object| &object.record.runs);
@@ -301,6 +306,7 @@ pub fn classify(
                 huge_bytes: if kind == VmaKind::Anon { mapping.huge_bytes } else { 0 },
                 guards: may_be_guarded(mapping).into_iter().collect(),
                 policy: None,
+                key: mapping.key,
                 kind,
             }),
             Err((reason, fix)) => {
@@ -332,6 +338,13 @@ fn kept_flags(mapping: &Mapping, kind: &VmaKind) -> Vec<String> {
 type Refused = (&'static str, &'static str);
 
 fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> Result<VmaKind, Refused> {
+    let is_kernels = mapping.name.starts_with("[v") || mapping.name == files::uring::LINK;
+    if mapping.key != 0 && is_kernels {
+        return Err((
+            "memory of the kernel with a protection key (pkeys)",
+            "let the app give it no key",
+        ));
+    }
     match mapping.name.as_str() {
         "[vdso]" => return Ok(VmaKind::Vdso),
         "[vvar]" | "[vvar_vclock]" => return Ok(VmaKind::Vvar),
@@ -345,6 +358,18 @@ fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> 
     }
     if mapping.name == files::uring::LINK {
         return ring_kind(pid, mapping);
+    }
+    if mapping.has(hugetlb::FLAG) && !hugetlb::are_told() {
+        return Err((
+            "this kernel does not tell which huge pages it has (userfaultfd, MADV_POPULATE_READ)",
+            "run Linux 5.14 or later, or the app without hugetlb pages",
+        ));
+    }
+    if mapping.name == hugetlb::ANONYMOUS && !mapping.shared {
+        return Ok(VmaKind::Huge {
+            page_bytes: mapping.page_bytes,
+            had: Vec::new(),
+        });
     }
     if mapping.ino == 0 && !mapping.name.starts_with('/') {
         return if mapping.shared {
@@ -375,11 +400,6 @@ fn kind_of(pid: HostPid, mapping: &Mapping, ours: bool, tables: &mut Tables) -> 
 fn refuse_flags(mapping: &Mapping, ours: bool) -> Result<(), Refused> {
     let refused = [
         (
-            "ht",
-            "huge page files (hugetlb) are not carried yet",
-            "run the app without hugetlb pages",
-        ),
-        (
             "ss",
             "shadow stacks are not carried yet",
             "run the app without shadow stacks (GLIBC_TUNABLES)",
@@ -402,12 +422,6 @@ fn refuse_flags(mapping: &Mapping, ours: bool) -> Result<(), Refused> {
         ("pf", "memory of a device", "close the device before the snapshot"),
         ("io", "memory of a device", "close the device before the snapshot"),
     ];
-    if mapping.key != 0 {
-        return Err((
-            "its pages have a protection key (pkeys) that is not carried yet",
-            "run the app without protection keys",
-        ));
-    }
     match refused
         .iter()
         .find(|(flag, ..)| mapping.has(flag) && !(ours && *flag == "uw"))
@@ -434,7 +448,7 @@ fn ring_kind(pid: HostPid, mapping: &Mapping) -> Result<VmaKind, Refused> {
 
 fn shm_kind(mapping: &Mapping, view: &str) -> Option<ShmKind> {
     let name = mapping.name.strip_suffix(" (deleted)")?;
-    if name == "/dev/zero" && mapping.shared {
+    if (name == "/dev/zero" || mapping.name == hugetlb::ANONYMOUS) && mapping.shared {
         return Some(ShmKind::Anon);
     }
     if let Some(name) = name.strip_prefix("/memfd:") {
@@ -469,7 +483,14 @@ pub fn memfd_kind(name: &str, view: &str) -> ShmKind {
 }
 
 fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<VmaKind, Refused> {
-    if mapping.name.ends_with(" (deleted)") {
+    let is_deleted = mapping.name.ends_with(" (deleted)");
+    if mapping.has(hugetlb::FLAG) && (is_deleted || !mapping.shared) {
+        return Err((
+            "a private mapping of a file of huge pages (hugetlbfs), or of one that has no name any more",
+            "let the app map it shared, and keep its name",
+        ));
+    }
+    if is_deleted {
         return unlinked_kind(pid, mapping, tables);
     }
     if !mapping.name.starts_with('/') {
@@ -587,15 +608,18 @@ pub fn code(vmas: &[Vma]) -> Vec<Span> {
 pub fn holds_pages(kind: &VmaKind) -> bool {
     matches!(
         kind,
-        VmaKind::Anon | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. }
+        VmaKind::Anon | VmaKind::Huge { .. } | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. }
     )
 }
 
-/// Finds the parts that nobody may touch of mappings that may have some, of a process that
-/// stands still.
-pub fn find_guards(pid: HostPid, vmas: &mut [Vma]) -> Result<()> {
+/// Finds the parts that nobody may touch of mappings that may have some, and which huge pages
+/// there are, of a process that stands still.
+pub fn find_parts(pid: HostPid, vmas: &mut [Vma]) -> Result<()> {
     let failed = || format!("cannot read the memory of pid {pid}");
     let pagemap = pages::pagemap(pid)?;
+    for vma in vmas.iter_mut() {
+        hugetlb::find(&pagemap, vma).or_fail(failed)?;
+    }
     for vma in vmas.iter_mut().filter(|vma| !vma.guards.is_empty()) {
         let mut found = Vec::new();
         match sys::scan_guards(&pagemap, Span::from(&*vma), &mut found) {
@@ -653,7 +677,8 @@ impl Private {
                 // Kept whole, should another kernel have another one.
                 found.push(whole);
             } else if holds_pages(&vma.kind) {
-                pages::find(&pagemap, whole, vma.kind == VmaKind::Anon, &mut found).or_fail(failed)?;
+                let anonymous = matches!(vma.kind, VmaKind::Anon | VmaKind::Huge { .. });
+                pages::find(&pagemap, whole, anonymous, &mut found).or_fail(failed)?;
                 found = pages::without(&found, &guards);
             }
             private.keep(&found, vma.prot);

@@ -321,6 +321,8 @@ pub struct Mapping {
     pub huge_bytes: u64,
     /// Protection key (pkeys(7)).
     pub key: u32,
+    /// Of its pages, as the kernel manages them.
+    pub page_bytes: u64,
 }
 
 impl Mapping {
@@ -361,8 +363,11 @@ pub fn parse_mappings(text: &str) -> Vec<Mapping> {
             }
         } else if let Some(huge) = line.strip_prefix("AnonHugePages:") {
             if let Some(last) = found.last_mut() {
-                let kilobytes: Option<u64> = huge.trim().trim_end_matches(" kB").parse().ok();
-                last.huge_bytes = kilobytes.unwrap_or(0) << 10;
+                last.huge_bytes = kilobytes(huge);
+            }
+        } else if let Some(page) = line.strip_prefix("KernelPageSize:") {
+            if let Some(last) = found.last_mut() {
+                last.page_bytes = kilobytes(page);
             }
         } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
             if let Some(last) = found.last_mut() {
@@ -373,6 +378,14 @@ pub fn parse_mappings(text: &str) -> Vec<Mapping> {
         }
     }
     found
+}
+
+/// `   2048 kB`, in bytes.
+fn kilobytes(text: &str) -> u64 {
+    text.trim()
+        .trim_end_matches(" kB")
+        .parse::<u64>()
+        .map_or(0, |number| number << 10)
 }
 
 /// `start-end perms offset maj:min inode   name`
@@ -402,6 +415,7 @@ fn parse_header(line: &str) -> Option<Mapping> {
         flags: Vec::new(),
         huge_bytes: 0,
         key: 0,
+        page_bytes: 0,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::image::ThreadImage;
 use crate::image::records::{
     AltStack, Blocked, Creds, MmRecord, ProcessRecord, Rseq, Sched, Seccomp, Setting, SigAction, SigInfo, ThreadRecord,
 };
+use crate::keys;
 use crate::proc::{self, Fields};
 use crate::settings;
 use crate::sys::ptrace::{self, Regs, reg};
@@ -229,6 +230,7 @@ struct AskProcess {
     timers: timers::Asked,
     settings: settings::OfProcess,
     stops: Vec<(VirtualPid, Slot)>,
+    keys: Option<keys::Asked>,
     /// Itself, as a thread.
     main: AskThread,
 }
@@ -257,6 +259,7 @@ impl AskProcess {
         let stops = stops.collect();
         let main = AskThread::new(&mut batch);
         let timers = timers::Asked::intervals(&mut batch);
+        let keys = keys::Asked::ask(&mut batch);
         AskProcess {
             batch,
             actions,
@@ -268,6 +271,7 @@ impl AskProcess {
             timers,
             settings,
             stops,
+            keys,
             main,
         }
     }
@@ -334,6 +338,7 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess, timers: timers::T
         namespaces: Vec::new(),
         settings: asked.settings.answers(&asked.batch),
         untold_stops: asked.untold_stops(),
+        keys: asked.keys.as_ref().and_then(|keys| keys.answers(&asked.batch)),
     })
 }
 
@@ -406,7 +411,10 @@ fn capture_thread(
 ) -> Result<ThreadImage> {
     let tid = thread.tid;
     let failed = || format!("cannot read the state of task {tid}");
-    let xsave = ptrace::get_xsave(tid).or_fail(failed)?;
+    let mut xsave = ptrace::get_xsave(tid).or_fail(failed)?;
+    if let Some(rights) = thread.rights {
+        keys::put(&mut xsave, rights);
+    }
     let status = Fields::status(tid).or_fail(failed)?;
     let sched = sched(thread).or_fail(failed)?;
     let record = ThreadRecord {

@@ -49,6 +49,7 @@ use crate::rehearsal::{self, Rehearsal};
 use crate::restore::Cancelled;
 use crate::seccomp::Filters;
 use crate::settings;
+use crate::shared;
 use crate::survey::{self, Wanted};
 use crate::sys::memory::Span;
 use crate::sys::uffd::WriteNotes;
@@ -412,7 +413,7 @@ impl Seen {
             seen.mappings.iter().all(|old| {
                 let new = now.get(&(old.start, old.end));
                 let mut flags = VMA_FLAGS.iter().chain(&[memory::GUARDED]);
-                new.is_none_or(|new| flags.all(|flag| old.has(flag) == new.has(flag)))
+                new.is_none_or(|new| old.key == new.key && flags.all(|flag| old.has(flag) == new.has(flag)))
             })
         })
     }
@@ -567,7 +568,7 @@ fn take(
     for process in &mut processes {
         go_on(cancelled)?;
         let watched = precopy.and_then(|precopy| precopy.of(process.pid));
-        memory::find_guards(process.pid, &mut process.image.vmas)?;
+        memory::find_parts(process.pid, &mut process.image.vmas)?;
         process.private = Private::look(process.pid, &process.image.vmas, watched)?;
     }
     leave_common(&mut processes)?;
@@ -793,6 +794,8 @@ fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
         comm: proc::comm(pid),
         life,
         stopped: None,
+        shares_files: false,
+        shares_state: false,
     })
 }
 
@@ -807,7 +810,11 @@ fn snaplist(frozen: &Frozen) -> Result<Vec<SnapEntry>> {
         .chain(frozen.zombies.iter().copied());
     pids.map(|pid| {
         let mut entry = snap_entry(pid)?;
-        entry.stopped = frozen.processes.iter().find(|p| p.pid == pid).and_then(|p| p.stopped);
+        let own = frozen.processes.iter().find(|p| p.pid == pid);
+        entry.stopped = own.and_then(|p| p.stopped);
+        if own.is_some() && frozen.processes.iter().any(|p| p.pid.0 == entry.ppid.0) {
+            (entry.shares_files, entry.shares_state) = shared::with_parent(pid, HostPid(entry.ppid.0));
+        }
         // A parent outside the app is its init.
         entry.ppid = numbers
             .get(&entry.ppid.0)

@@ -12,9 +12,8 @@ use crate::namespaces::{Found, Kind as SpaceKind};
 use crate::nsthread::Door;
 use crate::proc::{self, Fields};
 use crate::refusals::Refusals;
-use crate::sys::task::{self, Compare};
+use crate::shared;
 use crate::target::{OutsidePolicy, SnapshotOptions, Target};
-use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
@@ -184,7 +183,7 @@ pub fn processes(wanted: &mut Wanted, pids: &[HostPid], refusals: &mut Refusals)
             );
         }
     }
-    shared_parts(pids, refusals);
+    shared::look(pids, refusals);
     hidden::look(pids, |pid, tid| wanted.has_own(pid, tid), refusals);
 }
 
@@ -351,32 +350,6 @@ impl Wanted {
                 "the process is in a namespace of its own that is not carried yet",
                 "start the app with `appshot run`, which makes the namespaces it needs, and let it make none by itself",
             );
-        }
-    }
-}
-
-/// Processes that share memory, descriptors or file-system state with one
-/// another (vfork in progress, CLONE_FILES without threads).
-fn shared_parts(pids: &[HostPid], refusals: &mut Refusals) {
-    for (what, name) in [
-        (Compare::Vm, "memory"),
-        (Compare::Files, "descriptor table"),
-        (Compare::Fs, "file-system state"),
-    ] {
-        let mut sorted = pids.to_vec();
-        sorted.sort_by(|a, b| task::kcmp(*a, *b, what, 0, 0).unwrap_or(Ordering::Less));
-        for pair in sorted.windows(2) {
-            if task::kcmp(pair[0], pair[1], what, 0, 0) == Ok(Ordering::Equal) {
-                refusals.add(
-                    pair[1],
-                    name,
-                    format!(
-                        "shared with process {} (vfork in progress, or clone without CLONE_THREAD)",
-                        pair[0]
-                    ),
-                    "try again when the child has executed its program",
-                );
-            }
         }
     }
 }

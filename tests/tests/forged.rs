@@ -9,7 +9,7 @@ use appshot_tests::installed::Registry;
 use appshot_tests::judge::{HostState, judge_nothing_left};
 use appshot_tests::programs;
 use appshot_tests::trial::in_place as trial;
-use appshot_tests::verdict::{PATIENCE, need_program, poll};
+use appshot_tests::verdict::{PATIENCE, need_program, poll, skip};
 use libsnap::error::{Error, Kind};
 use libsnap::target::{Allow, Memory, RestoreOptions, RunOptions, SnapshotOptions};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -845,6 +845,106 @@ fn of_mappings(test: &'static str, words: &'static str, edit: fn(&mut Value)) {
         let forger = forger(place, "pipes", None)?;
         forger.edit(Record::Mappings, edit)?;
         refused(place, forger, Allow::default(), words)
+    });
+}
+
+#[test]
+fn a_table_of_nobody() {
+    of_manifest("a_table_of_nobody", "pipes", "shares with no process", |_, manifest| {
+        manifest["processes"][0]["shares_files"] = json!(true);
+    });
+}
+
+#[test]
+fn directories_that_are_not_the_same() {
+    trial("directories_that_are_not_the_same", |place| {
+        let forger = forger(place, "shared_fd_table", None)?;
+        forger.edit(Record::Process, |process| {
+            process["umask"] = json!(process["pid"].as_i64().unwrap_or_default() & 0o77)
+        })?;
+        refused(place, forger, Allow::default(), "what it shares with its parent")
+    });
+}
+
+/// An edit of what an app has in huge pages that were set aside.
+fn of_huge_pages(test: &'static str, words: &'static str, edit: fn(&mut Forger) -> Result<()>) {
+    trial(test, move |place| {
+        if !Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() {
+            return skip("huge pages of 2 MiB");
+        }
+        let mut forger = forger(place, "hugetlb_shared", None)?;
+        edit(&mut forger)?;
+        refused(place, forger, Allow::default(), words)
+    });
+}
+
+fn in_huge_pages(manifest: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let all = manifest["shmem"].as_array_mut().into_iter().flatten();
+    all.filter(|shm| shm["page_bytes"].is_u64())
+}
+
+#[test]
+fn more_huge_pages_than_there_are() {
+    of_huge_pages(
+        "more_huge_pages_than_there_are",
+        "huge pages of 2048 kB are free",
+        |forger| {
+            for shm in in_huge_pages(&mut forger.manifest) {
+                shm["bytes"] = json!(1_u64 << 39);
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn huge_pages_of_no_size() {
+    of_huge_pages("huge_pages_of_no_size", "huge pages of 12288 bytes", |forger| {
+        in_huge_pages(&mut forger.manifest).for_each(|shm| shm["page_bytes"] = json!(12288));
+        Ok(())
+    });
+}
+
+#[test]
+fn huge_pages_of_a_size_that_is_not_there() {
+    of_huge_pages(
+        "huge_pages_of_a_size_that_is_not_there",
+        "no huge pages of 64 kB",
+        |forger| {
+            in_huge_pages(&mut forger.manifest).for_each(|shm| shm["page_bytes"] = json!(65536));
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_huge_page_out_of_place() {
+    of_mappings("a_huge_page_out_of_place", "a huge page is out of place", |vmas| {
+        let anonymous = vmas
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+            .find(|vma| vma["kind"] == "anon");
+        let vma = anonymous.expect("it has anonymous memory");
+        vma["kind"] = json!({"huge": {"page_bytes": 1 << 30, "had": []}});
+    });
+}
+
+#[test]
+fn a_protection_key_that_no_processor_has() {
+    of_mappings("a_protection_key_that_no_processor_has", "protection key 16", |vmas| {
+        vmas[0]["key"] = json!(16)
+    });
+}
+
+#[test]
+fn the_key_of_what_is_only_executed_allocated() {
+    trial("the_key_of_what_is_only_executed_allocated", |place| {
+        let forger = forger(place, "pipes", None)?;
+        forger.edit(Record::Process, |process| {
+            process["keys"] = json!({"allocated": 2, "execute_only": 1});
+        })?;
+        refused(place, forger, Allow::default(), "protection keys")
     });
 }
 

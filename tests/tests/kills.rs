@@ -201,6 +201,14 @@ fn worker_that_reads_connections() {
     });
 }
 
+/// What a thread may do by its keys is given back to it, even where it may hardly do anything.
+#[test]
+fn worker_of_one_with_protection_keys() {
+    trial("worker_of_one_with_protection_keys", |registry| {
+        killed_worker(registry, "pkeys")
+    });
+}
+
 fn killed_worker(registry: &Registry<'_>, program: &str) -> Result<()> {
     registry.start(program)?;
     let before = Fingerprint::take(registry.top()?);

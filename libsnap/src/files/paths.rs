@@ -9,6 +9,7 @@
 
 use super::{Builder, Context, Description, Refused, refused};
 use crate::error::{Error, OrFail, Result};
+use crate::hugetlb;
 use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{FileKind, FileLock, LockKind, OpenFile, ShmKind};
 use crate::memory::{self, Tables};
@@ -162,7 +163,8 @@ fn tells_of_a_part(link: &str) -> bool {
 fn unlinked(description: &Description, tables: &mut Tables) -> Option<FileKind> {
     let found = &description.found;
     let meta = File::from(description.dup.try_clone().ok()?).metadata().ok()?;
-    let kind = memory::unlinked(&found.link, &meta)?;
+    let huge = hugetlb::page_bytes(&format!("/proc/self/fd/{}", description.dup.as_raw_fd())) != 0;
+    let kind = memory::unlinked(&found.link, &meta).filter(|_| !huge)?;
     let shm = enter(description, tables, |_| kind)?;
     Some(FileKind::Unlinked { shm, offset: found.pos })
 }

@@ -59,6 +59,7 @@ fn image(pid: i32, ppid: i32) -> super::ProcessImage {
         huge_bytes: 0,
         guards: Vec::new(),
         policy: None,
+        key: 0,
     };
     let before = image.vmas.partition_point(|vma| vma.end <= start);
     image.vmas.insert(before, whole);

@@ -298,10 +298,10 @@ fn goes_on(vma: &Vma, next: &Vma) -> bool {
         VmaKind::PrivateFile { offset, .. } | VmaKind::SharedFile { offset, .. } | VmaKind::Shm { offset, .. } => {
             *offset += vma.end - vma.start;
         }
-        VmaKind::Uring { .. } | VmaKind::Vvar | VmaKind::Vdso => return false,
+        VmaKind::Huge { .. } | VmaKind::Uring { .. } | VmaKind::Vvar | VmaKind::Vdso => return false,
     }
-    (vma.end, vma.prot, &vma.flags, &vma.policy, &kind)
-        == (next.start, next.prot, &next.flags, &next.policy, &next.kind)
+    (vma.end, vma.prot, vma.key, &vma.flags, &vma.policy, &kind)
+        == (next.start, next.prot, next.key, &next.flags, &next.policy, &next.kind)
 }
 
 /// Adds what is in a value, by names that tell the way to it.
@@ -506,7 +506,8 @@ fn memory(
             ];
             pages.iter_mut().for_each(|content| forget(&forgotten, page, content));
             // What is not stored of memory of its own is zero; of a file, the file's.
-            if pages[0] == pages[1] && (vma.kind == VmaKind::Anon || there[0] == there[1]) {
+            let is_zero = matches!(vma.kind, VmaKind::Anon | VmaKind::Huge { .. });
+            if pages[0] == pages[1] && (is_zero || there[0] == there[1]) {
                 continue;
             }
             count += 1;
@@ -554,7 +555,7 @@ impl Places {
 fn is_private(vma: &Vma) -> bool {
     matches!(
         vma.kind,
-        VmaKind::Anon | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. }
+        VmaKind::Anon | VmaKind::Huge { .. } | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. }
     )
 }
 
@@ -640,6 +641,7 @@ mod tests {
             huge_bytes: 0,
             guards: Vec::new(),
             policy: None,
+            key: 0,
         };
         assert_eq!(joined(vec![vma(0, 2, 5), vma(2, 7, 7)]), [vma(0, 7, 5)]);
         for apart in [[vma(0, 2, 5), vma(3, 7, 7)], [vma(0, 2, 5), vma(2, 7, 8)]] {

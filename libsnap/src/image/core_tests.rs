@@ -75,6 +75,7 @@ fn mapping(line: &str) -> Option<Vma> {
         huge_bytes: 0,
         guards: Vec::new(),
         policy: None,
+        key: 0,
     })
 }
 
@@ -177,6 +178,7 @@ fn very_many_mappings() {
         huge_bytes: 0,
         guards: Vec::new(),
         policy: None,
+        key: 0,
     };
     process.vmas = (0..70_000).map(vma).collect();
     let writer = Writer::create(&dest).unwrap();

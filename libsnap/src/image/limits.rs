@@ -118,3 +118,8 @@ pub const ADDRESS_END: u64 = 0x7fff_ffff_f000;
 pub const PART_BYTES: u64 = 1 << 44;
 /// The index of a packed appshot.
 pub const INDEX_BYTES: u64 = 16 << 20;
+
+/// Sizes of huge pages that were set aside: a power of two, above an ordinary page.
+pub fn is_huge_page(bytes: u64) -> bool {
+    bytes.is_power_of_two() && bytes > super::PAGE && bytes <= 1 << 34
+}

@@ -191,6 +191,12 @@ pub struct SnapEntry {
     /// Stopped by job control, with this signal.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stopped: Option<i32>,
+    /// It has its parent's descriptor table (clone(2), CLONE_FILES).
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub shares_files: bool,
+    /// It has its parent's working and root directory and umask (CLONE_FS).
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub shares_state: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -258,6 +264,21 @@ pub struct ProcessRecord {
     /// Children that were stopped by job control, of which it has not asked yet (waitid(2), WSTOPPED).
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub untold_stops: Vec<VirtualPid>,
+    /// Protection keys (pkeys(7)); without it the process has none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub keys: Option<Keys>,
+}
+
+/// Which protection keys are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// By pkey_alloc(2): a bit for each, never that of key 0.
+    #[serde(default)]
+    pub allocated: u16,
+    /// By the kernel, for memory that can only be executed; 0: there never was any.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub execute_only: u32,
 }
 
 /// Something that is not as in a fresh process, by what sets it.
@@ -523,6 +544,9 @@ pub struct Vma {
     /// mbind(2).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub policy: Option<MemoryPolicy>,
+    /// Protection key (pkeys(7)).
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub key: u32,
 }
 
 /// On which nodes memory is to be.
@@ -537,6 +561,10 @@ pub struct MemoryPolicy {
 
 fn is_none(count: &u64) -> bool {
     *count == 0
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -570,6 +598,12 @@ pub enum VmaKind {
         memory: u64,
         offset: u64,
     },
+    /// Private memory in huge pages that were set aside (MAP_HUGETLB).
+    Huge {
+        page_bytes: u64,
+        /// Where there are pages, from and to.
+        had: Vec<(u64, u64)>,
+    },
     /// `[vvar]`, `[vvar_vclock]`: provided by the kernel.
     Vvar,
     Vdso,
@@ -590,6 +624,9 @@ pub struct ShmRecord {
     pub runs: Vec<(u64, u64)>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub part: Option<String>,
+    /// Of huge pages that were set aside (hugetlb); 0: its pages are ordinary ones.
+    #[serde(skip_serializing_if = "is_none", default)]
+    pub page_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -49,6 +49,8 @@ pub fn manifest() -> Manifest {
         exit_signal: 17,
         comm: "sample".into(),
         stopped: None,
+        shares_files: false,
+        shares_state: false,
         life,
     };
     let alive = |pid: i32| Life::Alive {
@@ -100,6 +102,7 @@ pub fn manifest() -> Manifest {
                 bytes: 8192 + 904,
                 runs: vec![(0, 4096), (8192, 904)],
                 part: Some("shm-0.data".into()),
+                page_bytes: 0,
             },
             ShmRecord {
                 id: ShmId(1),
@@ -115,6 +118,7 @@ pub fn manifest() -> Manifest {
                 bytes: 10,
                 runs: vec![(0, 10)],
                 part: Some("unlinked-3.data".into()),
+                page_bytes: 0,
             },
         ],
         semaphores: vec![SemRecord {
@@ -429,6 +433,10 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
             ctty: Some(0),
             namespaces: vec![0, 1],
             untold_stops: vec![VirtualPid(pid + 1)],
+            keys: Some(Keys {
+                allocated: 0b1010,
+                execute_only: 2,
+            }),
         },
         comm: "sample".into(),
         ppid: VirtualPid(ppid),
@@ -512,6 +520,7 @@ fn vmas() -> Vec<Vma> {
         huge_bytes: 0,
         guards: Vec::new(),
         policy: None,
+        key: 0,
     };
     let path = || "/usr/bin/sample".to_string();
     vec![

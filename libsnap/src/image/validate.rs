@@ -6,7 +6,9 @@
 use super::fault::{corrupt, ensure};
 use super::leaves::DIGESTS;
 use super::process::Core;
-use super::records::{FileKind, Life, Manifest, NoticeKind, Part, SeccompFilter, SnapEntry, Vma, VmaKind};
+use super::records::{
+    FileKind, Life, Manifest, NoticeKind, Part, ProcessRecord, SeccompFilter, SnapEntry, Vma, VmaKind,
+};
 use super::{FORMAT, MANIFEST, leaves, limits, validate_files, validate_namespaces};
 use crate::error::Result;
 use crate::files::{mqueue, uring};
@@ -157,9 +159,16 @@ fn processes(entries: &[SnapEntry]) -> Result<()> {
     count(MANIFEST, "processes", entries.len(), limits::PROCESSES)?;
     ensure(!entries.is_empty(), MANIFEST, || "it has no process")?;
     let mut seen = BTreeSet::new();
+    let mut alive = BTreeSet::new();
     for entry in entries {
         let pid = entry.pid;
         process_id(MANIFEST, "pid", pid)?;
+        let lives = matches!(entry.life, Life::Alive { .. });
+        let shares = entry.shares_files || entry.shares_state;
+        ensure(!shares || lives && alive.contains(&entry.ppid), MANIFEST, || {
+            format!("process {pid} shares with no process that lives")
+        })?;
+        alive.extend(lives.then_some(pid));
         // 1 is the init of the instance, which is no part of an app.
         ensure(pid.0 != 1, MANIFEST, || "process 1 is the init of an app, not of it")?;
         let outside = matches!(entry.ppid.0, 0 | 1);
@@ -281,11 +290,34 @@ pub fn app(manifest: &Manifest, cores: &[Core]) -> Result<()> {
             }
         }
     }
+    shared(manifest, cores)?;
     filters_used(manifest, cores)?;
     validate_namespaces::app(manifest, cores)?;
     requests(manifest, cores)?;
     notices(manifest, cores)?;
     thread_ids(manifest, cores)
+}
+
+/// What two processes have together is the same in both.
+fn shared(manifest: &Manifest, cores: &[Core]) -> Result<()> {
+    let images = || cores.iter().map(|core| (core.image.process.pid, &core.image.process));
+    let known: BTreeMap<_, _> = images().collect();
+    for entry in manifest
+        .processes
+        .iter()
+        .filter(|entry| entry.shares_files || entry.shares_state)
+    {
+        let (Some(own), Some(parent)) = (known.get(&entry.pid), known.get(&entry.ppid)) else {
+            return Err(corrupt(MANIFEST, format_args!("process {} is missing", entry.pid)));
+        };
+        let state = |process: &ProcessRecord| (process.cwd.clone(), process.root.clone(), process.umask);
+        let same =
+            (!entry.shares_files || own.fds == parent.fds) && (!entry.shares_state || state(own) == state(parent));
+        ensure(same, MANIFEST, || {
+            format!("process {} has not what it shares with its parent", entry.pid)
+        })?;
+    }
+    Ok(())
 }
 
 /// What is asked of an io_uring again is of a process that has it and its file, and is told in

@@ -129,6 +129,19 @@ fn shm(shm: &ShmRecord) -> Result<()> {
     ensure(shm.bytes <= limits::PART_BYTES, PART, || {
         format!("shared memory {} is too large", shm.id)
     })?;
+    if shm.page_bytes != 0 {
+        let all = shm
+            .runs
+            .iter()
+            .flat_map(|&(offset, bytes)| [offset, bytes])
+            .chain([shm.bytes]);
+        let whole = limits::is_huge_page(shm.page_bytes)
+            && !matches!(shm.kind, ShmKind::Unlinked { .. })
+            && all.into_iter().all(|bytes| bytes.is_multiple_of(shm.page_bytes));
+        ensure(whole, PART, || {
+            format!("shared memory {}: huge pages of {} bytes", shm.id, shm.page_bytes)
+        })?;
+    }
     match &shm.kind {
         ShmKind::Memfd { name, .. } => text(PART, "memfd", name, limits::PATH_BYTES)?,
         ShmKind::Unlinked { path: name, .. } => path(PART, "unlinked file", name)?,

@@ -19,6 +19,7 @@ pub fn process(part: &str, image: &ProcessImage, segments: &[Segment]) -> Result
         })?;
     }
     vmas(part, &image.vmas)?;
+    keys(part, image)?;
     segments_within(part, segments, &image.vmas)
 }
 
@@ -160,6 +161,10 @@ fn vmas(part: &str, vmas: &[Vma]) -> Result<()> {
             }
             VmaKind::Shm { offset, .. } => *offset,
             VmaKind::Uring { offset, .. } => *offset,
+            VmaKind::Huge { page_bytes, had } => {
+                huge(part, vma, *page_bytes, had)?;
+                0
+            }
             VmaKind::Anon | VmaKind::Vvar | VmaKind::Vdso => 0,
         };
         let end = offset
@@ -167,6 +172,45 @@ fn vmas(part: &str, vmas: &[Vma]) -> Result<()> {
             .and_then(|end| i64::try_from(end).ok());
         ensure(offset.is_multiple_of(PAGE) && end.is_some(), part, || {
             format!("{}: offset {offset:#x}", at())
+        })?;
+    }
+    Ok(())
+}
+
+/// All of it lies at the borders of huge pages.
+fn huge(part: &str, vma: &Vma, page_bytes: u64, had: &[(u64, u64)]) -> Result<()> {
+    count(part, "runs of huge pages", had.len(), limits::RUNS_PER_SHM)?;
+    ensure(limits::is_huge_page(page_bytes), part, || {
+        format!("mapping {:#x}: huge pages of {page_bytes} bytes", vma.start)
+    })?;
+    let mut free = vma.start;
+    let mut ends = [vma.start, vma.end]
+        .into_iter()
+        .chain(had.iter().flat_map(|&(start, end)| [start, end]));
+    let aligned = ends.all(|end| end.is_multiple_of(page_bytes));
+    let placed = had.iter().all(|(start, end)| {
+        let fits = *start >= free && start < end && *end <= vma.end;
+        free = *end;
+        fits
+    });
+    ensure(aligned && placed, part, || {
+        format!("mapping {:#x}: a huge page is out of place", vma.start)
+    })
+}
+
+/// One that the kernel has taken is nobody else's, and of what can only be executed.
+fn keys(part: &str, image: &ProcessImage) -> Result<()> {
+    const HIGHEST: u32 = 15;
+    let keys = image.process.keys.unwrap_or_default();
+    let own = keys.execute_only;
+    ensure(own <= HIGHEST && keys.allocated & (1 | 1 << own) == 0, part, || {
+        format!("protection keys {:#x}, {own}", keys.allocated)
+    })?;
+    for vma in image.vmas.iter().filter(|vma| vma.key != 0) {
+        let is_kernels = matches!(vma.kind, VmaKind::Vvar | VmaKind::Vdso | VmaKind::Uring { .. });
+        let fits = vma.key != own || vma.prot == libc::PROT_EXEC as u32;
+        ensure(vma.key <= HIGHEST && !is_kernels && fits, part, || {
+            format!("mapping {:#x}-{:#x}: protection key {}", vma.start, vma.end, vma.key)
         })?;
     }
     Ok(())
@@ -181,7 +225,11 @@ fn segments_within(part: &str, segments: &[Segment], vmas: &[Vma]) -> Result<()>
         let inside = vmas.peek().is_some_and(|vma| {
             let private = matches!(
                 vma.kind,
-                VmaKind::Anon | VmaKind::PrivateFile { .. } | VmaKind::Shm { private: true, .. } | VmaKind::Vdso
+                VmaKind::Anon
+                    | VmaKind::Huge { .. }
+                    | VmaKind::PrivateFile { .. }
+                    | VmaKind::Shm { private: true, .. }
+                    | VmaKind::Vdso
             );
             private && vma.start <= segment.vaddr && segment.vaddr + segment.bytes <= vma.end
         });

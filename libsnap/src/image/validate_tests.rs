@@ -265,6 +265,45 @@ fn bad_processes_are_not_sealed() {
         ("protection", Box::new(|p| p.vmas[0].prot = 8)),
         ("no private mapping", Box::new(|p| p.vmas[1].kind = VmaKind::Vvar)),
         ("not absolute", Box::new(|p| p.process.cwd = "here".into())),
+        ("protection key 16", Box::new(|p| p.vmas[0].key = 16)),
+        // Taken by the kernel for what can only be executed.
+        ("protection key 2", Box::new(|p| p.vmas[1].key = 2)),
+        (
+            "protection keys 0x1",
+            Box::new(|p| {
+                p.process.keys = Some(Keys {
+                    allocated: 1,
+                    execute_only: 0,
+                });
+            }),
+        ),
+        (
+            "protection keys",
+            Box::new(|p| {
+                p.process.keys = Some(Keys {
+                    allocated: 2,
+                    execute_only: 99,
+                });
+            }),
+        ),
+        (
+            "huge pages of 4096 bytes",
+            Box::new(|p| {
+                p.vmas[1].kind = VmaKind::Huge {
+                    page_bytes: 4096,
+                    had: Vec::new(),
+                };
+            }),
+        ),
+        (
+            "a huge page is out of place",
+            Box::new(|p| {
+                p.vmas[1].kind = VmaKind::Huge {
+                    page_bytes: 8192,
+                    had: vec![(0, 8192)],
+                };
+            }),
+        ),
         ("ids are not those", Box::new(|p| p.sid = VirtualPid(5))),
         ("no such namespaces", Box::new(|p| p.process.namespaces = vec![0, 2])),
         ("no such namespaces", Box::new(|p| p.process.namespaces = vec![1, 0])),

@@ -211,7 +211,7 @@ fn take(pid: HostPid, number: i32, wanted: Wanted) -> Option<Userfault> {
 }
 
 /// How much of the span is stored.
-pub(super) fn stored(segments: &[Segment], span: Span) -> u64 {
+pub(crate) fn stored(segments: &[Segment], span: Span) -> u64 {
     let own = Segment::among(segments, span.start..span.end).iter();
     own.map(|s| s.end().min(span.end) - s.vaddr.max(span.start)).sum()
 }

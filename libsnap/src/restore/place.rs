@@ -11,6 +11,7 @@ use crate::error::{Error, OrFail, Result};
 use crate::executor::CallId;
 use crate::files::uring::{self, Winder};
 use crate::files::{mqueue, paths};
+use crate::hugetlb;
 use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{
     EpollWatch, FdEntry, FileKind, LockKind, Manifest, NoticeKind, OpenFile, ProcessRecord, ShmKind, ShmRecord,
@@ -18,6 +19,7 @@ use crate::image::records::{
 };
 use crate::image::{Appshot, Core, PAGE, Segment, limits};
 use crate::ipc;
+use crate::keys;
 use crate::nsthread;
 use crate::pages;
 use crate::proc;
@@ -78,11 +80,16 @@ impl Shared {
 fn make_object(record: &ShmRecord) -> Result<OwnedFd> {
     let failed = || format!("cannot make shared memory object {} again", record.id);
     const MFD_EXEC: u32 = 0x10;
+    let huge = match record.page_bytes {
+        0 => 0,
+        bytes => libc::MFD_HUGETLB | hugetlb::size_bits(bytes),
+    };
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge;
     Ok(match &record.kind {
-        ShmKind::Memfd { name, .. } => sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | MFD_EXEC)
-            .or_else(|_| sysfd::memfd(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))
+        ShmKind::Memfd { name, .. } => sysfd::memfd(name, flags | MFD_EXEC)
+            .or_else(|_| sysfd::memfd(name, flags))
             .or_fail(failed)?,
-        _ => sysshm::anonymous(record.bytes).or_fail(failed)?,
+        _ => sysshm::anonymous(record.bytes, record.page_bytes).or_fail(failed)?,
     })
 }
 
@@ -92,7 +99,14 @@ fn fill_shm(shot: &Appshot, record: &ShmRecord, fd: OwnedFd) -> Result<OwnedFd> 
     if matches!(record.kind, ShmKind::Memfd { .. } | ShmKind::Unlinked { .. }) {
         file.set_len(record.bytes).or_fail(failed)?;
     }
-    fill(shot, record, |bytes, at| file.write_all_at(bytes, at)).or_fail(failed)?;
+    match record.page_bytes {
+        0 => fill(shot, record, |bytes, at| file.write_all_at(bytes, at)).or_fail(failed)?,
+        _ if record.runs.is_empty() => {}
+        _ => {
+            let memory = hugetlb::make_pages(&file, record).or_fail(failed)?;
+            fill(shot, record, |bytes, at| memory.write(bytes, at as usize)).or_fail(failed)?;
+        }
+    }
     if let ShmKind::Unlinked { mtime_ns, .. } = record.kind
         && let Ok(ns) = u64::try_from(mtime_ns)
     {
@@ -150,7 +164,7 @@ fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
     };
     let made = nsthread::inside(pid, &["ipc"], || {
         let segment = ipc::create("shm", id, (cuid, cgid), || {
-            sysshm::Segment::create(id, key, record.bytes, mode)
+            sysshm::Segment::create(id, key, record.bytes, mode, record.page_bytes)
         })?;
         segment.set_owner(uid, gid, mode)?;
         let memory = segment.attach()?;
@@ -212,6 +226,20 @@ pub fn mappings(
     vdso: &Vdso,
 ) -> Result<i32> {
     map_all(skeleton, script, core, mapped, vdso)?.userfaultfd()
+}
+
+/// The same of one that works in the descriptor table of another: it leaves nothing there, and its
+/// pages are written.
+pub fn mappings_as_guest(
+    skeleton: &Skeleton,
+    script: &mut Script<'_>,
+    core: &Core,
+    mapped: &mut Mapped<'_>,
+    vdso: &Vdso,
+) -> Result<i32> {
+    const NONE: i32 = -1;
+    map_all(skeleton, script, core, mapped, vdso)?;
+    close_all(script, skeleton.restorer).map(|()| NONE)
 }
 
 /// The same, and the process reads its content from the appshot's files by itself.
@@ -276,15 +304,19 @@ pub enum Protect {
 pub fn protection(script: &mut Script<'_>, core: &Core, vdso: &Vdso, what: Protect) -> Result<()> {
     let kept = vdso.kept(&core.image.vmas);
     let there = |vma: &&Vma| kept != Some(*vma) && !matches!(vma.kind, VmaKind::Uring { .. });
+    if what != Protect::NotForked {
+        keys::allocate(script, &core.image)?;
+    }
     for vma in core.image.vmas.iter().filter(there) {
         if what != Protect::NotForked {
-            protect(script, vma, has_pages(core, vma))?;
+            protect(script, vma, core)?;
         }
         advise(script, vma, what)?;
     }
     match what {
         Protect::NotForked => Ok(()),
         Protect::All | Protect::Forked => {
+            keys::free(script, &core.image)?;
             vdso.patch(script)?;
             seal(script, &core.image.vmas)
         }
@@ -319,11 +351,12 @@ pub(super) fn populate(script: &mut Script<'_>, core: &Core) -> Result<()> {
     Ok(())
 }
 
+const MADV_POPULATE_WRITE: u64 = 23;
+
 /// Has a process have these pages for itself, as if it had written to them
 /// (MADV_POPULATE_WRITE, Linux 5.14): a fault for each would come later. What cannot be
 /// written to stays as it is.
 pub(super) fn have(script: &mut Script<'_>, pages: &[Span]) -> Result<()> {
-    const MADV_POPULATE_WRITE: u64 = 23;
     for span in pages {
         let args = [span.start, span.len(), MADV_POPULATE_WRITE];
         script.room(1, 0)?.call("madvise", libc::SYS_madvise, &args);
@@ -375,7 +408,8 @@ pub(super) fn close_all(script: &mut Script<'_>, restorer: i32) -> Result<()> {
 }
 
 fn has_pages(core: &Core, vma: &Vma) -> bool {
-    !Segment::among(&core.segments, vma.start..vma.end).is_empty()
+    let has_huge = matches!(&vma.kind, VmaKind::Huge { had, .. } if !had.is_empty());
+    has_huge || !Segment::among(&core.segments, vma.start..vma.end).is_empty()
 }
 
 /// The mapping calls of one process.
@@ -456,6 +490,14 @@ impl Mapper<'_, '_> {
             VmaKind::Vvar | VmaKind::Uring { .. } => return Ok(()),
             VmaKind::Vdso if !self.bridged => return Ok(()),
             VmaKind::Anon | VmaKind::Vdso => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
+            VmaKind::Huge { page_bytes, .. } => {
+                let size = hugetlb::size_bits(*page_bytes).cast_signed();
+                (
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | size,
+                    -1,
+                    0,
+                )
+            }
             VmaKind::PrivateFile { path, offset } => (libc::MAP_PRIVATE, self.file(path, false)?, *offset),
             VmaKind::SharedFile { path, offset, writable } => (libc::MAP_SHARED, self.file(path, *writable)?, *offset),
             VmaKind::Shm {
@@ -482,15 +524,30 @@ impl Mapper<'_, '_> {
             | fixed
             | if has("gd") { libc::MAP_GROWSDOWN } else { 0 }
             | if has("nr") { libc::MAP_NORESERVE } else { 0 };
-        // Pages may be written as the process itself would.
-        let prot = vma.prot
-            | if has_pages(core, vma) {
-                libc::PROT_WRITE as u32
-            } else {
-                0
-            };
-        let args = [vma.start, len, u64::from(prot), flags as u64, fd as i64 as u64, offset];
-        self.script.must("mmap", libc::SYS_mmap, &args).map(drop)
+        let prot = first_prot(vma, has_pages(core, vma));
+        let args = [
+            vma.start,
+            len,
+            u64::from(prot),
+            flags as u32 as u64,
+            fd as i64 as u64,
+            offset,
+        ];
+        self.script.must("mmap", libc::SYS_mmap, &args)?;
+        match &vma.kind {
+            VmaKind::Huge { had, .. } => self.huge_pages(had),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has them be there: whoever touches one later would be killed were there none.
+    fn huge_pages(&mut self, had: &[(u64, u64)]) -> Result<()> {
+        for (start, end) in had {
+            let args = [*start, end - start, MADV_POPULATE_WRITE];
+            self.script
+                .must("madvise(MADV_POPULATE_WRITE)", libc::SYS_madvise, &args)?;
+        }
+        Ok(())
     }
 
     /// Segments are attached whole, at the address where each begins or began: a part of one
@@ -529,8 +586,9 @@ impl Mapper<'_, '_> {
             self.script
                 .must("mremap", libc::SYS_mremap, &[begin, bytes, end - begin, 0])?;
         }
-        for part in parts.iter().filter(|part| part.prot != prot) {
-            let args = [part.start, part.end - part.start, u64::from(part.prot)];
+        let wanted = parts.iter().map(|part| (part, first_prot(part, false)));
+        for (part, wanted) in wanted.filter(|(_, wanted)| *wanted != prot) {
+            let args = [part.start, part.end - part.start, u64::from(wanted)];
             self.script.must("mprotect", libc::SYS_mprotect, &args)?;
         }
         Ok(())
@@ -582,13 +640,23 @@ impl Mapper<'_, '_> {
     }
 }
 
+/// With which protection it is mapped: pages may be written as the process itself would.
+fn first_prot(vma: &Vma, filled: bool) -> u32 {
+    let written = if filled { libc::PROT_WRITE } else { 0 };
+    let read = if keys::is_execute_only(vma.prot) {
+        libc::PROT_READ
+    } else {
+        0
+    };
+    vma.prot | (written | read) as u32
+}
+
 /// What a mapping becomes once it has its content.
-fn protect(script: &mut Script<'_>, vma: &Vma, filled: bool) -> Result<()> {
-    if filled && vma.prot & libc::PROT_WRITE as u32 == 0 {
-        let args = [vma.start, vma.end - vma.start, u64::from(vma.prot)];
-        script.must("mprotect", libc::SYS_mprotect, &args)?;
+fn protect(script: &mut Script<'_>, vma: &Vma, core: &Core) -> Result<()> {
+    match first_prot(vma, has_pages(core, vma)) == vma.prot && vma.key == 0 {
+        true => Ok(()),
+        false => keys::protect(script, vma, core.image.process.keys),
     }
-    Ok(())
 }
 
 /// Linux 6.13.
@@ -659,22 +727,26 @@ fn advice(flag: &str) -> Option<Advice> {
     })
 }
 
-/// Gives a process its descriptors, then what depends on their numbers.
+/// Gives a process its descriptors, then what depends on their numbers. `shared`: they stand in its
+/// table already, with what others watch.
 pub fn descriptors(
     script: &mut Script<'_>,
     restorer: i32,
     process: &ProcessRecord,
     made: &HashMap<FileId, OwnedFd>,
     manifest: &Manifest,
+    shared: bool,
 ) -> Result<()> {
-    close_all(script, restorer)?;
-    // In ascending order the lowest free number is never above where the next
-    // one belongs.
     let entries = sorted(&process.fds);
-    for (at, entry) in entries.iter().enumerate() {
-        let number = free_number(&entries[..at], restorer);
-        take(script, restorer, made[&entry.file].as_raw_fd(), number)?;
-        put(script, entry, number)?;
+    if !shared {
+        close_all(script, restorer)?;
+        // In ascending order the lowest free number is never above where the next
+        // one belongs.
+        for (at, entry) in entries.iter().enumerate() {
+            let number = free_number(&entries[..at], restorer);
+            take(script, restorer, made[&entry.file].as_raw_fd(), number)?;
+            put(script, entry, number)?;
+        }
     }
     let user = Process {
         pid: process.pid,
@@ -683,8 +755,10 @@ pub fn descriptors(
         made,
         manifest,
     };
-    user.watches(script)?;
-    user.watches_away(script)?;
+    if !shared {
+        user.watches(script)?;
+        user.watches_away(script)?;
+    }
     user.signals(script)?;
     user.notices(script)?;
     process_locks(script, process, manifest)

@@ -4,9 +4,11 @@ use super::rights;
 use super::vdso::{self, Vdso};
 use crate::error::{Error, Kind, Result};
 use crate::files::repair;
+use crate::hugetlb;
 use crate::identity;
 use crate::image::records::{ExternalFile, FileKind, OpenFile, SocketState};
 use crate::image::{Appshot, Core};
+use crate::keys;
 use crate::launch::on_host;
 use crate::memory;
 use crate::target::{Allow, Bind, Notice, PidMode, RestoreOptions, signal_name};
@@ -27,6 +29,7 @@ pub fn here(shot: &Appshot, force_vdso_bridge: bool) -> Result<Vec<Vdso>> {
     needed()?;
     connects(shot)?;
     processor(shot)?;
+    hugetlb::fits(shot)?;
     vdso::plan(shot, force_vdso_bridge)
 }
 
@@ -152,7 +155,10 @@ fn processor(shot: &Appshot) -> Result<()> {
         ))
         .needs(format!("a processor with XCR0 {:#x}", needs.xcr0)));
     }
-    Ok(())
+    match shot.cores.iter().any(|core| keys::uses(&core.image)) {
+        true => keys::require_given(),
+        false => Ok(()),
+    }
 }
 
 /// A file the app maps or reads must be the one it knew. Those of the instance's own directory

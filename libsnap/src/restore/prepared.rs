@@ -324,11 +324,14 @@ impl Prepared {
         phases.start("mappings")?;
         let itself = Itself::of(way, shot)?;
         let mut mapped = Mapped::new(&self.shared, itself.as_ref());
-        let mut numbers = Vec::with_capacity(shot.cores.len());
+        let mut numbers = vec![0; shot.cores.len()];
         let mapping = self.start_all(|at, script| {
             skeleton.begin_work(script, at, shot)?;
-            let number = place::mappings(skeleton, script, &shot.cores[at], &mut mapped, &self.vdsos[at])?;
-            numbers.push(number);
+            let map = match skeleton.owners.has_files(at) {
+                true => place::mappings,
+                false => place::mappings_as_guest,
+            };
+            numbers[at] = map(skeleton, script, &shot.cores[at], &mut mapped, &self.vdsos[at])?;
             Ok(())
         })?;
         mapped.told(script::finish_all(mapping), shot, &skeleton.view())?;
@@ -378,14 +381,18 @@ impl Prepared {
         Ok(pager)
     }
 
-    /// Sets the main thread of every process to work on a script of its own.
+    /// Sets the main thread of every process to work on a script of its own. Those that work in the
+    /// descriptor table of another come first, one after the other, and leave it as it was.
     fn start_all(&self, mut write: impl FnMut(usize, &mut Script<'_>) -> Result<()>) -> Result<Vec<Running<'_>>> {
-        let start = |at| {
+        let mut start = |at| {
             let mut script = self.skeleton.script(at);
             write(at, &mut script)?;
             script.start()
         };
-        (0..self.skeleton.husks.len()).map(start).collect()
+        let all = 0..self.skeleton.husks.len();
+        let (owners, guests): (Vec<usize>, Vec<usize>) = all.partition(|at| self.skeleton.owners.has_files(*at));
+        guests.into_iter().try_for_each(|at| start(at)?.finish())?;
+        owners.into_iter().map(start).collect()
     }
 
     /// Everything that is left. The app runs from then on.
@@ -552,17 +559,26 @@ impl Prepared {
         let skeleton = &mut self.skeleton;
         let regs: Vec<Regs> = skeleton.husks.iter().map(|husk| husk.regs).collect();
         let mut scripts: Vec<Script<'_>> = Vec::with_capacity(regs.len());
-        for (at, core) in shot.cores.iter().enumerate() {
-            let mut script = Script::new(skeleton.executor, skeleton.husks[at].pid, &regs[at]);
+        for (at, regs) in regs.iter().enumerate() {
+            let mut script = Script::new(skeleton.executor, skeleton.husks[at].pid, regs);
             skeleton.settle(&mut script, at, shot, hostname)?;
-            if at == 0 && shot.cores.len() > 1 {
+            if at == 0 && shot.cores.len() > 1 || !skeleton.owners.has_files(at) {
                 script.flush()?;
             }
-            let process = &core.image.process;
-            place::descriptors(&mut script, skeleton.restorer, process, files, &shot.manifest)?;
-            place::rings(&mut script, skeleton.restorer, core, files, &shot.manifest)?;
-            state::common(&mut script, process)?;
             scripts.push(script);
+        }
+        for ((at, core), script) in shot.cores.iter().enumerate().zip(&mut scripts) {
+            let process = &core.image.process;
+            let shared = !skeleton.owners.has_files(at);
+            place::descriptors(script, skeleton.restorer, process, files, &shot.manifest, shared)?;
+            place::rings(script, skeleton.restorer, core, files, &shot.manifest)?;
+            if shared || skeleton.owners.are_guests_of(at) {
+                script.flush()?;
+            }
+            if skeleton.owners.has_state(at) {
+                state::file_system(script, process)?;
+            }
+            state::common(script, process)?;
         }
         let limits = skeleton.limits.take();
         let limits = limits.unwrap_or_else(|| state::limits(skeleton.any()));

@@ -258,6 +258,12 @@ impl<'a> Judge<'a> {
                 ShmKind::Sysv {
                     uid, gid, cuid, cgid, ..
                 } => {
+                    if shm.page_bytes != 0 {
+                        self.takes(
+                            Capability::CAP_IPC_LOCK,
+                            format!("{who} is in huge pages (SHM_HUGETLB)"),
+                        )?;
+                    }
                     [uid, cuid]
                         .into_iter()
                         .try_for_each(|uid| self.uid(format!("{who} belongs to"), *uid))?;

@@ -76,6 +76,10 @@ impl<'a> Script<'a> {
         self.tid
     }
 
+    pub fn executor(&self) -> Executor {
+        self.executor
+    }
+
     /// The batch, with room for `calls` more calls and `payload` more bytes: what
     /// was there has been run if need be.
     pub fn room(&mut self, calls: usize, payload: usize) -> Result<&mut Batch> {

@@ -100,7 +100,8 @@ impl Skeleton {
     /// The last that each process does before it waits for what it becomes.
     pub(super) fn end_work(&self, script: &mut Script<'_>, at: usize, shot: &Appshot) -> Result<()> {
         place::close_all(script, self.restorer)?;
-        if self.is_template {
+        // Who has its descriptor table opens what all need.
+        if self.is_template || !self.owners.has_files(at) {
             return Ok(());
         }
         let root = shot.manifest.processes[0].pid;
@@ -119,13 +120,21 @@ impl Skeleton {
         for (at, husk) in self.husks.iter().enumerate().filter(own) {
             let mut script = Script::new(self.executor, husk.pid, &husk.regs);
             // The lowest number that is free.
-            let number = if at == 0 { OFFSETS + 1 } else { NAMESPACES + 1 };
+            let number = self.lowest_free(at);
             place::take(&mut script, self.restorer, network.as_raw_fd(), number as i32)?;
             script.must("setns(CLONE_NEWNET)", libc::SYS_setns, &[number, NEWNET])?;
             script.must("close", libc::SYS_close, &[number])?;
             script.flush()?;
         }
         Ok(())
+    }
+
+    /// The lowest number that is free in a process that waits for what it becomes.
+    fn lowest_free(&self, at: usize) -> u64 {
+        match self.owners.files(at) {
+            0 => OFFSETS + 1,
+            _ => NAMESPACES + 1,
+        }
     }
 
     /// The time of the app begins, and its name is known. The root comes before the
@@ -147,9 +156,15 @@ impl Skeleton {
             }
             script.must("unshare(CLONE_NEWTIME)", libc::SYS_unshare, &[NEWTIME])?;
             write(script, OFFSETS, &self.timeline.offsets())?;
-            enter_time(script, "time_for_children", OFFSETS + 1)
+            enter_time(script, "time_for_children", OFFSETS + 1)?;
+            // Others may work in its descriptor table.
+            script.must("close", libc::SYS_close, &[OFFSETS + 1]).map(drop)
         } else {
-            enter_time(script, "time", NAMESPACES + 1)
+            enter_time(script, "time", self.lowest_free(at))?;
+            if self.owners.has_files(at) {
+                return Ok(());
+            }
+            script.must("close", libc::SYS_close, &[self.lowest_free(at)]).map(drop)
         }
     }
 

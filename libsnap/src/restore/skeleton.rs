@@ -22,8 +22,10 @@ use crate::files::pty::Ptys;
 use crate::ids::{FileId, HostPid, VirtualPid};
 use crate::image::Appshot;
 use crate::image::records::{Clocks, FileKind, Life, Manifest, PtyRecord, SnapEntry};
+use crate::keys;
 use crate::launch::{self, INIT_ADDRESS, Place};
 use crate::proc::{self, Mapping};
+use crate::shared::Owners;
 use crate::sys::blob;
 use crate::sys::memory::Span;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
@@ -66,6 +68,8 @@ pub struct Skeleton {
     pub(super) inherited: Option<Inherited>,
     /// Resource limits that its processes have been made with, where they are known.
     pub(super) limits: Option<Limits>,
+    /// Which of its processes share a descriptor table, and the like.
+    pub(super) owners: Owners,
     /// Live processes in the order of the appshot's cores.
     pub husks: Vec<Husk>,
     pub numbers: HashMap<VirtualPid, HostPid>,
@@ -163,6 +167,7 @@ impl Skeleton {
             had: Had::default(),
             inherited: None,
             limits: None,
+            owners: Owners::default(),
             husks: Vec::new(),
             numbers: HashMap::new(),
             executor: Executor::at(0),
@@ -192,6 +197,7 @@ impl Skeleton {
     pub(super) fn grow(&mut self, shot: &Appshot, wanted: &[SnapEntry]) -> Result<()> {
         let manifest = &shot.manifest;
         (self.root, self.highest) = (wanted[0].pid, highest(shot));
+        self.owners = Owners::of(manifest);
         self.ptys = Ptys::make(&format!("/proc/{}/root", self.born[0]), manifest)?;
         let mut tree = Tree::new(self, wanted);
         tree.terminals = terminals(manifest).map(|pty| (pty.sid, pty)).collect();
@@ -221,6 +227,8 @@ impl Skeleton {
         let failed = || "cannot enter a new process";
         ptrace::set_options(pid, OPTIONS).or_fail(failed)?;
         ptrace::set_sigmask(pid, crate::freeze::ALL_BUT_TRAP).or_fail(failed)?;
+        // While it is built, and so are its children and threads, no protection key is in the way.
+        keys::give(pid, 0).or_fail(failed)?;
         let regs = ptrace::get_regs(pid).or_fail(failed)?.with(reg::RSP, 0);
         let mappings = proc::mappings(pid).or_fail(failed)?;
         let code: Vec<Span> = mappings
@@ -760,7 +768,19 @@ impl<'a> Tree<'a> {
     }
 
     fn make(&mut self, entry: &'a SnapEntry, parent: &Husk, session: Option<VirtualPid>) -> Result<()> {
-        let husk = self.fork(parent, entry.pid.0, entry.exit_signal)?;
+        let is_own = self.made.get(&entry.ppid).is_some_and(|own| own.pid == parent.pid);
+        let flag = |shares: bool, flag: i32| if shares { flag } else { 0 };
+        let shared = flag(entry.shares_files, libc::CLONE_FILES) | flag(entry.shares_state, libc::CLONE_FS);
+        if shared != 0 && !is_own {
+            return Err(
+                Error::refused("the sessions of its processes cannot be built again").because(format!(
+                    "process {} shares descriptors or directories with a parent that cannot have made it",
+                    entry.pid
+                )),
+            );
+        }
+        let husk = fork_in(&self.executor, parent, entry.pid.0, entry.exit_signal, shared)?;
+        self.born.push(husk.pid);
         if let Life::Zombie { wait_status } = entry.life {
             self.zombies
                 .push((husk.clone(), &entry.comm, parent.clone(), wait_status));
@@ -958,7 +978,7 @@ impl<'a> Tree<'a> {
     }
 
     fn fork(&mut self, parent: &Husk, pid: i32, exit_signal: i32) -> Result<Husk> {
-        let husk = fork_in(&self.executor, parent, pid, exit_signal)?;
+        let husk = fork_in(&self.executor, parent, pid, exit_signal, 0)?;
         self.born.push(husk.pid);
         Ok(husk)
     }
@@ -1022,11 +1042,12 @@ fn is_left_behind(wanted: &[SnapEntry], entry: &SnapEntry, session: VirtualPid) 
     }
 }
 
-/// Forks a husk from another one.
-pub(super) fn fork_in(executor: &Executor, parent: &Husk, pid: i32, exit_signal: i32) -> Result<Husk> {
+/// Forks a husk from another one, with which it may share something.
+pub(super) fn fork_in(executor: &Executor, parent: &Husk, pid: i32, exit_signal: i32, shared: i32) -> Result<Husk> {
     let mut batch = executor.batch();
     let set_tid = batch.bytes(&pid.to_le_bytes());
     let args = CloneArgs {
+        flags: shared as u64,
         exit_signal: exit_signal as u64,
         set_tid: set_tid.address,
         set_tid_size: 1,

@@ -46,7 +46,7 @@ impl Spare {
         };
         crate::timed::prune();
         let (mut skeleton, init) = Skeleton::begin(place, RESTORER, Vec::new())?;
-        let root = fork_in(&skeleton.executor, &init, ROOT, libc::SIGCHLD)?;
+        let root = fork_in(&skeleton.executor, &init, ROOT, libc::SIGCHLD, 0)?;
         skeleton.born.push(root.pid);
         let mut script = Script::new(skeleton.executor, root.pid, &root.regs);
         script.must("setsid", libc::SYS_setsid, &[])?;

@@ -166,7 +166,10 @@ pub fn process<'a>(
         }
         script::run_all(&mut scripts)?;
     }
-    last(&mut script, skeleton.restorer, &skeleton.timeline, record)?;
+    last(&mut script, &skeleton.timeline, record)?;
+    if skeleton.owners.has_files(at) {
+        script.must("close", libc::SYS_close, &[skeleton.restorer as u64])?;
+    }
     let wait = match Wait::of(main, &skeleton.timeline) {
         Some(wait) if wait.is_over() => Some((wait, None)),
         Some(wait) => {
@@ -300,8 +303,8 @@ fn set_limit(pid: HostPid, which: u32, wanted: (u64, u64), now: (u64, u64)) -> R
     Ok(())
 }
 
-/// Directory, mask, signal actions, prctls.
-pub(super) fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
+/// Directories and mask.
+pub(super) fn file_system(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
     let batch = script.room(1, record.cwd.len() + 1)?;
     let cwd = batch.c_string(&record.cwd);
     batch.must("chdir", libc::SYS_chdir, &[cwd.address]);
@@ -310,9 +313,13 @@ pub(super) fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<
         let root = batch.c_string(&record.root);
         batch.must("chroot", libc::SYS_chroot, &[root.address]);
     }
-    let batch = script.room(2, 0)?;
-    batch.must("umask", libc::SYS_umask, &[u64::from(record.umask)]);
-    batch.must("personality", libc::SYS_personality, &[record.personality]);
+    let umask = [u64::from(record.umask)];
+    script.must("umask", libc::SYS_umask, &umask).map(drop)
+}
+
+/// Signal actions, prctls.
+pub(super) fn common(script: &mut Script<'_>, record: &ProcessRecord) -> Result<()> {
+    script.must("personality", libc::SYS_personality, &[record.personality])?;
     for (signal, action) in (1u64..).zip(&record.sigactions) {
         // A husk has had all of them reset.
         if [libc::SIGKILL, libc::SIGSTOP].contains(&(signal as i32)) || *action == SigAction::default() {
@@ -495,7 +502,7 @@ fn last_capability() -> u64 {
 
 /// What comes once all threads have their rights: dumpable (reset by them) and
 /// the clocks that run from now on.
-fn last(script: &mut Script<'_>, restorer: i32, timeline: &Timeline, record: &ProcessRecord) -> Result<()> {
+fn last(script: &mut Script<'_>, timeline: &Timeline, record: &ProcessRecord) -> Result<()> {
     if record.dumpable != 2 {
         prctl(script, libc::PR_SET_DUMPABLE, record.dumpable as u64)?;
     }
@@ -503,8 +510,7 @@ fn last(script: &mut Script<'_>, restorer: i32, timeline: &Timeline, record: &Pr
         script,
         record.settings.iter().filter(|setting| !settings::is_early(setting)),
     )?;
-    timers::arm(script, timeline, record)?;
-    script.must("close", libc::SYS_close, &[restorer as u64]).map(drop)
+    timers::arm(script, timeline, record)
 }
 
 /// Stops the processes that job control had stopped, while their parents can

@@ -35,6 +35,7 @@ use crate::error::{Error, OrFail, Result};
 use crate::executor::{self, Executor, Gate};
 use crate::frames;
 use crate::freeze;
+use crate::hugetlb;
 use crate::ids::HostPid;
 use crate::image::Appshot;
 use crate::image::records::{FileKind, Life};
@@ -98,6 +99,8 @@ impl Template {
             && root.exit_signal == libc::SIGCHLD
             && shot.manifest.shmem.is_empty()
             && shot.manifest.namespaces.is_empty()
+            // The first to write to one after a fork may be killed for want of another.
+            && !hugetlb::has_any(shot)
             // A fork renews memory of some kinds whether that is wanted or not.
             && (way.renewed || !shot.cores.iter().any(|core| core.image.vmas.iter().any(is_unique)))
             && !shot.manifest.files.iter().any(|file| terminal(&file.kind) || ring(&file.kind))

@@ -127,3 +127,9 @@ pub fn xcr0() -> u64 {
     unsafe { std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high) };
     u64::from(high) << 32 | u64::from(low)
 }
+
+/// Where a state component stands in an xsave area.
+pub fn xsave_offset(component: u32) -> u32 {
+    const LEAF: u32 = 0xd;
+    std::arch::x86_64::__cpuid_count(LEAF, component).ebx
+}

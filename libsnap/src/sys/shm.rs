@@ -1,6 +1,8 @@
 //! Shared memory: anonymous (shmem(5) behind mmap), memfds, System V (shmget(2)).
 
+use super::memory::Span;
 use super::{Sys, check};
+use crate::hugetlb;
 use nix::errno::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,15 +10,20 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The object behind a new MAP_SHARED|MAP_ANONYMOUS mapping, as a descriptor:
 /// mappings made from it are of the same kind (`/dev/zero (deleted)`).
-pub fn anonymous(bytes: u64) -> io::Result<OwnedFd> {
+/// `page_bytes`: of huge pages that were set aside (`/anon_hugepage (deleted)`); 0: of ordinary ones.
+pub fn anonymous(bytes: u64, page_bytes: u64) -> io::Result<OwnedFd> {
     let len = usize::try_from(bytes).map_err(io::Error::other)?.next_multiple_of(4096);
+    let huge = match page_bytes {
+        0 => 0,
+        _ => libc::MAP_HUGETLB | hugetlb::size_bits(page_bytes).cast_signed(),
+    };
     // SAFETY: a new mapping at an address the kernel chooses touches nothing of ours.
     let at = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
             len,
             libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | huge,
             -1,
             0,
         )
@@ -53,12 +60,15 @@ pub struct Segment {
 
 impl Segment {
     /// Creates it under an id chosen beforehand (`shm_next_id`, Linux 3.8).
-    pub fn create(id: i32, key: i32, bytes: u64, mode: u32) -> io::Result<Segment> {
+    pub fn create(id: i32, key: i32, bytes: u64, mode: u32, page_bytes: u64) -> io::Result<Segment> {
         let len = usize::try_from(bytes).map_err(io::Error::other)?;
+        let huge = match page_bytes {
+            0 => 0,
+            _ => libc::SHM_HUGETLB | hugetlb::size_bits(page_bytes).cast_signed(),
+        };
+        let flags = libc::IPC_CREAT | libc::IPC_EXCL | huge | (mode & 0o777) as i32;
         // SAFETY: only numbers are passed.
-        let got = check(i64::from(unsafe {
-            libc::shmget(key, len, libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as i32)
-        }))?;
+        let got = check(i64::from(unsafe { libc::shmget(key, len, flags) }))?;
         if got as i32 != id {
             return Err(Errno::EEXIST.into());
         }
@@ -86,18 +96,52 @@ impl Segment {
         Ok(Attached {
             at: at.cast(),
             len: self.len,
+            is_segment: true,
         })
     }
 }
 
-/// A segment attached to our own memory; dropped, it is detached.
+/// An object attached to our own memory; dropped, it is detached.
 #[derive(Debug)]
 pub struct Attached {
     at: *mut u8,
     len: usize,
+    /// By shmat(2), else by mmap(2).
+    is_segment: bool,
 }
 
 impl Attached {
+    /// A file of which the pages are there: what is written stands in it.
+    pub fn to_write(file: &impl AsRawFd, bytes: u64) -> Sys<Attached> {
+        Attached::map(file, bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)
+    }
+
+    /// A file that may be sealed: nothing of ours comes into it.
+    pub fn to_look(file: &impl AsRawFd, bytes: u64) -> Sys<Attached> {
+        Attached::map(file, bytes, libc::PROT_READ, libc::MAP_PRIVATE)
+    }
+
+    fn map(file: &impl AsRawFd, bytes: u64, prot: i32, how: i32) -> Sys<Attached> {
+        let len = usize::try_from(bytes).map_err(|_| Errno::EFBIG)?;
+        let flags = how | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address the kernel chooses touches nothing of ours.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, file.as_raw_fd(), 0) };
+        match at == libc::MAP_FAILED {
+            true => Err(Errno::last()),
+            false => Ok(Attached {
+                at: at.cast(),
+                len,
+                is_segment: false,
+            }),
+        }
+    }
+
+    pub fn span(&self) -> Span {
+        let start = self.at.addr() as u64;
+        let end = start + self.len as u64;
+        Span { start, end }
+    }
+
     pub fn write(&self, bytes: &[u8], offset: usize) -> io::Result<()> {
         if offset
             .checked_add(bytes.len())
@@ -114,7 +158,12 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        // SAFETY: attached by `attach`, and no reference into it is left.
-        unsafe { libc::shmdt(self.at.cast()) };
+        // SAFETY: attached by us in this way, and no reference into it is left.
+        unsafe {
+            match self.is_segment {
+                true => libc::shmdt(self.at.cast()),
+                false => libc::munmap(self.at.cast(), self.len),
+            };
+        }
     }
 }

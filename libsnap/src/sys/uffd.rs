@@ -116,6 +116,13 @@ impl Userfault {
         Ok(Userfault { fd, notes: false })
     }
 
+    /// The same; nobody answers faults, which fail (UFFD_FEATURE_SIGBUS, Linux 4.14).
+    pub fn begin_failing(fd: OwnedFd) -> Sys<Userfault> {
+        const FEATURE_SIGBUS: u64 = 1 << 7;
+        enable(&fd, FEATURE_SIGBUS)?;
+        Ok(Userfault { fd, notes: false })
+    }
+
     /// The same, for a process that will run: what it does to its memory is told.
     /// Needs CAP_SYS_PTRACE. The descriptor must not block.
     pub fn begin_with_events(fd: OwnedFd) -> Sys<Userfault> {

@@ -39,6 +39,7 @@ fn prot(bits: u32) -> String {
 fn what(kind: &VmaKind) -> String {
     match kind {
         VmaKind::Anon => "anonymous".to_owned(),
+        VmaKind::Huge { page_bytes, .. } => format!("anonymous, pages of {}", out::bytes(*page_bytes)),
         VmaKind::PrivateFile { path, offset } => format!("{path} at {offset:#x}, private"),
         VmaKind::SharedFile { path, offset, .. } => format!("{path} at {offset:#x}, shared"),
         VmaKind::Shm { shm, offset, .. } => format!("memory {shm} at {offset:#x}"),
@@ -59,6 +60,10 @@ fn shared_row(shm: &ShmRecord) -> Vec<String> {
         ShmKind::Memfd { name, .. } => format!("memfd {name}"),
         ShmKind::Unlinked { path, .. } => format!("unlinked {path}"),
         ShmKind::Sysv { id, key, .. } => format!("System V {id}, key {key:#x}"),
+    };
+    let kind = match shm.page_bytes {
+        0 => kind,
+        huge => format!("{kind}, pages of {}", out::bytes(huge)),
     };
     vec![
         shm.id.to_string(),

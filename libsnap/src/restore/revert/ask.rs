@@ -4,7 +4,8 @@
 
 use crate::executor::{Batch, CallId, Executor, Slot};
 use crate::files::sockets;
-use crate::image::records::{FdEntry, FileKind, Manifest, SocketRecord, SocketState};
+use crate::image::records::{FdEntry, FileKind, Keys, Manifest, SocketRecord, SocketState};
+use crate::keys;
 use nix::errno::Errno;
 use std::ops::Range;
 
@@ -41,6 +42,8 @@ pub struct Answers {
     pub brk: u64,
     /// Listening sockets, and how many connections wait there; these may differ.
     pub waiting: Vec<(i32, u32)>,
+    /// Protection keys.
+    keys: Option<Keys>,
 }
 
 impl Answers {
@@ -48,6 +51,9 @@ impl Answers {
     pub fn differs(&self, now: &Answers) -> Option<String> {
         if self.all.len() != now.all.len() {
             return Some("what it was asked".to_owned());
+        }
+        if self.keys != now.keys {
+            return Some("pkey_alloc".to_owned());
         }
         let mut pairs = self.all.iter().zip(&now.all);
         let other = pairs.find(|(was, is)| was != is);
@@ -70,6 +76,7 @@ pub struct Questions {
     brk: Option<CallId>,
     /// Listening sockets: number, struct tcp_info.
     listening: Vec<(i32, Slot)>,
+    keys: Option<keys::Asked>,
 }
 
 /// struct tcp_info: of a listening socket these hold the connections that wait and the
@@ -86,6 +93,7 @@ impl Questions {
             asked: Vec::new(),
             brk: None,
             listening: Vec::new(),
+            keys: None,
         };
         questions.thread();
         questions
@@ -124,6 +132,7 @@ impl Questions {
             all: self.asked.iter().map(one).collect(),
             brk: self.brk.and_then(|call| batch.result(call).ok()).unwrap_or(0),
             waiting: waiting.collect(),
+            keys: self.keys.as_ref().and_then(|keys| keys.answers(batch)),
         }
     }
 
@@ -226,6 +235,7 @@ impl Questions {
         let registered = [MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0];
         self.result("membarrier", 0, libc::SYS_membarrier, &registered);
         self.brk = Some(self.batch.call("brk", libc::SYS_brk, &[0]));
+        self.keys = keys::Asked::ask(&mut self.batch);
     }
 
     /// A call about a descriptor, with its number in front.

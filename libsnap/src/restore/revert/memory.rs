@@ -150,6 +150,8 @@ enum Told<'t> {
     Clean {
         any: bool,
     },
+    /// It has a protection key.
+    Key,
     Flags(&'t [u8]),
 }
 
@@ -163,10 +165,13 @@ fn told(smaps: &[u8]) -> impl Iterator<Item = Told<'_>> {
             let kilobytes = line.strip_prefix(b"Anonymous:").or(line.strip_prefix(b"Swap:"))?;
             Some(Told::Own { any: any(kilobytes) })
         }
-        b'P' => {
-            let kilobytes = line.strip_prefix(b"Private_Clean:")?;
-            Some(Told::Clean { any: any(kilobytes) })
-        }
+        b'P' => match line.strip_prefix(b"ProtectionKey:") {
+            Some(key) => any(key).then_some(Told::Key),
+            None => {
+                let kilobytes = line.strip_prefix(b"Private_Clean:")?;
+                Some(Told::Clean { any: any(kilobytes) })
+            }
+        },
         b'V' => line.strip_prefix(b"VmFlags:").map(Told::Flags),
         b'0'..=b'9' | b'a'..=b'f' => range(line).map(Told::Mapping),
         _ => None,
@@ -225,6 +230,9 @@ impl Space {
             if vma.flags.iter().any(|flag| flag == "sl") || !vma.guards.is_empty() {
                 return Err(Why::anew("it has memory that is sealed or guarded"));
             }
+            if vma.key != 0 {
+                return Err(Why::anew("it has memory with protection keys"));
+            }
             let span = Span::from(vma);
             let under = match &vma.kind {
                 VmaKind::Anon => Under::Zeroes,
@@ -235,6 +243,7 @@ impl Space {
                 VmaKind::SharedFile { .. } | VmaKind::Vvar | VmaKind::Vdso => continue,
                 VmaKind::Uring { .. } => return Err(Why::anew("it has an io_uring")),
                 VmaKind::Shm { .. } => return Err(Why::anew("it has shared memory")),
+                VmaKind::Huge { .. } => return Err(Why::anew("it has huge pages that were set aside")),
             };
             areas.push(Area {
                 span,
@@ -312,6 +321,7 @@ impl Space {
                 Told::Mapping(span) => (now, owns, clean) = (span, false, false),
                 Told::Own { any } => owns |= any,
                 Told::Clean { any } => clean |= any,
+                Told::Key => return Err(Why::anew("it has memory with a protection key")),
                 Told::Flags(flags_now) => {
                     had = &had[had.partition_point(|had| had.mapping.end <= now.start)..];
                     for had in had.iter().take_while(|had| had.mapping.start < now.end) {
