@@ -24,6 +24,7 @@ use crate::nsthread;
 use crate::pages;
 use crate::proc;
 use crate::settings;
+use crate::sys::Sys;
 use crate::sys::memory::{MADV_COLLAPSE, Span};
 use crate::sys::{fd as sysfd, shm as sysshm, uring as sys_uring};
 use std::collections::{BTreeMap, HashMap};
@@ -93,6 +94,20 @@ fn make_object(record: &ShmRecord) -> Result<OwnedFd> {
     })
 }
 
+/// What was mapped to fill it is mapped still in a fork of ours that is about to run its own program.
+fn add_seals(file: &File, seals: i32) -> Sys<()> {
+    const F_ADD_SEALS: i32 = 1033;
+    const TRIES: u32 = 2000;
+    let add = || sysfd::fcntl(file.as_raw_fd(), F_ADD_SEALS, i64::from(seals)).map(drop);
+    for _ in 0..TRIES {
+        match add() {
+            Err(nix::Error::EBUSY) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            done => return done,
+        }
+    }
+    add()
+}
+
 fn fill_shm(shot: &Appshot, record: &ShmRecord, fd: OwnedFd) -> Result<OwnedFd> {
     let failed = || format!("cannot fill shared memory object {} again", record.id);
     let file = File::from(fd);
@@ -115,11 +130,10 @@ fn fill_shm(shot: &Appshot, record: &ShmRecord, fd: OwnedFd) -> Result<OwnedFd> 
             .or_fail(failed)?;
     }
     if let ShmKind::Memfd { seals, mode, .. } = record.kind {
-        const F_ADD_SEALS: i32 = 1033;
         use std::os::unix::fs::PermissionsExt;
         file.set_permissions(PermissionsExt::from_mode(mode)).or_fail(failed)?;
         if seals != 0 {
-            sysfd::fcntl(file.as_raw_fd(), F_ADD_SEALS, i64::from(seals)).or_fail(failed)?;
+            add_seals(&file, seals).or_fail(failed)?;
         }
     }
     Ok(file.into())
