@@ -165,14 +165,21 @@ impl Space {
         let tables = tables.map(|table| File::open(format!("/proc/sysvipc/{table}")));
         let tables = door.inside(|| tables.collect::<io::Result<Vec<_>>>())??;
         let queues = match own {
-            true => door.inside(sysfd::message_queues)?.ok().map(File::from),
+            true => match door.inside(sysfd::message_queues)? {
+                // This kernel has none, or does not tell of them.
+                Err(nix::Error::ENODEV | nix::Error::ENOSYS) => None,
+                queues => Some(File::from(queues?)),
+            },
             false => None,
         };
         let settings = match own {
             true => door.inside(|| {
-                let files = SETTINGS.iter().map(|(name, _)| File::open(path_of(name)).ok());
-                files.enumerate().filter_map(|(at, file)| Some((at, file?))).collect()
-            })?,
+                let files = SETTINGS.iter().map(|(name, _)| File::open(path_of(name)));
+                let there =
+                    |file: &io::Result<File>| !file.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+                let files = files.enumerate().filter(|(_, file)| there(file));
+                files.map(|(at, file)| Ok((at, file?))).collect::<io::Result<_>>()
+            })??,
             false => Vec::new(),
         };
         Ok(Space {
@@ -212,6 +219,15 @@ impl Space {
         let row = |row: Vec<i64>| Some((*row.get(1)? as i32, *row.get(6)?));
         let rows = parse_rows(&text).into_iter().filter_map(row);
         Ok(rows.filter(|(_, attached)| *attached > 0).collect())
+    }
+
+    /// What tells a segment of it from those of other namespaces with the same id ([`sysfd::handle`]).
+    pub fn segment_handle(&self, id: i32) -> io::Result<Vec<u8>> {
+        let look = || {
+            let (_seen, file) = open_segment(id)?;
+            Ok(sysfd::handle(&file)?)
+        };
+        self.door.inside(look)?
     }
 
     /// Where they are.
@@ -290,7 +306,7 @@ pub fn look(
         } else {
             Vec::new()
         };
-        failed.extend(odd_sizes(shm));
+        failed.extend(odd_sizes(shm, number));
         let objects = if own { objects(numbers) } else { Ok(Objects::default()) };
         (objects, failed, forced && !shm_is_attached(own))
     });
@@ -413,7 +429,7 @@ fn describe(shm: &mut ShmTable, number: Option<u32>) -> Vec<ShmKind> {
 
 /// Segments in huge pages of which the last is not theirs as a whole: the size that they were made
 /// with stands in no file of theirs.
-fn odd_sizes(shm: &mut ShmTable) -> Vec<io::Error> {
+fn odd_sizes(shm: &mut ShmTable, number: Option<u32>) -> Vec<io::Error> {
     let sizes: HashMap<i64, i64> = rows("shm")
         .iter()
         .filter_map(|row| Some((*row.get(1)?, *row.get(3)?)))
@@ -424,22 +440,30 @@ fn odd_sizes(shm: &mut ShmTable) -> Vec<io::Error> {
             .is_some_and(|size| !(*size as u64).is_multiple_of(record.page_bytes)),
         _ => false,
     };
-    let records = shm.records_mut().filter(|record| odd(record));
+    let records = shm
+        .records_mut()
+        .filter(|record| record.namespace == number && odd(record));
     records
         .map(|_| io::Error::other("its size is no multiple of that of its huge pages"))
         .collect()
 }
 
-/// Opens a segment that nobody has attached.
-fn hold(shm: &mut ShmTable, number: Option<u32>, kind: ShmKind) -> io::Result<()> {
-    let ShmKind::Sysv { id, .. } = kind else { return Ok(()) };
+/// Attaches a segment for as long as it is looked at.
+fn open_segment(id: i32) -> io::Result<(sysv::Seen, File)> {
     let seen = sysv::attach_to_read(id)?;
     let prefix = format!("{:x}-", seen.address());
     let link = fs::read_dir("/proc/self/map_files")?
         .filter_map(|entry| entry.ok())
         .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
         .ok_or(io::ErrorKind::NotFound)?;
-    shm.enter_held(number, File::open(link.path())?, kind).map(drop)
+    Ok((seen, File::open(link.path())?))
+}
+
+/// Opens a segment that nobody has attached.
+fn hold(shm: &mut ShmTable, number: Option<u32>, kind: ShmKind) -> io::Result<()> {
+    let Some(id) = kind.sysv_id() else { return Ok(()) };
+    let (_seen, file) = open_segment(id)?;
+    shm.enter_held(number, file, kind).map(drop)
 }
 
 fn objects(numbers: &[(HostPid, VirtualPid)]) -> io::Result<Objects> {
@@ -654,12 +678,21 @@ pub fn setting(manifest: &Manifest, name: &str) -> Option<u64> {
 
 /// Sets what has to be there before there are objects which a new namespace would not allow.
 pub fn widen(pid: HostPid, content: Content<'_>) -> Result<()> {
-    let usual = |name: &str| SETTINGS.iter().find(|(known, _)| *known == name)?.1.parse::<u64>().ok();
-    let is_wider = |(name, value): &(&String, &String)| {
-        let value = value.parse::<u64>().ok();
-        value.zip(usual(name)).is_some_and(|(value, usual)| value > usual)
+    let wider = |(name, value): (&String, &String)| {
+        let (_, usual) = SETTINGS.iter().find(|(known, _)| known == name)?;
+        let wide = widest(value, usual);
+        (wide != *usual).then(|| (name.clone(), wide))
     };
-    set(pid, content.settings.iter().filter(is_wider))
+    let wide: BTreeMap<String, String> = content.settings.iter().filter_map(wider).collect();
+    set(pid, wide.iter())
+}
+
+/// Of each number of a setting (`kernel.sem` has four) the larger one.
+fn widest(wanted: &str, usual: &str) -> String {
+    let number = |word: &str| word.parse::<u64>().unwrap_or(0);
+    let words = wanted.split(' ').zip(usual.split(' '));
+    let words = words.map(|(wanted, usual)| if number(wanted) > number(usual) { wanted } else { usual });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Settings of the namespace of `pid`, which is none of the host's.
@@ -846,6 +879,16 @@ mod tests {
                 assert_eq!((now, owes), (i32::from(value), adjust));
             }
         }
+    }
+
+    #[test]
+    fn of_each_number_the_larger_one_is_set_first() {
+        assert_eq!(
+            widest("250 2000000000 100 40000", "32000 1024000000 500 32000"),
+            "32000 2000000000 500 40000"
+        );
+        assert_eq!(widest("8191", "8192"), "8192");
+        assert_eq!(widest("-1", "0"), "0");
     }
 
     #[test]

@@ -465,11 +465,10 @@ impl Left {
         // First: where nothing else holds the app still, it cannot read from them.
         let put_back = Repaired::put_all_back(&self.repaired);
         let Some(mut frozen) = self.stop(target, journal)? else {
-            self.let_peers_through(&[]);
+            self.let_peers_through();
             return Ok("the app is gone");
         };
-        let pids: Vec<HostPid> = frozen.processes.iter().map(|process| process.pid).collect();
-        self.let_peers_through(&pids);
+        self.let_peers_through();
         self.take_in_strays(&frozen, journal)?;
         for process in &mut frozen.processes {
             // The last note is the one that counts.
@@ -482,9 +481,9 @@ impl Left {
         put_back.map(|()| "the app was let go")
     }
 
-    fn let_peers_through(&self, pids: &[HostPid]) {
+    fn let_peers_through(&self) {
         if let Some(name) = self.barrier.as_ref().filter(|name| barrier::is_name(name)) {
-            barrier::lift_anywhere(name, pids);
+            barrier::lift_anywhere(name);
         }
     }
 

@@ -14,7 +14,7 @@
 
 use crate::error::{OrFail, Result};
 use crate::ids::{HostPid, VirtualPid};
-use crate::image::records::{Namespace, ShmKind, Vma, VmaKind};
+use crate::image::records::{Namespace, Vma, VmaKind};
 use crate::ipc::{self, Objects};
 use crate::memory::ShmTable;
 use crate::netns;
@@ -22,9 +22,10 @@ use crate::nsthread::Door;
 use crate::proc;
 use crate::refusals::Refusals;
 use crate::survey;
+use crate::sys::fd as sysfd;
 use crate::target::Target;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
+use std::fs::File;
 
 /// A kind of namespace that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,10 +97,7 @@ impl Looked<'_> {
     fn mappings_of(&self, number: Option<u32>, shm: &mut ShmTable) -> BTreeMap<i32, i64> {
         let of_it = shm.records_mut().filter(|record| record.namespace == number);
         let ids: BTreeMap<_, i32> = of_it
-            .filter_map(|record| match record.kind {
-                ShmKind::Sysv { id, .. } => Some((record.id, id)),
-                _ => None,
-            })
+            .filter_map(|record| Some((record.id, record.kind.sysv_id()?)))
             .collect();
         let mut mapped = BTreeMap::new();
         for vma in self.mapped.iter().flatten() {
@@ -110,6 +108,29 @@ impl Looked<'_> {
             }
         }
         mapped
+    }
+
+    /// Ids of segments that are mapped in other IPC namespaces.
+    fn ids_beside(&self, number: Option<u32>, shm: &mut ShmTable) -> BTreeSet<i32> {
+        let others = shm.records_mut().filter(|record| record.namespace != number);
+        others.filter_map(|record| record.kind.sysv_id()).collect()
+    }
+
+    /// Whether what is mapped by the id of a segment is that of this namespace: as many may be mapped of
+    /// another one's, where processes have changed places.
+    fn are_of(&self, (number, space): (Option<u32>, &ipc::Space), id: i32, shm: &mut ShmTable) -> bool {
+        let mut records = shm.records_mut();
+        let record = records.find(|record| record.namespace == number && record.kind.sysv_id() == Some(id));
+        let record = record.map(|record| record.id);
+        let spaces = self.numbers.iter().zip(self.mapped);
+        let mappings = spaces.flat_map(|((pid, _), vmas)| vmas.iter().map(move |vma| (pid, vma)));
+        let mut its = mappings
+            .filter(|(_, vma)| matches!(vma.kind, VmaKind::Shm { shm, .. } if Some(shm) == record))
+            .map(|(pid, vma)| File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end)));
+        let Ok(segment) = space.segment_handle(id) else {
+            return false;
+        };
+        its.all(|file| file.is_ok_and(|file| sysfd::handle(&file).is_ok_and(|handle| handle == segment)))
     }
 }
 
@@ -183,12 +204,12 @@ impl Found {
 
     /// Looks into all of them.
     pub fn look(&self, looked: &Looked<'_>, shm: &mut ShmTable, refusals: &mut Refusals) -> Result<Vec<Namespace>> {
+        self.refuse_left(None, looked.own, looked, shm, refusals);
         if self.spaces.is_empty() {
             return Ok(Vec::new());
         }
         let own: Vec<HostPid> = looked.numbers.iter().map(|(pid, _)| *pid).collect();
         self.refuse_shared(&own, refusals);
-        self.refuse_left(None, looked.own, looked, shm, refusals);
         let spaces = (0..).zip(&self.spaces);
         let records = spaces.map(|(number, space)| {
             let pid = space.members[0];
@@ -240,7 +261,8 @@ impl Found {
     }
 
     /// What processes that have left an IPC namespace (setns(2), unshare(2)) still have of it: segments that
-    /// are attached, and that they changed a semaphore last.
+    /// are attached, and that they changed a semaphore last. Nobody may be in that namespace any more: there
+    /// are more mappings of an id then than this one knows of.
     fn refuse_left(
         &self,
         number: Option<u32>,
@@ -249,18 +271,27 @@ impl Found {
         shm: &mut ShmTable,
         refusals: &mut Refusals,
     ) {
-        if !self.has(Kind::Ipc) {
-            return;
-        }
         let is_in = |pid: &HostPid| self.which(*pid, Kind::Ipc) == number;
-        let first = looked.numbers.iter().map(|(pid, _)| *pid).find(is_in);
-        let first = first.unwrap_or(looked.numbers[0].0);
-        // To those of the host others are attached, too.
-        let is_whole = !looked.mapped.is_empty() && (number.is_some() || ipc::is_own(looked.target));
-        let told = space.attachments().unwrap_or_default();
+        let mut pids = looked.numbers.iter().map(|(pid, _)| *pid);
+        let Some(first) = pids.clone().find(is_in).or(pids.next()) else {
+            return;
+        };
         let mapped = looked.mappings_of(number, shm);
+        // To those of the host others are attached, too.
+        let is_whole =
+            self.has(Kind::Ipc) && !looked.mapped.is_empty() && (number.is_some() || ipc::is_own(looked.target));
+        let told = match is_whole || !mapped.is_empty() {
+            true => space.attachments().unwrap_or_default(),
+            false => BTreeMap::new(),
+        };
         let all: BTreeSet<&i32> = told.keys().chain(mapped.keys()).collect();
-        for id in all.into_iter().filter(|id| is_whole && told.get(id) != mapped.get(id)) {
+        let elsewhere = looked.ids_beside(number, shm);
+        let mut strays = |id: &i32| {
+            let [told, mapped] = [&told, &mapped].map(|counts| counts.get(id).copied().unwrap_or(0));
+            let is_counted = told == mapped || told > mapped && !is_whole;
+            !is_counted || mapped > 0 && elsewhere.contains(id) && !looked.are_of((number, space), *id, shm)
+        };
+        for id in all.into_iter().filter(|id| strays(id)) {
             refusals.add(
                 first,
                 format!("System V shared memory {id}"),
@@ -300,8 +331,9 @@ impl Found {
             }
         }
         let first = own.first().map_or("self".to_owned(), HostPid::to_string);
-        let mounts = ["thread-self", &first].map(|owner| fs::read_to_string(format!("/proc/{owner}/mountinfo")));
-        let mounts = mounts.map(Result::unwrap_or_default);
+        let mounts = ["thread-self", &first].map(|owner| proc::read(format!("/proc/{owner}/mountinfo")));
+        // A place may have any bytes for its name.
+        let mounts = mounts.map(|text| String::from_utf8_lossy(&text.unwrap_or_default()).into_owned());
         for (space, at) in mounts
             .iter()
             .flat_map(|text| text.lines())

@@ -5,7 +5,8 @@
 //! host's network or joins one that is there, they are its owner's, which is told.
 //!
 //! Refused: devices other than the loopback one, addresses, routes and rules that a new namespace
-//! has not, packet filters. Whoever needs such a network makes it and has the app join it.
+//! has not, packet filters, what was changed of the loopback device or its queue, permanent neighbours,
+//! IPsec. Whoever needs such a network makes it and has the app join it.
 //!
 //! Left out: what only counts, keys that the kernel draws, and settings that cannot be written.
 
@@ -49,6 +50,11 @@ impl Seen {
         let rest = vec![
             ("a network device of its own", devices()),
             (
+                "a network device whose flags, MTU, queueing or names were changed",
+                links().join(" ") + &queueing().join(" "),
+            ),
+            ("a permanent neighbour", neighbours().join(" ")),
+            (
                 "an address of its own",
                 files(&["fib_trie", "if_inet6"]) + &addresses().join(" "),
             ),
@@ -61,6 +67,7 @@ impl Seen {
                 "packet filters of its own",
                 files(&["ip_tables_names", "ip6_tables_names", "arp_tables_names"]) + &filters(),
             ),
+            ("a policy or state of IPsec (ip-xfrm(8))", transforms()),
         ];
         Seen {
             loopback: loopback(),
@@ -282,15 +289,18 @@ fn devices() -> String {
     names.map(|(name, _)| name.trim().to_owned() + " ").collect()
 }
 
-/// All addresses, without what counts: how long they have been there (rtnetlink(7)).
-fn addresses() -> Vec<String> {
-    const IFA_CACHEINFO: u16 = 6;
-    /// struct ifaddrmsg
-    const HEAD: usize = 8;
+/// All that a request of rtnetlink(7) lists: of each the head as far as it is told by `shown`, where it is,
+/// and the attributes of these kinds.
+fn listed(
+    kind: u16,
+    asked: &[u8],
+    shown: impl Fn(&[u8]) -> Option<String>,
+    is_shown: impl Fn(u16) -> bool,
+) -> Vec<String> {
     let mut all = Vec::new();
     let mut each = |body: &[u8]| {
-        let (head, mut rest) = body.split_at(HEAD.min(body.len()));
-        let mut told = format!("{head:x?}");
+        let (head, mut rest) = body.split_at(asked.len().min(body.len()));
+        let Some(mut told) = shown(head) else { return };
         while let Some(length) = rest
             .first_chunk::<2>()
             .map(|bytes| usize::from(u16::from_ne_bytes(*bytes)))
@@ -298,15 +308,92 @@ fn addresses() -> Vec<String> {
             let Some(attribute) = rest.get(..length).filter(|_| length >= 4) else {
                 break;
             };
-            if u16::from_ne_bytes([attribute[2], attribute[3]]) != IFA_CACHEINFO {
+            if is_shown(u16::from_ne_bytes([attribute[2], attribute[3]])) {
                 told += &format!("{attribute:x?}");
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         all.push(told);
     };
-    diag::dump_all(libc::NETLINK_ROUTE, libc::RTM_GETADDR, &[0; HEAD], &mut each).ok();
+    diag::dump_all(libc::NETLINK_ROUTE, kind, asked, &mut each).ok();
     all
+}
+
+/// All addresses, without what counts: how long they have been there.
+fn addresses() -> Vec<String> {
+    const IFA_CACHEINFO: u16 = 6;
+    /// struct ifaddrmsg
+    const HEAD: usize = 8;
+    let shown = |head: &[u8]| Some(format!("{head:x?}"));
+    listed(libc::RTM_GETADDR, &[0; HEAD], shown, |kind| kind != IFA_CACHEINFO)
+}
+
+/// All devices, without what counts.
+fn links() -> Vec<String> {
+    /// struct ifinfomsg
+    const HEAD: usize = 16;
+    const IFLA_PROTO_DOWN: u16 = 39;
+    const IFLA_GSO_MAX_SEGS: u16 = 40;
+    const IFLA_GSO_MAX_SIZE: u16 = 41;
+    const IFLA_XDP: u16 = 43;
+    const IFLA_PROP_LIST: u16 = 52;
+    let shown = [
+        libc::IFLA_ADDRESS,
+        libc::IFLA_BROADCAST,
+        libc::IFLA_IFNAME,
+        libc::IFLA_MTU,
+        libc::IFLA_QDISC,
+        libc::IFLA_TXQLEN,
+        libc::IFLA_LINKMODE,
+        libc::IFLA_IFALIAS,
+        libc::IFLA_GROUP,
+        IFLA_PROTO_DOWN,
+        IFLA_GSO_MAX_SEGS,
+        IFLA_GSO_MAX_SIZE,
+        IFLA_XDP,
+        IFLA_PROP_LIST,
+    ];
+    let head = |head: &[u8]| Some(format!("{head:x?}"));
+    listed(libc::RTM_GETLINK, &[0; HEAD], head, |kind| shown.contains(&kind))
+}
+
+/// How devices queue (tc(8)).
+fn queueing() -> Vec<String> {
+    const TCA_KIND: u16 = 1;
+    /// struct tcmsg, of which the last word counts.
+    const HEAD: usize = 20;
+    let shown = |head: &[u8]| Some(format!("{:x?}", head.get(..HEAD - 4)?));
+    listed(libc::RTM_GETQDISC, &[0; HEAD], shown, |kind| kind == TCA_KIND)
+}
+
+/// Those that stay until they are removed (NUD_PERMANENT), and those that are answered for (NTF_PROXY).
+fn neighbours() -> Vec<String> {
+    const NUD_PERMANENT: u16 = 0x80;
+    const NTF_PROXY: u8 = 8;
+    const NDA_DST: u16 = 1;
+    const NDA_LLADDR: u16 = 2;
+    /// struct ndmsg: of a device, in a state, with flags.
+    const HEAD: usize = 12;
+    let lasting = |head: &[u8]| {
+        let (state, flags) = (u16::from_ne_bytes([*head.get(8)?, *head.get(9)?]), *head.get(10)?);
+        (state & NUD_PERMANENT != 0 || flags & NTF_PROXY != 0).then(|| format!("{head:x?}"))
+    };
+    let mut asked = [0; HEAD];
+    let mut all = Vec::new();
+    for flags in [0, NTF_PROXY] {
+        asked[10] = flags;
+        let shown = |kind| [NDA_DST, NDA_LLADDR].contains(&kind);
+        all.extend(listed(libc::RTM_GETNEIGH, &asked, lasting, shown));
+    }
+    all
+}
+
+/// Policies and states of IPsec (`XFRM_MSG_GETPOLICY`, `XFRM_MSG_GETSA`).
+fn transforms() -> String {
+    const XFRM_MSG_GETSA: u16 = 0x12;
+    const XFRM_MSG_GETPOLICY: u16 = 0x15;
+    let dumped = |kind| dumped(libc::NETLINK_XFRM, kind, 0);
+    dumped(XFRM_MSG_GETPOLICY) + &dumped(XFRM_MSG_GETSA)
 }
 
 /// Without what counts: how often each is referred to and used.
@@ -337,6 +424,7 @@ fn dumped(protocol: i32, kind: u16, header_bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::fd as sysfd;
 
     #[test]
     fn names_lead_nowhere_else() {
@@ -344,6 +432,33 @@ mod tests {
         for name in ["", "../kernel/core_pattern", "ipv4//x", "/ipv4", "ipv4/..", "ipv4/a b"] {
             assert!(!is_name(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_changed_device_is_seen() {
+        let mtus = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).ok()?;
+            let before = links();
+            // struct ifinfomsg of the first device, and IFLA_MTU.
+            let mut asked = [0u8; 24];
+            asked[4] = 1;
+            asked[16..20].copy_from_slice(&[8, 0, 4, 0]);
+            asked[20..].copy_from_slice(&1400u32.to_ne_bytes());
+            let fd = sysfd::socket(
+                libc::AF_NETLINK,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+                libc::NETLINK_ROUTE,
+            )
+            .unwrap();
+            let how = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+            diag::order(&fd, &diag::request_of(libc::RTM_SETLINK, how, &asked)).unwrap();
+            Some((before, links()))
+        });
+        let Some((before, after)) = mtus.join().unwrap() else {
+            return;
+        };
+        assert_eq!((before.len(), after.len()), (1, 1));
+        assert_ne!(before, after);
     }
 
     #[test]

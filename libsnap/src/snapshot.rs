@@ -491,6 +491,8 @@ fn take(
             vec![None; pids.len()],
         ),
     };
+    // Before packet filters of ours are there.
+    let network_settings = ahead.network.look(frozen.processes[0].pid, &mut refusals);
     let still = Still {
         since: frozen.at,
         journal: &mut *journal,
@@ -513,7 +515,6 @@ fn take(
         true,
         &mut refusals,
     );
-    let network_settings = ahead.network.look(frozen.processes[0].pid, &mut refusals);
     let filters = Filters::look(frozen, &mut refusals)?;
     let names = survey::host_names(frozen.processes[0].pid, &ahead.uts, &mut refusals)?;
     let looked = Looked {
@@ -913,8 +914,8 @@ fn finish_standing(
     }
     steps.start("end");
     let decided = || {
+        ending.begin(journal);
         journal.end();
-        ending.begin();
         rings.iter().for_each(files::uring::Seen::give_up);
     };
     Ok((sealed, stored, frozen.kill(target, decided), rehearsal))

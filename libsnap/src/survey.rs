@@ -317,9 +317,22 @@ impl Wanted {
 
     /// The name of a namespace that this thread is in, which is not that of its process.
     fn has_own(&mut self, pid: HostPid, tid: HostPid) -> Option<&'static str> {
-        let mut all = ["mnt", "ipc", "uts", "net", "cgroup", "pid_for_children"].into_iter();
-        all.find(|name| {
-            let found = ns(&tid.to_string(), name);
+        const ALL: [&str; 7] = [
+            "mnt",
+            "ipc",
+            "uts",
+            "net",
+            "cgroup",
+            "pid_for_children",
+            "time_for_children",
+        ];
+        let of_thread = tid.to_string();
+        ALL.into_iter().find(|name| {
+            let found = ns(&of_thread, name);
+            // One for children has no name before the first of them.
+            if found.is_none() && *name == "pid_for_children" {
+                return ns(&of_thread, "mnt").is_some();
+            }
             let known = self.known.entry((pid.to_string(), name));
             found.is_some() && found != *known.or_insert_with_key(|(owner, name)| ns(owner, name))
         })

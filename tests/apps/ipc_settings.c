@@ -1,12 +1,12 @@
-/* Settings of the app's own IPC namespace (kernel.sem, kernel.msgmax, fs.mqueue.msg_max, ...), and a message that
- * only they allow; one that allows less than there is. */
+/* Settings of the app's own IPC namespace (kernel.sem, kernel.msgmax, fs.mqueue.msg_max, ...), and a message and a
+ * set of semaphores that only they allow; ones that allow less than there is. */
 #include "check.h"
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
 
 static const char *const settings[][2] = {
-    {"kernel/sem", "250\t32000\t100\t128"},
+    {"kernel/sem", "40000\t32000\t100\t128"},
     {"kernel/msgmax", "20000"},
     {"kernel/msgmnb", "30000"},
     {"kernel/shmmax", "65536"},
@@ -14,7 +14,7 @@ static const char *const settings[][2] = {
     {"fs/mqueue/msg_max", "20"},
     {"fs/mqueue/queues_max", "100"},
 };
-enum { COUNT = sizeof settings / sizeof *settings, LONG = 15000, MANY = 300 };
+enum { COUNT = sizeof settings / sizeof *settings, LONG = 15000, MANY = 300, MOST = 40000, LARGE = 33000 };
 
 static struct {
     long type;
@@ -34,7 +34,16 @@ int main(int argc, char **argv)
     /* Those of the host are left alone. */
     int own = getpid() == 2 && getppid() == 1;
     int queue = -1, set = MUST(semget(IPC_PRIVATE, MANY, 0600));
+    int large = -1;
     char had[COUNT][64];
+    if (own) {
+        const char *roomy = "40000\t1024000000\t500\t32000";
+        int fd = setting("kernel/sem", O_WRONLY);
+        CHECK_EQ("kernel/sem", (long)strlen(roomy), MUST(write(fd, roomy, strlen(roomy))));
+        MUST(close(fd));
+        large = MUST(semget(IPC_PRIVATE, LARGE, 0600));
+        MUST(semctl(large, LARGE - 1, SETVAL, 5));
+    }
     for (int i = 0; i < COUNT; i++) {
         const char *value = settings[i][1];
         if (own) {
@@ -70,7 +79,12 @@ int main(int argc, char **argv)
     if (own) {
         CHECK_EQ("length", LONG, MUST(msgrcv(queue, &message, LONG, 0, IPC_NOWAIT)));
         check_filled("message", message.text, LONG, 7);
-        CHECK_EQ("a set of more than there may be", -1, semget(IPC_PRIVATE, MANY, 0600));
+        MUST(semctl(large, 0, IPC_STAT, as));
+        CHECK_EQ("semaphores of the large set", LARGE, (long)ds.sem_nsems);
+        CHECK_EQ("the last of them", 5, MUST(semctl(large, LARGE - 1, GETVAL)));
+        CHECK_EQ("more than there may be", -1, semget(IPC_PRIVATE, MANY, 0600));
+        MUST(semctl(large, 0, IPC_RMID));
+        CHECK_EQ("a set of more than there may be", -1, semget(IPC_PRIVATE, MOST + 1, 0600));
         MUST(msgctl(queue, IPC_RMID, NULL));
     }
     MUST(semctl(set, 0, IPC_RMID));

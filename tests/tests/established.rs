@@ -630,6 +630,147 @@ fn kill_at_moments(place: &Place, lan: &Lan, registry: &Registry) -> Result<()> 
     bail!("the snapshot has more than {ENOUGH} moments")
 }
 
+/// More than one batch of filters has room for, and peers that end their sides and read on while the snapshot
+/// is taken; it is killed at its end, at every moment there, and the app goes on or its connections do.
+#[test]
+fn many() {
+    const COUNT: usize = 400;
+    in_place("established_many", |place| {
+        need_root()?;
+        let lan = Lan::new()?;
+        let mut app = Speaker::start(place, &lan)?;
+        let port = u16::try_from(app.number(&format!("listen {}", APP[0]))?)?;
+        let to = SocketAddr::new(APP[0].parse()?, port);
+        let mut peers = Vec::new();
+        for at in 0..COUNT {
+            let peer = lan.on(0, move || TcpStream::connect(to))??;
+            app.tell(&format!("accept {at} x {}", APP[0]))?;
+            // Slow: there is always something to be sent.
+            if at % 10 == 0 {
+                app.tell(&format!("option {at} 1 47 2000000"))?;
+            }
+            let waits = if at % 4 == 0 {
+                app.number(&format!("fill {at}"))?
+            } else {
+                0
+            };
+            peers.push((at, Peer::of(peer)?, waits));
+        }
+        let shot = place.path("appshot");
+        let (ended, read) = std::thread::scope(|scope| {
+            let ends = scope.spawn(|| -> Result<Vec<usize>> {
+                let ending = peers.iter().filter(|(at, ..)| at % 3 == 1);
+                let ended = ending.map(|(at, peer, _)| {
+                    std::thread::sleep(Duration::from_micros(300));
+                    peer.shut().map(|()| *at)
+                });
+                ended.collect()
+            });
+            let taken = app.app.snapshot(&shot, &options(false, false));
+            (ends.join(), taken)
+        });
+        read?;
+        let ended = ended.map_err(|_| anyhow::anyhow!("a thread has panicked"))??;
+        let Speaker {
+            app: gone,
+            orders,
+            answers,
+        } = app;
+        gone.wait_gone()?;
+        std::thread::sleep(Duration::from_millis(500));
+        app = Speaker {
+            app: restored(place, &lan, &shot, 1, false)?,
+            orders,
+            answers,
+        };
+        ensure!(lan.filters(1)? == 0, "the peers are kept away still");
+        for (at, mut peer, waits) in peers {
+            let who = || format!("connection {at}");
+            peer.take(waits).with_context(who)?;
+            match ended.contains(&at) {
+                true => app.tell(&format!("end {at}")).map(drop).with_context(who)?,
+                false => {
+                    peer.send(10)?;
+                    app.tell(&format!("take {at} 10")).with_context(who)?;
+                }
+            }
+            app.tell(&format!("send {at} 10")).with_context(who)?;
+            peer.take(10).with_context(who)?;
+        }
+        app.app.end()
+    });
+}
+
+/// Whoever takes the snapshot that ends the app is killed at many moments: the connection goes on in the app that
+/// runs then, or in the next one.
+#[test]
+fn killed_at_the_end() {
+    in_place("established_killed_at_the_end", |place| {
+        need_root()?;
+        let lan = Lan::new()?;
+        let registry = Registry::new(place)?;
+        let script = place.path("speaker.py");
+        std::fs::write(&script, include_str!("../src/speaker.py"))?;
+        let (orders, name, host) = (place.path("orders"), place.unique(), &lan.names[1]);
+        let run = ["run", "-d", "--name", name, "--netns", host, "--", "python3", "-S"];
+        let files = [&script, &orders].map(|path| path.display().to_string());
+        registry.appshot(&[&run[..], &[&files[0], &files[1]]].concat())?;
+        let done = sleep_and_wake(place, &lan, &registry);
+        let _ = registry.appshot(&["kill", name]);
+        done
+    });
+}
+
+fn sleep_and_wake(place: &Place, lan: &Lan, registry: &Registry) -> Result<()> {
+    const ENOUGH: usize = 5000;
+    let (name, host) = (place.unique(), lan.names[1].as_str());
+    let answers = UnixDatagram::bind(place.path("answers"))?;
+    answers.set_read_timeout(Some(PATIENCE))?;
+    let orders = place.path("orders");
+    poll("the app's orders", PATIENCE, || Ok(orders.exists().then_some(())))?;
+    let tell = |order: &str| tell(&answers, &orders, order);
+    let port: u16 = tell(&format!("listen {}", APP[0]))?.parse()?;
+    let to = SocketAddr::new(APP[0].parse()?, port);
+    let mut peer = Peer::of(lan.on(0, move || TcpStream::connect(to))??)?;
+    tell(&format!("accept one x {}", APP[0]))?;
+    let dies = |words: &[&str], at: String| -> Result<(bool, String)> {
+        let mut command = registry.command("appshot");
+        let done = command.args(words).env("APPSHOT_DIE_AT", at).output()?;
+        Ok((
+            done.status.success(),
+            String::from_utf8_lossy(&done.stderr).into_owned(),
+        ))
+    };
+    let runs = || {
+        registry
+            .appshot(&["ps", "-o", "json"])
+            .map(|told| told.contains("\"running\""))
+    };
+    let mut ways = vec![("snapshot", "--worker", 101, 0)];
+    while let Some((what, life, moment, quiet)) = ways.pop() {
+        let words = ["snapshot", "--replace", "--tcp=established", name];
+        let (done, told) = dies(&words, format!("{life}:{moment}"))?;
+        let told = || format!("{what}, moment {moment}: {told}");
+        // Whoever brings in order what is left has time for it.
+        std::thread::sleep(Duration::from_millis(300));
+        if !poll("the app's state", PATIENCE, || Ok(runs().ok())).with_context(told)? {
+            registry
+                .appshot(&["restore", "-d", "--netns", host, name])
+                .with_context(told)?;
+        }
+        peer.send(100).with_context(told)?;
+        tell("take one 100").with_context(told)?;
+        tell("send one 100").with_context(told)?;
+        peer.take(100).with_context(told)?;
+        ensure!(lan.filters(1)? == 0, "{}: the peer is kept away", told());
+        ensure!(moment < ENOUGH, "{what} has more than {ENOUGH} moments");
+        if !done || quiet < 1 {
+            ways.push((what, life, moment + 7, quiet + usize::from(done)));
+        }
+    }
+    Ok(())
+}
+
 /// A transaction of psql, and one of redis, begun before the server was frozen and ended after it is back.
 #[test]
 fn transactions() {

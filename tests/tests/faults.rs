@@ -564,8 +564,12 @@ fn connection_shared_with_others() {
         let end = task::pidfd_getfd(pidfd.as_fd(), number)?;
         let mut other = Command::new("sleep").arg("1000").stdin(end).spawn()?;
         let error = fails("a shared end", app.freeze(&place.path("appshot")), &[Kind::Refused]);
-        let named =
-            error.and_then(|error| names(&error, &format!("a process outside has open too: pid {}", other.id())));
+        let named = error.and_then(|error| {
+            names(
+                &error,
+                &format!("a process outside the app has open too: pid {}", other.id()),
+            )
+        });
         other.kill()?;
         other.wait()?;
         named?;

@@ -1,6 +1,6 @@
 //! Keeps the peers of TCP connections away while nobody has these: a table of packet filters
 //! (nf_tables, Linux 3.13; the family for both versions of IP since 3.14) in their network,
-//! whose only rules drop what comes over them.
+//! whose only rules drop what comes over them, and what the kernel would send by itself.
 //!
 //! ```text
 //!   snapshot: raised ── queues read ── app ended           restored: connected ── lifted
@@ -16,8 +16,13 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::sys::Sys;
 use crate::sys::diag::{self, attribute};
 use crate::sys::fd as sysfd;
+use crate::{nsthread, proc};
+use std::collections::HashSet;
+use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 /// Packets with it are let through: they are ours.
 pub const MARK: u32 = 0x4150_5354;
@@ -61,13 +66,26 @@ pub fn is_name(name: &str) -> bool {
 
 /// Whether this thread's network has packet filters, and lets us make some.
 pub fn works() -> bool {
-    let look = || {
+    let make_and_remove = || {
         let name = new_name().ok()?;
-        let barrier = Barrier::of(&name).ok()?;
-        Some(barrier.change(&[(DELETE_TABLE, 0, named(TABLE_NAME, &name))]))
+        let mut changes = begin(&name);
+        changes.push((DELETE_TABLE, 0, named(TABLE_NAME, &name)));
+        Barrier::of(&name).and_then(|barrier| barrier.change(&changes)).ok()
     };
-    look() == Some(Err(nix::Error::ENOENT))
+    make_and_remove().is_some()
 }
+
+const EXCLUSIVE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+
+/// What a table has before any rule.
+fn begin(name: &str) -> Vec<Change> {
+    let mut changes = vec![(TABLE | NEW, EXCLUSIVE | libc::NLM_F_ACK, named(TABLE_NAME, name))];
+    changes.extend(CHAINS.map(|which| (CHAIN | NEW, EXCLUSIVE, chain(name, which))));
+    changes
+}
+
+/// Kind, flags and attributes of a message.
+type Change = (u16, i32, Vec<u8>);
 
 impl Barrier {
     /// In this thread's network.
@@ -95,18 +113,24 @@ impl Barrier {
                 .because(errno)
                 .needs("packet filters of the kernel (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)"),
         };
-        let mut barrier = Barrier::of(name).or_fail(failed)?;
-        const EXCLUSIVE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         const APPEND: i32 = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
-        let mut changes = vec![
-            (TABLE | NEW, EXCLUSIVE, named(TABLE_NAME, name)),
-            (CHAIN | NEW, EXCLUSIVE, chain(name)),
-        ];
-        changes.extend(ways.iter().map(|way| (RULE | NEW, APPEND, rule(name, way))));
-        match barrier.change(&changes) {
-            Ok(()) => barrier.ours = true,
-            Err(nix::Error::EEXIST) => {}
-            Err(errno) => return Err(told(errno)),
+        /// A batch may be as long as half a socket's buffer.
+        const AT_ONCE: usize = 50;
+        let mut barrier = Barrier::of(name).or_fail(failed)?;
+        // Whatever comes of it: what was made goes again.
+        barrier.ours = true;
+        match barrier.change(&begin(name)) {
+            Err(nix::Error::EEXIST) => {
+                barrier.ours = false;
+                return Ok(barrier);
+            }
+            made => made.map_err(told)?,
+        }
+        for ways in ways.chunks(AT_ONCE) {
+            let rules = ways
+                .iter()
+                .flat_map(|way| CHAINS.map(|which| (RULE | NEW, APPEND, rule(name, which, way))));
+            barrier.change(&rules.collect::<Vec<_>>()).map_err(told)?;
         }
         Ok(barrier)
     }
@@ -122,7 +146,7 @@ impl Barrier {
 
     /// Lets the peers through again. None may be there any more.
     pub fn lift(&self) -> Result<()> {
-        match self.change(&[(DELETE_TABLE, 0, named(TABLE_NAME, &self.name))]) {
+        match self.change(&[(DELETE_TABLE, libc::NLM_F_ACK, named(TABLE_NAME, &self.name))]) {
             Ok(()) | Err(nix::Error::ENOENT) => Ok(()),
             Err(errno) => Err(Error::failed(format!("cannot remove the packet filters {}", self.name))
                 .because(errno)
@@ -130,8 +154,8 @@ impl Barrier {
         }
     }
 
-    /// All of these or none (nfnetlink: a batch).
-    fn change(&self, changes: &[(u16, i32, Vec<u8>)]) -> Sys<()> {
+    /// All of these or none (nfnetlink: a batch). What fails is told whether it is asked for or not.
+    fn change(&self, changes: &[Change]) -> Sys<()> {
         const NFNL_SUBSYS_NFTABLES: u16 = 10;
         const BATCH_BEGIN: u16 = 16;
         const BATCH_END: u16 = 17;
@@ -140,7 +164,7 @@ impl Barrier {
         let mut batch = diag::request_of(BATCH_BEGIN, libc::NLM_F_REQUEST, &around);
         for (kind, flags, attributes) in changes {
             let body = [&[BOTH, 0, 0, 0], attributes.as_slice()].concat();
-            let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags;
+            let flags = libc::NLM_F_REQUEST | flags;
             batch.extend(diag::request_of(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &body));
         }
         batch.extend(diag::request_of(BATCH_END, libc::NLM_F_REQUEST, &around));
@@ -158,22 +182,23 @@ impl Drop for Barrier {
     }
 }
 
-/// Lets the peers through again in whichever network the table stands that we can find: this
-/// thread's, those of these processes, those with a name (ip-netns(8)).
-pub fn lift_anywhere(name: &str, pids: &[crate::ids::HostPid]) {
+/// Lets the peers through again in whichever network the table stands: of all that some process is in,
+/// and of those that have a name (ip-netns(8)).
+pub fn lift_anywhere(name: &str) {
     let lift = || Barrier::of(name).map(|barrier| barrier.lift());
-    let told = |done: std::io::Result<Sys<Result<()>>>| {
-        if let Ok(Ok(Err(error))) = done {
+    let named = fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let pids = proc::numbered("/proc").unwrap_or_default().into_iter();
+    let all = pids.map(|pid| format!("/proc/{pid}/ns/net").into()).chain(named);
+    let mut seen = HashSet::new();
+    for network in all.filter_map(|path: PathBuf| File::open(path).ok()) {
+        let is_new = network.metadata().is_ok_and(|meta| seen.insert(meta.ino()));
+        let lifted = || nsthread::Door::to_network(&network.into())?.inside(lift);
+        if is_new && let Ok(Ok(Err(error))) = lifted() {
             tracing::warn!(%error, "peers of TCP connections are kept away");
-        }
-    };
-    told(Ok(lift()));
-    for pid in pids {
-        told(crate::nsthread::inside(*pid, &["net"], lift));
-    }
-    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-        if let Ok(network) = std::fs::File::open(entry.path()) {
-            told(crate::nsthread::Door::to_network(&network.into()).and_then(|door| door.inside(lift)));
         }
     }
 }
@@ -194,50 +219,52 @@ fn number(kind: u16, value: u32) -> Vec<u8> {
     attribute(kind, &value.to_be_bytes())
 }
 
-const CHAIN_NAME: &str = "peers";
+/// Name and hook (`NF_INET_LOCAL_IN`, `NF_INET_LOCAL_OUT`): what comes from peers, what goes to them.
+type Which = (&'static str, u32);
 
-/// Sees what comes in before everybody else.
-fn chain(table: &str) -> Vec<u8> {
+const FROM: Which = ("from", 1);
+const TO: Which = ("to", 3);
+const CHAINS: [Which; 2] = [FROM, TO];
+
+/// Sees what comes, or goes, before everybody else.
+fn chain(table: &str, (chain, hook): Which) -> Vec<u8> {
     const CHAIN_TABLE: u16 = 1;
     const NAME: u16 = 3;
     const HOOK: u16 = 4;
     const TYPE: u16 = 7;
     const HOOK_NUMBER: u16 = 1;
     const HOOK_PRIORITY: u16 = 2;
-    /// NF_INET_LOCAL_IN
-    const INPUT: u32 = 1;
     const FIRST: i32 = -400;
     [
         named(CHAIN_TABLE, table),
-        named(NAME, CHAIN_NAME),
-        nested(HOOK, &[number(HOOK_NUMBER, INPUT), number(HOOK_PRIORITY, FIRST as u32)]),
+        named(NAME, chain),
+        nested(HOOK, &[number(HOOK_NUMBER, hook), number(HOOK_PRIORITY, FIRST as u32)]),
         named(TYPE, "filter"),
     ]
     .concat()
 }
 
-/// Drops what comes over this way without our mark.
-fn rule(table: &str, (own, peer): &Way) -> Vec<u8> {
+/// Drops what comes over this way, or goes, without our mark.
+fn rule(table: &str, which: Which, (own, peer): &Way) -> Vec<u8> {
     const RULE_TABLE: u16 = 1;
     const RULE_CHAIN: u16 = 2;
     const EXPRESSIONS: u16 = 4;
     const NETWORK: u32 = 1;
     const TRANSPORT: u32 = 2;
-    let (family, at, addresses) = match (own.ip(), peer.ip()) {
-        (IpAddr::V4(own), IpAddr::V4(peer)) => {
-            (libc::NFPROTO_IPV4, 12, [peer.octets().to_vec(), own.octets().to_vec()])
-        }
-        (own, peer) => (
+    let (source, target) = if which == FROM { (peer, own) } else { (own, peer) };
+    let (family, at, addresses) = match (source.ip(), target.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => (libc::NFPROTO_IPV4, 12, [from.octets().to_vec(), to.octets().to_vec()]),
+        (from, to) => (
             libc::NFPROTO_IPV6,
             8,
-            [peer, own].map(|ip| match ip {
+            [from, to].map(|ip| match ip {
                 IpAddr::V4(four) => four.to_ipv6_mapped().octets().to_vec(),
                 IpAddr::V6(six) => six.octets().to_vec(),
             }),
         ),
     };
     let [from, to] = &addresses;
-    let ports = [peer.port().to_be_bytes(), own.port().to_be_bytes()].concat();
+    let ports = [source.port().to_be_bytes(), target.port().to_be_bytes()].concat();
     let is = [
         told(FAMILY_KEY),
         compared(true, &[family as u8]),
@@ -255,7 +282,7 @@ fn rule(table: &str, (own, peer): &Way) -> Vec<u8> {
     ];
     [
         named(RULE_TABLE, table),
-        named(RULE_CHAIN, CHAIN_NAME),
+        named(RULE_CHAIN, which.0),
         nested(EXPRESSIONS, &is),
     ]
     .concat()
@@ -341,6 +368,13 @@ mod tests {
             if unshare(CloneFlags::CLONE_NEWNET).is_err() || crate::launch::raise_loopback().is_err() || !works() {
                 return;
             }
+            let far = |port| SocketAddr::from(([10, 0, 0, 1], port));
+            let many: Vec<Way> = (1..1000).map(|port| (far(port), far(4711))).collect();
+            let name = new_name().unwrap();
+            let barrier = Barrier::raise(&name, &many).unwrap();
+            assert!(barrier.ours && !Barrier::raise(&name, &many).unwrap().ours);
+            drop(barrier);
+            assert!(Barrier::raise(&name, &[]).unwrap().ours, "it stands still");
             for ip in ["127.0.0.1", "::1"] {
                 let listener = TcpListener::bind((ip, 0)).unwrap();
                 let connect = || {

@@ -49,7 +49,7 @@ pub fn find(members: &[Member], descriptions: &mut Vec<Description>) -> Queues {
 /// The description that this descriptor of ours leads to. `member`: in whose queue it is.
 fn enter(member: usize, descriptions: &mut Vec<Description>, fd: OwnedFd) -> Result<FileId, Refused> {
     let own = HostPid(std::process::id() as i32);
-    let Some(found) = find_one(own, member, fd.as_raw_fd()) else {
+    let Ok(found) = find_one(own, member, fd.as_raw_fd()) else {
         return refused("a descriptor in its queue cannot be looked at", "try again");
     };
     let alike = |d: &&Description| (d.found.key, d.found.flags) == (found.key, found.flags);

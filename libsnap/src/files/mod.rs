@@ -49,6 +49,7 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
@@ -234,7 +235,7 @@ pub fn capture(
     refusals: &mut Refusals,
 ) -> Result<FileTable> {
     let mut table = FileTable::default();
-    let mut descriptions = describe(members, &mut table.fds)?;
+    let mut descriptions = describe(members, &mut table.fds, still.is_some())?;
     mqueue::find_cloexec(members, &descriptions, &mut table.fds);
     let frozen = still.as_ref().map(|still| still.since);
     let queues = match frozen {
@@ -330,12 +331,13 @@ fn networks_of(members: &[Member], tables: &Tables, descriptions: &[Description]
 }
 
 /// Finds which descriptors share a description, and numbers the descriptions.
-fn describe(members: &[Member], fds: &mut Vec<Vec<FdEntry>>) -> Result<Vec<Description>> {
+fn describe(members: &[Member], fds: &mut Vec<Vec<FdEntry>>, still: bool) -> Result<Vec<Description>> {
+    sysfd::raise_limit();
     let mut descriptions: Vec<Description> = Vec::new();
     let mut by_key: HashMap<(FileKey, i32), Vec<usize>> = HashMap::new();
     for at in 0..members.len() {
         let mut entries = Vec::new();
-        for found in find(members, at)? {
+        for found in find(members, at, still)? {
             let cloexec = found.info.octal("flags") & libc::O_CLOEXEC as u32 != 0;
             let fd = FdNum(found.fd);
             let alike = by_key.entry((found.key, found.flags)).or_default();
@@ -351,8 +353,10 @@ fn describe(members: &[Member], fds: &mut Vec<Vec<FdEntry>>) -> Result<Vec<Descr
                     known.id
                 }
                 None => {
-                    let Ok(dup) = task::pidfd_getfd(members[at].pidfd.as_fd(), found.fd) else {
-                        continue; // closed meanwhile: only when the app is running (check)
+                    let dup = match task::pidfd_getfd(members[at].pidfd.as_fd(), found.fd) {
+                        // Closed meanwhile.
+                        Err(_) if !still => continue,
+                        dup => dup.or_fail(|| format!("cannot look at {} of pid {}", found.object(), found.pid))?,
                     };
                     let id = FileId(descriptions.len() as u32);
                     alike.push(descriptions.len());
@@ -375,21 +379,28 @@ fn same(a: &Found, b: &Found) -> bool {
     task::kcmp(a.pid, b.pid, Compare::File, a.fd, b.fd) == Ok(Ordering::Equal)
 }
 
-fn find(members: &[Member], at: usize) -> Result<Vec<Found>> {
+/// Of an app that runs what is closed meanwhile is left out.
+fn find(members: &[Member], at: usize, still: bool) -> Result<Vec<Found>> {
     let pid = members[at].pid;
     let numbers =
         proc::numbered(&format!("/proc/{pid}/fd")).or_fail(|| format!("cannot list the descriptors of pid {pid}"))?;
-    Ok(numbers.into_iter().filter_map(|fd| find_one(pid, at, fd)).collect())
+    let found = numbers.into_iter().map(|fd| match find_one(pid, at, fd) {
+        Err(_) if !still => Ok(None),
+        found => found
+            .map(Some)
+            .or_fail(|| format!("cannot look at descriptor {fd} of pid {pid}")),
+    });
+    found.filter_map(Result::transpose).collect()
 }
 
-fn find_one(pid: HostPid, member: usize, fd: i32) -> Option<Found> {
-    let info = Fields::new(proc::text(pid, &format!("fdinfo/{fd}")).ok()?);
-    let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
-    Some(Found {
+fn find_one(pid: HostPid, member: usize, fd: i32) -> io::Result<Found> {
+    let info = Fields::new(proc::text(pid, &format!("fdinfo/{fd}"))?);
+    let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}"))?;
+    Ok(Found {
         member,
         pid,
         fd,
-        link: proc::link(pid, &format!("fd/{fd}")).ok()?,
+        link: proc::link(pid, &format!("fd/{fd}"))?,
         key: (meta.dev(), meta.ino()),
         mode: meta.mode(),
         rdev: meta.rdev(),
@@ -542,6 +553,7 @@ pub fn restore_all(
     there: HashMap<FileId, OwnedFd>,
     mut ptys: pty::Ptys,
 ) -> Result<Made> {
+    sysfd::raise_limit();
     let mut made = there;
     let mut pipes = pipes::Pipes::new(builder, &manifest.pipes);
     let beside = (0..).zip(&manifest.namespaces);

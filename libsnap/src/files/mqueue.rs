@@ -29,7 +29,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fchmod, fstat, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence, fchown, getuid, lseek};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
@@ -160,8 +160,9 @@ impl Queues {
                 OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
                 Mode::empty(),
             );
-            let (Ok(queue), name) = (queue, entry.file_name()) else {
-                continue; // removed meanwhile: only when the app is running (check)
+            let (queue, name) = match queue {
+                Err(nix::Error::ENOENT) if !still => continue, // removed meanwhile
+                queue => (queue?, entry.file_name()),
             };
             let ino = fstat(&queue)?.st_ino;
             if let Some(at) = named.iter().position(|record| record.ino == ino) {
@@ -424,18 +425,30 @@ fn notice(context: &Context<'_>, queue: &Queue, asked: &Asked, key: (u64, u64)) 
     Ok(QueueNotice { pid: member.vpid, how })
 }
 
-/// Which of these descriptors leads to the queue of this inode, to be used.
-pub fn number(manifest: &Manifest, ino: u64, fds: &[FdEntry]) -> Option<FdNum> {
-    let files: HashSet<FileId> = of_queue(manifest, ino).map(|file| file.id).collect();
-    let entry = fds.iter().find(|entry| files.contains(&entry.file))?;
-    Some(entry.fd)
+/// The descriptions of each queue, by its inode.
+pub type Opened<'a> = BTreeMap<u64, Vec<&'a OpenFile>>;
+
+pub fn opened(manifest: &Manifest) -> Opened<'_> {
+    let mut opened = Opened::new();
+    for file in &manifest.files {
+        if let FileKind::Mqueue { ino, .. } = file.kind {
+            opened.entry(ino).or_default().push(file);
+        }
+    }
+    opened
 }
 
-/// Its descriptions, by which it can be used.
-fn of_queue(manifest: &Manifest, queue: u64) -> impl Iterator<Item = &OpenFile> {
-    let leads = move |file: &&OpenFile| matches!(file.kind, FileKind::Mqueue { ino, .. } if ino == queue);
-    let used = |file: &&OpenFile| file.flags & libc::O_PATH == 0;
-    manifest.files.iter().filter(leads).filter(used)
+/// Those by which a queue can be used.
+pub fn users<'a>(opened: &Opened<'a>, ino: u64) -> impl Iterator<Item = &'a OpenFile> {
+    let all = opened.get(&ino).cloned().unwrap_or_default();
+    all.into_iter().filter(|file| file.flags & libc::O_PATH == 0)
+}
+
+/// Which of these descriptors leads to the queue of this inode, to be used.
+pub fn number(opened: &Opened<'_>, ino: u64, fds: &[FdEntry]) -> Option<FdNum> {
+    let files: HashSet<FileId> = users(opened, ino).map(|file| file.id).collect();
+    let entry = fds.iter().find(|entry| files.contains(&entry.file))?;
+    Some(entry.fd)
 }
 
 /// Bytes that the kernel charges for it at least (`mqueue_get_inode`).
@@ -448,9 +461,11 @@ pub fn charge(queue: &PosixQueue) -> u64 {
 /// Makes all queues again in the IPC namespace that this thread is in. Answers their descriptions.
 pub fn make_all(manifest: &Manifest) -> Result<HashMap<FileId, OwnedFd>> {
     let mut made = HashMap::new();
+    let opened = opened(manifest);
     for queue in &manifest.posix_queues {
+        let files = opened.get(&queue.ino).map_or(&[][..], Vec::as_slice);
         let failed = || format!("cannot make POSIX message queue /{} again", queue.name);
-        make(queue, manifest, &mut made).map_err(|error| match error.raw_os_error() {
+        make(queue, files, &mut made).map_err(|error| match error.raw_os_error() {
             Some(libc::EMFILE) => Error::failed(failed())
                 .because(format!(
                     "user {} has as much in them as RLIMIT_MSGQUEUE allows",
@@ -492,7 +507,7 @@ fn charged<T>(uid: u32, make: impl FnOnce() -> nix::Result<T>) -> nix::Result<T>
     made
 }
 
-fn make(queue: &PosixQueue, manifest: &Manifest, made: &mut HashMap<FileId, OwnedFd>) -> io::Result<()> {
+fn make(queue: &PosixQueue, files: &[&OpenFile], made: &mut HashMap<FileId, OwnedFd>) -> io::Result<()> {
     let name = CString::new(queue.name.as_str())?;
     let sizes = (i64::from(queue.messages_max), i64::from(queue.bytes_max));
     let create = || {
@@ -504,10 +519,8 @@ fn make(queue: &PosixQueue, manifest: &Manifest, made: &mut HashMap<FileId, Owne
         Err(nix::Error::EMFILE) => without_limit(create)?,
         made => made?,
     };
-    for file in &manifest.files {
-        if let FileKind::Mqueue { ino, cloexec, .. } = file.kind
-            && ino == queue.ino
-        {
+    for file in files {
+        if let FileKind::Mqueue { cloexec, .. } = file.kind {
             let shown = if cloexec { libc::O_CLOEXEC } else { 0 };
             made.insert(file.id, again(&name, &held, file.flags | shown)?);
         }
@@ -540,8 +553,9 @@ fn set_times(queue: &PosixQueue, fd: &OwnedFd) -> nix::Result<()> {
 
 /// To ask to be told of a message counts as use of a queue.
 pub fn after_notices(manifest: &Manifest, made: &HashMap<FileId, OwnedFd>) -> Result<()> {
+    let opened = opened(manifest);
     for queue in manifest.posix_queues.iter().filter(|queue| queue.notice.is_some()) {
-        if let Some(fd) = of_queue(manifest, queue.ino).find_map(|file| made.get(&file.id)) {
+        if let Some(fd) = users(&opened, queue.ino).find_map(|file| made.get(&file.id)) {
             set_times(queue, fd).or_fail(|| format!("cannot set the times of POSIX message queue /{}", queue.name))?;
         }
     }

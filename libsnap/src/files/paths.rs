@@ -61,6 +61,13 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
             "let the app close it, or give the file its name back",
         );
     }
+    if found.link.starts_with(SYSVIPC) && found.flags & libc::O_PATH == 0 && found.mode & libc::S_IFMT == libc::S_IFREG
+    {
+        return refused(
+            "a table of System V objects, which shows the IPC namespace of who opened it: that cannot be told",
+            "close it before the snapshot",
+        );
+    }
     if tells_of_a_part(&found.link) {
         return refused(
             "a file of /proc that tells of a thread, a descriptor or a mapping, which come after it in a restore",
@@ -105,6 +112,9 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
 /// files to whoever is in another namespace; by Linux 6.14 so is pid_max, and no thread changes that one of
 /// its namespaces.
 const SETTINGS: &str = "/proc/sys/";
+
+/// Tables of System V objects (sysvipc(7)), each of the namespace in which it was opened (`ipc/util.c`).
+const SYSVIPC: &str = "/proc/sysvipc/";
 
 fn looked_up(view: &str, link: &str, pid: HostPid) -> std::io::Result<fs::Metadata> {
     match link.starts_with(SETTINGS) {

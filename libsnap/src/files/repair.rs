@@ -69,6 +69,13 @@ impl<'a> Repair<'a> {
         leave(socket, reuse)
     }
 
+    /// It is in repair mode from now on, until [`leave`]. Answers the SO_REUSEADDR that it had.
+    pub fn stays(self) -> i32 {
+        let reuse = self.reuse;
+        std::mem::forget(self);
+        reuse
+    }
+
     /// For as long as the answer lives: with none chosen nobody can write to the socket.
     pub fn choose(&self, queue: Queue) -> Sys<Chosen<'a>> {
         set(self.socket, libc::TCP_REPAIR_QUEUE, queue as i32)?;
@@ -185,18 +192,19 @@ pub fn is_on(socket: &OwnedFd) -> bool {
 
 /// Whoever closes it from now on does so without a word: no end of a connection lingers.
 pub fn end_silently(socket: &OwnedFd) -> Sys<()> {
+    crate::sys::moment();
     set(socket, libc::TCP_REPAIR, ON)
 }
 
-/// Has the kernel ask the peer of a connection for its window: it hears where this end is, and tells
-/// where it is itself. Nobody writes to the socket meanwhile.
-pub fn probe(socket: &OwnedFd) -> Sys<()> {
-    let reuse = reuse(socket)?;
+/// Has the kernel ask the peer for its window: that hears where this end is, and tells where it is itself.
+/// Nobody writes to the socket meanwhile.
+pub fn probe(socket: &OwnedFd, reuse: i32) -> Sys<()> {
     set(socket, libc::TCP_REPAIR, ON)?;
     leave_by(socket, OFF, reuse)
 }
 
-fn leave(socket: &OwnedFd, reuse: i32) -> Sys<()> {
+/// Out of repair mode, without a word to the peer.
+pub fn leave(socket: &OwnedFd, reuse: i32) -> Sys<()> {
     leave_by(socket, OFF_SILENTLY, reuse)
 }
 

@@ -4,6 +4,7 @@
 use super::inet;
 use crate::sys::{Sys, diag};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 /// Its acknowledgment is one that the socket has heard already.
 #[derive(Clone, Copy, Debug)]
@@ -16,20 +17,22 @@ pub struct Segment {
 }
 
 const TCP: u8 = libc::IPPROTO_TCP as u8;
-const HOPS: u8 = 64;
+/// As many as there may be: the socket may want that (IP_MINTTL).
+const HOPS: u8 = 255;
 
 impl Segment {
-    /// Sends it with this mark (SO_MARK) over the way by which the network reaches itself.
-    pub fn send(&self, mark: u32) -> Sys<()> {
-        let domain = if self.to.is_ipv4() {
-            libc::AF_INET
-        } else {
-            libc::AF_INET6
-        };
+    /// A socket of this thread's network to send it by, with this mark (SO_MARK).
+    pub fn socket(to: SocketAddr, mark: u32) -> Sys<OwnedFd> {
+        let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let socket = inet::socket(domain, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
         diag::setsockopt(&socket, libc::SOL_SOCKET, libc::SO_MARK, &mark.to_ne_bytes())?;
+        Ok(socket)
+    }
+
+    /// Sends it over the way by which the network reaches itself.
+    pub fn send(&self, socket: &OwnedFd) -> Sys<()> {
         let (packet, to) = (self.packet(), self.address());
-        diag::send_message(&socket, &packet, Some(&to), None, &[]).map(drop)
+        diag::send_message(socket, &packet, Some(&to), None, &[]).map(drop)
     }
 
     /// `struct sockaddr_in`, `struct sockaddr_in6`, without a port.

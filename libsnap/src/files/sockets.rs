@@ -431,8 +431,14 @@ fn is_late(record: &SocketRecord, option: &SockOpt) -> bool {
         (libc::SOL_SOCKET, SO_PASSRIGHTS),
     ];
     const OF_ENDS: [(i32, i32); 2] = [(libc::SOL_SOCKET, libc::SO_TIMESTAMPING), (SOL_TCP, TCP_NOTSENT_LOWAT)];
-    // What tells it that its peer has ended does not come by a device.
-    const OF_OUTWARD: [(i32, i32); 3] = [OF_ENDS[0], OF_ENDS[1], (libc::SOL_SOCKET, libc::SO_BINDTODEVICE)];
+    // What tells it that its peer has ended does not come by a device, nor by its filter.
+    const OF_OUTWARD: [(i32, i32); 5] = [
+        OF_ENDS[0],
+        OF_ENDS[1],
+        (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
+        FILTER,
+        (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
+    ];
     let late: &[(i32, i32)] = match (record.domain, &record.state) {
         // At a listener nothing is queued, and who waits there has taken this over (Linux 6.16).
         (libc::AF_UNIX, SocketState::Listening { .. }) => &[],
@@ -570,7 +576,7 @@ pub fn restore(builder: &Builder<'_>, record: &SocketRecord, unix: &mut unix::So
         return Ok(held);
     }
     match record.domain {
-        libc::AF_UNIX => unix.open(builder, record),
+        libc::AF_UNIX => unix.open(record),
         libc::AF_NETLINK => netlink::restore(record),
         libc::AF_PACKET => packet::restore(record),
         _ => inet::restore(record, builder.joined, builder.closes),

@@ -45,7 +45,7 @@ use crate::image::records::{Connection, FileKind, Manifest, Message, Numbers, Pe
 use crate::journal::Journal;
 use crate::nsthread;
 use crate::sys::diag::TcpEnds;
-use crate::sys::{Sys, diag, fd as sysfd};
+use crate::sys::{Sys, diag, fd as sysfd, task};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -95,6 +95,8 @@ type Found = HashMap<FileId, Result<End, Refused>>;
 #[derive(Debug, Default)]
 pub struct Ends {
     found: Found,
+    /// As a journal has them.
+    repaired: Vec<Repaired>,
     /// Their peers are kept away. Lifted when it is dropped.
     barrier: Option<Barrier>,
 }
@@ -169,12 +171,13 @@ pub fn look(wanted: Wanted<'_>, journal: Option<&mut Journal>) -> Result<Ends> {
         let ways: Vec<Way> = alone.iter().map(|(_, way)| *way).collect();
         let raise = || Barrier::raise(&name, &ways);
         ends.barrier = Some(nsthread::inside(own.pid, &["net"], raise).or_fail(failed)??);
+        // What was past the filters when they came is in the queues by then.
+        task::membarrier_global().or_fail(|| "cannot wait for what is on its way")?;
     }
-    let mut repaired = Vec::new();
     for end in &all {
-        repaired.extend(Repaired::of(members, fds, end)?);
+        ends.repaired.extend(Repaired::of(members, fds, end)?);
     }
-    journal.repair(repaired)?;
+    journal.repair(ends.repaired.clone())?;
     let read = looker.read(&all).or_fail(|| "cannot read the app's TCP connections");
     journal.repair(Vec::new())?;
     let read = read?;
@@ -404,7 +407,7 @@ struct Read {
     received_to: u32,
     /// It is, up to a mark only.
     marked: bool,
-    peer_ended: bool,
+    info: Info,
     window: Window,
     clamp: u32,
     timestamp: u32,
@@ -542,7 +545,7 @@ impl Looker {
                 queue: received.queue,
                 received_to: received.to,
                 marked: received.marked,
-                peer_ended: received.info.peer_ended(),
+                info: received.info,
                 window: repair.window()?,
                 clamp: diag::getsockopt_i32(&end.dup, TCP, TCP_WINDOW_CLAMP)? as u32,
             })
@@ -606,10 +609,11 @@ fn read_sent(socket: &OwnedFd, repair: &Repair<'_>) -> Sys<Sent> {
     // The first segment is shown in whole, some of it acknowledged or not.
     const SEGMENT_MAX: usize = 1 << 16;
     let ended = Info::of(socket)?.ended();
+    let count = |request| Ok(sysfd::ioctl_i32(socket, request)?.max(0) as usize);
+    // With the queue chosen what falls due to be sent would count as sent.
+    let (queued, unsent) = (count(libc::TIOCOUTQ)?, count(NOT_SENT)?);
     let chosen = repair.choose(Queue::Sent)?;
     let sent_to = chosen.sequence()?.wrapping_sub(u32::from(ended));
-    let count = |request| Ok(sysfd::ioctl_i32(socket, request)?.max(0) as usize);
-    let (queued, unsent) = (count(libc::TIOCOUTQ)?, count(NOT_SENT)?);
     // All up to the last byte, or EFAULT.
     let bytes = match queued {
         0 => Vec::new(),
@@ -642,7 +646,7 @@ impl Read {
         }
         let unsent = self.sent_to.wrapping_sub(peer.received_to) as usize;
         let received = self.sent.len().checked_sub(unsent);
-        let Some(received) = received.filter(|_| !peer.peer_ended || unsent == 0) else {
+        let Some(received) = received.filter(|_| !peer.info.peer_ended() || unsent == 0) else {
             return refused("the two ends of a TCP connection do not fit together", "try again");
         };
         Ok(self.whole(self.sent[received..].to_vec(), end))
@@ -667,8 +671,12 @@ impl Read {
                 told_at: self.window.told_at,
                 peer_window: self.window.peer,
                 timestamp: self.timestamp,
-                ..*numbers
+                // It may have ended since it was looked at first.
+                ..self.info.numbers()
             };
+        }
+        if self.info.peer_ended() {
+            end.shutdown |= RECEIVE;
         }
         Ok(self.whole(self.sent[acknowledged..].to_vec(), end))
     }
@@ -676,7 +684,7 @@ impl Read {
     fn whole(&self, unsent: Vec<u8>, end: End) -> End {
         // What it has offered reaches to there; what has come since is part of it.
         let offered = self.window.own_from.wrapping_add(self.window.own);
-        let taken = self.received_to.wrapping_add(u32::from(self.peer_ended));
+        let taken = self.received_to.wrapping_add(u32::from(self.info.peer_ended()));
         let window = offered.wrapping_sub(taken) as i32;
         let connection = Connection {
             mss: self.mss,
@@ -728,6 +736,7 @@ impl End {
 #[derive(Debug, Default)]
 pub struct Ending {
     sockets: Vec<OwnedFd>,
+    repaired: Vec<Repaired>,
     barrier: Option<Barrier>,
 }
 
@@ -736,6 +745,7 @@ impl Ending {
         let own = descriptions.into_iter().filter(|end| ends.found.contains_key(&end.id));
         Ending {
             sockets: own.map(|end| end.dup).collect(),
+            repaired: ends.repaired,
             barrier: ends.barrier,
         }
     }
@@ -745,8 +755,15 @@ impl Ending {
         self.barrier.as_ref().map(|barrier| barrier.name().to_owned())
     }
 
-    /// The app is about to be killed. What fails leaves its addresses taken for a minute.
-    pub fn begin(&mut self) {
+    /// The app is about to be killed. What fails leaves its addresses taken for a minute. Should we die over
+    /// it, the journal has them put back: it does not say yet that the app ends.
+    pub fn begin(&mut self, journal: &mut Journal) {
+        if self.sockets.is_empty() {
+            return;
+        }
+        if let Err(error) = journal.repair(std::mem::take(&mut self.repaired)) {
+            tracing::warn!(%error, "a journal");
+        }
         end_silently(&self.sockets);
         if let Some(barrier) = &mut self.barrier {
             barrier.stays();
@@ -784,41 +801,51 @@ struct Offer {
     told_at: u32,
 }
 
-/// Connections that go on with their peers, which are kept away as long as this lives. Dropped before
-/// the app runs, they go without a word.
+/// Connections that are to go on with their peers, which are kept away. They are in repair mode: whoever
+/// closes them now, also by dying, does so without a word.
 #[derive(Debug)]
 pub struct Resumed {
-    sockets: Vec<OwnedFd>,
+    ends: Vec<Resuming>,
     barrier: Barrier,
+}
+
+/// One of them, with the SO_REUSEADDR that it had. `teller`: what it is told by that its peer has ended, once
+/// it has ended its own side; a socket of the network, in which nobody is any more by then.
+#[derive(Debug)]
+struct Resuming {
+    fd: OwnedFd,
+    record: SocketRecord,
+    reuse: i32,
+    teller: Option<OwnedFd>,
 }
 
 impl Resumed {
     /// Lets the peers through: the app is about to run, and nothing else is in the way.
-    pub fn go(mut self) -> Result<()> {
-        let sockets = std::mem::take(&mut self.sockets);
+    pub fn go(self) -> Result<()> {
+        self.complete()?;
         self.barrier.lift()?;
-        for socket in &sockets {
-            if let Err(errno) = repair::probe(socket) {
+        for Resuming { fd, reuse, .. } in &self.ends {
+            if let Err(errno) = repair::probe(fd, *reuse) {
                 tracing::warn!(%errno, "the peer of a TCP connection is not asked for its window");
             }
         }
         Ok(())
     }
-}
 
-impl Drop for Resumed {
-    fn drop(&mut self) {
-        end_silently(&self.sockets);
+    /// Has them as the app had them, with what it has to send; nothing goes out yet. For one that stands
+    /// still that is all.
+    pub fn complete(&self) -> Result<()> {
+        let ends = self.ends.iter();
+        let mut made = ends.filter_map(|one| Some((Made::of(&one.fd, &one.record)?, one)));
+        made.try_for_each(|(end, one)| end.complete(one.reuse, one.teller.as_ref()))
     }
 }
 
 /// Connects again those that are to go on with their peers outside, once all sockets exist.
 pub fn resume(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<Option<Resumed>> {
-    let mut sockets = Vec::new();
     let mut ends = Vec::new();
     for end in all_made(made, manifest) {
         if let Peer::Outside(peer, numbers) = end.peer {
-            sockets.push(end.fd.try_clone().or_fail(|| "cannot hold a TCP connection")?);
             ends.push((end, peer, numbers));
         }
     }
@@ -830,10 +857,21 @@ pub fn resume(made: &HashMap<FileId, OwnedFd>, manifest: &Manifest) -> Result<Op
         Some((own, peer))
     };
     let ways: Vec<Way> = ends.iter().filter_map(|(end, peer, _)| way(end, peer)).collect();
-    let barrier = Barrier::raise(name, &ways)?;
-    let resumed = Resumed { sockets, barrier };
+    let mut barrier = Barrier::raise(name, &ways)?;
+    // Should this fail, the next one goes on.
+    barrier.stays();
+    let mut resumed = Resumed {
+        ends: Vec::new(),
+        barrier,
+    };
     for (end, peer, numbers) in ends {
-        end.resume(peer, numbers)?;
+        let (reuse, teller) = end.resume(peer, numbers)?;
+        resumed.ends.push(Resuming {
+            fd: end.fd.try_clone().or_fail(|| "cannot hold a TCP connection")?,
+            record: end.record.clone(),
+            reuse,
+            teller,
+        });
     }
     Ok(Some(resumed))
 }
@@ -1046,8 +1084,8 @@ impl<'a> Made<'a> {
         sockets::set_late_options(self.fd, self.record)
     }
 
-    /// Goes on where it was with a peer outside, which is kept away meanwhile.
-    fn resume(&self, peer: &[u8], numbers: &Numbers) -> Result<()> {
+    /// Is again where it was with a peer outside, in repair mode.
+    fn resume(&self, peer: &[u8], numbers: &Numbers) -> Result<(i32, Option<OwnedFd>)> {
         let failed = || format!("cannot go on with the TCP connection {}", told(self.name, peer));
         let repair = Repair::enter(self.fd).or_fail(failed)?;
         diag::set_address(self.fd, false, self.name).map_err(|errno| inet::not_bound(errno, self.name))?;
@@ -1069,20 +1107,38 @@ impl<'a> Made<'a> {
         sockets::make_room(self.fd, libc::SO_SNDBUFFORCE).or_fail(failed)?;
         send_all(self.fd, &self.connection.unsent[..in_flight]).or_fail(failed)?;
         drop(sent);
-        let ends = |when| match numbers.peer_ended == when {
-            true => self.hear_end(peer, numbers),
-            false => Ok(()),
+        let teller = (numbers.peer_ended != PeerEnd::No).then(|| self.teller());
+        let mut teller = teller.transpose().or_fail(failed)?;
+        if numbers.peer_ended == PeerEnd::First
+            && let Some(teller) = teller.take()
+        {
+            self.hear_end(peer, numbers, &teller).or_fail(failed)?;
+        }
+        Ok((repair.stays(), teller))
+    }
+
+    fn teller(&self) -> Sys<OwnedFd> {
+        let (own, port, _) = parse(self.name).ok_or(nix::Error::EINVAL)?;
+        Segment::socket(SocketAddr::new(own, port), barrier::MARK)
+    }
+
+    /// Leaves repair mode, sends what is unsent, and ends what was ended.
+    fn complete(&self, reuse: i32, teller: Option<&OwnedFd>) -> Result<()> {
+        let Peer::Outside(peer, numbers) = self.peer else {
+            return Ok(());
         };
-        ends(PeerEnd::First).or_fail(failed)?;
-        repair.leave().or_fail(failed)?;
-        self.send(in_flight).or_fail(failed)?;
+        let failed = || format!("cannot go on with the TCP connection {}", told(self.name, peer));
+        repair::leave(self.fd, reuse).or_fail(failed)?;
+        self.send(numbers.in_flight as usize).or_fail(failed)?;
         self.shut().or_fail(failed)?;
-        ends(PeerEnd::Second).or_fail(failed)?;
+        if let Some(teller) = teller {
+            self.hear_end(peer, numbers, teller).or_fail(failed)?;
+        }
         self.set_rest()
     }
 
     /// Has the socket hear that its peer has ended: by the segment that the peer would send.
-    fn hear_end(&self, peer: &[u8], numbers: &Numbers) -> Sys<()> {
+    fn hear_end(&self, peer: &[u8], numbers: &Numbers, teller: &OwnedFd) -> Sys<()> {
         const TRIES: u32 = 10_000;
         let (Some((own, own_port, _)), Some((from, port, _))) = (parse(self.name), parse(peer)) else {
             return Err(nix::Error::EINVAL);
@@ -1095,7 +1151,7 @@ impl<'a> Made<'a> {
             acknowledged: numbers.acknowledged,
             window: (numbers.peer_window >> scale).min(u32::from(u16::MAX)) as u16,
         };
-        segment.send(barrier::MARK)?;
+        segment.send(teller)?;
         for _ in 0..TRIES {
             if Info::of(self.fd)?.peer_ended() {
                 return Ok(());

@@ -19,7 +19,7 @@ use crate::image::records::{FileKind, Manifest, Message, SocketFile, SocketRecor
 use crate::proc::Fields;
 use crate::sys::diag::UnixSocket;
 use crate::sys::{Sys, diag, fd as sysfd};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -27,6 +27,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
 /// Shut down both ways, as the end of its peer leaves a socket. One that is neither that nor
 /// has a peer with an inode has not been accepted yet.
@@ -272,8 +273,13 @@ fn socket_file(
             "bind it before chroot(2), or close it",
         );
     }
-    // No file: somebody unlinked it, and restore will leave it unlinked.
-    Ok(found.ok().map(|meta| SocketFile {
+    // No file: somebody unlinked it, and restore will leave it unlinked; another one may have its name since.
+    let is_others = |meta: &fs::Metadata| {
+        let has = |socket: &UnixSocket| socket.file == Some(meta.ino() as u32);
+        // What was accepted has the name of where that was, and no file.
+        diag.state != ESTABLISHED && !is_bound(meta) && context.unix.values().any(has)
+    };
+    Ok(found.ok().filter(|meta| !is_others(meta)).map(|meta| SocketFile {
         mode: meta.mode() & 0o7777,
         uid: meta.uid(),
         gid: meta.gid(),
@@ -344,20 +350,23 @@ impl<'a> Sockets<'a> {
             .map(|(_, r)| r)
             .filter(|r| r.kind != libc::SOCK_DGRAM && peer(r).is_some() && !name(r).is_empty())
             .collect();
+        // Before any of them is ours.
+        let paths: BTreeSet<&[u8]> = unix_records(manifest, network).map(|(_, r)| name(r)).collect();
+        paths.into_iter().try_for_each(|path| is_nobodys(builder, path))?;
         // Where both sides have names, the accepted one has its listener's.
         named.sort_by_key(|record| !listening.contains(&name(record)));
         for record in named {
             if !sockets.waiting.contains_key(&record.ino) {
-                sockets.accepted(builder, record)?;
+                sockets.accepted(record)?;
             }
         }
         Ok(sockets)
     }
 
-    fn accepted(&mut self, builder: &Builder<'_>, record: &SocketRecord) -> Result<()> {
+    fn accepted(&mut self, record: &SocketRecord) -> Result<()> {
         let failed = || format!("cannot make unix socket {} again", record.ino);
         let client = peer(record).and_then(|peer| self.records.get(&peer));
-        let (mine, other) = accepted_pair(builder, record, client.copied()).or_fail(failed)?;
+        let (mine, other) = accepted_pair(record, client.copied()).or_fail(failed)?;
         self.waiting.insert(record.ino, mine);
         self.keep(record, other);
         Ok(())
@@ -379,7 +388,7 @@ impl<'a> Sockets<'a> {
         (record.kind == libc::SOCK_DGRAM && !(mutual && unnamed)).then_some(other)
     }
 
-    pub fn open(&mut self, builder: &Builder<'_>, record: &SocketRecord) -> Result<OwnedFd> {
+    pub fn open(&mut self, record: &SocketRecord) -> Result<OwnedFd> {
         let failed = || format!("cannot make unix socket {} again", record.ino);
         let made = match (self.waiting.remove(&record.ino), &record.state) {
             (Some(half), _) => half,
@@ -392,13 +401,13 @@ impl<'a> Sockets<'a> {
         };
         sockets::set_options(&made, record)?;
         match &record.state {
-            SocketState::Bound { name, file } => bind(builder, &made, name, *file)?,
-            SocketState::Waiting { name, .. } if name.len() > UNNAMED => bind(builder, &made, name, None)?,
+            SocketState::Bound { name, file } => bind(&made, name, *file)?,
+            SocketState::Waiting { name, .. } if name.len() > UNNAMED => bind(&made, name, None)?,
             SocketState::Paired { name, file, .. } if record.kind == libc::SOCK_DGRAM && name.len() > UNNAMED => {
-                bind(builder, &made, name, *file)?;
+                bind(&made, name, *file)?;
             }
             SocketState::Listening { name, file, backlog } => {
-                bind(builder, &made, name, *file)?;
+                bind(&made, name, *file)?;
                 sysfd::listen(&made, *backlog).or_fail(failed)?;
             }
             _ => {}
@@ -513,47 +522,48 @@ impl<'a> Sockets<'a> {
 }
 
 /// A connection whose accepted side carries its listener's name.
-fn accepted_pair(
-    builder: &Builder<'_>,
-    record: &SocketRecord,
-    client: Option<&SocketRecord>,
-) -> Result<(OwnedFd, OwnedFd)> {
+fn accepted_pair(record: &SocketRecord, client: Option<&SocketRecord>) -> Result<(OwnedFd, OwnedFd)> {
     let failed = || "cannot connect two unix sockets";
     let new = || sysfd::socket(libc::AF_UNIX, record.kind | libc::SOCK_CLOEXEC, 0).or_fail(failed);
     let (listener, other) = (new()?, new()?);
-    make_way(builder, name(record))?;
+    unlink_stale(name(record));
     diag::set_address(&listener, false, name(record)).or_fail(failed)?;
     sysfd::listen(&listener, 1).or_fail(failed)?;
     if let Some(SocketState::Paired { name, file, .. }) = client.map(|r| &r.state)
         && name.len() > UNNAMED
     {
-        bind(builder, &other, name, *file)?;
+        bind(&other, name, *file)?;
     }
     diag::set_address(&other, true, name(record)).or_fail(failed)?;
     let mine = sysfd::accept(listener.as_raw_fd()).or_fail(failed)?;
-    make_way(builder, name(record))?;
+    unlink_stale(name(record));
     Ok((mine, other))
 }
 
-/// Removes the path of a socket that is none any more. One that is somebody's stays that one's, unless the
-/// app has a network of its own: of its clones the last has the paths.
-fn make_way(builder: &Builder<'_>, name: &[u8]) -> Result<()> {
+/// Removes the path of a socket that is none any more, or is one of ours.
+fn unlink_stale(name: &[u8]) {
+    if let Some(path) = path_of(name) {
+        let socket = fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
+        if socket {
+            fs::remove_file(path).ok();
+        }
+    }
+}
+
+/// A path that is somebody's stays that one's, unless the app has a network of its own: of its clones the last
+/// has the paths.
+fn is_nobodys(builder: &Builder<'_>, name: &[u8]) -> Result<()> {
     let Some(path) = path_of(name) else { return Ok(()) };
     let is_socket = fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
-    if is_socket && !builder.apart && is_somebodys(name) {
-        return Err(Error::new(
+    match is_socket && !builder.apart && is_somebodys(name) {
+        true => Err(Error::new(
             Kind::Conflict,
             format!("cannot bind the unix socket {}", path.display()),
         )
         .because("another process has it open")
-        .fix(
-            "end that one, or restore the app in a network of its own (--network own), where it takes the path over",
-        ));
+        .fix("end that one, or restore the app in a network of its own (--network own), where it takes the path over")),
+        false => Ok(()),
     }
-    if is_socket {
-        fs::remove_file(path).ok();
-    }
-    Ok(())
 }
 
 /// Whether a socket is bound there: who has it hears nothing of a datagram socket that connects.
@@ -563,12 +573,21 @@ fn is_somebodys(name: &[u8]) -> bool {
     !matches!(asked, Err(nix::Error::ECONNREFUSED | nix::Error::ENOENT))
 }
 
-fn bind(builder: &Builder<'_>, made: &OwnedFd, name: &[u8], file: Option<SocketFile>) -> Result<()> {
+fn bind(made: &OwnedFd, name: &[u8], file: Option<SocketFile>) -> Result<()> {
     let shown = path_of(name).map_or_else(|| "an abstract name".into(), |path| path.display().to_string());
     let failed = || format!("cannot bind the unix socket {shown}");
-    make_way(builder, name)?;
+    // One that has lost its path leaves that to who had it next.
+    let next = match (file, path_of(name)) {
+        (None, Some(path)) => Aside::put(path).or_fail(failed)?,
+        _ => None,
+    };
+    unlink_stale(name);
     // The name is what getsockname tells the app: it must be given as it was.
-    diag::set_address(made, false, name).map_err(|errno| match errno {
+    let bound = diag::set_address(made, false, name);
+    if let (Err(_), Some(next)) = (bound, &next) {
+        next.back().or_fail(failed)?;
+    }
+    bound.map_err(|errno| match errno {
         nix::Error::EADDRINUSE => Error::new(Kind::Conflict, failed())
             .because(errno)
             .fix("end the program that uses this name"),
@@ -576,9 +595,30 @@ fn bind(builder: &Builder<'_>, made: &OwnedFd, name: &[u8], file: Option<SocketF
     })?;
     let Some(path) = path_of(name) else { return Ok(()) };
     let Some(file) = file else {
-        return fs::remove_file(path).or_fail(failed);
+        fs::remove_file(path).or_fail(failed)?;
+        return next.map_or(Ok(()), |next| next.back()).or_fail(failed);
     };
     own(&path, file).or_fail(failed)
+}
+
+/// A socket that has another name for a moment.
+struct Aside([PathBuf; 2]);
+
+impl Aside {
+    fn put(path: PathBuf) -> std::io::Result<Option<Aside>> {
+        let mut name = path.clone().into_os_string();
+        name.push(format!(".{}", std::process::id()));
+        let paths = [path, name.into()];
+        match fs::rename(&paths[0], &paths[1]) {
+            Ok(()) => Ok(Some(Aside(paths))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn back(&self) -> std::io::Result<()> {
+        fs::rename(&self.0[1], &self.0[0])
+    }
 }
 
 /// Gives the socket at this path its owner and mode; nothing else that has taken its name,

@@ -662,6 +662,16 @@ pub enum ShmKind {
     },
 }
 
+impl ShmKind {
+    /// The id of a segment of System V.
+    pub fn sysv_id(&self) -> Option<i32> {
+        match self {
+            ShmKind::Sysv { id, .. } => Some(*id),
+            _ => None,
+        }
+    }
+}
+
 /// What all System V objects have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

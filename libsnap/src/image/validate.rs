@@ -7,7 +7,7 @@ use super::fault::{corrupt, ensure};
 use super::leaves::DIGESTS;
 use super::process::Core;
 use super::records::{
-    FileKind, Life, Manifest, NoticeKind, Part, ProcessRecord, SeccompFilter, SnapEntry, Vma, VmaKind,
+    FileKind, Life, Manifest, NoticeKind, Part, ProcessRecord, SeccompFilter, SnapEntry, SocketRecord, Vma, VmaKind,
 };
 use super::{FORMAT, MANIFEST, leaves, limits, validate_files, validate_namespaces};
 use crate::error::Result;
@@ -397,21 +397,25 @@ fn notices(manifest: &Manifest, cores: &[Core]) -> Result<()> {
         .posix_queues
         .iter()
         .filter_map(|queue| Some((queue, queue.notice.as_ref()?)));
+    let asked: BTreeSet<VirtualPid> = told.clone().map(|(_, notice)| notice.pid).collect();
+    let processes = cores.iter().map(|core| &core.image.process);
+    let asked = processes.filter(|process| asked.contains(&process.pid));
+    // What each of them has open.
+    let has: BTreeMap<VirtualPid, BTreeSet<FileId>> = asked
+        .map(|process| (process.pid, process.fds.iter().map(|entry| entry.file).collect()))
+        .collect();
+    let (opened, sockets) = (mqueue::opened(manifest), notice_sockets(manifest));
     let mut through: BTreeMap<FileId, usize> = BTreeMap::new();
     for (queue, notice) in told {
-        let own = cores.iter().find(|core| core.image.process.pid == notice.pid);
-        let is_sound = own.is_some_and(|core| {
-            let fds = &core.image.process.fds;
+        let is_sound = has.get(&notice.pid).is_some_and(|has| {
             let by = match &notice.how {
                 NoticeKind::Thread { file, .. } => {
                     *through.entry(*file).or_default() += 1;
-                    through[file] <= ROOM
-                        && fds.iter().any(|entry| entry.file == *file)
-                        && takes_notices(manifest, *file)
+                    through[file] <= ROOM && has.contains(file) && sockets.contains(file)
                 }
                 NoticeKind::Nothing | NoticeKind::Signal { .. } => true,
             };
-            by && mqueue::number(manifest, queue.ino, fds).is_some()
+            by && mqueue::users(&opened, queue.ino).any(|file| has.contains(&file.id))
         });
         ensure(is_sound, MANIFEST, || {
             format!("POSIX message queue {}: who is told of a message cannot be", queue.ino)
@@ -420,23 +424,22 @@ fn notices(manifest: &Manifest, cores: &[Core]) -> Result<()> {
     Ok(())
 }
 
-/// A netlink socket whose buffer was not made smaller: whoever asks for a notice waits for room.
-fn takes_notices(manifest: &Manifest, file: FileId) -> bool {
+/// Netlink sockets whose buffer was not made smaller: whoever asks for a notice waits for room.
+fn notice_sockets(manifest: &Manifest) -> BTreeSet<FileId> {
     const AF_NETLINK: i32 = 16;
     const RECEIVE_BUFFER: (i32, i32) = (1, 8);
     const BYTES: i32 = 128 << 10;
-    let socket = manifest
-        .files
-        .iter()
-        .find(|other| other.id == file)
-        .map(|file| &file.kind);
-    let Some(FileKind::Socket(socket)) = socket else {
-        return false;
+    let takes_notices = |socket: &SocketRecord| {
+        let mut options = socket.options.iter();
+        let buffer = options.find(|option| (option.level, option.name) == RECEIVE_BUFFER);
+        let bytes = buffer.map(|option| option.value.first_chunk().map_or(0, |word| i32::from_le_bytes(*word)));
+        socket.domain == AF_NETLINK && bytes.is_none_or(|bytes| bytes >= BYTES)
     };
-    let mut options = socket.options.iter();
-    let buffer = options.find(|option| (option.level, option.name) == RECEIVE_BUFFER);
-    let bytes = buffer.map(|option| option.value.first_chunk().map_or(0, |word| i32::from_le_bytes(*word)));
-    socket.domain == AF_NETLINK && bytes.is_none_or(|bytes| bytes >= BYTES)
+    let sockets = manifest.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Socket(socket) if takes_notices(socket) => Some(file.id),
+        _ => None,
+    });
+    sockets.collect()
 }
 
 /// A filter that no thread has was taken away from one.

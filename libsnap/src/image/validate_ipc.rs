@@ -1,10 +1,11 @@
 //! What must hold for System V semaphores, message queues of both kinds, and settings of namespaces.
 
 use super::fault::ensure;
-use super::records::{FileKind, IpcPerm, Manifest, Namespace, NoticeKind, PosixQueue, QueueRecord, SemRecord};
+use super::records::{IpcPerm, Manifest, Namespace, NoticeKind, PosixQueue, QueueRecord, SemRecord};
 use super::validate::count;
 use super::{MANIFEST, limits};
 use crate::error::Result;
+use crate::files::mqueue;
 use crate::ids::VirtualPid;
 use crate::ipc;
 use crate::netns;
@@ -116,14 +117,14 @@ fn posix_queues(manifest: &Manifest) -> Result<()> {
     let queues = &manifest.posix_queues;
     count(PART, "POSIX message queues", queues.len(), limits::POSIX_QUEUES)?;
     let (mut inodes, mut names) = (BTreeSet::new(), BTreeSet::new());
+    let opened = mqueue::opened(manifest);
     for queue in queues {
         let ino = queue.ino;
         let new = inodes.insert(ino) && (queue.unlinked || names.insert(&queue.name));
         ensure(new, PART, || format!("POSIX message queue {ino} is listed twice"))?;
         posix_queue(queue)?;
         // What has neither a name nor a descriptor is not there.
-        let leads = |kind: &FileKind| matches!(kind, FileKind::Mqueue { ino, .. } if *ino == queue.ino);
-        let led = !queue.unlinked || manifest.files.iter().any(|file| leads(&file.kind));
+        let led = !queue.unlinked || opened.contains_key(&ino);
         ensure(led, PART, || format!("POSIX message queue {ino}: nothing leads to it"))?;
     }
     // Its name may be that of one that comes after it.

@@ -33,7 +33,6 @@ use crate::sys::uffd::{Event, State, Userfault};
 use crate::target::Stdio;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -341,7 +340,9 @@ impl Worker {
         static STARTING: Mutex<()> = Mutex::new(());
         let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         if WORKERS.get().is_none() {
-            raise_descriptors();
+            // A descriptor is needed for every process that is owed memory, also those that apps fork
+            // meanwhile: one that cannot be had ends the app.
+            sysfd::raise_limit();
             let count = crate::image::processors().min(THREADS_MAX);
             let workers: Vec<Worker> = (0..count).map(|_| Worker::start()).collect::<Result<_>>()?;
             WORKERS.get_or_init(|| workers);
@@ -1017,15 +1018,6 @@ impl Work {
             debt.lifeline.write_all(b"d").ok();
         }
         self.settled(id);
-    }
-}
-
-/// A descriptor is needed for every process that is owed memory, also those that apps
-/// fork meanwhile: one that cannot be had ends the app.
-fn raise_descriptors() {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
-    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most) {
-        tracing::debug!(%error, "the limit of descriptors stays");
     }
 }
 

@@ -862,6 +862,11 @@ impl<'a> Process<'a> {
     fn notices(&self, script: &mut Script<'_>) -> Result<()> {
         let all = self.manifest.posix_queues.iter();
         let own = all.filter_map(|queue| Some((queue, queue.notice.as_ref().filter(|notice| notice.pid == self.pid)?)));
+        let mut own = own.peekable();
+        if own.peek().is_none() {
+            return Ok(());
+        }
+        let opened = mqueue::opened(self.manifest);
         for (queue, notice) in own {
             let failed = || {
                 Error::failed(format!(
@@ -869,7 +874,7 @@ impl<'a> Process<'a> {
                     queue.name, self.pid
                 ))
             };
-            let number = mqueue::number(self.manifest, queue.ino, self.entries).ok_or_else(failed)?;
+            let number = mqueue::number(&opened, queue.ino, self.entries).ok_or_else(failed)?;
             let batch = script.room(1, limits::NOTICE_BYTES + 64)?;
             let (kind, signal, value) = match &notice.how {
                 NoticeKind::Nothing => (libc::SIGEV_NONE, 0, 0),

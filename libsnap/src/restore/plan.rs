@@ -3,10 +3,10 @@
 use super::rights;
 use super::vdso::{self, Vdso};
 use crate::error::{Error, Kind, Result};
-use crate::files::repair;
+use crate::files::{repair, sockets};
 use crate::hugetlb;
 use crate::identity;
-use crate::image::records::{ExternalFile, FileKind, OpenFile, SocketState};
+use crate::image::records::{ExternalFile, FileKind, OpenFile};
 use crate::image::{Appshot, Core};
 use crate::keys;
 use crate::launch::on_host;
@@ -129,14 +129,14 @@ fn needed() -> Result<()> {
 /// Both ends of a TCP connection are made in repair mode.
 fn connects(shot: &Appshot) -> Result<()> {
     let is_end = |file: &OpenFile| match &file.kind {
-        FileKind::Socket(socket) => matches!(socket.state, SocketState::Joined { .. }),
+        FileKind::Socket(socket) => sockets::is_end(socket),
         _ => false,
     };
     if !shot.manifest.files.iter().any(is_end) || repair::works() {
         return Ok(());
     }
     Err(Error::new(Kind::Unavailable, "cannot restore this appshot")
-        .because("it has a TCP connection inside, and none can be made as it was (TCP_REPAIR)")
+        .because("it has a TCP connection, and none can be made as it was (TCP_REPAIR)")
         .needs("CAP_NET_ADMIN, Linux 4.19")
         .fix("run as root")
         .state("nothing was started"))

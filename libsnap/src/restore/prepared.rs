@@ -470,11 +470,6 @@ impl Prepared {
         let group = skeleton.group().cloned();
         let has_network = skeleton.has_network;
         skeleton.notify(&options.notices)?;
-        let resumed = match resumed {
-            Some(resumed) if options.frozen => Some(Arc::new(resumed)),
-            Some(resumed) => resumed.go().map(|()| None)?,
-            None => None,
-        };
         if options.frozen {
             if pager.is_some() {
                 return Err(Error::new(Kind::Usage, "the app cannot be held still")
@@ -485,6 +480,15 @@ impl Prepared {
             skeleton.finish_init(None)?;
             cgroup::hold(group.as_deref())?;
         }
+        // What may fail is behind us.
+        let resumed = match resumed {
+            Some(resumed) if options.frozen => {
+                resumed.complete()?;
+                Some(Arc::new(resumed))
+            }
+            Some(resumed) => resumed.go().map(|()| None)?,
+            None => None,
+        };
         let (root, init, processes) = skeleton.let_go(pager.as_ref().map(|pager| &pager.hold))?;
         if let (Some(pager), Some(init)) = (pager, init) {
             pager.runs(init, &options.stdio)?;

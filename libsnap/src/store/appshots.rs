@@ -242,7 +242,7 @@ fn delete(path: &Path) -> Result<()> {
     let what = || format!("cannot remove the appshot {}", path.display());
     // Nobody goes on with its connections from then on.
     if let Some(barrier) = glance(path).ok().and_then(|glance| glance.manifest.barrier) {
-        barrier::lift_anywhere(&barrier, &[]);
+        barrier::lift_anywhere(&barrier);
     }
     let doomed = path.with_file_name(format!(
         "{DOOMED}{}-{}",

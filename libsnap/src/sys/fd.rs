@@ -1,7 +1,16 @@
 //! Descriptors: fcntl(2) by number, tee(2), passing them to other processes.
 
 use super::{Sys, check};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Has this program open as many files as it may (RLIMIT_NOFILE): as many as an app, and more.
+pub fn raise_limit() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most) {
+        tracing::debug!(%error, "the limit of descriptors stays");
+    }
+}
 
 /// fcntl(2) with a plain number as argument.
 pub fn fcntl(fd: i32, command: i32, argument: i64) -> Sys<i32> {
@@ -146,6 +155,31 @@ pub fn owned(fd: i32) -> Sys<OwnedFd> {
 pub fn flock(fd: i32, how: i32) -> Sys<()> {
     // SAFETY: only numbers are passed.
     check(i64::from(unsafe { libc::flock(fd, how) })).map(drop)
+}
+
+/// What tells a file from all others of its file system, its inode's generation with it
+/// (name_to_handle_at(2)).
+pub fn handle(fd: &impl AsRawFd) -> Sys<Vec<u8>> {
+    /// MAX_HANDLE_SZ, after `handle_bytes` and `handle_type`.
+    const ROOM: usize = 128;
+    const HEAD: usize = 8;
+    let mut handle = [0u32; (HEAD + ROOM) / 4];
+    handle[0] = ROOM as u32;
+    let mut mount = 0i32;
+    // SAFETY: the name is a live C string, `handle` has the room that it tells, `mount` is an int.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            handle.as_mut_ptr(),
+            &raw mut mount,
+            libc::AT_EMPTY_PATH,
+        )
+    })?;
+    let bytes = handle[0] as usize;
+    let words = handle.iter().flat_map(|word| word.to_ne_bytes());
+    Ok(words.skip(HEAD).take(bytes).collect())
 }
 
 /// A file by its handle (open_by_handle_at(2)), as O_PATH.

@@ -193,6 +193,14 @@ pub fn chooses_timer_ids() -> bool {
 /// `prctl` option that libc does not name.
 pub const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 
+/// Waits until all processors are done with what they were at in the kernel (MEMBARRIER_CMD_GLOBAL,
+/// membarrier(2), Linux 4.3).
+pub fn membarrier_global() -> Sys<()> {
+    const GLOBAL: i32 = 1;
+    // SAFETY: only numbers are passed.
+    check(unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) }).map(drop)
+}
+
 /// The commands of membarrier(2) that this kernel has, as bits.
 pub fn membarrier_commands() -> u64 {
     const QUERY: i32 = 0;
