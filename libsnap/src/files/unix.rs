@@ -350,8 +350,14 @@ impl<'a> Sockets<'a> {
             .map(|(_, r)| r)
             .filter(|r| r.kind != libc::SOCK_DGRAM && peer(r).is_some() && !name(r).is_empty())
             .collect();
-        // Before any of them is ours.
-        let paths: BTreeSet<&[u8]> = unix_records(manifest, network).map(|(_, r)| name(r)).collect();
+        // Before any of them is ours; what somebody holds for the app is no one else's.
+        let held = |record: &SocketRecord| matches!(builder.held.get(record), Ok(Some(_)));
+        let held: BTreeSet<&[u8]> = unix_records(manifest, network)
+            .filter(|(_, r)| held(r))
+            .map(|(_, r)| name(r))
+            .collect();
+        let mut paths: BTreeSet<&[u8]> = unix_records(manifest, network).map(|(_, r)| name(r)).collect();
+        paths.retain(|path| !held.contains(path));
         paths.into_iter().try_for_each(|path| is_nobodys(builder, path))?;
         // Where both sides have names, the accepted one has its listener's.
         named.sort_by_key(|record| !listening.contains(&name(record)));
