@@ -40,12 +40,6 @@ pub fn page_bytes(path: &str) -> u64 {
     told.map_or(0, |told| told.block_size() as u64)
 }
 
-/// The bits of flags of mmap(2), memfd_create(2) and shmget(2) that say which page size.
-pub fn size_bits(page_bytes: u64) -> u32 {
-    const SHIFT: u32 = 26;
-    page_bytes.checked_ilog2().unwrap_or(0) << SHIFT
-}
-
 /// The pages that an object has, as runs.
 pub fn runs(file: &File, bytes: u64, page_bytes: u64) -> io::Result<Vec<(u64, u64)>> {
     if bytes == 0 {

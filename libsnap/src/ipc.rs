@@ -430,20 +430,24 @@ fn describe(shm: &mut ShmTable, number: Option<u32>) -> Vec<ShmKind> {
 /// Segments in huge pages of which the last is not theirs as a whole: the size that they were made
 /// with stands in no file of theirs.
 fn odd_sizes(shm: &mut ShmTable, number: Option<u32>) -> Vec<io::Error> {
+    let is_huge = |record: &&mut ShmRecord| record.namespace == number && record.page_bytes != 0;
+    let huge = shm.records_mut().filter(is_huge);
+    let huge: Vec<(i32, u64)> = huge
+        .filter_map(|record| Some((record.kind.sysv_id()?, record.page_bytes)))
+        .collect();
+    if huge.is_empty() {
+        return Vec::new();
+    }
     let sizes: HashMap<i64, i64> = rows("shm")
         .iter()
         .filter_map(|row| Some((*row.get(1)?, *row.get(3)?)))
         .collect();
-    let odd = |record: &ShmRecord| match record.kind {
-        ShmKind::Sysv { id, .. } if record.page_bytes != 0 => sizes
-            .get(&i64::from(id))
-            .is_some_and(|size| !(*size as u64).is_multiple_of(record.page_bytes)),
-        _ => false,
+    let is_odd = |(id, page_bytes): &(i32, u64)| {
+        let size = sizes.get(&i64::from(*id));
+        size.is_some_and(|size| !(*size as u64).is_multiple_of(*page_bytes))
     };
-    let records = shm
-        .records_mut()
-        .filter(|record| record.namespace == number && odd(record));
-    records
+    huge.iter()
+        .filter(|one| is_odd(one))
         .map(|_| io::Error::other("its size is no multiple of that of its huge pages"))
         .collect()
 }

@@ -100,6 +100,9 @@ impl Looked<'_> {
             .filter_map(|record| Some((record.id, record.kind.sysv_id()?)))
             .collect();
         let mut mapped = BTreeMap::new();
+        if ids.is_empty() {
+            return mapped;
+        }
         for vma in self.mapped.iter().flatten() {
             if let VmaKind::Shm { shm, .. } = vma.kind
                 && let Some(id) = ids.get(&shm)

@@ -424,7 +424,6 @@ fn dumped(protocol: i32, kind: u16, header_bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::fd as sysfd;
 
     #[test]
     fn names_lead_nowhere_else() {
@@ -444,12 +443,7 @@ mod tests {
             asked[4] = 1;
             asked[16..20].copy_from_slice(&[8, 0, 4, 0]);
             asked[20..].copy_from_slice(&1400u32.to_ne_bytes());
-            let fd = sysfd::socket(
-                libc::AF_NETLINK,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-                libc::NETLINK_ROUTE,
-            )
-            .unwrap();
+            let fd = diag::netlink(libc::NETLINK_ROUTE).unwrap();
             let how = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
             diag::order(&fd, &diag::request_of(libc::RTM_SETLINK, how, &asked)).unwrap();
             Some((before, links()))

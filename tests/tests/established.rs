@@ -113,51 +113,74 @@ fn ip(line: &str) -> Result<()> {
 /// The app, which does as it is told.
 struct Speaker {
     app: App,
-    orders: PathBuf,
+    orders: Orders,
+}
+
+/// The way to tell it.
+struct Orders {
+    path: PathBuf,
     answers: UnixDatagram,
+}
+
+/// How it is started, with the path of its orders.
+fn command(place: &Place) -> [String; 4] {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("servers/speaker.py");
+    let [script, orders] = [script, place.path("orders")].map(|path| path.display().to_string());
+    ["python3".into(), "-S".into(), script, orders]
 }
 
 impl Speaker {
     fn start(place: &Place, lan: &Lan) -> Result<Speaker> {
-        let script = place.path("speaker.py");
-        std::fs::write(&script, include_str!("../src/speaker.py"))?;
-        let orders = place.path("orders");
         let network = lan.open(1)?;
-        let word = |path: &Path| path.display().to_string();
         let app = place.run_with(RunOptions {
-            command: vec!["python3".into(), "-S".into(), word(&script), word(&orders)],
+            command: command(place).to_vec(),
             joins: Some(HeldDescriptor::own(&network)),
             ..RunOptions::default()
         })?;
-        let answers = UnixDatagram::bind(place.path("answers"))?;
-        answers.set_read_timeout(Some(PATIENCE))?;
-        poll("the app's orders", PATIENCE, || Ok(orders.exists().then_some(())))?;
-        Ok(Speaker { app, orders, answers })
+        let orders = Orders::to(place)?;
+        Ok(Speaker { app, orders })
     }
 
     fn tell(&self, order: &str) -> Result<String> {
-        tell(&self.answers, &self.orders, order)
+        self.orders.tell(order)
     }
 
     fn number(&self, order: &str) -> Result<usize> {
         Ok(self.tell(order)?.parse()?)
     }
+
+    /// A snapshot has ended it.
+    fn gone(self) -> Result<Orders> {
+        self.app.wait_gone()?;
+        Ok(self.orders)
+    }
 }
 
-/// Gives an order, and waits for the answer.
-fn tell(answers: &UnixDatagram, orders: &Path, order: &str) -> Result<String> {
-    answers.send_to(order.as_bytes(), orders)?;
-    let mut answer = vec![0; 65536];
-    let got = loop {
-        match answers.recv(&mut answer) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            got => break got.with_context(|| format!("no answer to {order}"))?,
+impl Orders {
+    /// To the app of this place, once it hears them.
+    fn to(place: &Place) -> Result<Orders> {
+        let path = place.path("orders");
+        let answers = UnixDatagram::bind(place.path("answers"))?;
+        answers.set_read_timeout(Some(PATIENCE))?;
+        poll("the app's orders", PATIENCE, || Ok(path.exists().then_some(())))?;
+        Ok(Orders { path, answers })
+    }
+
+    /// Gives an order, and waits for the answer.
+    fn tell(&self, order: &str) -> Result<String> {
+        self.answers.send_to(order.as_bytes(), &self.path)?;
+        let mut answer = vec![0; 65536];
+        let got = loop {
+            match self.answers.recv(&mut answer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                got => break got.with_context(|| format!("no answer to {order}"))?,
+            }
+        };
+        let answer = String::from_utf8_lossy(&answer[..got]).into_owned();
+        match answer.strip_prefix("ok ") {
+            Some(answer) => Ok(answer.to_owned()),
+            None => bail!("{order}: {answer}"),
         }
-    };
-    let answer = String::from_utf8_lossy(&answer[..got]).into_owned();
-    match answer.strip_prefix("ok ") {
-        Some(answer) => Ok(answer.to_owned()),
-        None => bail!("{order}: {answer}"),
     }
 }
 
@@ -170,8 +193,7 @@ struct Peer {
 
 /// As the app has it.
 fn pattern(begin: usize, count: usize) -> Vec<u8> {
-    let byte = |at: usize| (at / 251 * 251 + at % 251) as u8;
-    (begin..begin + count).map(byte).collect()
+    (begin..begin + count).map(|at| at as u8).collect()
 }
 
 impl Peer {
@@ -274,7 +296,7 @@ fn open<'a>(app: &'a Speaker, lan: &Lan, name: &'static str, version: usize, por
         _ => {
             let to = SocketAddr::new(APP[version].parse()?, port);
             let stream = lan.on(0, move || TcpStream::connect(to))??;
-            app.tell(&format!("accept {name} x {}", APP[version]))?;
+            app.tell(&format!("accept {name} {}", APP[version]))?;
             stream
         }
     };
@@ -434,12 +456,7 @@ fn go_on(test: &'static str, version: usize, to: To) {
         let shot = place.path("appshot");
         let report = app.app.snapshot(&shot, &options(false, true))?;
         ensure!(!report.is_unverified(), "{:?}", report.rehearsal);
-        let Speaker {
-            app: gone,
-            orders,
-            answers,
-        } = app;
-        gone.wait_gone()?;
+        let orders = app.gone()?;
         ensure!(lan.filters(1)? == 1, "nothing keeps the peers away");
         let mut more = Vec::new();
         for (name, mut peer, waits) in talks {
@@ -455,11 +472,7 @@ fn go_on(test: &'static str, version: usize, to: To) {
             }
         };
         let back = restored(place, &lan, &shot, host, false)?;
-        app = Speaker {
-            app: back,
-            orders,
-            answers,
-        };
+        app = Speaker { app: back, orders };
         ensure!(lan.filters(host)? == 0, "the peers are kept away still");
         if to == To::Other {
             lan.leaves()?;
@@ -515,12 +528,7 @@ fn once() {
         ensure!(check(TcpPolicy::Refuse)? == 1 && check(TcpPolicy::Established)? == 0);
         let shot = place.path("appshot");
         app.app.snapshot(&shot, &options(false, false))?;
-        let Speaker {
-            app: gone,
-            orders,
-            answers,
-        } = app;
-        gone.wait_gone()?;
+        let orders = app.gone()?;
         // One that fails leaves the peer where it is.
         let taken = lan.on(1, move || TcpListener::bind((APP[0], port)))??;
         ensure!(
@@ -532,7 +540,6 @@ fn once() {
         app = Speaker {
             app: restored(place, &lan, &shot, 1, false)?,
             orders,
-            answers,
         };
         let mut talk = Talk {
             name: "idle",
@@ -545,12 +552,12 @@ fn once() {
         };
         // With a path of its own for its orders it is the connection that another one has.
         let own = place.path("own");
-        std::fs::rename(&app.orders, &own)?;
+        std::fs::rename(&app.orders.path, &own)?;
         ensure!(
             restored(place, &lan, &shot, 1, false).is_err(),
             "two have the connection"
         );
-        std::fs::rename(&own, &app.orders)?;
+        std::fs::rename(&own, &app.orders.path)?;
         let kind = error.downcast_ref::<Error>().map(|error| error.kind);
         ensure!(kind == Some(Kind::Conflict), "{error:#}");
         talk.both_ways(1000)?;
@@ -558,80 +565,103 @@ fn once() {
         app.app.end()?;
         // Once its app has ended the peer hears of it.
         peer.end()?;
-        std::fs::remove_file(&app.orders).ok();
+        std::fs::remove_file(&app.orders.path).ok();
         app.app = restored(place, &lan, &shot, 1, true)?;
         app.tell("end idle")?;
         app.app.end()
     });
 }
 
-/// Whoever takes the snapshot is killed at every moment: the connection goes on, and nothing is in its way.
-#[test]
-fn killed() {
-    in_place("established_killed", |place| {
+/// An app that the command has started, with one connection.
+struct Registered<'a> {
+    name: &'a str,
+    lan: &'a Lan,
+    registry: &'a Registry,
+    orders: Orders,
+    peer: Peer,
+}
+
+fn registered(test: &'static str, trial: fn(&mut Registered<'_>) -> Result<()>) {
+    in_place(test, move |place| {
         need_root()?;
         let lan = Lan::new()?;
         let registry = Registry::new(place)?;
-        let script = place.path("speaker.py");
-        std::fs::write(&script, include_str!("../src/speaker.py"))?;
-        let (orders, name, host) = (place.path("orders"), place.unique(), &lan.names[1]);
-        let run = ["run", "-d", "--name", name, "--netns", host, "--", "python3", "-S"];
-        let files = [&script, &orders].map(|path| path.display().to_string());
-        registry.appshot(&[&run[..], &[&files[0], &files[1]]].concat())?;
-        let done = kill_at_moments(place, &lan, &registry);
+        let name = place.unique();
+        let run = ["run", "-d", "--name", name, "--netns", &lan.names[1], "--"];
+        let command = command(place);
+        let command = command.iter().map(String::as_str);
+        registry.appshot(&run.into_iter().chain(command).collect::<Vec<_>>())?;
+        let done = Registered::new(place, &lan, &registry).and_then(|mut one| trial(&mut one));
         let _ = registry.appshot(&["kill", name]);
         done
     });
 }
 
-fn kill_at_moments(place: &Place, lan: &Lan, registry: &Registry) -> Result<()> {
-    const ENOUGH: usize = 5000;
-    let answers = UnixDatagram::bind(place.path("answers"))?;
-    answers.set_read_timeout(Some(PATIENCE))?;
-    let orders = place.path("orders");
-    poll("the app's orders", PATIENCE, || Ok(orders.exists().then_some(())))?;
-    let tell = |order: &str| tell(&answers, &orders, order);
-    let port: u16 = tell(&format!("listen {}", APP[0]))?.parse()?;
-    let to = SocketAddr::new(APP[0].parse()?, port);
-    let mut peer = Peer::of(lan.on(0, move || TcpStream::connect(to))??)?;
-    tell(&format!("accept one x {}", APP[0]))?;
-    for moment in (1..ENOUGH).step_by(5) {
-        let mut command = registry.command("appshot");
-        command.args([
-            "snapshot",
-            "--leave-running",
-            "--tcp=established",
-            "--tag",
-            "kept",
-            place.unique(),
-        ]);
-        let taken = command.env("APPSHOT_DIE_AT", format!("--worker:{moment}")).output()?;
-        let went_on = || -> Result<()> {
-            peer.send(100)?;
-            tell("take one 100")?;
-            tell("send one 100")?;
-            peer.take(100)?;
-            ensure!(lan.filters(1)? == 0, "the peer is kept away");
-            Ok(())
-        };
-        let told = || format!("moment {moment}: {}", String::from_utf8_lossy(&taken.stderr));
-        let mut went_on = went_on;
-        went_on().with_context(told)?;
-        if taken.status.success() {
-            ensure!(moment > 50, "it was killed at {moment} moments only");
-            // Put to sleep, and given up.
-            registry.appshot(&["snapshot", "--tcp=established", place.unique()])?;
-            ensure!(lan.filters(1)? == 1, "nothing keeps the peer away");
-            registry.appshot(&["rm", "--appshot", place.unique()])?;
-            ensure!(lan.filters(1)? == 0, "a peer is kept away from what is gone");
-            return Ok(());
-        }
+impl<'a> Registered<'a> {
+    fn new(place: &'a Place, lan: &'a Lan, registry: &'a Registry) -> Result<Registered<'a>> {
+        let orders = Orders::to(place)?;
+        let port: u16 = orders.tell(&format!("listen {}", APP[0]))?.parse()?;
+        let to = SocketAddr::new(APP[0].parse()?, port);
+        let peer = Peer::of(lan.on(0, move || TcpStream::connect(to))??)?;
+        orders.tell(&format!("accept one {}", APP[0]))?;
+        Ok(Registered {
+            name: place.unique(),
+            lan,
+            registry,
+            orders,
+            peer,
+        })
     }
-    bail!("the snapshot has more than {ENOUGH} moments")
+
+    /// A snapshot that is killed at this moment; whether it was done before, and what it said.
+    fn snapshot(&self, words: &[&str], moment: usize) -> Result<(bool, String)> {
+        let mut command = self.registry.command("appshot");
+        command
+            .args(["snapshot", "--tcp=established"])
+            .args(words)
+            .arg(self.name);
+        let taken = command.env("APPSHOT_DIE_AT", format!("--worker:{moment}")).output()?;
+        let said = format!("moment {moment}: {}", String::from_utf8_lossy(&taken.stderr));
+        Ok((taken.status.success(), said))
+    }
+
+    /// Both ways, and nothing is in the way.
+    fn goes_on(&mut self) -> Result<()> {
+        self.peer.send(100)?;
+        self.orders.tell("take one 100")?;
+        self.orders.tell("send one 100")?;
+        self.peer.take(100)?;
+        ensure!(self.lan.filters(1)? == 0, "the peer is kept away");
+        Ok(())
+    }
 }
 
-/// More than one batch of filters has room for, and peers that end their sides and read on while the snapshot
-/// is taken; it is killed at its end, at every moment there, and the app goes on or its connections do.
+/// More moments than any of these snapshots has.
+const ENOUGH: usize = 5000;
+
+/// Whoever takes the snapshot is killed at every moment: the connection goes on, and nothing is in its way.
+#[test]
+fn killed() {
+    registered("established_killed", |one| {
+        for moment in (1..ENOUGH).step_by(5) {
+            let (done, said) = one.snapshot(&["--leave-running", "--tag", "kept"], moment)?;
+            one.goes_on().with_context(|| said)?;
+            if done {
+                ensure!(moment > 50, "it was killed at {moment} moments only");
+                // Put to sleep, and given up.
+                one.registry.appshot(&["snapshot", "--tcp=established", one.name])?;
+                ensure!(one.lan.filters(1)? == 1, "nothing keeps the peer away");
+                one.registry.appshot(&["rm", "--appshot", one.name])?;
+                ensure!(one.lan.filters(1)? == 0, "a peer is kept away from what is gone");
+                return Ok(());
+            }
+        }
+        bail!("the snapshot has more than {ENOUGH} moments")
+    });
+}
+
+/// More than one batch of filters has room for, paced ones among them, and peers that end their sides while
+/// the snapshot is taken.
 #[test]
 fn many() {
     const COUNT: usize = 400;
@@ -644,7 +674,7 @@ fn many() {
         let mut peers = Vec::new();
         for at in 0..COUNT {
             let peer = lan.on(0, move || TcpStream::connect(to))??;
-            app.tell(&format!("accept {at} x {}", APP[0]))?;
+            app.tell(&format!("accept {at} {}", APP[0]))?;
             // Slow: there is always something to be sent.
             if at % 10 == 0 {
                 app.tell(&format!("option {at} 1 47 2000000"))?;
@@ -671,17 +701,11 @@ fn many() {
         });
         read?;
         let ended = ended.map_err(|_| anyhow::anyhow!("a thread has panicked"))??;
-        let Speaker {
-            app: gone,
-            orders,
-            answers,
-        } = app;
-        gone.wait_gone()?;
+        let orders = app.gone()?;
         std::thread::sleep(Duration::from_millis(500));
         app = Speaker {
             app: restored(place, &lan, &shot, 1, false)?,
             orders,
-            answers,
         };
         ensure!(lan.filters(1)? == 0, "the peers are kept away still");
         for (at, mut peer, waits) in peers {
@@ -705,70 +729,30 @@ fn many() {
 /// runs then, or in the next one.
 #[test]
 fn killed_at_the_end() {
-    in_place("established_killed_at_the_end", |place| {
-        need_root()?;
-        let lan = Lan::new()?;
-        let registry = Registry::new(place)?;
-        let script = place.path("speaker.py");
-        std::fs::write(&script, include_str!("../src/speaker.py"))?;
-        let (orders, name, host) = (place.path("orders"), place.unique(), &lan.names[1]);
-        let run = ["run", "-d", "--name", name, "--netns", host, "--", "python3", "-S"];
-        let files = [&script, &orders].map(|path| path.display().to_string());
-        registry.appshot(&[&run[..], &[&files[0], &files[1]]].concat())?;
-        let done = sleep_and_wake(place, &lan, &registry);
-        let _ = registry.appshot(&["kill", name]);
-        done
+    registered("established_killed_at_the_end", |one| {
+        let registry = one.registry;
+        let runs = || {
+            let told = registry.appshot(&["ps", "-o", "json"]);
+            told.map(|told| told.contains("\"running\""))
+        };
+        let mut was_done = false;
+        for moment in (101..ENOUGH).step_by(7) {
+            let (done, said) = one.snapshot(&["--replace"], moment)?;
+            let said = || said.clone();
+            // Whoever brings in order what is left has time for it.
+            std::thread::sleep(Duration::from_millis(300));
+            if !poll("the app's state", PATIENCE, || Ok(runs().ok())).with_context(said)? {
+                let restore = ["restore", "-d", "--netns", &one.lan.names[1], one.name];
+                registry.appshot(&restore).with_context(said)?;
+            }
+            one.goes_on().with_context(said)?;
+            if done && was_done {
+                return Ok(());
+            }
+            was_done |= done;
+        }
+        bail!("the snapshot has more than {ENOUGH} moments")
     });
-}
-
-fn sleep_and_wake(place: &Place, lan: &Lan, registry: &Registry) -> Result<()> {
-    const ENOUGH: usize = 5000;
-    let (name, host) = (place.unique(), lan.names[1].as_str());
-    let answers = UnixDatagram::bind(place.path("answers"))?;
-    answers.set_read_timeout(Some(PATIENCE))?;
-    let orders = place.path("orders");
-    poll("the app's orders", PATIENCE, || Ok(orders.exists().then_some(())))?;
-    let tell = |order: &str| tell(&answers, &orders, order);
-    let port: u16 = tell(&format!("listen {}", APP[0]))?.parse()?;
-    let to = SocketAddr::new(APP[0].parse()?, port);
-    let mut peer = Peer::of(lan.on(0, move || TcpStream::connect(to))??)?;
-    tell(&format!("accept one x {}", APP[0]))?;
-    let dies = |words: &[&str], at: String| -> Result<(bool, String)> {
-        let mut command = registry.command("appshot");
-        let done = command.args(words).env("APPSHOT_DIE_AT", at).output()?;
-        Ok((
-            done.status.success(),
-            String::from_utf8_lossy(&done.stderr).into_owned(),
-        ))
-    };
-    let runs = || {
-        registry
-            .appshot(&["ps", "-o", "json"])
-            .map(|told| told.contains("\"running\""))
-    };
-    let mut ways = vec![("snapshot", "--worker", 101, 0)];
-    while let Some((what, life, moment, quiet)) = ways.pop() {
-        let words = ["snapshot", "--replace", "--tcp=established", name];
-        let (done, told) = dies(&words, format!("{life}:{moment}"))?;
-        let told = || format!("{what}, moment {moment}: {told}");
-        // Whoever brings in order what is left has time for it.
-        std::thread::sleep(Duration::from_millis(300));
-        if !poll("the app's state", PATIENCE, || Ok(runs().ok())).with_context(told)? {
-            registry
-                .appshot(&["restore", "-d", "--netns", host, name])
-                .with_context(told)?;
-        }
-        peer.send(100).with_context(told)?;
-        tell("take one 100").with_context(told)?;
-        tell("send one 100").with_context(told)?;
-        peer.take(100).with_context(told)?;
-        ensure!(lan.filters(1)? == 0, "{}: the peer is kept away", told());
-        ensure!(moment < ENOUGH, "{what} has more than {ENOUGH} moments");
-        if !done || quiet < 1 {
-            ways.push((what, life, moment + 7, quiet + usize::from(done)));
-        }
-    }
-    Ok(())
 }
 
 /// A transaction of psql, and one of redis, begun before the server was frozen and ended after it is back.

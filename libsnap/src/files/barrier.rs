@@ -12,14 +12,14 @@
 //! the appshot has for it, and outlives us: it goes with its network, with the restore, or with
 //! the appshot.
 
+use super::segment;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::sys::Sys;
 use crate::sys::diag::{self, attribute};
-use crate::sys::fd as sysfd;
 use crate::{nsthread, proc};
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ use std::path::PathBuf;
 pub const MARK: u32 = 0x4150_5354;
 
 /// Of 16 random letters behind it.
-pub const PREFIX: &str = "appshot-";
+const PREFIX: &str = "appshot-";
 
 const TABLE: u16 = 0;
 const NEW: u16 = 0;
@@ -90,13 +90,8 @@ type Change = (u16, i32, Vec<u8>);
 impl Barrier {
     /// In this thread's network.
     fn of(name: &str) -> Sys<Barrier> {
-        let netlink = sysfd::socket(
-            libc::AF_NETLINK,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            libc::NETLINK_NETFILTER,
-        )?;
         Ok(Barrier {
-            netlink,
+            netlink: diag::netlink(libc::NETLINK_NETFILTER)?,
             name: name.to_owned(),
             ours: false,
         })
@@ -252,18 +247,11 @@ fn rule(table: &str, which: Which, (own, peer): &Way) -> Vec<u8> {
     const NETWORK: u32 = 1;
     const TRANSPORT: u32 = 2;
     let (source, target) = if which == FROM { (peer, own) } else { (own, peer) };
-    let (family, at, addresses) = match (source.ip(), target.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => (libc::NFPROTO_IPV4, 12, [from.octets().to_vec(), to.octets().to_vec()]),
-        (from, to) => (
-            libc::NFPROTO_IPV6,
-            8,
-            [from, to].map(|ip| match ip {
-                IpAddr::V4(four) => four.to_ipv6_mapped().octets().to_vec(),
-                IpAddr::V6(six) => six.octets().to_vec(),
-            }),
-        ),
+    let [from, to] = &segment::addresses(source.ip(), target.ip());
+    let (family, at) = match from.len() {
+        4 => (libc::NFPROTO_IPV4, 12),
+        _ => (libc::NFPROTO_IPV6, 8),
     };
-    let [from, to] = &addresses;
     let ports = [source.port().to_be_bytes(), target.port().to_be_bytes()].concat();
     let is = [
         told(FAMILY_KEY),

@@ -2,8 +2,8 @@
 //!
 //! Listening and unconnected sockets are bound again, Multipath TCP ones where they
 //! listen; the listen backlog is read from TCP_INFO. A connection inside the app is kept
-//! ([`super::tcp`]); one whose peer is outside is refused, or restored as closed by its peer
-//! (`--tcp=close`). Queued datagrams are peeked at
+//! ([`super::tcp`]); one whose peer is outside is refused, kept too
+//! (`--tcp=established`), or restored as closed by its peer (`--tcp=close`). Queued datagrams are peeked at
 //! and sent again, by the app's own socket that has the sender's address or by
 //! one that has it for that moment; sockets are connected after that, since a
 //! connected one takes from its peer only.

@@ -59,25 +59,21 @@ impl Segment {
     fn packet(&self) -> Vec<u8> {
         let segment = self.segment();
         let len = segment.len() as u16;
-        let header = match (self.from.ip(), self.to.ip()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => [
+        let [from, to] = self.addresses();
+        let header = match from.len() {
+            4 => [
                 &[0x45, 0],
                 &(20 + len).to_be_bytes()[..],
                 &[0, 0, 0, 0, HOPS, TCP, 0, 0],
-                &from.octets(),
-                &to.octets(),
             ]
             .concat(),
-            (from, to) => [
-                &[0x60, 0, 0, 0],
-                &len.to_be_bytes()[..],
-                &[TCP, HOPS],
-                &octets(from),
-                &octets(to),
-            ]
-            .concat(),
+            _ => [&[0x60, 0, 0, 0], &len.to_be_bytes()[..], &[TCP, HOPS]].concat(),
         };
-        [header, segment].concat()
+        [header, from, to, segment].concat()
+    }
+
+    fn addresses(&self) -> [Vec<u8>; 2] {
+        addresses(self.from.ip(), self.to.ip())
     }
 
     fn segment(&self) -> Vec<u8> {
@@ -94,21 +90,21 @@ impl Segment {
         ]
         .concat();
         let len = bytes.len() as u32;
-        let before = match (self.from.ip(), self.to.ip()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => [&from.octets()[..], &to.octets()].concat(),
-            (from, to) => [octets(from), octets(to)].concat(),
-        };
+        let before = self.addresses().concat();
         let covered = [&before, &len.to_be_bytes()[..], &[0, 0, 0, TCP], &bytes].concat();
         bytes[16..18].copy_from_slice(&sum(&covered).to_be_bytes());
         bytes
     }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
+/// Two addresses as packets have them: as those of version 6 where one of them is.
+pub fn addresses(one: IpAddr, other: IpAddr) -> [Vec<u8>; 2] {
+    let are_short = one.is_ipv4() && other.is_ipv4();
+    [one, other].map(|ip| match ip {
+        IpAddr::V4(ip) if are_short => ip.octets().to_vec(),
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
+    })
 }
 
 /// The internet checksum (RFC 1071) of as many whole words.
@@ -137,10 +133,7 @@ mod tests {
                 window: 500,
             };
             let bytes = segment.segment();
-            let mut before = match (segment.from.ip(), segment.to.ip()) {
-                (IpAddr::V4(from), IpAddr::V4(to)) => [from.octets(), to.octets()].concat(),
-                (from, to) => [octets(from), octets(to)].concat(),
-            };
+            let mut before = segment.addresses().concat();
             before.extend([0, 0, 0, 20, 0, 0, 0, 6]);
             assert_eq!(sum(&[before, bytes].concat()), 0);
         }

@@ -377,13 +377,8 @@ impl Info {
             _ => PeerEnd::No,
         };
         Numbers {
-            acknowledged: 0,
-            in_flight: 0,
-            received: 0,
-            told_at: 0,
-            peer_window: 0,
-            timestamp: 0,
             peer_ended,
+            ..Numbers::default()
         }
     }
 

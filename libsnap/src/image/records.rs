@@ -1208,7 +1208,7 @@ pub enum SocketState {
 }
 
 /// What an end of a TCP connection and a peer outside the app count by (RFC 9293).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Numbers {
     /// Of the first byte that is not acknowledged: of [`Connection::unsent`], or after all.
@@ -1226,9 +1226,10 @@ pub struct Numbers {
 }
 
 /// Whether the peer has ended its side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PeerEnd {
+    #[default]
     No,
     /// Before the app has ended its own, which it may not have.
     First,

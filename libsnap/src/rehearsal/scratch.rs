@@ -200,11 +200,7 @@ fn mount_points() -> Result<Vec<PathBuf>> {
 /// Makes this thread's network one in which all of an app's addresses can be had.
 fn network(claims: &[Claim]) -> crate::sys::Sys<()> {
     launch::raise_loopback()?;
-    let netlink = sysfd::socket(
-        libc::AF_NETLINK,
-        libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-        libc::NETLINK_ROUTE,
-    )?;
+    let netlink = diag::netlink(libc::NETLINK_ROUTE)?;
     for claim in claims {
         if let Claim::Address(address) = claim
             && let Ok(address) = address.parse::<SocketAddr>()

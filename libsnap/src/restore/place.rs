@@ -81,10 +81,7 @@ impl Shared {
 fn make_object(record: &ShmRecord) -> Result<OwnedFd> {
     let failed = || format!("cannot make shared memory object {} again", record.id);
     const MFD_EXEC: u32 = 0x10;
-    let huge = match record.page_bytes {
-        0 => 0,
-        bytes => libc::MFD_HUGETLB | hugetlb::size_bits(bytes),
-    };
+    let huge = sysshm::huge(libc::MFD_HUGETLB.cast_signed(), record.page_bytes).cast_unsigned();
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge;
     Ok(match &record.kind {
         ShmKind::Memfd { name, .. } => sysfd::memfd(name, flags | MFD_EXEC)
@@ -505,12 +502,8 @@ impl Mapper<'_, '_> {
             VmaKind::Vdso if !self.bridged => return Ok(()),
             VmaKind::Anon | VmaKind::Vdso => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
             VmaKind::Huge { page_bytes, .. } => {
-                let size = hugetlb::size_bits(*page_bytes).cast_signed();
-                (
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | size,
-                    -1,
-                    0,
-                )
+                let huge = sysshm::huge(libc::MAP_HUGETLB, *page_bytes);
+                (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | huge, -1, 0)
             }
             VmaKind::PrivateFile { path, offset } => (libc::MAP_PRIVATE, self.file(path, false)?, *offset),
             VmaKind::SharedFile { path, offset, writable } => (libc::MAP_SHARED, self.file(path, *writable)?, *offset),

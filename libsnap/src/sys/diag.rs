@@ -143,11 +143,12 @@ pub fn packet_sockets() -> Sys<HashMap<u64, PacketSocket>> {
 }
 
 fn asking() -> Sys<OwnedFd> {
-    sysfd::socket(
-        libc::AF_NETLINK,
-        libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-        libc::NETLINK_SOCK_DIAG,
-    )
+    netlink(libc::NETLINK_SOCK_DIAG)
+}
+
+/// A socket to ask the kernel by, of this thread's network namespace (netlink(7)).
+pub fn netlink(protocol: i32) -> Sys<OwnedFd> {
+    sysfd::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol)
 }
 
 /// All that there are.
@@ -157,7 +158,7 @@ fn dump(asked: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<()> {
 
 /// All that a request of this kind lists, message by message (netlink(7)).
 pub fn dump_all(protocol: i32, kind: u16, asked: &[u8], each: &mut impl FnMut(&[u8])) -> Sys<()> {
-    let fd = sysfd::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol)?;
+    let fd = netlink(protocol)?;
     let request = request_of(kind, libc::NLM_F_REQUEST | libc::NLM_F_DUMP, asked);
     send(fd.as_raw_fd(), &request, MsgFlags::empty())?;
     let mut buffer = vec![0u8; 256 * 1024];

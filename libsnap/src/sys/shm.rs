@@ -2,21 +2,27 @@
 
 use super::memory::Span;
 use super::{Sys, check};
-use crate::hugetlb;
 use nix::errno::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+
+/// Flags of mmap(2), memfd_create(2) or shmget(2) for huge pages of this size: `flag` is what that call
+/// has for them. 0: ordinary ones.
+pub fn huge(flag: i32, page_bytes: u64) -> i32 {
+    const SHIFT: u32 = 26;
+    match page_bytes.checked_ilog2() {
+        None => 0,
+        Some(size) => flag | (size << SHIFT).cast_signed(),
+    }
+}
 
 /// The object behind a new MAP_SHARED|MAP_ANONYMOUS mapping, as a descriptor:
 /// mappings made from it are of the same kind (`/dev/zero (deleted)`).
 /// `page_bytes`: of huge pages that were set aside (`/anon_hugepage (deleted)`); 0: of ordinary ones.
 pub fn anonymous(bytes: u64, page_bytes: u64) -> io::Result<OwnedFd> {
     let len = usize::try_from(bytes).map_err(io::Error::other)?.next_multiple_of(4096);
-    let huge = match page_bytes {
-        0 => 0,
-        _ => libc::MAP_HUGETLB | hugetlb::size_bits(page_bytes).cast_signed(),
-    };
+    let huge = huge(libc::MAP_HUGETLB, page_bytes);
     // SAFETY: a new mapping at an address the kernel chooses touches nothing of ours.
     let at = unsafe {
         libc::mmap(
@@ -62,10 +68,7 @@ impl Segment {
     /// Creates it under an id chosen beforehand (`shm_next_id`, Linux 3.8).
     pub fn create(id: i32, key: i32, bytes: u64, mode: u32, page_bytes: u64) -> io::Result<Segment> {
         let len = usize::try_from(bytes).map_err(io::Error::other)?;
-        let huge = match page_bytes {
-            0 => 0,
-            _ => libc::SHM_HUGETLB | hugetlb::size_bits(page_bytes).cast_signed(),
-        };
+        let huge = huge(libc::SHM_HUGETLB, page_bytes);
         let flags = libc::IPC_CREAT | libc::IPC_EXCL | huge | (mode & 0o777) as i32;
         // SAFETY: only numbers are passed.
         let got = check(i64::from(unsafe { libc::shmget(key, len, flags) }))?;
