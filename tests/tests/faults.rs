@@ -379,9 +379,17 @@ fn working_sets() {
         let mut damaged = good.clone();
         let middle = damaged.len() / 2;
         damaged[middle] ^= 1;
-        let of_another = [&b"APPSHOT-WORKING-SET 2 0"[..], &good[23..]].concat();
+        let mut of_another = good.clone();
+        let digit = &mut of_another["APPSHOT-WORKING-SET 2 ".len()];
+        *digit = if *digit == b'0' { b'1' } else { b'0' };
         // One that is not believed is written anew, as if there were none.
-        for bad in [&damaged[..], &of_another[..], &good[..middle], b""] {
+        let bad = [
+            ("a damaged one", &damaged[..]),
+            ("another's", &of_another[..]),
+            ("half of one", &good[..middle]),
+            ("an empty one", b""),
+        ];
+        for (which, bad) in bad {
             fs::write(&known, bad)?;
             a_second_of(place, &shot)?;
             let replaced = || {
@@ -389,7 +397,7 @@ fn working_sets() {
                     .is_ok_and(|now| now != bad && now.starts_with(head))
                     .then_some(()))
             };
-            poll("another working set", PATIENCE, replaced)?;
+            poll("another working set", PATIENCE, replaced).context(which)?;
         }
         // Only what we wrote ourselves is believed.
         fs::write(&known, &good)?;
