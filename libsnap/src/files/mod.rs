@@ -470,17 +470,20 @@ fn owner(context: &Context<'_>, description: &Description) -> Result<Option<File
     let Ok((kind, id)) = sysfd::owner(&description.dup) else {
         return Ok(None);
     };
-    if id == 0 {
-        return Ok(None);
-    }
-    let Some(id) = context.virtual_pid(id) else {
+    const F_GETSIG: i32 = 11;
+    let signal = sysfd::fcntl(description.dup.as_raw_fd(), F_GETSIG, 0).unwrap_or(0);
+    let id = match id {
+        0 if (kind, signal) == (0, 0) => return Ok(None),
+        // Whoever it was has ended.
+        0 => Some(VirtualPid(0)),
+        id => context.virtual_pid(id),
+    };
+    let Some(id) = id else {
         return refused(
             "its signals go to a process outside the app (F_SETOWN)",
             "clear F_SETOWN before the snapshot",
         );
     };
-    const F_GETSIG: i32 = 11;
-    let signal = sysfd::fcntl(description.dup.as_raw_fd(), F_GETSIG, 0).unwrap_or(0);
     Ok(Some(FileOwner { kind, id, signal }))
 }
 

@@ -806,7 +806,8 @@ pub struct OpenFile {
     pub id: FileId,
     /// Flags of `fcntl(F_GETFL)`.
     pub flags: i32,
-    /// `F_SETOWN_EX` type and id, F_SETSIG; absent when never set.
+    /// `F_SETOWN_EX` type and id (0: of nobody, or of somebody who has ended), F_SETSIG; absent
+    /// when never set.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub owner: Option<FileOwner>,
     /// Advisory locks held through this description.

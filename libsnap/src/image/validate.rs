@@ -466,9 +466,11 @@ fn thread_ids(manifest: &Manifest, cores: &[Core]) -> Result<()> {
     }
     for file in &manifest.files {
         let owner = file.owner.map(|owner| owner.id);
-        ensure(owner.is_none_or(|id| tasks.contains(&id)), MANIFEST, || {
-            format!("file {}: its signals go to no process of the app", file.id)
-        })?;
+        ensure(
+            owner.is_none_or(|id| id == VirtualPid(0) || tasks.contains(&id)),
+            MANIFEST,
+            || format!("file {}: its signals go to no process of the app", file.id),
+        )?;
         if let FileKind::Pidfd { pid } = file.kind {
             ensure(tasks.contains(&pid), MANIFEST, || {
                 format!("file {}: there is no process {pid}", file.id)
