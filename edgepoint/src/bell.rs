@@ -48,15 +48,21 @@ impl Bell {
 
     /// It rings at once where somebody waits already.
     pub fn arm(&self, sockets: &[OwnedFd]) -> Result<()> {
+        self.set(sockets, ONCE)
+    }
+
+    fn set(&self, sockets: &[OwnedFd], flags: EpollFlags) -> Result<()> {
         for (number, socket) in (0..).zip(sockets) {
-            let armed = self
-                .epoll
-                .get_ref()
-                .0
-                .modify(socket, &mut EpollEvent::new(ONCE, number));
-            armed.or_fail(|| "cannot watch the sockets of the app")?;
+            let mut event = EpollEvent::new(flags, number);
+            let set = self.epoll.get_ref().0.modify(socket, &mut event);
+            set.or_fail(|| "cannot watch the sockets of the app")?;
         }
         Ok(())
+    }
+
+    /// It does not ring any more.
+    pub fn disarm(&self, sockets: &[OwnedFd]) -> Result<()> {
+        self.set(sockets, EpollFlags::EPOLLONESHOT)
     }
 
     /// Waits until it rings.

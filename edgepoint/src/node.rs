@@ -106,6 +106,8 @@ pub struct Node {
     /// Held from the first look at what is deployed until the app is there: names, addresses,
     /// routes and quotas are about others, too.
     deploying: Arc<Mutex<()>>,
+    /// Told when a quota is another one.
+    pub limited: Arc<tokio::sync::Notify>,
     /// Of providers that have any, as they are written down.
     quotas: Arc<Mutex<BTreeMap<String, Quota>>>,
 }
@@ -216,6 +218,7 @@ impl Node {
             apps: Arc::default(),
             deploying: Arc::default(),
             quotas: Arc::default(),
+            limited: Arc::default(),
         };
         for provider in node.control.providers()? {
             node.limited(&provider.name, provider.quota);
@@ -396,6 +399,8 @@ impl Node {
             true => drop(quotas.remove(provider)),
             false => drop(quotas.insert(provider.to_owned(), quota)),
         }
+        drop(quotas);
+        self.limited.notify_waiters();
     }
 
     pub fn apps_of(&self, provider: &str) -> BTreeSet<String> {

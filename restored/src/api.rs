@@ -1,6 +1,7 @@
 //! What `restored` answers; `openapi.json` describes it.
 
 use crate::instances::Instances;
+use crate::occasion::Occasion;
 use crate::pool::{Held, Waiting};
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::routing::{get, post};
@@ -73,6 +74,12 @@ struct InstanceRequest {
     /// What its clocks make of the time since its snapshot.
     #[serde(default)]
     time: Time,
+    /// It comes up once one of these can be read, of what is parked: numbers of descriptors of
+    /// the caller.
+    #[serde(default)]
+    when: Vec<i32>,
+    /// But not once this can.
+    unless: Option<i32>,
 }
 
 fn lazy() -> Memory {
@@ -80,6 +87,17 @@ fn lazy() -> Memory {
 }
 
 impl InstanceRequest {
+    /// What it is to wait for, if that is said.
+    fn occasion(&self, peer: Peer) -> Result<Option<Occasion>> {
+        let unless = peer.descriptors(self.unless.as_slice())?.pop();
+        match (&self.when[..], unless) {
+            ([], None) => Ok(None),
+            ([], Some(_)) => Err(Error::new(Kind::Usage, "there is no occasion that could be called off")
+                .fix("say when it is to come up (\"when\"), or leave out \"unless\"")),
+            (when, unless) => Occasion::new(&peer.descriptors(when)?, unless).map(Some),
+        }
+    }
+
     fn start(self, instances: &Instances, peer: Peer) -> Result<Start> {
         let held = peer.descriptors(&self.sockets)?;
         let joins = peer.descriptors(self.netns.as_slice())?.pop();
@@ -116,8 +134,12 @@ async fn create(
     ConnectInfo(peer): ConnectInfo<Peer>,
     Body(request): Body<InstanceRequest>,
 ) -> Reply<Instance> {
+    let occasion = request.occasion(peer)?;
     let start = request.start(&instances, peer)?;
-    Ok(Json(instances.bring_up(start).await?))
+    Ok(Json(match occasion {
+        None => instances.bring_up(start).await?,
+        Some(occasion) => instances.bring_up_at(occasion, start).await?,
+    }))
 }
 
 #[derive(Debug, Deserialize)]
@@ -203,6 +225,8 @@ impl CloneRequest {
             tcp_close: self.tcp_close,
             cause: self.cause,
             time: Time::Stands,
+            when: Vec::new(),
+            unless: None,
         };
         let first = request.start(instances, peer)?;
         if self.strict {
@@ -258,6 +282,9 @@ struct PrepareRequest {
     /// An instance waits, too, for who restores it as this says and as is usual.
     #[serde(default)]
     instance: bool,
+    /// The answer comes when it does, or is not to.
+    #[serde(default)]
+    ready: bool,
     /// It is restored so.
     #[serde(default)]
     as_itself: bool,
@@ -272,15 +299,19 @@ async fn prepare(State(instances): State<Instances>, Body(request): Body<Prepare
         as_itself: request.as_itself,
         ..RestoreOptions::default()
     };
-    on_own_thread(move || instances.prepare(&path, &options, request.instance)).await?;
+    let (asked, of, way) = (instances.clone(), path.clone(), options.clone());
+    on_own_thread(move || asked.prepare(&of, &way, request.instance)).await?;
     Ok(Json(Prepared {
         appshot: request.appshot,
+        ready: request.ready && instances.is_parked(&path, &options).await,
     }))
 }
 
 #[derive(Debug, Serialize)]
 struct Prepared {
     appshot: String,
+    /// It was waited for, and waits.
+    ready: bool,
 }
 
 async fn prepared(State(instances): State<Instances>) -> Json<Vec<Waiting>> {

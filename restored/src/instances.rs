@@ -1,9 +1,10 @@
 //! The instances that this daemon has brought up.
 
-use crate::pool::{Busy, Held, Kind, Pool, Waiting, Watch};
+use crate::occasion::Occasion;
+use crate::pool::{Busy, Held, Job, Kind, Pool, Waiting, Watch};
 use crate::reverts::{Reverts, Tried};
 use crate::shelf::Shelf;
-use libsnap::error::{Error, Result};
+use libsnap::error::{Error, Kind as ErrorKind, Result};
 use libsnap::restore::opened::Opened;
 use libsnap::restore::{Prepared, Way};
 use libsnap::store::{App, State, Store, View};
@@ -77,6 +78,16 @@ impl Instances {
         Ok(())
     }
 
+    /// Waits until that instance is there; answers whether it is.
+    pub async fn is_parked(&self, path: &Path, options: &RestoreOptions) -> bool {
+        let (appshot, way) = (path.to_owned(), Way::of(options));
+        let (kind, mut stopping) = (Kind { appshot, way }, self.stopping.clone());
+        tokio::select! {
+            parked = self.pool.parked(&kind) => parked,
+            _ = stopping.wait_for(|stop| *stop) => false,
+        }
+    }
+
     /// What waits to be asked for.
     pub fn prepared(&self) -> Vec<Waiting> {
         self.pool.waiting()
@@ -112,20 +123,39 @@ impl Instances {
     }
 
     async fn have_owned(&self, start: Start) -> Result<Instance> {
-        let (answer, answered) = oneshot::channel();
-        let (shelf, reverts) = (self.shelf.clone(), self.reverts.clone());
-        let kind = match &start.what {
-            What::Restore { appshot, options } => Some(Kind {
-                appshot: appshot.clone(),
-                way: Way::of(options),
-            }),
-            What::Run(_) => None,
-        };
-        let job = move |ready, busy| own(start.logged(), &shelf, &reverts, ready, busy, answer);
-        self.pool.give(kind, Box::new(job));
+        let kind = kind(&start);
+        let (job, answered) = self.job(start);
+        self.pool.give(kind, job);
         match answered.await {
             Ok(result) => result,
             Err(_) => Err(Error::failed("the restoring thread died without an answer")),
+        }
+    }
+
+    fn job(&self, start: Start) -> (Job, oneshot::Receiver<Result<Instance>>) {
+        let (answer, answered) = oneshot::channel();
+        let (shelf, reverts) = (self.shelf.clone(), self.reverts.clone());
+        let job = move |ready, busy| own(start.logged(), &shelf, &reverts, ready, busy, answer);
+        (Box::new(job), answered)
+    }
+
+    /// Has what is parked of it come up at its occasion, and waits for that. Dropped before, it is
+    /// parked as it was.
+    pub async fn bring_up_at(&self, mut occasion: Occasion, mut start: Start) -> Result<Instance> {
+        if let What::Restore { options, .. } = &mut start.what {
+            let mut named = options.held.iter_mut().chain(&mut options.joins);
+            named.try_for_each(|fd| occasion.keep(fd))?;
+        }
+        let missed = || Error::new(ErrorKind::Unavailable, "nothing came up");
+        let kind = kind(&start).ok_or_else(|| missed().because("nothing is parked of a command"))?;
+        let (job, answered) = self.job(start);
+        let _armed = self.pool.arm(&kind, occasion, job)?;
+        let mut stopping = self.stopping.clone();
+        tokio::select! {
+            answer = answered => answer.unwrap_or_else(|_| {
+                Err(missed().because("it was called off, or the memory of what waited was wanted"))
+            }),
+            _ = stopping.wait_for(|stop| *stop) => Err(missed().because("restored was told to stop")),
         }
     }
 
@@ -208,6 +238,16 @@ impl Instances {
             }
         }
         ending::written_down(&self.store, app).map(drop)
+    }
+}
+
+fn kind(start: &Start) -> Option<Kind> {
+    match &start.what {
+        What::Restore { appshot, options } => Some(Kind {
+            appshot: appshot.clone(),
+            way: Way::of(options),
+        }),
+        What::Run(_) => None,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod api;
 mod instances;
+mod occasion;
 mod pool;
 mod reverts;
 mod shelf;

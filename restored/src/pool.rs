@@ -14,10 +14,11 @@
 //! late it comes, as long as not too many were parked after it. When this process is killed they die with it, and their journals tell the next
 //! program which cgroups to remove.
 
+use crate::occasion::{Occasion, Off};
 use crate::shelf::Shelf;
 use crate::templates::Templates;
 use crate::watcher::Watcher;
-use libsnap::error::Result;
+use libsnap::error::{Error, Kind as ErrorKind, Result};
 use libsnap::ids::HostPid;
 use libsnap::image;
 use libsnap::restore::Way;
@@ -28,7 +29,7 @@ use libsnap::target::{Memory, PidMode};
 use nodekit::start::Ready;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -76,7 +77,30 @@ struct Member {
     group: Option<PathBuf>,
     /// The thread that is to be brought to where its job is given.
     thread: Option<HostPid>,
-    jobs: Sender<(Job, Busy)>,
+    tasks: Sender<Task>,
+}
+
+/// What a thread that waits is told.
+enum Task {
+    Do(Job, Busy),
+    Await(Box<Standing>),
+}
+
+/// A job for when its occasion comes. The thread that waits for it has itself, until then.
+struct Standing {
+    member: Member,
+    occasion: Occasion,
+    job: Job,
+}
+
+/// A job that waits for its occasion. Dropped, that is off.
+#[derive(Debug)]
+pub struct Armed(Off);
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        self.0.call();
+    }
 }
 
 /// How many of a kind there are to be.
@@ -91,6 +115,8 @@ struct Row {
     asked: Instant,
     /// One waits until it is asked for.
     parked: bool,
+    /// That one has been asked for, and waits for its occasion; and its cgroup.
+    armed: Option<(Off, Option<PathBuf>)>,
     /// What one is likely to have: as much as its appshot.
     bytes: u64,
     /// None is made before.
@@ -104,6 +130,8 @@ pub struct Waiting {
     memory: Memory,
     /// The first request takes it, however late it comes.
     parked: bool,
+    /// That request is there, and waits for its occasion.
+    armed: bool,
     wanted: usize,
     ready: usize,
 }
@@ -136,6 +164,8 @@ struct Shared {
     parked_max: usize,
     state: Mutex<State>,
     changed: Condvar,
+    /// The same for tasks.
+    told: tokio::sync::Notify,
 }
 
 struct State {
@@ -171,6 +201,11 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn tell(&self) {
+        self.changed.notify_all();
+        self.told.notify_waiters();
+    }
+
     fn wait<'a>(&self, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {
         let waited = self.changed.wait_timeout(state, time);
         waited.unwrap_or_else(PoisonError::into_inner).0
@@ -188,6 +223,7 @@ impl Row {
             members: 0,
             asked: now,
             parked: false,
+            armed: None,
             rests_until: now,
         }
     }
@@ -196,6 +232,14 @@ impl Row {
         match self.kind {
             None => (HUSKS_MIN, HUSKS_MAX),
             Some(_) => (1, PREPARED_MAX),
+        }
+    }
+
+    /// None is wanted any more.
+    fn give_up(&mut self) {
+        (self.wanted, self.parked) = (0, false);
+        if let Some((off, _)) = self.armed.take() {
+            off.call();
         }
     }
 
@@ -263,7 +307,7 @@ impl State {
     fn forget(&mut self, kind: &Kind) {
         self.ready.retain(|member| member.kind.as_ref() != Some(kind));
         if let Some(row) = self.rows.iter_mut().find(|row| row.kind.as_ref() == Some(kind)) {
-            (row.wanted, row.parked) = (0, false);
+            row.give_up();
         }
     }
 
@@ -284,7 +328,7 @@ impl State {
             let is_there = |kind: &Kind| row.parked && kind.appshot.exists();
             let lasts = |kind: &Kind| row.wanted > 0 && (row.asked.elapsed() <= IDLE || is_there(kind));
             if row.kind.as_ref().is_some_and(|kind| !lasts(kind)) {
-                (row.wanted, row.parked) = (0, false);
+                row.give_up();
             } else if row.fewest * 2 >= row.wanted {
                 row.wanted = (row.wanted / 2).max(least);
             }
@@ -310,6 +354,36 @@ impl State {
         self.ready.iter().filter(|member| member.kind.as_ref() == kind).count()
     }
 
+    /// How many are made, that of which the occasion has not come included.
+    fn made(&self, row: &Row) -> usize {
+        self.ready(row.kind.as_ref()) + usize::from(row.armed.is_some())
+    }
+
+    /// Has what is parked of this kind wait for its occasion.
+    fn arm(&mut self, kind: &Kind, occasion: Occasion, job: Job) -> Option<()> {
+        let row = self.rows.iter_mut().find(|row| row.kind.as_ref() == Some(kind))?;
+        let at = self.ready.iter().position(|member| member.kind.as_ref() == Some(kind));
+        let member = self.ready.remove(at.filter(|_| row.parked && row.armed.is_none())?);
+        row.armed = Some((occasion.off(), member.group.clone()));
+        let tasks = member.tasks.clone();
+        let standing = Box::new(Standing { member, occasion, job });
+        tasks.send(Task::Await(standing)).ok()
+    }
+
+    /// It has come. Nothing of this row waits for it any more where it was given up before.
+    fn came(&mut self, occasion: &Occasion) -> bool {
+        let Some(row) = self.armed(occasion) else { return false };
+        (row.armed, row.parked) = (None, false);
+        (row.wanted, row.members) = (row.wanted.saturating_sub(1), row.members - 1);
+        true
+    }
+
+    /// The row that waits for it.
+    fn armed(&mut self, occasion: &Occasion) -> Option<&mut Row> {
+        let waits = |row: &&mut Row| row.armed.as_ref().is_some_and(|(off, _)| off.is_of(occasion));
+        self.rows.iter_mut().find(waits)
+    }
+
     /// Kinds of instances, those that were asked for longest ago first: what of each waits, and
     /// what is promised.
     fn kinds(&self) -> Vec<(Kind, Vec<PathBuf>, u64)> {
@@ -317,8 +391,9 @@ impl State {
         rows.sort_by_key(|row| row.asked);
         let of = |row: &Row| {
             let own = self.ready.iter().filter(|member| member.kind == row.kind);
-            let groups = own.filter_map(|member| member.group.clone()).collect();
-            Some((row.kind.clone()?, groups, row.promised(self.ready(row.kind.as_ref()))))
+            let armed = row.armed.as_ref().and_then(|(_, group)| group.clone());
+            let groups = own.filter_map(|member| member.group.clone()).chain(armed);
+            Some((row.kind.clone()?, groups.collect(), row.promised(self.made(row))))
         };
         rows.into_iter().filter_map(of).collect()
     }
@@ -343,6 +418,7 @@ impl Pool {
             parked_max: parked_max.min(ALL_PREPARED_MAX),
             state: Mutex::new(State::new()),
             changed: Condvar::new(),
+            told: tokio::sync::Notify::new(),
         }));
         let keeper = pool.clone();
         std::thread::spawn(move || keeper.keep());
@@ -371,7 +447,7 @@ impl Pool {
                     eager::bring_here(thread);
                 }
                 // It waits until it is given a job or its sender is dropped.
-                let _ = member.jobs.send((job, busy));
+                let _ = member.tasks.send(Task::Do(job, busy));
             }
             None => {
                 drop(state);
@@ -383,7 +459,36 @@ impl Pool {
     /// Has an instance of this kind wait for its first request, in a quiet moment.
     pub fn park(&self, kind: Kind) {
         self.0.lock().park(kind, self.0.parked_max);
-        self.0.changed.notify_all();
+        self.0.tell();
+    }
+
+    /// Has the job done once its occasion comes, by the thread that has one of this kind parked.
+    /// What is dropped undone was called off, or its memory was wanted.
+    pub fn arm(&self, kind: &Kind, occasion: Occasion, job: Job) -> Result<Armed> {
+        let armed = Armed(occasion.off());
+        match self.0.lock().arm(kind, occasion, job) {
+            Some(()) => Ok(armed),
+            None => Err(Error::new(ErrorKind::Unavailable, "nothing waits for its occasion")
+                .because("no instance of this kind is parked")
+                .fix("have one wait (POST /v1/prepare with \"instance\" and \"ready\"), or ask once it is wanted")),
+        }
+    }
+
+    /// Waits until one of this kind is parked; answers whether it is.
+    pub async fn parked(&self, kind: &Kind) -> bool {
+        let look = || {
+            let state = self.0.lock();
+            let row = state.rows.iter().find(|row| row.kind.as_ref() == Some(kind));
+            row.filter(|row| row.parked).map(|row| state.made(row) > 0)
+        };
+        loop {
+            let changed = self.0.told.notified();
+            match look() {
+                None => return false,
+                Some(true) => return true,
+                Some(false) => changed.await,
+            }
+        }
     }
 
     /// What waits of which appshot.
@@ -394,8 +499,9 @@ impl Pool {
             appshot: kind.appshot.clone(),
             memory: kind.way.memory,
             parked: row.parked,
+            armed: row.armed.is_some(),
             wanted: row.wanted,
-            ready: state.ready(row.kind.as_ref()),
+            ready: state.made(row),
         });
         told.collect()
     }
@@ -424,7 +530,7 @@ impl Pool {
             given += promised + groups.iter().map(|group| bytes(group)).sum::<u64>();
             self.0.lock().forget(&kind);
         }
-        self.0.changed.notify_all();
+        self.0.tell();
         given += self.0.templates.give_up(wanted.saturating_sub(given));
         given + self.0.shelf.give_up(wanted.saturating_sub(given))
     }
@@ -436,7 +542,8 @@ impl Pool {
         let mut state = self.0.lock();
         state.ending = true;
         state.ready.clear();
-        self.0.changed.notify_all();
+        state.rows.iter_mut().for_each(Row::give_up);
+        self.0.tell();
         while state.members() > 0 && Instant::now() < deadline {
             state = self.0.wait(state, Duration::from_millis(10));
         }
@@ -449,6 +556,7 @@ impl Pool {
             if looked.elapsed() > IDLE {
                 looked = Instant::now();
                 state.shrink();
+                self.0.told.notify_waiters();
             }
             if state.making || state.lacking().is_none() {
                 let now = Instant::now();
@@ -474,7 +582,7 @@ impl Pool {
     }
 
     fn member(&self, kind: Option<Kind>) {
-        let (sender, jobs) = channel();
+        let (sender, tasks) = channel();
         let mut made = self.make(kind.as_ref());
         let thread = made.as_mut().ok().and_then(|ready| match &mut ready.prepared {
             Some(prepared) => {
@@ -488,14 +596,14 @@ impl Pool {
         let mut state = self.0.lock();
         state.making = false;
         // It may have been given up, or asked for, meanwhile.
-        let ready = state.ready(kind.as_ref());
-        let is_wanted = state.rows.iter().any(|row| row.kind == kind && ready < row.wanted);
+        let row = state.rows.iter().find(|row| row.kind == kind);
+        let is_wanted = row.is_some_and(|row| state.made(row) < row.wanted);
         match &made {
             Ok(_) if is_wanted && !state.ending => state.ready.push(Member {
                 kind: kind.clone(),
                 group,
                 thread,
-                jobs: sender,
+                tasks: sender,
             }),
             Ok(_) => drop(sender),
             Err(error) => {
@@ -507,14 +615,45 @@ impl Pool {
             }
         }
         drop(state);
-        self.0.changed.notify_all();
-        match (jobs.recv(), made) {
-            (Ok((job, busy)), Ok(ready)) => watch(job(ready, busy)),
+        self.0.tell();
+        let order = made.is_ok().then(|| self.order(&tasks)).flatten();
+        match (order, made) {
+            (Some((job, busy, occasion)), Ok(ready)) => {
+                let came = job(ready, busy);
+                // With what was kept for it.
+                drop(occasion);
+                watch(came);
+            }
             (_, made) => {
                 drop(made);
                 self.0.lock().member_gone(kind.as_ref());
-                self.0.changed.notify_all();
+                self.0.tell();
             }
+        }
+    }
+
+    /// Waits until there is something to do; none where what waits is not wanted any more.
+    fn order(&self, tasks: &Receiver<Task>) -> Option<(Job, Busy, Option<Occasion>)> {
+        loop {
+            let standing = match tasks.recv().ok()? {
+                Task::Do(job, busy) => return Some((job, busy, None)),
+                Task::Await(standing) => standing,
+            };
+            let Standing { member, occasion, job } = *standing;
+            let comes = occasion.comes();
+            let mut state = self.0.lock();
+            if comes && state.came(&occasion) {
+                state.busy += 1;
+                return Some((job, Busy(self.0.clone()), Some(occasion)));
+            }
+            if let Some(row) = state.armed(&occasion) {
+                // Off, it waits as before.
+                row.armed = None;
+                state.ready.push(member);
+            }
+            drop(state);
+            self.0.tell();
+            drop(job);
         }
     }
 
@@ -573,7 +712,7 @@ mod tests {
             kind: Some(kind("/proc/self/exe")),
             group: None,
             thread: None,
-            jobs: channel().0,
+            tasks: channel().0,
         });
         assert_eq!(promised(&state), 0);
         state.park(kind("/proc/self/exe"), 2);
@@ -595,12 +734,53 @@ mod tests {
             kind: Some(kind("/a")),
             group: None,
             thread: None,
-            jobs: channel().0,
+            tasks: channel().0,
         });
         assert!(state.take(Some(&kind("/a"))).is_some());
         assert_eq!(wanted(&state), [("/a", 0)]);
         // Who found nothing has one made for the next.
         assert!(state.take(Some(&kind("/a"))).is_none());
         assert_eq!(wanted(&state), [("/a", 1)]);
+    }
+
+    #[test]
+    fn what_is_parked_waits_for_its_occasion() {
+        let (pipe, _other) = std::io::pipe().unwrap();
+        let occasion = || Occasion::new(&[libsnap::target::HeldDescriptor::own(&pipe)], None).unwrap();
+        let job = || -> Job { Box::new(|_, _| None) };
+        let (mut state, kind) = (State::new(), kind("/a"));
+        assert!(state.arm(&kind, occasion(), job()).is_none(), "nothing is parked");
+        state.park(kind.clone(), 2);
+        assert!(state.arm(&kind, occasion(), job()).is_none(), "it is not made yet");
+        let ready = |state: &mut State| {
+            let (tasks, told) = channel();
+            state.ready.push(Member {
+                kind: Some(kind.clone()),
+                group: None,
+                thread: None,
+                tasks,
+            });
+            state.rows[1].members += 1;
+            told
+        };
+        let standing = |told: &Receiver<Task>| match told.try_recv().unwrap() {
+            Task::Await(standing) => *standing,
+            Task::Do(..) => panic!("it is to wait"),
+        };
+        let told = ready(&mut state);
+        state.arm(&kind, occasion(), job()).unwrap();
+        assert!(state.arm(&kind, occasion(), job()).is_none(), "it waits already");
+        assert_eq!((state.ready(Some(&kind)), state.made(&state.rows[1])), (0, 1));
+        assert!(state.lacking().is_none_or(|row| row.kind.is_none()), "no other is made");
+        let first = standing(&told);
+        assert!(state.came(&first.occasion) && !state.came(&first.occasion));
+        assert_eq!((state.rows[1].wanted, state.rows[1].members), (0, 0));
+        // Given up, whoever comes then finds nothing.
+        state.park(kind.clone(), 2);
+        let told = ready(&mut state);
+        state.arm(&kind, occasion(), job()).unwrap();
+        let second = standing(&told);
+        state.forget(&kind);
+        assert!(!second.occasion.comes() && !state.came(&second.occasion));
     }
 }

@@ -7,6 +7,8 @@ use appshot_tests::node::{Node, python};
 use appshot_tests::trial::in_place;
 use appshot_tests::verdict::{PATIENCE, need_program, poll};
 use libsnap::store::now_unix_ms;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -500,6 +502,101 @@ fn parked_instances_make_room() {
         poll("room to be made", PATIENCE, || Ok((held()? < before).then_some(())))
             .with_context(|| format!("{before} and {:?}", held()))?;
         tell(port, "assert len(kept_bytes) == 4 << 20")?;
+        node.end()
+    });
+}
+
+/// Whether what is parked waits for who comes by itself.
+fn armed(node: &Node) -> Result<bool> {
+    let waiting: Vec<Value> = node.restored.client.get("/v1/prepare")?;
+    Ok(waiting.iter().any(|row| row["armed"] == true && row["ready"] == 1))
+}
+
+fn until_armed(node: &Node, app: &str, is: bool) -> Result<()> {
+    node.reach(app, "asleep")?;
+    let what = format!("{app} to be armed: {is}");
+    poll(&what, PATIENCE, || Ok((armed(node)? == is).then_some(())))
+}
+
+/// Who comes to an app of which an instance is parked wakes it while `edgepointd` stands still,
+/// and whatever has it called off keeps nobody from being answered.
+#[test]
+fn it_comes_up_by_itself() {
+    in_place("it_comes_up_by_itself", |place| {
+        let (mut node, app, port) = (Node::new(place, &[])?, place.unique(), free_port()?);
+        node.deploy(app, &python(TALK, port, "[idle]\ntimeout = \"1s\"\ncpu = 50.0\n"))?;
+        tell(port, "rounds = 0")?;
+        let round = |number| tell(port, &format!("rounds += 1; assert rounds == {number}"));
+        until_armed(&node, app, true)?;
+        let still = Pid::from_raw(node.edgepointd.pid());
+        kill(still, Signal::SIGSTOP)?;
+        let answered = round(1);
+        kill(still, Signal::SIGCONT)?;
+        answered.context("while edgepointd stands still")?;
+        let status = node.reach(app, "running")?;
+        ensure!(status["last"]["cause"] == "request", "{status}");
+        // Many at once wake it once.
+        until_armed(&node, app, true)?;
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..16).map(|_| scope.spawn(|| tell(port, "wait 0.2"))).collect();
+            let mut clients = clients.into_iter();
+            clients.try_for_each(|client| client.join().map_err(|_| anyhow::anyhow!("it panicked"))?)
+        })?;
+        ensure!(node.count(app, "wakes")? == 2, "{}", node.status(app)?);
+        // Its memory is wanted.
+        until_armed(&node, app, true)?;
+        let _: Value = node
+            .restored
+            .client
+            .post("/v1/memory/give-up", &json!({ "bytes": 1u64 << 40 }))?;
+        until_armed(&node, app, false)?;
+        round(2)?;
+        // Its owner has it sleep.
+        until_armed(&node, app, true)?;
+        let order = |node: &Node, what: &str| -> Result<()> {
+            let _: Value = node.client().post(&format!("/v1/apps/{app}/{what}"), &json!({}))?;
+            Ok(())
+        };
+        order(&node, "suspend")?;
+        node.reach(app, "suspended")?;
+        ensure!(!armed(&node)?, "it is suspended");
+        let mut early = open(port)?;
+        early.set_read_timeout(Some(Duration::from_millis(300)))?;
+        ensure!(say(&mut early, "wait 0").is_err(), "answered while it is suspended");
+        drop(early);
+        order(&node, "resume")?;
+        round(3)?;
+        // Nobody may wake it behind the back of the next daemon.
+        until_armed(&node, app, true)?;
+        let restored = node.restored.client.clone();
+        let (next, late) = node.replace(false, &[], || {
+            poll("it to be called off", PATIENCE, || {
+                let waiting: Vec<Value> = restored.get("/v1/prepare")?;
+                Ok(waiting.iter().all(|row| row["armed"] == false).then_some(()))
+            })?;
+            let mut late = open(port)?;
+            late.write_all(b"rounds += 1; assert rounds == 4\n")?;
+            Ok(late)
+        })?;
+        node = next;
+        hear(&mut { late }).context("who came while no daemon was there")?;
+        // restored is killed while it waits.
+        until_armed(&node, app, true)?;
+        let Node {
+            edgepointd,
+            restored,
+            snapd,
+            registry,
+        } = node;
+        drop(restored);
+        let restored = registry.daemon("restored", "")?;
+        let node = Node {
+            edgepointd,
+            restored,
+            snapd,
+            registry,
+        };
+        round(5)?;
         node.end()
     });
 }

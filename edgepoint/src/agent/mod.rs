@@ -4,6 +4,7 @@
 //! last.
 
 mod alarm;
+mod armed;
 mod memory;
 mod need;
 mod running;
@@ -23,13 +24,14 @@ use crate::sockets::{self, Sockets};
 use crate::status::{Activation, Cause, InstanceStatus, Kind, State, Status};
 use crate::versions::Switch;
 use crate::why::Why;
+use armed::{Arming, Came as Comes};
 use libsnap::due::Due;
 use libsnap::error::{Error, OrFail, Result};
 use libsnap::files::held;
 use libsnap::image::Appshot;
 use libsnap::network::is_network;
 use libsnap::store::{App, State as AppState, now_unix_ms};
-use libsnap::target::{Instance, Memory, Network as Net, Phase, RunOptions, SnapshotReport, TcpPolicy, Time};
+use libsnap::target::{Instance, Memory, Phase, RunOptions, SnapshotReport, TcpPolicy, Time};
 use nodekit::reply::on_own_thread;
 use nodekit::start::Start;
 use nodekit::traces::{self, Place, Span, SpanKind};
@@ -166,6 +168,8 @@ pub struct Agent {
     due: Option<Due>,
     /// The same of one that was woken: it may not be due yet.
     awaited: Option<Due>,
+    /// Told when one was asked to be parked for it.
+    parking: Option<oneshot::Receiver<()>>,
     /// How long its last wake took.
     woken_in: Duration,
     /// Failures one after the other.
@@ -210,6 +214,7 @@ impl Agent {
             copy_refused: None,
             due: None,
             awaited: None,
+            parking: None,
             woken_in: Duration::ZERO,
             failures: 0,
             refusals: 0,
@@ -817,7 +822,8 @@ impl Agent {
 
     /// Has its appshot at hand for who comes next, and an instance, where the node has room
     /// for that. It is no matter where that fails.
-    fn prepare(&self) {
+    fn prepare(&mut self) {
+        self.parking = None;
         let bytes = self.deployment.memory_bytes.unwrap_or(budget::UNKNOWN_BYTES);
         // What finds places of its own is made for one instance.
         if !self.manifest().place.is_empty() {
@@ -826,16 +832,14 @@ impl Agent {
         let Some(coming) = self.node.spare(bytes) else {
             return;
         };
-        let node = self.node.clone();
-        let request = json!({
-            "appshot": self.name(),
-            "instance": true,
-            "network": Net::from(self.manifest().network),
-            "as_itself": self.manifest().has_own_user(),
-        });
+        let (node, mut request) = (self.node.clone(), self.likeness());
+        request["instance"] = json!(true);
+        let (told, parking) = oneshot::channel();
+        self.parking = Some(parking);
         std::thread::spawn(move || {
-            let _ = node.restored.post::<Value>("/v1/prepare", &request);
+            let asked = node.restored.post::<Value>("/v1/prepare", &request);
             node.is_parked(coming);
+            asked.is_ok_and(|_| told.send(()).is_ok())
         });
     }
 
@@ -880,9 +884,34 @@ impl Agent {
         bell.arm(&held)?;
         let alarm = self.alarm().await;
         tokio::pin!(alarm);
+        let mut arming = self.arming();
         let woken = loop {
             tokio::select! {
-                rung = bell.rung() => break rung.map(|()| Next::Wake(Cause::Request)),
+                rung = bell.rung(), if !arming.is_armed() => break rung.map(|()| Next::Wake(Cause::Request)),
+                came = arming.next() => match came {
+                    Comes::Parked(true) => {
+                        arming = self.arm().await?;
+                        if arming.is_armed() {
+                            bell.disarm(&held)?;
+                        }
+                    }
+                    Comes::Parked(false) => arming = Arming::Not,
+                    Comes::Up(Ok(instance)) => {
+                        arming = Arming::Not;
+                        break self.came_up_armed(*instance);
+                    }
+                    Comes::Up(Err(error)) => {
+                        tracing::debug!(app = self.name(), %error, "does not come up by itself");
+                        arming = Arming::Not;
+                        bell.arm(&held)?;
+                    }
+                },
+                () = self.node.limited.notified(), if arming.is_armed() => {
+                    match std::mem::replace(&mut arming, Arming::Not).call_off().await {
+                        Some(instance) => break self.came_up_armed(instance),
+                        None => bell.arm(&held)?,
+                    }
+                }
                 cause = &mut alarm => break Ok(Next::Wake(cause)),
                 Some(switch) = self.switches.recv() => {
                     self.switching = Some(switch);
@@ -901,7 +930,10 @@ impl Agent {
             }
         };
         self.why.wakers(Vec::new());
-        woken
+        match arming.call_off().await {
+            Some(instance) => self.nevertheless(instance, woken),
+            None => woken,
+        }
     }
 
     async fn wake(&mut self, cause: Cause) -> Result<Next> {
@@ -911,35 +943,10 @@ impl Agent {
         if let Some(next) = self.room(State::Waking, bytes).await? {
             return Ok(next);
         }
-        if self.sockets.is_empty() {
-            self.hold_all()?;
-        }
-        let version = self.deployment.versions.current;
-        let own = self.have_network().await.and_then(|()| {
-            let address = self.network.as_ref().map(|network| network.address);
-            self.node.own_of(self.manifest(), (self.name(), address), version)
-        });
-        let (identity, binds) = match own {
+        let request = match self.request(cause).await {
             Err(error) if self.deployment.versions.untried => return self.fall_back(error).await,
-            own => own?,
+            request => request?,
         };
-        let request = json!({
-            "appshot": self.name(),
-            "name": self.name(),
-            "network": Net::from(self.manifest().network),
-            "netns": self.network.as_ref().map(|network| network.namespace.as_raw_fd()),
-            // Of one that was never up all is verified before it runs.
-            "memory": if self.deployment.versions.untried { Memory::Eager } else { Memory::Lazy },
-            "as_itself": self.manifest().has_own_user(),
-            "identity": identity,
-            "binds": binds,
-            "hooks": self.manifest().hooks,
-            "limits": libsnap::cgroup::Limits::from(self.manifest().limits),
-            "cause": cause.name(),
-            "sockets": sockets::numbers(self.sockets.iter().chain(&self.carried)),
-            // What waits for a timer has to see it coming.
-            "time": if self.due.is_some() { Time::Passes } else { Time::Stands },
-        });
         let (restored, place) = (&self.node.restored, self.span.place());
         let told = async {
             // That it wakes is told once the request is on its way: telling takes as long as a restore.
@@ -953,12 +960,46 @@ impl Agent {
             Err(error) if self.deployment.versions.untried => return self.fall_back(error).await,
             woken => woken?,
         };
+        self.woken(cause, began, woken)
+    }
+
+    fn woken(&mut self, cause: Cause, began: Instant, instance: Instance) -> Result<Next> {
         self.woken_in = began.elapsed();
         self.release()?;
-        self.came_up(cause, Kind::Woken, began, woken.phases);
+        self.came_up(cause, Kind::Woken, began, instance.phases);
         self.follow_accept(cause)?;
         self.tried()?;
         Ok(Next::Run(None))
+    }
+
+    /// What brings its first instance up.
+    async fn request(&mut self, cause: Cause) -> Result<Value> {
+        if self.sockets.is_empty() {
+            self.hold_all()?;
+        }
+        let version = self.deployment.versions.current;
+        self.have_network().await?;
+        let address = self.network.as_ref().map(|network| network.address);
+        let (identity, binds) = self.node.own_of(self.manifest(), (self.name(), address), version)?;
+        let mut request = self.likeness();
+        let own = json!({
+            "name": self.name(),
+            "netns": self.network.as_ref().map(|network| network.namespace.as_raw_fd()),
+            // Of one that was never up all is verified before it runs.
+            "memory": if self.deployment.versions.untried { Memory::Eager } else { Memory::Lazy },
+            "identity": identity,
+            "binds": binds,
+            "hooks": self.manifest().hooks,
+            "limits": libsnap::cgroup::Limits::from(self.manifest().limits),
+            "cause": cause.name(),
+            "sockets": sockets::numbers(self.sockets.iter().chain(&self.carried)),
+            // What waits for a timer has to see it coming.
+            "time": if self.due.is_some() { Time::Passes } else { Time::Stands },
+        });
+        if let (Some(request), Value::Object(own)) = (request.as_object_mut(), own) {
+            request.extend(own);
+        }
+        Ok(request)
     }
 
     /// Whom the app answers itself we do not see: how long it took until nobody waited at its
