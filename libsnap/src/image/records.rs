@@ -653,12 +653,22 @@ pub enum ShmKind {
     /// System V shared memory.
     Sysv {
         id: i32,
+        /// That it was made with, where it is removed.
         key: i32,
         mode: u32,
         uid: u32,
         gid: u32,
         cuid: u32,
         cgid: u32,
+        /// It ends with its last attachment (IPC_RMID).
+        #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+        removed: bool,
+        /// It stays in memory (SHM_LOCK).
+        #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+        locked: bool,
+        /// The size that was asked for, where huge pages made it more.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        asked_bytes: Option<u64>,
     },
 }
 

@@ -244,6 +244,14 @@ impl<'a> Judge<'a> {
         for external in &manifest.external {
             self.path("it", &external.path)?;
         }
+        let locked = manifest.shmem.iter();
+        let locked = locked.filter(|shm| matches!(shm.kind, ShmKind::Sysv { locked: true, .. }));
+        if beyond_own_limit(locked.map(|shm| shm.bytes).fold(0, u64::saturating_add)) {
+            self.takes(
+                Capability::CAP_IPC_LOCK,
+                "it has shared memory locked (SHM_LOCK) beyond our limit",
+            )?;
+        }
         for shm in &manifest.shmem {
             let who = format!("shared memory {}", shm.id);
             match &shm.kind {
