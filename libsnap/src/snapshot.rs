@@ -536,8 +536,7 @@ fn take(
         .map(|((process, vmas), gate)| place(process, vmas, gate))
         .collect::<Result<Vec<_>>>()?;
     journal.enter(places.clone())?;
-    let stopped = frozen.processes.iter().filter(|process| process.stopped.is_some());
-    let stopped: Vec<VirtualPid> = stopped.map(|process| process.vpid).collect();
+    let all: Vec<VirtualPid> = frozen.processes.iter().map(|process| process.vpid).collect();
     let mut captured = Vec::with_capacity(spaces.len());
     for ((process, place), vmas) in frozen.processes.iter().zip(&places).zip(&mut spaces) {
         go_on(cancelled)?;
@@ -546,7 +545,7 @@ fn take(
             Some(Namespace::Ipc(objects)) => objects,
             _ => &mut objects,
         };
-        let (mut record, mut threads) = capture_process(process, place, vmas, objects, &timeline, &stopped)?;
+        let (mut record, mut threads) = capture_process(process, place, vmas, objects, &timeline, &all)?;
         record.namespaces = tables.beside.of(process.pid);
         filters.note(process, &mut threads);
         captured.push((record, threads));
@@ -713,7 +712,7 @@ fn capture_process(
     vmas: &mut [Vma],
     objects: &mut Objects,
     timeline: &Timeline,
-    stopped: &[VirtualPid],
+    all: &[VirtualPid],
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let main = process.main();
     main.prepare()?;
@@ -721,7 +720,7 @@ fn capture_process(
         let captured = objects
             .ask(process, &executor)
             .and_then(|()| settings::ask_mappings(main, &executor, vmas))
-            .and_then(|()| process::capture(process, &executor, timeline, stopped));
+            .and_then(|()| process::capture(process, &executor, timeline, all));
         let left = process.leave(executor, gate);
         captured.and_then(|captured| left.map(|()| captured))
     });

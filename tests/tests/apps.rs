@@ -105,6 +105,7 @@ app_test!(sessions);
 app_test!(dead_leaders);
 app_test!(zombies);
 app_test!(stopped_child);
+app_test!(continued_child);
 app_test!(pdeathsig);
 app_test!(subreaper);
 app_test!(tree100);

@@ -264,6 +264,9 @@ pub struct ProcessRecord {
     /// Children that were stopped by job control, of which it has not asked yet (waitid(2), WSTOPPED).
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub untold_stops: Vec<VirtualPid>,
+    /// Those that were continued (WCONTINUED).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub untold_continues: Vec<VirtualPid>,
     /// Protection keys (pkeys(7)); without it the process has none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub keys: Option<Keys>,

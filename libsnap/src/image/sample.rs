@@ -433,6 +433,7 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
             ctty: Some(0),
             namespaces: vec![0, 1],
             untold_stops: vec![VirtualPid(pid + 1)],
+            untold_continues: vec![VirtualPid(pid + 2)],
             keys: Some(Keys {
                 allocated: 0b1010,
                 execute_only: 2,

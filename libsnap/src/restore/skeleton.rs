@@ -13,7 +13,7 @@ use super::eager::Eager;
 use super::pager::Hold;
 use super::script::Script;
 use super::settle::Had;
-use super::state::{Inherited, Limits};
+use super::state::{self, Inherited, Limits};
 use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
@@ -212,7 +212,7 @@ impl Skeleton {
             .iter()
             .filter(|p| matches!(p.life, Life::Alive { .. }));
         self.husks = alive.map(|p| made[&p.pid].clone()).collect();
-        Ok(())
+        state::continues(self, shot)
     }
 
     /// Its only process is `root`.

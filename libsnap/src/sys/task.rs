@@ -231,6 +231,12 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Sys<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(got as i32) })
 }
 
+/// To this thread alone.
+pub fn tgkill(pid: HostPid, tid: HostPid, signal: i32) -> Sys<()> {
+    // SAFETY: only numbers are passed.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, pid.0, tid.0, signal) }).map(drop)
+}
+
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Sys<()> {
     // SAFETY: a null siginfo asks the kernel to fill in the usual one.
     check(unsafe {
