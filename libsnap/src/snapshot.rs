@@ -481,6 +481,7 @@ fn take(
     let mut tables = Tables::new(survey::host(target));
     let pids = frozen_pids(frozen);
     survey::processes(&mut ahead.wanted, &pids, &mut refusals);
+    survey::ended(&frozen.zombies, &mut refusals);
     tables.beside = ahead.wanted.take_found();
     // Segments of two namespaces may be called alike: whose they are is not seen before.
     let seen = seen.filter(|_| !tables.beside.has(SpaceKind::Ipc));
@@ -781,6 +782,7 @@ fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
     let life = if stat.state == b'Z' {
         Life::Zombie {
             wait_status: stat.exit_code,
+            uid: status.numbers("Uid").first().copied().unwrap_or(0),
         }
     } else {
         Life::Alive { part: core_name(vpid) }
@@ -930,10 +932,9 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
 /// Looks, of an app that runs, at everything that can be seen then; at mappings only
 /// where `spaces` says so.
 fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool) -> Result<CheckReport> {
-    let pids: Vec<HostPid> = freeze::members(target)?
+    let (zombies, pids): (Vec<HostPid>, Vec<HostPid>) = freeze::members(target)?
         .into_iter()
-        .filter(|pid| !survey::is_zombie(*pid))
-        .collect();
+        .partition(|pid| survey::is_zombie(*pid));
     let mut report = CheckReport {
         processes: pids.len(),
         ..CheckReport::default()
@@ -942,6 +943,7 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
     let mut tables = Tables::new(survey::host(target));
     let mut wanted = ahead.wanted.clone();
     survey::processes(&mut wanted, &pids, &mut refusals);
+    survey::ended(&zombies, &mut refusals);
     tables.beside = wanted.take_found();
     let mapped = match spaces {
         true => address_spaces(&pids, None, &mut tables, &mut refusals)?,

@@ -104,6 +104,7 @@ app_test!(settings);
 app_test!(sessions);
 app_test!(dead_leaders);
 app_test!(zombies);
+app_test!(zombie_core, refused);
 app_test!(stopped_child);
 app_test!(continued_child);
 app_test!(pdeathsig);

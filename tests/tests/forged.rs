@@ -795,6 +795,21 @@ fn a_size_that_nobody_asks_for() {
 }
 
 #[test]
+fn a_zombie_of_another_user() {
+    trial("a_zombie_of_another_user", |place| {
+        let mut forger = forger(place, "zombies", None)?;
+        let mut all = forger.manifest["processes"].as_array_mut().into_iter().flatten();
+        let ended = all.find(|one| !one["life"]["zombie"].is_null()).context("a zombie")?;
+        ended["life"]["zombie"]["uid"] = json!(NOBODY);
+        let allow = Allow {
+            uids: Some(vec![0, 4321]),
+            ..Allow::default()
+        };
+        refused(place, forger, allow, "which has ended, was of user 4711")
+    });
+}
+
+#[test]
 fn cgroup_path() {
     of_manifest("cgroup_path", "pipes", "app id", |_, manifest| {
         manifest["app"] = json!("../../elsewhere")

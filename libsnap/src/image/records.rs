@@ -205,7 +205,12 @@ pub enum Life {
     /// State in the part of this name (an ELF core file).
     Alive { part: String },
     /// Ended, not yet reaped; the wait status its parent will read.
-    Zombie { wait_status: i32 },
+    Zombie {
+        wait_status: i32,
+        /// Its real user, which its parent reads too (waitid(2)).
+        #[serde(skip_serializing_if = "is_zero", default)]
+        uid: u32,
+    },
 }
 
 /// An ordinary file outside the appshot that the app maps or has open.

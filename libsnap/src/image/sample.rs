@@ -80,7 +80,14 @@ pub fn manifest() -> Manifest {
         processes: vec![
             entry(2, 1, alive(2)),
             entry(7, 2, alive(7)),
-            entry(8, 2, Life::Zombie { wait_status: 9 }),
+            entry(
+                8,
+                2,
+                Life::Zombie {
+                    wait_status: 9,
+                    uid: 1000,
+                },
+            ),
         ],
         files: files(),
         pipes: vec![PipeRecord {

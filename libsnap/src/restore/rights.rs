@@ -18,7 +18,7 @@ use crate::error::{OrFail, Result};
 use crate::files::{mqueue, netlink, paths, sockets};
 use crate::ids::HostPid;
 use crate::image::records::{
-    FileKind, IpcPerm, LockKind, Manifest, Namespace, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord,
+    FileKind, IpcPerm, Life, LockKind, Manifest, Namespace, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord,
     SocketState, ThreadRecord, VmaKind,
 };
 use crate::image::{Appshot, Core};
@@ -217,6 +217,11 @@ impl<'a> Judge<'a> {
     }
 
     fn objects(&self, manifest: &Manifest) -> Result<()> {
+        for entry in &manifest.processes {
+            if let Life::Zombie { uid, .. } = entry.life {
+                self.uid(format!("process {}, which has ended, was of", entry.pid), uid)?;
+            }
+        }
         for file in &manifest.files {
             let who = format!("open file {}", file.id);
             match &file.kind {
