@@ -10,8 +10,10 @@
 //! A restore needs as many free pages as the app is to have or to have reserved; it is refused
 //! beforehand where there are less. What processes share since a fork each has for itself then.
 //!
-//! Refused: private mappings of files of hugetlbfs, such files that have no name any more, System V
-//! segments of which the size is no multiple of the page size.
+//! A System V segment is as long as its pages; the size that was asked for is kept beside. Who makes one
+//! has the right to it (CAP_IPC_LOCK), whatever its creator had (vm.hugetlb_shm_group).
+//!
+//! Refused: private mappings of files of hugetlbfs, such files that have no name any more.
 
 use crate::error::{Error, Result};
 use crate::image::Appshot;

@@ -5,6 +5,10 @@
 //! content. Messages are read with MSG_COPY, which takes none away. A segment
 //! that nobody has attached is attached here for a moment.
 //!
+//! A segment that was removed while attached (SHM_DEST) can be attached by its id until its last attachment
+//! goes: it is removed again right after it was made, with the key that its mappings are named by, and
+//! attached here until the app has it.
+//!
 //! What a process's end does to semaphores (SEM_UNDO) stands in no file of /proc.
 //! But the kernel refuses an operation that would take the adjustment out of its
 //! range with ERANGE, before it looks further, and undoes a list of operations of
@@ -32,7 +36,7 @@ use crate::ids::{FileId, HostPid, VirtualPid};
 use crate::image::Appshot;
 pub use crate::image::records::IpcObjects as Objects;
 use crate::image::records::{
-    IpcPerm, Manifest, Namespace, ProcessRecord, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind, ShmRecord,
+    IpcPerm, Manifest, Namespace, ProcessRecord, QueueRecord, QueuedMessage, SemRecord, SemUndo, ShmKind,
 };
 use crate::memory::ShmTable;
 use crate::nsthread::{self, Door};
@@ -298,15 +302,14 @@ pub fn look(
         alone.retain(|_| own);
         let forced = !alone.is_empty()
             && fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").is_ok_and(|text| text.trim() != "0");
-        let mut failed: Vec<io::Error> = if take && !forced {
+        let failed: Vec<io::Error> = if take && !forced {
             alone
                 .into_iter()
-                .filter_map(|kind| hold(shm, number, kind).err())
+                .filter_map(|segment| hold(shm, number, segment).err())
                 .collect()
         } else {
             Vec::new()
         };
-        failed.extend(odd_sizes(shm, number));
         let objects = if own { objects(numbers) } else { Ok(Objects::default()) };
         (objects, failed, forced && !shm_is_attached(own))
     });
@@ -373,14 +376,18 @@ fn parse_rows(text: &str) -> Rows {
         .collect()
 }
 
+/// Printed in octal, but read as decimal digits.
+fn mode(row: &[i64]) -> Option<u32> {
+    u32::from_str_radix(&row.get(2)?.to_string(), 8).ok()
+}
+
 /// Permissions of a row whose owner stands at `ids`: uid, gid, cuid, cgid.
 fn perm(row: &[i64], ids: usize) -> Option<IpcPerm> {
     let id = |at: usize| row.get(ids + at).map(|id| *id as u32);
     Some(IpcPerm {
         key: *row.first()? as i32,
         id: *row.get(1)? as i32,
-        // printed in octal, but read as decimal digits
-        mode: u32::from_str_radix(&row.get(2)?.to_string(), 8).unwrap_or(0) & 0o777,
+        mode: mode(row)? & 0o777,
         uid: id(0)?,
         gid: id(1)?,
         cuid: id(2)?,
@@ -388,68 +395,61 @@ fn perm(row: &[i64], ids: usize) -> Option<IpcPerm> {
     })
 }
 
+/// A segment, and the size that was asked for.
+fn segment(row: &[i64]) -> Option<(ShmKind, u64)> {
+    const DEST: u32 = 0o1000;
+    const LOCKED: u32 = 0o2000;
+    let flags = mode(row)?;
+    let perm = perm(row, 7)?;
+    let kind = ShmKind::Sysv {
+        id: perm.id,
+        key: perm.key,
+        mode: perm.mode,
+        uid: perm.uid,
+        gid: perm.gid,
+        cuid: perm.cuid,
+        cgid: perm.cgid,
+        removed: flags & DEST != 0,
+        locked: flags & LOCKED != 0,
+        asked_bytes: None,
+    };
+    Some((kind, *row.get(3)? as u64))
+}
+
 /// Completes the known segments; answers the others.
-fn describe(shm: &mut ShmTable, number: Option<u32>) -> Vec<ShmKind> {
-    let found = rows("shm").into_iter().filter_map(|row| perm(&row, 7));
-    let mut by_id: HashMap<i32, ShmKind> = found
-        .map(
-            |IpcPerm {
-                 id,
-                 key,
-                 mode,
-                 uid,
-                 gid,
-                 cuid,
-                 cgid,
-             }| {
-                (
-                    id,
-                    ShmKind::Sysv {
-                        id,
-                        key,
-                        mode,
-                        uid,
-                        gid,
-                        cuid,
-                        cgid,
-                    },
-                )
-            },
-        )
+fn describe(shm: &mut ShmTable, number: Option<u32>) -> Vec<(ShmKind, u64)> {
+    let found = rows("shm").into_iter().filter_map(|row| segment(&row));
+    let mut by_id: HashMap<i32, (ShmKind, u64)> = found
+        .filter_map(|segment| Some((segment.0.sysv_id()?, segment)))
         .collect();
     for record in shm.records_mut().filter(|record| record.namespace == number) {
-        if let ShmKind::Sysv { id, .. } = record.kind
-            && let Some(kind) = by_id.remove(&id)
+        if let ShmKind::Sysv { id, key: named, .. } = record.kind
+            && let Some((kind, size)) = by_id.remove(&id)
         {
-            record.kind = kind;
+            record.kind = completed(kind, named, asked(size, record.bytes));
         }
     }
     by_id.into_values().collect()
 }
 
-/// Segments in huge pages of which the last is not theirs as a whole: the size that they were made
-/// with stands in no file of theirs.
-fn odd_sizes(shm: &mut ShmTable, number: Option<u32>) -> Vec<io::Error> {
-    let is_huge = |record: &&mut ShmRecord| record.namespace == number && record.page_bytes != 0;
-    let huge = shm.records_mut().filter(is_huge);
-    let huge: Vec<(i32, u64)> = huge
-        .filter_map(|record| Some((record.kind.sysv_id()?, record.page_bytes)))
-        .collect();
-    if huge.is_empty() {
-        return Vec::new();
+/// What is removed has no key in the table, but its mapping is `named` by that.
+fn completed(mut kind: ShmKind, named: i32, asked: Option<u64>) -> ShmKind {
+    if let ShmKind::Sysv {
+        key,
+        removed,
+        asked_bytes,
+        ..
+    } = &mut kind
+    {
+        *key = if *removed { named } else { *key };
+        *asked_bytes = asked;
     }
-    let sizes: HashMap<i64, i64> = rows("shm")
-        .iter()
-        .filter_map(|row| Some((*row.get(1)?, *row.get(3)?)))
-        .collect();
-    let is_odd = |(id, page_bytes): &(i32, u64)| {
-        let size = sizes.get(&i64::from(*id));
-        size.is_some_and(|size| !(*size as u64).is_multiple_of(*page_bytes))
-    };
-    huge.iter()
-        .filter(|one| is_odd(one))
-        .map(|_| io::Error::other("its size is no multiple of that of its huge pages"))
-        .collect()
+    kind
+}
+
+/// The size of a segment, where its object is larger.
+fn asked(size: u64, bytes: u64) -> Option<u64> {
+    (size < bytes).then_some(size)
 }
 
 /// Attaches a segment for as long as it is looked at.
@@ -464,10 +464,12 @@ fn open_segment(id: i32) -> io::Result<(sysv::Seen, File)> {
 }
 
 /// Opens a segment that nobody has attached.
-fn hold(shm: &mut ShmTable, number: Option<u32>, kind: ShmKind) -> io::Result<()> {
+fn hold(shm: &mut ShmTable, number: Option<u32>, (kind, size): (ShmKind, u64)) -> io::Result<()> {
     let Some(id) = kind.sysv_id() else { return Ok(()) };
     let (_seen, file) = open_segment(id)?;
-    shm.enter_held(number, file, kind).map(drop)
+    let asked = asked(size, file.metadata()?.len());
+    shm.enter_held(number, file, completed(kind, libc::IPC_PRIVATE, asked))
+        .map(drop)
 }
 
 fn objects(numbers: &[(HostPid, VirtualPid)]) -> io::Result<Objects> {

@@ -463,6 +463,9 @@ fn shm_kind(mapping: &Mapping, view: &str) -> Option<ShmKind> {
         gid: 0,
         cuid: 0,
         cgid: 0,
+        removed: false,
+        locked: false,
+        asked_bytes: None,
     })
 }
 

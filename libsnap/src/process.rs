@@ -171,14 +171,14 @@ fn kept_registers(thread: &FrozenThread) -> [u64; 27] {
 }
 
 /// Asks a process by batch, then its threads; gives each its state.
-/// `timeline`: its clocks at the freeze; `stopped`: processes of the app that job control has stopped.
+/// `timeline`: its clocks at the freeze; `all`: the app's processes, of which some may be its children.
 pub fn capture(
     process: &FrozenProcess,
     executor: &Executor,
     timeline: &Timeline,
-    stopped: &[VirtualPid],
+    all: &[VirtualPid],
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
-    let mut asked = AskProcess::new(executor, stopped);
+    let mut asked = AskProcess::new(executor);
     let main = process.main();
     executor.run(main.tid, &main.regs, &mut asked.batch)?;
     let main_asked = asked.main.answers(&asked.batch, main.tid);
@@ -186,6 +186,9 @@ pub fn capture(
     let intervals = asked.timers.seen(&asked.batch, false);
     let timers = timers::ask(process, executor, timeline, intervals)?;
     let mut record = process_record(process, &asked, timers)?;
+    if asked.has_news() {
+        (record.untold_stops, record.untold_continues) = untold(process, executor, all)?;
+    }
     let mut main_asked = Some(main_asked);
     let threads = process.threads.iter().map(|thread| {
         let pending = signals(thread.tid, false)?;
@@ -229,14 +232,14 @@ struct AskProcess {
     personality: CallId,
     timers: timers::Asked,
     settings: settings::OfProcess,
-    stops: Vec<(VirtualPid, Slot)>,
+    news: Slot,
     keys: Option<keys::Asked>,
     /// Itself, as a thread.
     main: AskThread,
 }
 
 impl AskProcess {
-    fn new(executor: &Executor, stopped: &[VirtualPid]) -> Self {
+    fn new(executor: &Executor) -> Self {
         let mut batch = executor.batch();
         let actions = (1..=64u64).map(|signal| {
             let slot = batch.space(32);
@@ -255,8 +258,7 @@ impl AskProcess {
         const AS_IT_IS: u64 = 0xffff_ffff;
         let personality = batch.call("personality", libc::SYS_personality, &[AS_IT_IS]);
         let settings = settings::OfProcess::ask(&mut batch, executor.span());
-        let stops = stopped.iter().map(|pid| (*pid, ask_stop(&mut batch, *pid)));
-        let stops = stops.collect();
+        let news = ask_news(&mut batch, libc::P_ALL, VirtualPid(0));
         let main = AskThread::new(&mut batch);
         let timers = timers::Asked::intervals(&mut batch);
         let keys = keys::Asked::ask(&mut batch);
@@ -270,7 +272,7 @@ impl AskProcess {
             personality,
             timers,
             settings,
-            stops,
+            news,
             keys,
             main,
         }
@@ -280,11 +282,9 @@ impl AskProcess {
         self.batch.result(call).unwrap_or(0)
     }
 
-    /// Those that are its children, of whose stop it would hear.
-    fn untold_stops(&self) -> Vec<VirtualPid> {
-        let tells = |slot: Slot| self.batch.read(slot).iter().any(|byte| *byte != 0);
-        let untold = self.stops.iter().filter(|(_, slot)| tells(*slot));
-        untold.map(|(pid, _)| *pid).collect()
+    /// Whether job control has something to tell of any of its children.
+    fn has_news(&self) -> bool {
+        news(&self.batch, self.news) != 0
     }
 
     fn action(&self, slot: Slot) -> SigAction {
@@ -337,19 +337,55 @@ fn process_record(process: &FrozenProcess, asked: &AskProcess, timers: timers::T
         ctty: None,
         namespaces: Vec::new(),
         settings: asked.settings.answers(&asked.batch),
-        untold_stops: asked.untold_stops(),
+        untold_stops: Vec::new(),
+        untold_continues: Vec::new(),
         keys: asked.keys.as_ref().and_then(|keys| keys.answers(&asked.batch)),
     })
 }
 
-/// Whether the process would be told that this child was stopped, without telling it: then something is
-/// written where nothing was (waitid(2)).
-fn ask_stop(batch: &mut Batch, child: VirtualPid) -> Slot {
-    let told = batch.space(128);
-    let flags = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
-    let arguments = [u64::from(libc::P_PID), child.0 as u64, told.address, flags as u64, 0];
+/// Of a child that is stopped, or was continued: what the process would be told of it, without telling it:
+/// then something is written where nothing was (waitid(2)).
+fn ask_news(batch: &mut Batch, which: libc::idtype_t, child: VirtualPid) -> Slot {
+    let told = batch.space(NEWS_BYTES);
+    let flags = libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    let arguments = [u64::from(which), child.0 as u64, told.address, flags as u32 as u64, 0];
     batch.call("waitid", libc::SYS_waitid, &arguments);
     told
+}
+
+/// `siginfo_t`.
+const NEWS_BYTES: usize = 128;
+
+/// CLD_STOPPED, CLD_CONTINUED; 0: nothing.
+fn news(batch: &Batch, slot: Slot) -> i32 {
+    batch.read_words(slot)[1] as i32
+}
+
+/// Those of which the process has not heard yet that they were stopped, or continued.
+fn untold(
+    process: &FrozenProcess,
+    executor: &Executor,
+    all: &[VirtualPid],
+) -> Result<(Vec<VirtualPid>, Vec<VirtualPid>)> {
+    let (mut stops, mut continues) = (Vec::new(), Vec::new());
+    let main = process.main();
+    let mut rest = all.iter().copied().peekable();
+    while rest.peek().is_some() {
+        let mut batch = executor.batch();
+        let mut asked = Vec::new();
+        while let Some(pid) = rest.next_if(|_| batch.has_room(1, NEWS_BYTES)) {
+            asked.push((pid, ask_news(&mut batch, libc::P_PID, pid)));
+        }
+        executor.run(main.tid, &main.regs, &mut batch)?;
+        for (pid, slot) in asked {
+            match news(&batch, slot) {
+                libc::CLD_STOPPED => stops.push(pid),
+                libc::CLD_CONTINUED => continues.push(pid),
+                _ => {}
+            }
+        }
+    }
+    Ok((stops, continues))
 }
 
 fn signals(tid: HostPid, shared: bool) -> Result<Vec<SigInfo>> {

@@ -481,6 +481,7 @@ fn take(
     let mut tables = Tables::new(survey::host(target));
     let pids = frozen_pids(frozen);
     survey::processes(&mut ahead.wanted, &pids, &mut refusals);
+    survey::ended(&frozen.zombies, &mut refusals);
     tables.beside = ahead.wanted.take_found();
     // Segments of two namespaces may be called alike: whose they are is not seen before.
     let seen = seen.filter(|_| !tables.beside.has(SpaceKind::Ipc));
@@ -536,8 +537,7 @@ fn take(
         .map(|((process, vmas), gate)| place(process, vmas, gate))
         .collect::<Result<Vec<_>>>()?;
     journal.enter(places.clone())?;
-    let stopped = frozen.processes.iter().filter(|process| process.stopped.is_some());
-    let stopped: Vec<VirtualPid> = stopped.map(|process| process.vpid).collect();
+    let all: Vec<VirtualPid> = frozen.processes.iter().map(|process| process.vpid).collect();
     let mut captured = Vec::with_capacity(spaces.len());
     for ((process, place), vmas) in frozen.processes.iter().zip(&places).zip(&mut spaces) {
         go_on(cancelled)?;
@@ -546,7 +546,7 @@ fn take(
             Some(Namespace::Ipc(objects)) => objects,
             _ => &mut objects,
         };
-        let (mut record, mut threads) = capture_process(process, place, vmas, objects, &timeline, &stopped)?;
+        let (mut record, mut threads) = capture_process(process, place, vmas, objects, &timeline, &all)?;
         record.namespaces = tables.beside.of(process.pid);
         filters.note(process, &mut threads);
         captured.push((record, threads));
@@ -713,7 +713,7 @@ fn capture_process(
     vmas: &mut [Vma],
     objects: &mut Objects,
     timeline: &Timeline,
-    stopped: &[VirtualPid],
+    all: &[VirtualPid],
 ) -> Result<(ProcessRecord, Vec<ThreadImage>)> {
     let main = process.main();
     main.prepare()?;
@@ -721,7 +721,7 @@ fn capture_process(
         let captured = objects
             .ask(process, &executor)
             .and_then(|()| settings::ask_mappings(main, &executor, vmas))
-            .and_then(|()| process::capture(process, &executor, timeline, stopped));
+            .and_then(|()| process::capture(process, &executor, timeline, all));
         let left = process.leave(executor, gate);
         captured.and_then(|captured| left.map(|()| captured))
     });
@@ -782,6 +782,7 @@ fn snap_entry(pid: HostPid) -> Result<SnapEntry> {
     let life = if stat.state == b'Z' {
         Life::Zombie {
             wait_status: stat.exit_code,
+            uid: status.numbers("Uid").first().copied().unwrap_or(0),
         }
     } else {
         Life::Alive { part: core_name(vpid) }
@@ -931,10 +932,9 @@ pub fn check(target: &Target, options: &SnapshotOptions) -> Result<CheckReport> 
 /// Looks, of an app that runs, at everything that can be seen then; at mappings only
 /// where `spaces` says so.
 fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool) -> Result<CheckReport> {
-    let pids: Vec<HostPid> = freeze::members(target)?
+    let (zombies, pids): (Vec<HostPid>, Vec<HostPid>) = freeze::members(target)?
         .into_iter()
-        .filter(|pid| !survey::is_zombie(*pid))
-        .collect();
+        .partition(|pid| survey::is_zombie(*pid));
     let mut report = CheckReport {
         processes: pids.len(),
         ..CheckReport::default()
@@ -943,6 +943,7 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
     let mut tables = Tables::new(survey::host(target));
     let mut wanted = ahead.wanted.clone();
     survey::processes(&mut wanted, &pids, &mut refusals);
+    survey::ended(&zombies, &mut refusals);
     tables.beside = wanted.take_found();
     let mapped = match spaces {
         true => address_spaces(&pids, None, &mut tables, &mut refusals)?,

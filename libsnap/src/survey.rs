@@ -187,6 +187,19 @@ pub fn processes(wanted: &mut Wanted, pids: &[HostPid], refusals: &mut Refusals)
     hidden::look(pids, |pid, tid| wanted.has_own(pid, tid), refusals);
 }
 
+/// Processes that wait to be reaped.
+pub fn ended(zombies: &[HostPid], refusals: &mut Refusals) {
+    let has_dumped = |pid: &&HostPid| proc::stat(**pid).is_ok_and(|stat| libc::WCOREDUMP(stat.exit_code));
+    for pid in zombies.iter().filter(has_dumped) {
+        refusals.add(
+            *pid,
+            "how it has ended",
+            "it has left a core file, of which its parent would not be told any more (WCOREDUMP)",
+            "let its parent reap it (waitpid), or run it without core files (ulimit -c 0)",
+        );
+    }
+}
+
 /// Whether the root directory of a process is found by its name, from that of the init, or
 /// from ours.
 fn has_reachable_root(pid: HostPid, init: &str) -> bool {

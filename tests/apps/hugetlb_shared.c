@@ -1,5 +1,7 @@
-/* Huge pages that were set aside and are shared: anonymous, memfds with seals, System V, with holes */
+/* Huge pages that were set aside and are shared: anonymous, memfds with seals, with holes, System V, also
+ * removed, of another user, of odd sizes */
 #include "hugetlb.h"
+#include <linux/capability.h>
 #include <sys/ipc.h>
 #include <sys/shm.h>
 
@@ -32,6 +34,23 @@ static int sealed_memfd(char **view)
     return fd;
 }
 
+/* shm_group is not asked of who has the right to lock memory. */
+static int another_users(size_t bytes)
+{
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct caps[2];
+    MUST(setegid(4321));
+    MUST(seteuid(4321));
+    MUST(syscall(SYS_capget, &head, caps));
+    caps[0].effective |= 1 << CAP_IPC_LOCK;
+    if (syscall(SYS_capset, &head, caps))
+        SKIP("CAP_IPC_LOCK");
+    int id = shmget(IPC_PRIVATE, bytes, SHM_HUGETLB | 0600);
+    MUST(seteuid(0));
+    MUST(setegid(0));
+    return id;
+}
+
 int main(int argc, char **argv)
 {
     check_start(argc, argv);
@@ -61,6 +80,14 @@ int main(int argc, char **argv)
     int segment = MUST(shmget(key, 2 * HUGE, IPC_CREAT | IPC_EXCL | SHM_HUGETLB | 0600));
     char *attached = MUST((char *)shmat(segment, NULL, 0));
     check_fill(attached + HUGE, HUGE, 6);
+    int removed = MUST(shmget(key + 1, HUGE, IPC_CREAT | IPC_EXCL | SHM_HUGETLB | 0600));
+    char *of_removed = MUST((char *)shmat(removed, NULL, 0));
+    check_fill(of_removed, HUGE, 8);
+    MUST(shmctl(removed, IPC_RMID, NULL));
+    /* Of another user, and of an odd size. */
+    int odd = MUST(another_users(HUGE + 5000)), lonely = MUST(another_users(5000));
+    char *of_odd = MUST((char *)shmat(odd, NULL, 0));
+    check_fill(of_odd, 2 * HUGE, 9);
     int alone = MUST(shmget(IPC_PRIVATE, HUGE, SHM_HUGETLB | 0600));
     char *filled = MUST((char *)shmat(alone, NULL, 0));
     check_fill(filled, HUGE, 7);
@@ -108,6 +135,19 @@ int main(int argc, char **argv)
     check_zero("hole of the segment", attached, HUGE);
     filled = MUST((char *)shmat(alone, NULL, 0));
     check_filled("segment that nobody had", filled, HUGE, 7);
+    MUST(shmctl(removed, IPC_STAT, &ds));
+    CHECK_EQ("mode of a removed one", SHM_DEST | 0600, ds.shm_perm.mode & 01777);
+    check_filled("removed segment", of_removed, HUGE, 8);
+    MUST(shmdt(of_removed));
+    CHECK_EQ("removed segment that nobody has", -1, shmctl(removed, IPC_STAT, &ds));
+    MUST(shmctl(odd, IPC_STAT, &ds));
+    CHECK_EQ("odd size", HUGE + 5000, ds.shm_segsz);
+    CHECK_EQ("creator", 4321, ds.shm_perm.cuid);
+    check_filled("segment of odd size", of_odd, 2 * HUGE, 9);
+    MUST(shmctl(lonely, IPC_STAT, &ds));
+    CHECK_EQ("odd size of one that nobody has", 5000, ds.shm_segsz);
+    MUST(shmctl(odd, IPC_RMID, NULL));
+    MUST(shmctl(lonely, IPC_RMID, NULL));
     MUST(shmctl(segment, IPC_RMID, NULL));
     MUST(shmctl(alone, IPC_RMID, NULL));
     return 0;

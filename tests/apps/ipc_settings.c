@@ -1,9 +1,11 @@
 /* Settings of the app's own IPC namespace (kernel.sem, kernel.msgmax, fs.mqueue.msg_max, ...), and a message and a
- * set of semaphores that only they allow; ones that allow less than there is. */
+ * set of semaphores that only they allow; ones that allow less than there is; a segment that ends with its last
+ * attachment. */
 #include "check.h"
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
+#include <sys/shm.h>
 
 static const char *const settings[][2] = {
     {"kernel/sem", "40000\t32000\t100\t128"},
@@ -11,6 +13,7 @@ static const char *const settings[][2] = {
     {"kernel/msgmnb", "30000"},
     {"kernel/shmmax", "65536"},
     {"kernel/shmmni", "5000"},
+    {"kernel/shm_rmid_forced", "1"},
     {"fs/mqueue/msg_max", "20"},
     {"fs/mqueue/queues_max", "100"},
 };
@@ -61,6 +64,9 @@ int main(int argc, char **argv)
         check_fill(message.text, LONG, 7);
         MUST(msgsnd(queue, &message, LONG, IPC_NOWAIT));
     }
+    int segment = MUST(shmget(IPC_PRIVATE, 4096, 0600));
+    char *attached = MUST(shmat(segment, NULL, 0));
+    check_fill(attached, 4096, 8);
     check_freeze_here();
     for (int i = 0; i < COUNT; i++) {
         char now[64];
@@ -70,6 +76,14 @@ int main(int argc, char **argv)
         MUST(close(fd));
         CHECK(!strcmp(had[i], now), "%s: expected %s, got %s", settings[i][0], had[i], now);
     }
+    struct shmid_ds shm;
+    MUST(shmctl(segment, IPC_STAT, &shm));
+    CHECK_EQ("attachments", 1, shm.shm_nattch);
+    check_filled("segment", attached, 4096, 8);
+    MUST(shmdt(attached));
+    CHECK_EQ("a segment that nobody has", own ? -1 : 0, shmctl(segment, IPC_STAT, &shm));
+    if (!own)
+        MUST(shmctl(segment, IPC_RMID, NULL));
     struct semid_ds ds;
     union {
         struct semid_ds *buf;

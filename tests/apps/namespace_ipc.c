@@ -1,5 +1,5 @@
-/* System V objects of three IPC namespaces, all of the same keys and ids: shared memory, semaphores with
- * adjustments, messages, settings. */
+/* System V objects of three IPC namespaces, all of the same keys and ids: shared memory, also removed, semaphores
+ * with adjustments, messages, settings. */
 #include "namespace.h"
 #include <sys/ipc.h>
 #include <sys/msg.h>
@@ -9,8 +9,8 @@
 enum { KEY = 0x41707373, SIZE = 3 * 4096, LONG = 9000 };
 
 struct objects {
-    int segment, loose, set, queue;
-    char *memory;
+    int segment, loose, removed, set, queue;
+    char *memory, *of_removed;
 };
 
 struct message {
@@ -40,6 +40,10 @@ static void make(struct objects *to, int seed)
     char *memory = MUST(shmat(to->loose, NULL, 0));
     check_fill(memory, 4096, seed + 100);
     MUST(shmdt(memory));
+    to->removed = MUST(shmget(IPC_PRIVATE, 4096, 0600));
+    to->of_removed = MUST(shmat(to->removed, NULL, 0));
+    check_fill(to->of_removed, 4096, seed + 50);
+    MUST(shmctl(to->removed, IPC_RMID, NULL));
     to->set = MUST(semget(KEY, 2, IPC_CREAT | IPC_EXCL | 0600));
     MUST(semctl(to->set, 0, SETVAL, seed));
     operate(to->set, 1, seed);
@@ -59,6 +63,9 @@ static void are(const struct objects *was, int seed, int second)
     char *memory = MUST(shmat(was->loose, NULL, 0));
     check_filled("segment that nobody has attached", memory, 4096, seed + 100);
     MUST(shmdt(memory));
+    MUST(shmctl(was->removed, IPC_STAT, &ds));
+    CHECK_EQ("mode of a removed segment", SHM_DEST | 0600, ds.shm_perm.mode);
+    check_filled("removed segment", was->of_removed, 4096, seed + 50);
     CHECK_EQ("set", was->set, MUST(semget(KEY, 0, 0)));
     CHECK_EQ("semaphore", seed, value(was->set, 0));
     CHECK_EQ("semaphore with adjustments", second, value(was->set, 1));

@@ -1,4 +1,4 @@
-/* Children that ended before the snapshot and are reaped after it. */
+/* Children that ended before the snapshot and are reaped after it, also of another user. */
 #include "check.h"
 
 static int events;
@@ -15,16 +15,22 @@ static void ended(pid_t pid)
     MUST(waitid(P_PID, pid, &info, WEXITED | WNOWAIT));
 }
 
-static void reap(pid_t pid, int code, int status)
+static void reap_of(uid_t user, pid_t pid, int code, int status)
 {
     siginfo_t info;
     MUST(waitid(P_PID, pid, &info, WEXITED | WNOWAIT));
     CHECK_EQ("si_code", code, info.si_code);
     CHECK_EQ("si_status", status, info.si_status);
     CHECK_EQ("si_pid", pid, info.si_pid);
+    CHECK_EQ("si_uid", user, info.si_uid);
     int raw;
     CHECK_EQ("waitpid", pid, MUST(waitpid(pid, &raw, WNOHANG)));
     CHECK_EQ("wait status", code == CLD_EXITED ? status << 8 : status, raw);
+}
+
+static void reap(pid_t pid, int code, int status)
+{
+    reap_of(getuid(), pid, code, status);
 }
 
 int main(int argc, char **argv)
@@ -40,11 +46,17 @@ int main(int argc, char **argv)
         setpgid(0, 0);
         _exit(7);
     });
+    uid_t user = getuid() ? getuid() : 4321;
+    pid_t another = CHECK_FORK({
+        MUST(setresuid(user, user, user));
+        _exit(8);
+    });
     MUST(kill(killed, SIGKILL));
     ended(exited);
     ended(killed);
     ended(zero);
     ended(leader);
+    ended(another);
     int before = events;
     check_freeze_here();
     CHECK_EQ("SIGCHLD made by a restore", before, events);
@@ -52,6 +64,7 @@ int main(int argc, char **argv)
     reap(killed, CLD_KILLED, SIGKILL);
     reap(zero, CLD_EXITED, 0);
     reap(leader, CLD_EXITED, 7);
+    reap_of(user, another, CLD_EXITED, 8);
     CHECK_EQ("a further child", -1, waitpid(-1, NULL, WNOHANG));
     CHECK_EQ("errno", ECHILD, errno);
     return 0;

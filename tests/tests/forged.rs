@@ -781,6 +781,35 @@ fn segments_elsewhere() {
 }
 
 #[test]
+fn a_size_that_nobody_asks_for() {
+    of_manifest(
+        "a_size_that_nobody_asks_for",
+        "sysv_shm",
+        "bytes were asked for",
+        |_, manifest| {
+            let mut all = manifest["shmem"].as_array_mut().into_iter().flatten();
+            let segment = all.find(|one| !one["kind"]["sysv"].is_null());
+            segment.expect("it has a segment")["kind"]["sysv"]["asked_bytes"] = json!(1);
+        },
+    );
+}
+
+#[test]
+fn a_zombie_of_another_user() {
+    trial("a_zombie_of_another_user", |place| {
+        let mut forger = forger(place, "zombies", None)?;
+        let mut all = forger.manifest["processes"].as_array_mut().into_iter().flatten();
+        let ended = all.find(|one| !one["life"]["zombie"].is_null()).context("a zombie")?;
+        ended["life"]["zombie"]["uid"] = json!(NOBODY);
+        let allow = Allow {
+            uids: Some(vec![0, 4321]),
+            ..Allow::default()
+        };
+        refused(place, forger, allow, "which has ended, was of user 4711")
+    });
+}
+
+#[test]
 fn cgroup_path() {
     of_manifest("cgroup_path", "pipes", "app id", |_, manifest| {
         manifest["app"] = json!("../../elsewhere")
@@ -883,6 +912,13 @@ fn in_huge_pages(manifest: &mut Value) -> impl Iterator<Item = &mut Value> {
     all.filter(|shm| shm["page_bytes"].is_u64())
 }
 
+/// A segment that was asked for as it is.
+fn of_whole_pages(shm: &mut Value) {
+    if let Some(segment) = shm["kind"].get_mut("sysv").and_then(Value::as_object_mut) {
+        segment.remove("asked_bytes");
+    }
+}
+
 #[test]
 fn more_huge_pages_than_there_are() {
     of_huge_pages(
@@ -891,6 +927,7 @@ fn more_huge_pages_than_there_are() {
         |forger| {
             for shm in in_huge_pages(&mut forger.manifest) {
                 shm["bytes"] = json!(1_u64 << 39);
+                of_whole_pages(shm);
             }
             Ok(())
         },
@@ -911,7 +948,10 @@ fn huge_pages_of_a_size_that_is_not_there() {
         "huge_pages_of_a_size_that_is_not_there",
         "no huge pages of 64 kB",
         |forger| {
-            in_huge_pages(&mut forger.manifest).for_each(|shm| shm["page_bytes"] = json!(65536));
+            for shm in in_huge_pages(&mut forger.manifest) {
+                shm["page_bytes"] = json!(65536);
+                of_whole_pages(shm);
+            }
             Ok(())
         },
     );

@@ -30,11 +30,10 @@ use nix::sys::stat::{Mode, fchmod, fstat, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence, fchown, getuid, lseek};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
 
 /// MQUEUE_MAGIC of the kernel.
 const MQUEUE: i64 = 0x1980_0202;
@@ -478,47 +477,37 @@ pub fn make_all(manifest: &Manifest) -> Result<HashMap<FileId, OwnedFd>> {
     Ok(made)
 }
 
-/// What a user's queues may hold counts all that it has anywhere: that was judged for the app, and is not
-/// judged again by how much it may be for who restores it (RLIMIT_MSGQUEUE, setrlimit(2)).
-fn without_limit<T>(job: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
-    // The limit is that of the whole program.
-    static ONE: Mutex<()> = Mutex::new(());
+/// Makes a queue, charged to its user. What a user's queues may hold counts all that it has anywhere: that was
+/// judged for the app, and is not judged again by how much it may be for who restores it (RLIMIT_MSGQUEUE,
+/// setrlimit(2)).
+///
+/// It is charged to the real user of who makes it, who may be signalled by that user; and limits are those of
+/// a whole process. So a copy of this one makes it.
+fn create(queue: &PosixQueue, name: &CStr) -> nix::Result<()> {
     const OWN: HostPid = HostPid(0);
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let limit = task::prlimit_get(OWN, libc::RLIMIT_MSGQUEUE)?;
-    let none = (libc::RLIM_INFINITY, libc::RLIM_INFINITY);
-    if task::prlimit_set(OWN, libc::RLIMIT_MSGQUEUE, none).is_err() {
-        task::prlimit_set(OWN, libc::RLIMIT_MSGQUEUE, (limit.1, limit.1))?;
+    let sizes = (i64::from(queue.messages_max), i64::from(queue.bytes_max));
+    let create = || mqueue::create(name, libc::O_RDONLY, sizes).map(drop);
+    let is_own = queue.charged == getuid().as_raw();
+    match is_own.then(create) {
+        None | Some(Err(nix::Error::EMFILE)) => {}
+        Some(done) => return done,
     }
-    let done = job();
-    task::prlimit_set(OWN, libc::RLIMIT_MSGQUEUE, limit)?;
-    done
-}
-
-/// Charged to this user.
-fn charged<T>(uid: u32, make: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
-    let own = getuid().as_raw();
-    if uid == own {
-        return make();
-    }
-    sysv::become_real(uid)?;
-    let made = make();
-    sysv::become_real(own)?;
-    made
+    task::in_copy(|| {
+        let (_, hard) = task::prlimit_get(OWN, libc::RLIMIT_MSGQUEUE)?;
+        let none = (libc::RLIM_INFINITY, libc::RLIM_INFINITY);
+        task::prlimit_set(OWN, libc::RLIMIT_MSGQUEUE, none)
+            .or_else(|_| task::prlimit_set(OWN, libc::RLIMIT_MSGQUEUE, (hard, hard)))?;
+        if !is_own {
+            sysv::become_real(queue.charged)?;
+        }
+        create()
+    })
 }
 
 fn make(queue: &PosixQueue, files: &[&OpenFile], made: &mut HashMap<FileId, OwnedFd>) -> io::Result<()> {
     let name = CString::new(queue.name.as_str())?;
-    let sizes = (i64::from(queue.messages_max), i64::from(queue.bytes_max));
-    let create = || {
-        charged(queue.charged, || {
-            mqueue::create(&name, libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC, sizes)
-        })
-    };
-    let held = match create() {
-        Err(nix::Error::EMFILE) => without_limit(create)?,
-        made => made?,
-    };
+    create(queue, &name)?;
+    let held = mqueue::open(&name, libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC)?;
     for file in files {
         if let FileKind::Mqueue { cloexec, .. } = file.kind {
             let shown = if cloexec { libc::O_CLOEXEC } else { 0 };

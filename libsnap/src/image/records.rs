@@ -205,7 +205,12 @@ pub enum Life {
     /// State in the part of this name (an ELF core file).
     Alive { part: String },
     /// Ended, not yet reaped; the wait status its parent will read.
-    Zombie { wait_status: i32 },
+    Zombie {
+        wait_status: i32,
+        /// Its real user, which its parent reads too (waitid(2)).
+        #[serde(skip_serializing_if = "is_zero", default)]
+        uid: u32,
+    },
 }
 
 /// An ordinary file outside the appshot that the app maps or has open.
@@ -264,6 +269,9 @@ pub struct ProcessRecord {
     /// Children that were stopped by job control, of which it has not asked yet (waitid(2), WSTOPPED).
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub untold_stops: Vec<VirtualPid>,
+    /// Those that were continued (WCONTINUED).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub untold_continues: Vec<VirtualPid>,
     /// Protection keys (pkeys(7)); without it the process has none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub keys: Option<Keys>,
@@ -653,12 +661,22 @@ pub enum ShmKind {
     /// System V shared memory.
     Sysv {
         id: i32,
+        /// That it was made with, where it is removed.
         key: i32,
         mode: u32,
         uid: u32,
         gid: u32,
         cuid: u32,
         cgid: u32,
+        /// It ends with its last attachment (IPC_RMID).
+        #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+        removed: bool,
+        /// It stays in memory (SHM_LOCK).
+        #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+        locked: bool,
+        /// The size that was asked for, where huge pages made it more.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        asked_bytes: Option<u64>,
     },
 }
 

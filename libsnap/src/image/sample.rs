@@ -80,7 +80,14 @@ pub fn manifest() -> Manifest {
         processes: vec![
             entry(2, 1, alive(2)),
             entry(7, 2, alive(7)),
-            entry(8, 2, Life::Zombie { wait_status: 9 }),
+            entry(
+                8,
+                2,
+                Life::Zombie {
+                    wait_status: 9,
+                    uid: 1000,
+                },
+            ),
         ],
         files: files(),
         pipes: vec![PipeRecord {
@@ -433,6 +440,7 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
             ctty: Some(0),
             namespaces: vec![0, 1],
             untold_stops: vec![VirtualPid(pid + 1)],
+            untold_continues: vec![VirtualPid(pid + 2)],
             keys: Some(Keys {
                 allocated: 0b1010,
                 execute_only: 2,

@@ -188,7 +188,7 @@ fn processes(entries: &[SnapEntry]) -> Result<()> {
             format!("process {pid}: exit signal {}", entry.exit_signal)
         })?;
         text(MANIFEST, "comm", &entry.comm, limits::COMM_BYTES)?;
-        if let Life::Zombie { wait_status } = entry.life {
+        if let Life::Zombie { wait_status, .. } = entry.life {
             ensure((0..=0xffff).contains(&wait_status), MANIFEST, || {
                 format!("process {pid}: wait status {wait_status:#x}")
             })?;

@@ -145,7 +145,17 @@ fn shm(shm: &ShmRecord) -> Result<()> {
     match &shm.kind {
         ShmKind::Memfd { name, .. } => text(PART, "memfd", name, limits::PATH_BYTES)?,
         ShmKind::Unlinked { path: name, .. } => path(PART, "unlinked file", name)?,
-        ShmKind::Anon | ShmKind::Sysv { .. } => {}
+        ShmKind::Sysv { mode, asked_bytes, .. } => {
+            ensure(*mode <= 0o777, PART, || {
+                format!("shared memory {}: mode {mode:o}", shm.id)
+            })?;
+            let is_rounded = |asked: u64| shm.page_bytes != 0 && asked.next_multiple_of(shm.page_bytes) == shm.bytes;
+            let fits = |asked: u64| (1..shm.bytes).contains(&asked) && is_rounded(asked);
+            ensure(asked_bytes.is_none_or(fits), PART, || {
+                format!("shared memory {}: {asked_bytes:?} bytes were asked for", shm.id)
+            })?;
+        }
+        ShmKind::Anon => {}
     }
     let mut at = 0;
     for &(offset, bytes) in &shm.runs {

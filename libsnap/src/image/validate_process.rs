@@ -37,6 +37,8 @@ fn record(part: &str, process: &ProcessRecord) -> Result<()> {
         path(part, what, name)?;
     }
     settings(part, &process.settings)?;
+    let untold = process.untold_stops.len() + process.untold_continues.len();
+    count(part, "children of which it has not heard", untold, limits::PROCESSES)?;
     ensure(process.umask <= 0o777, part, || format!("umask {:o}", process.umask))?;
     ensure((0..=2).contains(&process.dumpable), part, || {
         format!("dumpable {}", process.dumpable)

@@ -26,7 +26,9 @@ use crate::proc;
 use crate::settings;
 use crate::sys::Sys;
 use crate::sys::memory::{MADV_COLLAPSE, Span};
+use crate::sys::shm::Attached;
 use crate::sys::{fd as sysfd, shm as sysshm, uring as sys_uring};
+use caps::{CapSet, Capability};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -44,12 +46,18 @@ pub struct Shared {
 
 impl Shared {
     /// What has or had a name is made with the app's rights, where it has any.
-    pub fn make(shot: &Appshot, skeleton: &Skeleton, itself: Option<&Itself>) -> Result<Shared> {
+    /// Answers System V segments attached besides: what is removed ends with its last attachment, and so may
+    /// others (`shm_rmid_forced`). They are kept until the app has its own.
+    pub fn make(shot: &Appshot, skeleton: &Skeleton, itself: Option<&Itself>) -> Result<(Shared, Vec<Attached>)> {
         let mut shared = Shared::default();
-        for record in &shot.manifest.shmem {
+        // The key of what is removed may be another's by now.
+        let is_removed = |record: &&ShmRecord| matches!(record.kind, ShmKind::Sysv { removed: true, .. });
+        let (removed, others): (Vec<_>, Vec<_>) = shot.manifest.shmem.iter().partition(is_removed);
+        let mut attached = Vec::new();
+        for record in removed.into_iter().chain(others) {
             match &record.kind {
                 ShmKind::Sysv { id, .. } => {
-                    make_sysv(shot, record, skeleton.member(shot, record.namespace))?;
+                    attached.push(make_sysv(shot, record, skeleton.member(shot, record.namespace))?);
                     shared.sysv.insert(record.id, (*id, record.bytes));
                 }
                 _ => {
@@ -62,7 +70,7 @@ impl Shared {
                 }
             }
         }
-        Ok(shared)
+        Ok((shared, attached))
     }
 
     fn make_object(&mut self, record: &ShmRecord, manifest: &Manifest, view: &str) -> Result<OwnedFd> {
@@ -159,7 +167,7 @@ fn fill(
 }
 
 /// A System V segment under its old id, in the app's IPC namespace.
-fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
+fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<Attached> {
     let failed = || format!("cannot make System V shared memory {} again", record.id);
     let ShmKind::Sysv {
         id,
@@ -169,19 +177,34 @@ fn make_sysv(shot: &Appshot, record: &ShmRecord, pid: HostPid) -> Result<()> {
         gid,
         cuid,
         cgid,
+        removed,
+        locked,
+        asked_bytes,
     } = record.kind
     else {
-        return Ok(());
+        return Err(Error::failed(failed()).because("it is none"));
     };
-    let made = nsthread::inside(pid, &["ipc"], || {
+    let make = || {
+        let asked = asked_bytes.unwrap_or(record.bytes);
         let segment = ipc::create("shm", id, (cuid, cgid), || {
-            sysshm::Segment::create(id, key, record.bytes, mode, record.page_bytes)
+            if record.page_bytes != 0 {
+                // Where we have it; it goes with the creator's ids.
+                caps::raise(None, CapSet::Effective, Capability::CAP_IPC_LOCK).ok();
+            }
+            sysshm::Segment::create(id, key, asked, mode, record.page_bytes)
         })?;
         segment.set_owner(uid, gid, mode)?;
         let memory = segment.attach()?;
-        fill(shot, record, |bytes, at| memory.write(bytes, at as usize))
-    });
-    made.or_fail(failed)?.or_fail(failed)
+        fill(shot, record, |bytes, at| memory.write(bytes, at as usize))?;
+        if locked {
+            segment.lock()?;
+        }
+        if removed {
+            segment.remove()?;
+        }
+        Ok::<_, std::io::Error>(memory)
+    };
+    nsthread::inside(pid, &["ipc"], make).or_fail(failed)?.or_fail(failed)
 }
 
 /// Objects that mappings come from, opened once for the whole app.

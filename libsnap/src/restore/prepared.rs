@@ -155,7 +155,7 @@ impl Prepared {
             netns::restore(skeleton.base(), &shot.manifest)?;
         }
         skeleton.part(shot)?;
-        let mut shared = Shared::make(shot, &skeleton, Itself::of(way, shot)?.as_ref())?;
+        let (mut shared, attached) = Shared::make(shot, &skeleton, Itself::of(way, shot)?.as_ref())?;
         let queues = ipc::restore(skeleton.base(), ipc::Content::of(&shot.manifest))?;
         shared.opened.extend(queues);
         skeleton.furnish(shot)?;
@@ -170,6 +170,7 @@ impl Prepared {
             ahead: None,
         };
         prepared.pager = prepared.fill(Protect::All, phases)?;
+        drop(attached);
         Ok(prepared)
     }
 

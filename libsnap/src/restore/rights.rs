@@ -18,7 +18,7 @@ use crate::error::{OrFail, Result};
 use crate::files::{mqueue, netlink, paths, sockets};
 use crate::ids::HostPid;
 use crate::image::records::{
-    FileKind, IpcPerm, LockKind, Manifest, Namespace, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord,
+    FileKind, IpcPerm, Life, LockKind, Manifest, Namespace, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord,
     SocketState, ThreadRecord, VmaKind,
 };
 use crate::image::{Appshot, Core};
@@ -217,6 +217,11 @@ impl<'a> Judge<'a> {
     }
 
     fn objects(&self, manifest: &Manifest) -> Result<()> {
+        for entry in &manifest.processes {
+            if let Life::Zombie { uid, .. } = entry.life {
+                self.uid(format!("process {}, which has ended, was of", entry.pid), uid)?;
+            }
+        }
         for file in &manifest.files {
             let who = format!("open file {}", file.id);
             match &file.kind {
@@ -243,6 +248,14 @@ impl<'a> Judge<'a> {
         }
         for external in &manifest.external {
             self.path("it", &external.path)?;
+        }
+        let locked = manifest.shmem.iter();
+        let locked = locked.filter(|shm| matches!(shm.kind, ShmKind::Sysv { locked: true, .. }));
+        if beyond_own_limit(locked.map(|shm| shm.bytes).fold(0, u64::saturating_add)) {
+            self.takes(
+                Capability::CAP_IPC_LOCK,
+                "it has shared memory locked (SHM_LOCK) beyond our limit",
+            )?;
         }
         for shm in &manifest.shmem {
             let who = format!("shared memory {}", shm.id);

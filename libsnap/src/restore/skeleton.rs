@@ -13,7 +13,7 @@ use super::eager::Eager;
 use super::pager::Hold;
 use super::script::Script;
 use super::settle::Had;
-use super::state::{Inherited, Limits};
+use super::state::{self, Inherited, Limits};
 use crate::cgroup;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
@@ -212,7 +212,7 @@ impl Skeleton {
             .iter()
             .filter(|p| matches!(p.life, Life::Alive { .. }));
         self.husks = alive.map(|p| made[&p.pid].clone()).collect();
-        Ok(())
+        state::continues(self, shot)
     }
 
     /// Its only process is `root`.
@@ -641,8 +641,8 @@ struct Tree<'a> {
     born: Vec<HostPid>,
     /// A number above all that the app uses: stand-ins take the next ones.
     spare: i32,
-    /// Zombies: process, its name, its parent, wait status.
-    zombies: Vec<(Husk, &'a str, Husk, i32)>,
+    /// Zombies: process, its name, its parent, wait status and user.
+    zombies: Vec<(Husk, &'a str, Husk, (i32, u32))>,
     /// Controlling terminals, by session.
     terminals: HashMap<VirtualPid, &'a PtyRecord>,
     /// Processes without one, with their session.
@@ -705,10 +705,11 @@ impl<'a> Tree<'a> {
     /// read. The parents have had the signal before the snapshot, or have it
     /// among their pending ones: this second one is taken away.
     fn end_zombies(&mut self) -> Result<()> {
-        for (husk, name, parent, status) in std::mem::take(&mut self.zombies) {
+        for (husk, name, parent, (status, uid)) in std::mem::take(&mut self.zombies) {
             let mut batch = self.executor.batch();
             let name = batch.c_string(name).address;
             batch.must("prctl(PR_SET_NAME)", libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
+            batch.must("setresuid", libc::SYS_setresuid, &[u64::from(uid); 3]);
             run(&self.executor, &husk, &mut batch)?;
             end_with(husk.pid, self.gate, status)?;
             let mut batch = self.executor.batch();
@@ -781,9 +782,9 @@ impl<'a> Tree<'a> {
         }
         let husk = fork_in(&self.executor, parent, entry.pid.0, entry.exit_signal, shared)?;
         self.born.push(husk.pid);
-        if let Life::Zombie { wait_status } = entry.life {
+        if let Life::Zombie { wait_status, uid } = entry.life {
             self.zombies
-                .push((husk.clone(), &entry.comm, parent.clone(), wait_status));
+                .push((husk.clone(), &entry.comm, parent.clone(), (wait_status, uid)));
         }
         self.sessions.insert(entry.pid, session.unwrap_or(VirtualPid(0)));
         self.made.insert(entry.pid, husk);

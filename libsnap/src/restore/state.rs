@@ -3,7 +3,7 @@
 //! timers, and registers at the very end.
 
 use super::script::{self, Calls, Running, Script};
-use super::skeleton::{Skeleton, wait_born};
+use super::skeleton::{Husk, Skeleton, wait_born};
 use super::vdso::Vdso;
 use crate::clocks::Timeline;
 use crate::error::{Error, OrFail, Result};
@@ -19,6 +19,7 @@ use crate::settings;
 use crate::sys::ptrace::{self, Regs, Stop, reg};
 use crate::sys::task::{self, CloneArgs, SchedAttr};
 use crate::timers;
+use nix::unistd::{Pid, getpgid, getsid};
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
@@ -517,45 +518,110 @@ fn last(script: &mut Script<'_>, timeline: &Timeline, record: &ProcessRecord) ->
 /// still be made to take what they would hear of it a second time.
 pub fn stops(skeleton: &Skeleton, shot: &Appshot) -> Result<()> {
     for entry in &shot.manifest.processes {
-        if entry.stopped.is_none() {
-            continue;
-        }
-        let at = |pid: VirtualPid| shot.cores.iter().position(|core| core.image.process.pid == pid);
-        let Some(own) = at(entry.pid) else { continue };
-        stop(&tids(skeleton, own)).or_fail(|| format!("cannot stop process {} as it was stopped", entry.pid))?;
-        if let Some(parent) = at(entry.ppid) {
+        let Some(signal) = entry.stopped else { continue };
+        let Some(own) = position(shot, entry.pid) else { continue };
+        let with = match stops_by(skeleton, shot, own, signal) {
+            true => signal,
+            false => libc::SIGSTOP,
+        };
+        stop(&tids(skeleton, own), with).or_fail(|| format!("cannot stop process {} as it was stopped", entry.pid))?;
+        if let Some(parent) = position(shot, entry.ppid) {
             forget_stop(skeleton, parent, &shot.cores[parent], entry.pid)?;
         }
     }
     Ok(())
 }
 
+/// Continues, right after they were made, processes of which nobody has asked yet since job control did so:
+/// only what was stopped can be continued.
+pub fn continues(skeleton: &Skeleton, shot: &Appshot) -> Result<()> {
+    for (parent, core) in shot.cores.iter().enumerate() {
+        for pid in &core.image.process.untold_continues {
+            let Some(own) = position(shot, *pid) else { continue };
+            let child = skeleton.husks[own].pid;
+            let failed = || format!("cannot continue process {pid} as it was continued");
+            stop(&[child], libc::SIGSTOP).or_fail(failed)?;
+            hear(skeleton, parent, libc::SIGCHLD)?;
+            task::tgkill(child, child, libc::SIGCONT)
+                .and_then(|()| ptrace::cont(child, 0))
+                .or_fail(failed)?;
+            match ptrace::wait(child, true).or_fail(failed)? {
+                Some(Stop::Trap) => {}
+                other => return Err(Error::failed(failed()).because(format!("{other:?}"))),
+            }
+            hear(skeleton, own, libc::SIGCONT)?;
+            hear(skeleton, parent, libc::SIGCHLD)?;
+        }
+    }
+    Ok(())
+}
+
+fn position(shot: &Appshot, pid: VirtualPid) -> Option<usize> {
+    shot.cores.iter().position(|core| core.image.process.pid == pid)
+}
+
+/// Whether this signal stops that process: a handler may have it, and all but SIGSTOP
+/// do nothing in an orphaned group (setpgid(2)).
+fn stops_by(skeleton: &Skeleton, shot: &Appshot, own: usize, signal: i32) -> bool {
+    let actions = &shot.cores[own].image.process.sigactions;
+    let at_default = |action: &SigAction| action.handler == libc::SIG_DFL as u64;
+    let is_default = actions.get(signal as usize - 1).is_some_and(at_default);
+    JOB_CONTROL.contains(&signal) && is_default && !is_orphaned(skeleton, shot, own)
+}
+
+const JOB_CONTROL: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
+fn is_orphaned(skeleton: &Skeleton, shot: &Appshot, own: usize) -> bool {
+    let place = |pid: HostPid| {
+        let pid = Some(Pid::from_raw(pid.0));
+        getpgid(pid).ok().zip(getsid(pid).ok())
+    };
+    let parent = |core: &Core| match position(shot, core.image.ppid) {
+        Some(parent) => Some(skeleton.husks[parent].pid),
+        None => skeleton.init.as_ref().map(|init| init.pid),
+    };
+    let Some((group, _)) = place(skeleton.husks[own].pid) else {
+        return true;
+    };
+    let holds = |(core, husk): (&Core, &Husk)| {
+        let (own, parent) = (place(husk.pid), parent(core).and_then(place));
+        own.zip(parent)
+            .is_some_and(|(own, parent)| own.0 == group && parent.0 != group && parent.1 == own.1)
+    };
+    !shot.cores.iter().zip(&skeleton.husks).any(holds)
+}
+
 /// Stops a process and sees every thread into the group stop; a tracer can run
 /// them in it all the same. Let go, they stay stopped. (Of the stop signals only
-/// SIGSTOP comes through a full mask and works in an orphaned group.)
-fn stop(tids: &[HostPid]) -> crate::sys::Sys<()> {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tids[0].0), nix::sys::signal::SIGSTOP)?;
+/// SIGSTOP comes through a full mask: as it is delivered, another takes its place.)
+fn stop(tids: &[HostPid], signal: i32) -> crate::sys::Sys<()> {
+    let main = tids[0];
+    let mask = ptrace::get_sigmask(main)?;
+    // Ours comes first: those of the thread come before those of the process, and SIGSTOP before the others.
+    task::tgkill(main, main, libc::SIGSTOP)?;
+    ptrace::set_sigmask(main, mask & !(1 << (signal - 1)))?;
     // The main thread first: it takes the signal, the others follow.
     for tid in tids {
         ptrace::cont(*tid, 0)?;
         loop {
             match ptrace::wait(*tid, true)? {
                 Some(Stop::Group(_)) => break,
-                Some(Stop::Signal(libc::SIGSTOP)) => ptrace::cont(*tid, libc::SIGSTOP)?,
+                Some(Stop::Signal(libc::SIGSTOP)) => ptrace::cont(*tid, signal)?,
                 Some(Stop::Trap) => ptrace::cont(*tid, 0)?,
                 _ => return Err(nix::Error::ESRCH),
             }
         }
     }
-    Ok(())
+    ptrace::set_sigmask(main, mask)
 }
 
 /// The parent has had the SIGCHLD of that stop before, and its wait status where it has asked for it.
 fn forget_stop(skeleton: &Skeleton, parent: usize, core: &Core, child: VirtualPid) -> Result<()> {
-    let mut batch = skeleton.batch();
     if !core.image.process.untold_stops.contains(&child) {
+        let mut batch = skeleton.batch();
         let flags = libc::__WALL | libc::WUNTRACED | libc::WNOHANG;
         batch.call("wait4", libc::SYS_wait4, &[child.0 as u64, 0, flags as u32 as u64, 0]);
+        skeleton.run(parent, &mut batch)?;
     }
     let process = &core.image.process;
     let pending = process.pending.iter();
@@ -564,17 +630,20 @@ fn forget_stop(skeleton: &Skeleton, parent: usize, core: &Core, child: VirtualPi
         .get(libc::SIGCHLD as usize - 1)
         .is_some_and(|action| action.handler != libc::SIG_IGN as u64 && action.flags & libc::SA_NOCLDSTOP as u64 == 0);
     if comes && !pending.map(signal_of).any(|signal| signal == libc::SIGCHLD as u64) {
-        // The kernel tells a tracer first, then the parent.
-        const PATIENCE_S: u64 = 1;
-        let only = batch.words(&[1 << (libc::SIGCHLD - 1)]);
-        let until = batch.words(&[PATIENCE_S, 0]);
-        batch.call(
-            "rt_sigtimedwait",
-            libc::SYS_rt_sigtimedwait,
-            &[only.address, 0, until.address, 8],
-        );
+        hear(skeleton, parent, libc::SIGCHLD)?;
     }
-    skeleton.run(parent, &mut batch).map(drop)
+    Ok(())
+}
+
+/// Takes a signal that is about to come: the kernel tells a tracer first.
+fn hear(skeleton: &Skeleton, at: usize, signal: i32) -> Result<()> {
+    const PATIENCE_S: u64 = 1;
+    let mut batch = skeleton.batch();
+    let only = batch.words(&[1 << (signal - 1)]);
+    let until = batch.words(&[PATIENCE_S, 0]);
+    let args = [only.address, 0, until.address, 8];
+    batch.call("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, &args);
+    skeleton.run(at, &mut batch).map(drop)
 }
 
 /// Removes the executor and gives every thread its registers: what is left is

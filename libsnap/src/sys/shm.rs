@@ -61,6 +61,7 @@ pub fn reopen_read_only(object: &OwnedFd) -> io::Result<OwnedFd> {
 #[derive(Debug)]
 pub struct Segment {
     id: i32,
+    /// Of its object.
     len: usize,
 }
 
@@ -68,6 +69,7 @@ impl Segment {
     /// Creates it under an id chosen beforehand (`shm_next_id`, Linux 3.8).
     pub fn create(id: i32, key: i32, bytes: u64, mode: u32, page_bytes: u64) -> io::Result<Segment> {
         let len = usize::try_from(bytes).map_err(io::Error::other)?;
+        let page_len = usize::try_from(page_bytes).map_err(io::Error::other)?;
         let huge = huge(libc::SHM_HUGETLB, page_bytes);
         let flags = libc::IPC_CREAT | libc::IPC_EXCL | huge | (mode & 0o777) as i32;
         // SAFETY: only numbers are passed.
@@ -75,7 +77,26 @@ impl Segment {
         if got as i32 != id {
             return Err(Errno::EEXIST.into());
         }
-        Ok(Segment { id, len })
+        Ok(Segment {
+            id,
+            len: len.next_multiple_of(page_len.max(1)),
+        })
+    }
+
+    /// Marks it to end with its last attachment. Until then it can be attached by its id.
+    pub fn remove(&self) -> Sys<()> {
+        self.control(libc::IPC_RMID)
+    }
+
+    /// Keeps it in memory.
+    pub fn lock(&self) -> Sys<()> {
+        self.control(libc::SHM_LOCK)
+    }
+
+    fn control(&self, what: i32) -> Sys<()> {
+        // SAFETY: these commands look at no memory of ours.
+        let got = unsafe { libc::shmctl(self.id, what, std::ptr::null_mut()) };
+        check(i64::from(got)).map(drop)
     }
 
     pub fn set_owner(&self, uid: u32, gid: u32, mode: u32) -> Sys<()> {

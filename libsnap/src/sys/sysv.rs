@@ -167,7 +167,7 @@ pub fn become_effective(uid: u32, gid: u32) -> Sys<()> {
     }
 }
 
-/// Sets the real user of this thread alone: to whom the kernel charges what it makes.
+/// Sets the real user of this thread alone: to whom the kernel charges what it makes, and who may signal it.
 pub fn become_real(uid: u32) -> Sys<()> {
     let keep = u32::MAX;
     // SAFETY: only numbers are passed.

@@ -91,19 +91,8 @@ pub fn spawn(args: CloneArgs, act: &mut dyn FnMut()) -> Sys<HostPid> {
         stack_size: SPAWN_STACK as u64,
         ..args
     };
-    let all = u64::MAX;
-    let mut before = 0u64;
     let got: i64;
-    // SAFETY: both masks are live words of the kernel's size.
-    unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const all,
-            &raw mut before,
-            8,
-        )
-    };
+    let before = set_mask(u64::MAX);
     // SAFETY: the child begins on a stack of its own, which is aligned, and never comes back to
     // this frame; this thread goes on when the child has left our memory, and finds its
     // registers as the kernel keeps them. `args` and `act` are live until then.
@@ -126,11 +115,69 @@ pub fn spawn(args: CloneArgs, act: &mut dyn FnMut()) -> Sys<HostPid> {
             lateout("r11") _,
         );
     }
-    // SAFETY: as above.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const before, 0, 8) };
+    set_mask(before);
     match got {
         ..0 => Err(nix::Error::from_raw(-got as i32)),
         pid => Ok(HostPid(pid as i32)),
+    }
+}
+
+/// The signals that this thread blocks; answers what it blocked before.
+fn set_mask(mask: u64) -> u64 {
+    let mut before = 0;
+    // SAFETY: both masks are live words of the kernel's size.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask,
+            &raw mut before,
+            8,
+        )
+    };
+    before
+}
+
+/// Runs `act` in a copy of this process, which may be made what this one must not become for a moment:
+/// somebody's, who may then signal it. Only SIGKILL and SIGSTOP get through, and cost the copy (ECANCELED).
+/// It may make plain system calls only, and nothing of it is left but what these did.
+pub fn in_copy(act: impl FnOnce() -> Sys<()>) -> Sys<()> {
+    let before = set_mask(u64::MAX);
+    // Its end is told to nobody but who waits for it (__WALL).
+    let forked = fork(&CloneArgs::default());
+    if let Ok(Forked::Child) = forked {
+        // SAFETY: only a number is passed.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        exit_now(act().map_or_else(|errno| errno as i32, |()| 0));
+    }
+    set_mask(before);
+    match forked? {
+        Forked::Parent(copy) => outcome(copy),
+        Forked::Child => Ok(()),
+    }
+}
+
+/// Of a copy that ends with an error number or 0.
+fn outcome(copy: HostPid) -> Sys<()> {
+    loop {
+        let mut status = 0;
+        // SAFETY: the status is a live word.
+        let got = unsafe { libc::waitpid(copy.0, &raw mut status, libc::__WALL | libc::WUNTRACED) };
+        match check(i64::from(got)) {
+            Ok(_) if libc::WIFSTOPPED(status) => {
+                // SAFETY: only numbers are passed, of a child that was not waited for.
+                check(i64::from(unsafe { libc::kill(copy.0, libc::SIGKILL) }))?;
+            }
+            Ok(_) if libc::WIFEXITED(status) => {
+                return match libc::WEXITSTATUS(status) {
+                    0 => Ok(()),
+                    errno => Err(nix::Error::from_raw(errno)),
+                };
+            }
+            Ok(_) => return Err(nix::Error::ECANCELED),
+            Err(nix::Error::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
     }
 }
 
@@ -229,6 +276,12 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Sys<OwnedFd> {
     let got = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?;
     // SAFETY: the kernel just gave us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(got as i32) })
+}
+
+/// To this thread alone.
+pub fn tgkill(pid: HostPid, tid: HostPid, signal: i32) -> Sys<()> {
+    // SAFETY: only numbers are passed.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, pid.0, tid.0, signal) }).map(drop)
 }
 
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Sys<()> {
@@ -416,4 +469,23 @@ pub fn nice(tid: HostPid) -> Sys<i32> {
 pub fn set_nice(tid: HostPid, nice: i32) -> Sys<()> {
     // SAFETY: only numbers are passed.
     check(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, tid.0, nice) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_tells_how_it_went() {
+        let signal = |signal| {
+            // SAFETY: only numbers are passed.
+            check(i64::from(unsafe { libc::kill(libc::getpid(), signal) })).map(drop)
+        };
+        assert_eq!(in_copy(|| Ok(())), Ok(()));
+        assert_eq!(in_copy(|| Err(nix::Error::EMFILE)), Err(nix::Error::EMFILE));
+        assert_eq!(in_copy(|| signal(libc::SIGTERM)), Ok(()));
+        for ends in [libc::SIGSTOP, libc::SIGKILL] {
+            assert_eq!(in_copy(|| signal(ends)), Err(nix::Error::ECANCELED));
+        }
+    }
 }

@@ -24,7 +24,7 @@ fn branch(inspection: &Inspection, entry: &SnapEntry, depth: usize, text: &mut S
 }
 
 fn state(inspection: &Inspection, entry: &SnapEntry) -> String {
-    if let Life::Zombie { wait_status } = entry.life {
+    if let Life::Zombie { wait_status, .. } = entry.life {
         return format!(" (zombie, wait status {wait_status:#x})");
     }
     let process = inspection
