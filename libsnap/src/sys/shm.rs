@@ -117,11 +117,15 @@ impl Segment {
         if at.addr() == usize::MAX {
             return Err(Errno::last());
         }
-        Ok(Attached {
+        let attached = Attached {
             at: at.cast(),
             len: self.len,
             is_segment: true,
-        })
+        };
+        // Processes that are forked off ours meanwhile would count among those that have it.
+        // SAFETY: this is a mapping of our own, which stays as it is.
+        check(i64::from(unsafe { libc::madvise(at, self.len, libc::MADV_DONTFORK) }))?;
+        Ok(attached)
     }
 }
 
