@@ -1,4 +1,4 @@
-//! What is mounted in the mount namespaces of an app (mount_namespaces(7), proc_pid_mountinfo(5)).
+//! Mounts of its own: what is other in a mount namespace (mount_namespaces(7), proc_pid_mountinfo(5)) than in the app's.
 //!
 //! One that a process has made for itself began as a copy of the app's own. It is told by what is other in it
 //! ([`crate::image::mounts`]), mount by mount from the root on:
@@ -15,6 +15,7 @@
 //! and what is covered.
 
 use crate::error::{OrFail, Result};
+use crate::files::Refused;
 use crate::ids::{HostPid, ShmId};
 use crate::image::limits;
 use crate::image::mounts::{Attribute, Entry, EntryKind, FileSystem, Mounts, Place, Step, Tree};
@@ -142,8 +143,12 @@ enum Done {
     Made(usize),
 }
 
-/// Why a mount is refused: where it is.
-type Unkept = (String, &'static str);
+/// A mount that is refused: where it is, and why.
+type Unkept = (String, Refused);
+
+fn refused(reason: impl Into<String>, fix: impl Into<String>) -> Refused {
+    (reason.into(), fix.into())
+}
 
 struct Comparison<'a> {
     own: &'a [Row],
@@ -180,9 +185,11 @@ impl<'r> Comparison<'r> {
     fn all(&mut self) {
         let roots = (Self::root(self.own), Self::root(self.other));
         let (Some(own), Some(other)) = roots else {
-            return self
-                .unkept
-                .push(("/".to_owned(), "it cannot be told what is mounted there"));
+            let reason = refused(
+                "it cannot be told which mount it is",
+                "let the app change its root by pivot_root(2)",
+            );
+            return self.unkept.push(("/".to_owned(), reason));
         };
         let (had, has) = (&self.own[own], &self.other[other]);
         if (&had.device, &had.root) == (&has.device, &has.root) {
@@ -253,11 +260,23 @@ impl<'r> Comparison<'r> {
         self.refuse_shared(other);
         let others = self.other.iter().filter(|row| row.device == new.device).count();
         let reason = match new.kind.as_str() {
-            _ if new.root.ends_with("//deleted") => Some("what is mounted has no name any more"),
-            "tmpfs" | "proc" | "devpts" if others > 1 => Some("its file system is mounted at two places"),
-            "proc" | "devpts" if new.root != "/" => Some("a part of its file system is mounted"),
+            _ if new.root.ends_with("//deleted") => Some(refused(
+                "what is mounted has no name any more",
+                "let the app unmount it before the snapshot",
+            )),
+            "tmpfs" | "proc" | "devpts" if others > 1 => Some(refused(
+                "its file system is mounted at two places, and nowhere in the app's own mounts",
+                "let the app mount another one at each",
+            )),
+            "proc" | "devpts" if new.root != "/" => Some(refused(
+                "a part of its file system is mounted, which is nowhere in the app's own mounts",
+                "let the app mount all of it",
+            )),
             "tmpfs" | "proc" | "devpts" => None,
-            _ => Some("its file system is nowhere in the app's own mounts, and of no kind that is carried"),
+            _ => Some(refused(
+                "its file system is nowhere in the app's own mounts, and of no kind that is carried",
+                "let the app unmount it before the snapshot",
+            )),
         };
         match reason {
             Some(reason) => self.unkept.push((new.at.clone(), reason)),
@@ -299,7 +318,8 @@ impl<'r> Comparison<'r> {
                 Done::Bound(row, _) | Done::Made(row) => Self::root(self.other) == Some(*row) || parent(*row),
             };
             if !is_it {
-                self.unkept.push((at.clone(), "it is covered by another mount"));
+                let reason = refused("it is covered by another mount", "let the app unmount what covers it");
+                self.unkept.push((at.clone(), reason));
             }
         }
     }
@@ -307,10 +327,11 @@ impl<'r> Comparison<'r> {
     fn refuse_shared(&mut self, other: usize) {
         let row = &self.other[other];
         if row.propagates {
-            self.unkept.push((
-                row.at.clone(),
+            let reason = refused(
                 "others hear of what is mounted on it, or it of others (shared, slave, unbindable)",
-            ));
+                "let the app make it private (MS_PRIVATE)",
+            );
+            self.unkept.push((row.at.clone(), reason));
         }
     }
 }
@@ -392,38 +413,38 @@ impl Views {
             return Mounts::default();
         };
         let mut mounts = view.mounts.clone();
-        for (at, reason) in &view.unkept {
-            refuse(refusals, pid, at, reason);
+        for (at, refused) in &view.unkept {
+            refuse(refusals, pid, at, refused.clone());
         }
         for ((done, shown), step) in view.done.iter().zip(&mut mounts.steps) {
             let Done::Made(at) = done else { continue };
             let row = &view.rows[*at];
-            let Some(shown) = shown.as_ref().filter(|shown| is_mount(&shown.place, row.id)) else {
-                refuse(
-                    refusals,
-                    pid,
-                    &row.at,
-                    "it is covered by another mount, or not to be reached",
+            let mut others = self.beside.iter().filter(|(other, _)| **other != number);
+            if others.any(|(_, other)| other.rows.iter().any(|other| other.device == row.device)) {
+                let reason = refused(
+                    "its file system is in another mount namespace of the app, too, and not in the app's own mounts",
+                    "let the app mount another one in each",
                 );
+                refuse(refusals, pid, &row.at, reason);
+                continue;
+            }
+            let Some(shown) = shown.as_ref().filter(|shown| is_mount(&shown.place, row.id)) else {
+                let reason = refused("it is covered by another mount", "let the app unmount what covers it");
+                refuse(refusals, pid, &row.at, reason);
                 continue;
             };
             if let Step::Mount { kind, .. } = step
-                && let Err(reason) = fill(kind, row, shown, pid, take, shm)
+                && let Err(refused) = fill(kind, row, shown, pid, take, shm)
             {
-                refuse(refusals, pid, &row.at, &reason);
+                refuse(refusals, pid, &row.at, refused);
             }
         }
         mounts
     }
 }
 
-fn refuse(refusals: &mut Refusals, pid: HostPid, at: &str, reason: &str) {
-    refusals.add(
-        pid,
-        format!("mount {at}"),
-        reason,
-        "let the app unmount it before the snapshot",
-    );
+fn refuse(refusals: &mut Refusals, pid: HostPid, at: &str, (reason, fix): Refused) {
+    refusals.add(pid, format!("mount {at}"), reason, fix);
 }
 
 /// Whether this is open by way of the mount with this number.
@@ -533,7 +554,11 @@ fn options(row: &Row, unkept: &mut Vec<Unkept>) -> BTreeMap<String, String> {
         if FileSystem::options(&row.kind).contains(&name) {
             options.insert(name.to_owned(), value.to_owned());
         } else {
-            unkept.push((row.at.clone(), "its file system has an option that is not carried"));
+            let reason = refused(
+                "its file system has an option that is not carried",
+                "mount it without that",
+            );
+            unkept.push((row.at.clone(), reason));
         }
     }
     options
@@ -547,35 +572,41 @@ fn fill(
     pid: HostPid,
     take: bool,
     shm: &mut ShmTable,
-) -> std::result::Result<(), String> {
-    let whole = || {
-        let whole = shown.whole.as_ref();
-        whole.map_err(|errno| format!("it cannot be looked at: {errno}"))
+) -> std::result::Result<(), Refused> {
+    let unread = |error: &dyn std::fmt::Display| {
+        refused(
+            format!("what is in it cannot be read: {error}"),
+            "let the app unmount it before the snapshot",
+        )
     };
+    let whole = || shown.whole.as_ref().map_err(|errno| unread(errno));
     match kind {
         FileSystem::Proc if is_of_own_processes(shown, pid) => Ok(()),
-        FileSystem::Proc => Err("it shows the processes of another PID namespace".to_owned()),
+        FileSystem::Proc => Err(refused(
+            "it shows the processes of another PID namespace",
+            "let the app unmount it before the snapshot",
+        )),
         FileSystem::Devpts => {
-            let whole = whole()?;
-            let names = fs::read_dir(format!("/proc/self/fd/{}", whole.as_raw_fd()));
+            let names = fs::read_dir(format!("/proc/self/fd/{}", whole()?.as_raw_fd()));
             let mut names = names
-                .map_err(|error| error.to_string())?
+                .map_err(|error| unread(&error))?
                 .filter_map(std::result::Result::ok);
             match names.all(|name| name.file_name() == "ptmx") {
                 true => Ok(()),
-                false => Err("pseudo-terminals are in it".to_owned()),
+                false => Err(refused("pseudo-terminals are in it", "close them before the snapshot")),
             }
         }
         FileSystem::Tmpfs(tree) => {
             let whole = whole()?;
             sys::leave_times(whole.as_fd()).ok();
-            let mut walk = Walk::new(format!("/proc/self/fd/{}", whole.as_raw_fd()), take)?;
+            let walk = Walk::new(format!("/proc/self/fd/{}", whole.as_raw_fd()), take);
+            let mut walk = walk.map_err(|errno| unread(&errno))?;
             walk.all().map_err(|error| match error {
-                Unwalked::Refused(reason) => reason,
-                Unwalked::Failed(error) => format!("its files cannot be read: {error}"),
+                Unwalked::Refused(refused) => refused,
+                Unwalked::Failed(error) => unread(&error),
             })?;
             tree.root.clone_from(&row.root);
-            tree.content = walk.content(shm).map_err(|error| error.to_string())?;
+            tree.content = walk.content(shm).map_err(|error| unread(&error))?;
             tree.entries = walk.entries;
             Ok(())
         }
@@ -597,7 +628,7 @@ fn is_of_own_processes(shown: &Shown, pid: HostPid) -> bool {
 }
 
 enum Unwalked {
-    Refused(String),
+    Refused(Refused),
     Failed(io::Error),
 }
 
@@ -613,6 +644,10 @@ impl From<nix::Error> for Unwalked {
     }
 }
 
+fn not_text() -> Refused {
+    refused("a name in it is not UTF-8, and not carried yet", "rename it")
+}
+
 /// Goes through the files of a file system.
 struct Walk {
     root: String,
@@ -624,13 +659,13 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(root: String, take: bool) -> std::result::Result<Walk, String> {
+    fn new(root: String, take: bool) -> crate::sys::Sys<Walk> {
         let content = take.then(|| sysfd::memfd("appshot-mounted", libc::MFD_CLOEXEC).map(File::from));
         Ok(Walk {
             root,
             entries: Vec::new(),
             known: HashMap::new(),
-            content: content.transpose().map_err(|errno| errno.to_string())?,
+            content: content.transpose()?,
             bytes: 0,
         })
     }
@@ -640,9 +675,9 @@ impl Walk {
         let mut left = vec![String::new()];
         while let Some(name) = left.pop() {
             if self.entries.len() >= limits::MOUNTED_FILES {
-                return Err(Unwalked::Refused(format!(
-                    "more than {} files are in it",
-                    limits::MOUNTED_FILES
+                return Err(Unwalked::Refused(refused(
+                    format!("more than {} files are in it", limits::MOUNTED_FILES),
+                    "let the app remove some of them",
                 )));
             }
             let entry = self.entry(name)?;
@@ -650,9 +685,7 @@ impl Walk {
                 let mut names = Vec::new();
                 for inside in fs::read_dir(format!("{}/{}", self.root, entry.name))? {
                     let inside = inside?.file_name().into_string();
-                    names.push(inside.map_err(|name| {
-                        Unwalked::Refused(format!("{} is in it, whose name is not UTF-8", name.display()))
-                    })?);
+                    names.push(inside.map_err(|_| Unwalked::Refused(not_text()))?);
                 }
                 names.sort_unstable();
                 let within = |inside: &String| match entry.name.as_str() {
@@ -683,14 +716,17 @@ impl Walk {
         } else if kind.is_symlink() {
             let to = String::from_utf8(fs::read_link(&path)?.into_os_string().into_vec());
             EntryKind::Symlink {
-                to: to.map_err(|_| Unwalked::Refused(format!("{name} leads to a name that is not UTF-8")))?,
+                to: to.map_err(|_| Unwalked::Refused(not_text()))?,
             }
         } else if kind.is_fifo() {
             EntryKind::Fifo
         } else if kind.is_socket() {
             EntryKind::Socket
         } else {
-            return Err(Unwalked::Refused(format!("{name} is in it, a device")));
+            return Err(Unwalked::Refused(refused(
+                format!("{name} is in it, a device"),
+                "let the app remove it, or bind that of its own mounts",
+            )));
         };
         if kind != EntryKind::Directory && meta.nlink() > 1 {
             self.known.entry(meta.ino()).or_insert_with(|| name.clone());
@@ -727,7 +763,10 @@ impl Walk {
             }
             if self.bytes + (end - begin) > limits::MOUNTED_BYTES {
                 let most = limits::MOUNTED_BYTES >> 20;
-                return Err(Unwalked::Refused(format!("its files hold more than {most} MiB")));
+                return Err(Unwalked::Refused(refused(
+                    format!("its files hold more than {most} MiB"),
+                    "let the app remove some of them",
+                )));
             }
             runs.push((begin, self.bytes, end - begin));
             let mut from = begin;
@@ -761,7 +800,7 @@ fn attributes(path: &str) -> std::result::Result<Vec<Attribute>, Unwalked> {
     for name in names {
         let value = sys::attribute(path, &name)?;
         let name = name.into_string();
-        let name = name.map_err(|_| Unwalked::Refused("an attribute's name is not UTF-8".to_owned()))?;
+        let name = name.map_err(|_| Unwalked::Refused(not_text()))?;
         kept.push(Attribute { name, value });
     }
     kept.sort_by(|one, other| one.name.cmp(&other.name));

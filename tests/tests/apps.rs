@@ -121,6 +121,7 @@ app_test!(namespace_loopback, refused);
 app_test!(namespace_net);
 app_test!(namespace_mnt);
 app_test!(namespace_root);
+app_test!(namespace_mnt_shared, refused);
 app_test!(namespace_ipc);
 app_test!(namespace_pid, refused);
 app_test!(namespace_pid_init, refused);
