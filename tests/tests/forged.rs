@@ -812,6 +812,33 @@ fn mounted_files_of_others() {
     });
 }
 
+/// A link in a file system that comes along leads to a file of the host's: nobody opens it by that.
+#[test]
+fn mounted_links() {
+    trial("mounted_links", |place| {
+        let mut forger = forger(place, "namespace_mnt", None)?;
+        let mount = step(&mut forger.manifest, "mount")?;
+        let root = mount["at"].as_str().context("a path")?.to_owned();
+        let entries = mount["kind"]["tmpfs"]["entries"].as_array_mut().context("files")?;
+        let mut entries = entries.iter_mut();
+        let link = entries
+            .find(|entry| !entry["kind"]["symlink"].is_null())
+            .context("a link")?;
+        link["kind"]["symlink"]["to"] = json!("/etc/shadow");
+        let path = format!("{root}/{}", link["name"].as_str().context("a name")?);
+        let files = forger.manifest["files"].as_array_mut().context("files")?;
+        let mut files = files.iter_mut().filter_map(|file| file["kind"].get_mut("path"));
+        let file = files.find(|file| !file["namespace"].is_null()).context("a file")?;
+        file["path"] = json!(path);
+        let shot = forger.seal()?;
+        let Err(error) = place.restore_with(&shot, options(Allow::default())) else {
+            bail!("it was restored: what a link leads to was opened")
+        };
+        ensure!(format!("{error:?}").contains("ELOOP"), "{error:?}");
+        Ok(())
+    });
+}
+
 #[test]
 fn mount_options() {
     of_manifest("mount_options", "namespace_mnt", "option", |_, manifest| {
