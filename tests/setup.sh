@@ -5,7 +5,8 @@ set -eu
 packages="build-essential binutils gdb strace iproute2 nftables python3 python3-venv nodejs golang-go openjdk-17-jdk-headless
 redis-server redis-tools nginx-light postgresql-15 curl openssl python3-grpcio python3-websockets
 memcached beanstalkd haproxy mariadb-server-core mariadb-client-core bind9 bind9-dnsutils squid php8.2-fpm erlang-base
-puma perl python3-gunicorn python3-uvicorn python3-ipykernel python3-numpy sqlite3 vim-tiny htop tmux stress-ng"
+puma perl python3-gunicorn python3-uvicorn python3-ipykernel python3-numpy sqlite3 vim-tiny htop tmux stress-ng
+bubblewrap"
 
 # An encoder without the ninety packages of Debian's.
 encoder() {

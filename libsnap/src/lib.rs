@@ -22,6 +22,7 @@ pub mod kernel_memory;
 mod keys;
 pub mod launch;
 pub mod memory;
+pub mod mounts;
 pub mod namespaces;
 mod netns;
 pub mod network;

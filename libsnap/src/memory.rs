@@ -11,9 +11,11 @@ use crate::files;
 use crate::frames::{Common, Frames};
 use crate::hugetlb;
 use crate::ids::{HostPid, ShmId};
+use crate::image::mounts::Place;
 use crate::image::records::{ExternalFile, Needs, ShmKind, ShmRecord, VMA_FLAGS, Vma, VmaKind};
 use crate::image::{CoreWriter, Layout, Memory, Writer};
 use crate::kernel;
+use crate::mounts::Views;
 use crate::namespaces::{Found, Kind as SpaceKind};
 use crate::pages::{self, Closed, Copies, Held, Pages, Stock};
 use crate::precopy::{Precopy, Watched};
@@ -262,6 +264,8 @@ pub struct Tables {
     pub external: Externals,
     /// Namespaces beside the app's own, once they are known.
     pub beside: Found,
+    /// What is mounted in those of mounts.
+    pub mounts: Views,
     /// Whose root directory names count from, as /proc tells them: the app's init, or ours.
     pub base: HostPid,
 }
@@ -274,8 +278,46 @@ impl Tables {
             shm: ShmTable::default(),
             external: Externals::default(),
             beside: Found::default(),
+            mounts: Views::default(),
             base,
         }
+    }
+
+    /// The namespaces beside the app's own have been found.
+    pub fn open_beside(&mut self, beside: Found) -> Result<()> {
+        self.mounts = Views::open(&beside, self.base)?;
+        self.beside = beside;
+        Ok(())
+    }
+
+    /// The mount namespace of a process, where that is not the app's own.
+    pub fn mounts_of(&self, pid: HostPid) -> Option<u32> {
+        self.beside.which(pid, SpaceKind::Mnt)
+    }
+
+    /// The same of a path in a mount namespace beside the app's own.
+    pub fn view_in(&self, namespace: Option<u32>, path: &str) -> String {
+        let beside = namespace.and_then(|number| self.mounts.view(number, path));
+        beside.unwrap_or_else(|| self.view(path))
+    }
+
+    /// Enters a file with this path as one that must be there, by its path in the app's own mounts. Answers
+    /// no where that leads to another file.
+    pub fn enter_external(&mut self, namespace: Option<u32>, path: &str, must_equal: bool) -> bool {
+        let view = self.view_in(namespace, path);
+        let place = match namespace {
+            Some(number) => self.mounts.place(number, path),
+            None => Place::Own(path.to_owned()),
+        };
+        let Place::Own(own) = place else {
+            return place == Place::Beside;
+        };
+        let key = |view: &str| fs::metadata(view).ok().map(|meta| (meta.dev(), meta.ino()));
+        if namespace.is_some() && key(&view) != key(&self.view(&own)) {
+            return false;
+        }
+        self.external.enter(&own, &view, must_equal);
+        true
     }
 
     /// A path of the app, as /proc tells it, as it is reached from here: from the root of its
@@ -502,7 +544,8 @@ fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<Vma
             "close the object first",
         ));
     }
-    let view = tables.view(&mapping.name);
+    let namespace = tables.mounts_of(pid);
+    let view = tables.view_in(namespace, &mapping.name);
     let meta = fs::metadata(&view).map_err(|_| {
         (
             "the mapped file cannot be reached by its name",
@@ -517,7 +560,12 @@ fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<Vma
     if !meta.is_file() {
         return Err(("a mapping of a device", "close the device first"));
     }
-    if meta.ino() != mapping.ino {
+    // Of namespaces of which one is another's copy both have the same.
+    let is_of = |meta: &fs::Metadata| {
+        let opened = fs::metadata(format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end));
+        opened.is_ok_and(|opened| (opened.dev(), opened.ino()) == (meta.dev(), meta.ino()))
+    };
+    if meta.ino() != mapping.ino || namespace.is_some() && !is_of(&meta) {
         return Err((
             "the mapped file was replaced by another one",
             "restart the app after an upgrade of this file",
@@ -525,7 +573,9 @@ fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<Vma
     }
     let path = mapping.name.clone();
     let offset = mapping.offset;
-    tables.external.enter(&path, &view, !mapping.shared);
+    if !tables.enter_external(namespace, &path, !mapping.shared) {
+        return Err(COVERED);
+    }
     Ok(if mapping.shared {
         VmaKind::SharedFile {
             path,
@@ -536,6 +586,11 @@ fn file_kind(pid: HostPid, mapping: &Mapping, tables: &mut Tables) -> Result<Vma
         VmaKind::PrivateFile { path, offset }
     })
 }
+
+const COVERED: Refused = (
+    "a file that is covered in the app's own mounts",
+    "let the app open it where nothing is mounted on it",
+);
 
 const DEV_ZERO: u64 = nix::sys::stat::makedev(1, 5);
 

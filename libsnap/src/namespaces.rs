@@ -7,7 +7,8 @@
 //!
 //! Kept of an app that was started as one (where it has no init of its own, not those of its first
 //! process): UTS (names), cgroup (where the app's cgroup is its root), IPC ([`crate::ipc`]), network
-//! ([`crate::netns`]; sockets are of the one in which they were made).
+//! ([`crate::netns`]; sockets are of the one in which they were made), mount ([`crate::mounts`]; files
+//! are of the one in which they were opened).
 //! Refused: one that a process outside the app is in, too, or that is mounted (`ip netns`): it
 //! would be another one afterwards. POSIX message queues in it, and what a process that has left
 //! it still has of its System V objects.
@@ -17,15 +18,18 @@ use crate::ids::{HostPid, VirtualPid};
 use crate::image::records::{Namespace, Vma, VmaKind};
 use crate::ipc::{self, Objects};
 use crate::memory::ShmTable;
+use crate::mounts::Views;
 use crate::netns;
 use crate::nsthread::Door;
 use crate::proc;
 use crate::refusals::Refusals;
+use crate::shared;
 use crate::survey;
 use crate::sys::fd as sysfd;
 use crate::target::Target;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 
 /// A kind of namespace that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +38,11 @@ pub enum Kind {
     Cgroup,
     Ipc,
     Net,
+    Mnt,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Uts, Kind::Cgroup, Kind::Ipc, Kind::Net];
+    pub const ALL: [Kind; 5] = [Kind::Uts, Kind::Cgroup, Kind::Ipc, Kind::Net, Kind::Mnt];
 
     /// Below `/proc/PID/ns`.
     pub fn name(self) -> &'static str {
@@ -46,6 +51,7 @@ impl Kind {
             Kind::Cgroup => "cgroup",
             Kind::Ipc => "ipc",
             Kind::Net => "net",
+            Kind::Mnt => "mnt",
         }
     }
 
@@ -60,6 +66,7 @@ impl Kind {
             Kind::Cgroup => libc::CLONE_NEWCGROUP,
             Kind::Ipc => libc::CLONE_NEWIPC,
             Kind::Net => libc::CLONE_NEWNET,
+            Kind::Mnt => libc::CLONE_NEWNS,
         }
     }
 }
@@ -71,6 +78,7 @@ impl Namespace {
             Namespace::Cgroup => Kind::Cgroup,
             Namespace::Ipc(_) => Kind::Ipc,
             Namespace::Net { .. } => Kind::Net,
+            Namespace::Mnt(_) => Kind::Mnt,
         }
     }
 }
@@ -88,7 +96,8 @@ pub struct Looked<'a> {
     pub own: (&'a ipc::Space, &'a Objects),
     /// Mappings of the same processes, as far as they were looked at.
     pub mapped: &'a [Vec<Vma>],
-    /// Segments that nobody has attached are opened.
+    pub mounts: &'a Views,
+    /// Segments that nobody has attached are opened, files of mounts copied.
     pub take: bool,
 }
 
@@ -228,6 +237,12 @@ impl Found {
                     let (loopback, settings) = network.look_beside(pid, refusals);
                     Ok(Namespace::Net { loopback, settings })
                 }
+                Kind::Mnt => {
+                    space.refuse_shared_directories(refusals);
+                    space.refuse_lost_names(number, looked.mounts, refusals);
+                    let mounts = looked.mounts.look((number, pid), looked.take, shm, refusals);
+                    Ok(Namespace::Mnt(mounts))
+                }
             }
         });
         records.collect()
@@ -366,6 +381,43 @@ impl Space {
         let door = Door::open(pid, &["uts"]).or_fail(|| unentered(pid))?;
         let (hostname, domainname) = survey::host_names(pid, &door, refusals)?;
         Ok(Namespace::Uts { hostname, domainname })
+    }
+
+    /// Directories and programs have to be found by their names in the mounts that a process is in.
+    fn refuse_lost_names(&self, number: u32, mounts: &Views, refusals: &mut Refusals) {
+        let key = |path: &str| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+        let names = [
+            ("root directory", "root"),
+            ("current directory", "cwd"),
+            ("program", "exe"),
+        ];
+        for (pid, (what, link)) in self.members.iter().flat_map(|pid| names.map(|name| (pid, name))) {
+            let Ok(name) = proc::link(*pid, link) else { continue };
+            let there = mounts.view(number, &name).and_then(|view| key(&view));
+            if there.is_none() || there != key(&format!("/proc/{pid}/{link}")) {
+                refusals.add(
+                    *pid,
+                    format!("{what} ({name})"),
+                    "it cannot be reached by its name in the mounts that the process has for itself",
+                    "let the process change to one that has its name there",
+                );
+            }
+        }
+    }
+
+    /// Who enters mounts has directories for itself (setns(2)).
+    fn refuse_shared_directories(&self, refusals: &mut Refusals) {
+        for pid in &self.members {
+            let parent = proc::kept_stat(*pid).map_or(HostPid(0), |stat| HostPid(stat.ppid));
+            if self.members.contains(&parent) && shared::with_parent(*pid, parent).1 {
+                refusals.add(
+                    *pid,
+                    format!("{} namespace", self.kind.name()),
+                    "it shares its directories with its parent there (CLONE_FS)",
+                    "let it have directories of its own",
+                );
+            }
+        }
     }
 
     /// All that are in it have its root for their cgroup (cgroup_namespaces(7)), as they will have

@@ -35,6 +35,7 @@ use crate::image::{Former, ProcessImage, Sealed, ThreadImage, Unsealed, Writer, 
 use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
 use crate::memory::{self, Private, Tables};
+use crate::mounts::Views;
 use crate::namespaces::{Kind as SpaceKind, Looked};
 use crate::netns;
 use crate::nsthread::Door;
@@ -482,9 +483,12 @@ fn take(
     let pids = frozen_pids(frozen);
     survey::processes(&mut ahead.wanted, &pids, &mut refusals);
     survey::ended(&frozen.zombies, &mut refusals);
-    tables.beside = ahead.wanted.take_found();
-    // Segments of two namespaces may be called alike: whose they are is not seen before.
-    let seen = seen.filter(|_| !tables.beside.has(SpaceKind::Ipc));
+    tables.open_beside(ahead.wanted.take_found())?;
+    // Segments and files of two namespaces may be called alike: whose they are is not seen before.
+    let is_plain = ![SpaceKind::Ipc, SpaceKind::Mnt]
+        .map(|kind| tables.beside.has(kind))
+        .contains(&true);
+    let seen = seen.filter(|_| is_plain);
     let (mut spaces, gates): (Vec<Vec<Vma>>, Vec<_>) = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
         Some(seen) => seen.into_iter().unzip(),
         None => (
@@ -523,6 +527,7 @@ fn take(
         numbers: &numbers,
         own: (&ahead.ipc, &objects),
         mapped: &spaces,
+        mounts: &tables.mounts,
         take: true,
     };
     let mut namespaces = tables.beside.look(&looked, &mut tables.shm, &mut refusals)?;
@@ -586,6 +591,8 @@ fn take(
     if is_held {
         tables.shm.hold()?;
     }
+    // What holds the app's mounts open.
+    tables.mounts = Views::default();
     let (ending, rings) = (std::mem::take(&mut table.ending), std::mem::take(&mut table.rings));
     let barrier = ending.barrier();
     let mut manifest = manifest(names, target, timeline.app, snaplist, table);
@@ -944,7 +951,7 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
     let mut wanted = ahead.wanted.clone();
     survey::processes(&mut wanted, &pids, &mut refusals);
     survey::ended(&zombies, &mut refusals);
-    tables.beside = wanted.take_found();
+    tables.open_beside(wanted.take_found())?;
     let mapped = match spaces {
         true => address_spaces(&pids, None, &mut tables, &mut refusals)?,
         false => Vec::new(),
@@ -975,6 +982,7 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
             numbers: &numbers,
             own: (&ahead.ipc, &objects),
             mapped: &mapped,
+            mounts: &tables.mounts,
             take: false,
         };
         tables.beside.look(&looked, &mut tables.shm, &mut refusals)?;

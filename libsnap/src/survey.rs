@@ -174,7 +174,7 @@ pub fn processes(wanted: &mut Wanted, pids: &[HostPid], refusals: &mut Refusals)
                 "name a process below it",
             );
         }
-        if !has_reachable_root(*pid, &wanted.init) {
+        if !wanted.has_own_mounts(*pid) && !has_reachable_root(*pid, &wanted.init) {
             refusals.add(
                 *pid,
                 "root directory",
@@ -326,6 +326,12 @@ impl Wanted {
     /// The namespaces besides its own that processes of the app were found in.
     pub fn take_found(&mut self) -> Found {
         self.found.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Where its names lead is seen once its mounts are looked at.
+    fn has_own_mounts(&self, pid: HostPid) -> bool {
+        let found = self.found.as_ref();
+        found.is_some_and(|found| found.which(pid, SpaceKind::Mnt).is_some())
     }
 
     /// The name of a namespace that this thread is in, which is not that of its process.

@@ -333,6 +333,21 @@ pub fn perl(place: &Place, drive: Drive<'_>) -> Result<()> {
     counter(place, drive, &[&program, &script, &port.to_string()], port)
 }
 
+/// A sandbox with mounts of its own around a server in Perl: the root read-only, devices and processes of
+/// its own, a directory in memory with a file in it.
+pub fn bubblewrap(place: &Place, drive: Drive<'_>) -> Result<()> {
+    let [sandbox, program, shell] =
+        ["bwrap", "perl", "sh"].map(|name| need_program(&[name]).map(|path| path_text(&path)));
+    let (sandbox, program, shell) = (sandbox?, program?, shell?);
+    let port = free_port()?;
+    let script = path_text(&servers().join("counter.pl"));
+    let job = format!("seq 100000 > numbers; exec {program} {script} {port}");
+    let mounts = "--ro-bind / / --dev /dev --proc /proc --tmpfs /srv --chdir /srv";
+    let command = [&*sandbox].into_iter().chain(mounts.split(' '));
+    let command: Vec<&str> = command.chain([&*shell, "-c", &*job]).collect();
+    counter(place, drive, &command, port)
+}
+
 /// A server in Rust on tokio-uring: an accept that waits in its io_uring, which stands in an epoll;
 /// requests that are read and answered by the same, a timer.
 pub fn tokio_uring(place: &Place, drive: Drive<'_>) -> Result<()> {

@@ -215,6 +215,7 @@ macro_rules! each_application {
         $test!(erlang, in_memory);
         $test!(puma, in_files);
         $test!(perl, in_memory);
+        $test!(bubblewrap, in_memory);
         $test!(gunicorn, in_memory);
         $test!(uvicorn, in_memory);
         $test!(tokio_uring, in_memory);

@@ -394,6 +394,7 @@ const APPLICATIONS: &[(&str, &str, &str, &str)] = &[
     ("erlang", "Erlang/OTP", "25.2.3", "equal"),
     ("puma", "Puma on Ruby 3.1", "5.6.5", "equal"),
     ("perl", "Perl", "5.36.0", "equal"),
+    ("bubblewrap", "bubblewrap", "0.8.0", "equal"),
     ("gunicorn", "Gunicorn", "20.1.0", "equal"),
     ("uvicorn", "Uvicorn on asyncio", "0.17.6", "equal"),
     ("tokio_uring", "tokio-uring, a server in Rust", "0.5.0", "equal"),

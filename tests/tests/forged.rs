@@ -717,7 +717,7 @@ fn signals_outside() {
 #[test]
 fn namespaces() {
     of_manifest("namespaces", "pipes", "unknown variant", |_, manifest| {
-        manifest["namespaces"] = json!([{ "mnt": { "link": "/proc/1/ns/mnt" } }]);
+        manifest["namespaces"] = json!([{ "pid": { "link": "/proc/1/ns/pid" } }]);
     });
 }
 
@@ -759,6 +759,92 @@ fn semaphores_of_others_beside() {
             ..Allow::default()
         };
         refused(place, forger, allow, "belongs to user 4711")
+    });
+}
+
+/// The first step of its mounts that binds, or makes a file system.
+fn step<'m>(manifest: &'m mut Value, kind: &str) -> Result<&'m mut Value> {
+    let all = manifest["namespaces"].as_array_mut().context("namespaces")?;
+    let mounts = all.iter_mut().find_map(|one| one.get_mut("mnt")).context("mounts")?;
+    let steps = mounts["steps"].as_array_mut().context("steps")?;
+    steps.iter_mut().find_map(|step| step.get_mut(kind)).context("a step")
+}
+
+#[test]
+fn mounts_of_another_place() {
+    trial("mounts_of_another_place", |place| {
+        let mut forger = forger(place, "namespace_mnt", None)?;
+        step(&mut forger.manifest, "bind")?["from"] = json!("/root");
+        let mut paths = own_directories(place)?;
+        paths.push("/dev".into());
+        let allow = Allow {
+            paths: Some(paths),
+            ..Allow::default()
+        };
+        refused(place, forger, allow, "/root/outer, which is not below")
+    });
+}
+
+#[test]
+fn mounted_files_elsewhere() {
+    trial("mounted_files_elsewhere", |place| {
+        let mut forger = forger(place, "namespace_mnt", None)?;
+        let entries = &mut step(&mut forger.manifest, "mount")?["kind"]["tmpfs"]["entries"];
+        let mut entries = entries.as_array_mut().context("files")?.iter_mut();
+        let link = entries
+            .find(|entry| !entry["kind"]["symlink"].is_null())
+            .context("a link")?;
+        link["name"] = json!("../../etc/cron.d/mine");
+        refused(place, forger, Allow::default(), "in no directory")
+    });
+}
+
+#[test]
+fn mounted_files_of_others() {
+    trial("mounted_files_of_others", |place| {
+        let mut forger = forger(place, "namespace_mnt", None)?;
+        step(&mut forger.manifest, "mount")?["kind"]["tmpfs"]["entries"][0]["uid"] = json!(4713);
+        let allow = Allow {
+            uids: Some(vec![0, NOBODY]),
+            ..Allow::default()
+        };
+        refused(place, forger, allow, "makes a file of user 4713")
+    });
+}
+
+/// A link in a file system that comes along leads to a file of the host's: nobody opens it by that.
+#[test]
+fn mounted_links() {
+    trial("mounted_links", |place| {
+        let mut forger = forger(place, "namespace_mnt", None)?;
+        let mount = step(&mut forger.manifest, "mount")?;
+        let root = mount["at"].as_str().context("a path")?.to_owned();
+        let entries = mount["kind"]["tmpfs"]["entries"].as_array_mut().context("files")?;
+        let mut entries = entries.iter_mut();
+        let link = entries
+            .find(|entry| !entry["kind"]["symlink"].is_null())
+            .context("a link")?;
+        link["kind"]["symlink"]["to"] = json!("/etc/shadow");
+        let path = format!("{root}/{}", link["name"].as_str().context("a name")?);
+        let files = forger.manifest["files"].as_array_mut().context("files")?;
+        let mut files = files.iter_mut().filter_map(|file| file["kind"].get_mut("path"));
+        let file = files.find(|file| !file["namespace"].is_null()).context("a file")?;
+        file["path"] = json!(path);
+        let shot = forger.seal()?;
+        let Err(error) = place.restore_with(&shot, options(Allow::default())) else {
+            bail!("it was restored: what a link leads to was opened")
+        };
+        ensure!(format!("{error:?}").contains("ELOOP"), "{error:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn mount_options() {
+    of_manifest("mount_options", "namespace_mnt", "option", |_, manifest| {
+        if let Ok(step) = step(manifest, "mount") {
+            step["options"]["usrquota"] = json!("");
+        }
     });
 }
 

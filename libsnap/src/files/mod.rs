@@ -36,6 +36,7 @@ use crate::ids::{FdNum, FileId, HostPid, VirtualPid};
 use crate::image::records::{FdEntry, FileKind, FileOwner, OpenFile, PipeRecord};
 use crate::journal::Journal;
 use crate::memory::{FileKey, Tables};
+use crate::mounts;
 use crate::namespaces::Kind as SpaceKind;
 use crate::nsthread::{self, Door};
 use crate::proc::{self, Fields};
@@ -432,6 +433,7 @@ fn capture_one(
         _ => paths::capture(context, description, tables)?,
     };
     in_flight::carried(context.members, found, &kind)?;
+    within_mounts(found, &kind, tables)?;
     Ok(OpenFile {
         id: description.id,
         flags: found.flags,
@@ -439,6 +441,19 @@ fn capture_one(
         locks: paths::locks(context, description)?,
         kind,
     })
+}
+
+/// What was opened in a mount namespace beside the app's own is opened there again: so far files alone.
+fn within_mounts(found: &Found, kind: &FileKind, tables: &Tables) -> Result<(), Refused> {
+    let namespace = mounts::of_descriptor(&found.info).and_then(|id| tables.mounts.of_mount(id));
+    match kind {
+        _ if namespace.is_none() => Ok(()),
+        FileKind::Path { .. } | FileKind::Outside { .. } => Ok(()),
+        _ => refused(
+            "it was opened in a mount namespace that a process has made for itself, where it is not carried yet",
+            "close it before the snapshot",
+        ),
+    }
 }
 
 fn anonymous(context: &Context<'_>, description: &Description) -> Result<FileKind, Refused> {
@@ -497,6 +512,8 @@ pub struct Builder<'a> {
     pub base: HostPid,
     /// Those beside.
     pub namespaces: &'a [OwnedFd],
+    /// A process that is in each of these.
+    pub members: Vec<HostPid>,
     /// Where the app's own network is opened.
     pub network: String,
     pub shm: &'a HashMap<crate::ids::ShmId, String>,
@@ -568,7 +585,11 @@ pub fn restore_all(
     }
     for file in &manifest.files {
         let fd = match &file.kind {
-            FileKind::Path { path, offset } => paths::restore(builder, path, *offset, file.flags)?,
+            FileKind::Path {
+                path,
+                offset,
+                namespace,
+            } => paths::restore(builder, *namespace, path, *offset, file.flags)?,
             FileKind::Unlinked { shm, offset } => {
                 paths::restore_unlinked(builder, *shm, *offset, file.flags, made.remove(&file.id))?
             }

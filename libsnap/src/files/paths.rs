@@ -13,6 +13,7 @@ use crate::hugetlb;
 use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{FileKind, FileLock, LockKind, OpenFile, ShmKind};
 use crate::memory::{self, Tables};
+use crate::mounts;
 use crate::namespaces;
 use crate::nsthread;
 use crate::proc;
@@ -43,10 +44,17 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
             "close and unmap it before the snapshot",
         );
     }
-    let view = tables.view(&found.link);
+    let namespace = mounts::of_descriptor(&found.info).and_then(|id| tables.mounts.of_mount(id));
+    let view = tables.view_in(namespace, &found.link);
     let same =
         looked_up(&view, &found.link, at_home(context, tables)).is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);
     if !same && let Some(kind) = unlinked(description, tables) {
+        if namespace.is_some() {
+            return refused(
+                "a file without a name in a mount namespace that a process has made for itself",
+                "close it before the snapshot",
+            );
+        }
         return Ok(kind);
     }
     if !same && found.link.starts_with(SETTINGS) {
@@ -89,8 +97,11 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
                 });
             }
             let kernel = found.link.starts_with("/proc/") || found.link.starts_with("/sys/");
-            if !kernel {
-                tables.external.enter(&found.link, &view, reading);
+            if !kernel && !tables.enter_external(namespace, &found.link, reading) {
+                return refused(
+                    "a file that is covered in the app's own mounts",
+                    "close it before the snapshot",
+                );
             }
         }
         libc::S_IFDIR => {}
@@ -105,6 +116,7 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
     Ok(FileKind::Path {
         path: found.link.clone(),
         offset: found.pos,
+        namespace,
     })
 }
 
@@ -311,13 +323,17 @@ pub fn is_carried(meta: &fs::Metadata) -> bool {
     meta.is_file() || meta.is_dir() || is_memory_device(meta)
 }
 
-pub fn restore(builder: &Builder<'_>, path: &str, offset: u64, flags: i32) -> Result<OwnedFd> {
+pub fn restore(builder: &Builder<'_>, namespace: Option<u32>, path: &str, offset: u64, flags: i32) -> Result<OwnedFd> {
     let failed = || format!("cannot open {path} for the app again");
-    let view = format!("{}{path}", builder.view);
+    let open = || match namespace {
+        // Validated: there is such a namespace.
+        Some(number) => open_within(builder.members[number as usize], path, flags),
+        None => open_again(&format!("{}{path}", builder.view), flags),
+    };
     let opened = match path.starts_with(SETTINGS) {
         // In its network this thread is already.
-        true => nsthread::inside(builder.base, &["ipc"], || open_again(&view, flags)).or_fail(failed)?,
-        false => open_again(&view, flags),
+        true => nsthread::inside(builder.base, &["ipc"], open).or_fail(failed)?,
+        false => open(),
     };
     let opened = opened.or_fail(failed)?;
     // Looked at before, by its name: another may have taken that since.
@@ -335,6 +351,22 @@ pub fn restore(builder: &Builder<'_>, path: &str, offset: u64, flags: i32) -> Re
         }
     }
     Ok(opened)
+}
+
+/// Opens what a path leads to in the mounts of a process. Links in them are the app's own work, and no path
+/// that the kernel gives goes by one.
+fn open_within(pid: HostPid, path: &str, flags: i32) -> nix::Result<OwnedFd> {
+    use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+    let root = open(
+        format!("/proc/{pid}/root/").as_str(),
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    )?;
+    let flags = OFlag::from_bits_retain(flags & !ONCE) | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    let how = OpenHow::new()
+        .flags(flags)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(root, path, how)
 }
 
 pub(super) fn open_again(view: &str, flags: i32) -> nix::Result<OwnedFd> {

@@ -9,8 +9,8 @@
 mod timers;
 
 use super::records::{
-    Blocked, Clocks, FileKind, LockKind, Manifest, Message, NoticeKind, PosixQueue, SocketRecord, SocketState, Vma,
-    VmaKind,
+    Blocked, Clocks, FileKind, LockKind, Manifest, Message, Namespace, NoticeKind, PosixQueue, SocketRecord,
+    SocketState, Vma, VmaKind,
 };
 use super::{Appshot, Core, PAGE, ProcessImage, Segment, ThreadImage};
 use crate::error::{OrFail, Result};
@@ -22,7 +22,7 @@ use std::fmt;
 use std::hash::Hash;
 
 /// Fields that may differ, and why. A part `*` of a name stands for any, `**` for any rest.
-pub const MAY_DIFFER: [(&str, &str); 18] = [
+pub const MAY_DIFFER: [(&str, &str); 19] = [
     ("manifest/app", "an instance has a name of its own"),
     ("manifest/product", "who wrote it"),
     ("manifest/created_unix_ms", "when it was written"),
@@ -61,6 +61,10 @@ pub const MAY_DIFFER: [(&str, &str); 18] = [
         "its clock goes on",
     ),
     ("manifest/barrier", "each has a name of its own"),
+    (
+        "manifest/namespaces/*/mnt/steps/*/mount/kind/tmpfs/entries/*/atime_ns",
+        "that a file is mapped counts as a look at it",
+    ),
     (
         "process/*/vmas/*/huge_bytes",
         "the kernel may not find a huge page at once",
@@ -465,6 +469,13 @@ fn name_by_order(manifest: &mut Manifest, images: &mut [ProcessImage]) {
         queue.ino = inodes.of(queue.ino);
         if let Some(NoticeKind::Thread { file: through, .. }) = queue.notice.as_mut().map(|notice| &mut notice.how) {
             file(through);
+        }
+    }
+    for namespace in &mut manifest.namespaces {
+        if let Namespace::Mnt(mounts) = namespace {
+            // Where a directory of the app's own stands for another they come in another order.
+            mounts.steps.sort_by(|one, other| one.at().cmp(other.at()));
+            mounts.contents_mut().for_each(&mut object);
         }
     }
     // Those with a name stand in the order in which they were made.

@@ -41,6 +41,11 @@ pub const NETWORK_SETTINGS: usize = 4096;
 pub const HOST_NAME_BYTES: usize = 64;
 /// Namespaces of an app below its own.
 pub const NAMESPACES: usize = PROCESSES;
+/// What was done to a mount namespace; files of one mount, and what they hold together; attributes of one.
+pub const MOUNTS: usize = 1 << 16;
+pub const MOUNTED_FILES: usize = 1 << 16;
+pub const MOUNTED_BYTES: u64 = 256 << 20;
+pub const ATTRIBUTES: usize = 256;
 /// System V semaphore sets, semaphores of one, adjustments of one; queues.
 pub const SEMAPHORE_SETS: usize = 1 << 20;
 pub const SEMAPHORES_PER_SET: usize = 65536;

@@ -124,6 +124,7 @@ mod lenders;
 pub mod limits;
 mod look;
 mod manifest;
+pub mod mounts;
 mod notes;
 pub mod packed;
 mod parents;

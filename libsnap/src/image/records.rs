@@ -5,6 +5,7 @@
 //! fields refused, so that an appshot can be read, listed and compared on any
 //! machine.
 
+use super::mounts::Mounts;
 use crate::ids::{FdNum, FileId, ShmId, VirtualPid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -90,6 +91,7 @@ pub enum Namespace {
         #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
         settings: BTreeMap<String, String>,
     },
+    Mnt(Mounts),
 }
 
 /// Semaphores and queues of an IPC namespace, and its settings.
@@ -874,6 +876,9 @@ pub enum FileKind {
     Path {
         path: String,
         offset: u64,
+        /// The mount namespace in which it has this name, where that is not the app's own.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        namespace: Option<u32>,
     },
     /// A regular file that has no name any more: an object of its own.
     Unlinked {

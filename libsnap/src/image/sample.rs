@@ -265,6 +265,7 @@ fn files() -> Vec<OpenFile> {
         FileKind::Path {
             path: "/etc/passwd".into(),
             offset: 12,
+            namespace: None,
         },
         FileKind::Pipe { ino: 77 },
         FileKind::Memfd {

@@ -176,7 +176,7 @@ fn open_file(file: &OpenFile, names: &Names) -> Result<()> {
         ensure(known, PART, || format!("file {id}: its owner is malformed"))?;
     }
     match &file.kind {
-        FileKind::Path { path: name, offset } => {
+        FileKind::Path { path: name, offset, .. } => {
             path(PART, "open file", name)?;
             position(id, *offset)
         }

@@ -22,7 +22,7 @@ pub fn all(manifest: &Manifest) -> Result<()> {
     manifest.namespaces.iter().try_for_each(|namespace| match namespace {
         Namespace::Ipc(own) => objects((&own.semaphores, &own.queues, &own.settings), &pids),
         Namespace::Net { settings, .. } => network_settings(settings),
-        Namespace::Uts { .. } | Namespace::Cgroup => Ok(()),
+        Namespace::Uts { .. } | Namespace::Cgroup | Namespace::Mnt(_) => Ok(()),
     })
 }
 

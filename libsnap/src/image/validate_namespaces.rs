@@ -4,7 +4,7 @@ use super::fault::ensure;
 use super::process::Core;
 use super::records::{FileKind, Manifest, Namespace, ShmKind, SocketState, VmaKind};
 use super::validate::{count, text};
-use super::{MANIFEST, limits};
+use super::{MANIFEST, limits, mounts};
 use crate::error::Result;
 use crate::namespaces::Kind;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,10 @@ const PART: &str = MANIFEST;
 
 pub fn manifest(manifest: &Manifest) -> Result<()> {
     count(PART, "namespaces", manifest.namespaces.len(), limits::NAMESPACES)?;
-    manifest.namespaces.iter().try_for_each(namespace)?;
+    for one in &manifest.namespaces {
+        namespace(manifest, one)?;
+    }
+    mounts::contents(manifest)?;
     for shm in manifest.shmem.iter().filter(|shm| shm.namespace.is_some()) {
         let fits = matches!(shm.kind, ShmKind::Sysv { .. }) && is_one(manifest, shm.namespace, Kind::Ipc);
         ensure(fits, PART, || {
@@ -24,6 +27,11 @@ pub fn manifest(manifest: &Manifest) -> Result<()> {
         if let FileKind::Namespace { name, number } = &file.kind {
             let fits = number.is_none() || Kind::named(name).is_some_and(|kind| is_one(manifest, *number, kind));
             ensure(fits, PART, || format!("file {}: there is no such namespace", file.id))?;
+        }
+        if let FileKind::Path { namespace, .. } = &file.kind {
+            ensure(is_one(manifest, *namespace, Kind::Mnt), PART, || {
+                format!("file {}: there is no such mount namespace", file.id)
+            })?;
         }
     }
     sockets(manifest)
@@ -61,12 +69,13 @@ fn is_one(manifest: &Manifest, number: Option<u32>, kind: Kind) -> bool {
     number.is_none_or(|number| namespace(number).is_some_and(|namespace| namespace.kind() == kind))
 }
 
-fn namespace(namespace: &Namespace) -> Result<()> {
+fn namespace(manifest: &Manifest, namespace: &Namespace) -> Result<()> {
     match namespace {
         Namespace::Uts { hostname, domainname } => {
             text(PART, "host name", hostname, limits::HOST_NAME_BYTES)?;
             text(PART, "domain name", domainname, limits::HOST_NAME_BYTES)
         }
+        Namespace::Mnt(own) => mounts::valid(manifest, own),
         // The others with what is in those of the app's own.
         Namespace::Cgroup | Namespace::Ipc(_) | Namespace::Net { .. } => Ok(()),
     }

@@ -1,11 +1,13 @@
 //! Records that do not hold together are refused, each with its own words.
 
+use super::mounts::{Entry, EntryKind, FileSystem, Mounts, Step, Tree};
 use super::process::ProcessImage;
 use super::records::*;
 use super::{manifest, sample};
 use crate::error::Kind;
 use crate::ids::{FdNum, FileId, ShmId, VirtualPid};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 /// Part of the expected error, and what is done to a good record.
 type Change<T> = (&'static str, Box<dyn FnOnce(&mut T)>);
@@ -59,6 +61,36 @@ fn end_socket(manifest: &mut Manifest) -> &mut SocketRecord {
         Some(FileKind::Socket(socket)) => socket,
         other => panic!("{other:?}"),
     }
+}
+
+/// Has a mount namespace with directories, and links, in one file system.
+fn mount(manifest: &mut Manifest, at: &str, files: &[(&str, Option<&str>)]) {
+    let entries = files.iter().map(|(name, to)| Entry {
+        name: (*name).to_owned(),
+        kind: match to {
+            Some(to) => EntryKind::Symlink { to: (*to).to_owned() },
+            None => EntryKind::Directory,
+        },
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        atime_ns: 0,
+        mtime_ns: 0,
+        attributes: Vec::new(),
+    });
+    let tree = Tree {
+        root: "/".to_owned(),
+        entries: entries.collect(),
+        content: None,
+    };
+    let step = Step::Mount {
+        at: at.to_owned(),
+        flags: 0,
+        source: "tmpfs".to_owned(),
+        options: BTreeMap::new(),
+        kind: FileSystem::Tmpfs(tree),
+    };
+    manifest.namespaces[1] = Namespace::Mnt(Mounts { steps: vec![step] });
 }
 
 fn opened(name: &str, number: Option<u32>) -> FileKind {
@@ -159,6 +191,26 @@ fn bad_manifests_are_refused() {
                 objects.settings.insert("kernel.core_pattern".into(), "1".into());
                 m.namespaces[1] = Namespace::Ipc(objects);
             }),
+        ),
+        ("leads up", Box::new(|m| mount(m, "/../etc", &[("", None)]))),
+        ("without a directory", Box::new(|m| mount(m, "/mnt", &[]))),
+        ("in no directory", Box::new(|m| mount(m, "/mnt", &[("a", None)]))),
+        (
+            "in no directory",
+            Box::new(|m| mount(m, "/mnt", &[("", None), ("..", None)])),
+        ),
+        (
+            "in no directory",
+            Box::new(|m| mount(m, "/mnt", &[("", None), ("a/b", None)])),
+        ),
+        // A link may lead anywhere.
+        (
+            "in no directory",
+            Box::new(|m| mount(m, "/mnt", &[("", None), ("a", Some("/etc")), ("a/passwd", None)])),
+        ),
+        (
+            "listed twice",
+            Box::new(|m| mount(m, "/mnt", &[("", None), ("a", None), ("a", Some("b"))])),
         ),
         ("no such IPC namespace", Box::new(|m| m.shmem[0].namespace = Some(0))),
         ("no such network", Box::new(|m| end_socket(m).network = Some(1))),

@@ -2,7 +2,8 @@
 
 use crate::files::{inet, netlink};
 use crate::image::Appshot;
-use crate::image::records::{FileKind, OpenFile, ShmKind, SocketRecord, SocketState};
+use crate::image::mounts::Place;
+use crate::image::records::{FileKind, Manifest, OpenFile, ShmKind, SocketRecord, SocketState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -58,7 +59,7 @@ impl Claim {
 /// In the order in which they are told.
 pub(super) fn of(shot: &Appshot) -> Vec<Claim> {
     let manifest = &shot.manifest;
-    let mut claims: BTreeSet<Claim> = manifest.files.iter().flat_map(of_file).collect();
+    let mut claims: BTreeSet<Claim> = manifest.files.iter().flat_map(|file| of_file(manifest, file)).collect();
     let fifos = manifest.pipes.iter().filter_map(|pipe| pipe.fifo.as_ref());
     claims.extend(fifos.map(|path| Claim::Fifo(path.into())));
     claims.extend(manifest.shmem.iter().filter_map(|shm| match &shm.kind {
@@ -68,9 +69,13 @@ pub(super) fn of(shot: &Appshot) -> Vec<Claim> {
     claims.into_iter().collect()
 }
 
-fn of_file(file: &OpenFile) -> Option<Claim> {
+fn of_file(manifest: &Manifest, file: &OpenFile) -> Option<Claim> {
     match &file.kind {
-        FileKind::Path { path, .. } if !file.locks.is_empty() => Some(Claim::Lock(path.into())),
+        FileKind::Path { path, namespace, .. } if !file.locks.is_empty() => match manifest.place(*namespace, path) {
+            Place::Own(path) => Some(Claim::Lock(path.into())),
+            // Each has its own.
+            Place::Beside | Place::Covered => None,
+        },
         FileKind::Socket(socket) => of_socket(socket),
         FileKind::Outside { what } => Some(Claim::Outside(what.clone())),
         _ => None,

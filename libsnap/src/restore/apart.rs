@@ -60,10 +60,12 @@ impl Skeleton {
             script.flush()?;
         }
         self.namespaces = made.into_values().collect();
+        let all_mounts = (0..).zip(all).filter(|(_, record)| record.kind() == Kind::Mnt);
+        self.mounted = all_mounts.map(|(number, _)| number).collect();
         for ((number, namespace), record) in (0..).zip(&self.namespaces).zip(all) {
             match record {
                 Namespace::Uts { hostname, domainname } => name(namespace, [hostname, domainname])?,
-                Namespace::Cgroup => {}
+                Namespace::Cgroup | Namespace::Mnt(_) => {}
                 Namespace::Ipc(objects) => ipc::widen(self.member(shot, Some(number)), Content::beside(objects))?,
                 Namespace::Net { loopback, settings } => netns::restore_beside(namespace, *loopback, settings)?,
             }

@@ -24,6 +24,7 @@ pub mod fill;
 mod huge;
 mod itself;
 pub mod kept;
+mod mounts;
 pub mod opened;
 mod owed;
 pub mod pager;

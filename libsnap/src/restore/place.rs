@@ -311,6 +311,12 @@ fn map_all<'m, 's>(
         opened: HashMap::new(),
         restorer: skeleton.restorer,
         bridged: vdso.is_bridge(),
+        apart: core
+            .image
+            .process
+            .namespaces
+            .iter()
+            .any(|number| skeleton.mounted.contains(number)),
     };
     // First: what an app has unmapped of a segment may hold other mappings.
     mapper.attach_all(&core.image.vmas, &mapped.shared.sysv)?;
@@ -456,6 +462,8 @@ struct Mapper<'a, 's> {
     restorer: i32,
     /// The app's vdso is memory like any other.
     bridged: bool,
+    /// It has mounts of its own.
+    apart: bool,
 }
 
 impl Mapper<'_, '_> {
@@ -479,9 +487,16 @@ impl Mapper<'_, '_> {
         }
         let number = self.next_number();
         let flags = libc::O_CLOEXEC | if write { libc::O_RDWR } else { libc::O_RDONLY };
-        let batch = self.script.room(1, path.len() + 1)?;
+        let batch = self.script.room(1, path.len() + 32)?;
         let name = batch.c_string(path).address;
-        let opened = batch.must("open", libc::SYS_open, &[name, flags as u64, 0]);
+        let opened = match self.apart {
+            // Links there are the app's own work, and no path that the kernel gives goes by one.
+            true => {
+                let how = batch.words(&[flags as u64, 0, libc::RESOLVE_NO_SYMLINKS]).address;
+                batch.must("openat2", libc::SYS_openat2, &[libc::AT_FDCWD as u64, name, how, 24])
+            }
+            false => batch.must("open", libc::SYS_open, &[name, flags as u64, 0]),
+        };
         self.script
             .expect(opened, "opening a file that the app has mapped", number as u64);
         self.opened.insert(key, number);

@@ -149,7 +149,7 @@ impl Prepared {
     ) -> Result<Prepared> {
         let shot = from.shot();
         phases.start("objects")?;
-        let directory = Directory::open(&skeleton.outer_view())?;
+        let directory = Directory::open(&skeleton.view())?;
         ipc::widen(skeleton.base(), ipc::Content::of(&shot.manifest))?;
         if skeleton.has_network {
             netns::restore(skeleton.base(), &shot.manifest)?;
@@ -159,6 +159,7 @@ impl Prepared {
         let queues = ipc::restore(skeleton.base(), ipc::Content::of(&shot.manifest))?;
         shared.opened.extend(queues);
         skeleton.furnish(shot)?;
+        skeleton.mount(shot, &mut shared)?;
         let mut prepared = Prepared {
             from: from.clone(),
             way,
@@ -208,7 +209,7 @@ impl Prepared {
         shared: Shared,
     ) -> Result<Prepared> {
         Ok(Prepared {
-            directory: Directory::open(&skeleton.outer_view())?,
+            directory: Directory::open(&skeleton.view())?,
             from: from.clone(),
             way,
             skeleton,
@@ -529,6 +530,10 @@ impl Prepared {
             processes: &skeleton.numbers,
             base: skeleton.base(),
             namespaces: &skeleton.namespaces,
+            members: (0..)
+                .zip(&skeleton.namespaces)
+                .map(|(number, _)| skeleton.member(shot, Some(number)))
+                .collect(),
             network: match network {
                 Some(network) => format!("/proc/self/fd/{}", network.as_raw_fd()),
                 None => format!("/proc/{}/ns/net", skeleton.base()),

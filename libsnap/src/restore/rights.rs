@@ -17,6 +17,7 @@ use super::plan::{Seen, refused};
 use crate::error::{OrFail, Result};
 use crate::files::{mqueue, netlink, paths, sockets};
 use crate::ids::HostPid;
+use crate::image::mounts::{Entry, Mounts, Place, Step};
 use crate::image::records::{
     FileKind, IpcPerm, Life, LockKind, Manifest, Namespace, SettingKind, ShmKind, SockOpt, SocketFile, SocketRecord,
     SocketState, ThreadRecord, VmaKind,
@@ -43,7 +44,7 @@ pub fn check(shot: &Appshot, seen: &Seen, allow: &Allow) -> Result<()> {
         for thread in &core.image.threads {
             judge.thread(&thread.record)?;
         }
-        judge.process(core)?;
+        judge.process(core, &shot.manifest)?;
     }
     judge.objects(&shot.manifest)
 }
@@ -147,8 +148,9 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    fn process(&self, core: &Core) -> Result<()> {
+    fn process(&self, core: &Core, manifest: &Manifest) -> Result<()> {
         let process = &core.image.process;
+        let mounts = manifest.mounts_of(&process.namespaces);
         let who = |what: &str| format!("process {} {what}", process.pid);
         // Limits that stand for a capability: the hard ones, beyond what we have ourselves.
         for which in [libc::RLIMIT_NICE, libc::RLIMIT_RTPRIO] {
@@ -196,22 +198,35 @@ impl<'a> Judge<'a> {
             if !judged.insert((path, shared)) {
                 continue;
             }
-            self.path(&who("maps"), path)?;
+            let Some(path) = self.own(&who("maps"), manifest.place(mounts, path))? else {
+                continue;
+            };
+            self.path(&who("maps"), &path)?;
             let fits = |meta: &fs::Metadata| meta.is_file() || (!shared && paths::is_memory_device(meta));
-            self.is_of_kind(&who("maps"), path, fits)?;
+            self.is_of_kind(&who("maps"), &path, fits)?;
         }
-        if !mapped && self.seen.metadata(&process.exe).is_none() {
+        if let Some(exe) = self.own(&who("runs"), manifest.place(mounts, &process.exe))?
+            && !mapped
+            && self.seen.metadata(&exe).is_none()
+        {
             return Err(refused(format!("its program {} is missing", process.exe)));
         }
         for path in [&process.exe, &process.cwd] {
-            self.path(&who("names"), path)?;
+            if let Some(path) = self.own(&who("names"), manifest.place(mounts, path))? {
+                self.path(&who("names"), &path)?;
+            }
         }
         if !process.namespaces.is_empty() {
             self.takes(Capability::CAP_SYS_ADMIN, who("wants namespaces of its own"))?;
         }
         if process.root != "/" {
             self.takes(Capability::CAP_SYS_CHROOT, who("wants a root directory of its own"))?;
-            self.path(&who("has for its root directory"), &process.root)?;
+            if let Some(root) = self.own(
+                &who("has for its root directory"),
+                manifest.place(mounts, &process.root),
+            )? {
+                self.path(&who("has for its root directory"), &root)?;
+            }
         }
         Ok(())
     }
@@ -225,14 +240,18 @@ impl<'a> Judge<'a> {
         for file in &manifest.files {
             let who = format!("open file {}", file.id);
             match &file.kind {
-                // A device without state leads nowhere.
-                FileKind::Path { path, .. }
-                    if self.seen.metadata(path).is_some_and(|m| paths::is_memory_device(&m)) => {}
-                FileKind::Path { path, .. } => {
-                    self.path(&who, path)?;
-                    self.is_of_kind(&who, path, paths::is_carried)?;
+                FileKind::Path { path, namespace, .. } => {
+                    let Some(path) = self.own(&who, manifest.place(*namespace, path))? else {
+                        continue;
+                    };
+                    // A device without state leads nowhere.
+                    if self.seen.metadata(&path).is_some_and(|m| paths::is_memory_device(&m)) {
+                        continue;
+                    }
+                    self.path(&who, &path)?;
+                    self.is_of_kind(&who, &path, paths::is_carried)?;
                     let leased = file.locks.iter().any(|lock| lock.kind == LockKind::Lease);
-                    if let Some(meta) = self.seen.metadata(path).filter(|_| leased) {
+                    if let Some(meta) = self.seen.metadata(&path).filter(|_| leased) {
                         self.uid(format!("{who} has a lease of a file of"), meta.uid())?;
                     }
                 }
@@ -288,6 +307,11 @@ impl<'a> Judge<'a> {
             }
         }
         self.queues(manifest)?;
+        let mounts = manifest.namespaces.iter().filter_map(|namespace| match namespace {
+            Namespace::Mnt(mounts) => Some(mounts),
+            _ => None,
+        });
+        mounts.into_iter().try_for_each(|mounts| self.mounts(mounts))?;
         let beside = manifest.namespaces.iter().filter_map(|namespace| match namespace {
             Namespace::Ipc(objects) => Some((&objects.semaphores, &objects.queues)),
             _ => None,
@@ -297,6 +321,49 @@ impl<'a> Judge<'a> {
             perms
                 .chain(queues.iter().map(|queue| queue.perm))
                 .try_for_each(|perm| self.ipc(perm))?;
+        }
+        Ok(())
+    }
+
+    /// The path of the app's own to which one leads; none where it leads to a file that the app brings along.
+    fn own(&self, who: &str, place: Place) -> Result<Option<String>> {
+        match place {
+            Place::Own(path) => Ok(Some(path)),
+            Place::Beside => Ok(None),
+            Place::Covered if self.below.is_none() => Ok(None),
+            Place::Covered => Err(refused(format!(
+                "{who} a file on which something else is mounted here, of which it cannot be told whether it is allowed"
+            ))),
+        }
+    }
+
+    fn mounts(&self, mounts: &Mounts) -> Result<()> {
+        for (nth, step) in mounts.steps.iter().enumerate() {
+            let who = format!("mount {}", step.at());
+            match step {
+                Step::Bind { from, .. } => self.path(&format!("{who} shows"), from)?,
+                Step::Unmount { at } => {
+                    let who = format!("{who}: it shows what is below");
+                    if let Some(own) = self.own(&who, mounts.place_before(nth, at))? {
+                        self.path(&who, &own)?;
+                    }
+                }
+                Step::Remount { .. } | Step::Mount { .. } => {}
+            }
+        }
+        for entry in mounts.trees().flat_map(|tree| &tree.entries) {
+            let who = format!("the mounted file {}", entry.name);
+            let Entry { mode, uid, gid, .. } = *entry;
+            self.made(&who, SocketFile { mode, uid, gid })?;
+            for attribute in &entry.attributes {
+                // Capabilities of a program (security.capability), and the like.
+                if !attribute.name.starts_with("user.") {
+                    self.takes(
+                        Capability::CAP_SYS_ADMIN,
+                        format!("{who} has the attribute {}", attribute.name),
+                    )?;
+                }
+            }
         }
         Ok(())
     }

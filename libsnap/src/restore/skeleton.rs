@@ -85,6 +85,8 @@ pub struct Skeleton {
     pub ptys: Ptys,
     /// Those of [`Manifest::namespaces`], once they are made.
     pub(super) namespaces: Vec<OwnedFd>,
+    /// Those of mounts among them, by number.
+    pub(super) mounted: Vec<u32>,
     /// Of the app, once it is about to run.
     pub timeline: Timeline,
     cgroup: Option<PathBuf>,
@@ -176,6 +178,7 @@ impl Skeleton {
             restorer,
             ptys: Ptys::default(),
             namespaces: Vec::new(),
+            mounted: Vec::new(),
             timeline: Timeline::begin(Clocks::default()),
             cgroup,
             root: VirtualPid(0),
@@ -283,15 +286,10 @@ impl Skeleton {
         run(&self.executor, husk, batch)
     }
 
-    /// The app's root directory as seen from here.
+    /// The root directory of the instance as seen from here: that of its own mount namespace, whatever root
+    /// a process has.
     pub fn view(&self) -> String {
-        format!("/proc/{}/root", self.husks[0].pid)
-    }
-
-    /// The root directory of the instance, where the app's is below another one.
-    pub fn outer_view(&self) -> String {
-        let outer = self.init.as_ref().unwrap_or(&self.husks[0]);
-        format!("/proc/{}/root", outer.pid)
+        format!("/proc/{}/root", self.base())
     }
 
     /// Its first process.

@@ -7,6 +7,7 @@ pub mod diag;
 pub mod exec;
 pub mod fd;
 pub mod memory;
+pub mod mounts;
 pub mod mqueue;
 pub mod ptrace;
 pub mod shm;

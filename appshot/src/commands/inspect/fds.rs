@@ -33,7 +33,7 @@ fn row(inspection: &Inspection, process: &Process, fd: &FdEntry) -> Vec<String> 
 
 fn describe(manifest: &Manifest, file: &OpenFile) -> (&'static str, String) {
     match &file.kind {
-        FileKind::Path { path, offset } => ("file", format!("{path} at {offset}")),
+        FileKind::Path { path, offset, .. } => ("file", format!("{path} at {offset}")),
         FileKind::Unlinked { shm, offset } => ("unlinked", format!("memory {shm} at {offset}")),
         FileKind::Pipe { ino } => ("pipe", format!("{ino}, {}", end(file.flags))),
         FileKind::Memfd { shm, offset } => ("memfd", format!("memory {shm} at {offset}")),

@@ -245,7 +245,7 @@ impl Armed {
             files: Files::new(husk.pid, core, &opened.shot.manifest)?,
             space,
             questions: (executor, questions(&executor, tids.len(), core, &opened.shot)),
-            own: Own::of(&skeleton.outer_view()),
+            own: Own::of(&skeleton.view()),
             ipc: Ipc::of(husk.pid)?,
             opened: Arc::clone(opened),
             tids,
