@@ -9,7 +9,6 @@ use libsnap::target::Instance;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -30,8 +29,6 @@ pub struct Daemon {
     running: Mutex<Option<Child>>,
     /// A connection to it that has had its answer, as those keep who ask it often.
     kept: Mutex<Option<BufReader<UnixStream>>>,
-    /// What is restored was asked for ahead: a byte through a pipe is the occasion.
-    ahead: bool,
 }
 
 impl Daemon {
@@ -43,15 +40,7 @@ impl Daemon {
             call: Call::new(scratch),
             running: Mutex::new(None),
             kept: Mutex::new(None),
-            ahead: false,
         }
-    }
-
-    /// One that is asked ahead.
-    pub fn asked_ahead(scratch: &Path) -> Self {
-        let mut daemon = Daemon::new(scratch);
-        daemon.ahead = true;
-        daemon
     }
 
     fn socket(&self) -> PathBuf {
@@ -111,41 +100,16 @@ impl Daemon {
     /// One request, on a connection that is open before the clock starts.
     fn ask(&self, method: &str, path: &str, body: &str) -> Result<(u64, String)> {
         let mut stream = self.connect()?;
-        let request = request(method, path, body);
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
         let begin_ns = now_ns();
         stream.get_mut().write_all(request.as_bytes())?;
         let told = answer(&mut stream)?;
         *self.kept() = Some(stream);
         Ok((begin_ns, told))
-    }
-
-    /// An instance is parked and waits for a byte, which begins it.
-    fn ask_ahead(&self, source: &Path, name: &str) -> Result<(u64, String)> {
-        let prepare = |how: &str| {
-            let body = serde_json::json!({ "appshot": source, how: true }).to_string();
-            self.ask("POST", "/v1/prepare", &body)
-        };
-        prepare("instance")?;
-        prepare("ready")?;
-        let (end, mut occasion) = std::io::pipe()?;
-        let body = serde_json::json!({ "appshot": source, "name": name, "when": [end.as_raw_fd()] }).to_string();
-        let mut waits = self.connect()?;
-        waits
-            .get_mut()
-            .write_all(request("POST", "/v1/instances", &body).as_bytes())?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let (_, waiting) = self.ask("GET", "/v1/prepare", "")?;
-            let waiting: Vec<serde_json::Value> = serde_json::from_str(&waiting)?;
-            if waiting.iter().any(|row| row["armed"] == true) {
-                break;
-            }
-            ensure!(Instant::now() < deadline, "nothing waits for its occasion");
-        }
-        std::thread::sleep(HUSKS);
-        let begin_ns = now_ns();
-        occasion.write_all(b"x")?;
-        Ok((begin_ns, answer(&mut waits)?))
     }
 }
 
@@ -178,14 +142,6 @@ impl Daemon {
         self.ask("DELETE", &format!("/v1/instances/{}", instance.name), "")?;
         proc::wait_gone(&tree, Duration::from_secs(10))
     }
-}
-
-fn request(method: &str, path: &str, body: &str) -> String {
-    format!(
-        "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n{body}",
-        body.len()
-    )
 }
 
 /// The body of a good answer.
@@ -229,10 +185,7 @@ impl Engine for Daemon {
     fn restore(&self, source: &Path) -> Result<Back> {
         let name = format!("bench-{}", now_ns());
         let body = serde_json::json!({ "appshot": source, "name": name }).to_string();
-        let (begin_ns, told) = match self.ahead {
-            true => self.ask_ahead(source, &name)?,
-            false => self.ask("POST", "/v1/instances", &body)?,
-        };
+        let (begin_ns, told) = self.ask("POST", "/v1/instances", &body)?;
         let millis = millis_between(begin_ns, now_ns());
         let instance: Instance = serde_json::from_str(&told).context("the restored instance")?;
         Ok(Back {

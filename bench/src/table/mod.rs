@@ -143,17 +143,6 @@ fn restore(workload: &'static str, until: Until, bare: Bare) -> How {
         until,
         bare,
         cold: false,
-        ahead: false,
-    })
-}
-
-fn ahead(workload: &'static str, until: Until, bare: Bare) -> How {
-    How::Restore(Plan {
-        workload,
-        until,
-        bare,
-        cold: false,
-        ahead: true,
     })
 }
 
@@ -163,7 +152,6 @@ fn cold(workload: &'static str) -> How {
         until: Until::Reply,
         bare: Bare::Read,
         cold: true,
-        ahead: false,
     })
 }
 
@@ -180,13 +168,6 @@ fn specs() -> Vec<Spec> {
             "restore a trivial process: request sent -> its first instruction",
             "ms",
             restore("spin", Until::FirstInstruction, Bare::First),
-            &[MedianAtMost(0.5), P99AtMost(2.0), Times(Peer, 10.0)],
-        ),
-        spec(
-            "trivial-ahead",
-            "the same, parked and asked for ahead: a byte sent -> its first instruction",
-            "ms",
-            ahead("spin", Until::FirstInstruction, Bare::First),
             &[MedianAtMost(0.5), P99AtMost(2.0), Times(Peer, 10.0)],
         ),
         spec(
@@ -245,21 +226,7 @@ fn specs() -> Vec<Spec> {
             reply("python"),
             &server(1.5),
         ),
-        spec(
-            "python-ahead",
-            "the same, parked and asked for ahead: a byte sent -> first reply",
-            "ms",
-            ahead("python", Until::Reply, Bare::Reply),
-            &server(1.5),
-        ),
         spec("node", "restore node -> first reply", "ms", reply("node"), &server(1.5)),
-        spec(
-            "node-ahead",
-            "the same, parked and asked for ahead: a byte sent -> first reply",
-            "ms",
-            ahead("node", Until::Reply, Bare::Reply),
-            &server(1.5),
-        ),
         spec(
             "nginx",
             "restore nginx -> first reply",

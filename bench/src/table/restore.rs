@@ -45,8 +45,6 @@ pub struct Plan {
     pub bare: Bare,
     /// Every cache is dropped before each restore.
     pub cold: bool,
-    /// Ours was asked for ahead, and waits for its occasion.
-    pub ahead: bool,
 }
 
 /// An app that was frozen.
@@ -62,13 +60,7 @@ pub fn measure(lab: &Lab<'_>, plan: &Plan, row: &mut Row) -> Result<()> {
     let workload = lab.workload(plan.workload)?;
     let scratch = lab.scratch()?;
     let sides: [(Column, Box<dyn Engine>); 3] = [
-        (
-            Column::Ours,
-            Box::new(match plan.ahead {
-                true => Daemon::asked_ahead(scratch.path()),
-                false => Daemon::new(scratch.path()),
-            }),
-        ),
+        (Column::Ours, Box::new(Daemon::new(scratch.path()))),
         (Column::Peer, Box::new(lab.criu(scratch.path()))),
         (Column::PeerLazy, Box::new(Lazy::new(lab.criu(scratch.path())))),
     ];
