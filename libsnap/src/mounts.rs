@@ -16,10 +16,12 @@
 
 use crate::error::{OrFail, Result};
 use crate::files::Refused;
+use crate::identity;
 use crate::ids::{HostPid, ShmId};
 use crate::image::limits;
 use crate::image::mounts::{Attribute, Entry, EntryKind, FileSystem, Mounts, Place, Step, Tree};
 use crate::image::records::ShmKind;
+use crate::launch;
 use crate::memory::ShmTable;
 use crate::namespaces::{Found, Kind};
 use crate::proc::{self, Fields};
@@ -27,9 +29,11 @@ use crate::refusals::Refusals;
 use crate::sys::fd as sysfd;
 use crate::sys::mounts as sys;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -441,6 +445,85 @@ impl Views {
         }
         mounts
     }
+}
+
+/// The app's own mounts, and what it has mounted there itself: that would not be there after a restore.
+///
+/// They are private, so that only the app changes them once it runs. A file system of the host's that was
+/// unmounted there meanwhile looks alike, but was mounted before those that each instance has for itself; that is
+/// told since Linux 6.8, and before nothing is.
+#[derive(Debug)]
+pub struct Own {
+    pid: HostPid,
+    /// Tells when it has changed (proc_pid_mountinfo(5)).
+    table: File,
+    found: Vec<String>,
+    changed: Cell<bool>,
+}
+
+impl Own {
+    /// `pid`: the app's init.
+    pub fn look(pid: HostPid) -> io::Result<Own> {
+        let table = File::open(format!("/proc/{pid}/mountinfo"))?;
+        Ok(Own {
+            found: mounted_by_the_app(pid)?,
+            pid,
+            table,
+            changed: Cell::new(false),
+        })
+    }
+
+    /// Refuses what is there now.
+    pub fn refuse(&self, refusals: &mut Refusals) {
+        let mut told = [PollFd::new(self.table.as_fd(), PollFlags::POLLPRI)];
+        let changed = poll(&mut told, PollTimeout::ZERO).is_ok_and(|count| count > 0);
+        self.changed.set(self.changed.get() || changed);
+        let now = self.changed.get().then(|| mounted_by_the_app(self.pid));
+        let found = match &now {
+            None => &self.found,
+            Some(Ok(found)) => found,
+            Some(Err(error)) => {
+                let reason = refused(format!("what is mounted cannot be seen: {error}"), "try again");
+                return refuse(refusals, self.pid, "/", reason);
+            }
+        };
+        for at in found {
+            let reason = refused(
+                "the app has mounted it among its own mounts, which are made anew at a restore",
+                "let the app unmount it, or mount it in a mount namespace of its own (unshare -m)",
+            );
+            refuse(refusals, self.pid, at, reason);
+        }
+    }
+}
+
+/// Where an app has file systems in its own mounts that are nowhere on the host.
+fn mounted_by_the_app(init: HostPid) -> io::Result<Vec<String>> {
+    let rows = |process: &str| -> io::Result<Vec<Row>> {
+        let text = proc::read(format!("/proc/{process}/mountinfo"))?;
+        Ok(parse(&String::from_utf8_lossy(&text)))
+    };
+    let host = rows("self")?;
+    let is_on_host = |row: &&Row| host.iter().any(|other| other.device == row.device);
+    let own = launch::mounts();
+    let is_own = |row: &&Row| {
+        own.iter()
+            .any(|own| own.at == row.at && own.kind.is_none_or(|kind| kind == row.kind))
+    };
+    let number = |at: &str| mount_number(&format!("/proc/{init}/root{at}"));
+    let mut others = rows(&init.to_string())?;
+    others.retain(|row| !is_on_host(&row) && !is_own(&row));
+    let last = if others.is_empty() {
+        None
+    } else {
+        number(identity::DIRECTORY)
+    };
+    let later = |row: &Row| last.zip(number(&row.at)).is_some_and(|(last, number)| number > last);
+    Ok(others.into_iter().filter(later).map(|row| row.at).collect())
+}
+
+fn mount_number(path: &str) -> Option<u64> {
+    sys::number(Path::new(path)).ok().flatten()
 }
 
 fn refuse(refusals: &mut Refusals, pid: HostPid, at: &str, (reason, fix): Refused) {

@@ -35,7 +35,7 @@ use crate::image::{Former, ProcessImage, Sealed, ThreadImage, Unsealed, Writer, 
 use crate::ipc::{self, Objects};
 use crate::journal::{Entered, Journal};
 use crate::memory::{self, Private, Tables};
-use crate::mounts::Views;
+use crate::mounts::{self, Views};
 use crate::namespaces::{Kind as SpaceKind, Looked};
 use crate::netns;
 use crate::nsthread::Door;
@@ -326,6 +326,8 @@ struct Ahead {
     ipc: ipc::Space,
     network: netns::Space,
     uts: Door,
+    /// Where the app has an init, and so mounts of its own.
+    mounts: Option<mounts::Own>,
     participants: Option<participants::Directory>,
     /// For copies.
     stock: Stock,
@@ -341,6 +343,10 @@ impl Ahead {
             ipc: ipc::Space::open(host, target).or_fail(failed)?,
             network: netns::Space::open(host, target).or_fail(failed)?,
             uts: Door::open(host, &["uts"]).or_fail(failed)?,
+            mounts: match target {
+                Target::App { init: Some(_), .. } => Some(mounts::Own::look(host).or_fail(failed)?),
+                _ => None,
+            },
             participants: participants::Directory::of(survey::root(target)),
             stock: Stock::default(),
         })
@@ -483,6 +489,9 @@ fn take(
     let pids = frozen_pids(frozen);
     survey::processes(&mut ahead.wanted, &pids, &mut refusals);
     survey::ended(&frozen.zombies, &mut refusals);
+    if let Some(mounts) = &ahead.mounts {
+        mounts.refuse(&mut refusals);
+    }
     tables.open_beside(ahead.wanted.take_found())?;
     // Segments and files of two namespaces may be called alike: whose they are is not seen before.
     let is_plain = ![SpaceKind::Ipc, SpaceKind::Mnt]
@@ -951,6 +960,9 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
     let mut wanted = ahead.wanted.clone();
     survey::processes(&mut wanted, &pids, &mut refusals);
     survey::ended(&zombies, &mut refusals);
+    if let Some(mounts) = &ahead.mounts {
+        mounts.refuse(&mut refusals);
+    }
     tables.open_beside(wanted.take_found())?;
     let mapped = match spaces {
         true => address_spaces(&pids, None, &mut tables, &mut refusals)?,

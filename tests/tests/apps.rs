@@ -121,6 +121,8 @@ app_test!(proc_sysvipc, refused);
 app_test!(network_altered, refused);
 app_test!(namespace_loopback, refused);
 app_test!(namespace_net);
+app_test!(mounted, refused);
+app_test!(unmounted);
 app_test!(namespace_mnt);
 app_test!(namespace_root);
 app_test!(namespace_mnt_shared, refused);

@@ -36,6 +36,22 @@ pub fn leave_times(mount: BorrowedFd<'_>) -> Sys<()> {
     .map(drop)
 }
 
+/// The number of the mount that a path leads to, which no other mount has had (statx(2), Linux 6.8). `None`:
+/// the kernel does not tell it.
+pub fn number(path: &Path) -> Sys<Option<u64>> {
+    const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+    let path = c_path(path)?;
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: all zeroes is a valid statx, and both are live across the call.
+    let told = unsafe {
+        let mut told: libc::statx = std::mem::zeroed();
+        let got = libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, STATX_MNT_ID_UNIQUE, &mut told);
+        check(i64::from(got))?;
+        told
+    };
+    Ok((told.stx_mask & STATX_MNT_ID_UNIQUE != 0).then_some(told.stx_mnt_id))
+}
+
 fn c_path(path: &Path) -> Sys<CString> {
     CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| nix::Error::EINVAL)
 }
