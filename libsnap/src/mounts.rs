@@ -454,7 +454,7 @@ impl Views {
 /// told since Linux 6.8, and before nothing is.
 #[derive(Debug)]
 pub struct Own {
-    pid: HostPid,
+    init: HostPid,
     /// Tells when it has changed (proc_pid_mountinfo(5)).
     table: File,
     found: Vec<String>,
@@ -462,29 +462,28 @@ pub struct Own {
 }
 
 impl Own {
-    /// `pid`: the app's init.
-    pub fn look(pid: HostPid) -> io::Result<Own> {
-        let table = File::open(format!("/proc/{pid}/mountinfo"))?;
+    pub fn look(init: HostPid) -> io::Result<Own> {
+        let table = File::open(format!("/proc/{init}/mountinfo"))?;
         Ok(Own {
-            found: mounted_by_the_app(pid)?,
-            pid,
+            found: mounted_by_the_app(init)?,
+            init,
             table,
             changed: Cell::new(false),
         })
     }
 
-    /// Refuses what is there now.
-    pub fn refuse(&self, refusals: &mut Refusals) {
+    /// Refuses what is there now, in the name of this process.
+    pub fn refuse(&self, pid: HostPid, refusals: &mut Refusals) {
         let mut told = [PollFd::new(self.table.as_fd(), PollFlags::POLLPRI)];
         let changed = poll(&mut told, PollTimeout::ZERO).is_ok_and(|count| count > 0);
         self.changed.set(self.changed.get() || changed);
-        let now = self.changed.get().then(|| mounted_by_the_app(self.pid));
+        let now = self.changed.get().then(|| mounted_by_the_app(self.init));
         let found = match &now {
             None => &self.found,
             Some(Ok(found)) => found,
             Some(Err(error)) => {
                 let reason = refused(format!("what is mounted cannot be seen: {error}"), "try again");
-                return refuse(refusals, self.pid, "/", reason);
+                return refuse(refusals, pid, "/", reason);
             }
         };
         for at in found {
@@ -492,7 +491,7 @@ impl Own {
                 "the app has mounted it among its own mounts, which are made anew at a restore",
                 "let the app unmount it, or mount it in a mount namespace of its own (unshare -m)",
             );
-            refuse(refusals, self.pid, at, reason);
+            refuse(refusals, pid, at, reason);
         }
     }
 }

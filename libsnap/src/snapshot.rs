@@ -490,7 +490,7 @@ fn take(
     survey::processes(&mut ahead.wanted, &pids, &mut refusals);
     survey::ended(&frozen.zombies, &mut refusals);
     if let Some(mounts) = &ahead.mounts {
-        mounts.refuse(&mut refusals);
+        mounts.refuse(survey::root(target), &mut refusals);
     }
     tables.open_beside(ahead.wanted.take_found())?;
     // Segments and files of two namespaces may be called alike: whose they are is not seen before.
@@ -961,7 +961,7 @@ fn look(target: &Target, options: &SnapshotOptions, ahead: &Ahead, spaces: bool)
     survey::processes(&mut wanted, &pids, &mut refusals);
     survey::ended(&zombies, &mut refusals);
     if let Some(mounts) = &ahead.mounts {
-        mounts.refuse(&mut refusals);
+        mounts.refuse(survey::root(target), &mut refusals);
     }
     tables.open_beside(wanted.take_found())?;
     let mapped = match spaces {

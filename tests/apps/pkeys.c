@@ -171,7 +171,7 @@ int main(int argc, char **argv)
     check_start(argc, argv);
     int low = pkey_alloc(0, 0);
     if (low < 0)
-        SKIP("protection keys (pku)");
+        SKIP("a processor with protection keys (pku)");
     MUST(pipe(sink));
     int hole = MUST(pkey_alloc(0, 0)), read_key = MUST(pkey_alloc(0, PKEY_DISABLE_WRITE));
     int gone = MUST(pkey_alloc(0, 0)), own_key = MUST(pkey_alloc(0, 0));
