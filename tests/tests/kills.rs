@@ -13,7 +13,7 @@ use appshot_tests::installed::{self, Daemon, spares};
 use appshot_tests::judge::{Changes, Fingerprint, HostState, judge_nothing_left, judge_untouched, tree};
 use appshot_tests::programs;
 use appshot_tests::trial::in_place;
-use appshot_tests::verdict::{PATIENCE, note, poll};
+use appshot_tests::verdict::{PATIENCE, note, poll, skip};
 use libsnap::error::Error;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -205,6 +205,10 @@ fn worker_that_reads_connections() {
 #[test]
 fn worker_of_one_with_protection_keys() {
     trial("worker_of_one_with_protection_keys", |registry| {
+        let cpu = std::fs::read_to_string("/proc/cpuinfo")?;
+        if !cpu.split_ascii_whitespace().any(|flag| flag == "pku") {
+            return skip("a processor with protection keys (pku)");
+        }
         killed_worker(registry, "pkeys")
     });
 }

@@ -26,6 +26,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
@@ -561,16 +562,25 @@ fn unlink_stale(name: &[u8]) {
 fn is_nobodys(builder: &Builder<'_>, name: &[u8]) -> Result<()> {
     let Some(path) = path_of(name) else { return Ok(()) };
     let is_socket = fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
-    match is_socket && !builder.apart && is_somebodys(name) {
-        true => Err(Error::new(
-            Kind::Conflict,
-            format!("cannot bind the unix socket {}", path.display()),
-        )
-        .because("another process has it open")
-        .fix("end that one, or restore the app in a network of its own (--network own), where it takes the path over")),
-        false => Ok(()),
+    let begin = Instant::now();
+    while is_socket && !builder.apart && is_somebodys(name) {
+        if begin.elapsed() > LAST_HOLD {
+            return Err(Error::new(
+                Kind::Conflict,
+                format!("cannot bind the unix socket {}", path.display()),
+            )
+            .because("another process has it open")
+            .fix("end that one, or restore the app in a network of its own (--network own), where it takes the path over"));
+        }
+        std::thread::sleep(HELD_YET);
     }
+    Ok(())
 }
+
+/// A process that was forked off one which had it has all that one's descriptors for a moment, in which
+/// that may end.
+const LAST_HOLD: Duration = Duration::from_millis(100);
+const HELD_YET: Duration = Duration::from_millis(2);
 
 /// Whether a socket is bound there: who has it hears nothing of a datagram socket that connects.
 fn is_somebodys(name: &[u8]) -> bool {
