@@ -28,7 +28,7 @@ use crate::proc::{self, Fields};
 use crate::refusals::Refusals;
 use crate::sys::fd as sysfd;
 use crate::sys::mounts as sys;
-use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
@@ -41,6 +41,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
+
+/// A namespace with more mounts, or made by more steps, or with more mounts one on the other, is refused: who may
+/// mount in it may mount very often.
+const ROWS_MAX: usize = 4096;
+const STEPS_MAX: usize = 256;
+const DEPTH_MAX: usize = 32;
 
 /// A mount, as /proc tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +61,8 @@ struct Row {
     flags: u64,
     /// Somebody hears of what is mounted on it, or it hears of others.
     propagates: bool,
+    /// It has an option besides these flags, such as owners of its own (idmapped).
+    more: bool,
     kind: String,
     source: String,
     options: String,
@@ -86,6 +94,8 @@ fn parse_row(line: &str) -> Option<Row> {
     let mut words = system.split(' ');
     let (kind, source, super_options) = (words.next()?, words.next()?, words.next()?);
     let has = |name: &str| options.split(',').any(|option| option == name);
+    let is_known = |option: &str| option == "rw" || FLAGS.iter().any(|(name, _)| *name == option);
+    let more = !options.split(',').all(is_known);
     let given = FLAGS.iter().filter(|(name, _)| has(name)).map(|(_, flag)| flag);
     let mut flags = given.fold(0, |all, flag| all | flag);
     if flags & (libc::MS_NOATIME | libc::MS_RELATIME) == 0 {
@@ -99,6 +109,7 @@ fn parse_row(line: &str) -> Option<Row> {
         at: plain(at),
         flags,
         propagates,
+        more,
         kind: kind.to_owned(),
         source: plain(source),
         options: super_options.to_owned(),
@@ -154,6 +165,13 @@ fn refused(reason: impl Into<String>, fix: impl Into<String>) -> Refused {
     (reason.into(), fix.into())
 }
 
+fn too_many(what: &str) -> Refused {
+    refused(
+        format!("it has more mounts than are looked at: {what}"),
+        "let the app mount less often",
+    )
+}
+
 struct Comparison<'a> {
     own: &'a [Row],
     other: &'a [Row],
@@ -163,6 +181,7 @@ struct Comparison<'a> {
     /// From which step on a mount is there.
     since: HashMap<usize, usize>,
     unkept: Vec<Unkept>,
+    depth: usize,
 }
 
 impl<'r> Comparison<'r> {
@@ -174,9 +193,15 @@ impl<'r> Comparison<'r> {
             done: Vec::new(),
             since: HashMap::new(),
             unkept: Vec::new(),
+            depth: 0,
         };
         compared.all();
-        compared.refuse_covered();
+        match compared.done.len() > STEPS_MAX {
+            true => compared
+                .unkept
+                .push(("/".to_owned(), too_many(&format!("{STEPS_MAX} are other ones")))),
+            false => compared.refuse_covered(),
+        }
         compared
     }
 
@@ -214,6 +239,17 @@ impl<'r> Comparison<'r> {
         children
     }
 
+    /// What is mounted on another, as far as that goes.
+    fn deeper(&mut self, other: usize, on: impl FnOnce(&mut Self)) {
+        if self.depth == DEPTH_MAX || self.done.len() > STEPS_MAX {
+            let reason = too_many(&format!("{DEPTH_MAX} stand one on the other"));
+            return self.unkept.push((self.other[other].at.clone(), reason));
+        }
+        self.depth += 1;
+        on(self);
+        self.depth -= 1;
+    }
+
     /// `other` is a copy of what the app's own has at this path, with all that was mounted below.
     fn copy(&mut self, (own, from): (usize, &str), other: usize, since: usize) {
         self.refuse_shared(other);
@@ -238,16 +274,32 @@ impl<'r> Comparison<'r> {
             if self.own[*child].flags != self.other[*copy].flags {
                 self.done.push(Done::Remounted(*copy));
             }
+            if self.own[*child].more != self.other[*copy].more {
+                self.refuse_more(*copy);
+            }
         }
         for (child, copy) in copies {
             let from = self.own[child].at.clone();
-            self.copy((child, &from), copy, since);
+            self.deeper(copy, |this| this.copy((child, &from), copy, since));
         }
-        left.into_iter().for_each(|child| self.made(child));
+        left.into_iter()
+            .for_each(|child| self.deeper(child, |this| this.made(child)));
+    }
+
+    fn refuse_more(&mut self, other: usize) {
+        let row = &self.other[other];
+        let reason = refused(
+            "it has an option that is not carried, such as owners of its own (idmapped)",
+            "let the app mount it without that",
+        );
+        self.unkept.push((row.at.clone(), reason));
     }
 
     /// Nothing of the app's own is there.
     fn made(&mut self, other: usize) {
+        if self.other[other].more {
+            self.refuse_more(other);
+        }
         let new = &self.other[other];
         let sources = (0..self.own.len()).filter_map(|at| {
             let own = &self.own[at];
@@ -288,7 +340,9 @@ impl<'r> Comparison<'r> {
         }
         self.since.insert(other, self.done.len());
         let children = Self::children(self.other, other);
-        children.into_iter().for_each(|child| self.made(child));
+        children
+            .into_iter()
+            .for_each(|child| self.deeper(child, |this| this.made(child)));
     }
 
     /// What a path leads to before a step is done.
@@ -554,6 +608,24 @@ impl View {
         File::from(table).read_to_end(&mut text)?;
         let rows = parse(&String::from_utf8_lossy(&text));
         let root = open_path(AT_FDCWD, "/")?;
+        // That of another user namespace is refused as such.
+        let is_foreign = proc::link(pid, "ns/user").ok() != proc::link(base, "ns/user").ok();
+        if is_foreign || rows.len() > ROWS_MAX {
+            let reason = match is_foreign {
+                true => refused(
+                    "it is of a user namespace of its own, which is not carried yet",
+                    "let the app make it as the user that it is",
+                ),
+                false => too_many(&format!("{ROWS_MAX}")),
+            };
+            return Ok(View {
+                root,
+                done: Vec::new(),
+                unkept: vec![("/".to_owned(), reason)],
+                mounts: Mounts::default(),
+                rows: Vec::new(),
+            });
+        }
         let key = |directory: &OwnedFd, path: &str| {
             let opened = open_path(directory, below(path)).ok()?;
             let meta = File::from(opened).metadata().ok()?;
@@ -681,7 +753,7 @@ fn fill(
         FileSystem::Tmpfs(tree) => {
             let whole = whole()?;
             sys::leave_times(whole.as_fd()).ok();
-            let walk = Walk::new(format!("/proc/self/fd/{}", whole.as_raw_fd()), take);
+            let walk = Walk::new(whole, take);
             let mut walk = walk.map_err(|errno| unread(&errno))?;
             walk.all().map_err(|error| match error {
                 Unwalked::Refused(refused) => refused,
@@ -730,9 +802,9 @@ fn not_text() -> Refused {
     refused("a name in it is not UTF-8, and not carried yet", "rename it")
 }
 
-/// Goes through the files of a file system.
-struct Walk {
-    root: String,
+/// Goes through the files of a file system, which others may change meanwhile.
+struct Walk<'a> {
+    root: &'a OwnedFd,
     entries: Vec<Entry>,
     /// Files of several names, by their inode.
     known: HashMap<u64, String>,
@@ -740,8 +812,8 @@ struct Walk {
     bytes: u64,
 }
 
-impl Walk {
-    fn new(root: String, take: bool) -> crate::sys::Sys<Walk> {
+impl Walk<'_> {
+    fn new(root: &OwnedFd, take: bool) -> crate::sys::Sys<Walk<'_>> {
         let content = take.then(|| sysfd::memfd("appshot-mounted", libc::MFD_CLOEXEC).map(File::from));
         Ok(Walk {
             root,
@@ -762,10 +834,11 @@ impl Walk {
                     "let the app remove some of them",
                 )));
             }
-            let entry = self.entry(name)?;
+            let opened = self.open(&name)?;
+            let entry = self.entry(name, &opened)?;
             if entry.kind == EntryKind::Directory {
                 let mut names = Vec::new();
-                for inside in fs::read_dir(format!("{}/{}", self.root, entry.name))? {
+                for inside in fs::read_dir(view(&opened))? {
                     let inside = inside?.file_name().into_string();
                     names.push(inside.map_err(|_| Unwalked::Refused(not_text()))?);
                 }
@@ -781,10 +854,16 @@ impl Walk {
         Ok(())
     }
 
-    fn entry(&mut self, name: String) -> std::result::Result<Entry, Unwalked> {
-        // What the descriptor leads to, not its link.
-        let path = format!("{}/{name}", self.root);
-        let meta = fs::symlink_metadata(&path)?;
+    /// A file by its name, whatever it is: nothing that takes its place meanwhile is opened, no link is followed.
+    fn open(&self, name: &str) -> nix::Result<File> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
+        openat2(self.root, below(name), how).map(File::from)
+    }
+
+    fn entry(&mut self, name: String, opened: &File) -> std::result::Result<Entry, Unwalked> {
+        let meta = opened.metadata()?;
         let kind = meta.file_type();
         let kind = if kind.is_dir() {
             EntryKind::Directory
@@ -793,10 +872,10 @@ impl Walk {
         } else if kind.is_file() {
             EntryKind::File {
                 bytes: meta.len(),
-                runs: self.read(&path, meta.len())?,
+                runs: self.read(&view(opened), meta.len())?,
             }
         } else if kind.is_symlink() {
-            let to = String::from_utf8(fs::read_link(&path)?.into_os_string().into_vec());
+            let to = String::from_utf8(readlinkat(opened, "")?.into_vec());
             EntryKind::Symlink {
                 to: to.map_err(|_| Unwalked::Refused(not_text()))?,
             }
@@ -815,7 +894,7 @@ impl Walk {
         }
         let ns = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
         Ok(Entry {
-            attributes: attributes(&path)?,
+            attributes: attributes(&view(opened))?,
             name,
             kind,
             mode: meta.mode() & 0o7777,
@@ -870,6 +949,11 @@ impl Walk {
             None => Ok(None),
         }
     }
+}
+
+/// What is open by its path alone, as a path that leads to just that.
+fn view(opened: &File) -> String {
+    format!("/proc/self/fd/{}", opened.as_raw_fd())
 }
 
 fn attributes(path: &str) -> std::result::Result<Vec<Attribute>, Unwalked> {

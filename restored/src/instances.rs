@@ -133,30 +133,49 @@ impl Instances {
     }
 
     fn job(&self, start: Start) -> (Job, oneshot::Receiver<Result<Instance>>) {
+        let again = start.clone();
+        self.job_of(start, again)
+    }
+
+    /// `again` is what is started anew where it cannot be reverted in place.
+    fn job_of(&self, start: Start, again: Start) -> (Job, oneshot::Receiver<Result<Instance>>) {
         let (answer, answered) = oneshot::channel();
         let (shelf, reverts) = (self.shelf.clone(), self.reverts.clone());
-        let job = move |ready, busy| own(start.logged(), &shelf, &reverts, ready, busy, answer);
+        let job = move |ready, busy| {
+            let starts = (start.logged(), &again.logged());
+            own(starts, &shelf, &reverts, ready, busy, answer)
+        };
         (Box::new(job), answered)
     }
 
     /// Has what is parked of it come up at its occasion, and waits for that. Dropped before, it is
     /// parked as it was.
     pub async fn bring_up_at(&self, mut occasion: Occasion, mut start: Start) -> Result<Instance> {
+        // It has other numbers for the same.
+        let again = start.clone();
         if let What::Restore { options, .. } = &mut start.what {
             let mut named = options.held.iter_mut().chain(&mut options.joins);
             named.try_for_each(|fd| occasion.keep(fd))?;
         }
         let missed = || Error::new(ErrorKind::Unavailable, "nothing came up");
         let kind = kind(&start).ok_or_else(|| missed().because("nothing is parked of a command"))?;
-        let (job, answered) = self.job(start);
-        let _armed = self.pool.arm(&kind, occasion, job)?;
+        let (job, mut answered) = self.job_of(start, again);
+        let armed = self.pool.arm(&kind, occasion, job)?;
         let mut stopping = self.stopping.clone();
-        tokio::select! {
-            answer = answered => answer.unwrap_or_else(|_| {
-                Err(missed().because("it was called off, or the memory of what waited was wanted"))
-            }),
-            _ = stopping.wait_for(|stop| *stop) => Err(missed().because("restored was told to stop")),
-        }
+        let answer = tokio::select! {
+            biased;
+            answer = &mut answered => Some(answer),
+            _ = stopping.wait_for(|stop| *stop) => None,
+        };
+        // Told to stop it is called off; it may have come already.
+        drop(armed);
+        let answer = match answer {
+            Some(answer) => answer,
+            None => answered.await,
+        };
+        answer.unwrap_or_else(|_| {
+            Err(missed().because("it was called off, its memory was wanted, or restored was told to stop"))
+        })
     }
 
     /// Brings up so many instances of one appshot that share its memory, some at a
@@ -252,7 +271,7 @@ fn kind(start: &Start) -> Option<Kind> {
 }
 
 fn own(
-    mut start: Start,
+    (mut start, again): (Start, &Start),
     shelf: &Shelf,
     reverts: &Reverts,
     mut ready: Ready,
@@ -271,7 +290,7 @@ fn own(
     }
     let started = start.go_with(&|| false, &mut ready);
     let told = started.as_ref().map(|started| started.instance.clone());
-    let noted = told.as_ref().ok().map(|instance| reverts.note(&start, instance));
+    let noted = told.as_ref().ok().map(|instance| reverts.note(again, instance));
     let _ = answer.send(told.map_err(Clone::clone));
     drop(busy);
     // A husk that did not suit.

@@ -653,6 +653,8 @@ impl Pool {
             }
             drop(state);
             self.0.tell();
+            // Who asked hears of it with the job: nothing of theirs is held any more then.
+            drop(occasion);
             drop(job);
         }
     }

@@ -145,6 +145,9 @@ static void apart(struct steps *steps)
     int fd = MUST(open(in(private, "file"), O_RDWR | O_APPEND));
     CHECK_EQ("lseek", 3, MUST(lseek(fd, 3, SEEK_SET)));
     int read_only = MUST(open(in(bound, "outer"), O_RDONLY));
+    int by_path = MUST(open(in(private, "directory"), O_PATH | O_DIRECTORY));
+    int path_of_file = MUST(open(in(private, "file"), O_PATH));
+    int directory = MUST(open(in(private, "directory"), O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
     char *map = MUST(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED,
                           MUST(open(in(private, "directory/deeper/inner"), O_RDWR)), 0));
     MUST(chdir(in(private, "directory/deeper")));
@@ -182,6 +185,11 @@ static void apart(struct steps *steps)
     CHECK_EQ("write", 1, MUST(write(fd, "+", 1)));
     holds(in(private, "other name"), "content+");
     CHECK_EQ("read", 5, MUST(read(read_only, rest, 7)));
+    struct stat opened;
+    MUST(fstat(path_of_file, &opened));
+    CHECK_EQ("the file that is open by its path", stat_of(in(private, "file")).st_ino, opened.st_ino);
+    CHECK_EQ("below what is open by its path", 0, MUST(faccessat(by_path, "deeper", F_OK, 0)));
+    CHECK_EQ("below what is open", 0, MUST(faccessat(directory, "deeper", F_OK, 0)));
     CHECK_EQ("opened", -1, open(in(bound, "outer"), O_RDWR));
     CHECK_EQ("errno", EROFS, errno);
     char link[64], number[16];

@@ -839,6 +839,85 @@ fn mounted_links() {
     });
 }
 
+/// A FIFO of a file system that comes along is opened by nobody: who did would wait for ever.
+#[test]
+fn mounted_fifos() {
+    trial("mounted_fifos", |place| {
+        let mut forger = forger(place, "namespace_mnt", None)?;
+        let mount = step(&mut forger.manifest, "mount")?;
+        let root = mount["at"].as_str().context("a path")?.to_owned();
+        let entries = mount["kind"]["tmpfs"]["entries"].as_array_mut().context("files")?;
+        let fifo = json!("fifo");
+        let mut entries = entries.iter().filter(|entry| entry["kind"] == fifo);
+        let name = entries.next().context("a FIFO")?["name"].as_str().context("a name")?;
+        let path = format!("{root}/{name}");
+        let files = forger.manifest["files"].as_array_mut().context("files")?;
+        let mut files = files
+            .iter_mut()
+            .filter(|file| file["flags"].as_i64().unwrap_or(0) & 3 == 0);
+        let file = files.find_map(|file| file["kind"].get_mut("path").filter(|path| !path["namespace"].is_null()));
+        file.context("a file")?["path"] = json!(path);
+        let shot = forger.seal()?;
+        let Err(error) = place.restore_with(&shot, options(Allow::default())) else {
+            bail!("it was restored: a FIFO was opened")
+        };
+        ensure!(format!("{error:?}").contains("ENXIO"), "{error:?}");
+        Ok(())
+    });
+}
+
+/// What is mounted, unmounted or changed leads by no link of what was made before.
+#[test]
+fn mounts_by_a_link() {
+    trial("mounts_by_a_link", |place| {
+        let mut forger = forger(place, "namespace_mnt", None)?;
+        let mount = step(&mut forger.manifest, "mount")?;
+        let root = mount["at"].as_str().context("a path")?.to_owned();
+        let entries = mount["kind"]["tmpfs"]["entries"].as_array_mut().context("files")?;
+        let mut links = entries.iter_mut().filter(|entry| !entry["kind"]["symlink"].is_null());
+        let link = links.next().context("a link")?;
+        link["kind"]["symlink"]["to"] = json!("/");
+        let at = format!("{root}/{}/proc", link["name"].as_str().context("a name")?);
+        let namespaces = forger.manifest["namespaces"].as_array_mut().context("namespaces")?;
+        let mut steps = namespaces
+            .iter_mut()
+            .filter_map(|namespace| namespace["mnt"]["steps"].as_array_mut());
+        steps.next().context("steps")?.push(json!({ "unmount": { "at": at } }));
+        let shot = forger.seal()?;
+        let Err(error) = place.restore_with(&shot, options(Allow::default())) else {
+            bail!("it was restored: what a link leads to was unmounted")
+        };
+        ensure!(format!("{error:?}").contains("ELOOP"), "{error:?}");
+        Ok(())
+    });
+}
+
+/// The same bytes for each of many files come to more than one may have.
+#[test]
+fn mounted_again_and_again() {
+    of_manifest(
+        "mounted_again_and_again",
+        "namespace_mnt",
+        "content is not there",
+        |_, manifest| {
+            let Ok(mount) = step(manifest, "mount") else { return };
+            let Some(entries) = mount["kind"]["tmpfs"]["entries"].as_array_mut() else {
+                return;
+            };
+            let files = entries.iter().filter(|entry| entry["kind"]["file"]["runs"].is_array());
+            let Some(mut again) = files
+                .clone()
+                .find(|entry| entry["kind"]["file"]["runs"] != json!([]))
+                .cloned()
+            else {
+                return;
+            };
+            again["name"] = json!("zzz");
+            entries.push(again);
+        },
+    );
+}
+
 #[test]
 fn mount_options() {
     of_manifest("mount_options", "namespace_mnt", "option", |_, manifest| {

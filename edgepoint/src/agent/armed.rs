@@ -10,7 +10,7 @@
 use super::{Agent, Next, Occasion};
 use crate::budget;
 use crate::status::{Cause, State};
-use libsnap::error::{OrFail, Result};
+use libsnap::error::Result;
 use libsnap::target::{Instance, Network};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nodekit::traces::{self, Place};
@@ -110,21 +110,25 @@ impl Agent {
     }
 
     /// It comes up by itself from now on.
-    pub(super) async fn arm(&mut self) -> Result<Arming> {
+    pub(super) async fn arm(&mut self) -> Arming {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let off = EventFd::from_value_and_flags(0, flags).or_fail(|| "cannot make an eventfd")?;
-        let Ok(mut request) = self.request(Cause::Request).await else {
+        let off = EventFd::from_value_and_flags(0, flags);
+        let (Ok(mut request), Ok(off)) = (self.request(Cause::Request).await, off) else {
             // Told when somebody comes.
-            return Ok(Arming::Not);
+            return Arming::Not;
         };
+        // As it is now: that may have taken long.
+        if !self.may_be_armed() {
+            return Arming::Not;
+        }
         request["when"] = request["sockets"].clone();
         request["unless"] = json!(off.as_fd().as_raw_fd());
         let restored = self.node.restored.clone();
         let answer = async move { restored.post_async("/v1/instances", &request, &Place::default()).await };
-        Ok(Arming::Armed(Armed {
+        Arming::Armed(Armed {
             off,
             answer: Box::pin(answer),
-        }))
+        })
     }
 
     /// It has come up by itself. What it is likely to have was charged while it was parked.

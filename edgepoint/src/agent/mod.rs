@@ -890,7 +890,7 @@ impl Agent {
                 rung = bell.rung(), if !arming.is_armed() => break rung.map(|()| Next::Wake(Cause::Request)),
                 came = arming.next() => match came {
                     Comes::Parked(true) => {
-                        arming = self.arm().await?;
+                        arming = self.arm().await;
                         if arming.is_armed() {
                             bell.disarm(&held)?;
                         }

@@ -362,11 +362,20 @@ fn open_within(pid: HostPid, path: &str, flags: i32) -> nix::Result<OwnedFd> {
         OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
         nix::sys::stat::Mode::empty(),
     )?;
-    let flags = OFlag::from_bits_retain(flags & !ONCE) | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-    let how = OpenHow::new()
-        .flags(flags)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    openat2(root, path, how)
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
+    let how = |flags: OFlag| OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
+    let wanted = OFlag::from_bits_retain(flags & !ONCE);
+    // What else is said of one that is not to be opened this call refuses.
+    let seen = wanted & (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW) | OFlag::O_PATH;
+    let there = openat2(&root, path, how(seen))?;
+    if wanted.contains(OFlag::O_PATH) {
+        return Ok(there);
+    }
+    // Nobody answers at a FIFO.
+    match is_carried(&File::from(there).metadata().map_err(|_| nix::Error::EIO)?) {
+        true => openat2(&root, path, how(wanted | OFlag::O_NOCTTY)),
+        false => Err(nix::Error::ENXIO),
+    }
 }
 
 pub(super) fn open_again(view: &str, flags: i32) -> nix::Result<OwnedFd> {

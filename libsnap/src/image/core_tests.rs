@@ -99,7 +99,14 @@ fn image(pid: u32, vmas: Vec<Vma>, regs: [u64; 27]) -> ProcessImage {
         .map(|word| u64::from_le_bytes(word.try_into().unwrap()));
     image.process.mm.auxv = words.collect();
     image.vmas = vmas;
+    childless(&mut image);
     image
+}
+
+/// As the manifest has it.
+fn childless(image: &mut ProcessImage) {
+    image.process.untold_stops.clear();
+    image.process.untold_continues.clear();
 }
 
 fn manifest() -> Manifest {
@@ -169,6 +176,7 @@ fn very_many_mappings() {
     let mut process = sample::process(2, 1);
     process.process.fds.clear();
     process.process.ctty = None;
+    childless(&mut process);
     let vma = |index: u64| Vma {
         start: 0x10_0000 + index * 8192,
         end: 0x10_0000 + index * 8192 + 4096,

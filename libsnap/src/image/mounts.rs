@@ -271,6 +271,8 @@ fn tree(manifest: &Manifest, tree: &Tree) -> Result<()> {
     ensure(content != Some(None), PART, || "the content of a mount is not listed")?;
     let room = content.flatten().unwrap_or(0);
     let mut known: HashMap<&str, bool> = HashMap::new();
+    // Of the content, which is of one file after the other.
+    let mut used = 0;
     for (nth, entry) in tree.entries.iter().enumerate() {
         let name = entry.name.as_str();
         let fault = |what: &str| format!("file {:?} of a mount: {what}", shown(name));
@@ -294,11 +296,11 @@ fn tree(manifest: &Manifest, tree: &Tree) -> Result<()> {
                 let mut end = 0;
                 for (offset, from, length) in runs {
                     let ends = offset.checked_add(*length).filter(|end| end <= bytes);
-                    let there = from.checked_add(*length).is_some_and(|end| end <= room);
-                    ensure(*offset >= end && there && ends.is_some(), PART, || {
+                    let there = from.checked_add(*length).filter(|end| *from >= used && *end <= room);
+                    ensure(*offset >= end && there.is_some() && ends.is_some(), PART, || {
                         fault("its content is not there")
                     })?;
-                    end = ends.unwrap_or(end);
+                    (end, used) = (ends.unwrap_or(end), there.unwrap_or(used));
                 }
             }
             EntryKind::Directory | EntryKind::Fifo | EntryKind::Socket => {}
@@ -312,6 +314,7 @@ fn tree(manifest: &Manifest, tree: &Tree) -> Result<()> {
         let new = known.insert(name, is_directory).is_none();
         ensure(new, PART, || fault("it is listed twice"))?;
     }
+    ensure(used <= limits::MOUNTED_BYTES, PART, || "too much in a mount")?;
     ensure(!tree.entries.is_empty(), PART, || "a mount without a directory")
 }
 

@@ -392,6 +392,8 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
         file: FileId(n as u32),
         cloexec: n > 2,
     });
+    // As the manifest has them.
+    let children = [7, 8].map(VirtualPid).into_iter().filter(|_| pid == 2);
     ProcessImage {
         process: ProcessRecord {
             pid: VirtualPid(pid),
@@ -440,8 +442,8 @@ pub fn process(pid: i32, ppid: i32) -> ProcessImage {
             }],
             ctty: Some(0),
             namespaces: vec![0, 1],
-            untold_stops: vec![VirtualPid(pid + 1)],
-            untold_continues: vec![VirtualPid(pid + 2)],
+            untold_stops: children.clone().take(1).collect(),
+            untold_continues: children.skip(1).collect(),
             keys: Some(Keys {
                 allocated: 0b1010,
                 execute_only: 2,

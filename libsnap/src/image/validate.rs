@@ -464,6 +464,21 @@ fn thread_ids(manifest: &Manifest, cores: &[Core]) -> Result<()> {
             ensure(tasks.insert(tid), MANIFEST, || format!("thread {tid} exists twice"))?;
         }
     }
+    for core in cores {
+        let process = &core.image.process;
+        let mut children: Vec<_> = process.untold_stops.iter().chain(&process.untold_continues).collect();
+        let count = children.len();
+        children.sort_unstable();
+        children.dedup();
+        let is_child = |pid: &VirtualPid| {
+            let mut all = manifest.processes.iter();
+            all.any(|entry| entry.pid == *pid && entry.ppid == process.pid)
+        };
+        let are_children = children.iter().all(|pid| is_child(pid));
+        ensure(children.len() == count && are_children, MANIFEST, || {
+            format!("process {}: it has not heard of what is no child of it", process.pid)
+        })?;
+    }
     for file in &manifest.files {
         let owner = file.owner.map(|owner| owner.id);
         ensure(

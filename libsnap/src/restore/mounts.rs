@@ -109,6 +109,7 @@ impl Mounter<'_> {
             }
         }
         for (nth, step) in mounts.steps.iter().enumerate() {
+            self.leads_by_no_link(step.at())?;
             match step {
                 Step::Unmount { at } => {
                     let flags = Number((libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) as u64);
@@ -133,6 +134,20 @@ impl Mounter<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Where a link of what was made leads is not where it was judged to.
+    fn leads_by_no_link(&self, at: &str) -> Result<()> {
+        let mut script: Script<'_> = self.skeleton.script(self.at);
+        let batch = script.room(1, at.len() + 1 + 24)?;
+        let flags = (libc::O_PATH | libc::O_CLOEXEC).cast_unsigned();
+        let name = batch.c_string(at).address;
+        let how = batch.words(&[flags.into(), 0, libc::RESOLVE_NO_SYMLINKS]).address;
+        let call = batch.call("openat2", libc::SYS_openat2, &[libc::AT_FDCWD as u64, name, how, 24]);
+        let done = script.run()?;
+        let opened = done.result(call);
+        let opened = opened.or_fail(|| format!("cannot mount {at} for the app again (openat2)"))?;
+        self.close(opened)
     }
 
     fn give_flags(&self, at: &str, flags: u64) -> Result<()> {
@@ -251,14 +266,14 @@ fn write(root: &str, tree: &Tree, content: Option<&OwnedFd>) -> Result<()> {
             // Behind the owner, who takes some bits away.
             fs::set_permissions(&path, fs::Permissions::from_mode(entry.mode)).or_fail(failed)?;
         }
-        for attribute in &entry.attributes {
-            let name = CString::new(attribute.name.as_str()).or_fail(failed)?;
-            sys::set_attribute(Path::new(&path), &name, &attribute.value)
-                .or_fail(|| format!("cannot give {:?} its attribute {}", entry.name, attribute.name))?;
-        }
     }
-    // Whatever is made in a directory changes its times.
+    // Whatever is made in a directory changes its times, and has what it hands down (acl(5)).
     for entry in tree.entries.iter().rev() {
+        for attribute in &entry.attributes {
+            let failed = || format!("cannot give {:?} its attribute {}", entry.name, attribute.name);
+            let name = CString::new(attribute.name.as_str()).or_fail(failed)?;
+            sys::set_attribute(Path::new(&path(entry)), &name, &attribute.value).or_fail(failed)?;
+        }
         let time = |ns: i64| TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
         utimensat(
             nix::fcntl::AT_FDCWD,

@@ -490,8 +490,10 @@ impl Mapper<'_, '_> {
         let batch = self.script.room(1, path.len() + 32)?;
         let name = batch.c_string(path).address;
         let opened = match self.apart {
-            // Links there are the app's own work, and no path that the kernel gives goes by one.
+            // Links there are the app's own work, and no path that the kernel gives goes by one. Nobody answers
+            // at a FIFO.
             true => {
+                let flags = flags | libc::O_NONBLOCK;
                 let how = batch.words(&[flags as u64, 0, libc::RESOLVE_NO_SYMLINKS]).address;
                 batch.must("openat2", libc::SYS_openat2, &[libc::AT_FDCWD as u64, name, how, 24])
             }

@@ -41,7 +41,9 @@ pub fn leave_times(mount: BorrowedFd<'_>) -> Sys<()> {
 pub fn number(path: &Path) -> Sys<Option<u64>> {
     const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
     let path = c_path(path)?;
-    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
+    // Whoever serves it may stand still.
+    const AT_STATX_DONT_SYNC: i32 = 0x4000;
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC;
     // SAFETY: all zeroes is a valid statx, and both are live across the call.
     let told = unsafe {
         let mut told: libc::statx = std::mem::zeroed();
@@ -56,13 +58,13 @@ fn c_path(path: &Path) -> Sys<CString> {
     CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| nix::Error::EINVAL)
 }
 
-/// The names of a file's extended attributes; it may be a symbolic link.
+/// The names of a file's extended attributes. A path of `/proc/self/fd` leads to what is open, be it a link.
 pub fn attributes(path: &Path) -> Sys<Vec<CString>> {
     let path = c_path(path)?;
     // All of them together are no longer (XATTR_LIST_MAX).
     let mut names = vec![0u8; 65536];
     // SAFETY: both are live, and the buffer is as long as said.
-    let got = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    let got = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
     names.truncate(check(got as libc::c_long)? as usize);
     let names = names.split_inclusive(|byte| *byte == 0);
     Ok(names
@@ -75,7 +77,7 @@ pub fn attribute(path: &Path, name: &CStr) -> Sys<Vec<u8>> {
     // XATTR_SIZE_MAX.
     let mut value = vec![0u8; 65536];
     // SAFETY: all are live, and the buffer is as long as said.
-    let got = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    let got = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     value.truncate(check(got as libc::c_long)? as usize);
     Ok(value)
 }
