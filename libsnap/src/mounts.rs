@@ -80,6 +80,12 @@ const FLAGS: [(&str, u64); 8] = [
     ("relatime", libc::MS_RELATIME),
 ];
 
+/// The mounts that a process is in.
+fn table(process: impl std::fmt::Display) -> io::Result<Vec<Row>> {
+    let text = proc::read(format!("/proc/{process}/mountinfo"))?;
+    Ok(parse(&String::from_utf8_lossy(&text)))
+}
+
 fn parse(text: &str) -> Vec<Row> {
     text.lines().filter_map(parse_row).collect()
 }
@@ -425,8 +431,7 @@ impl Views {
             return Ok(Views::default());
         }
         let failed = |pid: HostPid| move || format!("cannot look at the mounts of pid {pid}");
-        let own = proc::read(format!("/proc/{base}/mountinfo")).or_fail(failed(base))?;
-        let own = parse(&String::from_utf8_lossy(&own));
+        let own = table(base).or_fail(failed(base))?;
         let opened = beside.all(Kind::Mnt).map(|(number, pid)| {
             let enter = || View::open(pid, base, &own);
             let view = std::thread::scope(|scope| scope.spawn(enter).join());
@@ -443,8 +448,9 @@ impl Views {
         Some(format!("/proc/self/fd/{}{path}", view.root.as_raw_fd()))
     }
 
-    /// The namespace beside the app's own in which the mount with this number is.
-    pub fn of_mount(&self, id: u64) -> Option<u32> {
+    /// The namespace beside the app's own in which a descriptor was opened.
+    pub fn of(&self, info: &Fields) -> Option<u32> {
+        let id = of_descriptor(info)?;
         let mut all = self.beside.iter();
         let (number, _) = all.find(|(_, view)| view.rows.iter().any(|row| row.id == id))?;
         Some(*number)
@@ -552,11 +558,7 @@ impl Own {
 
 /// Where an app has file systems in its own mounts that are nowhere on the host.
 fn mounted_by_the_app(init: HostPid) -> io::Result<Vec<String>> {
-    let rows = |process: &str| -> io::Result<Vec<Row>> {
-        let text = proc::read(format!("/proc/{process}/mountinfo"))?;
-        Ok(parse(&String::from_utf8_lossy(&text)))
-    };
-    let host = rows("self")?;
+    let host = table("self")?;
     let is_on_host = |row: &&Row| host.iter().any(|other| other.device == row.device);
     let own = launch::mounts();
     let is_own = |row: &&Row| {
@@ -564,7 +566,7 @@ fn mounted_by_the_app(init: HostPid) -> io::Result<Vec<String>> {
             .any(|own| own.at == row.at && own.kind.is_none_or(|kind| kind == row.kind))
     };
     let number = |at: &str| mount_number(&format!("/proc/{init}/root{at}"));
-    let mut others = rows(&init.to_string())?;
+    let mut others = table(init)?;
     others.retain(|row| !is_on_host(&row) && !is_own(&row));
     let last = if others.is_empty() {
         None
@@ -590,8 +592,7 @@ fn is_mount(place: &OwnedFd, id: u64) -> bool {
 
 fn mount_id(fdinfo: &str) -> Option<u64> {
     let text = proc::read(fdinfo).ok()?;
-    let number = Fields::new(String::from_utf8_lossy(&text).into_owned()).number("mnt_id");
-    number.and_then(|id| u64::try_from(id).ok())
+    of_descriptor(&Fields::new(String::from_utf8_lossy(&text).into_owned()))
 }
 
 impl View {
@@ -974,7 +975,7 @@ fn attributes(path: &str) -> std::result::Result<Vec<Attribute>, Unwalked> {
 }
 
 /// The mount by which a descriptor was opened.
-pub fn of_descriptor(info: &Fields) -> Option<u64> {
+fn of_descriptor(info: &Fields) -> Option<u64> {
     info.number("mnt_id").and_then(|id| u64::try_from(id).ok())
 }
 

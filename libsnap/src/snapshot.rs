@@ -494,9 +494,8 @@ fn take(
     }
     tables.open_beside(ahead.wanted.take_found())?;
     // Segments and files of two namespaces may be called alike: whose they are is not seen before.
-    let is_plain = ![SpaceKind::Ipc, SpaceKind::Mnt]
-        .map(|kind| tables.beside.has(kind))
-        .contains(&true);
+    let mut both = [SpaceKind::Ipc, SpaceKind::Mnt].into_iter();
+    let is_plain = both.all(|kind| !tables.beside.has(kind));
     let seen = seen.filter(|_| is_plain);
     let (mut spaces, gates): (Vec<Vec<Vma>>, Vec<_>) = match seen.and_then(|seen| seen.take(&pids, &mut tables)) {
         Some(seen) => seen.into_iter().unzip(),

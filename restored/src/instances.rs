@@ -124,7 +124,7 @@ impl Instances {
 
     async fn have_owned(&self, start: Start) -> Result<Instance> {
         let kind = kind(&start);
-        let (job, answered) = self.job(start);
+        let (job, answered) = self.job(start, None);
         self.pool.give(kind, job);
         match answered.await {
             Ok(result) => result,
@@ -132,17 +132,12 @@ impl Instances {
         }
     }
 
-    fn job(&self, start: Start) -> (Job, oneshot::Receiver<Result<Instance>>) {
-        let again = start.clone();
-        self.job_of(start, again)
-    }
-
-    /// `again` is what is started anew where it cannot be reverted in place.
-    fn job_of(&self, start: Start, again: Start) -> (Job, oneshot::Receiver<Result<Instance>>) {
+    /// `again` is what is started anew where it cannot be reverted in place, if not the same.
+    fn job(&self, start: Start, again: Option<Start>) -> (Job, oneshot::Receiver<Result<Instance>>) {
         let (answer, answered) = oneshot::channel();
         let (shelf, reverts) = (self.shelf.clone(), self.reverts.clone());
         let job = move |ready, busy| {
-            let starts = (start.logged(), &again.logged());
+            let starts = (start.logged(), again.map(Start::logged));
             own(starts, &shelf, &reverts, ready, busy, answer)
         };
         (Box::new(job), answered)
@@ -159,7 +154,7 @@ impl Instances {
         }
         let missed = || Error::new(ErrorKind::Unavailable, "nothing came up");
         let kind = kind(&start).ok_or_else(|| missed().because("nothing is parked of a command"))?;
-        let (job, mut answered) = self.job_of(start, again);
+        let (job, mut answered) = self.job(start, Some(again));
         let armed = self.pool.arm(&kind, occasion, job)?;
         let mut stopping = self.stopping.clone();
         let answer = tokio::select! {
@@ -271,7 +266,7 @@ fn kind(start: &Start) -> Option<Kind> {
 }
 
 fn own(
-    (mut start, again): (Start, &Start),
+    (mut start, again): (Start, Option<Start>),
     shelf: &Shelf,
     reverts: &Reverts,
     mut ready: Ready,
@@ -290,7 +285,10 @@ fn own(
     }
     let started = start.go_with(&|| false, &mut ready);
     let told = started.as_ref().map(|started| started.instance.clone());
-    let noted = told.as_ref().ok().map(|instance| reverts.note(again, instance));
+    let noted = told
+        .as_ref()
+        .ok()
+        .map(|instance| reverts.note(again.as_ref().unwrap_or(&start), instance));
     let _ = answer.send(told.map_err(Clone::clone));
     drop(busy);
     // A husk that did not suit.

@@ -812,82 +812,76 @@ fn mounted_files_of_others() {
     });
 }
 
+/// A file of this kind in a file system that comes along: its path, and what it is.
+fn mounted(manifest: &mut Value, is: impl Fn(&Value) -> bool) -> Result<(String, &mut Value)> {
+    let mount = step(manifest, "mount")?;
+    let root = mount["at"].as_str().context("a path")?.to_owned();
+    let entries = mount["kind"]["tmpfs"]["entries"].as_array_mut().context("files")?;
+    let mut entries = entries.iter_mut();
+    let entry = entries.find(|entry| is(&entry["kind"])).context("such a file")?;
+    let path = format!("{root}/{}", entry["name"].as_str().context("a name")?);
+    Ok((path, &mut entry["kind"]))
+}
+
+fn link_to(manifest: &mut Value, to: &str) -> Result<String> {
+    let (path, link) = mounted(manifest, |kind| !kind["symlink"].is_null())?;
+    link["symlink"]["to"] = json!(to);
+    Ok(path)
+}
+
+/// What the app has open there, only to read it, is to be this.
+fn opens(manifest: &mut Value, path: &str) -> Result<()> {
+    let files = manifest["files"].as_array_mut().context("files")?;
+    let reads = |file: &&mut Value| file["flags"].as_i64().unwrap_or(0) & 3 == 0;
+    let mut files = files.iter_mut().filter(reads);
+    let file = files.find_map(|file| file["kind"].get_mut("path").filter(|path| !path["namespace"].is_null()));
+    file.context("a file")?["path"] = json!(path);
+    Ok(())
+}
+
+/// With other mounts of its own, the kernel refuses it.
+fn of_mounts(test: &'static str, errno: &'static str, edit: fn(&mut Value) -> Result<()>) {
+    trial(test, move |place| {
+        let mut forger = forger(place, "namespace_mnt", None)?;
+        edit(&mut forger.manifest)?;
+        let shot = forger.seal()?;
+        let Err(error) = place.restore_with(&shot, options(Allow::default())) else {
+            bail!("it was restored")
+        };
+        ensure!(format!("{error:?}").contains(errno), "{error:?}");
+        Ok(())
+    });
+}
+
 /// A link in a file system that comes along leads to a file of the host's: nobody opens it by that.
 #[test]
 fn mounted_links() {
-    trial("mounted_links", |place| {
-        let mut forger = forger(place, "namespace_mnt", None)?;
-        let mount = step(&mut forger.manifest, "mount")?;
-        let root = mount["at"].as_str().context("a path")?.to_owned();
-        let entries = mount["kind"]["tmpfs"]["entries"].as_array_mut().context("files")?;
-        let mut entries = entries.iter_mut();
-        let link = entries
-            .find(|entry| !entry["kind"]["symlink"].is_null())
-            .context("a link")?;
-        link["kind"]["symlink"]["to"] = json!("/etc/shadow");
-        let path = format!("{root}/{}", link["name"].as_str().context("a name")?);
-        let files = forger.manifest["files"].as_array_mut().context("files")?;
-        let mut files = files.iter_mut().filter_map(|file| file["kind"].get_mut("path"));
-        let file = files.find(|file| !file["namespace"].is_null()).context("a file")?;
-        file["path"] = json!(path);
-        let shot = forger.seal()?;
-        let Err(error) = place.restore_with(&shot, options(Allow::default())) else {
-            bail!("it was restored: what a link leads to was opened")
-        };
-        ensure!(format!("{error:?}").contains("ELOOP"), "{error:?}");
-        Ok(())
+    of_mounts("mounted_links", "ELOOP", |manifest| {
+        let path = link_to(manifest, "/etc/shadow")?;
+        opens(manifest, &path)
     });
 }
 
 /// A FIFO of a file system that comes along is opened by nobody: who did would wait for ever.
 #[test]
 fn mounted_fifos() {
-    trial("mounted_fifos", |place| {
-        let mut forger = forger(place, "namespace_mnt", None)?;
-        let mount = step(&mut forger.manifest, "mount")?;
-        let root = mount["at"].as_str().context("a path")?.to_owned();
-        let entries = mount["kind"]["tmpfs"]["entries"].as_array_mut().context("files")?;
-        let fifo = json!("fifo");
-        let mut entries = entries.iter().filter(|entry| entry["kind"] == fifo);
-        let name = entries.next().context("a FIFO")?["name"].as_str().context("a name")?;
-        let path = format!("{root}/{name}");
-        let files = forger.manifest["files"].as_array_mut().context("files")?;
-        let mut files = files
-            .iter_mut()
-            .filter(|file| file["flags"].as_i64().unwrap_or(0) & 3 == 0);
-        let file = files.find_map(|file| file["kind"].get_mut("path").filter(|path| !path["namespace"].is_null()));
-        file.context("a file")?["path"] = json!(path);
-        let shot = forger.seal()?;
-        let Err(error) = place.restore_with(&shot, options(Allow::default())) else {
-            bail!("it was restored: a FIFO was opened")
-        };
-        ensure!(format!("{error:?}").contains("ENXIO"), "{error:?}");
-        Ok(())
+    of_mounts("mounted_fifos", "ENXIO", |manifest| {
+        let (path, _) = mounted(manifest, |kind| *kind == json!("fifo"))?;
+        opens(manifest, &path)
     });
 }
 
 /// What is mounted, unmounted or changed leads by no link of what was made before.
 #[test]
 fn mounts_by_a_link() {
-    trial("mounts_by_a_link", |place| {
-        let mut forger = forger(place, "namespace_mnt", None)?;
-        let mount = step(&mut forger.manifest, "mount")?;
-        let root = mount["at"].as_str().context("a path")?.to_owned();
-        let entries = mount["kind"]["tmpfs"]["entries"].as_array_mut().context("files")?;
-        let mut links = entries.iter_mut().filter(|entry| !entry["kind"]["symlink"].is_null());
-        let link = links.next().context("a link")?;
-        link["kind"]["symlink"]["to"] = json!("/");
-        let at = format!("{root}/{}/proc", link["name"].as_str().context("a name")?);
-        let namespaces = forger.manifest["namespaces"].as_array_mut().context("namespaces")?;
+    of_mounts("mounts_by_a_link", "ELOOP", |manifest| {
+        let path = link_to(manifest, "/")?;
+        let namespaces = manifest["namespaces"].as_array_mut().context("namespaces")?;
         let mut steps = namespaces
             .iter_mut()
             .filter_map(|namespace| namespace["mnt"]["steps"].as_array_mut());
-        steps.next().context("steps")?.push(json!({ "unmount": { "at": at } }));
-        let shot = forger.seal()?;
-        let Err(error) = place.restore_with(&shot, options(Allow::default())) else {
-            bail!("it was restored: what a link leads to was unmounted")
-        };
-        ensure!(format!("{error:?}").contains("ELOOP"), "{error:?}");
+        let unmount = json!({ "unmount": { "at": format!("{path}/proc") } });
+        steps.next().context("steps")?.push(unmount);
         Ok(())
     });
 }

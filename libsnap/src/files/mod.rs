@@ -36,7 +36,6 @@ use crate::ids::{FdNum, FileId, HostPid, VirtualPid};
 use crate::image::records::{FdEntry, FileKind, FileOwner, OpenFile, PipeRecord};
 use crate::journal::Journal;
 use crate::memory::{FileKey, Tables};
-use crate::mounts;
 use crate::namespaces::Kind as SpaceKind;
 use crate::nsthread::{self, Door};
 use crate::proc::{self, Fields};
@@ -445,9 +444,8 @@ fn capture_one(
 
 /// What was opened in a mount namespace beside the app's own is opened there again: so far files alone.
 fn within_mounts(found: &Found, kind: &FileKind, tables: &Tables) -> Result<(), Refused> {
-    let namespace = mounts::of_descriptor(&found.info).and_then(|id| tables.mounts.of_mount(id));
     match kind {
-        _ if namespace.is_none() => Ok(()),
+        _ if tables.mounts.of(&found.info).is_none() => Ok(()),
         FileKind::Path { .. } | FileKind::Outside { .. } => Ok(()),
         _ => refused(
             "it was opened in a mount namespace that a process has made for itself, where it is not carried yet",

@@ -13,7 +13,6 @@ use crate::hugetlb;
 use crate::ids::{FileId, HostPid, ShmId, VirtualPid};
 use crate::image::records::{FileKind, FileLock, LockKind, OpenFile, ShmKind};
 use crate::memory::{self, Tables};
-use crate::mounts;
 use crate::namespaces;
 use crate::nsthread;
 use crate::proc;
@@ -44,7 +43,7 @@ pub fn capture(context: &Context<'_>, description: &Description, tables: &mut Ta
             "close and unmap it before the snapshot",
         );
     }
-    let namespace = mounts::of_descriptor(&found.info).and_then(|id| tables.mounts.of_mount(id));
+    let namespace = tables.mounts.of(&found.info);
     let view = tables.view_in(namespace, &found.link);
     let same =
         looked_up(&view, &found.link, at_home(context, tables)).is_ok_and(|meta| (meta.dev(), meta.ino()) == found.key);

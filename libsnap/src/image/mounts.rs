@@ -203,6 +203,13 @@ impl Mounts {
 }
 
 impl Manifest {
+    pub fn all_mounts(&self) -> impl Iterator<Item = &Mounts> {
+        self.namespaces.iter().filter_map(|namespace| match namespace {
+            Namespace::Mnt(mounts) => Some(mounts),
+            _ => None,
+        })
+    }
+
     /// Where a path leads to: of the mount namespace with this number, or of the app's own.
     pub fn place(&self, namespace: Option<u32>, path: &str) -> Place {
         match namespace.and_then(|number| self.namespaces.get(number as usize)) {
@@ -324,12 +331,11 @@ fn is_name(name: &str) -> bool {
 
 /// What is in a mount is in nothing else.
 pub fn contents(manifest: &Manifest) -> Result<()> {
-    let mounts = manifest.namespaces.iter().filter_map(|namespace| match namespace {
-        Namespace::Mnt(mounts) => Some(mounts),
-        _ => None,
-    });
     let mut known = BTreeSet::new();
-    let mut all = mounts.flat_map(Mounts::trees).filter_map(|tree| tree.content);
+    let mut all = manifest
+        .all_mounts()
+        .flat_map(Mounts::trees)
+        .filter_map(|tree| tree.content);
     ensure(
         all.all(|id| known.insert(id)),
         PART,

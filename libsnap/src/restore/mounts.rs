@@ -56,9 +56,10 @@ struct Mounter<'a> {
 enum Arg<'t> {
     Number(u64),
     Text(&'t str),
+    Words(&'t [u64]),
 }
 
-use Arg::{Number, Text};
+use Arg::{Number, Text, Words};
 
 const HERE: Arg<'static> = Number(libc::AT_FDCWD as u64);
 
@@ -68,6 +69,7 @@ impl Mounter<'_> {
         let bytes = args.iter().map(|arg| match arg {
             Number(_) => 0,
             Text(text) => text.len() + 1,
+            Words(words) => size_of_val(*words),
         });
         let batch = script.room(1, bytes.sum())?;
         let args: Vec<u64> = args
@@ -75,6 +77,7 @@ impl Mounter<'_> {
             .map(|arg| match arg {
                 Number(number) => *number,
                 Text(text) => batch.c_string(*text).address,
+                Words(words) => batch.words(words).address,
             })
             .collect();
         let call = batch.call(name, number, &args);
@@ -138,15 +141,10 @@ impl Mounter<'_> {
 
     /// Where a link of what was made leads is not where it was judged to.
     fn leads_by_no_link(&self, at: &str) -> Result<()> {
-        let mut script: Script<'_> = self.skeleton.script(self.at);
-        let batch = script.room(1, at.len() + 1 + 24)?;
         let flags = (libc::O_PATH | libc::O_CLOEXEC).cast_unsigned();
-        let name = batch.c_string(at).address;
-        let how = batch.words(&[flags.into(), 0, libc::RESOLVE_NO_SYMLINKS]).address;
-        let call = batch.call("openat2", libc::SYS_openat2, &[libc::AT_FDCWD as u64, name, how, 24]);
-        let done = script.run()?;
-        let opened = done.result(call);
-        let opened = opened.or_fail(|| format!("cannot mount {at} for the app again (openat2)"))?;
+        let how = [flags.into(), 0, libc::RESOLVE_NO_SYMLINKS];
+        let args = [HERE, Text(at), Words(&how), Number(size_of_val(&how) as u64)];
+        let opened = self.call(at, "openat2", libc::SYS_openat2, &args)?;
         self.close(opened)
     }
 

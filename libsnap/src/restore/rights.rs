@@ -307,11 +307,7 @@ impl<'a> Judge<'a> {
             }
         }
         self.queues(manifest)?;
-        let mounts = manifest.namespaces.iter().filter_map(|namespace| match namespace {
-            Namespace::Mnt(mounts) => Some(mounts),
-            _ => None,
-        });
-        mounts.into_iter().try_for_each(|mounts| self.mounts(mounts))?;
+        manifest.all_mounts().try_for_each(|mounts| self.mounts(mounts))?;
         let beside = manifest.namespaces.iter().filter_map(|namespace| match namespace {
             Namespace::Ipc(objects) => Some((&objects.semaphores, &objects.queues)),
             _ => None,
